@@ -1,0 +1,90 @@
+"""Facts: what a deployment must know about a trained net. They travel inside every artefact."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_loader.preprocess import Preprocess
+
+FACTS_VERSION = 1
+PRODUCER = "classic-trainer"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Class names in order, the preprocessing, the batch profile, and what was fitted after training."""
+
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    net: dict[str, Any]  # module, name, args: what build_net needs
+    batch_profile: tuple[int, int, int] = (1, 8, 64)  # min, best, max
+    output: str = "logits"  # (N, K) float32; softmax of them gives the scores
+    temperature: float | None = None
+    thresholds: dict[str, float] = field(default_factory=dict)
+    weights_sha256: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of outputs K."""
+        return len(self.class_names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON."""
+        return {
+            "facts_version": FACTS_VERSION,
+            "producer": PRODUCER,
+            "class_names": list(self.class_names),
+            "preprocess": self.preprocess.to_dict(),
+            "net": self.net,
+            "batch_profile": list(self.batch_profile),
+            "output": self.output,
+            "temperature": self.temperature,
+            "thresholds": self.thresholds,
+            "weights_sha256": self.weights_sha256,
+            "versions": self.versions,
+        }
+
+    def to_json(self) -> str:
+        """Give the text that goes into ONNX metadata, TorchScript extra files and the description."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Facts:
+        """Read what `to_dict` wrote. Raises ValueError when it is of a newer version or a part is missing."""
+        if values.get("facts_version") != FACTS_VERSION:
+            got = values.get("facts_version")
+            raise ValueError(f"the facts are of version {got!r}, this program reads version {FACTS_VERSION}")
+        try:
+            return cls(
+                class_names=tuple(values["class_names"]),
+                preprocess=Preprocess.from_dict(values["preprocess"]),
+                net=values["net"],
+                batch_profile=tuple(values["batch_profile"]),
+                output=values["output"],
+                temperature=values["temperature"],
+                thresholds=values["thresholds"],
+                weights_sha256=values["weights_sha256"],
+                versions=values["versions"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the facts are incomplete: {error}") from error
+
+
+def library_versions() -> dict[str, str]:
+    """Give the versions of Python and of the packages that decide the numbers."""
+    import numpy
+    import PIL
+    import torch
+    import torchvision
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+    }

@@ -1,0 +1,395 @@
+"""The config: every key, its meaning and default, and `process_config`, which reads one and reports all its mistakes.
+
+Run `python -m configs.schema` to write `configs/config.schema.json`, which lets editors complete and check the keys.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+SCHEMA_FILE = Path(__file__).with_name("config.schema.json")
+DEFAULT_CONFIG = "configs/config.json"
+
+
+class ConfigError(ValueError):
+    """All mistakes of one config; `problems` holds a sentence each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class Config(BaseModel):
+    """One complete training recipe. Frozen; unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+    # The net
+    model_module_name: str = Field(description="file in nets/ without .py, e.g. GeM_ResNet_module")
+    model_net_name: str = Field(description="function or class in that file, e.g. GeM_ResNet_AVP")
+    model_type: str = Field("", description="short for model_args.model_type, e.g. resnet34")
+    model_args: dict[str, Any] = Field({}, description="further arguments of the net, by name")
+    img_height: int = Field(224, ge=1, le=8192, description="input height, pixels")
+    img_width: int = Field(224, ge=1, le=8192, description="input width, pixels")
+    num_channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (RGB)")
+    num_classes: int = Field(ge=1, description="outputs")
+
+    # Data
+    train_data_root_dir: str = Field(description="folder that the training list's paths start from")
+    val_data_root_dir: str = Field(description="folder that the validation list's paths start from")
+    train_data_file: str = Field("", description="txt list for training; empty: one folder a class under the root dir")
+    val_data_file: str = Field("", description="txt list for validation; empty: one folder a class under the root dir")
+    file_label_separator: str = Field("----", min_length=1, description="what stands between path and label")
+    class_names_file: str = Field(
+        "", description="one class name a line; empty: classes.txt beside the training list, else the numbers"
+    )
+    allow_outside_root: bool = Field(False, description="let list paths leave the root dir")
+    bad_images: Literal["error", "skip"] = Field("error", description="stop at a picture that cannot be read, or skip")
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="largest share of pictures that may be skipped")
+    max_pixels: int = Field(
+        64_000_000, ge=1, le=178_956_970, description="a picture with more pixels is refused before decoding"
+    )
+    resize: Literal["squash", "letterbox", "crop"] = Field(
+        "squash", description="stretch to the input size, pad to it, or cover it and cut the middle out"
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field("bilinear", description="of the resize")
+    mean: list[float] = Field([], description="per channel, of values 0..1; empty: ImageNet's")
+    std: list[float] = Field([], description="per channel, of values 0..1; empty: ImageNet's")
+    dataloader_workers: int = Field(2, ge=0, le=256, description="loader processes (0: load in the main process)")
+    async_loading: bool = Field(True, description="copy batches to the GPU asynchronously from pinned memory")
+    shuffle: bool = Field(True, description="shuffle the training data every epoch")
+    balanced_sampling: bool = Field(False, description="draw every class equally often")
+
+    # Augmentation
+    data_aug: bool = Field(True, description="augment the training data")
+    random_crop_scale: list[float] = Field(
+        [0.35, 1.0], min_length=2, max_length=2, description="smallest and largest share of the area a crop keeps"
+    )
+    random_crop_ratio: list[float] = Field(
+        [0.8, 1.25], min_length=2, max_length=2, description="smallest and largest stretch of a crop"
+    )
+    horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability")
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="probability")
+    rotation_degrees: float = Field(0.0, ge=0, le=180, description="largest rotation either way")
+    translate: float = Field(0.0, ge=0, lt=1, description="largest shift as a share of the side")
+    color_jitter: list[float] = Field(
+        [0.2, 0.2, 0.2, 0.0], min_length=4, max_length=4, description="brightness, contrast, saturation, hue (to 0.5)"
+    )
+    random_grayscale: float = Field(0.0, ge=0, le=1, description="probability")
+    gaussian_blur: float = Field(0.0, ge=0, le=1, description="probability")
+    random_erasing: float = Field(0.0, ge=0, le=1, description="probability")
+    auto_augment: Literal["", "randaugment", "trivialaugment"] = Field("", description="a published policy on top")
+    mixup_alpha: float = Field(0.0, ge=0, description="mixup's beta parameter; 0: off")
+    cutmix_alpha: float = Field(0.0, ge=0, description="cutmix's beta parameter; 0: off; with mixup: one at random")
+
+    # Optimisation
+    num_epochs: int = Field(90, ge=1, description="epochs")
+    batch_size: int = Field(32, ge=1, description="training batch size of each process")
+    val_batch_size: int = Field(0, ge=0, description="validation batch size of each process; 0: twice batch_size")
+    accumulation_steps: int = Field(1, ge=1, description="batches that make one optimizer step")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
+    learning_rate: float = Field(0.01, gt=0, description="rate at its highest")
+    learning_rate_schedule: Literal["step", "cosine", "constant"] = Field("step", description="step: the classic decay")
+    learning_rate_decay: float = Field(0.1, gt=0, le=1, description="factor of the step schedule")
+    learning_rate_decay_epoch: int = Field(30, ge=1, description="epochs between two decays of the step schedule")
+    min_learning_rate: float = Field(0.0, ge=0, description="where the cosine schedule ends")
+    warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from 0 at the start")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    nesterov: bool = Field(True, description="of SGD")
+    weight_decay: float = Field(1e-4, ge=0, description="L2 (SGD) or decoupled (AdamW)")
+    decay_norm_and_bias: bool = Field(True, description="weight decay on norms and biases too")
+    clip_grad_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: off")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    class_weights: list[float] | Literal["", "balanced"] = Field(
+        "", description="a weight a class, or balanced: inverse to its count"
+    )
+    ema_decay: float = Field(0.0, ge=0, lt=1, description="average of the weights that is validated and kept; 0: off")
+    early_stopping_epochs: int = Field(0, ge=0, description="stop after so many epochs without a better top-1; 0: off")
+    freeze: list[str] = Field([], description="parameters not trained, by name or pattern, e.g. layer1*")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    evaluate_before_train: bool = Field(False, description="validate before the first epoch")
+
+    # Start weights
+    train_mode: Literal["fromscratch", "finetune", "update"] = Field(
+        "fromscratch", description="random; pretrained with a new head; or the net's own weights, to go on"
+    )
+    pretrained_path: str = Field("", description="folder of pretrained_file")
+    pretrained_file: str = Field("", description='weights file, or "torchvision" for the published weights')
+    pretrained_model_num_classes: int = Field(1000, ge=1, description="outputs of the pretrained head")
+
+    # Machine
+    gpu_id: str = Field("0", description='"0", several: "0,1,3", or "cpu"')
+    num_processes: int = Field(0, ge=0, le=1024, description="processes on this machine; 0: one for each GPU of gpu_id")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the hardware multiplies it natively"
+    )
+    channels_last: bool = Field(True, description="memory layout NHWC, which convolutions prefer")
+    compile: bool = Field(False, description="torch.compile the net")
+    seed: int = Field(0, ge=0, lt=2**31, description="of weights, order and augmentation")
+
+    # Output
+    save_path: str = Field("logs/weights", min_length=1, description="folder of checkpoints and reports")
+    save_name: str = Field("net.pth", min_length=1, description="file name of the best checkpoint")
+    save_interval_steps: int = Field(0, ge=0, description="save every n steps too; 0: every epoch only")
+    is_tensorboard: bool = Field(True, description="write TensorBoard logs")
+    log_path: str = Field("logs", min_length=1, description="folder of the TensorBoard logs")
+    log_interval: int = Field(10, ge=1, description="steps between two looks at the loss")
+
+    def net_args(self) -> dict[str, Any]:
+        """Give the net's own arguments: `model_args`, with `model_type` where it is set."""
+        return {**self.model_args, **({"model_type": self.model_type} if self.model_type else {})}
+
+    def gpu_ids(self) -> list[int]:
+        """Give the GPUs of `gpu_id` as integers; empty for "cpu"."""
+        return [] if self.gpu_id in ("", "cpu") else [int(part) for part in self.gpu_id.split(",")]
+
+    def best_checkpoint(self) -> Path:
+        """Give the path of the best checkpoint."""
+        name = self.save_name if Path(self.save_name).suffix else f"{self.save_name}.pth"
+        return Path(self.save_path) / name
+
+    def last_checkpoint(self) -> Path:
+        """Give the path of the newest checkpoint, which `--resume` goes on from."""
+        best = self.best_checkpoint()
+        return best.with_name(f"{best.stem}_last{best.suffix}")
+
+    def start_weights(self) -> Path:
+        """Give the file that `finetune` and `update` start from (`update` without one: the best checkpoint)."""
+        return Path(self.pretrained_path) / self.pretrained_file if self.pretrained_file else self.best_checkpoint()
+
+
+def process_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    check_files: bool = True,
+    checks: Sequence[Callable[[Config], list[str]]] = (),
+) -> Config:
+    """Read a JSON config, apply `key=value` overrides, and check all of it.
+
+    `checks` are further rules of the caller's (is there such a net?), asked together with the ones here.
+    Relative paths are relative to the current folder. Raises ConfigError with every mistake found.
+    """
+    values, problems = _read_json(Path(path))
+    origin = {key: str(path) for key in values}
+    problems += _apply_overrides(values, overrides, origin)
+    problems = [*problems, *_unknown_keys(values, origin)]
+    known = {key: value for key, value in values.items() if key in Config.model_fields}
+    try:
+        config = Config.model_validate(known)
+    except ValidationError as error:
+        problems += [_sentence(dict(item), origin, str(path)) for item in error.errors()]
+        raise ConfigError(problems) from None
+    problems += [f"{path}: {problem}" for problem in _contradictions(config)]
+    if check_files:
+        problems += [f"{path}: {problem}" for problem in _missing_files(config)]
+    for check in checks:
+        problems += [f"{path}: {problem}" for problem in check(config)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def describe_config(config: Config, path: str | Path, overrides: Sequence[str] = ()) -> str:
+    """Lay out every effective value and where it came from, a key a line."""
+    values, _ = _read_json(Path(path))
+    in_file = set(values)
+    overridden = {item.partition("=")[0].partition(".")[0] for item in overrides}
+    lines = []
+    for key, value in config.model_dump().items():
+        source = "override" if key in overridden else str(path) if key in in_file else "default"
+        lines.append(f"{key:<29} {json.dumps(value, ensure_ascii=False):<34} {source}")
+    return "\n".join(lines)
+
+
+def config_schema() -> dict[str, Any]:
+    """Give the JSON schema of a config file."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "A training recipe"
+    schema["properties"] = {"$schema": {"type": "string"}, **schema["properties"]}
+    return schema
+
+
+def write_schema(file: Path = SCHEMA_FILE) -> None:
+    """Write the JSON schema that editors read."""
+    file.write_text(json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
+    problems: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        problems.extend(f'{path}: key "{key}" stands twice' for key in sorted({k for k in keys if keys.count(k) > 1}))
+        return dict(pairs)
+
+    def no_constant(name: str) -> float:
+        problems.append(f"{path}: {name} is not a JSON number")
+        return 0.0
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text"
+        raise ConfigError([f"{path}: cannot read the config: {reason} (current folder: {Path.cwd()})"]) from error
+    try:
+        values = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    except json.JSONDecodeError as error:
+        raise ConfigError([f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}"]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{path}: nested too deeply for a config"]) from error
+    if not isinstance(values, dict):
+        raise ConfigError([f'{path}: a config is a JSON object {{"key": value, ...}}, got {_short(values)}'])
+    values.pop("$schema", None)
+    return values, problems
+
+
+def _apply_overrides(values: dict[str, Any], overrides: Sequence[str], origin: dict[str, str]) -> list[str]:
+    problems = []
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        key, _, inner = key.strip().partition(".")
+        if not equals:
+            problems.append(f"--set {item}: write key=value")
+            continue
+        value = _override_value(key, text)
+        if inner and key != "model_args":
+            problems.append(f"--set {item}: only model_args has inner keys")
+            continue
+        values[key] = {**values.get(key, {}), inner: value} if inner else value
+        origin[key] = f"--set {item}"
+    return problems
+
+
+def _override_value(key: str, text: str) -> Any:
+    field = Config.model_fields.get(key)
+    if field is not None and field.annotation is str and not text.startswith('"'):
+        return text
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return text
+
+
+def _unknown_keys(values: dict[str, Any], origin: dict[str, str]) -> list[str]:
+    problems = []
+    for key in values:
+        if key in Config.model_fields:
+            continue
+        near = difflib.get_close_matches(key, list(Config.model_fields), n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        problems.append(f'{origin.get(key, "")}: unknown key "{key}"{hint}')
+    return problems
+
+
+def _sentence(error: dict[str, Any], origin: dict[str, str], path: str) -> str:
+    """Put pydantic's error into the house's words: what, where, the value got, the values allowed."""
+    key = str(error["loc"][0])
+    where = origin.get(key, path)
+    name = key + "".join(f"[{part}]" for part in error["loc"][1:] if isinstance(part, int))
+    context = error.get("ctx", {})
+    got = f", got {_short(error['input'])}"
+    kind = error["type"]
+    if kind == "missing":
+        return f'{where}: key "{key}" is missing ({Config.model_fields[key].description})'
+    bounds = {
+        "greater_than_equal": ("at least", "ge"),
+        "greater_than": ("above", "gt"),
+        "less_than_equal": ("at most", "le"),
+        "less_than": ("below", "lt"),
+    }
+    if kind in bounds:
+        word, limit = bounds[kind]
+        return f"{where}: {name} must be {word} {context[limit]:g}{got}"
+    if kind == "literal_error":
+        return f"{where}: {name} must be {context['expected']}{got}"
+    types = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text in quotes"}
+    types |= {"list": "a list", "dict": "an object {...}"}
+    word = types.get(kind.removesuffix("_type").removesuffix("_parsing"), "")
+    if word:
+        return f"{where}: {name} must be {word}{got}"
+    if kind in ("too_short", "too_long", "string_too_short"):
+        needed = context.get("min_length", context.get("max_length"))
+        return f"{where}: {name} must have {needed} {'character' if 'string' in kind else 'entries'}{got}"
+    return f"{where}: {name}: {error['msg']}{got}"
+
+
+def _contradictions(config: Config) -> list[str]:
+    """Check the rules that need more than one key."""
+    problems = []
+    for key in ("mean", "std"):
+        values = getattr(config, key)
+        if values and len(values) != config.num_channels:
+            problems.append(f"{key} must have num_channels ({config.num_channels}) entries, got {len(values)}")
+    if any(value <= 0 for value in config.std):
+        problems.append(f"std must be above 0, got {config.std}")
+    for key, lowest in (("random_crop_scale", 0.0), ("random_crop_ratio", 0.0)):
+        low, high = getattr(config, key)
+        if not lowest < low <= high:
+            problems.append(f"{key} must be [low, high] with 0 < low <= high, got [{low:g}, {high:g}]")
+    if config.random_crop_scale[1] > 1:
+        problems.append(f"random_crop_scale must be at most 1, got {config.random_crop_scale[1]:g}")
+    if min(config.color_jitter) < 0 or config.color_jitter[3] > 0.5:
+        problems.append(f"color_jitter must be at least 0 and its hue at most 0.5, got {config.color_jitter}")
+    if isinstance(config.class_weights, list):
+        if len(config.class_weights) != config.num_classes:
+            count = len(config.class_weights)
+            problems.append(f"class_weights must have num_classes ({config.num_classes}) entries, got {count}")
+        if any(value < 0 for value in config.class_weights) or not any(config.class_weights):
+            problems.append(f"class_weights must be at least 0 and not all 0, got {_short(config.class_weights)}")
+    if config.balanced_sampling and config.class_weights:
+        problems.append("balanced_sampling and class_weights both make up for rare classes; use one")
+    if config.gpu_id not in ("", "cpu") and not all(part.strip().isdecimal() for part in config.gpu_id.split(",")):
+        problems.append(f'gpu_id must be "0", several as "0,1", or "cpu", got "{config.gpu_id}"')
+    elif len(set(config.gpu_ids())) != len(config.gpu_ids()):
+        problems.append(f'gpu_id names a GPU twice, got "{config.gpu_id}"')
+    if config.model_type and config.model_args.get("model_type", config.model_type) != config.model_type:
+        inner = config.model_args["model_type"]
+        problems.append(f'model_type is "{config.model_type}" but model_args.model_type is "{inner}"; keep one')
+    if config.train_mode == "finetune" and not config.pretrained_file:
+        problems.append('train_mode "finetune" needs pretrained_file: a weights file, or "torchvision"')
+    if config.train_mode == "update" and config.pretrained_file == "torchvision":
+        problems.append('train_mode "update" goes on with the net\'s own weights; use "finetune" for published ones')
+    if Path(config.save_name).name != config.save_name or config.save_name in (".", ".."):
+        problems.append(f'save_name is a file name without folders, got "{config.save_name}"; put them in save_path')
+    if config.warmup_epochs > config.num_epochs:
+        given = f"{config.warmup_epochs:g} > {config.num_epochs}"
+        problems.append(f"warmup_epochs must not exceed num_epochs, got {given}")
+    if config.min_learning_rate > config.learning_rate:
+        given = f"{config.min_learning_rate:g} > {config.learning_rate:g}"
+        problems.append(f"min_learning_rate must not exceed learning_rate, got {given}")
+    return problems
+
+
+def _missing_files(config: Config) -> list[str]:
+    problems = []
+    for key in ("train_data_root_dir", "val_data_root_dir"):
+        if not Path(getattr(config, key)).is_dir():
+            problems.append(f'{key} "{getattr(config, key)}" is not a folder')
+    for key in ("train_data_file", "val_data_file", "class_names_file"):
+        if getattr(config, key) and not Path(getattr(config, key)).is_file():
+            problems.append(f'{key} "{getattr(config, key)}" is not a file')
+    if (
+        (config.train_mode == "finetune" and config.pretrained_file not in ("", "torchvision"))
+        or config.train_mode == "update"
+    ) and not config.start_weights().is_file():
+        problems.append(f'train_mode "{config.train_mode}" starts from "{config.start_weights()}", which is not a file')
+    if problems:
+        problems[-1] += f" (relative paths start from {Path.cwd()})"
+    return problems
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+if __name__ == "__main__":
+    write_schema()

@@ -1,0 +1,206 @@
+"""One decoder and one preprocessing, for training, validation, inference, export and HTTP alike."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    import torch
+
+FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "AVIF")
+MAX_PIXELS = 64_000_000
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # ImageNet's channels averaged
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used; the message says why, without the path."""
+
+
+def decode(source: str | Path | bytes, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a file or its bytes into an 8-bit picture, mode "RGB" (channels 3) or "L" (channels 1).
+
+    Settled here, once: EXIF orientation is applied; of an animation the first frame counts; transparency is laid on
+    white; 16-bit values are scaled to 8 bits (Pillow's plain conversion clips them); CMYK, palette, YCbCr, Lab and
+    1-bit pictures are converted. The pixel cap is checked on the header, before any pixel is decoded.
+    Raises PictureError with the reason.
+    """
+    try:
+        if isinstance(source, bytes) and not source:
+            raise PictureError("it is empty (0 bytes)")
+        with _open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise PictureError(f"{width}x{height} is more than max_pixels ({max_pixels}) allows")
+            image.load()
+            return _to_8bit(_upright(image), channels)
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        if not isinstance(source, bytes) and Path(source).is_file() and Path(source).stat().st_size == 0:
+            raise PictureError("it is empty (0 bytes)") from error
+        raise PictureError(f"it is not a picture of a known format ({', '.join(FORMATS)})") from error
+    except FileNotFoundError as error:
+        raise PictureError("no such file") from error
+    except IsADirectoryError as error:
+        raise PictureError("it is a folder") from error
+    except PermissionError as error:
+        raise PictureError("no permission to read it") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(f"it has more pixels than max_pixels ({max_pixels}) allows") from error
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError, TypeError, IndexError) as error:
+        # Pillow's plugins raise all of these on damaged files.
+        raise PictureError(f"it is damaged: {str(error) or type(error).__name__}") from error
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From a decoded picture to the net's input. The one place that knows resize, mean and std.
+
+    `mean` and `std` are per channel, for values from 0 to 1.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    resize: str = "squash"
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        grey = self.channels == 1
+        object.__setattr__(self, "mean", tuple(self.mean) or (GREY_MEAN if grey else IMAGENET_MEAN))
+        object.__setattr__(self, "std", tuple(self.std) or (GREY_STD if grey else IMAGENET_STD))
+        if self.resize not in ("squash", "letterbox", "crop"):
+            raise ValueError(f'resize must be squash, letterbox or crop, got "{self.resize}"')
+        if self.interpolation not in RESAMPLING:
+            raise ValueError(f'interpolation must be one of {", ".join(RESAMPLING)}, got "{self.interpolation}"')
+        if self.channels not in (1, 3) or len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"channels must be 1 or 3, with as many means and stds, got {self}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocess:
+        """Read what `to_dict` wrote."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    def decode(self, source: str | Path | bytes) -> Image.Image:
+        """Decode a picture with this net's channels and pixel cap. Raises PictureError."""
+        return decode(source, self.channels, self.max_pixels)
+
+    def fit(self, image: Image.Image) -> np.ndarray:
+        """Resize a decoded picture to (height, width, channels) uint8."""
+        resample = RESAMPLING[self.interpolation]
+        size = (self.width, self.height)
+        if self.resize == "squash":
+            image = image if image.size == size else image.resize(size, resample)
+        elif self.resize == "letterbox":
+            image = ImageOps.pad(image, size, resample)
+        else:
+            image = ImageOps.fit(image, size, resample)
+        return as_array(image)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Turn uint8 (H, W, C) of any size into the net's input, float32 (C, height, width)."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels or 0 in image.shape:
+            expected = f"(H, W, {self.channels})"
+            raise ValueError(f"expected uint8 {expected} with pixels, got {image.dtype} {image.shape}")
+        picture = Image.fromarray(image[:, :, 0] if self.channels == 1 else image)
+        pixels = self.fit(picture).transpose(2, 0, 1).astype(np.float32)  # (C, height, width)
+        scale, shift = self._scale_and_shift()
+        return np.asarray(pixels * scale[:, None, None] + shift[:, None, None])
+
+    def normalize(self, batch: torch.Tensor) -> torch.Tensor:
+        """Turn a uint8 batch (N, C, H, W) into float32 on its own device; equal to `__call__` to the bit."""
+        scale, shift = (batch.new_tensor(v, dtype=_float32()).view(1, -1, 1, 1) for v in self._scale_and_shift())
+        # Two steps, not a fused multiply-add, so that numpy's result is met to the bit.
+        return batch.to(_float32()).mul_(scale).add_(shift)
+
+    def denormalize(self, batch: torch.Tensor) -> torch.Tensor:
+        """Turn the net's input (N, C, H, W) back into uint8 (N, H, W, C) on the CPU, to look at."""
+        scale, shift = (batch.new_tensor(v, dtype=_float32()).view(1, -1, 1, 1) for v in self._scale_and_shift())
+        pixels = (batch.to(_float32()) - shift) / scale
+        return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu()  # (N, H, W, C)
+
+    def _scale_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
+        """Give (x / 255 - mean) / std as x * scale + shift."""
+        mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
+        return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+
+def as_array(image: Image.Image) -> np.ndarray:
+    """Give an "L" or "RGB" picture as uint8 (H, W, C)."""
+    pixels = np.array(image)  # a copy: torch wants memory it may write to
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _float32() -> torch.dtype:
+    import torch  # late: folders are listed and configs checked without torch
+
+    return torch.float32
+
+
+def _open(source: io.BytesIO | str | Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the picture itself is checked when decoded
+        return Image.open(source, formats=FORMATS)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, ArithmeticError, struct.error):
+        return image  # EXIF too broken to read: nothing is known of the orientation
+
+
+def _to_8bit(image: Image.Image, channels: int) -> Image.Image:
+    target = "L" if channels == 1 else "RGB"
+    if image.mode == target:
+        return image.copy() if getattr(image, "fp", None) else image
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _scaled(image)
+    elif image.mode == "LAB":
+        image = _from_lab(image)
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    return image.convert(target)
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Bring 16-bit integers, or floats (0..1, or 0..255 where any is above 1), to 8 bits."""
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode == "F":
+        values = np.nan_to_num(values, nan=0.0, posinf=255.0, neginf=0.0)
+        scaled = values * 255 if values.max(initial=0) <= 1 else values
+    else:
+        scaled = values * (255 / 65535)
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    assert converted is not None  # only an in-place conversion gives None
+    return converted
