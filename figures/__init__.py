@@ -1,0 +1,1 @@
+"""Pictures and charts; imports nothing else of this project."""

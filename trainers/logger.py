@@ -1,0 +1,137 @@
+"""What TensorBoard shows of a training; a logger that is not enabled does nothing and imports nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figures import draw
+
+if TYPE_CHECKING:
+    from trainers.metrics import ValidationResult, WorstPicture
+
+MAX_CLASS_CURVES = 50  # more curves than that make TensorBoard slow and help nobody
+log = logging.getLogger(__name__)
+
+
+class TrainingLogger:
+    """Writes event files into `log_dir` if `enabled`; the caller enables it in the first process only.
+
+    `purge_step` is the first step after the checkpoint of a resumed run: TensorBoard drops what an interrupted run
+    had logged from there on.
+    """
+
+    def __init__(self, log_dir: str | Path, enabled: bool, purge_step: int | None = None) -> None:
+        self.enabled = enabled
+        self._said_cap = False
+        if enabled:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(log_dir=str(log_dir), purge_step=purge_step)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Add one point to each curve, {tag: value}."""
+        if self.enabled:
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, step)
+
+    def train_pictures(self, images: np.ndarray, captions: Sequence[str], step: int) -> None:
+        """Show a batch as the net sees it: images (N, H, W, C) uint8, no longer normalised."""
+        if self.enabled:
+            grid = draw.image_grid(images, captions, columns=8)
+            self._writer.add_image("train/pictures", grid, step, dataformats="HWC")
+
+    def validation(
+        self,
+        result: ValidationResult,
+        class_names: Sequence[str],
+        load_image: Callable[[str], np.ndarray],
+        step: int,
+    ) -> None:
+        """Show a validation: its numbers, the confusion matrix, the worst pictures, each class's precision and recall.
+
+        `load_image` gives a path's picture as uint8 (H, W, C); one it cannot give (OSError, ValueError) shows grey.
+        """
+        if not self.enabled:
+            return
+        self.scalars({"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss}, step)
+        matrix = draw.confusion_matrix_picture(result.confusion, class_names)
+        self._writer.add_image("val/confusion_matrix", matrix, step, dataformats="HWC")
+        if result.worst:
+            images = [_loaded(load_image, picture.path) for picture in result.worst]
+            captions = [_caption(picture, class_names) for picture in result.worst]
+            grid = draw.image_grid(images, captions, columns=6, right=[False] * len(images))
+            self._writer.add_image("val/worst", grid, step, dataformats="HWC")
+        self._class_scalars(result, class_names, step)
+
+    def config_text(self, values: Mapping[str, Any]) -> None:
+        """Show the effective config as a table under TEXT."""
+        if self.enabled:
+            rows = [f"| {_cell(key)} | {_cell(_text(value))} |" for key, value in values.items()]
+            self._writer.add_text("config", "\n".join(["| key | value |", "| --- | --- |", *rows]))
+
+    def hparams(self, values: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Put this run into the HPARAMS table; a metric "top1" stands there as "hparam/top1".
+
+        It has a tag of its own, because its single point must not be appended to the curve "val/top1".
+        """
+        if self.enabled:
+            plain = {key: v if isinstance(v, (bool, int, float, str)) else _text(v) for key, v in values.items()}
+            tagged = {f"hparam/{name}": value for name, value in metrics.items()}
+            self._writer.add_hparams(plain, tagged, run_name=".")  # "." is this run, not one below it
+
+    def flush(self) -> None:
+        """Write out what is still in memory."""
+        if self.enabled:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Write out and close the event file."""
+        if self.enabled:
+            self._writer.close()
+
+    def _class_scalars(self, result: ValidationResult, class_names: Sequence[str], step: int) -> None:
+        if len(class_names) > MAX_CLASS_CURVES and not self._said_cap:
+            self._said_cap = True
+            log.info(
+                "TensorBoard gets precision and recall of the first %d of %d classes; report.html has them all",
+                MAX_CLASS_CURVES,
+                len(class_names),
+            )
+        tags = class_tags(class_names[:MAX_CLASS_CURVES])
+        for tag, scores in zip(tags, result.per_class, strict=False):  # per_class goes on beyond the cap
+            self.scalars({f"val_precision/{tag}": scores["precision"], f"val_recall/{tag}": scores["recall"]}, step)
+
+
+def class_tags(class_names: Sequence[str]) -> list[str]:
+    """Turn class names into tags TensorBoard takes; names that become alike get their label behind them."""
+    tags = [re.sub(r"[^-\w.]", "_", name) or "_" for name in class_names]
+    return [f"{tag}_{label}" if tags.count(tag) > 1 else tag for label, tag in enumerate(tags)]
+
+
+def _loaded(load_image: Callable[[str], np.ndarray], path: str) -> np.ndarray:
+    try:
+        return load_image(path)
+    except (OSError, ValueError):  # it was read a moment ago; the picture is an ornament, training goes on
+        return np.full((64, 64, 3), 200, dtype=np.uint8)
+
+
+def _caption(picture: WorstPicture, class_names: Sequence[str]) -> str:
+    # A name's own line breaks would make further lines of the caption.
+    label, answer = (class_names[i].replace("\n", " ") for i in (picture.label, picture.answer))
+    return f"{label}\n→ {answer} {picture.score:.1%}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _cell(text: str) -> str:
+    """Keep a value from ending its cell of the markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
