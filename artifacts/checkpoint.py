@@ -75,7 +75,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. Raises CheckpointError where it is damaged, foreign or newer than this program."""
+    """Read a checkpoint onto the CPU. Raises CheckpointError where it is damaged, foreign or too new."""
     content = _load(Path(path))
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: bare weights without config and facts; name a config for them with --config")

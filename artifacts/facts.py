@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from configs.schema import Config
 from data_loader.preprocess import Preprocess
 
 FACTS_VERSION = 1
@@ -72,6 +74,26 @@ class Facts:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the facts are incomplete: {error}") from error
+
+
+def preprocess_of(config: Config) -> Preprocess:
+    """Give the preprocessing that a config describes."""
+    return Preprocess(
+        height=config.img_height,
+        width=config.img_width,
+        channels=config.num_channels,
+        resize=config.resize,
+        interpolation=config.interpolation,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        max_pixels=config.max_pixels,
+    )
+
+
+def facts_of(config: Config, class_names: Sequence[str]) -> Facts:
+    """Give the facts of a net that a config describes, before anything is fitted."""
+    net = {"module": config.model_module_name, "name": config.model_net_name, "args": config.net_args()}
+    return Facts(tuple(class_names), preprocess_of(config), net, versions=library_versions())
 
 
 def library_versions() -> dict[str, str]:

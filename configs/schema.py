@@ -38,7 +38,7 @@ class Config(BaseModel):
     img_height: int = Field(224, ge=1, le=8192, description="input height, pixels")
     img_width: int = Field(224, ge=1, le=8192, description="input width, pixels")
     num_channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (RGB)")
-    num_classes: int = Field(ge=1, description="outputs")
+    num_classes: int = Field(ge=2, description="outputs")
 
     # Data
     train_data_root_dir: str = Field(description="folder that the training list's paths start from")

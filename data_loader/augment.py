@@ -1,0 +1,180 @@
+"""Training views: the random crop, colours and erasing of one picture; and mixup and cutmix of a batch.
+
+What happens to a picture follows from (seed, epoch, index) alone, so the number of loader processes changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+from data_loader.preprocess import RESAMPLING, Preprocess, as_array
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """How strongly to augment; the fields are the config's keys of the same names."""
+
+    random_crop_scale: Sequence[float] = (1.0, 1.0)
+    random_crop_ratio: Sequence[float] = (1.0, 1.0)
+    horizontal_flip: float = 0.0
+    vertical_flip: float = 0.0
+    rotation_degrees: float = 0.0
+    translate: float = 0.0
+    color_jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    random_grayscale: float = 0.0
+    gaussian_blur: float = 0.0
+    random_erasing: float = 0.0
+    auto_augment: str = ""
+
+
+class TrainingView:
+    """A decoded picture -> an augmented uint8 array (H, W, C) of the net's input size.
+
+    The crop is sampled in the frame that `Preprocess.fit` would give, so that training and validation agree on the
+    aspect: of the picture itself for "squash", of the net's input for "letterbox" (after padding) and "crop".
+    """
+
+    def __init__(self, preprocess: Preprocess, settings: AugmentSettings) -> None:
+        self.preprocess = preprocess
+        self.settings = settings
+        self.on_picture = _picture_transforms(settings, preprocess)
+        self.erase = v2.RandomErasing(p=settings.random_erasing, value=0) if settings.random_erasing else None
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Draw one view, from torch's CPU random numbers."""
+        view = self._crop(image)
+        for transform in self.on_picture:
+            view = transform(view)
+        pixels = as_array(view)
+        if self.erase is not None:
+            erased = self.erase(torch.from_numpy(pixels).permute(2, 0, 1))  # (C, H, W)
+            pixels = erased.permute(1, 2, 0).contiguous().numpy()  # (H, W, C)
+        return pixels
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        preprocess, size = self.preprocess, (self.preprocess.width, self.preprocess.height)
+        low, high = self.settings.random_crop_scale
+        stretch_low, stretch_high = self.settings.random_crop_ratio
+        if low == high == 1 and stretch_low == stretch_high == 1:
+            return Image.fromarray(_without_channel(preprocess.fit(image)))
+        aspect = size[0] / size[1]
+        if preprocess.resize == "letterbox":
+            image = _padded_to(image, aspect)
+        elif preprocess.resize == "squash":
+            aspect = image.width / image.height
+        box = random_crop_box(image.size, (low, high), (aspect * stretch_low, aspect * stretch_high))
+        return image.resize(size, RESAMPLING[preprocess.interpolation], box=box)
+
+
+class BatchMixer:
+    """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of a batch, from an explicit generator.
+
+    Gives the mixed images and targets as class probabilities (N, K). Where both are on, one is chosen at random.
+    """
+
+    def __init__(self, num_classes: int, mixup_alpha: float, cutmix_alpha: float) -> None:
+        self.num_classes = num_classes
+        self.alphas = [("mixup", mixup_alpha)] * (mixup_alpha > 0) + [("cutmix", cutmix_alpha)] * (cutmix_alpha > 0)
+
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, generator: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mix every picture with another of the batch. images (N, C, H, W), labels (N,) int64."""
+        name, alpha = self.alphas[generator.integers(len(self.alphas))]
+        share = float(generator.beta(alpha, alpha))  # of the picture itself
+        order = torch.from_numpy(generator.permutation(len(labels))).to(labels.device)
+        if name == "mixup":
+            images = images.lerp(images[order], 1 - share)
+        else:
+            images, share = _cut_and_paste(images, images[order], share, generator)
+        targets = torch.nn.functional.one_hot(labels, self.num_classes).to(images.dtype)  # (N, K)
+        return images, targets.lerp(targets[order], 1 - share)
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Let torch's CPU random numbers follow from `key` inside, and put their state back afterwards."""
+    before = torch.get_rng_state()
+    # The default generator itself: torch.manual_seed would also queue a CUDA seed each time.
+    torch.default_generator.manual_seed(mixed_seed(*key))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def mixed_seed(*key: int) -> int:
+    """Hash integers into a 63-bit seed, so that neighbouring keys give unrelated streams."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def random_crop_box(
+    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Draw a box (left, top, right, bottom) of a share `scale` of the area and an aspect width/height in `ratio`.
+
+    Inception's crop (Szegedy et al. 2015) as torchvision draws it: ten tries, then the largest middle box of the ratio.
+    """
+    probe = torch.empty(1, size[1], size[0], device="meta")
+    transform = v2.RandomResizedCrop(1, scale=scale, ratio=ratio)
+    drawn = transform.make_params([probe])
+    left, top = drawn["left"], drawn["top"]
+    return left, top, left + drawn["width"], top + drawn["height"]
+
+
+def _picture_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Image.Image]]:
+    chosen: list[Callable[..., Image.Image]] = []
+    if settings.horizontal_flip:
+        chosen.append(v2.RandomHorizontalFlip(settings.horizontal_flip))
+    if settings.vertical_flip:
+        chosen.append(v2.RandomVerticalFlip(settings.vertical_flip))
+    if settings.rotation_degrees or settings.translate:
+        shift = (settings.translate, settings.translate)
+        bilinear = v2.InterpolationMode.BILINEAR
+        chosen.append(v2.RandomAffine(settings.rotation_degrees, translate=shift, interpolation=bilinear))
+    if settings.auto_augment:
+        chosen.append({"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}[settings.auto_augment]())
+    if any(settings.color_jitter):
+        brightness, contrast, saturation, hue = settings.color_jitter
+        if preprocess.channels == 1:  # grey has neither saturation nor hue
+            saturation = hue = 0.0
+        chosen.append(v2.ColorJitter(brightness, contrast, saturation, hue))
+    if settings.random_grayscale and preprocess.channels == 3:
+        chosen.append(v2.RandomGrayscale(settings.random_grayscale))
+    if settings.gaussian_blur:
+        kernel = max(3, min(preprocess.height, preprocess.width) // 10 | 1)
+        chosen.append(v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], settings.gaussian_blur))
+    return chosen
+
+
+def _padded_to(image: Image.Image, aspect: float) -> Image.Image:
+    """Pad with black, as `ImageOps.pad` does, to width / height = aspect."""
+    width, height = max(image.width, round(image.height * aspect)), max(image.height, round(image.width / aspect))
+    return image if (width, height) == image.size else ImageOps.pad(image, (width, height))
+
+
+def _without_channel(pixels: np.ndarray) -> np.ndarray:
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+
+
+def _cut_and_paste(
+    images: torch.Tensor, others: torch.Tensor, share: float, generator: np.random.Generator
+) -> tuple[torch.Tensor, float]:
+    """Paste a box of 1 - share of the area at a random centre; gives the share that is really left."""
+    height, width = images.shape[2:]
+    cut = math.sqrt(1 - share)
+    centre_y, centre_x = generator.integers(height), generator.integers(width)
+    half_y, half_x = cut * height / 2, cut * width / 2
+    top, bottom = max(0, round(centre_y - half_y)), min(height, round(centre_y + half_y))
+    left, right = max(0, round(centre_x - half_x)), min(width, round(centre_x + half_x))
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)

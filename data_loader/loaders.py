@@ -1,0 +1,238 @@
+"""From sample lists to batches: datasets, the order of an epoch, its cut into steps, and loader processes."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from data_loader.augment import mixed_seed, seeded
+from data_loader.preprocess import PictureError, Preprocess
+from data_loader.samples import SampleList
+
+Key = tuple[int, int]  # (epoch, index of the sample)
+
+
+class BadPictureError(ValueError):
+    """A listed picture that cannot be read; the message names list, line, path and reason."""
+
+
+class PictureDataset(Dataset[dict[str, Any]]):
+    """Samples -> {"image": uint8 (C, H, W), "label": int, "index": int}, or {"error": sentence, "index": int}.
+
+    Without a view the picture is fitted as in validation. With one, its random numbers follow from
+    (seed, epoch, index).
+    """
+
+    def __init__(
+        self,
+        samples: SampleList,
+        preprocess: Preprocess,
+        view: Callable[[Image.Image], np.ndarray] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.samples = samples
+        self.preprocess = preprocess
+        self.view = view
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples.samples)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, index = key
+        sample = self.samples.samples[index]
+        try:
+            picture = self.preprocess.decode(sample.path)
+        except PictureError as error:
+            return {"error": bad_picture_sentence(self.samples, index, error), "index": index}
+        if self.view is None:
+            pixels = self.preprocess.fit(picture)
+        else:
+            with seeded(self.seed, epoch, index):
+                pixels = self.view(picture)
+        return {"image": torch.from_numpy(pixels).permute(2, 0, 1), "label": sample.label, "index": index}  # (C, H, W)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: its batches' places in the epoch's order, [start, stop) over all processes."""
+
+    batches: tuple[tuple[int, int], ...]
+
+    @property
+    def num_samples(self) -> int:
+        """Pictures of the step over all batches and processes."""
+        return self.batches[-1][1] - self.batches[0][0]
+
+
+def plan_epoch(
+    num_samples: int, batch_size: int, world_size: int = 1, accumulation_steps: int = 1, start: int = 0
+) -> list[Step]:
+    """Cut an epoch's order, from place `start` on, into optimizer steps; every picture is used exactly once.
+
+    A rest too small for batch norm (fewer than two pictures a process) joins the batch before it.
+    """
+    whole = batch_size * world_size
+    edges = [*range(start, num_samples, whole), num_samples]
+    smallest = world_size * min(2, batch_size)
+    if len(edges) > 2 and edges[-1] - edges[-2] < smallest:
+        del edges[-2]
+    batches = list(itertools.pairwise(edges))
+    groups = [batches[first : first + accumulation_steps] for first in range(0, len(batches), accumulation_steps)]
+    return [Step(tuple(group)) for group in groups]
+
+
+def epoch_order(
+    labels: np.ndarray, epoch: int, seed: int, *, shuffle: bool = True, balanced: bool = False
+) -> np.ndarray:
+    """Give the order of an epoch's pictures as indices (N,), the same on every process.
+
+    `balanced` draws every class equally often, so rare classes' pictures come several times and some others not.
+    """
+    generator = np.random.default_rng([seed, epoch, 0])
+    if not balanced:
+        return generator.permutation(len(labels)) if shuffle else np.arange(len(labels))
+    classes = np.unique(labels)
+    share = -(-len(labels) // len(classes))
+    drawn = []
+    for label in classes:
+        members = np.flatnonzero(labels == label)
+        rounds = [generator.permutation(members) for _ in range(-(-share // len(members)))]
+        drawn.append(np.concatenate(rounds)[:share])
+    return generator.permutation(np.concatenate(drawn))[: len(labels)]
+
+
+class EpochBatches:
+    """The batch sampler of one process: its part of every batch, as (epoch, index) keys. Set the epoch first."""
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.order: np.ndarray = np.empty(0, np.int64)
+        self.steps: list[Step] = []
+
+    def set_epoch(self, epoch: int, order: np.ndarray, steps: list[Step]) -> None:
+        """Choose what the next iteration gives."""
+        self.epoch, self.order, self.steps = epoch, order, steps
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in self.steps:
+            for start, stop in step.batches:
+                part = np.array_split(self.order[start:stop], self.world_size)[self.rank]
+                yield [(self.epoch, int(index)) for index in part]
+
+    def __len__(self) -> int:
+        return sum(len(step.batches) for step in self.steps)
+
+
+def training_loader(
+    dataset: PictureDataset, batches: EpochBatches, workers: int, *, pin_memory: bool = False
+) -> DataLoader[Any]:
+    """Give the loader of the training batches; its processes stay alive between epochs."""
+    return _loader(dataset, batches, workers, pin_memory)
+
+
+def validation_loader(
+    dataset: PictureDataset,
+    batch_size: int,
+    workers: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader[Any]:
+    """Give the loader of one process's part of the validation pictures: every picture once, none twice."""
+    mine = range(rank, len(dataset), world_size)
+    batches = [[(0, index) for index in mine[first : first + batch_size]] for first in range(0, len(mine), batch_size)]
+    return _loader(dataset, batches, workers, pin_memory)
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples to {"image": uint8 (N, C, H, W), "label": (N,), "index": (N,)}; any error comes alone."""
+    errors = [item["error"] for item in items if "error" in item]
+    if errors:
+        return {"errors": errors}
+    return {
+        "image": torch.stack([item["image"] for item in items]),
+        "label": torch.tensor([item["label"] for item in items], dtype=torch.int64),
+        "index": torch.tensor([item["index"] for item in items], dtype=torch.int64),
+    }
+
+
+def checked(batch: dict[str, Any]) -> dict[str, Any]:
+    """Raise BadPictureError where a picture of the batch could not be read."""
+    if "errors" in batch:
+        raise BadPictureError("\n".join(batch["errors"]))
+    return batch
+
+
+def bad_picture_sentence(samples: SampleList, index: int, reason: Exception) -> str:
+    """Say which listed picture cannot be read, where it is listed, and why."""
+    return f"{samples.where(index)}: {samples.samples[index].path}: {reason}"
+
+
+def find_bad_pictures(samples: SampleList, preprocess: Preprocess, workers: int) -> Iterator[tuple[int, str] | None]:
+    """Decode every listed picture; give, in order, None for a good one and (index, sentence) for a bad one."""
+
+    def look(index: int) -> tuple[int, str] | None:
+        try:
+            preprocess.decode(samples.samples[index].path)
+        except PictureError as error:
+            return index, bad_picture_sentence(samples, index, error)
+        return None
+
+    block = 1024
+    with ThreadPoolExecutor(max(1, workers)) as pool:  # Pillow decodes outside Python's lock
+        for first in range(0, len(samples.samples), block):
+            yield from pool.map(look, range(first, min(first + block, len(samples.samples))))
+
+
+def without(samples: SampleList, bad: set[int]) -> SampleList:
+    """Give the list without some of its samples."""
+    keep = [index for index in range(len(samples.samples)) if index not in bad]
+    return SampleList(
+        samples=tuple(samples.samples[index] for index in keep),
+        class_names=samples.class_names,
+        root=samples.root,
+        origin=samples.origin,
+        line_numbers=tuple(samples.line_numbers[index] for index in keep) if samples.line_numbers else (),
+    )
+
+
+def net_seed(seed: int) -> int:
+    """Give the seed of the initial weights."""
+    return mixed_seed(seed, 1)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Give the seed of everything random in one step on one process (dropout, mixup): nothing is left to be saved."""
+    return mixed_seed(seed, 2, step, rank)
+
+
+def _loader(dataset: PictureDataset, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(_: int) -> None:
+    """Leave Ctrl-C to the main process, which saves first, and let SIGTERM end this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)

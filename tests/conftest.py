@@ -1,0 +1,75 @@
+"""Small pictures and configs that the tests make for themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)  # the tests run side by side
+
+CLASSES = ("circle", "方块", "stripes")
+
+
+def write_picture(path: Path, label: int, seed: int, size: int = 24) -> None:
+    """Write a noisy picture of class 0, 1 or 2: a bright disc, square or stripes."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 80, (size, size, 3))
+    y, x = np.mgrid[:size, :size] - size // 2 + generator.integers(-3, 4, 2)[:, None, None]
+    shape = [x**2 + y**2 < 50, (abs(x) < 6) & (abs(y) < 6), y % 6 < 2][label]
+    pixels[shape] = np.array([250, 200, 60]) - generator.integers(0, 40)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Make 21 training and 9 validation pictures of three classes with their lists and classes.txt."""
+    for split, count in (("train", 21), ("val", 9)):
+        lines = []
+        for number in range(count):
+            name = f"{split}/{number:02d}.png"
+            write_picture(tmp_path / "images" / name, number % 3, seed=number + 100 * (split == "val"))
+            lines.append(f"{name}----{number % 3}\n")
+        (tmp_path / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def make_config(dataset: Path) -> Callable[..., Path]:
+    """Give a function that writes a small, fast config on `dataset`, with any keys changed."""
+
+    def make(**changes: Any) -> Path:
+        values = {
+            "model_module_name": "GeM_ResNet_module",
+            "model_net_name": "GeM_ResNet_AVP",
+            "model_type": "resnet18",
+            "img_height": 32,
+            "img_width": 32,
+            "num_classes": 3,
+            "train_data_root_dir": str(dataset / "images"),
+            "val_data_root_dir": str(dataset / "images"),
+            "train_data_file": str(dataset / "train.txt"),
+            "val_data_file": str(dataset / "val.txt"),
+            "dataloader_workers": 0,
+            "num_epochs": 2,
+            "batch_size": 4,
+            "learning_rate": 0.02,
+            "gpu_id": "cpu",
+            "precision": "fp32",
+            "is_tensorboard": False,
+            "save_path": str(dataset / "weights"),
+            "log_path": str(dataset / "logs"),
+        }
+        file = dataset / "config.json"
+        file.write_text(json.dumps(values | changes), encoding="utf-8")
+        return file
+
+    return make

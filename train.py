@@ -1,0 +1,49 @@
+"""Train the classifier that a config describes: `python train.py --config configs/config.json`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from configs.schema import DEFAULT_CONFIG, Config, describe_config, process_config
+from nets.net_interface import check_names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, and give the exit code: 0 done, 1 the training failed, 2 a mistake of the user, 128 + n signal n."""
+    args = _parser().parse_args(argv)
+    try:
+        config = process_config(args.config, args.set, check_files=not args.print_config, checks=[_net_exists])
+        if args.print_config:
+            print(describe_config(config, args.config, args.set))
+            return 0
+        from trainers.run import run  # late: --help and a mistake in the config answer without torch
+
+        return run(config, resume=args.resume)
+    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+
+
+def _net_exists(config: Config) -> list[str]:
+    try:
+        check_names(config.model_module_name, config.model_net_name)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="train.py", description="Train the image classifier a config describes.")
+    parser.add_argument("--config", "-cfg", metavar="F", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the config; repeatable"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, as if never stopped")
+    parser.add_argument("--print_config", action="store_true", help="show every value and where it came from, and stop")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,101 @@
+"""The classification task: softmax cross entropy on one label a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_loader.augment import BatchMixer
+from trainers.metrics import ClassificationMetrics, ValidationResult
+
+Batch = dict[str, torch.Tensor]
+
+
+class ClassifyTask(nn.Module):
+    """Owns the net and its loss.
+
+    The loss is the mean over the batch of w[y] * CE(logits, y), with label smoothing (Szegedy et al. 2016, sec. 7)
+    and, where a mixer is given, on mixed pictures with their mixed targets. Unlike `F.cross_entropy(weight=...)` the
+    mean is over pictures, not over weights, so that accumulated batches add up to the big one.
+    """
+
+    class_weights: torch.Tensor | None
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] = (),
+        mixer: BatchMixer | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.label_smoothing = label_smoothing
+        self.mixer = mixer
+        weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Run `training_step`: DistributedDataParallel hooks itself onto the forward call."""
+        return self.training_step(batch, generator)
+
+    def training_inputs(self, batch: Batch, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the images (N, C, H, W) as the net sees them, and the targets: labels (N,) or probabilities (N, K)."""
+        if self.mixer is None:
+            return batch["image"], batch["label"]
+        return self.mixer(batch["image"], batch["label"], generator)
+
+    def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Give {"loss": scalar to minimise} for a batch of images (N, C, H, W) and labels (N,)."""
+        images, targets = self.training_inputs(batch, generator)
+        logits = self.net(images).float()  # (N, K)
+        losses = nn.functional.cross_entropy(
+            logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
+        )  # (N,)
+        return {"loss": losses.mean()}
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Give the logits (N, K) float32 of images (N, C, H, W)."""
+        return self.net(images).float()
+
+    @torch.inference_mode()
+    def validate(
+        self, batches: Iterable[Batch], num_classes: int, paths: Sequence[str], class_names: Sequence[str]
+    ) -> ValidationResult:
+        """Measure the net in eval mode on this process's part; every process gets the result of all."""
+        was_training = self.net.training
+        self.net.eval()
+        metrics = ClassificationMetrics(num_classes, self._device())
+        for batch in batches:
+            metrics.update(self.predict(batch["image"]), batch["label"], batch["index"])
+        self.net.train(was_training)
+        return metrics.compute(paths, class_names)
+
+    def with_net(self, net: nn.Module) -> ClassifyTask:
+        """Give the same task around another net, such as the averaged one."""
+        return ClassifyTask(net, label_smoothing=self.label_smoothing)
+
+    def _device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+
+def balanced_class_weights(counts: Sequence[int]) -> list[float]:
+    """Give each class N / (K * its count), over the K classes that have pictures: the mean weight of a picture is 1."""
+    present = [count for count in counts if count]
+    total = sum(present)
+    return [total / (len(present) * count) if count else 0.0 for count in counts]
+
+
+def picture_captions(labels: torch.Tensor, class_names: Sequence[str]) -> list[str]:
+    """Give the class names of labels (N,)."""
+    return [class_names[int(label)] for label in labels]
+
+
+def scalars(step: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Detach what a step gave."""
+    return {name: value.detach() for name, value in step.items()}

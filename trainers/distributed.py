@@ -1,0 +1,138 @@
+"""Several processes as one: who am I, start the others, agree on a number."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+GRACE_S = 30.0  # how long the others may take to leave once one process has failed
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: `rank` of `size`, `local_rank` of `local_size` on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Say whether this process speaks, logs and saves for all."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def first_says(self, value: Any) -> Any:
+        """Give every process what the first one has (any picklable value of ours)."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def agree_on_buffers(self, net: torch.nn.Module) -> None:
+        """Give every process the first one's buffers (batch norm's statistics)."""
+        if self.size > 1:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def world_from_environment() -> World:
+    """Read the variables that torchrun, and our own `launch`, set for a process."""
+    env = os.environ
+    if "RANK" not in env or "WORLD_SIZE" not in env:
+        return World()
+    return World(
+        rank=int(env["RANK"]),
+        size=int(env["WORLD_SIZE"]),
+        local_rank=int(env.get("LOCAL_RANK", 0)),
+        local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
+    )
+
+
+@contextlib.contextmanager
+def joined(world: World, device: torch.device) -> Iterator[None]:
+    """Join the process group for as long as the context lasts: NCCL between GPUs, gloo between CPUs."""
+    if world.size == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def launch(command: Sequence[str], num_processes: int) -> int:
+    """Run `num_processes` copies of a Python command as ranks on this machine; give the exit code of the first to fail.
+
+    SIGTERM and Ctrl-C are passed on, and the ranks save and leave. When one fails, the others are ended too.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
+    shared["LOCAL_WORLD_SIZE"] = str(num_processes)
+    processes = []
+    for rank in range(num_processes):
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        # A session of its own: Ctrl-C of the terminal reaches this process alone, which passes it on once.
+        processes.append(
+            subprocess.Popen([sys.executable, *command], env={**os.environ, **shared, **ranks}, start_new_session=True)
+        )
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _wait(processes)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+
+
+def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
+    failed_at, code = 0.0, 0
+    while any(process.poll() is None for process in processes):
+        for process in processes:
+            if process.poll() and not code:
+                code, failed_at = int(process.poll() or 0), time.monotonic()
+        if code and time.monotonic() - failed_at > GRACE_S:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    codes = [process.returncode for process in processes if process.returncode]
+    return code or (codes[0] if codes else 0)

@@ -1,0 +1,64 @@
+"""Which device, which precision: one place that asks the hardware."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class HardwareError(ValueError):
+    """A device that the config asks for and this machine does not have."""
+
+
+def choose_device(gpu_ids: list[int], local_rank: int = 0) -> tuple[torch.device, str]:
+    """Give the device of a process and one line about it. Raises HardwareError for a GPU that is not there."""
+    if not gpu_ids:
+        return torch.device("cpu"), f"training on the CPU ({torch.get_num_threads()} threads)"
+    if not torch.cuda.is_available():
+        named = ",".join(map(str, gpu_ids))
+        return torch.device("cpu"), f'no CUDA device here: gpu_id "{named}" is ignored, training on the CPU'
+    count = torch.cuda.device_count()
+    missing = [gpu for gpu in gpu_ids if gpu >= count]
+    if missing:
+        raise HardwareError(f"gpu_id names GPU {missing[0]}, this machine has {count} (0..{count - 1})")
+    device = torch.device("cuda", gpu_ids[local_rank % len(gpu_ids)])
+    return device, f"training on {torch.cuda.get_device_name(device)}"
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Resolve "auto": bf16 where the hardware multiplies it natively, else fp32."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return "bf16" if cpu_multiplies_bf16() else "fp32"
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Say whether the CPU has bf16 multiplication (AMX or AVX512-BF16 on x86, BF16 on Arm), from Linux's own list."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return False
+    text = cpuinfo.read_text(errors="replace")
+    lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
+    flags = set(next(lines, "").split())
+    return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Give the context in which the forward pass runs."""
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
+def describe_device(device: torch.device) -> str:
+    """Name the hardware for the report."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    names = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in names if line.startswith("model name")), "CPU")
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -1,0 +1,95 @@
+"""What is trained, and by which optimizer."""
+
+from __future__ import annotations
+
+import copy
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from nets.net_interface import parameter_groups
+
+
+class FreezeError(ValueError):
+    """A pattern of `freeze` that names nothing, or patterns that leave nothing to train."""
+
+
+def freeze_parameters(net: nn.Module, patterns: list[str]) -> list[str]:
+    """Freeze the parameters whose name, or whose module's name, fits a pattern; give their names.
+
+    Raises FreezeError for a pattern that fits none, and where no parameter is left to train.
+    """
+    names = [name for name, _ in net.named_parameters()]
+    for pattern in patterns:
+        if not any(_fits(name, pattern) for name in names):
+            heads = sorted({name.partition(".")[0] for name in names})
+            raise FreezeError(f'freeze: "{pattern}" fits no parameter; the net\'s parts are {", ".join(heads)}')
+    frozen = [name for name in names if any(_fits(name, pattern) for pattern in patterns)]
+    if len(frozen) == len(names):
+        raise FreezeError(f"freeze: {', '.join(patterns)} leaves no parameter to train")
+    for name in frozen:
+        net.get_parameter(name).requires_grad_(False)
+    return frozen
+
+
+def hold_frozen_in_eval(net: nn.Module) -> None:
+    """Put the layers whose own parameters are all frozen into eval mode, so that batch norm keeps its statistics."""
+    for module in net.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
+def build_optimizer(
+    net: nn.Module,
+    kind: str,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    decay_norm_and_bias: bool,
+) -> torch.optim.Optimizer:
+    """Give SGD or AdamW over the net's parameter groups; each group carries its `lr_scale`."""
+    groups = parameter_groups(net, learning_rate, weight_decay, no_decay_norm_bias=not decay_norm_and_bias)
+    if kind == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every group, times the group's `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+class AveragedNet:
+    """The exponential moving average of a net's weights and buffers, in a net of its own.
+
+    The decay starts lower, min(decay, (1 + n) / (10 + n)) after n updates, so that a short run's average is not
+    still made of its random start (as TensorFlow's ExponentialMovingAverage does with num_updates).
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, updates: int) -> None:
+        """Move the average towards `net`, after `updates` earlier moves."""
+        share = 1 - min(self.decay, (1 + updates) / (10 + updates))
+        pairs = list(zip(_tensors(self.net), _tensors(net), strict=True))
+        floats = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in floats], [value for _, value in floats], share)
+        for mean, value in pairs:
+            if not mean.is_floating_point():  # batch norm's counter
+                mean.copy_(value)
+
+
+def _tensors(net: nn.Module) -> list[torch.Tensor]:
+    return [*net.parameters(), *net.buffers()]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")

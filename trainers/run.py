@@ -1,0 +1,316 @@
+"""From a config to a finished training: data, net, start weights, processes, and the report."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from nets.start_weights import load_start_weights, published_state_dict
+from tqdm import tqdm
+
+from artifacts.checkpoint import CheckpointError, load_checkpoint, load_weights
+from artifacts.facts import facts_of, library_versions
+from configs.schema import Config
+from data_loader.augment import AugmentSettings, BatchMixer, TrainingView
+from data_loader.loaders import BadPictureError, PictureDataset, find_bad_pictures, net_seed, without
+from data_loader.preprocess import Preprocess
+from data_loader.samples import SampleList, read_class_folders, read_class_names, read_list
+from nets.checkpointing import enable_gradient_checkpointing
+from nets.net_interface import build_net
+from trainers.classify import ClassifyTask, balanced_class_weights
+from trainers.distributed import World, joined, launch, world_from_environment
+from trainers.hardware import choose_device, choose_precision, describe_device
+from trainers.logger import TrainingLogger
+from trainers.optimizer import freeze_parameters
+from trainers.report import TrainingReport, write_report
+from trainers.trainer import Progress, Trainer, TrainingError
+
+PROJECT = Path(__file__).resolve().parent.parent
+EXIT_INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells count
+
+Skipped = list[dict[str, str]]
+
+
+def run(config: Config, *, resume: bool = False) -> int:
+    """Train what a config names, on as many processes as it asks for, and give the program's exit code.
+
+    The user's mistakes are ValueErrors whose message is the sentence to show; a TrainingError is the training's own.
+    """
+    world = world_from_environment()
+    wanted = processes_wanted(config)
+    if world.size > 1 or wanted == 1:
+        return run_rank(config, world, resume=resume)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.json"
+        file.write_text(config.model_dump_json(), encoding="utf-8")
+        command = [str(PROJECT / "train.py"), "--config", str(file), *(["--resume"] if resume else [])]
+        return launch(command, wanted)
+
+
+def processes_wanted(config: Config) -> int:
+    """Give the number of processes on this machine: `num_processes`, else one for each GPU of `gpu_id`."""
+    if config.num_processes:
+        return config.num_processes
+    return max(1, len(config.gpu_ids())) if torch.cuda.is_available() else 1
+
+
+def run_rank(config: Config, world: World, *, resume: bool) -> int:
+    """Be one process of a training; give its exit code."""
+    say = _say if world.is_first else _say_nothing
+    if world.local_size > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
+    device, line = choose_device(config.gpu_ids(), world.local_rank)
+    precision = choose_precision(config.precision, device)
+    say(f"{line}, {precision}" + (f", {world.size} processes" if world.size > 1 else ""))
+    checkpoint = None
+    if resume:
+        checkpoint = load_checkpoint(config.last_checkpoint())
+        if checkpoint.optimizer is None:
+            raise CheckpointError(f"{config.last_checkpoint()}: holds no training state, --resume cannot go on with it")
+        for line in changed_since(checkpoint.config, config):
+            say(line)
+    with joined(world, device):
+        train, val, skipped = read_data(config, world, say)
+        net = build_start_net(config, say if checkpoint is None else _say_nothing, with_weights=checkpoint is None)
+        facts = facts_of(config, train.class_names)
+        progress = Progress(**checkpoint.progress) if checkpoint else Progress(log_dir=_log_dir(config))
+        logger = TrainingLogger(
+            progress.log_dir,
+            enabled=config.is_tensorboard and world.is_first,
+            purge_step=progress.step if checkpoint else None,
+        )
+        trainer = Trainer(
+            config,
+            build_task(config, net, train),
+            PictureDataset(train, facts.preprocess, training_view(config, facts.preprocess), config.seed),
+            PictureDataset(val, facts.preprocess),
+            facts,
+            device=device,
+            precision=precision,
+            world=world,
+            logger=logger,
+            progress=progress,
+            say=say,
+        )
+        if checkpoint is not None:
+            trainer.load(checkpoint)
+            say(f"resuming in epoch {progress.epoch + 1} at step {progress.step}")
+        if world.is_first:
+            logger.config_text(config.model_dump())
+        status = "failed"
+        try:
+            status = trainer.fit()
+        except TrainingError as error:
+            say(f"train.py: {error}")
+        finally:
+            if world.is_first:
+                report = build_report(config, trainer, skipped, status, num_train=len(train.samples))
+                finish(report, config, trainer, say)
+            logger.close()
+    signal_name = status.rpartition(" ")[2]
+    return EXIT_INTERRUPTED.get(signal_name, 1 if status == "failed" else 0)
+
+
+def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple[SampleList, SampleList, Skipped]:
+    """Read and check both lists. Raises ListError; BadPictureError where more pictures are bad than allowed."""
+    names = class_names_of(config)
+    train = _read_split(config, config.train_data_file, config.train_data_root_dir, names)
+    val = _read_split(config, config.val_data_file, config.val_data_root_dir, train.class_names)
+    say(f"{len(train.samples)} training and {len(val.samples)} validation pictures, {config.num_classes} classes")
+    if len(train.samples) < 2 * world.size:
+        raise ValueError(
+            f"{train.origin}: {len(train.samples)} training pictures are too few for {world.size} processes"
+        )
+    skipped: Skipped = []
+    if config.bad_images == "skip":
+        preprocess = facts_of(config, train.class_names).preprocess
+        train, of_train = _without_bad(config, train, preprocess, world, say)
+        val, of_val = _without_bad(config, val, preprocess, world, say)
+        skipped = of_train + of_val
+    return train, val, skipped
+
+
+def class_names_of(config: Config) -> tuple[str, ...]:
+    """Give the class names from `class_names_file`, else from classes.txt beside the training list, else none."""
+    file = Path(config.class_names_file)
+    if not config.class_names_file:
+        file = Path(config.train_data_file).parent / "classes.txt"
+        if not config.train_data_file or not file.is_file():
+            return ()
+    names = read_class_names(file)
+    if len(names) != config.num_classes:
+        raise ValueError(f"{file}: {len(names)} class names, but num_classes is {config.num_classes}")
+    return names
+
+
+def build_start_net(config: Config, say: Callable[[str], None], *, with_weights: bool = True) -> torch.nn.Module:
+    """Build the net with its start weights, as `train_mode` says. Raises NetError, CheckpointError, FreezeError."""
+    torch.manual_seed(net_seed(config.seed))
+    net = build_net(
+        config.model_module_name,
+        config.model_net_name,
+        num_classes=config.num_classes,
+        num_channels=config.num_channels,
+        img_height=config.img_height,
+        img_width=config.img_width,
+        model_args=config.net_args(),
+    )
+    if config.train_mode != "fromscratch" and with_weights:
+        published = config.pretrained_file == "torchvision"
+        if published:
+            weights = published_state_dict(config.model_module_name, config.model_net_name, config.net_args())
+        else:
+            weights = load_weights(config.start_weights())
+        report = load_start_weights(net, weights, new_head=config.train_mode == "finetune")
+        say(report.summary())
+    if config.freeze:
+        frozen = freeze_parameters(net, config.freeze)
+        say(f"{len(frozen)} parameters are frozen")
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(net)
+    return net
+
+
+def build_task(config: Config, net: torch.nn.Module, train: SampleList) -> ClassifyTask:
+    """Put the loss around the net."""
+    weights = config.class_weights
+    if weights == "balanced":
+        weights = balanced_class_weights(train.class_counts())
+    mixer = None
+    if config.mixup_alpha or config.cutmix_alpha:
+        mixer = BatchMixer(config.num_classes, config.mixup_alpha, config.cutmix_alpha)
+    return ClassifyTask(net, label_smoothing=config.label_smoothing, class_weights=list(weights), mixer=mixer)  # type: ignore[arg-type]
+
+
+def training_view(config: Config, preprocess: Preprocess) -> TrainingView | None:
+    """Give the augmentation, or nothing where `data_aug` is off."""
+    if not config.data_aug:
+        return None
+    keys = set(AugmentSettings.__dataclass_fields__)
+    return TrainingView(preprocess, AugmentSettings(**config.model_dump(include=keys)))
+
+
+def changed_since(before: dict[str, Any], config: Config) -> list[str]:
+    """Say which keys differ between a checkpoint's config and the one it goes on with."""
+    now = config.model_dump()
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    return [f"resuming with another {key}: {before[key]!r} before, {now[key]!r} now" for key in changed]
+
+
+def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str, num_train: int) -> TrainingReport:
+    """Gather what report.json and report.html say."""
+    progress = trainer.progress
+    best = progress.best_result
+    val_curve = progress.curves["val"]
+    return TrainingReport(
+        title=config.best_checkpoint().stem,
+        net=f"{config.model_module_name}.{config.model_net_name}",
+        status=status,
+        class_names=list(trainer.facts.class_names),
+        best=progress.best,
+        final=val_curve[-1] if val_curve else {},
+        per_class=best.get("per_class", []),
+        confusion=best["confusion"].tolist() if best else [],
+        worst=best.get("worst", []),
+        curves=progress.curves,
+        num_train=num_train,
+        num_val=len(trainer.val_data),
+        images_per_second=progress.pictures_trained / progress.train_seconds if progress.train_seconds else None,
+        train_seconds=progress.train_seconds,
+        validation_seconds=progress.validation_seconds,
+        device=describe_device(trainer.device),
+        precision=trainer.precision,
+        versions=library_versions(),
+        seed=config.seed,
+        git_commit=git_commit(),
+        config=config.model_dump(),
+        skipped_images=skipped,
+    )
+
+
+def finish(report: TrainingReport, config: Config, trainer: Trainer, say: Callable[[str], None]) -> None:
+    """Write the report, and say in a few lines what came of the run and where it lies."""
+    page = write_report(report.to_dict(), config.save_path, pictures=trainer.load_picture)
+    if report.best:
+        trainer.logger.hparams(config.model_dump(), {"top1": report.best["top1"], "loss": report.best["loss"]})
+        say(f"{report.status}: best top-1 {report.best['top1']:.2%} in epoch {report.best['epoch']}")
+        say(f"  best checkpoint  {config.best_checkpoint()}")
+    else:
+        say(f"{report.status} before the first validation")
+    if config.last_checkpoint().is_file():
+        hint = "" if report.status in ("finished", "stopped early") else "  (go on with --resume)"
+        say(f"  last checkpoint  {config.last_checkpoint()}{hint}")
+    say(f"  report           {page}")
+    if config.is_tensorboard:
+        say(f"  curves           tensorboard --logdir {config.log_path}")
+
+
+def git_commit() -> str | None:
+    """Give the project's commit, with "+" where files are changed; None outside a git checkout."""
+    command = ["git", "-C", str(PROJECT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _read_split(config: Config, list_file: str, root: str, names: tuple[str, ...]) -> SampleList:
+    if list_file:
+        return read_list(
+            list_file,
+            root,
+            config.file_label_separator,
+            config.num_classes,
+            names,
+            allow_outside_root=config.allow_outside_root,
+        )
+    samples = read_class_folders(root, names)
+    if len(samples.class_names) != config.num_classes:
+        found = len(samples.class_names)
+        raise ValueError(f"{root}: {found} class folders, but num_classes is {config.num_classes}")
+    return samples
+
+
+def _without_bad(
+    config: Config, samples: SampleList, preprocess: Preprocess, world: World, say: Callable[[str], None]
+) -> tuple[SampleList, Skipped]:
+    """Leave out the pictures that cannot be read, found by decoding every one before training."""
+    bad: list[tuple[int, str]] = []
+    if world.is_first:
+        looks = find_bad_pictures(samples, preprocess, config.dataloader_workers)
+        total = len(samples.samples)
+        bad = [look for look in tqdm(looks, desc="checking pictures", total=total, leave=False, disable=None) if look]
+    bad = world.first_says(bad)
+    share = len(bad) / len(samples.samples)
+    if bad:
+        say(f"{samples.origin}: {len(bad)} of {len(samples.samples)} pictures cannot be read and are skipped")
+    if share > config.max_bad_share:
+        most = f"max_bad_share allows {config.max_bad_share:.2%}"
+        lines = [sentence for _, sentence in bad[:20]]
+        raise BadPictureError("\n".join([f"{samples.origin}: {share:.2%} of the pictures are bad, {most}:", *lines]))
+    skipped = []
+    for index, sentence in bad:
+        path, where = samples.samples[index].path, samples.where(index)
+        skipped.append({"path": path, "where": where, "reason": sentence.removeprefix(f"{where}: {path}: ")})
+    return without(samples, {index for index, _ in bad}), skipped
+
+
+def _log_dir(config: Config) -> str:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return str(Path(config.log_path) / "tensorboard" / f"{config.best_checkpoint().stem}-{stamp}")
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def _say_nothing(text: str) -> None:
+    """Stay silent: another process speaks for all."""

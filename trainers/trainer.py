@@ -1,0 +1,398 @@
+"""The one training loop: precision, accumulation, averaging, schedule, validation, saving, resuming, processes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from artifacts.checkpoint import Checkpoint, save_checkpoint
+from artifacts.facts import Facts
+from configs.schema import Config
+from data_loader.loaders import (
+    EpochBatches,
+    PictureDataset,
+    Step,
+    checked,
+    epoch_order,
+    plan_epoch,
+    step_seed,
+    training_loader,
+    validation_loader,
+)
+from data_loader.preprocess import as_array
+from trainers.classify import ClassifyTask, picture_captions
+from trainers.distributed import World
+from trainers.hardware import autocast
+from trainers.logger import TrainingLogger
+from trainers.metrics import ValidationResult
+from trainers.optimizer import AveragedNet, build_optimizer, hold_frozen_in_eval, set_learning_rate
+from trainers.schedule import Schedule
+from trainers.signals import StopRequest
+
+MAX_CURVE_POINTS = 4000
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on; the message says where and what is safe."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: plain values, saved with every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    consumed: int = 0  # pictures of this epoch, over all processes
+    loss_sum: float = 0.0  # over the pictures of this epoch that were consumed
+    best: dict[str, Any] = field(default_factory=dict)
+    best_result: dict[str, Any] = field(default_factory=dict)
+    epochs_without_gain: int = 0
+    train_seconds: float = 0.0
+    validation_seconds: float = 0.0
+    pictures_trained: int = 0
+    log_dir: str = ""
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"train": [], "val": []})
+
+
+class Trainer:
+    """Trains a task on a dataset, and leaves its best and its last checkpoint.
+
+    Everything random in a step follows from (seed, step, rank), and the rate from the step, so a resumed run needs
+    only the tensors and the `Progress`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        task: ClassifyTask,
+        train_data: PictureDataset,
+        val_data: PictureDataset,
+        facts: Facts,
+        *,
+        device: torch.device,
+        precision: str,
+        world: World,
+        logger: TrainingLogger,
+        progress: Progress,
+        say: Callable[[str], None],
+        show_progress: bool = True,
+    ) -> None:
+        self.config, self.facts, self.world = config, facts, world
+        self.device, self.precision, self.logger, self.say = device, precision, logger, say
+        self.train_data, self.val_data, self.progress = train_data, val_data, progress
+        self.show_progress = show_progress and world.is_first
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.task = task.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.optimizer = build_optimizer(
+            task.net,
+            config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            decay_norm_and_bias=config.decay_norm_and_bias,
+        )
+        self.ema = AveragedNet(task.net, config.ema_decay) if config.ema_decay else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        if config.compile:
+            task.net.compile()
+        self.model: torch.nn.Module = task
+        if world.size > 1:
+            devices = [device] if device.type == "cuda" else None
+            self.model = DistributedDataParallel(task, device_ids=devices)
+        self.labels = np.array([sample.label for sample in train_data.samples.samples])
+        self.schedule = Schedule(
+            config.learning_rate_schedule,
+            config.learning_rate,
+            steps_per_epoch=len(self._plan(start=0)),
+            num_epochs=config.num_epochs,
+            decay=config.learning_rate_decay,
+            decay_epochs=config.learning_rate_decay_epoch,
+            min_rate=config.min_learning_rate,
+            warmup_epochs=config.warmup_epochs,
+        )
+        pin = device.type == "cuda" and config.async_loading
+        workers = config.dataloader_workers
+        self.batches = EpochBatches(world.rank, world.size)
+        self.train_loader = training_loader(train_data, self.batches, workers, pin_memory=pin)
+        self.val_loader = validation_loader(
+            val_data,
+            config.val_batch_size or 2 * config.batch_size,
+            workers,
+            rank=world.rank,
+            world_size=world.size,
+            pin_memory=pin,
+        )
+        self.pending: list[tuple[int, torch.Tensor, int]] = []  # step, sum of losses, pictures
+        self.last_result: ValidationResult | None = None
+        self.interval_start, self.interval_pictures = time.perf_counter(), 0
+        self.stop = StopRequest()
+
+    def fit(self) -> str:
+        """Train to the end and give the status: "finished", "stopped early" or "interrupted by SIGINT/SIGTERM".
+
+        Raises TrainingError (the loss is no number) and BadPictureError.
+        """
+        progress, config = self.progress, self.config
+        with self.stop:
+            if config.evaluate_before_train and progress.step == 0:
+                result = self._validate()
+                self.say(f"before training: val loss {result.loss:.4f}, top-1 {result.top1:.2%}")
+            while progress.epoch < config.num_epochs:
+                if not self._train_epoch():
+                    self._save_last()
+                    assert self.stop.received is not None
+                    return f"interrupted by {self.stop.received.name}"
+                self._end_epoch(self._validate())
+                patience = config.early_stopping_epochs
+                if patience and progress.epochs_without_gain >= patience:
+                    self.say(f"no better top-1 for {patience} epochs: stopped early")
+                    return "stopped early"
+        return "finished"
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Go on where a checkpoint stands. `progress` was given to the constructor."""
+        self.task.net.load_state_dict(checkpoint.net)
+        if self.ema is not None and checkpoint.ema is not None:
+            self.ema.net.load_state_dict(checkpoint.ema)
+        if checkpoint.optimizer is not None:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+        if checkpoint.scaler:
+            self.scaler.load_state_dict(checkpoint.scaler)
+
+    def validated_net(self) -> torch.nn.Module:
+        """Give the net that is validated and deployed: the averaged one where there is one."""
+        return self.task.net if self.ema is None else self.ema.net
+
+    def _plan(self, start: int) -> list[Step]:
+        config = self.config
+        return plan_epoch(len(self.labels), config.batch_size, self.world.size, config.accumulation_steps, start)
+
+    def _train_epoch(self) -> bool:
+        """Train what is left of the epoch; give False where a signal cut it short."""
+        config, progress = self.config, self.progress
+        order = epoch_order(
+            self.labels, progress.epoch, config.seed, shuffle=config.shuffle, balanced=config.balanced_sampling
+        )
+        steps = self._plan(progress.consumed)
+        self.batches.set_epoch(progress.epoch, order, steps)
+        self.task.train()
+        hold_frozen_in_eval(self.task.net)
+        self.interval_start, self.interval_pictures = time.perf_counter(), 0
+        done = self.schedule.steps_per_epoch - len(steps)
+        with self._bar(done) as bar:
+            batches = iter(self.train_loader)
+            for number, step in enumerate(steps):
+                self._optimizer_step(step, batches, show_pictures=number == 0)
+                progress.step += 1
+                progress.consumed += step.num_samples
+                self.interval_pictures += step.num_samples
+                bar.update()
+                at_interval = progress.step % config.log_interval == 0
+                if at_interval or number == len(steps) - 1:
+                    self._look(bar)
+                if config.save_interval_steps and progress.step % config.save_interval_steps == 0:
+                    self._look(bar)
+                    self._save_last()
+                if self._asked_to_stop(at_interval):
+                    self._look(bar)
+                    return False
+        return True
+
+    def _optimizer_step(self, step: Step, batches: Iterator[dict[str, Any]], *, show_pictures: bool) -> None:
+        """Do one step of `accumulation_steps` batches; the gradient is the mean over all its pictures."""
+        number, world = self.progress.step, self.world
+        seed = step_seed(self.config.seed, number, world.rank)
+        torch.manual_seed(seed)
+        generator = np.random.default_rng(seed)
+        set_learning_rate(self.optimizer, self.schedule.at(number))
+        total: torch.Tensor | float = 0.0
+        pictures = 0
+        for part in range(len(step.batches)):
+            batch = self._to_device(checked(next(batches)))
+            count = len(batch["label"])
+            if show_pictures and part == 0:
+                self._show_pictures(batch, seed)
+            last = part == len(step.batches) - 1
+            with self._no_sync_unless(last), autocast(self.device, self.precision):
+                loss = self.model(batch, generator)["loss"]
+                weight = count * world.size / step.num_samples
+                self.scaler.scale(loss * weight if weight != 1 else loss).backward()
+            total = total + loss.detach() * count
+            pictures += count
+        if self.config.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.task.net, number)
+        assert isinstance(total, torch.Tensor)
+        self.pending.append((number, total, pictures))
+
+    def _look(self, bar: tqdm[Any]) -> None:
+        """Wait for the device, check and log the losses since the last look."""
+        if not self.pending:
+            return
+        sums = torch.stack([total for _, total, _ in self.pending]).double()
+        counts = torch.tensor([count for *_, count in self.pending], dtype=torch.float64, device=sums.device)
+        self.world.sum(sums)
+        self.world.sum(counts)
+        losses = (sums / counts).tolist()
+        for (step, *_), loss in zip(self.pending, losses, strict=True):
+            if not math.isfinite(loss):
+                self.pending.clear()
+                raise TrainingError(self._nan_sentence(step, loss))
+            self.logger.scalars({"train/loss": loss, "train/learning_rate": self.schedule.at(step)}, step)
+        now = time.perf_counter()
+        seconds = now - self.interval_start
+        rate = self.interval_pictures / max(seconds, 1e-9)
+        last = self.pending[-1][0]
+        self.progress.loss_sum += float(sums.sum())
+        self.progress.train_seconds += seconds
+        self.progress.pictures_trained += self.interval_pictures
+        self.interval_start, self.interval_pictures = now, 0
+        mean = float(sums.sum() / counts.sum())
+        self.logger.scalars({"train/images_per_second": rate}, last)
+        self._add_curve_point(last, mean)
+        self.pending.clear()
+        self._show_rate(bar, mean, rate)
+
+    def _add_curve_point(self, step: int, loss: float) -> None:
+        curve = self.progress.curves["train"]
+        point = {"step": step, "epoch": self.progress.epoch, "loss": loss, "learning_rate": self.schedule.at(step)}
+        curve.append(point)
+        if len(curve) > MAX_CURVE_POINTS:
+            del curve[:-1:2]
+
+    def _validate(self) -> ValidationResult:
+        """Measure the deployed net in fp32, as it will answer."""
+        start = time.perf_counter()
+        net = self.validated_net()
+        self.world.agree_on_buffers(net)
+        task = self.task if self.ema is None else self.task.with_net(net)
+        paths = [sample.path for sample in self.val_data.samples.samples]
+        batches = (self._to_device(checked(batch)) for batch in self._with_bar(self.val_loader))
+        result = task.validate(batches, self.config.num_classes, paths, self.facts.class_names)
+        self.progress.validation_seconds += time.perf_counter() - start
+        self.last_result = result
+        self.logger.validation(result, self.facts.class_names, self.load_picture, self.progress.step)
+        return result
+
+    def _end_epoch(self, result: ValidationResult) -> None:
+        progress = self.progress
+        train_loss = progress.loss_sum / len(self.labels)
+        progress.epoch += 1
+        progress.consumed, progress.loss_sum = 0, 0.0
+        point = {"epoch": progress.epoch, "step": progress.step, "loss": result.loss}
+        point |= {"top1": result.top1, "top5": result.top5}
+        progress.curves["val"].append({**point, "train_loss": train_loss})
+        better = not progress.best or (result.top1, -result.loss) > (progress.best["top1"], -progress.best["loss"])
+        risen = not progress.best or result.top1 > progress.best["top1"]
+        progress.epochs_without_gain = 0 if risen else progress.epochs_without_gain + 1
+        if better:
+            progress.best = point
+            progress.best_result = {**asdict(result), "confusion": torch.tensor(result.confusion)}
+        if self.world.is_first:
+            if better:
+                save_checkpoint(self._checkpoint(with_training_state=False), self.config.best_checkpoint())
+            self._save_last()
+        self.logger.scalars({"train/epoch_loss": train_loss}, progress.step)
+        self.logger.flush()
+        rate = progress.pictures_trained / max(progress.train_seconds, 1e-9)
+        self.say(
+            f"epoch {progress.epoch}/{self.config.num_epochs}  loss {train_loss:.4f}  val {result.loss:.4f}  "
+            f"top-1 {result.top1:.2%}  best {progress.best['top1']:.2%}  {rate:.0f} img/s"
+        )
+
+    def _save_last(self) -> None:
+        if self.world.is_first:
+            save_checkpoint(self._checkpoint(with_training_state=True), self.config.last_checkpoint())
+
+    def _checkpoint(self, *, with_training_state: bool) -> Checkpoint:
+        return Checkpoint(
+            config=self.config.model_dump(),
+            facts=self.facts,
+            net=self.task.net.state_dict(),
+            ema=None if self.ema is None else self.ema.net.state_dict(),
+            optimizer=self.optimizer.state_dict() if with_training_state else None,
+            scaler=self.scaler.state_dict() if with_training_state else None,
+            progress=asdict(self.progress),
+        )
+
+    def _to_device(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Move a batch, and normalise its pictures there: four times fewer bytes travel."""
+        moved = {key: value.to(self.device, non_blocking=self.config.async_loading) for key, value in batch.items()}
+        images = self.facts.preprocess.normalize(moved["image"])
+        return {**moved, "image": images.contiguous(memory_format=self.layout)}
+
+    def _asked_to_stop(self, at_interval: bool) -> bool:
+        """Ask whether any process received a signal; several processes ask each other at each interval only."""
+        if self.world.size == 1:
+            return self.stop.received is not None
+        if not at_interval:
+            return False
+        flag = torch.tensor(int(self.stop.received or 0), device=self.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        if flag.item():
+            self.stop.receive(int(flag.item()))
+        return bool(flag.item())
+
+    def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _nan_sentence(self, step: int, loss: float) -> str:
+        last = self.config.last_checkpoint()
+        safe = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
+        rate = self.schedule.at(step)
+        return (
+            f"the loss became {loss} in epoch {self.progress.epoch + 1}, step {step} (learning rate {rate:g}, "
+            f"{self.precision}); {safe}. A lower learning_rate, warmup_epochs, clip_grad_norm or precision fp32 helps"
+        )
+
+    def _show_pictures(self, batch: dict[str, torch.Tensor], seed: int) -> None:
+        """Log up to 16 pictures of a batch as the net sees them, mixed ones too."""
+        if not self.logger.enabled:
+            return
+        images, _ = self.task.training_inputs(batch, np.random.default_rng(seed))
+        pictures = self.facts.preprocess.denormalize(images[:16]).numpy()
+        captions = picture_captions(batch["label"][:16].cpu(), self.facts.class_names)
+        self.logger.train_pictures(pictures, captions, self.progress.step)
+
+    def load_picture(self, path: str) -> np.ndarray:
+        """Give a picture to look at, uint8 (H, W, C), at its own size."""
+        return as_array(self.facts.preprocess.decode(path))
+
+    def _bar(self, done: int) -> tqdm[Any]:
+        return tqdm(
+            total=self.schedule.steps_per_epoch,
+            initial=done,
+            desc=f"epoch {self.progress.epoch + 1}/{self.config.num_epochs}",
+            bar_format="{desc} {bar} {n_fmt}/{total_fmt}{postfix}",
+            dynamic_ncols=True,
+            leave=False,
+            disable=None if self.show_progress else True,
+        )
+
+    def _show_rate(self, bar: tqdm[Any], loss: float, rate: float) -> None:
+        steps_left = self.config.num_epochs * self.schedule.steps_per_epoch - self.progress.step
+        pictures_a_step = len(self.labels) / self.schedule.steps_per_epoch
+        left = tqdm.format_interval(steps_left * pictures_a_step / max(rate, 1e-9))
+        lr = self.schedule.at(max(0, self.progress.step - 1))
+        bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.2g} {rate:.0f} img/s {left} left", refresh=False)
+
+    def _with_bar(self, loader: Any) -> Any:
+        hidden = None if self.show_progress else True
+        return tqdm(loader, desc="validation", leave=False, dynamic_ncols=True, disable=hidden)
