@@ -105,8 +105,8 @@ def library_versions() -> dict[str, str]:
 
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which a checkpoint must not hold
+        "torchvision": str(torchvision.__version__),
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
     }

@@ -79,7 +79,8 @@ def plan_epoch(
 ) -> list[Step]:
     """Cut an epoch's order, from place `start` on, into optimizer steps; every picture is used exactly once.
 
-    A rest too small for batch norm (fewer than two pictures a process) joins the batch before it.
+    A rest too small for batch norm (fewer than two pictures a process) joins the batch before it; but for such a rest,
+    the cut depends on batch_size * world_size alone, so that several processes do what one with a bigger batch does.
     """
     whole = batch_size * world_size
     edges = [*range(start, num_samples, whole), num_samples]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     import torch
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 64_000_000
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # ImageNet's channels averaged
@@ -25,6 +28,9 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+_warnings_lock = threading.Lock()
 
 
 class PictureError(ValueError):
@@ -160,16 +166,28 @@ def _float32() -> torch.dtype:
 
 
 def _open(source: io.BytesIO | str | Path) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the picture itself is checked when decoded
+    with _quiet_pillow():
         return Image.open(source, formats=FORMATS)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
+        with _quiet_pillow():
+            image.getexif()  # read here, kept by the image
         return ImageOps.exif_transpose(image)
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, ArithmeticError, struct.error):
         return image  # EXIF too broken to read: nothing is known of the orientation
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Silence what Pillow warns of odd metadata; the picture itself is checked when it is decoded.
+
+    The filters belong to the whole process, so two threads in here at once would leave them changed for good.
+    """
+    with _warnings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _to_8bit(image: Image.Image, channels: int) -> Image.Image:

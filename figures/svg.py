@@ -185,7 +185,8 @@ def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    digits = 12 - math.floor(math.log10(step))  # enough for any scale
+    return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def _inside(values: Sequence[float], low: float, high: float) -> list[float]:

@@ -51,7 +51,7 @@ def build_optimizer(
     nesterov: bool,
     decay_norm_and_bias: bool,
 ) -> torch.optim.Optimizer:
-    """Give SGD or AdamW over the net's parameter groups; each group carries its `lr_scale`."""
+    """Give SGD or AdamW over the net's parameter groups."""
     groups = parameter_groups(net, learning_rate, weight_decay, no_decay_norm_bias=not decay_norm_and_bias)
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
@@ -59,9 +59,9 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group, times the group's `lr_scale`."""
+    """Set the rate of every group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("lr_scale", 1.0)
+        group["lr"] = rate
 
 
 class AveragedNet:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nets.start_weights import load_start_weights, published_state_dict
 from tqdm import tqdm
 
 from artifacts.checkpoint import CheckpointError, load_checkpoint, load_weights
@@ -23,6 +22,7 @@ from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList, read_class_folders, read_class_names, read_list
 from nets.checkpointing import enable_gradient_checkpointing
 from nets.net_interface import build_net
+from nets.start_weights import load_start_weights, published_state_dict
 from trainers.classify import ClassifyTask, balanced_class_weights
 from trainers.distributed import World, joined, launch, world_from_environment
 from trainers.hardware import choose_device, choose_precision, describe_device

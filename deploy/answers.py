@@ -1,0 +1,149 @@
+"""Answers: what is said of one picture, and the .csv, .json and .jsonl files that collect them as they come."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+RESULT_SUFFIXES = (".csv", ".json", ".jsonl")
+
+
+class ResultsError(ValueError):
+    """Results that cannot be written; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the net says of one picture, or in `error` why it says nothing.
+
+    `top_k` holds the classes with the highest scores, best first; the first is the answer itself.
+    """
+
+    file: str
+    label: int = -1
+    class_name: str = ""
+    score: float = 0.0
+    top_k: tuple[tuple[str, float], ...] = ()
+    error: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON: {"file", "label", "class", "score", "top_k"}, or {"file", "error"}."""
+        if self.error:
+            return {"file": self.file, "error": self.error}
+        return {
+            "file": self.file,
+            "label": self.label,
+            "class": self.class_name,
+            "score": self.score,
+            "top_k": [[name, score] for name, score in self.top_k],
+        }
+
+
+class ResultsFile:
+    """An open results file; `write` takes the answers in turn. Made by `open_results`."""
+
+    def __init__(self, file: TextIO, path: Path, topk: int) -> None:
+        self._file = file
+        self._path = path
+        self._suffix = path.suffix.lower()
+        self._topk = topk
+        self._count = 0
+        if self._suffix == ".csv":
+            ranks = [f"{column}_{rank}" for rank in range(2, topk + 1) for column in ("class", "score")]
+            self._write("\ufeff" + _csv_line(["file", "label", "class", "score", *ranks, "error"]))
+        elif self._suffix == ".json":
+            self._write("[")
+
+    def write(self, answer: Answer) -> None:
+        """Add one answer. Raises ResultsError."""
+        if self._suffix == ".csv":
+            self._write(_csv_line(_csv_row(answer, self._topk)))
+        elif self._suffix == ".jsonl":
+            self._write(json.dumps(answer.to_dict(), ensure_ascii=False) + "\n")
+        else:
+            self._write((",\n" if self._count else "\n") + json.dumps(answer.to_dict(), ensure_ascii=False))
+        self._count += 1
+
+    def finish(self) -> None:
+        """Write what ends the file, and close it. Raises ResultsError."""
+        if self._suffix == ".json":
+            self._write("\n]\n")
+        with writing(self._path):
+            self._file.close()
+
+    def _write(self, text: str) -> None:
+        with writing(self._path):
+            self._file.write(text)
+
+
+@contextmanager
+def open_results(path: str | Path, topk: int) -> Iterator[ResultsFile]:
+    """Collect answers beside `path` and give them that name when all are there; a failure leaves the old file.
+
+    .csv: UTF-8 with BOM, which Excel needs for Chinese; columns file, label, class, score, then class_2, score_2 and so
+    on to `topk`, then error. .json: an array. .jsonl: an object a line. Bytes in a file name that are not UTF-8 are
+    written as escapes. Raises ResultsError.
+    """
+    path = Path(path)
+    check_results_path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+    try:
+        results = ResultsFile(file, path, topk)
+        yield results
+        results.finish()
+        with writing(path):
+            temporary.replace(path)
+    finally:
+        with suppress(OSError):
+            file.close()
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into a ResultsError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot write it: {error.strerror or error}") from error
+
+
+def check_results_path(path: Path) -> None:
+    """Raise ResultsError unless a results file may be written there, as far as can be told before."""
+    if path.suffix.lower() not in RESULT_SUFFIXES:
+        raise ResultsError(f'{path}: results are written as {", ".join(RESULT_SUFFIXES)}, got "{path.suffix}"')
+    if path.is_dir():
+        raise ResultsError(f"{path}: it is a folder; name a file for the results")
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ResultsError unless the folder is there, or can be made, and may be written to."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise ResultsError(f"{folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK):
+        raise ResultsError(f"{folder}: no permission to write there")
+
+
+def _csv_row(answer: Answer, topk: int) -> list[str | int]:
+    if answer.error:
+        return [answer.file, *[""] * (3 + 2 * (topk - 1)), answer.error]
+    ranks = [text for name, score in answer.top_k[1:] for text in (name, f"{score:.6f}")]
+    return [answer.file, answer.label, answer.class_name, f"{answer.score:.6f}", *ranks, ""]
+
+
+def _csv_line(row: list[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(row)
+    return line.getvalue()

@@ -1,0 +1,114 @@
+"""The Predictor: from a file to an answer, through the one decoder and the net's own preprocessing."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from artifacts.facts import Facts
+from data_loader.preprocess import PictureError, as_array
+from deploy.answers import Answer
+from deploy.backends import Backend, BackendError
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One picture ready for the net, float32 (C, H, W), or the reason why it is not."""
+
+    file: str
+    pixels: np.ndarray | None
+    error: str = ""
+
+
+class Predictor:
+    """Answers for files and pictures. A bad one gets an answer with an error and takes no other with it."""
+
+    def __init__(self, backend: Backend, facts: Facts) -> None:
+        self.backend = backend
+        self.facts = facts
+
+    def predict_files(
+        self, paths: Iterable[str], batch_size: int = 32, topk: int = 5, workers: int = 4
+    ) -> Generator[Answer, None, None]:
+        """Stream the answers in the order of the paths, decoding in `workers` threads ahead of the net.
+
+        At most two batches of pictures and one a worker are held, however many paths there are. Raises BackendError.
+        """
+        if batch_size < 1 or topk < 1 or workers < 1:
+            raise ValueError(f"batch_size, topk and workers must be at least 1, got {batch_size}, {topk}, {workers}")
+        prepared = self._prepare_ahead(paths, batch_size + workers, workers)
+        while batch := list(itertools.islice(prepared, batch_size)):
+            yield from self._answer(batch, topk)
+
+    def predict_images(self, images: Sequence[Image.Image], topk: int = 5) -> list[Answer]:
+        """Answer for decoded pictures in one batch; they are what `facts.preprocess.decode` gives. `file` stays empty.
+
+        Raises BackendError.
+        """
+        return self._answer([self._prepare_image(image, "") for image in images], topk)
+
+    def _prepare_ahead(self, paths: Iterable[str], ahead: int, workers: int) -> Iterator[_Prepared]:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        waiting: deque[Future[_Prepared]] = deque()
+        try:
+            for path in paths:
+                waiting.append(pool.submit(self._prepare_file, path))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # also where whoever asks stops asking
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare_file(self, path: str) -> _Prepared:
+        try:
+            image = self.facts.preprocess.decode(path)
+        except PictureError as error:
+            return _Prepared(path, None, str(error))
+        return self._prepare_image(image, path)
+
+    def _prepare_image(self, image: Image.Image, file: str) -> _Prepared:
+        try:
+            return _Prepared(file, self.facts.preprocess(as_array(image)))
+        except (ValueError, MemoryError) as error:
+            return _Prepared(file, None, str(error) or "it is too large for the memory")
+
+    def _answer(self, batch: Sequence[_Prepared], topk: int) -> list[Answer]:
+        pixels = [prepared.pixels for prepared in batch if prepared.pixels is not None]
+        scores = iter(self._scores(np.stack(pixels)) if pixels else ())
+        return [
+            Answer(prepared.file, error=prepared.error)
+            if prepared.pixels is None
+            else self._best(prepared.file, next(scores), topk)
+            for prepared in batch
+        ]
+
+    def _scores(self, images: np.ndarray) -> np.ndarray:
+        """Give float64 (N, K) scores of float32 (N, C, H, W); a row of NaN where the logits are not finite."""
+        logits = self.backend(images)
+        expected = (len(images), self.facts.num_classes)
+        if logits.shape != expected:
+            raise BackendError(f"the {self.backend.name} net gives {logits.shape} instead of {expected}: not its facts")
+        return softmax(logits, self.facts.temperature or 1.0)
+
+    def _best(self, file: str, scores: np.ndarray, topk: int) -> Answer:
+        if np.isnan(scores).any():
+            return Answer(file, error="the net's output is not finite (NaN or infinite logits)")
+        names = self.facts.class_names
+        order = np.argsort(-scores, kind="stable")[:topk]  # of equal scores the lower label comes first
+        top_k = tuple((names[label], float(scores[label])) for label in order)
+        return Answer(file, int(order[0]), *top_k[0], top_k)
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Give the float64 scores (N, K) of logits (N, K) over the temperature; rows not finite become NaN."""
+    scaled = logits.astype(np.float64) / temperature
+    scaled[~np.isfinite(scaled).all(axis=1)] = np.nan
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))

@@ -1,0 +1,329 @@
+"""Classify pictures with a trained net: `python inference.py --image_dir DIR`; nothing given: the classic start."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.schema import DEFAULT_CONFIG, Config, process_config
+from data_loader.samples import IMAGE_SUFFIXES, iter_images
+from deploy.answers import Answer, ResultsFile, check_folder, check_results_path, open_results
+from trainers.signals import StopRequest
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from artifacts.facts import Facts
+    from deploy.copies import AnnotatedCopies, SortedCopies
+    from deploy.predictor import Predictor
+
+DEFAULT_IMAGES, DEFAULT_RESULT = "data_example/images", "data_example/result"
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+EXAMPLES = """\
+  python inference.py                                          data_example/images, sorted into data_example/result
+  python inference.py --image cat.jpg --weights net.pth        one picture
+  python inference.py --image_dir photos --output answers.csv  a folder, with all below it
+
+Without --output and --save_images both go to data_example/result.
+exit codes: 0 every picture answered, 1 some pictures failed, 2 a mistake in what was asked, 130 stopped with Ctrl-C
+(the results so far are kept)"""
+
+
+class InferenceError(ValueError):
+    """A mistake of the user's; the message is the sentence to show."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked, checked as far as it can be without the net."""
+
+    weights: Path
+    config: Config | None
+    root: Path | None  # the image folder; None: one picture
+    pictures: Iterator[str]
+    output: Path | None
+    save_images: Path | None
+
+
+@dataclass
+class Tally:
+    """What has become of the pictures so far, and why it ended before the last one, where it did."""
+
+    answered: int = 0
+    failed: int = 0
+    problem: str = ""
+    exit_code: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Classify, and give the exit code: 0 all answered, 1 some failed, 2 a mistake of the user, 128 + n signal n."""
+    args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
+    try:
+        exit_code = run(args, check(args))
+        sys.stdout.flush()
+        return exit_code
+    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
+        print(f"inference.py: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_BROKEN_PIPE
+    except KeyboardInterrupt:  # before the first picture, or pressed twice
+        return 128 + signal.SIGINT
+
+
+def check(args: argparse.Namespace) -> Request:
+    """Check what was asked without torch. Raises ValueError with the sentence to show."""
+    classic = args.output is None and args.save_images is None
+    output = Path(DEFAULT_RESULT, "results.csv") if classic else args.output
+    save_images = Path(DEFAULT_RESULT) if classic else args.save_images
+    if output is not None:
+        check_results_path(output)
+    if save_images is not None:
+        check_folder(save_images)
+    asked = args.image or args.image_dir or Path(DEFAULT_IMAGES)
+    if save_images is not None and asked.resolve().is_relative_to(save_images.resolve()):
+        raise InferenceError(f"{asked}: it lies inside {save_images}, where the copies go; choose another folder")
+    pictures = _one_picture(asked) if args.image else _pictures_below(asked, save_images)
+    weights, config = _weights_and_config(args)
+    return Request(weights, config, None if args.image else asked, pictures, output, save_images)
+
+
+def run(args: argparse.Namespace, request: Request) -> int:
+    """Load the net, answer for every picture, tell the sum; give the exit code. Raises ValueError."""
+    from deploy.backends import load_backend, loader_of
+    from deploy.predictor import Predictor
+
+    loader_of(request.weights)  # a file that nothing loads is told before torch is there
+    backend, facts = load_backend(request.weights, device=args.device, config=request.config)
+    _check_flags(args, request.weights, facts)
+    topk = min(args.topk, facts.num_classes)
+    tally = Tally()
+    started = time.perf_counter()
+    with open_results(request.output, topk) if request.output else nullcontext() as results:
+        _answer_all(args, request, Predictor(backend, facts), results, tally)
+    rate = (tally.answered + tally.failed) / (time.perf_counter() - started)
+    if tally.exit_code != EXIT_BROKEN_PIPE:
+        places = " and ".join(str(place) for place in (request.output, request.save_images) if place is not None)
+        sums = f"{tally.answered} answered, {tally.failed} failed, {rate:.1f} images/s on {backend.device}"
+        print(f"{sums}; results in {places}" if places else sums)
+    if tally.problem:
+        print(f"inference.py: {tally.problem}", file=sys.stderr)
+    return tally.exit_code or (1 if tally.failed else 0)
+
+
+def _answer_all(
+    args: argparse.Namespace, request: Request, predictor: Predictor, results: ResultsFile | None, tally: Tally
+) -> None:
+    """Answer for the pictures until they, or the patience of whoever started it, end; `tally` tells how it went."""
+    from tqdm import tqdm
+
+    from deploy.lines import LineLayout
+
+    terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    layout = LineLayout.of(predictor.facts.class_names, terminal)
+    copies = _copies(args.save_as, request.save_images, predictor.facts)
+    pictures = _until_unreadable(request.pictures, tally)
+    answers = predictor.predict_files(pictures, args.batch_size, args.topk, args.workers)
+    # The number of pictures is not known before the folder has been walked, so the bar counts without a percentage.
+    with StopRequest() as stop, closing(answers), tqdm(unit=" images", disable=None, leave=False) as bar:
+        try:
+            for answer in answers:
+                _record(answer, request.root, results, copies)
+                tally.failed += bool(answer.error)
+                tally.answered += not answer.error
+                if answer.error or not args.quiet:
+                    _say(layout.line(answer), bar)
+                bar.update()
+                if stop.received:
+                    tally.exit_code = 128 + stop.received
+                    break
+        except BrokenPipeError:  # whoever read the lines has gone
+            _forget_stdout()
+            tally.exit_code = EXIT_BROKEN_PIPE
+        except ValueError as error:  # the net or the disk failed: the results so far are kept
+            tally.problem, tally.exit_code = str(error), 2
+
+
+def _record(
+    answer: Answer, root: Path | None, results: ResultsFile | None, copies: SortedCopies | AnnotatedCopies | None
+) -> None:
+    if results is not None:
+        results.write(answer)
+    if copies is not None:
+        path = Path(answer.file)
+        copies.add(answer, path.name if root is None else path.relative_to(root).as_posix())
+
+
+def _say(line: str, bar: tqdm) -> None:
+    if bar.disable:
+        print(line)
+    else:
+        bar.write(line, file=sys.stdout)
+
+
+def _forget_stdout() -> None:
+    """Let what is still in stdout's buffer go nowhere, so that Python does not complain when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _copies(save_as: str, folder: Path | None, facts: Facts) -> SortedCopies | AnnotatedCopies | None:
+    from deploy.copies import AnnotatedCopies, SortedCopies
+
+    if folder is None:
+        return None
+    if save_as == "annotated":
+        return AnnotatedCopies(folder, facts.preprocess.max_pixels)
+    return SortedCopies(folder, facts.class_names)
+
+
+def _one_picture(path: Path) -> Iterator[str]:
+    if path.is_dir():
+        raise InferenceError(f"{path}: it is a folder; name it with --image_dir")
+    if not path.exists():
+        raise InferenceError(f"{path}: no such file{_current_folder(path)}")
+    return iter([str(path)])
+
+
+def _pictures_below(root: Path, results: Path | None) -> Iterator[str]:
+    """Stream the pictures of a folder, without those that an earlier run left in the results folder below it."""
+    if not root.is_dir():
+        raise InferenceError(f"{root}: no such folder{_current_folder(root)}; name one with --image_dir")
+    pictures = iter_images(root) if results is None else _outside(results, iter_images(root))
+    try:
+        first = next(pictures, None)
+    except OSError as error:
+        raise InferenceError(f"{error.filename or root}: cannot read the folder: {error.strerror}") from error
+    if first is None:
+        raise InferenceError(f"{root}: no pictures in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
+    return itertools.chain([first], pictures)
+
+
+def _outside(folder: Path, paths: Iterator[str]) -> Iterator[str]:
+    excluded = folder.resolve()
+    parent, is_outside = "", True
+    for path in paths:
+        if (name := path.rpartition("/")[0]) != parent:  # paths come folder by folder
+            parent, is_outside = name, not Path(name).resolve().is_relative_to(excluded)
+        if is_outside:
+            yield path
+
+
+def _until_unreadable(pictures: Iterator[str], tally: Tally) -> Iterator[str]:
+    """End at a folder that cannot be read, so that the pictures before it are still answered."""
+    try:
+        yield from pictures
+    except OSError as error:
+        tally.problem, tally.exit_code = f"{error.filename}: cannot read the folder: {error.strerror}", 2
+
+
+def _weights_and_config(args: argparse.Namespace) -> tuple[Path, Config | None]:
+    if args.weights and not args.config:
+        return args.weights, None
+    path = args.config or Path(DEFAULT_CONFIG)
+    if args.output is not None and args.output.exists() and path.exists() and args.output.samefile(path):
+        raise InferenceError(f"{args.output}: it is the config; choose another file for --output")
+    values = {
+        "model_net_name": args.net,
+        "model_module_name": args.model,
+        "num_classes": args.cls,
+        "img_height": args.size,
+        "img_width": args.size,
+    }
+    config = process_config(
+        path, [f"{key}={value}" for key, value in values.items() if value is not None], check_files=False
+    )
+    weights = args.weights or config.best_checkpoint()
+    if not args.weights and not weights.exists():
+        mend = f"train first (python train.py --config {path}), or name a weights file with --weights"
+        raise InferenceError(f"{weights}: the net of {path} is not there{_current_folder(weights)}; {mend}")
+    return weights, config
+
+
+def _check_flags(args: argparse.Namespace, weights: Path, facts: Facts) -> None:
+    """Raise InferenceError where the flags say something else of the net than its own facts."""
+    height, width = facts.preprocess.height, facts.preprocess.width
+    flags = {
+        f"--net {args.net}": args.net in (None, facts.net["name"]),
+        f"--model {args.model}": args.model in (None, facts.net["module"]),
+        f"--cls {args.cls}": args.cls in (None, facts.num_classes),
+        f"--size {args.size}": args.size is None or args.size == height == width,
+    }
+    wrong = ", ".join(flag for flag, agrees in flags.items() if not agrees)
+    if wrong:
+        own = f"{facts.net['module']}.{facts.net['name']} with {facts.num_classes} classes at {height}x{width}"
+        raise InferenceError(f"{weights}: it holds {own}, which contradicts {wrong}; leave that out, or name its file")
+
+
+def _current_folder(path: Path) -> str:
+    return "" if path.is_absolute() else f" (current folder {Path.cwd()})"
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text[:10]) <= high:
+            raise argparse.ArgumentTypeError(f'must be a whole number from {low} to {high}, got "{text}"')
+        return int(text)
+
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="inference.py",
+        description="Classify pictures with a trained net.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument_group("pictures").add_mutually_exclusive_group().add_argument
+    add("-image", "--image", metavar="FILE", type=Path, help="one picture")
+    add(
+        "-idir", "--image_dir", metavar="DIR", type=Path, help=f"a folder, with all below it (default {DEFAULT_IMAGES})"
+    )
+    add = parser.add_argument_group("net").add_argument
+    add("--weights", metavar="F", type=Path, help="a checkpoint, which says all about itself (default: the config's)")
+    add("-cfg", "--config", metavar="F", type=Path, help=f"whose net answers (without --weights: {DEFAULT_CONFIG})")
+    add("-net", "--net", metavar="NAME", help="instead of the config's model_net_name")
+    add("-model", "--model", metavar="MODULE", help="instead of the config's model_module_name")
+    add("-cls", "--cls", metavar="N", type=_whole_number(2, 10**9), help="instead of the config's num_classes")
+    add("-size", "--size", metavar="N", type=_whole_number(1, 8192), help="instead of img_height and img_width")
+    add = parser.add_argument_group("results").add_argument
+    add("--topk", metavar="K", type=_whole_number(1, 10**9), default=5, help="classes told of a picture (default 5)")
+    add("--output", metavar="F", type=Path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_RESULT}/results.csv)")
+    add(
+        "--save_images",
+        metavar="DIR",
+        type=Path,
+        help=f"a folder for copies of the pictures (default {DEFAULT_RESULT})",
+    )
+    add(
+        "--save_as",
+        choices=("folders", "annotated"),
+        default="folders",
+        help="sort the copies into a folder a class (default), or write the answer below each",
+    )
+    add("--quiet", action="store_true", help="no line for a picture that was answered")
+    add = parser.add_argument_group("machine").add_argument
+    add("--batch_size", metavar="N", type=_whole_number(1, 65536), default=32, help="pictures at once (default 32)")
+    workers = min(os.cpu_count() or 1, 16)
+    add("--workers", metavar="N", type=_whole_number(1, 256), default=workers, help="threads that decode")
+    add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,286 @@
+"""Nets by file and function name: what a config may ask for, and the net it gets."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NETS_DIR = Path(__file__).resolve().parent
+CONFIG_KEYS = ("num_classes", "num_channels", "img_height", "img_width")
+FROM_THE_CONFIG = {**{key: key for key in CONFIG_KEYS}, "in_size": "img_height"}  # a net's parameter: its config key
+NOT_NETS = ("__init__", "net_interface", "torchvision_family", "checkpointing", "start_weights")
+
+
+class NetError(ValueError):
+    """A net that cannot be built, loaded or changed as asked; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class NetParameter:
+    """One parameter of a net's function as its file declares it; the annotation is "" where there is none."""
+
+    name: str
+    annotation: str
+    required: bool
+    default: Any = None
+    takes_any: bool = False  # **kwargs
+
+
+def build_net(
+    module_name: str,
+    net_name: str,
+    *,
+    num_classes: int,
+    num_channels: int = 3,
+    img_height: int,
+    img_width: int,
+    model_args: Mapping[str, Any],
+) -> nn.Module:
+    """Build the net that `net_name` in `nets/<module_name>.py` makes: images (N, C, H, W) to logits (N, num_classes).
+
+    Of the four values of the config the net gets those that its signature names; `in_size` gets img_height.
+    Raises NetError: unknown names, unknown or wrongly typed model_args, an input too small for the net.
+    """
+    check_model_args(module_name, net_name, model_args)
+    values = {
+        "num_classes": num_classes,
+        "num_channels": num_channels,
+        "img_height": img_height,
+        "img_width": img_width,
+    }
+    for key, value in values.items():
+        if type(value) is not int or value < 1:
+            raise NetError(f"{key} must be a whole number of at least 1, got {value!r}")
+    accepted = {parameter.name for parameter in net_parameters(module_name, net_name)}
+    arguments = {name: values[key] for name, key in FROM_THE_CONFIG.items() if name in accepted}
+    maker = getattr(importlib.import_module(f"nets.{module_name}"), net_name)
+    if maker.__module__ != f"nets.{module_name}":
+        raise NetError(
+            f"nets/{module_name}.py: {net_name} comes from {maker.__module__}; only nets defined here are built"
+        )
+    try:
+        net: nn.Module = maker(**arguments, **model_args)
+    except NetError:
+        raise
+    except ValueError as error:
+        raise NetError(f"nets/{module_name}.py: {net_name}: {error}") from error
+    return net
+
+
+def available_nets() -> dict[str, list[str]]:
+    """Name every module of `nets/` that holds nets, and its nets, both sorted. Nothing is imported."""
+    found = {}
+    for path in sorted(NETS_DIR.glob("*.py")):
+        if path.stem.startswith("_") or path.stem in NOT_NETS:
+            continue
+        try:
+            names = sorted(_declared_nets(path))
+        except NetError:  # a file that does not parse is named when it is asked for
+            continue
+        if names:
+            found[path.stem] = names
+    return found
+
+
+def check_names(module_name: str, net_name: str) -> None:
+    """Raise NetError unless `nets/<module_name>.py` declares the public net `net_name`. Nothing is imported."""
+    net_parameters(module_name, net_name)
+
+
+def check_model_args(module_name: str, net_name: str, model_args: Mapping[str, Any]) -> None:
+    """Raise NetError with every unknown, missing and wrongly typed entry of model_args. Nothing is imported."""
+    parameters = {parameter.name: parameter for parameter in net_parameters(module_name, net_name)}
+    own = {name: parameter for name, parameter in parameters.items() if name not in FROM_THE_CONFIG}
+    takes_any = any(parameter.takes_any for parameter in own.values())
+    problems = []
+    for name, value in model_args.items():
+        if name in FROM_THE_CONFIG:
+            problems.append(f"model_args.{name} is not allowed, it comes from the config's {FROM_THE_CONFIG[name]}")
+        elif name in own and not own[name].takes_any:
+            if own[name].annotation and not _fits(value, ast.parse(own[name].annotation, mode="eval").body):
+                problems.append(f"model_args.{name} must be {own[name].annotation}, got {value!r}")
+        elif not takes_any:
+            problems.append(f'unknown model_args "{name}"{_nearest(name, own)}; {_allowed(own.values())}')
+    problems += [
+        f"model_args.{name} is required ({parameter.annotation})"
+        for name, parameter in own.items()
+        if parameter.required and name not in model_args
+    ]
+    if problems:
+        raise NetError(f"nets/{module_name}.py: {net_name}: " + "; ".join(problems))
+
+
+def net_parameters(module_name: str, net_name: str) -> list[NetParameter]:
+    """Read the parameters of a net from its file, without importing it. Raises NetError for unknown names."""
+    nets = _declared_nets(_module_path(module_name))
+    if not _is_public_identifier(net_name):
+        raise NetError(f"model_net_name must be a plain public name (letters, digits, _), got {net_name!r}")
+    if net_name not in nets:
+        raise NetError(
+            f'nets/{module_name}.py has no net "{net_name}" (model_net_name){_nearest(net_name, nets)}; '
+            f"it has: {', '.join(sorted(nets)) or 'none'}"
+        )
+    return nets[net_name]
+
+
+def parameter_groups(
+    net: nn.Module, learning_rate: float, weight_decay: float, *, no_decay_norm_bias: bool = False
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters into an optimizer's groups, each parameter in exactly one.
+
+    GeM's exponents get no weight decay (Radenovic et al. 2018, their published training); `no_decay_norm_bias` also
+    frees biases and norm layers, all that has fewer than two dimensions. Raises NetError where nothing is trainable.
+    """
+    from nets.GeM_ResNet_module import GeM
+
+    exponents = {id(module.p) for module in net.modules() if isinstance(module, GeM)}
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            is_free = id(parameter) in exponents or (no_decay_norm_bias and parameter.ndim < 2)
+            (free if is_free else decayed).append(parameter)
+    groups = [(decayed, weight_decay), (free, 0.0)]
+    if not decayed and not free:
+        raise NetError("the net has no trainable parameter: requires_grad is False on all of them")
+    return [
+        {"params": parameters, "lr": learning_rate, "weight_decay": decay} for parameters, decay in groups if parameters
+    ]
+
+
+def _module_path(module_name: str) -> Path:
+    if not _is_public_identifier(module_name):
+        raise NetError(
+            "model_module_name must be the name of a file in nets/ without .py (letters, digits, _), "
+            f"got {module_name!r}"
+        )
+    available = available_nets()
+    path = NETS_DIR / f"{module_name}.py"
+    in_folder = module_name in {other.stem for other in NETS_DIR.glob("*.py")}  # exact, also where names ignore case
+    if module_name in NOT_NETS or not in_folder:
+        raise NetError(
+            f'nets/ has no module "{module_name}" (model_module_name){_nearest(module_name, available)}; '
+            f"it has: {', '.join(available)}"
+        )
+    return path
+
+
+def _is_public_identifier(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier() and not name.startswith("_")
+
+
+def _declared_nets(path: Path) -> dict[str, list[NetParameter]]:
+    """Read the nets of a file: its public functions and classes with a parameter num_classes."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise NetError(f"nets/{path.name}:{error.lineno}: {error.msg}") from error
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    nets = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            parameters = _parameters(node.args)
+        elif isinstance(node, ast.ClassDef) and (constructor := _constructor(node, classes)):
+            parameters = _parameters(constructor.args)[1:]  # without self
+        else:
+            continue
+        if not node.name.startswith("_") and any(parameter.name == "num_classes" for parameter in parameters):
+            nets[node.name] = parameters
+    return nets
+
+
+def _constructor(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> ast.FunctionDef | None:
+    """Find __init__ in a class or in its bases of the same file."""
+    for inner in node.body:
+        if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
+            return inner
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes and classes[base.id] is not node:
+            return _constructor(classes[base.id], classes)
+    return None
+
+
+def _parameters(arguments: ast.arguments) -> list[NetParameter]:
+    positional = arguments.posonlyargs + arguments.args
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + [*arguments.defaults]
+    pairs = [*zip(positional, defaults, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+    parameters = []
+    for argument, default in pairs:
+        annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+        parameters.append(NetParameter(argument.arg, annotation, default is None, _literal(default)))
+    if arguments.kwarg:
+        parameters.append(NetParameter(arguments.kwarg.arg, "", required=False, takes_any=True))
+    return parameters
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:  # a default that is computed
+        return ast.unparse(node) if node else None
+
+
+def _fits(value: object, annotation: ast.expr) -> bool:
+    """Compare a JSON value with an annotation; one that is not about plain values lets everything pass."""
+    if isinstance(annotation, ast.BinOp):  # A | B
+        return _fits(value, annotation.left) or _fits(value, annotation.right)
+    if isinstance(annotation, ast.Constant):
+        if isinstance(annotation.value, str):  # a quoted annotation
+            return _fits(value, ast.parse(annotation.value, mode="eval").body)
+        return value is annotation.value  # None
+    if isinstance(annotation, ast.Subscript):
+        return _fits_subscript(value, annotation)
+    name = ast.unparse(annotation)
+    if name in ("int", "float") and isinstance(value, bool):
+        return False
+    plain: dict[str, type | tuple[type, ...]] = {
+        "int": int,
+        "float": (int, float),
+        "str": str,
+        "bool": bool,
+        "dict": dict,
+        "list": list,
+        "tuple": (list, tuple),
+    }
+    return name not in plain or isinstance(value, plain[name])
+
+
+def _fits_subscript(value: object, annotation: ast.Subscript) -> bool:
+    outer = ast.unparse(annotation.value).split(".")[-1]
+    inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+    if outer == "Literal":
+        allowed = [ast.literal_eval(choice) for choice in inner]
+        return any(type(value) is type(choice) and value == choice for choice in allowed)
+    if outer in ("Optional", "Union"):
+        return (outer == "Optional" and value is None) or any(_fits(value, choice) for choice in inner)
+    if outer in ("list", "tuple", "Sequence"):
+        if not isinstance(value, (list, tuple)):
+            return False
+        one_for_all = len(inner) == 1 or ast.unparse(inner[-1]) == "..."
+        kinds = [inner[0]] * len(value) if one_for_all else inner
+        return len(kinds) == len(value) and all(_fits(item, kind) for item, kind in zip(value, kinds, strict=True))
+    return isinstance(value, dict) if outer in ("dict", "Mapping") else True
+
+
+def _allowed(parameters: Iterable[NetParameter]) -> str:
+    shown = [
+        f"{parameter.name} ({parameter.annotation or 'any'}"
+        + ("" if parameter.required else f", {parameter.default!r}")
+        + ")"
+        for parameter in parameters
+    ]
+    return f"allowed: {', '.join(shown)}" if shown else "this net takes none"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    lowered = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1)
+    return f'; did you mean "{lowered[near[0]]}"?' if near else ""

@@ -1,0 +1,88 @@
+"""torchvision's families behind one builder, for one or three image channels and any number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from nets.net_interface import NetError
+
+RATES = {  # torchvision's name of a dropping probability: ours
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "drop_rate": "dropout",
+    "stochastic_depth_prob": "drop_path",
+}
+
+
+def torchvision_net(
+    name: str,
+    num_classes: int,
+    num_channels: int,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    size_px: tuple[int, int] | None = None,
+    min_size_px: int = 1,
+) -> nn.Module:
+    """Build torchvision's net `name` with fresh weights: images (N, num_channels, H, W) to logits (N, num_classes).
+
+    `arguments` go to torchvision's function. Raises NetError for another number of channels than 1 or 3, and for a
+    `size_px` (height, width) below `min_size_px`, the smallest at which every feature map keeps at least one pixel.
+    """
+    if size_px and min(size_px) < min_size_px:
+        raise NetError(
+            f"{name} needs images of at least {min_size_px}x{min_size_px} px, "
+            f"got {size_px[0]}x{size_px[1]} (img_height x img_width)"
+        )
+    if num_channels not in (1, 3):
+        raise NetError(f"{name}: num_channels must be 1 or 3, got {num_channels}")
+    for key, value in (arguments or {}).items():
+        if key in RATES:
+            require_rate(RATES[key], value)
+    net: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **(arguments or {}))
+    if num_channels != 3:
+        replace_first_conv(net, num_channels)
+    return net
+
+
+def require_rate(name: str, rate: float) -> None:
+    """Raise NetError unless a dropping probability is at least 0 and below 1."""
+    if not 0 <= rate < 1:
+        raise NetError(f"{name} must be at least 0 and below 1, got {rate}")
+
+
+def first_conv_name(net: nn.Module) -> str | None:
+    """Name the first convolution of a net, the one that sees the image."""
+    return next((name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)), None)
+
+
+def replace_first_conv(net: nn.Module, num_channels: int) -> None:
+    """Give the first convolution `num_channels` input channels; its fresh weights follow from those it had."""
+    name = first_conv_name(net)
+    if name is None:
+        raise NetError(f"{type(net).__name__} has no convolution, so num_channels cannot be {num_channels}")
+    conv = net.get_submodule(name)
+    assert isinstance(conv, nn.Conv2d)
+    weight = fit_input_channels(conv.weight.detach(), num_channels)
+    if weight is None:
+        raise NetError(f"{name} has {conv.in_channels} input channels, which cannot become {num_channels}")
+    conv.weight = nn.Parameter(weight)
+    conv.in_channels = num_channels
+
+
+def fit_input_channels(weight: torch.Tensor, num_channels: int) -> torch.Tensor | None:
+    """Fit a convolution's weight (O, I, kH, kW) to another number of input channels, 3 to 1 or 1 to 3; else None.
+
+    3 to 1 sums over the inputs and 1 to 3 repeats a third, so that a grey image and its three equal channels
+    give the same feature maps.
+    """
+    channels = (weight.shape[1], num_channels)
+    if channels == (3, 1):
+        return weight.sum(dim=1, keepdim=True)  # (O, 1, kH, kW)
+    if channels == (1, 3):
+        return weight.repeat(1, 3, 1, 1) / 3  # (O, 3, kH, kW)
+    return None

@@ -1,0 +1,467 @@
+"""The training loop: golden losses, exact resume, several processes as one, and every way it can end."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from artifacts.checkpoint import load_checkpoint, weights_sha256
+from artifacts.facts import facts_of
+from configs.schema import Config, process_config
+from trainers import run as training
+from trainers.classify import ClassifyTask, balanced_class_weights
+from trainers.distributed import World
+from trainers.hardware import HardwareError, choose_device, choose_precision
+from trainers.optimizer import AveragedNet, FreezeError, freeze_parameters, hold_frozen_in_eval
+from trainers.schedule import Schedule
+from trainers.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+ConfigMaker = Callable[..., Path]
+
+
+def run_train(config: Path, *args: str) -> int:
+    return train.main(["--config", str(config), *args])
+
+
+def program(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+
+
+def digest(folder: Path, name: str = "net_last.pth") -> str:
+    return weights_sha256(load_checkpoint(folder / "weights" / name).net)
+
+
+# --- the schedule, against the formulas written out ---
+
+
+def test_step_decay_is_the_classic_one() -> None:
+    schedule = Schedule("step", 0.1, steps_per_epoch=5, num_epochs=9, decay=0.5, decay_epochs=3)
+    expected = [0.1 * 0.5 ** (epoch // 3) for epoch in range(9) for _ in range(5)]
+    assert [schedule.at(step) for step in range(45)] == pytest.approx(expected)
+
+
+def test_cosine_with_warmup_agrees_with_torch() -> None:
+    schedule = Schedule("cosine", 0.3, steps_per_epoch=10, num_epochs=4, min_rate=0.01, warmup_epochs=1)
+    warm = [schedule.at(step) for step in range(10)]
+    assert warm == pytest.approx([0.3 * (step + 1) / 11 for step in range(10)])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30, eta_min=0.01)
+    for step in range(10, 40):
+        assert schedule.at(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        optimizer.step()
+        reference.step()
+
+
+# --- the task ---
+
+
+def test_loss_against_the_formula_written_out() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(6, 3))
+    labels = np.array([0, 1, 2, 2, 1, 0])
+    weights, smoothing = np.array([1.0, 2.0, 0.5]), 0.2
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    # F.cross_entropy weighs each class's share of a smoothed target by that class's own weight.
+    targets = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
+    expected = -(targets * weights * log_p).sum(1).mean()
+    task = ClassifyTask(torch.nn.Identity(), label_smoothing=smoothing, class_weights=weights.tolist())
+    batch = {"image": torch.tensor(logits, dtype=torch.float32), "label": torch.tensor(labels)}
+    assert float(task(batch, generator)["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_balanced_class_weights_average_to_one() -> None:
+    counts = [90, 9, 1, 0]
+    weights = balanced_class_weights(counts)
+    assert weights == pytest.approx([100 / (3 * 90), 100 / (3 * 9), 100 / 3, 0])
+    assert sum(w * c for w, c in zip(weights, counts, strict=True)) / 100 == pytest.approx(1)
+
+
+def test_average_follows_its_recurrence() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
+    torch.nn.init.constant_(net[0].weight, 1.0)
+    mean = AveragedNet(net, decay=0.5)
+    expected = 1.0
+    for number, value in enumerate([2.0, 5.0, 3.0, 8.0, 1.0, 4.0, 7.0, 9.0, 6.0, 2.0, 3.0]):
+        torch.nn.init.constant_(net[0].weight, value)
+        net[1].num_batches_tracked.fill_(number)
+        mean.update(net, number)
+        decay = min(0.5, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * value
+        assert float(mean.net[0].weight) == pytest.approx(expected, rel=1e-5)
+        assert int(mean.net[1].num_batches_tracked) == number
+
+
+def test_freezing_by_name_and_by_pattern() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1))
+    assert freeze_parameters(net, ["0", "1.w*", "1.bias"]) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    net.train()
+    hold_frozen_in_eval(net)
+    before = net[1].running_mean.clone()
+    net(torch.randn(2, 3, 4, 4)).sum().backward()
+    assert torch.equal(net[1].running_mean, before)
+    assert net[0].weight.grad is None and net[2].weight.grad is not None
+    with pytest.raises(FreezeError, match='freeze: "layer9" fits no parameter; the net\'s parts are 0, 1, 2'):
+        freeze_parameters(net, ["layer9"])
+    with pytest.raises(FreezeError, match="leaves no parameter to train"):
+        freeze_parameters(net, ["*"])
+
+
+# --- the hardware ---
+
+
+def test_without_cuda_one_line_and_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device, line = choose_device([0, 1])
+    assert device.type == "cpu"
+    assert line == 'no CUDA device here: gpu_id "0,1" is ignored, training on the CPU'
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(HardwareError, match=r"gpu_id names GPU 5, this machine has 2 \(0..1\)"):
+        choose_device([0, 5])
+
+
+def test_auto_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert choose_precision("auto", torch.device("cuda")) == "bf16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert choose_precision("auto", torch.device("cuda")) == "fp32"
+    monkeypatch.setattr("trainers.hardware.cpu_multiplies_bf16", lambda: True)
+    assert choose_precision("auto", torch.device("cpu")) == "bf16"
+    assert choose_precision("fp16", torch.device("cpu")) == "fp16"
+
+
+# --- whole trainings ---
+
+
+def test_training_learns_and_leaves_everything(
+    make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(num_epochs=8, is_tensorboard=True, ema_decay=0.5, evaluate_before_train=True)
+    assert run_train(config) == 0
+    best = load_checkpoint(dataset / "weights/net.pth")
+    assert best.facts.class_names == ("circle", "方块", "stripes")
+    assert best.facts.net == {
+        "module": "GeM_ResNet_module", "name": "GeM_ResNet_AVP", "args": {"model_type": "resnet18"}
+    }  # fmt: skip
+    assert best.ema is not None and best.optimizer is None
+    report = json.loads((dataset / "weights/report.json").read_text(encoding="utf-8"))
+    assert report["status"] == "finished"
+    assert report["best"]["top1"] == best.progress["best"]["top1"] > 0.6
+    assert len(report["curves"]["val"]) == 8
+    assert report["num_train"] == 21 and report["num_val"] == 9
+    assert "方块" in (dataset / "weights/report.html").read_text(encoding="utf-8")
+    assert list((dataset / "logs").rglob("events.out.tfevents.*"))
+    out = capsys.readouterr().out
+    assert "before training: val loss" in out
+    assert "epoch 8/8" in out
+
+
+GOLDEN = {
+    "channels_last": False,
+    "learning_rate": 0.001,
+    "num_epochs": 2,
+    "batch_size": 7,
+    "seed": 3,
+    "data_aug": False,
+}
+
+
+def test_golden_losses(make_config: ConfigMaker, dataset: Path) -> None:
+    """The loop's losses against ten lines that do the same with torch alone."""
+    file = make_config(**GOLDEN, log_interval=1, weight_decay=0.01, clip_grad_norm=1.0)
+    assert run_train(file) == 0
+    curve = load_checkpoint(dataset / "weights/net_last.pth").progress["curves"]["train"]
+    config = process_config(file)
+    samples, *_ = training.read_data(config, World(), lambda text: None)
+    net = training.build_start_net(config, lambda text: None)
+    preprocess = facts_of(config, samples.class_names).preprocess
+    gem = [p for name, p in net.named_parameters() if name.endswith(".p")]
+    rest = [p for name, p in net.named_parameters() if not name.endswith(".p")]
+    groups = [{"params": gem, "weight_decay": 0.0}, {"params": rest}]
+    optimizer = torch.optim.SGD(groups, lr=0.001, momentum=0.9, nesterov=True, weight_decay=0.01)
+    expected = []
+    for epoch in range(2):
+        order = np.random.default_rng([3, epoch, 0]).permutation(21)
+        for first in range(0, 21, 7):
+            chosen = [samples.samples[index] for index in order[first : first + 7]]
+            arrays = [preprocess(np.asarray(preprocess.decode(sample.path))) for sample in chosen]
+            images = torch.from_numpy(np.stack(arrays))
+            loss = torch.nn.functional.cross_entropy(net(images), torch.tensor([s.label for s in chosen]))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            expected.append(loss.item())
+    assert [point["loss"] for point in curve] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_accumulated_batches_equal_the_big_batch(make_config: ConfigMaker, dataset: Path, optimizer: str) -> None:
+    results = []
+    for size, accumulation in ((12, 1), (4, 3)):
+        config = make_config(
+            model_module_name="squeezenet_module", model_net_name="squeezenet1_1", model_type="",
+            model_args={"dropout": 0.0}, img_height=64, img_width=64, batch_size=size,
+            accumulation_steps=accumulation, optimizer=optimizer, learning_rate=1e-3, num_epochs=1,
+            class_weights=[1.0, 2.0, 0.5],
+        )  # fmt: skip
+        assert run_train(config) == 0
+        results.append(load_checkpoint(dataset / "weights/net_last.pth").net)
+    for name, value in results[0].items():
+        assert torch.allclose(value, results[1][name], atol=2e-4), name
+
+
+RECIPE = {
+    "data_aug": True, "random_crop_scale": [0.6, 1.0], "horizontal_flip": 0.5, "ema_decay": 0.9, "mixup_alpha": 0.2,
+    "cutmix_alpha": 0.5, "label_smoothing": 0.1, "num_epochs": 3, "batch_size": 4, "accumulation_steps": 2,
+    "learning_rate_schedule": "cosine", "warmup_epochs": 1, "log_interval": 1,
+}  # fmt: skip
+
+
+class Interrupted(Exception):
+    """Stands for the power going off."""
+
+
+@pytest.mark.parametrize("net", ["resnet_module.resnet18", "squeezenet_module.squeezenet1_1"])
+@pytest.mark.parametrize("stop_at", [2, 4, 7])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    make_config: ConfigMaker,
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    net: str,
+    stop_at: int,
+) -> None:
+    """To the bit: with dropout (squeezenet), batch norm (resnet), EMA, mixup, augmentation, mid-epoch and at its end.
+
+    A step is two batches of 4, so an epoch of 21 pictures has three steps.
+    """
+    module, _, name = net.partition(".")
+    changes = {**RECIPE, "model_module_name": module, "model_net_name": name, "model_type": ""}
+    assert run_train(make_config(**changes, save_path=str(dataset / "a/weights"))) == 0
+    config = make_config(**changes, save_path=str(dataset / "b/weights"), save_interval_steps=1)
+    save = Trainer._save_last
+
+    def save_then_die(trainer: Trainer) -> None:
+        save(trainer)
+        if trainer.progress.step == stop_at:
+            raise Interrupted
+
+    monkeypatch.setattr(Trainer, "_save_last", save_then_die)
+    with pytest.raises(Interrupted):
+        run_train(config)
+    monkeypatch.setattr(Trainer, "_save_last", save)
+    torch.manual_seed(99)  # whatever happened in between must not matter
+    assert run_train(config, "--resume") == 0
+    whole, resumed = (load_checkpoint(dataset / run / "weights/net_last.pth") for run in "ab")
+    assert weights_sha256(whole.net) == weights_sha256(resumed.net)
+    assert weights_sha256(whole.deployed()) == weights_sha256(resumed.deployed())
+    assert whole.progress["curves"] == resumed.progress["curves"]
+    for key in ("step", "epoch", "best"):
+        assert whole.progress[key] == resumed.progress[key]
+
+
+def test_the_same_seed_gives_the_same_bits_with_any_workers(make_config: ConfigMaker, dataset: Path) -> None:
+    digests = set()
+    for workers in (0, 2):
+        assert run_train(make_config(**RECIPE, dataloader_workers=workers)) == 0
+        digests.add(digest(dataset))
+    assert len(digests) == 1
+
+
+def test_two_processes_equal_one_with_twice_the_batch(make_config: ConfigMaker, dataset: Path) -> None:
+    """21 pictures in batches of 8 leave a rest of 5, which is shared 3 to 2; validation's 9 are shared 5 to 4."""
+    changes = {
+        "model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1", "model_type": "",
+        "model_args": {"dropout": 0.0}, "img_height": 64, "img_width": 64, "learning_rate": 1e-3, "num_epochs": 2,
+    }  # fmt: skip
+    one = program("train.py", "--config", str(make_config(**changes, batch_size=8)))
+    assert one.returncode == 0, one.stderr
+    single = load_checkpoint(dataset / "weights/net_last.pth")
+    for launcher in (
+        ["train.py", "--set", "num_processes=2"],
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"],
+    ):
+        two = program(*launcher, "--config", str(make_config(**changes, batch_size=4)))
+        assert two.returncode == 0, two.stderr
+        assert "2 processes" in two.stdout
+        assert two.stdout.count("epoch 2/2") == 1  # one process speaks for all
+        double = load_checkpoint(dataset / "weights/net_last.pth")
+        largest = max(float((value - double.net[name]).abs().max()) for name, value in single.net.items())
+        assert largest < 1e-5
+        for mine, theirs in zip(single.progress["curves"]["val"], double.progress["curves"]["val"], strict=True):
+            assert mine["top1"] == theirs["top1"]
+            assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        confusion = double.progress["best_result"]["confusion"]
+        assert int(confusion.sum()) == 9
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_saves_and_leaves_with_a_word(
+    make_config: ConfigMaker, dataset: Path, number: signal.Signals, code: int, processes: int
+) -> None:
+    config = make_config(num_epochs=500, num_processes=processes, log_interval=1, dataloader_workers=1)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        [sys.executable, "train.py", "--config", str(config)], cwd=ROOT, env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (dataset / "weights/net_last.pth").is_file():
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    if number == signal.SIGINT:
+        os.killpg(running.pid, number)  # as a terminal does: to the loader processes too
+    else:
+        running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == code, out + err
+    assert f"interrupted by {number.name}" in out
+    assert "(go on with --resume)" in out
+    assert "Traceback" not in err
+    load_checkpoint(dataset / "weights/net_last.pth")
+
+
+def test_a_loss_that_is_no_number_stops_the_training(
+    make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = ClassifyTask.training_step
+
+    def spoiled(task: ClassifyTask, batch: Any, generator: Any) -> Any:
+        out = step(task, batch, generator)
+        spoiled.calls += 1  # type: ignore[attr-defined]
+        return {"loss": out["loss"] * math.nan} if spoiled.calls == 8 else out  # type: ignore[attr-defined]
+
+    spoiled.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(ClassifyTask, "training_step", spoiled)
+    assert run_train(make_config(log_interval=1)) == 1
+    out = capsys.readouterr().out
+    assert "the loss became nan in epoch 2, step 7" in out
+    assert f"the last good checkpoint is {dataset}/weights/net_last.pth" in out
+    last = load_checkpoint(dataset / "weights/net_last.pth")
+    assert last.progress["epoch"] == 1
+    assert all(torch.isfinite(value).all() for value in last.net.values() if value.is_floating_point())
+
+
+def test_early_stopping(make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_config(num_epochs=50, early_stopping_epochs=2, freeze=["conv1", "bn1", "layer*"], learning_rate=1e-9)
+    assert run_train(config) == 0
+    assert "no better top-1 for 2 epochs: stopped early" in capsys.readouterr().out
+    assert json.loads((dataset / "weights/report.json").read_text())["status"] == "stopped early"
+
+
+def test_fp16_gradient_checkpointing_and_balanced_options(make_config: ConfigMaker, dataset: Path) -> None:
+    config = make_config(
+        precision="fp16", gradient_checkpointing=True, class_weights="balanced", clip_grad_norm=1.0, optimizer="adamw",
+        learning_rate=1e-3, decay_norm_and_bias=False, auto_augment="trivialaugment", random_erasing=0.5, num_epochs=1,
+    )  # fmt: skip
+    assert run_train(config) == 0
+    assert load_checkpoint(dataset / "weights/net_last.pth").scaler
+
+
+def test_gradient_checkpointing_changes_no_number(make_config: ConfigMaker, dataset: Path) -> None:
+    digests = set()
+    for switch in (False, True):
+        assert run_train(make_config(gradient_checkpointing=switch, num_epochs=1)) == 0
+        digests.add(digest(dataset))
+    assert len(digests) == 1
+
+
+def test_class_folders_and_grey_pictures(make_config: ConfigMaker, dataset: Path) -> None:
+    for split in ("train", "val"):
+        for number in range(21 if split == "train" else 9):
+            folder = dataset / "folders" / split / ("a1", "a2", "a10")[number % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            (dataset / "images" / split / f"{number:02d}.png").rename(folder / f"{number}.png")
+    config = make_config(
+        train_data_file="", val_data_file="", train_data_root_dir=str(dataset / "folders/train"),
+        val_data_root_dir=str(dataset / "folders/val"), num_channels=1, num_epochs=1,
+    )  # fmt: skip
+    assert run_train(config) == 0
+    facts = load_checkpoint(dataset / "weights/net.pth").facts
+    assert facts.class_names == ("a1", "a2", "a10")
+    assert facts.preprocess.channels == 1
+
+
+def test_bad_pictures_stop_or_are_skipped_and_counted(
+    make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = dataset / "images/train/04.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    assert run_train(make_config(num_epochs=1)) == 2
+    assert f"{dataset}/train.txt:5: {bad}: it is damaged" in capsys.readouterr().err
+    assert run_train(make_config(num_epochs=1, bad_images="skip")) == 2
+    assert "4.76% of the pictures are bad, max_bad_share allows 1.00%:" in capsys.readouterr().err
+    assert run_train(make_config(num_epochs=1, bad_images="skip", max_bad_share=0.1)) == 0
+    report = json.loads((dataset / "weights/report.json").read_text(encoding="utf-8"))
+    assert report["num_train"] + len(report["skipped_images"]) == 21
+    assert report["skipped_images"][0]["where"] == f"{dataset}/train.txt:5"
+
+
+def test_finetune_and_update(make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_train(make_config(num_epochs=1)) == 0
+    first = digest(dataset, "net.pth")
+    start = {"pretrained_path": str(dataset / "weights"), "pretrained_file": "net.pth", "num_epochs": 1}
+    capsys.readouterr()
+    assert run_train(make_config(**start, train_mode="finetune", save_name="fine.pth")) == 0
+    assert "fc.weight" in capsys.readouterr().out  # the fresh head is named
+    assert run_train(make_config(train_mode="update", num_epochs=1, learning_rate=1e-12, data_aug=False)) == 0
+    before = load_checkpoint(dataset / "weights/fine.pth").net
+    assert digest(dataset, "net.pth") != first and before["fc.weight"].shape[0] == 3
+    assert run_train(make_config(**start, train_mode="update", model_type="resnet34")) == 2
+    assert "missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model_net_name": "GeM_ResNet_APV"}, 'did you mean "GeM_ResNet_AVP"'),
+        ({"model_module_name": "../train"}, "../train"),
+        ({"num_classes": 5}, "classes.txt: 3 class names, but num_classes is 5"),
+        ({"freeze": ["layer7"]}, 'freeze: "layer7" fits no parameter'),
+        ({"model_type": "resnet17"}, "resnet17"),
+        ({"model_args": {"widht": 3}}, "widht"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_exit_code_2(
+    make_config: ConfigMaker, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], sentence: str
+) -> None:
+    assert run_train(make_config(**changes)) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+def test_resume_without_a_checkpoint_and_with_a_changed_key(
+    make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_train(make_config(), "--resume") == 2
+    assert "net_last.pth: no such file" in capsys.readouterr().err
+    assert run_train(make_config(num_epochs=1)) == 0
+    assert run_train(make_config(num_epochs=2), "--resume") == 0
+    out = capsys.readouterr().out
+    assert "resuming with another num_epochs: 1 before, 2 now" in out
+    assert "resuming in epoch 2 at step 5" in out
+
+
+def test_config_needs_no_change_between_processes(make_config: ConfigMaker) -> None:
+    config = process_config(make_config())
+    assert Config.model_validate_json(config.model_dump_json()) == config
