@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import zipfile
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot write the checkpoint: {_reason(error)}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -79,8 +82,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     content = _load(Path(path))
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: bare weights without config and facts; name a config for them with --config")
-    if content["format_version"] > FORMAT_VERSION:
-        version = content["format_version"]
+    version = content.get("format_version")
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path}: the checkpoint is incomplete: 'format_version'")
+    if version > FORMAT_VERSION:
         raise CheckpointError(f"{path}: written by a newer program (format {version}, this one reads {FORMAT_VERSION})")
     try:
         checkpoint = Checkpoint(
@@ -92,9 +97,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             scaler=content["scaler"],
             progress=content["progress"],
         )
-    except (KeyError, ValueError) as error:
+        is_whole = weights_sha256(checkpoint.deployed()) == checkpoint.facts.weights_sha256
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: the checkpoint is incomplete: {error}") from error
-    if weights_sha256(checkpoint.deployed()) != checkpoint.facts.weights_sha256:
+    if not is_whole:
         raise CheckpointError(f"{path}: the weights do not match their sha256: the file is damaged")
     return checkpoint
 
@@ -134,11 +140,13 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file (relative paths start from {Path.cwd()})")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of pickles it did not write itself; they are refused or read
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = "it holds more than plain tensors and values (or is damaged), and was not read"
         raise CheckpointError(f"{path}: {reason}") from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # on a damaged file torch raises anything: IndexError, AssertionError, struct.error
         raise CheckpointError(f"{path}: cannot read it: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint or a state dict")

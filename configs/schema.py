@@ -1,6 +1,7 @@
 """The config: every key, its meaning and default, and `process_config`, which reads one and reports all its mistakes.
 
-Run `python -m configs.schema` to write `configs/config.schema.json`, which lets editors complete and check the keys.
+Run `python -m configs.schema` to write `configs/config.schema.json`, by which editors complete and check the keys, and
+`docs/config.md`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ import difflib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 SCHEMA_FILE = Path(__file__).with_name("config.schema.json")
+TABLE_FILE = SCHEMA_FILE.parent.parent / "docs" / "config.md"
 DEFAULT_CONFIG = "configs/config.json"
 
 
@@ -217,9 +219,21 @@ def config_schema() -> dict[str, Any]:
     return schema
 
 
-def write_schema(file: Path = SCHEMA_FILE) -> None:
-    """Write the JSON schema that editors read."""
-    file.write_text(json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def config_table() -> str:
+    """Give docs/config.md: every key with its default and meaning."""
+    rows = ["# The keys of a config", "", "Written by `python -m configs.schema`.", ""]
+    rows += ["| key | default | meaning |", "| --- | --- | --- |"]
+    for key, field in Config.model_fields.items():
+        default = "required" if field.is_required() else f"`{json.dumps(field.default, ensure_ascii=False)}`"
+        choices = _choices(field.annotation)
+        rows.append(f"| `{key}` | {default} | {field.description}{f' ({choices})' if choices else ''} |")
+    return "\n".join(rows) + "\n"
+
+
+def write_schema() -> None:
+    """Write the JSON schema that editors read, and the table that people do."""
+    SCHEMA_FILE.write_text(json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    TABLE_FILE.write_text(config_table(), encoding="utf-8")
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -384,6 +398,12 @@ def _missing_files(config: Config) -> list[str]:
     if problems:
         problems[-1] += f" (relative paths start from {Path.cwd()})"
     return problems
+
+
+def _choices(annotation: Any) -> str:
+    """List what a Literal allows."""
+    options = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return ", ".join(f"`{json.dumps(option)}`" for option in options)
 
 
 def _short(value: Any) -> str:

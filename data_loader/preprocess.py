@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 if TYPE_CHECKING:
     import torch
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 64_000_000
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # ImageNet's channels averaged
@@ -192,7 +192,7 @@ def _quiet_pillow() -> Iterator[None]:
 
 def _to_8bit(image: Image.Image, channels: int) -> Image.Image:
     target = "L" if channels == 1 else "RGB"
-    if image.mode == target:
+    if image.mode == target and "transparency" not in image.info:
         return image.copy() if getattr(image, "fp", None) else image
     if image.mode.startswith("I") or image.mode == "F":
         image = _scaled(image)

@@ -84,6 +84,9 @@ def test_smallest_of_family_gives_logits_and_gradients_for_colour_and_grey(modul
         net = build(module, name, size_px, num_channels=num_channels, model_args=model_args)
         if module == "vit_module":
             nn.init.normal_(net.get_submodule("heads.head").weight)  # torchvision's zeros would hide the rest
+        for key, parameter in net.named_parameters():
+            if module == "GeM_ResNet_module" and key.endswith("bn2.weight"):
+                nn.init.ones_(parameter)  # so would residual branches that start at zero
         logits = net(torch.randn(2, num_channels, size_px, size_px))
         assert logits.shape == (2, 5)
         assert logits.isfinite().all()

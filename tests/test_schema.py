@@ -173,8 +173,9 @@ def test_print_config_names_the_origin(tmp_path: Path, classic: dict[str, Any]) 
     assert set(rows) == set(Config.model_fields)
 
 
-def test_the_schema_file_is_current() -> None:
+def test_the_schema_and_its_table_are_current() -> None:
     assert json.loads(schema.SCHEMA_FILE.read_text(encoding="utf-8")) == config_schema(), "run python -m configs.schema"
+    assert schema.TABLE_FILE.read_text(encoding="utf-8") == schema.config_table(), "run python -m configs.schema"
 
 
 @pytest.mark.parametrize("file", sorted(p for p in (ROOT / "configs").glob("*.json") if p != schema.SCHEMA_FILE))

@@ -21,6 +21,7 @@ import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
 from artifacts.facts import facts_of
 from configs.schema import Config, process_config
+from data_loader.preprocess import Preprocess
 from trainers import run as training
 from trainers.classify import ClassifyTask, balanced_class_weights
 from trainers.distributed import World
@@ -465,3 +466,19 @@ def test_resume_without_a_checkpoint_and_with_a_changed_key(
 def test_config_needs_no_change_between_processes(make_config: ConfigMaker) -> None:
     config = process_config(make_config())
     assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_dead_loader_process_is_a_sentence(
+    make_config: ConfigMaker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = os.getpid()
+    decode = Preprocess.decode
+
+    def die(preprocess: Preprocess, source: str | Path | bytes) -> Any:
+        if os.getpid() != home:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(preprocess, source)
+
+    monkeypatch.setattr(Preprocess, "decode", die)
+    assert run_train(make_config(dataloader_workers=1)) == 1
+    assert "a loader process died: lower dataloader_workers" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from artifacts.checkpoint import CheckpointError, load_checkpoint, load_weights
+from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
 from artifacts.facts import facts_of, library_versions
 from configs.schema import Config
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView
@@ -68,23 +68,12 @@ def run_rank(config: Config, world: World, *, resume: bool) -> int:
     device, line = choose_device(config.gpu_ids(), world.local_rank)
     precision = choose_precision(config.precision, device)
     say(f"{line}, {precision}" + (f", {world.size} processes" if world.size > 1 else ""))
-    checkpoint = None
-    if resume:
-        checkpoint = load_checkpoint(config.last_checkpoint())
-        if checkpoint.optimizer is None:
-            raise CheckpointError(f"{config.last_checkpoint()}: holds no training state, --resume cannot go on with it")
-        for line in changed_since(checkpoint.config, config):
-            say(line)
+    checkpoint = _checkpoint_to_resume(config, say) if resume else None
     with joined(world, device):
         train, val, skipped = read_data(config, world, say)
         net = build_start_net(config, say if checkpoint is None else _say_nothing, with_weights=checkpoint is None)
         facts = facts_of(config, train.class_names)
         progress = Progress(**checkpoint.progress) if checkpoint else Progress(log_dir=_log_dir(config))
-        logger = TrainingLogger(
-            progress.log_dir,
-            enabled=config.is_tensorboard and world.is_first,
-            purge_step=progress.step if checkpoint else None,
-        )
         trainer = Trainer(
             config,
             build_task(config, net, train),
@@ -94,27 +83,43 @@ def run_rank(config: Config, world: World, *, resume: bool) -> int:
             device=device,
             precision=precision,
             world=world,
-            logger=logger,
+            logger=TrainingLogger(
+                progress.log_dir,
+                enabled=config.is_tensorboard and world.is_first,
+                purge_step=progress.step if checkpoint else None,
+            ),
             progress=progress,
             say=say,
         )
         if checkpoint is not None:
             trainer.load(checkpoint)
             say(f"resuming in epoch {progress.epoch + 1} at step {progress.step}")
-        if world.is_first:
-            logger.config_text(config.model_dump())
-        status = "failed"
-        try:
-            status = trainer.fit()
-        except TrainingError as error:
-            say(f"train.py: {error}")
-        finally:
-            if world.is_first:
-                report = build_report(config, trainer, skipped, status, num_train=len(train.samples))
+        trainer.logger.config_text(config.model_dump())
+        status = fit_and_report(config, trainer, skipped, say)
+    return EXIT_INTERRUPTED.get(status.rpartition(" ")[2], 1 if status == "failed" else 0)
+
+
+def fit_and_report(config: Config, trainer: Trainer, skipped: Skipped, say: Callable[[str], None]) -> str:
+    """Train, and whatever happens leave the report; give the status, "failed" where a sentence says why."""
+    status = "failed"
+    try:
+        status = trainer.fit()
+    except TrainingError as error:
+        say(f"train.py: {error}")
+    except RuntimeError as error:
+        sentence = _known_failure(error)
+        if sentence is None:
+            raise
+        print(f"train.py: {sentence}", file=sys.stderr)
+    finally:
+        if trainer.world.is_first:
+            report = build_report(config, trainer, skipped, status)
+            try:
                 finish(report, config, trainer, say)
-            logger.close()
-    signal_name = status.rpartition(" ")[2]
-    return EXIT_INTERRUPTED.get(signal_name, 1 if status == "failed" else 0)
+            except OSError as error:
+                say(f"train.py: {config.save_path}: cannot write the report: {error.strerror}")
+        trainer.logger.close()
+    return status
 
 
 def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple[SampleList, SampleList, Skipped]:
@@ -203,7 +208,7 @@ def changed_since(before: dict[str, Any], config: Config) -> list[str]:
     return [f"resuming with another {key}: {before[key]!r} before, {now[key]!r} now" for key in changed]
 
 
-def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str, num_train: int) -> TrainingReport:
+def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str) -> TrainingReport:
     """Gather what report.json and report.html say."""
     progress = trainer.progress
     best = progress.best_result
@@ -219,7 +224,7 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
         confusion=best["confusion"].tolist() if best else [],
         worst=best.get("worst", []),
         curves=progress.curves,
-        num_train=num_train,
+        num_train=len(trainer.train_data),
         num_val=len(trainer.val_data),
         images_per_second=progress.pictures_trained / progress.train_seconds if progress.train_seconds else None,
         train_seconds=progress.train_seconds,
@@ -259,6 +264,28 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def _checkpoint_to_resume(config: Config, say: Callable[[str], None]) -> Checkpoint:
+    checkpoint = load_checkpoint(config.last_checkpoint())
+    if checkpoint.optimizer is None:
+        raise CheckpointError(f"{config.last_checkpoint()}: holds no training state, --resume cannot go on with it")
+    for line in changed_since(checkpoint.config, config):
+        say(line)
+    return checkpoint
+
+
+def _known_failure(error: RuntimeError) -> str | None:
+    """Put what torch reports of the machine into a sentence; None for what it does not know."""
+    text = str(error).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory is too small: lower batch_size and raise accumulation_steps ({text})"
+    if "DataLoader worker" in str(error):
+        advice = "lower dataloader_workers, or give the machine more memory or shared memory (docker: --shm-size)"
+        return f"a loader process died: {advice} ({text})"
+    if "Connection closed by peer" in str(error) or "NCCL" in str(error):
+        return f"another process of this training has left ({text})"
+    return None
 
 
 def _read_split(config: Config, list_file: str, root: str, names: tuple[str, ...]) -> SampleList:
