@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, request: Request) -> int:
         _answer_all(args, request, Predictor(backend, facts), results, tally)
     rate = (tally.answered + tally.failed) / (time.perf_counter() - started)
     if tally.exit_code != EXIT_BROKEN_PIPE:
-        places = " and ".join(str(place) for place in (request.output, request.save_images) if place is not None)
+        places = _places(request.output, request.save_images)
         sums = f"{tally.answered} answered, {tally.failed} failed, {rate:.1f} images/s on {backend.device}"
         print(f"{sums}; results in {places}" if places else sums)
     if tally.problem:
@@ -173,6 +173,12 @@ def _say(line: str, bar: tqdm) -> None:
         print(line)
     else:
         bar.write(line, file=sys.stdout)
+
+
+def _places(output: Path | None, save_images: Path | None) -> str:
+    if output is not None and output.parent == save_images:
+        return str(save_images)
+    return " and ".join(str(place) for place in (output, save_images) if place is not None)
 
 
 def _forget_stdout() -> None:

@@ -325,7 +325,7 @@ def test_a_picture_without_permission(tmp_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(PictureError, match="^no permission to read it$"):
+    with pytest.raises(PictureError, match=r"^no permission to read it$"):
         decode(tmp_path / "x.jpg")
 
 

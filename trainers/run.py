@@ -34,6 +34,12 @@ from trainers.trainer import Progress, Trainer, TrainingError
 PROJECT = Path(__file__).resolve().parent.parent
 EXIT_INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells count
 
+HPARAMS = {  # the columns of TensorBoard's table of runs: what people tune
+    *("model_net_name", "img_height", "img_width", "num_epochs", "batch_size", "accumulation_steps", "optimizer"),
+    *("learning_rate", "learning_rate_schedule", "warmup_epochs", "weight_decay", "label_smoothing", "mixup_alpha"),
+    *("cutmix_alpha", "ema_decay", "train_mode", "data_aug", "precision", "seed"),
+}
+
 Skipped = list[dict[str, str]]
 
 
@@ -243,7 +249,9 @@ def finish(report: TrainingReport, config: Config, trainer: Trainer, say: Callab
     """Write the report, and say in a few lines what came of the run and where it lies."""
     page = write_report(report.to_dict(), config.save_path, pictures=trainer.load_picture)
     if report.best:
-        trainer.logger.hparams(config.model_dump(), {"top1": report.best["top1"], "loss": report.best["loss"]})
+        trainer.logger.hparams(
+            config.model_dump(include=HPARAMS), {"top1": report.best["top1"], "loss": report.best["loss"]}
+        )
         say(f"{report.status}: best top-1 {report.best['top1']:.2%} in epoch {report.best['epoch']}")
         say(f"  best checkpoint  {config.best_checkpoint()}")
     else:
