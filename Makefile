@@ -14,7 +14,7 @@ demo: setup
 	@echo "curves     $(BIN)/tensorboard --logdir logs"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: setup
 	$(BIN)/ruff check .

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from configs.schema import DEFAULT_CONFIG, Config, describe_config, process_config
-from nets.net_interface import check_names
+from nets.net_interface import NetError, check_model_args, check_names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and give the exit code: 0 done, 1 the training failed, 2 a mistake of the user, 128 + n signal n."""
     args = _parser().parse_args(argv)
     try:
-        config = process_config(args.config, args.set, check_files=not args.print_config, checks=[_net_exists])
+        config = process_config(args.config, args.set, check_files=not args.print_config, checks=[_net_problems])
         if args.print_config:
             print(describe_config(config, args.config, args.set))
             return 0
         from trainers.run import run  # late: --help and a mistake in the config answer without torch
 
         return run(config, resume=args.resume)
-    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
-        print(f"train.py: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except OSError as error:
+        print(f"train.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        # Every mistake of the user's is a ValueError of a kind of ours, and its message the sentence to show.
+        if type(error) is ValueError or isinstance(error, UnicodeError):
+            raise
+        if os.environ.get("RANK", "0") == "0" or getattr(error, "one_process", False):
+            print(f"train.py: {error}", file=sys.stderr)
         return 2
 
 
-def _net_exists(config: Config) -> list[str]:
+def _net_problems(config: Config) -> list[str]:
     try:
         check_names(config.model_module_name, config.model_net_name)
-    except ValueError as error:
-        return [str(error)]
+        check_model_args(config.model_module_name, config.model_net_name, config.net_args())
+    except NetError as error:
+        return str(error).splitlines()
     return []
 
 

@@ -6,10 +6,12 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
 from data_loader.preprocess import Preprocess
+from data_loader.samples import ListError, read_class_names
 
 FACTS_VERSION = 1
 PRODUCER = "classic-trainer"
@@ -74,6 +76,22 @@ class Facts:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the facts are incomplete: {error}") from error
+
+
+def class_names_of(config: Config) -> tuple[str, ...]:
+    """Give the class names from `class_names_file`, else from classes.txt beside the training list, else none.
+
+    Raises ListError, also where they are not `num_classes` many.
+    """
+    file = Path(config.class_names_file)
+    if not config.class_names_file:
+        file = Path(config.train_data_file).parent / "classes.txt"
+        if not config.train_data_file or not file.is_file():
+            return ()
+    names = read_class_names(file)
+    if len(names) != config.num_classes:
+        raise ListError([f"{file}: {len(names)} class names, but num_classes is {config.num_classes}"])
+    return names
 
 
 def preprocess_of(config: Config) -> Preprocess:

@@ -19,6 +19,15 @@ TABLE_FILE = SCHEMA_FILE.parent.parent / "docs" / "config.md"
 DEFAULT_CONFIG = "configs/config.json"
 
 
+PLACEHOLDERS = {  # stand in for required keys that are missing or wrong, so that the others can still be checked
+    "model_module_name": "model_module_name",
+    "model_net_name": "model_net_name",
+    "num_classes": 2,
+    "train_data_root_dir": ".",
+    "val_data_root_dir": ".",
+}
+
+
 class ConfigError(ValueError):
     """All mistakes of one config; `problems` holds a sentence each."""
 
@@ -30,7 +39,7 @@ class ConfigError(ValueError):
 class Config(BaseModel):
     """One complete training recipe. Frozen; unknown keys and wrong types are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
     # The net
     model_module_name: str = Field(description="file in nets/ without .py, e.g. GeM_ResNet_module")
@@ -183,16 +192,23 @@ def process_config(
     problems += _apply_overrides(values, overrides, origin)
     problems = [*problems, *_unknown_keys(values, origin)]
     known = {key: value for key, value in values.items() if key in Config.model_fields}
+    rejected: set[str] = set()
     try:
         config = Config.model_validate(known)
     except ValidationError as error:
         problems += [_sentence(dict(item), origin, str(path)) for item in error.errors()]
-        raise ConfigError(problems) from None
-    problems += [f"{path}: {problem}" for problem in _contradictions(config)]
+        rejected = {str(item["loc"][0]) for item in error.errors()}
+        config = Config.model_validate(
+            {k: v for k, v in {**PLACEHOLDERS, **known}.items() if k not in rejected}
+            | {k: v for k, v in PLACEHOLDERS.items() if k in rejected}
+        )
+    further = _contradictions(config)
     if check_files:
-        problems += [f"{path}: {problem}" for problem in _missing_files(config)]
+        further += _missing_files(config)
     for check in checks:
-        problems += [f"{path}: {problem}" for problem in check(config)]
+        further += check(config)
+    # What a rejected key's stand-in would be blamed for is left out.
+    problems += [f"{path}: {problem}" for problem in further if not any(key in problem for key in rejected)]
     if problems:
         raise ConfigError(problems)
     return config
@@ -244,17 +260,13 @@ def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
         problems.extend(f'{path}: key "{key}" stands twice' for key in sorted({k for k in keys if keys.count(k) > 1}))
         return dict(pairs)
 
-    def no_constant(name: str) -> float:
-        problems.append(f"{path}: {name} is not a JSON number")
-        return 0.0
-
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not UTF-8 text"
         raise ConfigError([f"{path}: cannot read the config: {reason} (current folder: {Path.cwd()})"]) from error
     try:
-        values = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+        values = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise ConfigError([f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}"]) from error
     except RecursionError as error:
@@ -277,7 +289,8 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str], origin: d
         if inner and key != "model_args":
             problems.append(f"--set {item}: only model_args has inner keys")
             continue
-        values[key] = {**values.get(key, {}), inner: value} if inner else value
+        before = values.get(key, {})
+        values[key] = {**(before if isinstance(before, dict) else {}), inner: value} if inner else value
         origin[key] = f"--set {item}"
     return problems
 
@@ -324,6 +337,8 @@ def _sentence(error: dict[str, Any], origin: dict[str, str], path: str) -> str:
         return f"{where}: {name} must be {word} {context[limit]:g}{got}"
     if kind == "literal_error":
         return f"{where}: {name} must be {context['expected']}{got}"
+    if kind == "finite_number":
+        return f"{where}: {name} must be a finite number{got}"
     types = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text in quotes"}
     types |= {"list": "a list", "dict": "an object {...}"}
     word = types.get(kind.removesuffix("_type").removesuffix("_parsing"), "")

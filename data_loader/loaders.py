@@ -24,6 +24,8 @@ Key = tuple[int, int]  # (epoch, index of the sample)
 class BadPictureError(ValueError):
     """A listed picture that cannot be read; the message names list, line, path and reason."""
 
+    one_process = True  # of several, only the one that met the picture knows of it
+
 
 class PictureDataset(Dataset[dict[str, Any]]):
     """Samples -> {"image": uint8 (C, H, W), "label": int, "index": int}, or {"error": sentence, "index": int}.
@@ -81,10 +83,13 @@ def plan_epoch(
 
     A rest too small for batch norm (fewer than two pictures a process) joins the batch before it; but for such a rest,
     the cut depends on batch_size * world_size alone, so that several processes do what one with a bigger batch does.
+    A rest after `start` that has no batch before it, which only a changed batch size can leave, is given up.
     """
     whole = batch_size * world_size
-    edges = [*range(start, num_samples, whole), num_samples]
     smallest = world_size * min(2, batch_size)
+    if num_samples - start < smallest:
+        return []
+    edges = [*range(start, num_samples, whole), num_samples]
     if len(edges) > 2 and edges[-1] - edges[-2] < smallest:
         del edges[-2]
     batches = list(itertools.pairwise(edges))
@@ -181,8 +186,10 @@ def bad_picture_sentence(samples: SampleList, index: int, reason: Exception) -> 
     return f"{samples.where(index)}: {samples.samples[index].path}: {reason}"
 
 
-def find_bad_pictures(samples: SampleList, preprocess: Preprocess, workers: int) -> Iterator[tuple[int, str] | None]:
-    """Decode every listed picture; give, in order, None for a good one and (index, sentence) for a bad one."""
+def find_bad_pictures(
+    samples: SampleList, preprocess: Preprocess, workers: int, indices: Sequence[int]
+) -> Iterator[tuple[int, str] | None]:
+    """Decode listed pictures; give, in order, None for a good one and (index, sentence) for a bad one."""
 
     def look(index: int) -> tuple[int, str] | None:
         try:
@@ -193,8 +200,8 @@ def find_bad_pictures(samples: SampleList, preprocess: Preprocess, workers: int)
 
     block = 1024
     with ThreadPoolExecutor(max(1, workers)) as pool:  # Pillow decodes outside Python's lock
-        for first in range(0, len(samples.samples), block):
-            yield from pool.map(look, range(first, min(first + block, len(samples.samples))))
+        for first in range(0, len(indices), block):
+            yield from pool.map(look, indices[first : first + block])
 
 
 def without(samples: SampleList, bad: set[int]) -> SampleList:
@@ -233,7 +240,7 @@ def _loader(dataset: PictureDataset, batches: Any, workers: int, pin_memory: boo
 
 
 def _start_worker(_: int) -> None:
-    """Leave Ctrl-C to the main process, which saves first, and let SIGTERM end this one."""
+    """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the main process, which saves first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

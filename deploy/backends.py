@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from artifacts.facts import Facts, facts_of
+from artifacts.facts import Facts, class_names_of, facts_of
 from configs.schema import Config
-from data_loader.samples import read_class_names
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +69,8 @@ def load_torch(path: Path, device: str, config: Config | None) -> tuple[Backend,
         checkpoint = load_checkpoint(path)
         facts, weights = checkpoint.facts, checkpoint.deployed()
     elif config is not None:
-        facts, weights = facts_of(config, _class_names(config)), load_weights(path)
+        names = class_names_of(config) or tuple(map(str, range(config.num_classes)))
+        facts, weights = facts_of(config, names), load_weights(path)
     else:
         raise CheckpointError(f"{path}: bare weights do not say which net they are of; name their config with --config")
     try:
@@ -137,17 +137,6 @@ def choose_device(name: str) -> torch.device:
     if index and int(index) >= count:
         raise BackendError(f'device "{name}" is not there; torch sees cuda:0 to cuda:{count - 1}')
     return torch.device(name)
-
-
-def _class_names(config: Config) -> tuple[str, ...]:
-    """Give the names from class_names_file, else from classes.txt beside the training list, else the numbers."""
-    file = Path(config.class_names_file or Path(config.train_data_file).parent / "classes.txt")
-    if not config.class_names_file and not (config.train_data_file and file.is_file()):
-        return tuple(str(label) for label in range(config.num_classes))
-    names = read_class_names(file)
-    if len(names) != config.num_classes:
-        raise BackendError(f"{file}: {len(names)} class names, but num_classes is {config.num_classes}")
-    return names
 
 
 def _is_saved_by_torch(path: Path) -> bool:

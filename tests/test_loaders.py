@@ -50,6 +50,7 @@ def test_a_plan_taken_up_again_cuts_the_rest_the_same_way() -> None:
     consumed = whole[0].num_samples
     assert plan_epoch(21, 4, 1, 2, start=consumed) == whole[1:]
     assert plan_epoch(21, 4, 1, 2, start=21) == []
+    assert plan_epoch(21, 4, 1, 2, start=20) == []  # a rest of one, which no batch can take
 
 
 def test_batch_size_one_stays_one() -> None:
@@ -136,7 +137,7 @@ def test_bad_pictures_are_found_and_left_out(dataset: Path) -> None:
     (dataset / "images/train/04.png").write_bytes(b"")
     (dataset / "images/train/20.png").write_bytes((dataset / "images/train/19.png").read_bytes()[:-40])
     samples = read(dataset)
-    found = [look for look in find_bad_pictures(samples, Preprocess(32, 32), 2) if look]
+    found = [look for look in find_bad_pictures(samples, Preprocess(32, 32), 2, range(21)) if look]
     assert [index for index, _ in found] == [4, 20]
     assert "it is empty" in found[0][1]
     left = without(samples, {4, 20})

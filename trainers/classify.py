@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -94,8 +93,3 @@ def balanced_class_weights(counts: Sequence[int]) -> list[float]:
 def picture_captions(labels: torch.Tensor, class_names: Sequence[str]) -> list[str]:
     """Give the class names of labels (N,)."""
     return [class_names[int(label)] for label in labels]
-
-
-def scalars(step: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Detach what a step gave."""
-    return {name: value.detach() for name, value in step.items()}

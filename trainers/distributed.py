@@ -40,19 +40,19 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def first_says(self, value: Any) -> Any:
-        """Give every process what the first one has (any picklable value of ours)."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
-
     def agree_on_buffers(self, net: torch.nn.Module) -> None:
         """Give every process the first one's buffers (batch norm's statistics)."""
         if self.size > 1:
             for buffer in net.buffers():
                 dist.broadcast(buffer, src=0)
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """Give every process the lists of all, one after the other."""
+        if self.size == 1:
+            return values
+        lists: list[list[Any]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(lists, values)
+        return [value for part in lists for value in part]
 
     def barrier(self) -> None:
         """Wait for all."""
@@ -76,18 +76,17 @@ def world_from_environment() -> World:
 @contextlib.contextmanager
 def joined(world: World, device: torch.device) -> Iterator[None]:
     """Join the process group for as long as the context lasts: NCCL between GPUs, gloo between CPUs."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if world.size == 1:
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error: work that others never join would block it
 
 
 def launch(command: Sequence[str], num_processes: int) -> int:
@@ -100,12 +99,13 @@ def launch(command: Sequence[str], num_processes: int) -> int:
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
     shared["LOCAL_WORLD_SIZE"] = str(num_processes)
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TORCHELASTIC_")}
     processes = []
     for rank in range(num_processes):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         # A session of its own: Ctrl-C of the terminal reaches this process alone, which passes it on once.
         processes.append(
-            subprocess.Popen([sys.executable, *command], env={**os.environ, **shared, **ranks}, start_new_session=True)
+            subprocess.Popen([sys.executable, *command], env={**inherited, **shared, **ranks}, start_new_session=True)
         )
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -113,7 +113,8 @@ def launch(command: Sequence[str], num_processes: int) -> int:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
     try:
         return _wait(processes)
     finally:
@@ -130,9 +131,13 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
         for process in processes:
             if process.poll() and not code:
                 code, failed_at = int(process.poll() or 0), time.monotonic()
+                if code < 0:
+                    name = signal.Signals(-code).name
+                    print(f"train.py: process {processes.index(process)} was ended by {name}", file=sys.stderr)
         if code and time.monotonic() - failed_at > GRACE_S:
             for process in processes:
                 process.kill()
         time.sleep(0.05)
     codes = [process.returncode for process in processes if process.returncode]
-    return code or (codes[0] if codes else 0)
+    code = code or (codes[0] if codes else 0)
+    return code if code >= 0 else 128 - code  # as shells count a signal

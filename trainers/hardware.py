@@ -14,8 +14,11 @@ class HardwareError(ValueError):
     """A device that the config asks for and this machine does not have."""
 
 
-def choose_device(gpu_ids: list[int], local_rank: int = 0) -> tuple[torch.device, str]:
-    """Give the device of a process and one line about it. Raises HardwareError for a GPU that is not there."""
+def choose_device(gpu_ids: list[int], local_rank: int = 0, local_size: int = 1) -> tuple[torch.device, str]:
+    """Give the device of one of `local_size` processes on this machine, and one line about it.
+
+    Raises HardwareError for a GPU that is not there, and for more processes than GPUs.
+    """
     if not gpu_ids:
         return torch.device("cpu"), f"training on the CPU ({torch.get_num_threads()} threads)"
     if not torch.cuda.is_available():
@@ -25,7 +28,14 @@ def choose_device(gpu_ids: list[int], local_rank: int = 0) -> tuple[torch.device
     missing = [gpu for gpu in gpu_ids if gpu >= count]
     if missing:
         raise HardwareError(f"gpu_id names GPU {missing[0]}, this machine has {count} (0..{count - 1})")
-    device = torch.device("cuda", gpu_ids[local_rank % len(gpu_ids)])
+    if local_size > len(gpu_ids):
+        named = ",".join(map(str, gpu_ids))
+        every = ",".join(map(str, range(local_size)))
+        raise HardwareError(
+            f'{local_size} processes on this machine, but gpu_id "{named}" names {len(gpu_ids)} GPU; '
+            f"each needs one of its own: --set gpu_id={every}"
+        )
+    device = torch.device("cuda", gpu_ids[local_rank])
     return device, f"training on {torch.cuda.get_device_name(device)}"
 
 

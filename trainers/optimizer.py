@@ -50,12 +50,16 @@ def build_optimizer(
     momentum: float,
     nesterov: bool,
     decay_norm_and_bias: bool,
+    fused: bool = True,
 ) -> torch.optim.Optimizer:
-    """Give SGD or AdamW over the net's parameter groups."""
+    """Give SGD or AdamW over the net's parameter groups.
+
+    Not `fused` with a gradient scaler: a first step that overflows leaves fused SGD's momentum uninitialised.
+    """
     groups = parameter_groups(net, learning_rate, weight_decay, no_decay_norm_bias=not decay_norm_and_bias)
     if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov and momentum > 0, fused=True)
+        return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov and momentum > 0, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,12 +15,12 @@ import torch
 from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
-from artifacts.facts import facts_of, library_versions
+from artifacts.facts import class_names_of, facts_of, library_versions
 from configs.schema import Config
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView
 from data_loader.loaders import BadPictureError, PictureDataset, find_bad_pictures, net_seed, without
 from data_loader.preprocess import Preprocess
-from data_loader.samples import SampleList, read_class_folders, read_class_names, read_list
+from data_loader.samples import ListError, SampleList, read_class_folders, read_list
 from nets.checkpointing import enable_gradient_checkpointing
 from nets.net_interface import build_net
 from nets.start_weights import load_start_weights, published_state_dict
@@ -40,6 +41,11 @@ HPARAMS = {  # the columns of TensorBoard's table of runs: what people tune
     *("cutmix_alpha", "ema_decay", "train_mode", "data_aug", "precision", "seed"),
 }
 
+FIXED_ON_RESUME = (
+    *("model_module_name", "model_net_name", "model_type", "model_args", "num_classes", "num_channels"),
+    *("optimizer", "freeze", "decay_norm_and_bias"),
+)
+
 Skipped = list[dict[str, str]]
 
 
@@ -50,7 +56,7 @@ def run(config: Config, *, resume: bool = False) -> int:
     """
     world = world_from_environment()
     wanted = processes_wanted(config)
-    if world.size > 1 or wanted == 1:
+    if "RANK" in os.environ or wanted == 1:
         return run_rank(config, world, resume=resume)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
@@ -71,10 +77,12 @@ def run_rank(config: Config, world: World, *, resume: bool) -> int:
     say = _say if world.is_first else _say_nothing
     if world.local_size > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
-    device, line = choose_device(config.gpu_ids(), world.local_rank)
+    device, line = choose_device(config.gpu_ids(), world.local_rank, world.local_size)
     precision = choose_precision(config.precision, device)
     say(f"{line}, {precision}" + (f", {world.size} processes" if world.size > 1 else ""))
     checkpoint = _checkpoint_to_resume(config, say) if resume else None
+    if world.is_first:
+        _check_writable(config.save_path, *([config.log_path] if config.is_tensorboard else []))
     with joined(world, device):
         train, val, skipped = read_data(config, world, say)
         net = build_start_net(config, say if checkpoint is None else _say_nothing, with_weights=checkpoint is None)
@@ -92,7 +100,7 @@ def run_rank(config: Config, world: World, *, resume: bool) -> int:
             logger=TrainingLogger(
                 progress.log_dir,
                 enabled=config.is_tensorboard and world.is_first,
-                purge_step=progress.step if checkpoint else None,
+                purge_step=_first_step_to_come(progress) if checkpoint else None,
             ),
             progress=progress,
             say=say,
@@ -110,8 +118,9 @@ def fit_and_report(config: Config, trainer: Trainer, skipped: Skipped, say: Call
     status = "failed"
     try:
         status = trainer.fit()
-    except TrainingError as error:
-        say(f"train.py: {error}")
+    except TrainingError as error:  # every process meets it
+        if trainer.world.is_first:
+            print(f"train.py: {error}", file=sys.stderr)
     except RuntimeError as error:
         sentence = _known_failure(error)
         if sentence is None:
@@ -123,8 +132,10 @@ def fit_and_report(config: Config, trainer: Trainer, skipped: Skipped, say: Call
             try:
                 finish(report, config, trainer, say)
             except OSError as error:
-                say(f"train.py: {config.save_path}: cannot write the report: {error.strerror}")
+                print(f"train.py: {config.save_path}: cannot write the report: {error.strerror}", file=sys.stderr)
         trainer.logger.close()
+    if status != "failed":
+        trainer.world.barrier()  # nobody leaves while the first one writes: leaving early looks like a failure
     return status
 
 
@@ -134,30 +145,16 @@ def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple
     train = _read_split(config, config.train_data_file, config.train_data_root_dir, names)
     val = _read_split(config, config.val_data_file, config.val_data_root_dir, train.class_names)
     say(f"{len(train.samples)} training and {len(val.samples)} validation pictures, {config.num_classes} classes")
-    if len(train.samples) < 2 * world.size:
-        raise ValueError(
-            f"{train.origin}: {len(train.samples)} training pictures are too few for {world.size} processes"
-        )
     skipped: Skipped = []
     if config.bad_images == "skip":
         preprocess = facts_of(config, train.class_names).preprocess
         train, of_train = _without_bad(config, train, preprocess, world, say)
         val, of_val = _without_bad(config, val, preprocess, world, say)
         skipped = of_train + of_val
+    if len(train.samples) < 2 * world.size or not val.samples:
+        counts = f"{len(train.samples)} training and {len(val.samples)} validation pictures"
+        raise ListError([f"{train.origin}: {counts} are too few for {world.size} process(es): two and one at least"])
     return train, val, skipped
-
-
-def class_names_of(config: Config) -> tuple[str, ...]:
-    """Give the class names from `class_names_file`, else from classes.txt beside the training list, else none."""
-    file = Path(config.class_names_file)
-    if not config.class_names_file:
-        file = Path(config.train_data_file).parent / "classes.txt"
-        if not config.train_data_file or not file.is_file():
-            return ()
-    names = read_class_names(file)
-    if len(names) != config.num_classes:
-        raise ValueError(f"{file}: {len(names)} class names, but num_classes is {config.num_classes}")
-    return names
 
 
 def build_start_net(config: Config, say: Callable[[str], None], *, with_weights: bool = True) -> torch.nn.Module:
@@ -278,20 +275,42 @@ def _checkpoint_to_resume(config: Config, say: Callable[[str], None]) -> Checkpo
     checkpoint = load_checkpoint(config.last_checkpoint())
     if checkpoint.optimizer is None:
         raise CheckpointError(f"{config.last_checkpoint()}: holds no training state, --resume cannot go on with it")
+    fixed = [key for key in FIXED_ON_RESUME if checkpoint.config.get(key) != getattr(config, key)]
+    if fixed:
+        pairs = ", ".join(f"{key} was {checkpoint.config.get(key)!r}, is {getattr(config, key)!r}" for key in fixed)
+        raise CheckpointError(
+            f"{config.last_checkpoint()}: --resume cannot go on with another net or optimizer: {pairs}"
+        )
     for line in changed_since(checkpoint.config, config):
         say(line)
     return checkpoint
 
 
+def _check_writable(*folders: str) -> None:
+    """Find out now, and not after the first epoch. Raises CheckpointError."""
+    for folder in folders:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot write into this folder: {error.strerror}") from error
+
+
+def _first_step_to_come(progress: Progress) -> int:
+    """Give the step from which a resumed run logs again: an epoch's validation stands at the step after its last."""
+    return progress.step + (1 if progress.step and not progress.consumed else 0)
+
+
 def _known_failure(error: RuntimeError) -> str | None:
     """Put what torch reports of the machine into a sentence; None for what it does not know."""
-    text = str(error).splitlines()[0]
+    text = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small: lower batch_size and raise accumulation_steps ({text})"
     if "DataLoader worker" in str(error):
         advice = "lower dataloader_workers, or give the machine more memory or shared memory (docker: --shm-size)"
         return f"a loader process died: {advice} ({text})"
-    if "Connection closed by peer" in str(error) or "NCCL" in str(error):
+    if isinstance(error, torch.distributed.DistError) or "by peer" in text or "Broken pipe" in text:
         return f"another process of this training has left ({text})"
     return None
 
@@ -309,7 +328,7 @@ def _read_split(config: Config, list_file: str, root: str, names: tuple[str, ...
     samples = read_class_folders(root, names)
     if len(samples.class_names) != config.num_classes:
         found = len(samples.class_names)
-        raise ValueError(f"{root}: {found} class folders, but num_classes is {config.num_classes}")
+        raise ListError([f"{root}: {found} class folders, but num_classes is {config.num_classes}"])
     return samples
 
 
@@ -317,12 +336,11 @@ def _without_bad(
     config: Config, samples: SampleList, preprocess: Preprocess, world: World, say: Callable[[str], None]
 ) -> tuple[SampleList, Skipped]:
     """Leave out the pictures that cannot be read, found by decoding every one before training."""
-    bad: list[tuple[int, str]] = []
-    if world.is_first:
-        looks = find_bad_pictures(samples, preprocess, config.dataloader_workers)
-        total = len(samples.samples)
-        bad = [look for look in tqdm(looks, desc="checking pictures", total=total, leave=False, disable=None) if look]
-    bad = world.first_says(bad)
+    mine = range(world.rank, len(samples.samples), world.size)
+    looks = find_bad_pictures(samples, preprocess, config.dataloader_workers, mine)
+    hidden = None if world.is_first else True
+    bar = tqdm(looks, desc="checking pictures", total=len(mine), leave=False, disable=hidden)
+    bad = sorted(world.gather([look for look in bar if look]))
     share = len(bad) / len(samples.samples)
     if bad:
         say(f"{samples.origin}: {len(bad)} of {len(samples.samples)} pictures cannot be read and are skipped")

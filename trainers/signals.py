@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM is only noted in `received`; a second Ctrl-C interrupts at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, word: str = "") -> None:
+        self.word = word  # said at once, when the signal arrives
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -35,4 +37,6 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None and self.word:
+            os.write(2, f"\n{self.word}\n".encode())  # a handler may interrupt a print, so not print
         self.received = signal.Signals(number)

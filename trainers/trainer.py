@@ -45,6 +45,10 @@ class TrainingError(RuntimeError):
     """A training that cannot go on; the message says where and what is safe."""
 
 
+class StoppedBySignalError(RuntimeError):
+    """A signal arrived in the middle of a validation, which can be given up and done again."""
+
+
 @dataclass
 class Progress:
     """Where a run stands: plain values, saved with every checkpoint."""
@@ -52,6 +56,7 @@ class Progress:
     step: int = 0
     epoch: int = 0
     consumed: int = 0  # pictures of this epoch, over all processes
+    num_train: int = 0  # pictures listed, to notice another list on resuming
     loss_sum: float = 0.0  # over the pictures of this epoch that were consumed
     best: dict[str, Any] = field(default_factory=dict)
     best_result: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +105,7 @@ class Trainer:
             momentum=config.momentum,
             nesterov=config.nesterov,
             decay_norm_and_bias=config.decay_norm_and_bias,
+            fused=precision != "fp16",
         )
         self.ema = AveragedNet(task.net, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -110,10 +116,11 @@ class Trainer:
             devices = [device] if device.type == "cuda" else None
             self.model = DistributedDataParallel(task, device_ids=devices)
         self.labels = np.array([sample.label for sample in train_data.samples.samples])
+        self.steps_per_epoch = len(self._plan(start=0))
+        progress.num_train = progress.num_train or len(self.labels)
         self.schedule = Schedule(
             config.learning_rate_schedule,
             config.learning_rate,
-            steps_per_epoch=len(self._plan(start=0)),
             num_epochs=config.num_epochs,
             decay=config.learning_rate_decay,
             decay_epochs=config.learning_rate_decay_epoch,
@@ -132,40 +139,54 @@ class Trainer:
             world_size=world.size,
             pin_memory=pin,
         )
-        self.pending: list[tuple[int, torch.Tensor, int]] = []  # step, sum of losses, pictures
-        self.last_result: ValidationResult | None = None
+        self.pending: list[tuple[int, float, torch.Tensor, int]] = []  # step, rate, sum of losses, pictures
         self.interval_start, self.interval_pictures = time.perf_counter(), 0
-        self.stop = StopRequest()
+        self.stop = StopRequest("stopping: saving first" if world.is_first else "")
 
     def fit(self) -> str:
         """Train to the end and give the status: "finished", "stopped early" or "interrupted by SIGINT/SIGTERM".
 
         Raises TrainingError (the loss is no number) and BadPictureError.
         """
-        progress, config = self.progress, self.config
         with self.stop:
-            if config.evaluate_before_train and progress.step == 0:
-                result = self._validate()
-                self.say(f"before training: val loss {result.loss:.4f}, top-1 {result.top1:.2%}")
-            while progress.epoch < config.num_epochs:
-                if not self._train_epoch():
-                    self._save_last()
-                    assert self.stop.received is not None
-                    return f"interrupted by {self.stop.received.name}"
-                self._end_epoch(self._validate())
-                patience = config.early_stopping_epochs
-                if patience and progress.epochs_without_gain >= patience:
-                    self.say(f"no better top-1 for {patience} epochs: stopped early")
-                    return "stopped early"
+            try:
+                return self._fit()
+            except StoppedBySignalError:
+                self._save_last()
+                assert self.stop.received is not None
+                return f"interrupted by {self.stop.received.name}"
+
+    def _fit(self) -> str:
+        progress, config = self.progress, self.config
+        updates = config.train_mode == "update"
+        if (config.evaluate_before_train or updates) and progress.step == 0:
+            result = self._validate()
+            self.say(f"before training: val loss {result.loss:.4f}, top-1 {result.top1:.2%}")
+            if updates:  # what the net can already do is the mark to beat
+                self._keep_if_best(result)
+        while progress.epoch < config.num_epochs:
+            patience = config.early_stopping_epochs
+            if patience and progress.epochs_without_gain >= patience:
+                self.say(f"no better top-1 for {patience} epochs: stopped early")
+                return "stopped early"
+            self._train_epoch()
+            self._end_epoch(self._validate())
         return "finished"
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on where a checkpoint stands. `progress` was given to the constructor."""
         self.task.net.load_state_dict(checkpoint.net)
-        if self.ema is not None and checkpoint.ema is not None:
-            self.ema.net.load_state_dict(checkpoint.ema)
+        if self.ema is not None:
+            self.ema.net.load_state_dict(checkpoint.ema or checkpoint.net)
         if checkpoint.optimizer is not None:
+            settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(checkpoint.optimizer)
+            for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+                group.update(values)  # the config's settings, not the checkpoint's
+        if self.progress.consumed and self.progress.num_train != len(self.labels):
+            self.say("the training list has another length: the epoch begins again")
+            self.progress.consumed, self.progress.loss_sum = 0, 0.0
+        self.progress.num_train = len(self.labels)
         if checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
 
@@ -177,8 +198,8 @@ class Trainer:
         config = self.config
         return plan_epoch(len(self.labels), config.batch_size, self.world.size, config.accumulation_steps, start)
 
-    def _train_epoch(self) -> bool:
-        """Train what is left of the epoch; give False where a signal cut it short."""
+    def _train_epoch(self) -> None:
+        """Train what is left of the epoch. Raises StoppedBySignalError where a signal cuts it short."""
         config, progress = self.config, self.progress
         order = epoch_order(
             self.labels, progress.epoch, config.seed, shuffle=config.shuffle, balanced=config.balanced_sampling
@@ -188,7 +209,7 @@ class Trainer:
         self.task.train()
         hold_frozen_in_eval(self.task.net)
         self.interval_start, self.interval_pictures = time.perf_counter(), 0
-        done = self.schedule.steps_per_epoch - len(steps)
+        done = self.steps_per_epoch - len(steps)
         with self._bar(done) as bar:
             batches = iter(self.train_loader)
             for number, step in enumerate(steps):
@@ -205,8 +226,7 @@ class Trainer:
                     self._save_last()
                 if self._asked_to_stop(at_interval):
                     self._look(bar)
-                    return False
-        return True
+                    raise StoppedBySignalError
 
     def _optimizer_step(self, step: Step, batches: Iterator[dict[str, Any]], *, show_pictures: bool) -> None:
         """Do one step of `accumulation_steps` batches; the gradient is the mean over all its pictures."""
@@ -214,7 +234,8 @@ class Trainer:
         seed = step_seed(self.config.seed, number, world.rank)
         torch.manual_seed(seed)
         generator = np.random.default_rng(seed)
-        set_learning_rate(self.optimizer, self.schedule.at(number))
+        rate = self._rate()
+        set_learning_rate(self.optimizer, rate)
         total: torch.Tensor | float = 0.0
         pictures = 0
         for part in range(len(step.batches)):
@@ -225,7 +246,8 @@ class Trainer:
             last = part == len(step.batches) - 1
             with self._no_sync_unless(last), autocast(self.device, self.precision):
                 loss = self.model(batch, generator)["loss"]
-                weight = count * world.size / step.num_samples
+            weight = count * world.size / step.num_samples
+            with self._no_sync_unless(last):
                 self.scaler.scale(loss * weight if weight != 1 else loss).backward()
             total = total + loss.detach() * count
             pictures += count
@@ -238,39 +260,42 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.task.net, number)
         assert isinstance(total, torch.Tensor)
-        self.pending.append((number, total, pictures))
+        self.pending.append((number, rate, total, pictures))
 
     def _look(self, bar: tqdm[Any]) -> None:
         """Wait for the device, check and log the losses since the last look."""
         if not self.pending:
             return
-        sums = torch.stack([total for _, total, _ in self.pending]).double()
+        sums = torch.stack([total for *_, total, _ in self.pending]).double()
         counts = torch.tensor([count for *_, count in self.pending], dtype=torch.float64, device=sums.device)
         self.world.sum(sums)
         self.world.sum(counts)
         losses = (sums / counts).tolist()
-        for (step, *_), loss in zip(self.pending, losses, strict=True):
+        for (step, rate, *_), loss in zip(self.pending, losses, strict=True):
             if not math.isfinite(loss):
-                self.pending.clear()
-                raise TrainingError(self._nan_sentence(step, loss))
-            self.logger.scalars({"train/loss": loss, "train/learning_rate": self.schedule.at(step)}, step)
+                raise TrainingError(self._nan_sentence(f"the loss became {loss}", step, rate))
+            self.logger.scalars({"train/loss": loss, "train/learning_rate": rate}, step)
         now = time.perf_counter()
         seconds = now - self.interval_start
-        rate = self.interval_pictures / max(seconds, 1e-9)
-        last = self.pending[-1][0]
+        speed = self.interval_pictures / max(seconds, 1e-9)
+        last, rate, *_ = self.pending[-1]
         self.progress.loss_sum += float(sums.sum())
         self.progress.train_seconds += seconds
         self.progress.pictures_trained += self.interval_pictures
         self.interval_start, self.interval_pictures = now, 0
         mean = float(sums.sum() / counts.sum())
-        self.logger.scalars({"train/images_per_second": rate}, last)
-        self._add_curve_point(last, mean)
+        self.logger.scalars({"train/images_per_second": speed}, last)
+        self._add_curve_point(last, mean, rate)
         self.pending.clear()
-        self._show_rate(bar, mean, rate)
+        self._show_speed(bar, mean, rate, speed)
 
-    def _add_curve_point(self, step: int, loss: float) -> None:
+    def _rate(self) -> float:
+        """Give the learning rate at the present place."""
+        return self.schedule.at(self.progress.epoch + self.progress.consumed / len(self.labels))
+
+    def _add_curve_point(self, step: int, loss: float, rate: float) -> None:
         curve = self.progress.curves["train"]
-        point = {"step": step, "epoch": self.progress.epoch, "loss": loss, "learning_rate": self.schedule.at(step)}
+        point = {"step": step, "epoch": self.progress.epoch, "loss": loss, "learning_rate": rate}
         curve.append(point)
         if len(curve) > MAX_CURVE_POINTS:
             del curve[:-1:2]
@@ -282,31 +307,31 @@ class Trainer:
         self.world.agree_on_buffers(net)
         task = self.task if self.ema is None else self.task.with_net(net)
         paths = [sample.path for sample in self.val_data.samples.samples]
-        batches = (self._to_device(checked(batch)) for batch in self._with_bar(self.val_loader))
-        result = task.validate(batches, self.config.num_classes, paths, self.facts.class_names)
+        result = task.validate(self._validation_batches(), self.config.num_classes, paths, self.facts.class_names)
         self.progress.validation_seconds += time.perf_counter() - start
-        self.last_result = result
         self.logger.validation(result, self.facts.class_names, self.load_picture, self.progress.step)
         return result
 
+    def _validation_batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Give the batches on the device; several processes finish a validation together, one may give it up."""
+        for batch in self._with_bar(self.val_loader):
+            if self.world.size == 1 and self.stop.received:
+                raise StoppedBySignalError
+            yield self._to_device(checked(batch))
+
     def _end_epoch(self, result: ValidationResult) -> None:
         progress = self.progress
+        if not math.isfinite(result.loss):
+            what = f"the validation loss became {result.loss}"
+            raise TrainingError(self._nan_sentence(what, progress.step - 1, self._rate()))
         train_loss = progress.loss_sum / len(self.labels)
         progress.epoch += 1
         progress.consumed, progress.loss_sum = 0, 0.0
-        point = {"epoch": progress.epoch, "step": progress.step, "loss": result.loss}
-        point |= {"top1": result.top1, "top5": result.top5}
-        progress.curves["val"].append({**point, "train_loss": train_loss})
-        better = not progress.best or (result.top1, -result.loss) > (progress.best["top1"], -progress.best["loss"])
         risen = not progress.best or result.top1 > progress.best["top1"]
         progress.epochs_without_gain = 0 if risen else progress.epochs_without_gain + 1
-        if better:
-            progress.best = point
-            progress.best_result = {**asdict(result), "confusion": torch.tensor(result.confusion)}
-        if self.world.is_first:
-            if better:
-                save_checkpoint(self._checkpoint(with_training_state=False), self.config.best_checkpoint())
-            self._save_last()
+        point = self._keep_if_best(result)
+        progress.curves["val"].append({**point, "train_loss": train_loss})
+        self._save_last()
         self.logger.scalars({"train/epoch_loss": train_loss}, progress.step)
         self.logger.flush()
         rate = progress.pictures_trained / max(progress.train_seconds, 1e-9)
@@ -314,6 +339,18 @@ class Trainer:
             f"epoch {progress.epoch}/{self.config.num_epochs}  loss {train_loss:.4f}  val {result.loss:.4f}  "
             f"top-1 {result.top1:.2%}  best {progress.best['top1']:.2%}  {rate:.0f} img/s"
         )
+
+    def _keep_if_best(self, result: ValidationResult) -> dict[str, Any]:
+        """Save the net where it is the best so far; give the validation's point for the curves."""
+        progress = self.progress
+        point = {"epoch": progress.epoch, "step": progress.step, "loss": result.loss}
+        point |= {"top1": result.top1, "top5": result.top5}
+        if not progress.best or (result.top1, -result.loss) > (progress.best["top1"], -progress.best["loss"]):
+            progress.best = point
+            progress.best_result = {**asdict(result), "confusion": torch.tensor(result.confusion)}
+            if self.world.is_first:
+                save_checkpoint(self._checkpoint(with_training_state=False), self.config.best_checkpoint())
+        return point
 
     def _save_last(self) -> None:
         if self.world.is_first:
@@ -353,12 +390,11 @@ class Trainer:
             return self.model.no_sync()
         return contextlib.nullcontext()
 
-    def _nan_sentence(self, step: int, loss: float) -> str:
+    def _nan_sentence(self, what: str, step: int, rate: float) -> str:
         last = self.config.last_checkpoint()
         safe = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
-        rate = self.schedule.at(step)
         return (
-            f"the loss became {loss} in epoch {self.progress.epoch + 1}, step {step} (learning rate {rate:g}, "
+            f"{what} in epoch {self.progress.epoch + 1}, step {step} (learning rate {rate:g}, "
             f"{self.precision}); {safe}. A lower learning_rate, warmup_epochs, clip_grad_norm or precision fp32 helps"
         )
 
@@ -377,7 +413,7 @@ class Trainer:
 
     def _bar(self, done: int) -> tqdm[Any]:
         return tqdm(
-            total=self.schedule.steps_per_epoch,
+            total=self.steps_per_epoch,
             initial=done,
             desc=f"epoch {self.progress.epoch + 1}/{self.config.num_epochs}",
             bar_format="{desc} {bar} {n_fmt}/{total_fmt}{postfix}",
@@ -386,12 +422,10 @@ class Trainer:
             disable=None if self.show_progress else True,
         )
 
-    def _show_rate(self, bar: tqdm[Any], loss: float, rate: float) -> None:
-        steps_left = self.config.num_epochs * self.schedule.steps_per_epoch - self.progress.step
-        pictures_a_step = len(self.labels) / self.schedule.steps_per_epoch
-        left = tqdm.format_interval(steps_left * pictures_a_step / max(rate, 1e-9))
-        lr = self.schedule.at(max(0, self.progress.step - 1))
-        bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.2g} {rate:.0f} img/s {left} left", refresh=False)
+    def _show_speed(self, bar: tqdm[Any], loss: float, rate: float, speed: float) -> None:
+        epochs_left = self.config.num_epochs - self.progress.epoch - self.progress.consumed / len(self.labels)
+        left = tqdm.format_interval(epochs_left * len(self.labels) / max(speed, 1e-9))
+        bar.set_postfix_str(f"loss {loss:.3f} lr {rate:.2g} {speed:.0f} img/s {left} left", refresh=False)
 
     def _with_bar(self, loader: Any) -> Any:
         hidden = None if self.show_progress else True
