@@ -140,7 +140,7 @@ def validation(num_classes: int) -> tuple[ValidationResult, list[str]]:
 
 
 def read_back(folder: Path) -> Any:
-    from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
+    from tensorboard.backend.event_processing import event_accumulator
 
     return event_accumulator.EventAccumulator(str(folder)).Reload()
 
