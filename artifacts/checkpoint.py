@@ -153,7 +153,12 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    cause = error
+    while not isinstance(cause, OSError) and cause.__context__ is not None:
+        cause = cause.__context__  # what torch met while writing, a full disk say
+    if isinstance(cause, OSError):
+        error = cause
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).splitlines()[0]
 

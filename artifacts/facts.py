@@ -63,7 +63,7 @@ class Facts:
             got = values.get("facts_version")
             raise ValueError(f"the facts are of version {got!r}, this program reads version {FACTS_VERSION}")
         try:
-            return cls(
+            facts = cls(
                 class_names=tuple(values["class_names"]),
                 preprocess=Preprocess.from_dict(values["preprocess"]),
                 net=values["net"],
@@ -76,6 +76,20 @@ class Facts:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the facts are incomplete: {error}") from error
+        facts._check()
+        return facts
+
+    def _check(self) -> None:
+        """Raise ValueError where a value cannot be what was written."""
+        net, temperature = self.net, self.temperature
+        right = {
+            "class_names": all(isinstance(name, str) for name in self.class_names) and len(self.class_names) > 1,
+            "net": isinstance(net, dict) and set(net) == {"module", "name", "args"} and isinstance(net["args"], dict),
+            "temperature": temperature is None or (isinstance(temperature, float) and 0 < temperature < 1e6),
+        }
+        wrong = [name for name, fits in right.items() if not fits]
+        if wrong:
+            raise ValueError(f"the facts are damaged: {', '.join(wrong)}")
 
 
 def class_names_of(config: Config) -> tuple[str, ...]:

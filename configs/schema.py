@@ -49,7 +49,7 @@ class Config(BaseModel):
     img_height: int = Field(224, ge=1, le=8192, description="input height, pixels")
     img_width: int = Field(224, ge=1, le=8192, description="input width, pixels")
     num_channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (RGB)")
-    num_classes: int = Field(ge=2, description="outputs")
+    num_classes: int = Field(ge=2, le=1_000_000, description="outputs")
 
     # Data
     train_data_root_dir: str = Field(description="folder that the training list's paths start from")
@@ -100,10 +100,10 @@ class Config(BaseModel):
     cutmix_alpha: float = Field(0.0, ge=0, description="cutmix's beta parameter; 0: off; with mixup: one at random")
 
     # Optimisation
-    num_epochs: int = Field(90, ge=1, description="epochs")
-    batch_size: int = Field(32, ge=1, description="training batch size of each process")
-    val_batch_size: int = Field(0, ge=0, description="validation batch size of each process; 0: twice batch_size")
-    accumulation_steps: int = Field(1, ge=1, description="batches that make one optimizer step")
+    num_epochs: int = Field(90, ge=1, le=1_000_000, description="epochs")
+    batch_size: int = Field(32, ge=1, le=1_000_000, description="of each process in training")
+    val_batch_size: int = Field(0, ge=0, le=1_000_000, description="of each process in validation; 0: twice batch_size")
+    accumulation_steps: int = Field(1, ge=1, le=1_000_000, description="batches that make one optimizer step")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
     learning_rate: float = Field(0.01, gt=0, description="rate at its highest")
     learning_rate_schedule: Literal["step", "cosine", "constant"] = Field("step", description="step: the classic decay")
@@ -268,7 +268,10 @@ def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         values = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise ConfigError([f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}"]) from error
+        advice = " (a comma before } or ] is one too many)" if "property name" in error.msg else ""
+        raise ConfigError([f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}{advice}"]) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError([f"{path}: {error}"]) from error
     except RecursionError as error:
         raise ConfigError([f"{path}: nested too deeply for a config"]) from error
     if not isinstance(values, dict):
@@ -301,7 +304,7 @@ def _override_value(key: str, text: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # not JSON, or a number of thousands of digits
         return text
 
 
@@ -363,10 +366,13 @@ def _contradictions(config: Config) -> list[str]:
         low, high = getattr(config, key)
         if not lowest < low <= high:
             problems.append(f"{key} must be [low, high] with 0 < low <= high, got [{low:g}, {high:g}]")
+    low, high = config.random_crop_ratio
+    if low < 0.01 or high > 100:
+        problems.append(f"random_crop_ratio must be within 0.01 and 100, got [{low:g}, {high:g}]")
     if config.random_crop_scale[1] > 1:
         problems.append(f"random_crop_scale must be at most 1, got {config.random_crop_scale[1]:g}")
-    if min(config.color_jitter) < 0 or config.color_jitter[3] > 0.5:
-        problems.append(f"color_jitter must be at least 0 and its hue at most 0.5, got {config.color_jitter}")
+    if min(config.color_jitter) < 0 or max(config.color_jitter) > 10 or config.color_jitter[3] > 0.5:
+        problems.append(f"color_jitter must be within 0 and 10, its hue at most 0.5, got {config.color_jitter}")
     if isinstance(config.class_weights, list):
         if len(config.class_weights) != config.num_classes:
             count = len(config.class_weights)
@@ -388,6 +394,10 @@ def _contradictions(config: Config) -> list[str]:
         problems.append('train_mode "update" goes on with the net\'s own weights; use "finetune" for published ones')
     if Path(config.save_name).name != config.save_name or config.save_name in (".", ".."):
         problems.append(f'save_name is a file name without folders, got "{config.save_name}"; put them in save_path')
+    elif not config.best_checkpoint().name.endswith((".pth", ".pt", ".ckpt")):
+        problems.append(f'save_name must end in .pth, .pt or .ckpt (or have no ending), got "{config.save_name}"')
+    nul = [key for key, value in config if isinstance(value, str) and "\0" in value]
+    problems += [f"{key} holds a NUL character" for key in nul]
     if config.warmup_epochs > config.num_epochs:
         given = f"{config.warmup_epochs:g} > {config.num_epochs}"
         problems.append(f"warmup_epochs must not exceed num_epochs, got {given}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import threading
 import warnings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 64_000_000
+MAX_SIDE_PX = 8192  # of a net's input
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # ImageNet's channels averaged
 RESAMPLING = {
@@ -106,7 +108,13 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote. Raises ValueError for what it cannot have written."""
+        sizes: list[Any] = [values.get("height"), values.get("width"), values.get("max_pixels")]
+        numbers = [*values.get("mean", ()), *values.get("std", ())]
+        if not all(isinstance(size, int) and size > 0 for size in sizes) or max(sizes[:2]) > MAX_SIDE_PX:
+            raise ValueError(f"height, width and max_pixels cannot be {sizes}")
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            raise ValueError(f"mean and std cannot be {numbers}")
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     def decode(self, source: str | Path | bytes) -> Image.Image:

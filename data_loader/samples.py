@@ -137,7 +137,11 @@ def read_class_folders(root_dir: StrPath, class_names: Sequence[str] = ()) -> Sa
             problems.append(_unknown_folder(root, folder, names))
             continue
         before = len(samples)
-        samples.extend(Sample(path, label) for path in iter_images(_prefix(root) + folder))
+        try:
+            samples.extend(Sample(path, label) for path in iter_images(_prefix(root) + folder))
+        except OSError as error:
+            problems.append(f"{error.filename}: the folder cannot be read: {error.strerror}")
+            continue
         if len(samples) == before:
             endings = " ".join(IMAGE_SUFFIXES)
             problems.append(f"{_prefix(root)}{folder}: the class folder has no images; endings known: {endings}")

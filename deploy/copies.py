@@ -22,14 +22,13 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORE
 class SortedCopies:
     """Copies pictures to FOLDER/<class>/<path below the image folder>; bad pictures are left out.
 
-    Nothing is lost: where another picture already has the name, the copy becomes name_2. The copy that an earlier run
-    sorted into another class, the same byte for byte, moves to the new one.
+    Nothing is lost: where another picture already has the name, the copy becomes name_2, and nothing that lies in the
+    folder is ever removed, an earlier run's copy under another class neither.
     """
 
     def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
         self._folder = folder
         self._class_folders = folder_names(class_names)
-        self._earlier = [name for name in self._class_folders if (folder / name).is_dir()]
 
     def add(self, answer: Answer, relative: str) -> None:
         """Copy the picture of an answer. Raises ResultsError."""
@@ -44,10 +43,6 @@ class SortedCopies:
             if not target.exists():  # else it is this very picture, copied before
                 with _whole(target) as temporary:
                     shutil.copyfile(source, temporary)
-            for name in self._earlier:
-                other = self._folder / name / relative
-                if name != class_folder and other.is_file() and _is_copy(source, other):
-                    other.unlink()
 
 
 class AnnotatedCopies:

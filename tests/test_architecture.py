@@ -86,3 +86,9 @@ def test_data_is_not_committed() -> None:
     files = [line.split("\t")[1] for line in listing.stdout.splitlines()]
     assert not [name for name in files if name.startswith(("data_example/", "logs/", "runs/"))]
     assert max((ROOT / name).stat().st_size for name in files if (ROOT / name).is_file()) < 1_000_000
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]), ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).is_file(), target

@@ -108,11 +108,14 @@ def test_all_mistakes_are_reported_together(tmp_path: Path, classic: dict[str, A
         ({"file_label_separator": ""}, 'a.json: file_label_separator must have 1 character, got ""'),
         ({"model_args": []}, "a.json: model_args must be an object {...}, got []"),
         ({"learning_rate": 1e999}, "a.json: learning_rate must be a finite number, got Infinity"),
+        ({"save_name": "report.json"}, "a.json: save_name must end in .pth, .pt or .ckpt (or have no ending)"),
+        ({"save_path": "a\0b"}, "a.json: save_path holds a NUL character"),
+        ({"random_crop_ratio": [1e-300, 1e300]}, "a.json: random_crop_ratio must be within 0.01 and 100"),
         ({"shuffle": 1}, "a.json: shuffle must be true or false, got 1"),
         ({"balanced_sampling": True, "class_weights": "balanced"}, "a.json: balanced_sampling and class_weights both"),
         ({"model_type": "a", "model_args": {"model_type": "b"}}, 'a.json: model_type is "a" but model_args.model_type'),
         ({"min_learning_rate": 1.0}, "a.json: min_learning_rate must not exceed learning_rate, got 1 > 0.001"),
-        ({"color_jitter": [0.1, 0.1, 0.1, 0.9]}, "a.json: color_jitter must be at least 0 and its hue at most 0.5"),
+        ({"color_jitter": [0.1, 0.1, 0.1, 0.9]}, "a.json: color_jitter must be within 0 and 10, its hue"),
     ],
 )
 def test_each_mistake_is_a_sentence(
@@ -138,6 +141,7 @@ def test_missing_key_and_missing_files(tmp_path: Path, classic: dict[str, Any]) 
         ('{"a": 1,}', "a.json:1:9: not valid JSON: "),
         ("[1]", 'a.json: a config is a JSON object {"key": value, ...}, got [1]'),
         ('{"num_epochs": 1, "num_epochs": 2}', 'a.json: key "num_epochs" stands twice'),
+        ('{"num_epochs": ' + "1" * 5000 + "}", "a.json: Exceeds the limit"),
         ("[" * 100_000, "a.json: nested too deeply for a config"),
     ],
 )

@@ -504,6 +504,37 @@ def test_resume_keeps_every_point_of_tensorboard(make_config: ConfigMaker, datas
     assert [event.step for event in events.Scalars("train/loss")] == list(range(10))
 
 
+def test_a_full_disk_is_named_and_claims_no_checkpoint(
+    make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run_train(make_config(num_epochs=1)) == 2
+    captured = capsys.readouterr()
+    assert f"{dataset}/weights/net.pth: cannot write the checkpoint: No space left on device" in captured.err
+    assert "best checkpoint" not in captured.out
+
+
+def test_a_foreign_state_is_refused_on_resume(
+    make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_train(make_config(num_epochs=1)) == 0
+    path = dataset / "weights/net_last.pth"
+    content = torch.load(path, weights_only=True)
+    changes: list[dict[str, Any]] = [
+        {"progress": {**content["progress"], "step": -1}},
+        {"optimizer": {"state": {}, "param_groups": []}},
+    ]
+    for change in changes:
+        torch.save({**content, **change}, path)
+        assert run_train(make_config(num_epochs=2), "--resume") == 2
+        err = capsys.readouterr().err
+        assert "does not fit this training" in err or "progress cannot be read" in err
+        assert "Traceback" not in err
+
+
 def test_balanced_sampling_trains(make_config: ConfigMaker, dataset: Path) -> None:
     lines = (dataset / "train.txt").read_text().splitlines()
     (dataset / "few.txt").write_text("\n".join(line for line in lines if not line.endswith("2") or "02" in line))

@@ -216,7 +216,7 @@ def config_lines(
         if name in splits:
             values[f"{name}_data_root_dir"] = root
             values[f"{name}_data_file"] = (output / f"{name}.txt").as_posix()
-    return "\n".join(f'    "{key}": {json.dumps(value, ensure_ascii=False)},' for key, value in values.items())
+    return "\n".join(f'  "{key}": {json.dumps(value, ensure_ascii=False)},' for key, value in values.items())
 
 
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:

@@ -20,6 +20,10 @@ import torch.distributed as dist
 GRACE_S = 30.0  # how long the others may take to leave once one process has failed
 
 
+class WorldError(ValueError):
+    """Variables of a training on several processes that contradict each other."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among all: `rank` of `size`, `local_rank` of `local_size` on this machine."""
@@ -61,16 +65,16 @@ class World:
 
 
 def world_from_environment() -> World:
-    """Read the variables that torchrun, and our own `launch`, set for a process."""
+    """Read the variables that torchrun, and our own `launch`, set for a process. Raises WorldError."""
     env = os.environ
     if "RANK" not in env or "WORLD_SIZE" not in env:
         return World()
-    return World(
-        rank=int(env["RANK"]),
-        size=int(env["WORLD_SIZE"]),
-        local_rank=int(env.get("LOCAL_RANK", 0)),
-        local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
-    )
+    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    texts = {name: env.get(name, default) for name, default in names.items()}
+    if not all(text.isdecimal() for text in texts.values()) or int(texts["RANK"]) >= int(texts["WORLD_SIZE"]):
+        given = ", ".join(f"{name}={text}" for name, text in texts.items())
+        raise WorldError(f"the environment describes no process of a training: {given}; start it with torchrun")
+    return World(*(int(text) for text in texts.values()))
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ def run_rank(config: Config, world: World, *, resume: bool) -> int:
         train, val, skipped = read_data(config, world, say)
         net = build_start_net(config, say if checkpoint is None else _say_nothing, with_weights=checkpoint is None)
         facts = facts_of(config, train.class_names)
-        progress = Progress(**checkpoint.progress) if checkpoint else Progress(log_dir=_log_dir(config))
+        progress = Progress.from_dict(checkpoint.progress) if checkpoint else Progress(log_dir=_log_dir(config))
         trainer = Trainer(
             config,
             build_task(config, net, train),
@@ -121,7 +121,7 @@ def fit_and_report(config: Config, trainer: Trainer, skipped: Skipped, say: Call
     except TrainingError as error:  # every process meets it
         if trainer.world.is_first:
             print(f"train.py: {error}", file=sys.stderr)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         sentence = _known_failure(error)
         if sentence is None:
             raise
@@ -144,6 +144,8 @@ def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple
     names = class_names_of(config)
     train = _read_split(config, config.train_data_file, config.train_data_root_dir, names)
     val = _read_split(config, config.val_data_file, config.val_data_root_dir, train.class_names)
+    if train.origin == val.origin:
+        say(f"warning: training and validation read the same pictures ({val.origin}); the accuracy will say little")
     say(f"{len(train.samples)} training and {len(val.samples)} validation pictures, {config.num_classes} classes")
     skipped: Skipped = []
     if config.bad_images == "skip":
@@ -302,7 +304,7 @@ def _first_step_to_come(progress: Progress) -> int:
     return progress.step + (1 if progress.step and not progress.consumed else 0)
 
 
-def _known_failure(error: RuntimeError) -> str | None:
+def _known_failure(error: Exception) -> str | None:
     """Put what torch reports of the machine into a sentence; None for what it does not know."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError):
@@ -311,7 +313,9 @@ def _known_failure(error: RuntimeError) -> str | None:
         advice = "lower dataloader_workers, or give the machine more memory or shared memory (docker: --shm-size)"
         return f"a loader process died: {advice} ({text})"
     if isinstance(error, torch.distributed.DistError) or "by peer" in text or "Broken pipe" in text:
-        return f"another process of this training has left ({text})"
+        return "another process of this training has left"
+    if "more than 1 value per channel" in text:
+        return "batch norm cannot normalise one value: raise batch_size, or img_height and img_width"
     return None
 
 

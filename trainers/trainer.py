@@ -14,7 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from artifacts.checkpoint import Checkpoint, save_checkpoint
+from artifacts.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from artifacts.facts import Facts
 from configs.schema import Config
 from data_loader.loaders import (
@@ -66,6 +66,19 @@ class Progress:
     pictures_trained: int = 0
     log_dir: str = ""
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"train": [], "val": []})
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Progress:
+        """Read what a checkpoint holds. Raises CheckpointError where it is not what was written."""
+        try:
+            progress = cls(**values)
+            numbers = (progress.step, progress.epoch, progress.consumed, progress.num_train)
+            whole = all(isinstance(number, int) and number >= 0 for number in numbers)
+            if not whole or (progress.best and not {"top1", "loss", "epoch"} <= set(progress.best)):
+                raise TypeError("its values are not those of a training")
+        except TypeError as error:
+            raise CheckpointError(f"the checkpoint's progress cannot be read: {error}") from error
+        return progress
 
 
 class Trainer:
@@ -174,7 +187,14 @@ class Trainer:
         return "finished"
 
     def load(self, checkpoint: Checkpoint) -> None:
-        """Go on where a checkpoint stands. `progress` was given to the constructor."""
+        """Go on where a checkpoint stands. `progress` was given to the constructor. Raises CheckpointError."""
+        try:
+            self._load(checkpoint)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{self.config.last_checkpoint()}: does not fit this training: {reason}") from error
+
+    def _load(self, checkpoint: Checkpoint) -> None:
         self.task.net.load_state_dict(checkpoint.net)
         if self.ema is not None:
             self.ema.net.load_state_dict(checkpoint.ema or checkpoint.net)
@@ -346,10 +366,15 @@ class Trainer:
         point = {"epoch": progress.epoch, "step": progress.step, "loss": result.loss}
         point |= {"top1": result.top1, "top5": result.top5}
         if not progress.best or (result.top1, -result.loss) > (progress.best["top1"], -progress.best["loss"]):
+            before = progress.best, progress.best_result
             progress.best = point
             progress.best_result = {**asdict(result), "confusion": torch.tensor(result.confusion)}
-            if self.world.is_first:
-                save_checkpoint(self._checkpoint(with_training_state=False), self.config.best_checkpoint())
+            try:
+                if self.world.is_first:
+                    save_checkpoint(self._checkpoint(with_training_state=False), self.config.best_checkpoint())
+            except CheckpointError:
+                progress.best, progress.best_result = before  # the file does not hold this net
+                raise
         return point
 
     def _save_last(self) -> None:
