@@ -125,13 +125,10 @@ def _charts(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]], st
     train, val = report["curves"].get("train", []), report["curves"].get("val", [])
     epochs = [(row["step"], row["epoch"]) for row in val if row.get("epoch") is not None]
     best_x = report["best"].get("step")
+    accuracy = [("val", "top-1", val, "top1"), ("top5", "top-5", val, "top5")]
     plans = [
         ("Loss", [("train", "training", train, "loss"), ("val", "validation", val, "loss")], False),
-        (
-            "Accuracy",
-            [("val", "top-1", val, "top1"), ("top5", f"top-{min(5, len(report['class_names']))}", val, "top5")],
-            True,
-        ),
+        ("Accuracy", accuracy if len(report["class_names"]) > 5 else accuracy[:1], True),  # of 5, top-5 is always right
         ("Learning rate", [("rate", "learning rate", train, "learning_rate")], False),
     ]
     charts = []
@@ -227,8 +224,7 @@ def _duration(seconds: float | None) -> str:
         return "–"
     if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _value(value: Any) -> str:
