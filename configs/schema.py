@@ -394,8 +394,8 @@ def _contradictions(config: Config) -> list[str]:
         problems.append('train_mode "update" goes on with the net\'s own weights; use "finetune" for published ones')
     if Path(config.save_name).name != config.save_name or config.save_name in (".", ".."):
         problems.append(f'save_name is a file name without folders, got "{config.save_name}"; put them in save_path')
-    elif not config.best_checkpoint().name.endswith((".pth", ".pt", ".ckpt")):
-        problems.append(f'save_name must end in .pth, .pt or .ckpt (or have no ending), got "{config.save_name}"')
+    elif config.save_name.startswith(("report.json", "report.html")):
+        problems.append(f'save_name cannot be the name of a report, got "{config.save_name}"')
     nul = [key for key, value in config if isinstance(value, str) and "\0" in value]
     problems += [f"{key} holds a NUL character" for key in nul]
     if config.warmup_epochs > config.num_epochs:

@@ -108,7 +108,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path, classic: dict[str, A
         ({"file_label_separator": ""}, 'a.json: file_label_separator must have 1 character, got ""'),
         ({"model_args": []}, "a.json: model_args must be an object {...}, got []"),
         ({"learning_rate": 1e999}, "a.json: learning_rate must be a finite number, got Infinity"),
-        ({"save_name": "report.json"}, "a.json: save_name must end in .pth, .pt or .ckpt (or have no ending)"),
+        ({"save_name": "report.json"}, "a.json: save_name cannot be the name of a report"),
         ({"save_path": "a\0b"}, "a.json: save_path holds a NUL character"),
         ({"random_crop_ratio": [1e-300, 1e300]}, "a.json: random_crop_ratio must be within 0.01 and 100"),
         ({"shuffle": 1}, "a.json: shuffle must be true or false, got 1"),
