@@ -15,6 +15,8 @@ from data_loader.samples import ListError, read_class_names
 
 FACTS_VERSION = 1
 PRODUCER = "classic-trainer"
+INPUTS = ("float32 NCHW", "uint8 NHWC RGB", "uint8 NHWC BGR")  # a grey net's one channel is RGB and BGR alike
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Facts:
     preprocess: Preprocess
     net: dict[str, Any]  # module, name, args: what build_net needs
     batch_profile: tuple[int, int, int] = (1, 8, 64)  # min, best, max
+    input: str = "float32 NCHW"  # one of INPUTS; uint8 where Preprocess's mean and std are in the graph
+    precision: str = "fp32"  # one of PRECISIONS
     output: str = "logits"  # (N, K) float32; softmax of them gives the scores
     temperature: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
@@ -45,6 +49,8 @@ class Facts:
             "preprocess": self.preprocess.to_dict(),
             "net": self.net,
             "batch_profile": list(self.batch_profile),
+            "input": self.input,
+            "precision": self.precision,
             "output": self.output,
             "temperature": self.temperature,
             "thresholds": self.thresholds,
@@ -68,6 +74,8 @@ class Facts:
                 preprocess=Preprocess.from_dict(values["preprocess"]),
                 net=values["net"],
                 batch_profile=tuple(values["batch_profile"]),
+                input=values.get("input", "float32 NCHW"),  # not in the first checkpoints
+                precision=values.get("precision", "fp32"),
                 output=values["output"],
                 temperature=values["temperature"],
                 thresholds=values["thresholds"],
@@ -84,12 +92,21 @@ class Facts:
         net, temperature = self.net, self.temperature
         right = {
             "class_names": all(isinstance(name, str) for name in self.class_names) and len(self.class_names) > 1,
+            "batch_profile": _is_profile(self.batch_profile),
+            "input": self.input in INPUTS,
+            "precision": self.precision in PRECISIONS,
             "net": isinstance(net, dict) and set(net) == {"module", "name", "args"} and isinstance(net["args"], dict),
             "temperature": temperature is None or (isinstance(temperature, float) and 0 < temperature < 1e6),
         }
         wrong = [name for name, fits in right.items() if not fits]
         if wrong:
             raise ValueError(f"the facts are damaged: {', '.join(wrong)}")
+
+
+def _is_profile(profile: tuple[int, ...]) -> bool:
+    return (
+        len(profile) == 3 and all(type(size) is int for size in profile) and 1 <= profile[0] <= profile[1] <= profile[2]
+    )
 
 
 def class_names_of(config: Config) -> tuple[str, ...]:
