@@ -78,11 +78,15 @@ class Graph:
         return value
 
     def weight(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> str:
-        """Put a tensor into the weights file, rounded to its dtype. Raises DescriptionError where it overflows."""
+        """Put a tensor into the weights file, rounded to its dtype. Raises DescriptionError where it overflows.
+
+        Infinities may stand where they stood before, as in the masks of attention.
+        """
         rounded = tensor.detach().to(dtype)
-        if dtype.is_floating_point and not bool(torch.isfinite(rounded).all()):
-            reason = "holds NaN or infinity" if not bool(torch.isfinite(tensor).all()) else f"overflows {dtype}"
-            raise DescriptionError(f'the weight "{name}" {reason}')
+        if bool(rounded.isnan().any()):
+            raise DescriptionError(f'the weight "{name}" holds NaN')
+        if bool((rounded.isinf() & ~tensor.isinf()).any()):
+            raise DescriptionError(f'the weight "{name}" overflows {dtype}')
         number, candidate = 1, name
         while candidate in self.tensors:
             number += 1
@@ -211,7 +215,7 @@ class Builder:
         return self.graph.constant(torch.tensor([size]), torch.int64, f"number.{size}")
 
     def _name(self, kind: type[Any], step: str) -> str:
-        if self._is_leaf and not step:
+        if self._is_leaf and self.path and not step:
             return self.graph.unique(self.path)
         last = step or kind.model_fields["type"].default
         return self.graph.unique(f"{self.path}.{last}".lstrip("."))

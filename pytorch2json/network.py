@@ -340,6 +340,9 @@ def read_network(path: str | Path) -> Network:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"] if part not in TYPES)
+        if first["type"] == "union_tag_invalid":
+            known = ", ".join(TYPES)
+            raise DescriptionError(f'{path}: {where}: unknown type "{first["ctx"]["tag"]}"; known: {known}') from error
         raise DescriptionError(f"{path}: {where or 'it'}: {first['msg']}{_got(first)}") from error
 
 
@@ -355,14 +358,15 @@ def write_description(path: str | Path, network: Network, weights: Mapping[str, 
     if problem := next(find_problems(network, weights), ""):
         raise DescriptionError(f"{path}: {problem}")
     file = path.with_suffix(".safetensors")
-    with _whole(file) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
-        sha256 = _sha256(temporary)
     try:
-        network = network.model_copy(update={"weights": WeightsFile(file=file.name, sha256=sha256)})
+        named = WeightsFile(file=file.name, sha256="0" * 64)
     except ValidationError as error:
         raise DescriptionError(f"{path}: name the description with letters, digits, _, - and . alone") from error
-    with _whole(path) as temporary:
+    with whole(file) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
+        named = named.model_copy(update={"sha256": _sha256(temporary)})
+    network = network.model_copy(update={"weights": named})
+    with whole(path) as temporary:
         temporary.write_text(to_json(network), encoding="utf-8")
     return network
 
@@ -467,7 +471,7 @@ def _check_version(path: Path, text: bytes) -> None:
 
 def _got(error: Mapping[str, Any]) -> str:
     value = repr(error["input"])
-    return "" if error["type"] in ("missing", "union_tag_invalid") or len(value) > 80 else f", got {value}"
+    return "" if error["type"] == "missing" or len(value) > 80 else f", got {value}"
 
 
 def _factor(size: str) -> int:
@@ -487,7 +491,7 @@ def _sha256(file: Path) -> str:
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
+def whole(target: Path) -> Iterator[Path]:
     """Give a temporary path beside the target that becomes it when all is written. Raises DescriptionError."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -100,6 +100,8 @@ def attention(
     q = b.add(network.Elementwise, (q, factor), q.shape, step="scaled", operation="prod")
     scores = b.add(network.MatrixMultiply, (q, k), shape, step="scores", **_transposes(False, True))
     if mask is not None:
+        if isinstance(mask, Constant) and mask.dtype == torch.bool:  # true: may attend
+            mask = Constant(torch.zeros(mask.tensor.shape).masked_fill(~mask.tensor, -torch.inf), q.dtype)
         added = b.value(mask, q.dtype, len(shape))
         scores = b.add(network.Elementwise, (scores, added), shape, step="masked", operation="sum")
     wide = _float32(b, scores)
@@ -338,6 +340,16 @@ def roll(b: Builder, x: Value, shifts: Sizes, axes: Sizes) -> Value:
     return x
 
 
+def flip(b: Builder, x: Value, axes: Sizes) -> Value:
+    """Axes the other way round."""
+    for number, axis in enumerate((axis % len(x.shape) for axis in axes), 1):
+        order = torch.arange(_static(x.shape[axis]) - 1, -1, -1, dtype=torch.int32)
+        step = "" if number == len(axes) else f"axis_{axis}"
+        operands = (x, b.value(Constant(order, torch.int32)))
+        x = b.add(network.Gather, operands, x.shape, step=step, mode="default", axis=axis)
+    return x
+
+
 def permute(b: Builder, x: Value, order: Sizes) -> Value:
     """Axes in another order."""
     return b.add(network.Shuffle, (x,), first_transpose=tuple(axis % len(order) for axis in order))
@@ -522,11 +534,11 @@ def _static(size: Size) -> int:
 
 
 def _scalar(b: Builder, number: Operand, like: Value) -> Value:
-    return b.value(
-        number if isinstance(number, Constant) else Constant(torch.tensor(number), like.dtype),
-        like.dtype,
-        len(like.shape),
-    )
+    """Give a bound; 1e-12 before a division, which half precision rounds to 0, becomes its smallest normal number."""
+    tensor = number.tensor if isinstance(number, Constant) else torch.tensor(number)
+    if like.dtype in HALF and float(tensor) > 0:
+        tensor = tensor.clamp(min=torch.finfo(like.dtype).tiny)
+    return b.value(Constant(tensor, like.dtype), like.dtype, len(like.shape))
 
 
 def _indices(b: Builder, x: Operand) -> Value:
@@ -625,6 +637,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "aten.index_select.default": index_select,
     "aten.select.int": select,
     "aten.roll.default": roll,
+    "aten.flip.default": flip,
     "aten.permute.default": permute,
     "aten.transpose.int": transpose,
     "aten.view.default": reshape,
