@@ -1,4 +1,7 @@
-"""Classify pictures with a trained net: `python inference.py --image_dir DIR`; nothing given: the classic start."""
+"""Classify pictures with a trained net: `python inference.py --image_dir DIR`; nothing given: the classic start.
+
+`--pytorch2onnx` and its like convert the net instead.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from typing import TYPE_CHECKING
 from configs.schema import DEFAULT_CONFIG, Config, process_config
 from data_loader.samples import IMAGE_SUFFIXES, iter_images
 from deploy.answers import Answer, ResultsFile, check_folder, check_results_path, open_results
+from deploy.arguments import DEFAULT_IMAGES, DEFAULT_RESULT, make_parser
+from deploy.lines import LineLayout, text_columns
 from trainers.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -28,16 +33,7 @@ if TYPE_CHECKING:
     from deploy.copies import AnnotatedCopies, SortedCopies
     from deploy.predictor import Predictor
 
-DEFAULT_IMAGES, DEFAULT_RESULT = "data_example/images", "data_example/result"
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
-EXAMPLES = """\
-  python inference.py                                          data_example/images, sorted into data_example/result
-  python inference.py --image cat.jpg --weights net.pth        one picture
-  python inference.py --image_dir photos --output answers.csv  a folder, with all below it
-
-Without --output and --save_images both go to data_example/result.
-exit codes: 0 every picture answered, 1 some pictures failed, 2 a mistake in what was asked, 130 stopped with Ctrl-C
-(the results so far are kept)"""
 
 
 class InferenceError(ValueError):
@@ -67,12 +63,15 @@ class Tally:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Classify, and give the exit code: 0 all answered, 1 some failed, 2 a mistake of the user, 128 + n signal n."""
-    args = _parser().parse_args(argv)
+    """Classify or convert, and give the exit code.
+
+    0 all answered or written, 1 some failed, 2 a mistake of the user, 3 a conversion was refused, 128 + n signal n.
+    """
+    args = make_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
     try:
-        exit_code = run(args, check(args))
+        exit_code = convert(args) if args.formats else run(args, check(args))
         sys.stdout.flush()
         return exit_code
     except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
@@ -104,11 +103,13 @@ def check(args: argparse.Namespace) -> Request:
 
 def run(args: argparse.Namespace, request: Request) -> int:
     """Load the net, answer for every picture, tell the sum; give the exit code. Raises ValueError."""
-    from deploy.backends import load_backend, loader_of
+    from artifacts.reading import artifact_kind
+
+    artifact_kind(request.weights)  # a file that nothing loads is told before torch is there
+    from deploy.backends import load_backend
     from deploy.predictor import Predictor
 
-    loader_of(request.weights)  # a file that nothing loads is told before torch is there
-    backend, facts = load_backend(request.weights, device=args.device, config=request.config)
+    backend, facts = load_backend(request.weights, device=args.device, config=request.config, runtime=args.runtime)
     _check_flags(args, request.weights, facts)
     topk = min(args.topk, facts.num_classes)
     tally = Tally()
@@ -117,12 +118,38 @@ def run(args: argparse.Namespace, request: Request) -> int:
         _answer_all(args, request, Predictor(backend, facts), results, tally)
     rate = (tally.answered + tally.failed) / (time.perf_counter() - started)
     if tally.exit_code != EXIT_BROKEN_PIPE:
-        places = _places(request.output, request.save_images)
-        sums = f"{tally.answered} answered, {tally.failed} failed, {rate:.1f} images/s on {backend.device}"
-        print(f"{sums}; results in {places}" if places else sums)
+        sums = (
+            f"{tally.answered} answered, {tally.failed} failed, {rate:.1f} images/s on {backend.name} {backend.device}"
+        )
+        print(_with_places(sums, _places(request.output, request.save_images)))
     if tally.problem:
         print(f"inference.py: {tally.problem}", file=sys.stderr)
     return tally.exit_code or (1 if tally.failed else 0)
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Write the net in other formats beside its weights; give the exit code, 3 where one was refused.
+
+    Raises ValueError.
+    """
+    if args.output or args.save_images:
+        raise InferenceError(
+            "a conversion goes beside the weights and classifies nothing: leave out --output and "
+            "--save_images, or use python -m deploy.export --output_dir DIR"
+        )
+    if args.image:
+        raise InferenceError(f"{args.image}: one picture proves no conversion right; name a folder with --image_dir")
+    if args.image_dir:
+        next(_pictures_below(args.image_dir, None))
+    weights, config = _weights_and_config(args)
+    from artifacts.reading import artifact_kind
+
+    if artifact_kind(weights) == "checkpoint":
+        _check_flags_of_a_checkpoint(args, weights)
+    from deploy.export import export_formats
+
+    place = weights.parent
+    return export_formats(weights, args.formats, place, samples=args.image_dir, config=config, device=args.device)
 
 
 def _answer_all(
@@ -130,8 +157,6 @@ def _answer_all(
 ) -> None:
     """Answer for the pictures until they, or the patience of whoever started it, end; `tally` tells how it went."""
     from tqdm import tqdm
-
-    from deploy.lines import LineLayout
 
     terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     layout = LineLayout.of(predictor.facts.class_names, terminal)
@@ -179,6 +204,16 @@ def _places(output: Path | None, save_images: Path | None) -> str:
     if output is not None and output.parent == save_images:
         return str(save_images)
     return " and ".join(str(place) for place in (output, save_images) if place is not None)
+
+
+def _with_places(sums: str, places: str) -> str:
+    """Add where the results are: on a terminal that is too narrow, in a line of its own."""
+    line = f"{sums}; results in {places}"
+    if not places:
+        return sums
+    if sys.stdout.isatty() and text_columns(line) >= shutil.get_terminal_size().columns:
+        return f"{sums}\nresults in {places}"
+    return line
 
 
 def _forget_stdout() -> None:
@@ -274,61 +309,17 @@ def _check_flags(args: argparse.Namespace, weights: Path, facts: Facts) -> None:
         raise InferenceError(f"{weights}: it holds {own}, which contradicts {wrong}; leave that out, or name its file")
 
 
+def _check_flags_of_a_checkpoint(args: argparse.Namespace, weights: Path) -> None:
+    if not (args.net or args.model or args.cls or args.size):
+        return
+    from artifacts.checkpoint import is_checkpoint, load_checkpoint
+
+    if is_checkpoint(weights):  # bare weights say nothing that could be contradicted
+        _check_flags(args, weights, load_checkpoint(weights).facts)
+
+
 def _current_folder(path: Path) -> str:
     return "" if path.is_absolute() else f" (current folder {Path.cwd()})"
-
-
-def _whole_number(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text[:10]) <= high:
-            raise argparse.ArgumentTypeError(f'must be a whole number from {low} to {high}, got "{text}"')
-        return int(text)
-
-    return parse
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="inference.py",
-        description="Classify pictures with a trained net.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument_group("pictures").add_mutually_exclusive_group().add_argument
-    add("-image", "--image", metavar="FILE", type=Path, help="one picture")
-    add(
-        "-idir", "--image_dir", metavar="DIR", type=Path, help=f"a folder, with all below it (default {DEFAULT_IMAGES})"
-    )
-    add = parser.add_argument_group("net").add_argument
-    add("--weights", metavar="F", type=Path, help="a checkpoint, which says all about itself (default: the config's)")
-    add("-cfg", "--config", metavar="F", type=Path, help=f"whose net answers (without --weights: {DEFAULT_CONFIG})")
-    add("-net", "--net", metavar="NAME", help="instead of the config's model_net_name")
-    add("-model", "--model", metavar="MODULE", help="instead of the config's model_module_name")
-    add("-cls", "--cls", metavar="N", type=_whole_number(2, 10**9), help="instead of the config's num_classes")
-    add("-size", "--size", metavar="N", type=_whole_number(1, 8192), help="instead of img_height and img_width")
-    add = parser.add_argument_group("results").add_argument
-    add("--topk", metavar="K", type=_whole_number(1, 10**9), default=5, help="classes told of a picture (default 5)")
-    add("--output", metavar="F", type=Path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_RESULT}/results.csv)")
-    add(
-        "--save_images",
-        metavar="DIR",
-        type=Path,
-        help=f"a folder for copies of the pictures (default {DEFAULT_RESULT})",
-    )
-    add(
-        "--save_as",
-        choices=("folders", "annotated"),
-        default="folders",
-        help="sort the copies into a folder a class (default), or write the answer below each",
-    )
-    add("--quiet", action="store_true", help="no line for a picture that was answered")
-    add = parser.add_argument_group("machine").add_argument
-    add("--batch_size", metavar="N", type=_whole_number(1, 65536), default=32, help="pictures at once (default 32)")
-    workers = min(os.cpu_count() or 1, 16)
-    add("--workers", metavar="N", type=_whole_number(1, 256), default=workers, help="threads that decode")
-    add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,58 +1,57 @@
-"""Backends: a weights file becomes a call from float32 NCHW to logits, whatever made the file."""
+"""Backends: a weights file becomes a call from a batch of pictures to logits, whatever made the file."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from artifacts.facts import Facts, class_names_of, facts_of
+from artifacts.reading import TITLES, artifact_kind, check_archive, read_facts
 from configs.schema import Config
+from deploy.runtimes import (
+    Backend,
+    BackendError,
+    OnnxRuntimeBackend,
+    OpenVinoBackend,
+    TorchBackend,
+    choose_device,
+    choose_runtime,
+    parse_device,
+    reason,
+    within_profile,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 
-class BackendError(ValueError):
-    """A backend that cannot be loaded or run; the message is one sentence for the user."""
-
-
-class Backend(Protocol):
-    """A net that answers: float32 (N, C, H, W) -> logits float32 (N, K)."""
-
-    name: str
-    device: str
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Give the logits of a batch. Raises BackendError."""
-
-
-def load_backend(weights: str | Path, *, device: str = "auto", config: Config | None = None) -> tuple[Backend, Facts]:
-    """Load what the file's ending asks for, with its facts.
+def load_backend(
+    weights: str | Path,
+    *,
+    device: str = "auto",
+    config: Config | None = None,
+    runtime: str = "auto",
+    precision: str = "auto",
+) -> tuple[Backend, Facts]:
+    """Load what the file is, by its ending or what is in it, with its facts.
 
     `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. `config` describes weights that carry no facts.
-    Raises BackendError, CheckpointError, NetError, ListError.
+    `runtime` is what runs an ONNX file, auto: see `choose_runtime`. `precision` fp32 or bf16 is what OpenVINO computes
+    floating point in, auto: the file's own. TorchScript is a program: load no such file from strangers.
+    Raises BackendError, ArtifactError, CheckpointError, DescriptionError, NetError, ListError.
     """
-    return loader_of(weights)(Path(weights), device, config)
-
-
-def loader_of(weights: str | Path) -> Callable[[Path, str, Config | None], tuple[Backend, Facts]]:
-    """Find what loads this file. Raises BackendError where it is missing or nothing does; needs no torch."""
     path = Path(weights)
-    if not path.is_file():
-        kind = "it is a folder, not a weights file" if path.is_dir() else "no such file"
-        raise BackendError(f"{path}: {kind} (relative paths start from {Path.cwd()})")
-    loader = LOADERS.get(path.suffix.lower())
-    if loader is None and _is_saved_by_torch(path):
-        return load_torch  # a checkpoint under whatever save_name the config gave it
-    if loader is None:
-        ending = f'the ending "{path.suffix}"' if path.suffix else "a file without an ending"
-        raise BackendError(f"{path}: no backend answers from {ending}; known are {', '.join(LOADERS)}")
-    return loader
+    kind = artifact_kind(path)
+    if kind != "onnx" and (runtime, precision) != ("auto", "auto"):
+        raise BackendError(f"{path}: runtime and precision are chosen for ONNX files, and this is a {TITLES[kind]}")
+    if kind == "checkpoint":
+        return load_torch(path, device, config)
+    facts = read_facts(path)
+    if kind == "onnx":
+        return load_onnx(path, device, facts, runtime, precision), facts
+    return LOADERS[kind](path, device, facts), facts
 
 
 def load_torch(path: Path, device: str, config: Config | None) -> tuple[Backend, Facts]:
@@ -60,9 +59,9 @@ def load_torch(path: Path, device: str, config: Config | None) -> tuple[Backend,
 
     Raises BackendError, CheckpointError, NetError, ListError.
     """
+    import torch
+
     from artifacts.checkpoint import CheckpointError, is_checkpoint, load_checkpoint, load_weights
-    from nets.net_interface import NetError, build_net
-    from nets.start_weights import load_start_weights
 
     target = choose_device(device)
     if is_checkpoint(path):
@@ -73,6 +72,81 @@ def load_torch(path: Path, device: str, config: Config | None) -> tuple[Backend,
         facts, weights = facts_of(config, names), load_weights(path)
     else:
         raise CheckpointError(f"{path}: bare weights do not say which net they are of; name their config with --config")
+    net = _net_of(path, facts, weights).eval().to(target).to(memory_format=torch.channels_last)
+    return TorchBackend(net, target, channels_last=True), facts
+
+
+def load_jit(path: Path, device: str, facts: Facts) -> Backend:
+    """Load TorchScript. Raises BackendError."""
+    import torch
+
+    target = choose_device(device)
+    check_archive(path)
+    channels_last = facts.input == "float32 NCHW"
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit.load` is")  # deprecated; what is deployed has to be read
+            net = torch.jit.load(path, map_location=target).eval()
+    except Exception as error:  # on a damaged file torch raises anything
+        raise BackendError(f"{path}: it is damaged, or no TorchScript file: {reason(error)}") from error
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    return TorchBackend(net, target, "jit", channels_last=channels_last)
+
+
+def load_pt2(path: Path, device: str, facts: Facts) -> Backend:
+    """Load what torch.export.save wrote. Raises BackendError."""
+    from torch.export.passes import move_to_device_pass
+
+    from deploy.pt2 import read_program
+
+    target = choose_device(device)
+    check_archive(path)
+    program = move_to_device_pass(read_program(path), target)
+    return TorchBackend(program.module(), target, "pt2")
+
+
+def load_json(path: Path, device: str, facts: Facts) -> Backend:
+    """Load a network description and the weights beside it. Raises BackendError, DescriptionError."""
+    from pytorch2json.interpreter import Interpreter
+
+    target = choose_device(device)
+    return TorchBackend(Interpreter.load(path, target), target, "json")
+
+
+def load_engine(path: Path, device: str, facts: Facts) -> Backend:
+    """Load a TensorRT engine; batches of other sizes than its profile's are cut or padded.
+
+    Raises BackendError, DescriptionError.
+    """
+    from pytorch2json.engine import EngineRunner
+
+    target = choose_device(device)
+    if target.type != "cuda":
+        raise BackendError(f"{path}: a TensorRT engine runs on a CUDA GPU, not on {target}; use another of the formats")
+    runner = EngineRunner(path, target)
+    return TorchBackend(within_profile(runner, runner.min_batch, runner.max_batch), target, "engine")
+
+
+def load_onnx(path: Path, device: str, facts: Facts, runtime: str = "auto", precision: str = "auto") -> Backend:
+    """Load an ONNX file, whose facts were read from it, into onnxruntime or OpenVINO. Raises BackendError."""
+    chosen = choose_runtime(runtime, device)
+    if precision not in ("auto", "fp32", "bf16"):
+        raise BackendError(f'precision must be auto, fp32 or bf16, got "{precision}"')
+    if precision != "auto" and chosen != "openvino":
+        raise BackendError(f"{chosen} computes in the file's own precision; {precision} needs the runtime openvino")
+    if chosen == "openvino":
+        if parse_device(device)[0] == "cuda":
+            raise BackendError("openvino has no CUDA; use --device cpu, or --runtime onnxruntime")
+        return OpenVinoBackend(path, facts.precision if precision == "auto" else precision)
+    return OnnxRuntimeBackend(path, device)
+
+
+def _net_of(path: Path, facts: Facts, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """Build the net that the facts name, with its weights. Raises BackendError."""
+    from nets.net_interface import NetError, build_net
+    from nets.start_weights import load_start_weights
+
     try:
         net = build_net(
             facts.net["module"],
@@ -87,66 +161,7 @@ def load_torch(path: Path, device: str, config: Config | None) -> tuple[Backend,
     except NetError as error:
         sentence = str(error).partition('. train_mode "update"')[0]  # what follows is advice for training
         raise BackendError(f"{path}: {sentence}") from error
-    return TorchBackend(net, target), facts
+    return net
 
 
-class TorchBackend:
-    """A torch net in eval mode, without gradients, in channels_last."""
-
-    name = "torch"
-
-    def __init__(self, net: nn.Module, device: torch.device) -> None:
-        import torch
-
-        self.device = str(device)
-        self._device = device
-        self._net = net.eval().to(device).to(memory_format=torch.channels_last)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Give the logits, float32 (N, K), of float32 (N, C, H, W). Raises BackendError."""
-        import torch
-
-        try:
-            with torch.inference_mode():
-                batch = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
-                logits: torch.Tensor = self._net(batch)
-                return logits.float().cpu().numpy()
-        except torch.OutOfMemoryError as error:
-            count = len(images)
-            raise BackendError(
-                f"{self.device} has too little memory for {count} pictures at once; lower --batch_size"
-            ) from error
-        except RuntimeError as error:  # torch's one kind for all that goes wrong on a device
-            raise BackendError(f"the net failed on {self.device}: {str(error).splitlines()[0]}") from error
-
-
-def choose_device(name: str) -> torch.device:
-    """Give the device that auto, cpu, cuda or cuda:N names. Raises BackendError where it is not there."""
-    import torch
-
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if count else "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or not (name == "cuda" or index.isdecimal()):
-        raise BackendError(f'device must be auto, cpu, cuda or cuda:N, got "{name}"')
-    if count == 0:
-        raise BackendError(f'device "{name}" asks for a CUDA GPU, and torch {torch.__version__} sees none; use cpu')
-    if index and int(index) >= count:
-        raise BackendError(f'device "{name}" is not there; torch sees cuda:0 to cuda:{count - 1}')
-    return torch.device(name)
-
-
-def _is_saved_by_torch(path: Path) -> bool:
-    """Say whether a file is an archive of torch.save, and not of torch.jit.save, which holds code."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.rpartition("/")[2] for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile):
-        return False
-    return "data.pkl" in names and "constants.pkl" not in names
-
-
-LOADERS: dict[str, Callable[[Path, str, Config | None], tuple[Backend, Facts]]] = {".pth": load_torch}
+LOADERS = {"jit": load_jit, "pt2": load_pt2, "json": load_json, "engine": load_engine}

@@ -14,12 +14,12 @@ from PIL import Image
 from artifacts.facts import Facts
 from data_loader.preprocess import PictureError, as_array
 from deploy.answers import Answer
-from deploy.backends import Backend, BackendError
+from deploy.runtimes import Backend, BackendError
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One picture ready for the net, float32 (C, H, W), or the reason why it is not."""
+    """One picture ready for the net, as `prepare` gives it, or the reason why it is not."""
 
     file: str
     pixels: np.ndarray | None
@@ -75,7 +75,7 @@ class Predictor:
 
     def _prepare_image(self, image: Image.Image, file: str) -> _Prepared:
         try:
-            return _Prepared(file, self.facts.preprocess(as_array(image)))
+            return _Prepared(file, prepare(image, self.facts))
         except (ValueError, MemoryError) as error:
             return _Prepared(file, None, str(error) or "it is too large for the memory")
 
@@ -90,7 +90,7 @@ class Predictor:
         ]
 
     def _scores(self, images: np.ndarray) -> np.ndarray:
-        """Give float64 (N, K) scores of float32 (N, C, H, W); a row of NaN where the logits are not finite."""
+        """Give float64 (N, K) scores of prepared pictures (N, ...); a row of NaN where the logits are not finite."""
         logits = self.backend(images)
         expected = (len(images), self.facts.num_classes)
         if logits.shape != expected:
@@ -104,6 +104,21 @@ class Predictor:
         order = np.argsort(-scores, kind="stable")[:topk]  # of equal scores the lower label comes first
         top_k = tuple((names[label], float(scores[label])) for label in order)
         return Answer(file, int(order[0]), *top_k[0], top_k)
+
+
+def prepare(image: Image.Image, facts: Facts) -> np.ndarray:
+    """Turn a decoded picture into the net's input: float32 (C, H, W), or uint8 (H, W, C) where it normalizes itself.
+
+    Raises ValueError for a picture of other channels, or without pixels.
+    """
+    preprocess = facts.preprocess
+    if facts.input == "float32 NCHW":
+        return preprocess(as_array(image))
+    if len(image.getbands()) != preprocess.channels or 0 in image.size:
+        got = (image.height, image.width, len(image.getbands()))
+        raise ValueError(f"expected uint8 (H, W, {preprocess.channels}) with pixels, got uint8 {got}")
+    pixels = preprocess.fit(image)
+    return pixels[:, :, ::-1] if facts.input == "uint8 NHWC BGR" else pixels
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -4,12 +4,14 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,11 @@ import inference
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.facts import Facts
 from data_loader.preprocess import Preprocess
-from deploy.backends import BackendError, TorchBackend
+from deploy.runtimes import BackendError, TorchBackend
 from nets.net_interface import build_net
+from pytorch2json.converter import convert
+from pytorch2json.network import write_description
+from tests.exported import WRITERS, example_of
 
 PROGRAM = Path(inference.__file__)
 NAMES = ("猫/cat", "dog", "..")
@@ -101,7 +106,7 @@ def test_a_line_an_image_in_natural_order(images: Path, weights: Path, capsys: p
         else:
             assert re.fullmatch(r" +(猫/cat|dog|\.\.) +0\.\d{4}", rest)
     assert re.fullmatch(
-        rf"6 answered, 3 failed, [\d.]+ images/s on (cpu|cuda); results in {images.parent}/r\.csv", summary
+        rf"6 answered, 3 failed, [\d.]+ images/s on torch (cpu|cuda); results in {images.parent}/r\.csv", summary
     )
 
 
@@ -178,6 +183,177 @@ def test_the_batch_size_changes_no_answer(good: Path, weights: Path, tmp_path: P
     one, four = (json.loads((tmp_path / f"{size}.json").read_text(encoding="utf-8")) for size in (1, 4))
     assert [item["label"] for item in one] == [item["label"] for item in four]
     np.testing.assert_allclose([item["score"] for item in one], [item["score"] for item in four], rtol=1e-4)
+
+
+# --- other formats
+
+
+@pytest.fixture(scope="module")
+def artefacts(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the net of `weights` as TorchScript, torch.export's, ONNX and description files into one folder."""
+    folder = tmp_path_factory.mktemp("artefacts")
+    net = build_net("resnet_module", "resnet18", num_classes=3, img_height=32, img_width=32, model_args={}).eval()
+    net.load_state_dict(torch.load(weights, weights_only=True)["net"])
+    facts = Facts(NAMES, Preprocess(32, 32), NET)
+    for ending, write in WRITERS.items():
+        write(net, folder / f"model.{ending}", facts, example_of(facts))
+    write_description(folder / "model.json", *convert(net, example_of(facts), facts=facts.to_dict()))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("ending", "runtime", "name"),
+    [
+        ("pt", "auto", "jit"),
+        ("pt2", "auto", "pt2"),
+        ("json", "auto", "json"),
+        ("onnx", "auto", "(openvino|onnxruntime)"),
+        ("onnx", "onnxruntime", "onnxruntime"),
+        ("onnx", "openvino", "openvino"),
+    ],
+)
+def test_every_format_gives_the_same_lines_without_a_config(
+    ending: str,
+    runtime: str,
+    name: str,
+    images: Path,
+    weights: Path,
+    artefacts: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(images.parent)  # where no config is
+    arguments = ("--image_dir", images, "--output", "r.json", "--runtime", runtime)
+    lines, answers = [], []
+    for path in (weights, artefacts / f"model.{ending}"):
+        flags = arguments if path != weights else arguments[:4]
+        assert main("--weights", path, *flags) == 1
+        lines.append(capsys.readouterr().out.splitlines())
+        answers.append(json.loads(Path("r.json").read_text(encoding="utf-8")))
+    pattern = r"(?<=0\.)\d{4}$"
+    assert [re.sub(pattern, "", line) for line in lines[0][:-1]] == [
+        re.sub(pattern, "", line) for line in lines[1][:-1]
+    ]
+    assert re.fullmatch(
+        rf"6 answered, 3 failed, [\d.]+ images/s on {name} (cpu|cuda); results in r\.json", lines[1][-1]
+    )
+    scores = [[item["score"] for item in found if "score" in item] for found in answers]
+    np.testing.assert_allclose(scores[0], scores[1], atol=5e-6)
+
+
+def test_an_onnx_file_as_a_process(good: Path, artefacts: Path, tmp_path: Path) -> None:
+    for runtime in ("onnxruntime", "openvino"):
+        flags = ("--weights", artefacts / "model.onnx", "-idir", good, "--output", tmp_path / "r.csv")
+        done = run(*flags, "--runtime", runtime)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(done.stdout.splitlines()) == len(GOOD) + 1
+
+
+def test_mistakes_with_other_formats(
+    good: Path, weights: Path, artefacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cut.onnx").write_bytes((artefacts / "model.onnx").read_bytes()[:-1000])
+    (tmp_path / "foreign.json").write_text("{}")
+    flags = ("-idir", good, "--output", tmp_path / "r.csv")
+    onnx = ("--weights", artefacts / "model.onnx")
+    cases: list[tuple[tuple[object, ...], str]] = [
+        (("--weights", tmp_path / "cut.onnx"), r"cut\.onnx: it is damaged, or no ONNX file$"),
+        (("--weights", tmp_path / "foreign.json"), r"foreign\.json: this network description carries no facts"),
+        (("--weights", weights, "--runtime", "openvino"), "runtime and precision are chosen for ONNX files"),
+        ((*onnx, "--device", "cuda:7", "--runtime", "openvino"), "openvino has no CUDA"),
+        ((*onnx, "--cls", "5"), "with 3 classes at 32x32, which contradicts --cls 5"),
+    ]
+    for arguments, text in cases:
+        assert re.search(text, mistake(capsys, *arguments, *flags)), arguments
+    assert not (tmp_path / "r.csv").exists()
+
+
+def test_on_a_narrow_terminal_the_places_have_their_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = "1234 answered, 0 failed, 1234.5 images/s on onnxruntime cpu"
+    assert inference._with_places(sums, "data_example/result") == f"{sums}; results in data_example/result"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    assert inference._with_places(sums, "data_example/result") == f"{sums}\nresults in data_example/result"
+    assert inference._with_places(sums, "r.csv") == f"{sums}; results in r.csv"
+    assert inference._with_places(sums, "") == sums
+
+
+# --- conversions
+
+
+class FakeExport:
+    """What deploy.export is asked for; it gives `exit_code`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, exit_code: int = 0) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+        def export_formats(
+            weights: Path, formats: Any, output_dir: Path, *, samples: Any, config: Any, device: str
+        ) -> int:
+            self.calls.append((weights, list(formats), output_dir, samples, config, device))
+            return exit_code
+
+        monkeypatch.setitem(sys.modules, "deploy.export", SimpleNamespace(export_formats=export_formats))
+
+
+def test_the_classic_switches_convert_beside_the_weights(
+    good: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeExport(monkeypatch)
+    assert main("--weights", weights, "--pytorch2jit") == 0
+    assert main("--weights", weights, "--pytorch2onnx", "--pytorch2json", "-idir", good, "--device", "cpu") == 0
+    assert fake.calls == [
+        (weights, ["jit"], weights.parent, None, None, "auto"),
+        (weights, ["onnx", "json"], weights.parent, good, None, "cpu"),
+    ]
+    assert FakeExport(monkeypatch, exit_code=3).calls == []
+    assert main("--weights", weights, "--pytorch2json") == 3
+    assert capsys.readouterr().out == ""  # nothing is classified
+
+
+def test_a_conversion_of_the_configs_net(
+    classic: Callable[..., None], monkeypatch: pytest.MonkeyPatch, weights: Path
+) -> None:
+    fake = FakeExport(monkeypatch)
+    classic(state=torch.load(weights, weights_only=True)["net"], num_classes=9)
+    assert main("--pytorch2onnx", "--cls", "3") == 0
+    path, formats, folder, samples, config, _ = fake.calls[0]
+    assert (path, formats, folder, samples) == (Path("logs/weights/digits.pth"), ["onnx"], Path("logs/weights"), None)
+    assert (config.num_classes, config.model_net_name) == (3, "resnet18")
+
+
+def test_what_the_switches_write_answers_as_the_net(
+    good: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "net.pth"
+    own.write_bytes(weights.read_bytes())
+    assert main("--weights", own, "-idir", good, "--pytorch2json", "--pytorch2jit", "--pytorch2onnx") == 0
+    found = {}
+    for name in ("net.pth", "model.json", "model.pt", "model.onnx"):
+        assert main("--weights", tmp_path / name, "-idir", good, "--output", tmp_path / "r.json") == 0
+        found[name] = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    capsys.readouterr()
+    for answers in found.values():
+        assert [item["class"] for item in answers] == [item["class"] for item in found["net.pth"]]
+        got, expected = ([item["score"] for item in items] for items in (answers, found["net.pth"]))
+        np.testing.assert_allclose(got, expected, atol=5e-5)
+
+
+def test_mistakes_of_a_conversion(
+    good: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeExport(monkeypatch)
+    cases: list[tuple[tuple[object, ...], str]] = [
+        (("--output", "r.csv"), "a conversion goes beside the weights and classifies nothing: leave out --output"),
+        (("--save_images", "out"), "leave out --output and --save_images"),
+        (("--image", good / "img2.png"), r"img2\.png: one picture proves no conversion right; name a folder with"),
+        (("-idir", tmp_path / "none"), "none: no such folder"),
+        (("--cls", "5"), r"net\.pth: it holds resnet_module\.resnet18 with 3 classes .* contradicts --cls 5"),
+        (("--weights", "none.pth"), r"none\.pth: no such file"),
+    ]
+    for flags, text in cases:
+        assert re.search(text, mistake(capsys, "--weights", weights, *flags, "--pytorch2onnx")), flags
+    assert fake.calls == []
 
 
 # --- copies

@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,15 @@ from PIL import Image
 from artifacts.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from artifacts.facts import Facts
 from configs.schema import Config
+from data_loader.loaders import PictureDataset, validation_loader
 from data_loader.preprocess import Preprocess, as_array, decode
-from data_loader.samples import ListError
+from data_loader.samples import ListError, Sample, SampleList
 from deploy.answers import Answer, ResultsError, check_folder, open_results
-from deploy.backends import BackendError, choose_device, load_backend, loader_of
+from deploy.backends import load_backend
 from deploy.copies import AnnotatedCopies, SortedCopies, folder_names
 from deploy.lines import LineLayout, elide, text_columns
 from deploy.predictor import Predictor, softmax
+from deploy.runtimes import BackendError, choose_device
 from nets.net_interface import build_net
 
 NAMES = ("猫", "dog", "bird/s")
@@ -66,6 +67,38 @@ def test_the_nets_input_is_the_preprocessings_to_the_bit(resize: str, channels: 
     given = np.concatenate(backend.batches)
     assert given.dtype == np.float32
     assert given.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("resize", ["squash", "letterbox", "crop"])
+def test_the_nets_input_is_the_validation_datasets_to_the_bit(resize: str, tmp_path: Path) -> None:
+    preprocess = Preprocess(20, 28, resize=resize)
+    paths = [picture(tmp_path / f"{i}.jpg", i, (30 + i, 50)) for i in range(5)]
+    samples = SampleList(tuple(Sample(path, 0) for path in paths), NAMES, str(tmp_path), "val.txt")
+    loader = validation_loader(PictureDataset(samples, preprocess), batch_size=2, workers=0)
+    expected = torch.cat([preprocess.normalize(batch["image"]) for batch in loader])
+    backend = FakeBackend()
+    list(Predictor(backend, Facts(NAMES, preprocess, {})).predict_files(paths, batch_size=3))
+    assert np.concatenate(backend.batches).tobytes() == expected.numpy().tobytes()
+
+
+@pytest.mark.parametrize(("channels", "order"), [(3, "RGB"), (3, "BGR"), (1, "BGR")])
+def test_a_net_that_normalizes_itself_gets_plain_bytes(channels: int, order: str, tmp_path: Path) -> None:
+    preprocess = Preprocess(20, 28, channels, "letterbox")
+    path = picture(tmp_path / "x.png")
+    backend = FakeBackend()
+    predictor = Predictor(backend, Facts(NAMES, preprocess, {}, input=f"uint8 NHWC {order}"))
+    from_file = next(predictor.predict_files([path]))
+    grey, empty = predictor.predict_images(
+        [Image.new("LA", (4, 4)), Image.new("L" if channels == 1 else "RGB", (0, 3))]
+    )
+    given = backend.batches[0]
+    rgb = given[..., ::-1].copy() if order == "BGR" else given
+    normalized = preprocess.normalize(torch.from_numpy(rgb).permute(0, 3, 1, 2))  # (1, C, H, W)
+    assert (given.dtype, given.shape) == (np.uint8, (1, 20, 28, channels))
+    assert normalized.numpy().tobytes() == preprocess(as_array(preprocess.decode(path))).tobytes()
+    assert from_file.error == ""
+    assert grey.error == f"expected uint8 (H, W, {channels}) with pixels, got uint8 (4, 4, 2)"
+    assert empty.error == f"expected uint8 (H, W, {channels}) with pixels, got uint8 (3, 0, {channels})"
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -261,27 +294,6 @@ def test_weights_of_another_net_are_refused(net: torch.nn.Module, tmp_path: Path
         load_backend(tmp_path / "bare.pth", config=config(model_net_name="resnet19"))
 
 
-def test_files_that_nothing_loads(tmp_path: Path, checkpoint_file: Path) -> None:
-    (tmp_path / "x.txt").write_text("x")
-    (tmp_path / "none").write_text("x")
-    with pytest.raises(BackendError, match=r'x\.txt: no backend answers from the ending "\.txt"; known are \.pth'):
-        load_backend(tmp_path / "x.txt")
-    with pytest.raises(BackendError, match="no backend answers from a file without an ending"):
-        load_backend(tmp_path / "none")
-    with pytest.raises(BackendError, match=r"missing\.pth: no such file \(relative paths start from"):
-        load_backend(tmp_path / "missing.pth")
-    with pytest.raises(BackendError, match="it is a folder, not a weights file"):
-        load_backend(tmp_path)
-    odd = tmp_path / "model_v1.2"  # a save_name without .pth
-    odd.write_bytes(checkpoint_file.read_bytes())
-    assert loader_of(odd) is loader_of(checkpoint_file)
-    with zipfile.ZipFile(tmp_path / "scripted.bin", "w") as archive:  # as torch.jit.save lays it out
-        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
-            archive.writestr(f"scripted/{name}", b"")
-    with pytest.raises(BackendError, match="no backend answers"):
-        loader_of(tmp_path / "scripted.bin")
-
-
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match='device must be auto, cpu, cuda or cuda:N, got "gpu"'):
         choose_device("gpu")
@@ -303,7 +315,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     ("error", "text"),
     [
         (torch.OutOfMemoryError("CUDA"), "cpu has too little memory for 2 pictures at once; lower --batch_size"),
-        (RuntimeError("device lost\nmore"), "the net failed on cpu: device lost$"),
+        (RuntimeError("device lost\nmore"), "the net failed on torch cpu: device lost$"),
     ],
 )
 def test_a_failing_device_is_a_sentence(

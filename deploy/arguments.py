@@ -1,0 +1,128 @@
+"""The flags of inference.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from configs.schema import DEFAULT_CONFIG
+
+DEFAULT_IMAGES, DEFAULT_RESULT = "data_example/images", "data_example/result"
+RUNTIMES = ("auto", "onnxruntime", "openvino")  # what may run an ONNX file
+EXAMPLES = """\
+examples:
+  python inference.py
+      data_example/images, sorted into data_example/result
+  python inference.py --image cat.jpg --weights net.pth
+      one picture
+  python inference.py --image_dir photos --weights model.onnx --output a.csv
+      a folder, with all below it; the file itself knows classes and size
+  python inference.py --weights net.pth --pytorch2onnx --pytorch2json
+      model.onnx, model.json and model.safetensors beside net.pth
+
+Without --output and --save_images both go to data_example/result.
+exit codes: 0 every picture answered, or every file written; 1 some pictures
+failed; 2 a mistake in what was asked; 3 a conversion did not answer as the net
+does, and was not kept; 130 stopped with Ctrl-C (the results so far are kept)"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of inference.py."""
+    parser = argparse.ArgumentParser(
+        prog="inference.py",
+        description="Classify pictures with a trained net, or convert it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_pictures(parser)
+    _add_net(parser)
+    _add_conversions(parser)
+    _add_results(parser)
+    _add_machine(parser)
+    return parser
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("pictures").add_mutually_exclusive_group().add_argument
+    add("-image", "--image", metavar="FILE", type=Path, help="one picture")
+    add(
+        "-idir", "--image_dir", metavar="DIR", type=Path, help=f"a folder, with all below it (default {DEFAULT_IMAGES})"
+    )
+
+
+def _add_net(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("net").add_argument
+    add(
+        "--weights",
+        metavar="F",
+        type=Path,
+        help="a checkpoint (.pth), TorchScript (.pt), torch.export (.pt2), ONNX (.onnx), a network description (.json) "
+        "or a TensorRT engine (.engine); each says all about itself (default: the config's checkpoint)",
+    )
+    add("-cfg", "--config", metavar="F", type=Path, help=f"whose net answers (without --weights: {DEFAULT_CONFIG})")
+    add("-net", "--net", metavar="NAME", help="instead of the config's model_net_name")
+    add("-model", "--model", metavar="MODULE", help="instead of the config's model_module_name")
+    add("-cls", "--cls", metavar="N", type=_whole_number(2, 10**9), help="instead of the config's num_classes")
+    add("-size", "--size", metavar="N", type=_whole_number(1, 8192), help="instead of img_height and img_width")
+
+
+def _add_conversions(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "conversions",
+        "Write the net in other formats beside its weights, and classify nothing. The\n"
+        "pictures prove the files right (default: the checkpoint's validation list).\n"
+        "python -m deploy.export has more formats and options.",
+    )
+    for file_format, text in (
+        ("json", "model.json and model.safetensors, a network description for TensorRT"),
+        ("jit", "model.pt, TorchScript"),
+        ("onnx", "model.onnx"),
+    ):
+        group.add_argument(
+            f"--pytorch2{file_format}", dest="formats", action="append_const", const=file_format, help=text
+        )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("results").add_argument
+    add("--topk", metavar="K", type=_whole_number(1, 10**9), default=5, help="classes told of a picture (default 5)")
+    add("--output", metavar="F", type=Path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_RESULT}/results.csv)")
+    add(
+        "--save_images",
+        metavar="DIR",
+        type=Path,
+        help=f"a folder for copies of the pictures (default {DEFAULT_RESULT})",
+    )
+    add(
+        "--save_as",
+        choices=("folders", "annotated"),
+        default="folders",
+        help="sort the copies into a folder a class (default), or write the answer below each",
+    )
+    add("--quiet", action="store_true", help="no line for a picture that was answered")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("machine").add_argument
+    add("--batch_size", metavar="N", type=_whole_number(1, 65536), default=32, help="pictures at once (default 32)")
+    workers = min(os.cpu_count() or 1, 16)
+    add("--workers", metavar="N", type=_whole_number(1, 256), default=workers, help="threads that decode")
+    add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    add(
+        "--runtime",
+        choices=RUNTIMES,
+        default="auto",
+        help="what runs an ONNX file (default auto: onnxruntime on a GPU, else openvino where it is installed)",
+    )
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text[:10]) <= high:
+            raise argparse.ArgumentTypeError(f'must be a whole number from {low} to {high}, got "{text}"')
+        return int(text)
+
+    return parse
