@@ -352,7 +352,7 @@ def write_description(path: str | Path, network: Network, weights: Mapping[str, 
     The weights come first: what is interrupted between the two is told by the sha256 when it is read.
     Raises DescriptionError.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     if problem := next(find_problems(network, weights), ""):
@@ -363,7 +363,8 @@ def write_description(path: str | Path, network: Network, weights: Mapping[str, 
     except ValidationError as error:
         raise DescriptionError(f"{path}: name the description with letters, digits, _, - and . alone") from error
     with whole(file) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
+        # Not save_file: its files are readable by their owner alone, whatever the umask says.
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
         named = named.model_copy(update={"sha256": _sha256(temporary)})
     network = network.model_copy(update={"weights": named})
     with whole(path) as temporary:

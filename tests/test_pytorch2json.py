@@ -340,6 +340,7 @@ def test_a_description_is_read_as_it_was_written(described: Path) -> None:
     read, weights = read_description(described)
     assert Network.model_validate_json(network.to_json(read)) == read
     assert len(described.read_text("utf-8").splitlines()) == len(read.layers) + 14
+    assert described.stat().st_mode == described.with_suffix(".safetensors").stat().st_mode
     assert set(weights) == {"0.kernel", "0.bias", "4.weight", "4.bias", "parity.images", "parity.logits"}
 
 
