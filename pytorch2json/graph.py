@@ -42,6 +42,7 @@ class Graph:
     layers: list[Layer] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
     _constants: dict[Any, list[tuple[torch.Tensor, Value]]] = field(default_factory=dict)
+    sizes: dict[tuple[Size, ...], Value] = field(default_factory=dict)  # computed shapes, each made once
     _batch: Value | None = None
     _input: Value | None = None
 
@@ -199,6 +200,9 @@ class Builder:
 
     def sizes(self, shape: Sequence[Size]) -> Value:
         """Give a shape as an int64 tensor of rank 1, computed where it depends on the batch size."""
+        known = self.graph.sizes.get(tuple(shape))
+        if known is not None:
+            return known
         parts: list[Value] = []
         for size in shape:
             if isinstance(size, int):
@@ -209,7 +213,8 @@ class Builder:
                 factor = self._number(int(size[:-2]))
                 batch = self.add(network.Elementwise, (batch, factor), (1,), step="size", operation="prod")
             parts.append(batch)
-        return self.add(network.Concatenation, parts, (len(parts),), step="shape", axis=0)
+        made = self.add(network.Concatenation, parts, (len(parts),), step="shape", axis=0)
+        return self.graph.sizes.setdefault(tuple(shape), made)
 
     def _number(self, size: int) -> Value:
         return self.graph.constant(torch.tensor([size]), torch.int64, f"number.{size}")
