@@ -38,7 +38,8 @@ DTYPES = {
 }
 MAX_RANK = 8  # trt.Dims.MAX_DIMS
 ALIGNMENT = 256  # bytes: what an engine asks of its tensors' addresses
-REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, OverflowError)  # what TensorRT's Python raises
+# What TensorRT's Python raises where it refuses something; the last is for what an older version lacks.
+REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, OverflowError, AttributeError)
 RTX_DEFAULT = "compute capability 8.0, 8.6, 8.9, 12.0 and later"  # NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines"
 PROGRAM = "python -m pytorch2json.engine"
 
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not args.device_info and not (args.description and args.output):
             raise DescriptionError("name the description with --description and the engine with --output")
+        if args.check and not (args.description and args.output):
+            raise DescriptionError("--check needs --description and --output")
         if args.device_info:
             print(device_info())
         if args.description and args.output:
@@ -79,6 +82,7 @@ def write_engine(
     if target.suffix != ".engine":
         raise DescriptionError(f'{target}: the name of an engine must end in ".engine"')
     network, weights = read_description(path)
+    description_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         plan = build_engine(network, weights, tf32=tf32, compute_capabilities=compute_capabilities, log=log)
     except DescriptionError as error:
@@ -89,7 +93,7 @@ def write_engine(
         "version": library.__version__,
         "sha256": hashlib.sha256(plan).hexdigest(),
         "bytes": len(plan),
-        "description_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "description_sha256": description_sha256,
         "tf32": tf32,
         "compute_capabilities": list(compute_capabilities),
     }
@@ -248,7 +252,7 @@ class EngineRunner:
         """Record one batch size on a context of its own: a context holds the shapes of its last call."""
         import torch
 
-        context, place = self._engine.create_execution_context(), images.clone()
+        context, place = self._context_to_capture(), images.clone()
         logits = self._bind(context, place, heard)
         current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         side.wait_stream(current)
@@ -259,6 +263,15 @@ class EngineRunner:
         with torch.cuda.graph(graph):
             self._execute(context, heard)
         return _Captured(graph, context, place, logits)
+
+    def _context_to_capture(self) -> Any:
+        """Give a context that has its kernels before its first call: what is captured stays."""
+        strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None:  # tensorrt chose them when it built the engine
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return self._engine.create_execution_context(config)
 
     def _io_names(self) -> tuple[str, str]:
         names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
@@ -280,7 +293,7 @@ def read_engine(path: str | Path) -> tuple[bytes, dict[str, Any]]:
         raise DescriptionError(f"{error.filename}: cannot read it: {error.strerror}") from error
     try:
         facts = json.loads(text)
-        expected = facts["engine"]["sha256"]
+        expected = str(facts["engine"]["sha256"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DescriptionError(f"{file}: it does not hold the facts of an engine") from error
     if (sha256 := hashlib.sha256(plan).hexdigest()) != expected:
@@ -305,12 +318,15 @@ def device_info() -> str:
         major, minor = torch.cuda.get_device_capability()
         device = f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
     known = _known_capabilities(trt)
-    targets = f"{RTX_DEFAULT}; --compute_capabilities chooses among {', '.join(known)}" if known else "this one alone"
+    targets = "GPUs like this one alone"
+    if known:
+        targets = f"GPUs of {RTX_DEFAULT}; --compute_capabilities chooses among {', '.join(known)}"
+    problem = gpu_problem()
     rows = {
         "library": _name(trt),
         "CUDA device": device,
-        "builds for": f"GPUs of {targets}" if known else targets,
-        "runs here": gpu_problem() or "yes",
+        "builds for": targets,
+        "runs here": f"no: {problem}" if problem else "yes",
     }
     return "\n".join(f"{key:<12} {value}" for key, value in rows.items())
 
@@ -321,7 +337,7 @@ def gpu_problem() -> str:
 
     trt = load_library()
     if not torch.cuda.is_available():
-        return f"no: torch {torch.__version__} sees no CUDA GPU"
+        return f"torch {torch.__version__} sees no CUDA GPU"
     if not hasattr(trt.Runtime, "get_engine_validity"):
         return ""
     with _listen(trt) as heard:
@@ -334,7 +350,7 @@ def gpu_problem() -> str:
     if validity != trt.EngineValidity.INVALID:
         return ""
     reasons = [name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if bits & int(bit)]
-    return f"no: {_name(trt)} says {', '.join(reasons) or 'INVALID'} of {torch.cuda.get_device_name()}"
+    return f"{_name(trt)} says {', '.join(reasons) or 'INVALID'} of {torch.cuda.get_device_name()}"
 
 
 def load_library() -> Any:
@@ -654,13 +670,20 @@ def _known_capabilities(trt: Any) -> dict[str, Any]:
 def _cuda_device(path: Path, device: str | torch.device) -> torch.device:
     import torch
 
-    target = torch.device(device)
-    if target.type != "cuda" or not torch.cuda.is_available():
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise DescriptionError(f'{path}: "{device}" is not a device; name cuda or cuda:N') from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if target.type != "cuda" or not count:
         found = f'"{device}" is none' if target.type != "cuda" else f"torch {torch.__version__} sees none"
         raise DescriptionError(
             f"{path}: an engine runs only on a CUDA GPU, and {found}; model.onnx and model.json run on the CPU"
         )
-    return torch.device("cuda", torch.cuda.current_device() if target.index is None else target.index)
+    index = torch.cuda.current_device() if target.index is None else target.index
+    if index >= count:
+        raise DescriptionError(f'{path}: device "{device}" is not there; torch sees cuda:0 to cuda:{count - 1}')
+    return torch.device("cuda", index)
 
 
 def _on(device: torch.device) -> Any:

@@ -410,10 +410,11 @@ def find_problems(network: Network, weights: Mapping[str, torch.Tensor]) -> Iter
             yield f'output "{tensor.name}" {tensor.shape} {tensor.dtype} is not what a layer makes'
     if not network.profile.min <= network.profile.best <= network.profile.max:
         yield f"profile: min {network.profile.min}, best {network.profile.best}, max {network.profile.max}"
+    batch = weights[network.parity.input].shape[:1] if network.parity.input in weights else ()
     for name, tensor in ((network.parity.input, network.inputs[0]), (network.parity.output, network.outputs[0])):
         if name not in weights:
             yield f'parity: no tensor "{name}" in the weights'
-        elif not weights[name].ndim or tuple(weights[name].shape) != tensor.shape_at(len(weights[name])):
+        elif not batch or tuple(weights[name].shape) != tensor.shape_at(batch[0]):
             yield f'parity: tensor "{name}" has the shape {tuple(weights[name].shape)}, not {tensor.shape}'
 
 

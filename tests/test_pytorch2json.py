@@ -224,6 +224,7 @@ def test_operators_alone(name: str) -> None:
     net = Wrapped(OPERATIONS[name])
     images = torch.randn(5, 6, 9, 6)
     interpreter = Interpreter(*convert(net, images[:2]))
+    assert not list(network.find_problems(interpreter.network, interpreter._weights))
     for count in (1, 3, 5):
         expected = net(images[:count])
         got = interpreter(images[:count])
