@@ -119,7 +119,7 @@ def load_engine(path: Path, device: str, facts: Facts) -> Backend:
 
     Raises BackendError, DescriptionError.
     """
-    from pytorch2json.engine import EngineRunner
+    from pytorch2json.engine_runner import EngineRunner
 
     target = choose_device(device)
     if target.type != "cuda":

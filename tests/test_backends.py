@@ -38,7 +38,7 @@ from deploy.runtimes import (
     within_profile,
 )
 from nets.net_interface import build_net
-from pytorch2json import engine
+from pytorch2json import engine_runner
 from pytorch2json.converter import convert
 from pytorch2json.network import write_description as write_network
 from tests.exported import NET, WRITERS, FromBytes, TinyNet, example_of, facts_of, write_engine_facts, write_onnx
@@ -505,7 +505,7 @@ def test_an_engine_needs_a_gpu(tmp_path: Path) -> None:
 
 def test_an_engine_is_run_within_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_engine_facts(tmp_path / "model.engine", facts_of())
-    monkeypatch.setattr(engine, "EngineRunner", FakeEngine)
+    monkeypatch.setattr(engine_runner, "EngineRunner", FakeEngine)
     monkeypatch.setattr(backends, "choose_device", lambda name: torch.device("cuda"))
     loaded: Any = load_backend(path)[0]
     assert (loaded.name, loaded.device) == ("engine", "cuda")

@@ -19,17 +19,20 @@ from typing import Any
 import pytest
 import torch
 
-from pytorch2json import engine
+from pytorch2json import engine, engine_runner
 from pytorch2json import network as described
 from pytorch2json.converter import convert
-from pytorch2json.engine import EngineRunner, build_engine, gpu_problem, hold_to_parity, main, read_engine, write_engine
+from pytorch2json.engine import build_engine, hold_to_parity, main, write_engine
+from pytorch2json.engine_layers import Definition, define, dims
+from pytorch2json.engine_runner import EngineRunner, read_engine
 from pytorch2json.interpreter import Interpreter
 from pytorch2json.network import DescriptionError, Network, Tensor, write_description
+from pytorch2json.tensorrt_library import DTYPES, create_network, gpu_problem, listen, load_library, logger
 from tests.test_pytorch2json import OPERATIONS, Wrapped, lively_net, pictures
 
 ROOT = Path(__file__).resolve().parent.parent
 try:
-    trt = engine.load_library()
+    trt = load_library()
 except DescriptionError as error:
     pytest.skip(str(error), allow_module_level=True)
 needs_gpu = pytest.mark.skipif(bool(gpu_problem()), reason=f"an engine cannot run here: {gpu_problem()}")
@@ -387,10 +390,10 @@ def test_the_cases_have_every_layer_and_operation() -> None:
 
 def definition_of(network: Network, weights: dict[str, torch.Tensor]) -> Any:
     """Define a network without building it, and give TensorRT's own object."""
-    with engine._listen(trt) as heard:
-        builder = trt.Builder(engine._logger(trt))
-        definition = engine._Definition(trt, builder.create_network(engine._typing(trt)), weights)
-        engine._define(definition, network, heard)
+    with listen(trt) as heard:
+        builder = trt.Builder(logger(trt))
+        definition = Definition(trt, create_network(trt, builder), weights)
+        define(definition, network, heard)
     return SimpleNamespace(target=definition.target, alive=(builder, definition))
 
 
@@ -467,7 +470,7 @@ def test_bfloat16_weights_arrive_as_bfloat16() -> None:
 
 def test_tf32_is_off_unless_asked_for() -> None:
     network, _ = described_case("convolution")
-    builder = trt.Builder(engine._logger(trt))
+    builder = trt.Builder(logger(trt))
     for tf32 in (False, True):
         config = engine._config(trt, builder, network, tf32, ())
         assert config.get_flag(trt.BuilderFlag.TF32) is tf32
@@ -634,10 +637,10 @@ def test_tensorrt_comes_first_and_a_broken_one_is_passed_over(monkeypatch: pytes
         return found
 
     monkeypatch.setattr(importlib, "import_module", give)
-    assert engine.load_library() is found
+    assert load_library() is found
     assert wanted == ["tensorrt", "tensorrt_rtx"]
     monkeypatch.setattr(importlib, "import_module", lambda name: ModuleType(name))
-    assert engine.load_library().__name__ == "tensorrt"
+    assert load_library().__name__ == "tensorrt"
 
 
 def test_without_a_library_both_packages_are_named(
@@ -807,8 +810,8 @@ def test_without_a_gpu_a_runner_says_where_else_to_go(files: Path, monkeypatch: 
 @pytest.fixture
 def no_cuda_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a runner believe that the CPU is its GPU."""
-    monkeypatch.setattr(engine, "_cuda_device", lambda path, device: torch.device("cpu"))
-    monkeypatch.setattr(engine, "_on", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(engine_runner, "_cuda_device", lambda path, device: torch.device("cpu"))
+    monkeypatch.setattr(engine_runner, "_on", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
 
 
@@ -867,14 +870,14 @@ class StandInEngine:
         return trt.TensorIOMode.INPUT if name == "images" else trt.TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return getattr(trt.DataType, engine.DTYPES[self.tensors[name].dtype])
+        return getattr(trt.DataType, DTYPES[self.tensors[name].dtype])
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
         profile = self.library.network.profile
         return [self.tensors[name].shape_at(size) for size in (profile.min, profile.best, profile.max)]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return self.tensors[name].shape_at(self.shape[0]) if self.shape else engine._dims(self.tensors[name])
+        return self.tensors[name].shape_at(self.shape[0]) if self.shape else dims(self.tensors[name])
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
@@ -887,7 +890,7 @@ class StandInEngine:
 
     def execute_async_v3(self, stream: int) -> bool:
         if stream != 77 or self.library.fails:
-            engine._logger(self.library).log(trt.ILogger.ERROR, "the device is lost")
+            logger(self.library).log(trt.ILogger.ERROR, "the device is lost")
             return False
         self.view("logits").copy_(self.library.interpreter(self.view("images")))
         return True
@@ -910,13 +913,13 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_cuda_needed: No
     network = write_description(tmp_path / "model.json", network, weights)
     write_engine(tmp_path / "model.json", tmp_path / "model.engine")
     library = StandIn(network, weights)
-    monkeypatch.setattr(engine, "load_library", lambda: library)
+    monkeypatch.setattr(engine_runner, "load_library", lambda: library)
     yield library, tmp_path
 
 
 def test_a_runner_hands_over_what_it_is_given(stand_in: tuple[StandIn, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     library, folder = stand_in
-    monkeypatch.setattr(engine, "ALIGNMENT", 64)  # what torch's memory has on the CPU
+    monkeypatch.setattr(engine_runner, "ALIGNMENT", 64)  # what torch's memory has on the CPU
     runner = EngineRunner(folder / "model.engine")
     assert (runner.min_batch, runner.max_batch, runner.shape) == (1, 4, (-1, 8, 6, 6))
     images = torch.randn(5, 8, 6, 6)

@@ -1,0 +1,203 @@
+"""The engine at work: NAME.engine and the facts beside it are read, checked, and answer on a CUDA GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytorch2json.network import DescriptionError
+from pytorch2json.tensorrt_library import DTYPES, Heard, library_name, listen, load_library, logger, words
+
+if TYPE_CHECKING:
+    import torch
+
+ALIGNMENT = 256  # bytes: what an engine asks of its tensors' addresses
+
+
+class EngineRunner:
+    """An engine that answers on a CUDA GPU. With `cuda_graph` each batch size is captured once and then replayed.
+
+    Raises DescriptionError where the file was changed, no GPU is there, or TensorRT cannot load it.
+    """
+
+    def __init__(self, path: str | Path, device: str | torch.device = "cuda", *, cuda_graph: bool = False) -> None:
+        plan, facts = read_engine(path)
+        self.path = Path(path)
+        self.info: dict[str, Any] = facts["engine"]
+        self._trt = trt = load_library()
+        self.device = _cuda_device(self.path, device)
+        self._cuda_graph = cuda_graph
+        self._captured: dict[int, _Captured] = {}
+        with _on(self.device), listen(trt) as heard:
+            self._runtime = trt.Runtime(logger(trt))
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
+            if self._engine is None:
+                made = f"{self.info.get('library')} {self.info.get('version')}"
+                raise DescriptionError(
+                    f"{path}: built by {made}, and {library_name(trt)} cannot load it: {words(heard)}"
+                )
+            self._context = self._engine.create_execution_context()
+            if self._context is None:
+                raise DescriptionError(f"{path}: {library_name(trt)} cannot run it: {words(heard)}")
+        self._input, self._output = self._io_names()
+        self.shape = tuple(self._engine.get_tensor_shape(self._input))
+        least, _, most = self._engine.get_tensor_profile_shape(self._input, 0)
+        self.min_batch, self.max_batch = least[0], most[0]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Give the logits, float32 (N, K) on the GPU, of images with the input's shape and dtype.
+
+        Raises DescriptionError where they do not fit, also for a batch size outside the engine's profile.
+        """
+        import torch
+
+        self._check(images)
+        with _on(self.device), torch.inference_mode(), listen(self._trt) as heard:
+            images = images.to(self.device).contiguous()
+            if images.data_ptr() % ALIGNMENT:  # a slice of a larger tensor
+                images = images.clone()
+            logits = self._replay(images, heard) if self._cuda_graph else self._run(self._context, images, heard)
+            return logits.float()
+
+    def _check(self, images: torch.Tensor) -> None:
+        batch = len(images) if images.ndim else 0
+        dtype = str(images.dtype).removeprefix("torch.")
+        expected = self._dtype(self._input)
+        if tuple(images.shape[1:]) != self.shape[1:] or images.ndim != len(self.shape) or dtype != expected:
+            wanted = ", ".join(["N", *map(str, self.shape[1:])])
+            raise DescriptionError(
+                f"{self.path}: its input is {expected} ({wanted}), got {dtype} {tuple(images.shape)}"
+            )
+        if not self.min_batch <= batch <= self.max_batch:
+            raise DescriptionError(
+                f"{self.path}: built for batches of {self.min_batch} to {self.max_batch} pictures, got {batch}"
+            )
+
+    def _run(self, context: Any, images: torch.Tensor, heard: Heard) -> torch.Tensor:
+        logits = self._bind(context, images, heard)
+        self._execute(context, heard)
+        return logits
+
+    def _bind(self, context: Any, images: torch.Tensor, heard: Heard) -> torch.Tensor:
+        """Tell the context where its input is and where its output, which is made here, goes."""
+        import torch
+
+        fits = context.set_input_shape(self._input, tuple(images.shape))
+        if not fits or not context.set_tensor_address(self._input, images.data_ptr()):
+            raise DescriptionError(f"{self.path}: it does not take {tuple(images.shape)}: {words(heard)}")
+        shape = tuple(context.get_tensor_shape(self._output))
+        logits = torch.empty(shape, dtype=getattr(torch, self._dtype(self._output)), device=self.device)
+        context.set_tensor_address(self._output, logits.data_ptr())
+        return logits
+
+    def _execute(self, context: Any, heard: Heard) -> None:
+        import torch
+
+        if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
+            raise DescriptionError(f"{self.path}: it failed on {self.device}: {words(heard)}")
+
+    def _replay(self, images: torch.Tensor, heard: Heard) -> torch.Tensor:
+        batch = len(images)
+        if batch not in self._captured:
+            self._captured[batch] = self._capture(images, heard)
+        captured = self._captured[batch]
+        captured.images.copy_(images)
+        captured.graph.replay()
+        return captured.logits.clone()
+
+    def _capture(self, images: torch.Tensor, heard: Heard) -> _Captured:
+        """Record one batch size on a context of its own: a context holds the shapes of its last call."""
+        import torch
+
+        context, place = self._context_to_capture(), images.clone()
+        logits = self._bind(context, place, heard)
+        current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            self._execute(context, heard)  # the first call allocates and compiles, which a capture must not see
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._execute(context, heard)
+        return _Captured(graph, context, place, logits)
+
+    def _context_to_capture(self) -> Any:
+        """Give a context that has its kernels before its first call: what is captured stays."""
+        strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None:  # tensorrt chose them when it built the engine
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        return self._engine.create_execution_context(config)
+
+    def _io_names(self) -> tuple[str, str]:
+        names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
+        is_input = [self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT for name in names]
+        return names[is_input.index(True)], names[is_input.index(False)]
+
+    def _dtype(self, name: str) -> str:
+        found = self._engine.get_tensor_dtype(name)
+        return next(ours for ours, theirs in DTYPES.items() if getattr(self._trt.DataType, theirs) == found)
+
+
+def read_engine(path: str | Path) -> tuple[bytes, dict[str, Any]]:
+    """Read an engine's bytes and the facts beside it, and check that they belong together. Raises DescriptionError."""
+    path = Path(path)
+    file = facts_file(path)
+    try:
+        plan, text = path.read_bytes(), file.read_bytes()
+    except OSError as error:
+        raise DescriptionError(f"{error.filename}: cannot read it: {error.strerror}") from error
+    try:
+        facts = json.loads(text)
+        expected = str(facts["engine"]["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DescriptionError(f"{file}: it does not hold the facts of an engine") from error
+    if (sha256 := hashlib.sha256(plan).hexdigest()) != expected:
+        raise DescriptionError(
+            f"{path}: not the engine of {file.name}: sha256 {sha256[:12]}..., not {expected[:12]}..."
+        )
+    return plan, facts
+
+
+def facts_file(path: str | Path) -> Path:
+    """Name the file beside an engine that holds its facts."""
+    return Path(path).with_name(f"{Path(path).name}.facts.json")
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A CUDA graph with all that it reads and writes, which must live as long as it does."""
+
+    graph: Any
+    context: Any
+    images: torch.Tensor
+    logits: torch.Tensor
+
+
+def _cuda_device(path: Path, device: str | torch.device) -> torch.device:
+    import torch
+
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise DescriptionError(f'{path}: "{device}" is not a device; name cuda or cuda:N') from error
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if target.type != "cuda" or not count:
+        found = f'"{device}" is none' if target.type != "cuda" else f"torch {torch.__version__} sees none"
+        raise DescriptionError(
+            f"{path}: an engine runs only on a CUDA GPU, and {found}; model.onnx and model.json run on the CPU"
+        )
+    index = torch.cuda.current_device() if target.index is None else target.index
+    if index >= count:
+        raise DescriptionError(f'{path}: device "{device}" is not there; torch sees cuda:0 to cuda:{count - 1}')
+    return torch.device("cuda", index)
+
+
+def _on(device: torch.device) -> Any:
+    import torch
+
+    return torch.cuda.device(device)
