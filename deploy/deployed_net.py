@@ -1,0 +1,99 @@
+"""The net as it is deployed: in the precision asked for, and with its preprocessing in the graph if wanted."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from data_loader.preprocess import Preprocess
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class ExportProblem(ValueError):
+    """A net that a format cannot hold; the message is one sentence."""
+
+
+def deployed_net(net: nn.Module, preprocess: Preprocess, net_input: str, precision: str) -> nn.Module:
+    """Give a copy of a net in eval mode that takes `net_input` (one of facts.INPUTS) and gives float32 logits (N, K).
+
+    Every module and weight keeps its name: the copy is of a class derived from the net's own.
+    """
+    made = copy.deepcopy(net).eval().to(DTYPES[precision]).to(memory_format=torch.contiguous_format)
+    if net_input == "float32 NCHW" and precision == "fp32":
+        return made
+    adapters: tuple[type, ...] = (_HalfPrecision,) if net_input == "float32 NCHW" else (_Uint8Input, _HalfPrecision)
+    if net_input != "float32 NCHW":
+        scale, shift = (torch.from_numpy(values).view(1, -1, 1, 1) for values in preprocess._scale_and_shift())
+        made.register_buffer("input_scale", scale)
+        made.register_buffer("input_shift", shift)
+    made.is_bgr = net_input.endswith("BGR")  # type: ignore[assignment]  # a plain value, not a module
+    name = type(net).__name__
+    made.__class__ = type(name, (*adapters, type(net)), {"__module__": type(net).__module__})
+    return made
+
+
+def export_program(net: nn.Module, images: torch.Tensor) -> torch.export.ExportedProgram:
+    """Give torch.export's program of a net for any batch size, `images` being two or more. Raises ExportProblem."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch._guards")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)  # what they tell in pages is raised as well
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecations inside torch and torchvision
+            batch = torch.export.Dim("batch", min=1)
+            return torch.export.export(net, (images,), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:  # torch.export's errors have no common kind
+        raise ExportProblem(f"torch.export cannot take the net with a free batch size: {first_line(error)}") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error's text that is not empty, or its kind."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute float32 as float32: on its GPUs torch rounds to TF32 (10 bits) unless told, on the CPU never."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class _HalfPrecision(nn.Module):
+    """What stands before and after a net whose weights may be half precision: float32 in, float32 out."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        dtype = next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+        logits: torch.Tensor = super().forward(images.to(dtype))  # the net's own, by class order
+        return logits.float()
+
+
+class _Uint8Input(nn.Module):
+    """What stands before a net that is fed the picture itself: Preprocess's scale and shift, in float32."""
+
+    input_scale: torch.Tensor
+    input_shift: torch.Tensor
+    is_bgr: bool
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        # Cast first: TensorRT takes uint8 at its inputs alone. Then the steps of Preprocess.normalize, in its order.
+        pixels = images.float().permute(0, 3, 1, 2)  # (N, C, H, W)
+        if self.is_bgr:
+            pixels = pixels.flip(1)
+        normalised = pixels * self.input_scale.float() + self.input_shift.float()
+        logits: torch.Tensor = super().forward(normalised)  # the net's own, by class order
+        return logits
