@@ -140,22 +140,22 @@ class Preprocess:
             raise ValueError(f"expected uint8 {expected} with pixels, got {image.dtype} {image.shape}")
         picture = Image.fromarray(image[:, :, 0] if self.channels == 1 else image)
         pixels = self.fit(picture).transpose(2, 0, 1).astype(np.float32)  # (C, height, width)
-        scale, shift = self._scale_and_shift()
+        scale, shift = self.scale_and_shift()
         return np.asarray(pixels * scale[:, None, None] + shift[:, None, None])
 
     def normalize(self, batch: torch.Tensor) -> torch.Tensor:
         """Turn a uint8 batch (N, C, H, W) into float32 on its own device; equal to `__call__` to the bit."""
-        scale, shift = (batch.new_tensor(v, dtype=_float32()).view(1, -1, 1, 1) for v in self._scale_and_shift())
+        scale, shift = (batch.new_tensor(v, dtype=_float32()).view(1, -1, 1, 1) for v in self.scale_and_shift())
         # Two steps, not a fused multiply-add, so that numpy's result is met to the bit.
         return batch.to(_float32()).mul_(scale).add_(shift)
 
     def denormalize(self, batch: torch.Tensor) -> torch.Tensor:
         """Turn the net's input (N, C, H, W) back into uint8 (N, H, W, C) on the CPU, to look at."""
-        scale, shift = (batch.new_tensor(v, dtype=_float32()).view(1, -1, 1, 1) for v in self._scale_and_shift())
+        scale, shift = (batch.new_tensor(v, dtype=_float32()).view(1, -1, 1, 1) for v in self.scale_and_shift())
         pixels = (batch.to(_float32()) - shift) / scale
         return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu()  # (N, H, W, C)
 
-    def _scale_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
+    def scale_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
         """Give (x / 255 - mean) / std as x * scale + shift."""
         mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
         return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)

@@ -30,7 +30,7 @@ def deployed_net(net: nn.Module, preprocess: Preprocess, net_input: str, precisi
         return made
     adapters: tuple[type, ...] = (_HalfPrecision,) if net_input == "float32 NCHW" else (_Uint8Input, _HalfPrecision)
     if net_input != "float32 NCHW":
-        scale, shift = (torch.from_numpy(values).view(1, -1, 1, 1) for values in preprocess._scale_and_shift())
+        scale, shift = (torch.from_numpy(values).view(1, -1, 1, 1) for values in preprocess.scale_and_shift())
         made.register_buffer("input_scale", scale)
         made.register_buffer("input_shift", shift)
     made.is_bgr = net_input.endswith("BGR")  # type: ignore[assignment]  # a plain value, not a module

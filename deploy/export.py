@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FORMATS = ("jit", "pt2", "onnx", "int8", "json", "engine", "all")  # in the order in which they are made
 PRECISIONS = ("fp32", "fp16", "bf16")
 REPORT = "export_report.json"
+WTS = "model.wts"
+MAX_BATCH = 65536
 MAX_SAMPLES = 1000  # of which one may change its class
 CALIBRATION_SAMPLES = 300
 LEAST_TO_SHARE = 16  # pictures: below it int8 is calibrated and proved on the same ones
@@ -89,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             config=config,
             max_samples=args.max_samples,
             device=args.device,
+            batch_profile=args.batch_profile,
+            wts=args.wts,
         )
     except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
         print(f"{PROGRAM}: {error}", file=sys.stderr)
@@ -111,20 +115,26 @@ def export_formats(
     config: Config | None = None,
     max_samples: int = MAX_SAMPLES,
     device: str = "auto",
+    batch_profile: tuple[int, int, int] | None = None,
+    wts: bool = False,
 ) -> int:
     """Write the formats into `output_dir`, print the table, and give 0, or 3 where a file was refused.
 
     `samples` is a list or a folder of pictures; by default the checkpoint's own validation data. `with_preprocess` is
-    "", "rgb" or "bgr": the file then takes uint8 (N, H, W, C). `config` describes bare weights. 2 is given where
+    "", "rgb" or "bgr": the file then takes uint8 (N, H, W, C). `config` describes bare weights. `batch_profile` (min,
+    best, max) stands for the facts' own; `wts` also writes the state dict as tensorrtx's text. 2 is given where
     "engine" was asked for by name and no TensorRT library is there. Raises ValueError with the sentence to show.
     """
     wanted = check_request(weights, formats, output_dir, precision, with_preprocess)
     net_input = f"uint8 NHWC {with_preprocess.upper()}" if with_preprocess else "float32 NCHW"
     with _workshop(output_dir) as folder:
         job = _prepare(weights, samples, config, max_samples, device, "int8" in wanted, folder, output_dir)
-        job.source = replace(job.source, precision=precision, net_input=net_input)
+        facts = replace(job.source.facts, batch_profile=batch_profile or job.source.facts.batch_profile)
+        job.source = replace(job.source, facts=facts, precision=precision, net_input=net_input)
         for file_format in wanted:
             job.outcomes.append(_export(job, file_format))
+        if wts:
+            _write_wts(job)
         _report(job, weights)
     statuses = {outcome.format: outcome.status for outcome in job.outcomes}
     if "refused" in statuses.values():
@@ -150,7 +160,7 @@ def check_request(
     if with_preprocess not in ("", "rgb", "bgr"):
         raise ExportError(f'with_preprocess must be rgb or bgr, got "{with_preprocess}"')
     if (kind := artifact_kind(weights)) != "checkpoint":
-        raise ExportError(f"{weights}: an export starts from a checkpoint, and this is a {TITLES[kind]}")
+        raise ExportError(f"{weights}: an export starts from a checkpoint (got: {TITLES[kind]})")
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -181,7 +191,7 @@ def _prepare(
 
     _say("loading the net and the pictures")
     backend, facts = load_torch(weights, device, config)
-    net = copy.deepcopy(backend._net).cpu()  # type: ignore[attr-defined]
+    net = copy.deepcopy(backend.net).cpu()
     if not facts.weights_sha256:  # bare weights
         facts = replace(facts, weights_sha256=weights_sha256(net.state_dict()))
     own_config = config or _config_of(weights)
@@ -266,9 +276,15 @@ def _make_engine(job: Job, path: Path) -> None:
     write_engine(job.output_dir / "model.json", path)
 
 
+def _write_wts(job: Job) -> None:
+    from pytorch2json.wts import write_wts
+
+    write_wts(job.output_dir / WTS, job.source.net.state_dict())
+
+
 def _missing_tensorrt() -> str:
-    from pytorch2json.engine import load_library
     from pytorch2json.network import DescriptionError
+    from pytorch2json.tensorrt_library import load_library
 
     try:
         load_library()
@@ -279,9 +295,9 @@ def _missing_tensorrt() -> str:
 
 def _no_gpu(device: str) -> str:
     """Say why an engine cannot be proved here; "" where it can."""
-    from pytorch2json.engine import gpu_problem
+    from pytorch2json.tensorrt_library import gpu_problem
 
-    return "--device cpu" if device == "cpu" else gpu_problem().removeprefix("no: ")
+    return "--device cpu" if device == "cpu" else gpu_problem()
 
 
 @contextmanager
@@ -361,6 +377,13 @@ def _formats(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _profile(text: str) -> tuple[int, int, int]:
+    sizes = [int(size) for size in text.split(",") if size.isdecimal()]
+    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2] <= MAX_BATCH:
+        raise argparse.ArgumentTypeError(f'must be three rising batch sizes such as 1,8,64, got "{text}"')
+    return sizes[0], sizes[1], sizes[2]
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or len(text) > 9:
         raise argparse.ArgumentTypeError(f'must be a whole number from 0, got "{text}"')
@@ -401,6 +424,13 @@ def _parser() -> argparse.ArgumentParser:
         default=MAX_SAMPLES,
         help=f"pictures of it, evenly spread; 0: all (default {MAX_SAMPLES})",
     )
+    add(
+        "--batch_profile",
+        metavar="A,B,C",
+        type=_profile,
+        help="least, best and most pictures at once, for engines (default 1,8,64)",
+    )
+    add("--wts", action="store_true", help=f"also write {WTS}, the state dict as tensorrtx's text weights")
     add("--config", metavar="F", type=Path, help="describes bare weights")
     add("--device", metavar="D", default="auto", help="where it is proved: auto (default), cpu, cuda or cuda:N")
     return parser

@@ -27,6 +27,7 @@ from deploy.pictures import Pictures
 
 COLUMNS = 79
 FEW_PICTURES = 8
+BUSY = 2  # times as long as the fastest round
 FLIPS_SHOWN = 20  # of each file, in the report
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 WRITTEN, REFUSED, UNPROVED, MISSING = "written", "refused", "not proved", "not made"
@@ -130,6 +131,13 @@ class ExportReport:
             f"top-1: % of the pictures that keep the net's class. ms: median for a batch of {BATCH}. "
             f"speed: against eager torch fp32 on {self.reference.backend.device}{beside}, timed in turn with it"
         )
+        spreads = [run.batch_ms_spread for outcome in self.outcomes for _, run in outcome.runs if run.batch_ms > 0]
+        least, most = max(spreads, key=lambda spread: spread[1] / spread[0], default=(1.0, 1.0))
+        if most > BUSY * least:
+            yield (
+                f"warning: the same batch took from {least:.0f} to {most:.0f} ms: this machine does other work, "
+                "and the times tell little"
+            )
         for outcome in self.outcomes:
             yield from _outcome_notes(outcome)
         if self.calibration is not None:
@@ -148,7 +156,7 @@ def _rows(outcome: Outcome) -> Iterator[str]:
     size = f"{outcome.bytes / 1e6:.1f}" if outcome.bytes else ""
     name = outcome.files[0] if outcome.status in (WRITTEN, UNPROVED) else outcome.status
     if not outcome.runs:
-        yield f"{outcome.format:6} {name:15} {'not run' if outcome.status == UNPROVED else '':11} {size:>6}".rstrip()
+        yield f"{outcome.format:6} {name:15} {UNPROVED if outcome.status == UNPROVED else '':11} {size:>6}".rstrip()
     for position, (runtime, run) in enumerate(outcome.runs):
         first = f"{outcome.format:6} {name:15}" if position == 0 else " " * 22
         figures = (

@@ -45,9 +45,9 @@ class Source:
         return replace(self.facts, input=self.net_input, precision=precision, versions=library_versions())
 
     def pixels(self, count: int) -> np.ndarray:
-        """Give so many pictures, uint8 (count, H, W, C), the first of them again where there are fewer."""
+        """Give so many pictures, uint8 (count, H, W, C), evenly spread, so that their classes differ."""
         pixels = self.pictures.pixels
-        return pixels[[index % len(pixels) for index in range(count)]]
+        return pixels[[index * len(pixels) // count for index in range(count)]]
 
     def images(self) -> torch.Tensor:
         """Give a few pictures as the deployed net takes them."""

@@ -69,7 +69,7 @@ def find_pictures(samples: Path | None, config: Config | None, facts: Facts, mos
         known = f" (its config names {config.val_data_file or config.val_data_root_dir})" if config else ""
         raise SamplesError(
             f"the net's validation pictures are not on this machine{known}; an export is proved on real pictures: "
-            "name a list or a folder with --samples"
+            "name a list or a folder with --samples (inference.py: a folder with --image_dir)"
         )
     pictures = _read(found, source, facts.preprocess, most)
     if not len(pictures):

@@ -27,11 +27,10 @@ from pytorch2json.tensorrt_library import (
     known_capabilities,
     library_name,
     listen,
+    load_library,
     refusals,
     words,
 )
-from pytorch2json.tensorrt_library import gpu_problem as gpu_problem  # deploy/export.py takes these two from here
-from pytorch2json.tensorrt_library import load_library as load_library
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +95,9 @@ def write_engine(
     with whole(target) as temporary:
         temporary.write_bytes(plan)
     with whole(facts_file(target)) as temporary:
-        facts = {**network.facts, "engine": info}
+        profile = network.profile
+        built_for = {"batch_profile": [profile.min, profile.best, profile.max]} if network.facts else {}
+        facts = {**network.facts, **built_for, "engine": info}
         temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return info
 

@@ -421,6 +421,10 @@ def find_problems(network: Network, weights: Mapping[str, torch.Tensor]) -> Iter
 def description_schema() -> dict[str, Any]:
     """Give the JSON schema of a description."""
     schema = Network.model_json_schema()
+    schema["required"] = ["format", "format_version", *schema["required"]]
+    for part in schema["$defs"].values():
+        if "const" in part["properties"].get("type", {}):
+            part["required"] = ["type", *part["required"]]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": FORMAT}
 
 
