@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
     from artifacts.facts import Facts
     from deploy.copies import AnnotatedCopies, SortedCopies
+    from deploy.heatmaps import HeatMapCopies
     from deploy.predictor import Predictor
+    from deploy.runtimes import Backend
+
+    Copies = AnnotatedCopies | SortedCopies | HeatMapCopies
 
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
@@ -50,6 +54,7 @@ class Request:
     pictures: Iterator[str]
     output: Path | None
     save_images: Path | None
+    heatmap: Path | None
 
 
 @dataclass
@@ -71,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
     try:
-        exit_code = convert(args) if args.formats else run(args, check(args))
+        exit_code = convert(args) if conversions(args) else run(args, check(args))
         sys.stdout.flush()
         return exit_code
     except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
@@ -86,45 +91,65 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> Request:
     """Check what was asked without torch. Raises ValueError with the sentence to show."""
-    classic = args.output is None and args.save_images is None
+    if args.heatmap_class is not None and args.heatmap is None:
+        raise InferenceError("--heatmap_class goes with --heatmap DIR, the folder that the heat maps go to")
+    classic = args.output is None and args.save_images is None and args.heatmap is None
     output = Path(DEFAULT_RESULT, "results.csv") if classic else args.output
     save_images = Path(DEFAULT_RESULT) if classic else args.save_images
     if output is not None:
         check_results_path(output)
-    if save_images is not None:
-        check_folder(save_images)
     asked = args.image or args.image_dir or Path(DEFAULT_IMAGES)
-    if save_images is not None and asked.resolve().is_relative_to(save_images.resolve()):
-        raise InferenceError(f"{asked}: it lies inside {save_images}, where the copies go; choose another folder")
-    pictures = _one_picture(asked) if args.image else _pictures_below(asked, save_images)
+    folders = {folder: what for folder, what in ((save_images, "copies"), (args.heatmap, "heat maps")) if folder}
+    for folder, what in folders.items():
+        check_folder(folder)
+        if asked.resolve().is_relative_to(folder.resolve()):
+            raise InferenceError(f"{asked}: it lies inside {folder}, where the {what} go; choose another folder")
+    pictures = _one_picture(asked) if args.image else _pictures_below(asked, *folders)
     weights, config = _weights_and_config(args)
-    return Request(weights, config, None if args.image else asked, pictures, output, save_images)
+    return Request(weights, config, None if args.image else asked, pictures, output, save_images, args.heatmap)
 
 
 def run(args: argparse.Namespace, request: Request) -> int:
     """Load the net, answer for every picture, tell the sum; give the exit code. Raises ValueError."""
-    from artifacts.reading import artifact_kind
+    from artifacts.reading import TITLES, artifact_kind
 
-    artifact_kind(request.weights)  # a file that nothing loads is told before torch is there
+    kind = artifact_kind(request.weights)  # a file that nothing loads is told before torch is there
+    if request.heatmap is not None and kind != "checkpoint":
+        from deploy.heatmaps import refuse_without_gradients
+
+        refuse_without_gradients(request.weights, TITLES[kind])
     from deploy.backends import load_backend
     from deploy.predictor import Predictor
 
     backend, facts = load_backend(request.weights, device=args.device, config=request.config, runtime=args.runtime)
     _check_flags(args, request.weights, facts)
+    if kind == "checkpoint" and not facts.weights_sha256:
+        means, stds = (", ".join(f"{v:g}" for v in values) for values in (facts.preprocess.mean, facts.preprocess.std))
+        print(
+            f"inference.py: {request.weights} holds bare weights; taken from the config: mean {means}, std {stds}, "
+            f"{facts.num_classes} classes ({facts.class_names[0]}, ...)",
+            file=sys.stderr,
+        )
+    copies = _copies(args, request, backend, facts)
     topk = min(args.topk, facts.num_classes)
     tally = Tally()
     started = time.perf_counter()
     with open_results(request.output, topk) if request.output else nullcontext() as results:
-        _answer_all(args, request, Predictor(backend, facts), results, tally)
+        _answer_all(args, request, Predictor(backend, facts), results, copies, tally)
     rate = (tally.answered + tally.failed) / (time.perf_counter() - started)
     if tally.exit_code != EXIT_BROKEN_PIPE:
         sums = (
             f"{tally.answered} answered, {tally.failed} failed, {rate:.1f} images/s on {backend.name} {backend.device}"
         )
-        print(_with_places(sums, _places(request.output, request.save_images)))
+        print(_with_places(sums, _places(request)))
     if tally.problem:
         print(f"inference.py: {tally.problem}", file=sys.stderr)
     return tally.exit_code or (1 if tally.failed else 0)
+
+
+def conversions(args: argparse.Namespace) -> list[str]:
+    """Give the formats that the classic switches ask for."""
+    return [name for name in ("json", "jit", "onnx") if getattr(args, f"pytorch2{name}")]
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -137,10 +162,12 @@ def convert(args: argparse.Namespace) -> int:
             "a conversion goes beside the weights and classifies nothing: leave out --output and "
             "--save_images, or use python -m deploy.export --output_dir DIR"
         )
+    if args.heatmap or args.heatmap_class:
+        raise InferenceError("a conversion makes no heat maps: leave out --heatmap and --heatmap_class")
     if args.image:
         raise InferenceError(f"{args.image}: one picture proves no conversion right; name a folder with --image_dir")
     if args.image_dir:
-        next(_pictures_below(args.image_dir, None))
+        next(_pictures_below(args.image_dir))
     weights, config = _weights_and_config(args)
     from artifacts.reading import artifact_kind
 
@@ -149,18 +176,22 @@ def convert(args: argparse.Namespace) -> int:
     from deploy.export import export_formats
 
     place = weights.parent
-    return export_formats(weights, args.formats, place, samples=args.image_dir, config=config, device=args.device)
+    return export_formats(weights, conversions(args), place, samples=args.image_dir, config=config, device=args.device)
 
 
 def _answer_all(
-    args: argparse.Namespace, request: Request, predictor: Predictor, results: ResultsFile | None, tally: Tally
+    args: argparse.Namespace,
+    request: Request,
+    predictor: Predictor,
+    results: ResultsFile | None,
+    copies: Sequence[Copies],
+    tally: Tally,
 ) -> None:
     """Answer for the pictures until they, or the patience of whoever started it, end; `tally` tells how it went."""
     from tqdm import tqdm
 
     terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     layout = LineLayout.of(predictor.facts.class_names, terminal)
-    copies = _copies(args.save_as, request.save_images, predictor.facts)
     pictures = _until_unreadable(request.pictures, tally)
     answers = predictor.predict_files(pictures, args.batch_size, args.topk, args.workers)
     # The number of pictures is not known before the folder has been walked, so the bar counts without a percentage.
@@ -183,14 +214,12 @@ def _answer_all(
             tally.problem, tally.exit_code = str(error), 2
 
 
-def _record(
-    answer: Answer, root: Path | None, results: ResultsFile | None, copies: SortedCopies | AnnotatedCopies | None
-) -> None:
+def _record(answer: Answer, root: Path | None, results: ResultsFile | None, copies: Sequence[Copies]) -> None:
     if results is not None:
         results.write(answer)
-    if copies is not None:
-        path = Path(answer.file)
-        copies.add(answer, path.name if root is None else path.relative_to(root).as_posix())
+    path = Path(answer.file)
+    for kind in copies:
+        kind.add(answer, path.name if root is None else path.relative_to(root).as_posix())
 
 
 def _say(line: str, bar: tqdm) -> None:
@@ -200,10 +229,10 @@ def _say(line: str, bar: tqdm) -> None:
         bar.write(line, file=sys.stdout)
 
 
-def _places(output: Path | None, save_images: Path | None) -> str:
-    if output is not None and output.parent == save_images:
-        return str(save_images)
-    return " and ".join(str(place) for place in (output, save_images) if place is not None)
+def _places(request: Request) -> str:
+    output = None if request.output and request.output.parent == request.save_images else request.output
+    places = [place for place in (output, request.save_images, request.heatmap) if place is not None]
+    return " and ".join(dict.fromkeys(map(str, places)))
 
 
 def _with_places(sums: str, places: str) -> str:
@@ -221,14 +250,23 @@ def _forget_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _copies(save_as: str, folder: Path | None, facts: Facts) -> SortedCopies | AnnotatedCopies | None:
+def _copies(args: argparse.Namespace, request: Request, backend: Backend, facts: Facts) -> list[Copies]:
+    """Make what gives pictures back. Raises ValueError where a heat map cannot be made."""
     from deploy.copies import AnnotatedCopies, SortedCopies
 
-    if folder is None:
-        return None
-    if save_as == "annotated":
-        return AnnotatedCopies(folder, facts.preprocess.max_pixels)
-    return SortedCopies(folder, facts.class_names)
+    made: list[Copies] = []
+    if request.save_images is not None and args.save_as == "annotated":
+        made.append(AnnotatedCopies(request.save_images, facts.preprocess.max_pixels))
+    elif request.save_images is not None:
+        made.append(SortedCopies(request.save_images, facts.class_names))
+    if request.heatmap is not None:
+        from deploy.backends import CheckpointBackend
+        from deploy.heatmaps import HeatMapCopies, label_of
+
+        assert isinstance(backend, CheckpointBackend)  # other kinds of files have been refused
+        label = None if args.heatmap_class is None else label_of(args.heatmap_class, facts)
+        made.append(HeatMapCopies(request.heatmap, backend.heat_mapper(facts), facts, label))
+    return made
 
 
 def _one_picture(path: Path) -> Iterator[str]:
@@ -239,11 +277,11 @@ def _one_picture(path: Path) -> Iterator[str]:
     return iter([str(path)])
 
 
-def _pictures_below(root: Path, results: Path | None) -> Iterator[str]:
-    """Stream the pictures of a folder, without those that an earlier run left in the results folder below it."""
+def _pictures_below(root: Path, *results: Path) -> Iterator[str]:
+    """Stream the pictures of a folder, without those that an earlier run left in the results folders below it."""
     if not root.is_dir():
         raise InferenceError(f"{root}: no such folder{_current_folder(root)}; name one with --image_dir")
-    pictures = iter_images(root) if results is None else _outside(results, iter_images(root))
+    pictures = _outside(results, iter_images(root)) if results else iter_images(root)
     try:
         first = next(pictures, None)
     except OSError as error:
@@ -253,12 +291,13 @@ def _pictures_below(root: Path, results: Path | None) -> Iterator[str]:
     return itertools.chain([first], pictures)
 
 
-def _outside(folder: Path, paths: Iterator[str]) -> Iterator[str]:
-    excluded = folder.resolve()
+def _outside(folders: Sequence[Path], paths: Iterator[str]) -> Iterator[str]:
+    excluded = [folder.resolve() for folder in folders]
     parent, is_outside = "", True
     for path in paths:
         if (name := path.rpartition("/")[0]) != parent:  # paths come folder by folder
-            parent, is_outside = name, not Path(name).resolve().is_relative_to(excluded)
+            resolved = Path(name).resolve()
+            parent, is_outside = name, not any(resolved.is_relative_to(folder) for folder in excluded)
         if is_outside:
             yield path
 
@@ -274,6 +313,8 @@ def _until_unreadable(pictures: Iterator[str], tally: Tally) -> Iterator[str]:
 def _weights_and_config(args: argparse.Namespace) -> tuple[Path, Config | None]:
     if args.weights and not args.config:
         return args.weights, None
+    if args.model and Path(args.model).is_file():
+        raise InferenceError(f"--model {args.model}: it is a file; --model names a module of nets/, --weights a file")
     path = args.config or Path(DEFAULT_CONFIG)
     if args.output is not None and args.output.exists() and path.exists() and args.output.samefile(path):
         raise InferenceError(f"{args.output}: it is the config; choose another file for --output")

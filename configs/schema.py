@@ -124,6 +124,10 @@ class Config(BaseModel):
     early_stopping_epochs: int = Field(0, ge=0, description="stop after so many epochs without a better top-1; 0: off")
     freeze: list[str] = Field([], description="parameters not trained, by name or pattern, e.g. layer1*")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    pim_stages_weight: float = Field(0.5, ge=0, description="PIM: of the stages' mean logits in the loss")
+    pim_selected_weight: float = Field(0.0, ge=0, description="PIM: of the selected positions in the loss")
+    pim_dropped_weight: float = Field(5.0, ge=0, description="PIM: of the dropped positions in the loss")
+    pim_combiner_weight: float = Field(1.0, ge=0, description="PIM: of the combiner in the loss")
     evaluate_before_train: bool = Field(False, description="validate before the first epoch")
 
     # Start weights

@@ -21,8 +21,11 @@ examples:
       a folder, with all below it; the file itself knows classes and size
   python inference.py --weights net.pth --pytorch2onnx --pytorch2json
       model.onnx, model.json and model.safetensors beside net.pth
+  python inference.py --image_dir photos --weights net.pth --heatmap maps
+      each photo under a map of where the net saw its answer
 
-Without --output and --save_images both go to data_example/result.
+Without --output, --save_images and --heatmap the first two go to
+data_example/result.
 exit codes: 0 every picture answered, or every file written; 1 some pictures
 failed; 2 a mistake in what was asked; 3 a conversion did not answer as the net
 does, and was not kept; 130 stopped with Ctrl-C (the results so far are kept)"""
@@ -64,7 +67,7 @@ def _add_net(parser: argparse.ArgumentParser) -> None:
     )
     add("-cfg", "--config", metavar="F", type=Path, help=f"whose net answers (without --weights: {DEFAULT_CONFIG})")
     add("-net", "--net", metavar="NAME", help="instead of the config's model_net_name")
-    add("-model", "--model", metavar="MODULE", help="instead of the config's model_module_name")
+    add("-model", "--model", "-module", "--module", metavar="MODULE", help="instead of the config's model_module_name")
     add("-cls", "--cls", metavar="N", type=_whole_number(2, 10**9), help="instead of the config's num_classes")
     add("-size", "--size", metavar="N", type=_whole_number(1, 8192), help="instead of img_height and img_width")
 
@@ -82,7 +85,7 @@ def _add_conversions(parser: argparse.ArgumentParser) -> None:
         ("onnx", "model.onnx"),
     ):
         group.add_argument(
-            f"--pytorch2{file_format}", dest="formats", action="append_const", const=file_format, help=text
+            f"--pytorch2{file_format}", metavar="True", nargs="?", type=_truth, const=True, default=False, help=text
         )
 
 
@@ -102,6 +105,13 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         default="folders",
         help="sort the copies into a folder a class (default), or write the answer below each",
     )
+    add(
+        "--heatmap",
+        metavar="DIR",
+        type=Path,
+        help="a folder for the pictures with a map over them of where the net saw its answer; needs a checkpoint",
+    )
+    add("--heatmap_class", metavar="NAME", help="with --heatmap: also a map of where this class could be")
     add("--quiet", action="store_true", help="no line for a picture that was answered")
 
 
@@ -117,6 +127,12 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what runs an ONNX file (default auto: onnxruntime on a GPU, else openvino where it is installed)",
     )
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError(f'must be True or False, or nothing, got "{text}"')
+    return text.lower() in ("true", "1")
 
 
 def _whole_number(low: int, high: int) -> Callable[[str], int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from artifacts.facts import Facts, class_names_of, facts_of
 from artifacts.reading import TITLES, artifact_kind, check_archive, read_facts
 from configs.schema import Config
+from deploy.heatmaps import HeatMap, HeatMapper
 from deploy.runtimes import (
     Backend,
     BackendError,
@@ -17,12 +18,15 @@ from deploy.runtimes import (
     TorchBackend,
     choose_device,
     choose_runtime,
+    failure,
     parse_device,
     reason,
     within_profile,
 )
+from figures.heatmap import Marks
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -45,7 +49,7 @@ def load_backend(
     path = Path(weights)
     kind = artifact_kind(path)
     if kind != "onnx" and (runtime, precision) != ("auto", "auto"):
-        raise BackendError(f"{path}: runtime and precision are chosen for ONNX files, and this is a {TITLES[kind]}")
+        raise BackendError(f"{path}: runtime and precision are chosen for ONNX files, not for a {TITLES[kind]}")
     if kind == "checkpoint":
         return load_torch(path, device, config)
     facts = read_facts(path)
@@ -54,7 +58,7 @@ def load_backend(
     return LOADERS[kind](path, device, facts), facts
 
 
-def load_torch(path: Path, device: str, config: Config | None) -> tuple[Backend, Facts]:
+def load_torch(path: Path, device: str, config: Config | None) -> tuple[CheckpointBackend, Facts]:
     """Load a checkpoint, or bare weights with the config that describes them.
 
     Raises BackendError, CheckpointError, NetError, ListError.
@@ -73,7 +77,39 @@ def load_torch(path: Path, device: str, config: Config | None) -> tuple[Backend,
     else:
         raise CheckpointError(f"{path}: bare weights do not say which net they are of; name their config with --config")
     net = _net_of(path, facts, weights).eval().to(target).to(memory_format=torch.channels_last)
-    return TorchBackend(net, target, channels_last=True), facts
+    return CheckpointBackend(net, target), facts
+
+
+class CheckpointBackend(TorchBackend):
+    """A checkpoint's net: the one backend that has gradients, and so heat maps."""
+
+    def __init__(self, net: nn.Module, device: torch.device) -> None:
+        super().__init__(net, device, channels_last=True)
+        self.net, self._target = net, device
+
+    def heat_mapper(self, facts: Facts) -> HeatMapper:
+        """Give what makes an image's heat maps; it raises BackendError. Raises NetError for a net that has none."""
+        import torch
+
+        from nets.heat_maps import heat_mapper
+
+        preprocess = facts.preprocess
+        mapper = heat_mapper(self.net, preprocess.channels, preprocess.height, preprocess.width)
+
+        def map_of(image: np.ndarray, label: int) -> HeatMap:
+            try:
+                made = mapper(
+                    torch.from_numpy(image[None]).to(self._target), torch.tensor([label], device=self._target)
+                )
+            except (RuntimeError, MemoryError) as error:
+                raise failure(self, 1, error) from error
+            marks = (
+                Marks(str(stage), selected.rows, selected.columns, selected.positions[0].tolist())
+                for stage, selected in enumerate(made.selected, 1)
+            )
+            return HeatMap(made.maps[0].numpy(), tuple(marks))
+
+        return map_of
 
 
 def load_jit(path: Path, device: str, facts: Facts) -> Backend:

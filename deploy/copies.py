@@ -41,7 +41,7 @@ class SortedCopies:
             target.parent.mkdir(parents=True, exist_ok=True)
             target = _free_name(source, target)
             if not target.exists():  # else it is this very picture, copied before
-                with _whole(target) as temporary:
+                with whole(target) as temporary:
                     shutil.copyfile(source, temporary)
 
 
@@ -64,7 +64,7 @@ class AnnotatedCopies:
         target = self._folder / f"{relative}.answer.jpg"
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _whole(target) as temporary:
+            with whole(target) as temporary:
                 picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 
@@ -101,7 +101,7 @@ def _is_copy(source: Path, other: Path) -> bool:
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
+def whole(target: Path) -> Iterator[Path]:
     """Give a temporary path that becomes the target when all is written, and is gone otherwise."""
     temporary = target.with_name(f".{os.getpid()}.tmp")  # short: the target's own name may be as long as allowed
     try:

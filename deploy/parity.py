@@ -138,8 +138,8 @@ def accuracy(logits: np.ndarray, labels: np.ndarray | None) -> float | None:
 def time_in_turn(first: Callable[[], object], second: Callable[[], object]) -> tuple[list[float], list[float]]:
     """Time two calls in turn, so that what else the machine does falls on both; give the seconds of each round.
 
-    Each timed call follows an untimed one of its own: the other runtime's threads spin for a while after its call, which
-    slowed eager torch three times beside onnxruntime.
+    Each timed call follows an untimed one of its own: the other runtime's threads spin for a while after its call,
+    which slowed eager torch three times beside onnxruntime.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(WARM_UP):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NETS_DIR = Path(__file__).resolve().parent
 CONFIG_KEYS = ("num_classes", "num_channels", "img_height", "img_width")
 FROM_THE_CONFIG = {**{key: key for key in CONFIG_KEYS}, "in_size": "img_height"}  # a net's parameter: its config key
-NOT_NETS = ("__init__", "net_interface", "torchvision_family", "checkpointing", "start_weights")
+NOT_NETS = ("__init__", "net_interface", "torchvision_family", "checkpointing", "start_weights", "heat_maps")
 
 
 class NetError(ValueError):

@@ -17,6 +17,7 @@ from nets.net_interface import NetError, net_parameters
 from nets.torchvision_family import first_conv_name, fit_input_channels
 
 Shape = tuple[int, ...]
+BACKBONE = "backbone."  # where nets around a backbone keep it; published files know nothing of that
 SHOWN = 5  # names listed of each kind
 AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\.")  # inception_v3's and googlenet's second heads
 OLD_NAMES = (  # names in published files that torchvision renamed since, as its own loaders do
@@ -82,12 +83,16 @@ def load_start_weights(net: nn.Module, state_dict: Mapping[str, Any], *, new_hea
     """Copy weights into the net, in place, and report on every name; the net stays as it was where this raises.
 
     new_head=True (finetune): the head stays fresh, a first convolution is fitted between 1 and 3 channels, a ViT's
-    position embeddings are interpolated, and what does not match is reported. new_head=False (update): all must match.
+    position embeddings are interpolated, weights of a bare backbone find their place in a net around one, and what does
+    not match is reported. new_head=False (update): all must match.
     A net with other heads than its last linear or convolutional layer names their prefixes in `head_names`.
     Raises NetError: not a state dict, nothing loaded, or (update) any difference.
     """
     offered = _cleaned(state_dict)
     targets = {_clean_name(name): tensor for name, tensor in net.state_dict().items()}
+    if new_head and not any(name in targets for name in offered):
+        inside = {f"{BACKBONE}{name}": value for name, value in offered.items()}
+        offered = inside if any(name in targets for name in inside) else offered
     heads = _head_names(net) if new_head else ()
     loaded: dict[str, torch.Tensor] = {}
     skipped_shape: list[tuple[str, Shape, Shape]] = []

@@ -304,8 +304,11 @@ def test_the_classic_switches_convert_beside_the_weights(
     assert main("--weights", weights, "--pytorch2onnx", "--pytorch2json", "-idir", good, "--device", "cpu") == 0
     assert fake.calls == [
         (weights, ["jit"], weights.parent, None, None, "auto"),
-        (weights, ["onnx", "json"], weights.parent, good, None, "cpu"),
+        (weights, ["json", "onnx"], weights.parent, good, None, "cpu"),
     ]
+    fake.calls.clear()
+    assert main("--weights", weights, "--pytorch2json", "True", "--pytorch2jit", "False") == 0  # as old scripts have it
+    assert [call[1] for call in fake.calls] == [["json"]]
     assert FakeExport(monkeypatch, exit_code=3).calls == []
     assert main("--weights", weights, "--pytorch2json") == 3
     assert capsys.readouterr().out == ""  # nothing is classified
@@ -445,12 +448,19 @@ def test_the_classic_start(classic: Callable[..., None], capsys: pytest.CaptureF
         assert "results.csv" in found
 
 
-def test_the_classic_start_with_bare_weights(classic: Callable[..., None], weights: Path) -> None:
+def test_the_classic_start_with_bare_weights(
+    classic: Callable[..., None], weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     net = torch.load(weights, weights_only=True)["net"]
     classic(state=net)
     assert main("--output", "r.json", "-idir", "data_example") == 0
     answers = json.loads(Path("r.json").read_text(encoding="utf-8"))
     assert {item["class"] for item in answers} <= {"0", "1", "2"}
+    assert capsys.readouterr().err == (
+        "inference.py: logs/weights/digits.pth holds bare weights; taken from the config: mean 0.485, 0.456, 0.406, "
+        "std 0.229, 0.224, 0.225, 3 classes (0, ...)\n"
+    )
+    assert "--model names a module of nets/, --weights a file" in mistake(capsys, "--model", "logs/weights/digits.pth")
 
 
 def test_flags_override_the_config_of_bare_weights(classic: Callable[..., None], weights: Path) -> None:

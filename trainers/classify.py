@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from artifacts.facts import Facts
 from data_loader.augment import BatchMixer
 from trainers.metrics import ClassificationMetrics, ValidationResult
 
@@ -50,13 +51,9 @@ class ClassifyTask(nn.Module):
         return self.mixer(batch["image"], batch["label"], generator)
 
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Give {"loss": scalar to minimise} for a batch of images (N, C, H, W) and labels (N,)."""
+        """Give {"loss": scalar to minimise} for images (N, C, H, W) and labels (N,); further scalars are logged."""
         images, targets = self.training_inputs(batch, generator)
-        logits = self.net(images).float()  # (N, K)
-        losses = nn.functional.cross_entropy(
-            logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
-        )  # (N,)
-        return {"loss": losses.mean()}
+        return {"loss": self._cross_entropy(self.net(images), targets)}
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Give the logits (N, K) float32 of images (N, C, H, W)."""
@@ -78,6 +75,17 @@ class ClassifyTask(nn.Module):
     def with_net(self, net: nn.Module) -> ClassifyTask:
         """Give the same task around another net, such as the averaged one."""
         return ClassifyTask(net, label_smoothing=self.label_smoothing)
+
+    def declare(self, facts: Facts, result: ValidationResult) -> Facts:
+        """Give the facts with what a validation has settled about the net: here nothing."""
+        return facts
+
+    def _cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Give the mean over logits (N, K) of the weighted, smoothed losses."""
+        losses = nn.functional.cross_entropy(
+            logits.float(), targets, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
+        )  # (N,)
+        return losses.mean()
 
     def _device(self) -> torch.device:
         return next(self.net.parameters()).device

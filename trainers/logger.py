@@ -53,14 +53,17 @@ class TrainingLogger:
         class_names: Sequence[str],
         load_image: Callable[[str], np.ndarray],
         step: int,
+        heat_maps: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Show a validation: its numbers, the confusion matrix, the worst pictures, each class's precision and recall.
 
         `load_image` gives a path's picture as uint8 (H, W, C); one it cannot give (OSError, ValueError) shows grey.
+        `heat_maps` holds, by path, the same pictures under the heat map of their answer, as many as there are.
         """
         if not self.enabled:
             return
         self.scalars({"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss}, step)
+        self.scalars({f"val/top1_{head}": top1 for head, top1 in result.head_top1.items()}, step)
         matrix = draw.confusion_matrix_picture(result.confusion, class_names)
         self._writer.add_image("val/confusion_matrix", matrix, step, dataformats="HWC")
         if result.worst:
@@ -68,6 +71,12 @@ class TrainingLogger:
             captions = [_caption(picture, class_names) for picture in result.worst]
             grid = draw.image_grid(images, captions, columns=6, right=[False] * len(images))
             self._writer.add_image("val/worst", grid, step, dataformats="HWC")
+        with_map = [picture for picture in result.worst if picture.path in (heat_maps or {})]
+        if heat_maps and with_map:
+            images = [heat_maps[picture.path] for picture in with_map]
+            captions = [_caption(picture, class_names) for picture in with_map]
+            grid = draw.image_grid(images, captions, columns=6, right=[False] * len(images))
+            self._writer.add_image("val/worst_heatmaps", grid, step, dataformats="HWC")
         self._class_scalars(result, class_names, step)
 
     def config_text(self, values: Mapping[str, Any]) -> None:

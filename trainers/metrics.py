@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ class ValidationResult:
     per_class: list[dict[str, Any]]
     worst: list[WorstPicture]
     num_samples: int
+    head: str = ""  # which of the net's heads this is, where it has several
+    head_top1: dict[str, float] = field(default_factory=dict)  # of each of them
 
 
 class ClassificationMetrics:

@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,23 +60,32 @@ class TrainingReport:
 
 
 def write_report(
-    report: dict[str, Any], folder: str | Path, *, pictures: Callable[[str], np.ndarray] | None = None
+    report: dict[str, Any],
+    folder: str | Path,
+    *,
+    pictures: Callable[[str], np.ndarray] | None = None,
+    heat_maps: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write report.json and report.html into `folder`, each whole or not at all; return the page's path.
 
     `report` is `TrainingReport.to_dict()`. `pictures` gives the uint8 (H, W, C) picture of a path of `worst`; one it
-    cannot give (OSError, ValueError) is left out of the page.
+    cannot give (OSError, ValueError) is left out of the page. `heat_maps` holds, by path, the same under the heat map
+    of its answer, as many as there are.
     """
     report = plain(report)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1)
     _write_whole(folder / "report.json", text + "\n")
-    _write_whole(folder / "report.html", render_html(report, pictures))
+    _write_whole(folder / "report.html", render_html(report, pictures, heat_maps))
     return folder / "report.html"
 
 
-def render_html(report: dict[str, Any], pictures: Callable[[str], np.ndarray] | None = None) -> str:
+def render_html(
+    report: dict[str, Any],
+    pictures: Callable[[str], np.ndarray] | None = None,
+    heat_maps: Mapping[str, np.ndarray] | None = None,
+) -> str:
     """Return the page of a report of plain values; everything in it is escaped by the template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -100,7 +109,7 @@ def render_html(report: dict[str, Any], pictures: Callable[[str], np.ndarray] | 
         cells=[[int(i), int(j), int(confusion[i, j])] for i, j in np.argwhere(confusion)] if not numbered else [],
         mistakes=_mistakes(confusion, names),
         classes=_classes(report["per_class"]),
-        worst=_worst(report["worst"], names, pictures),
+        worst=_worst(report["worst"], names, pictures, heat_maps or {}),
         font=fonts.embedded_font(json.dumps(report, ensure_ascii=False)),
     )
 
@@ -172,9 +181,12 @@ def _classes(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _worst(
-    worst: list[dict[str, Any]], names: list[str], pictures: Callable[[str], np.ndarray] | None
+    worst: list[dict[str, Any]],
+    names: list[str],
+    pictures: Callable[[str], np.ndarray] | None,
+    heat_maps: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Name the labels of the worst pictures and add their thumbnails; `image` is None where there is none."""
+    """Name the labels of the worst pictures and add their thumbnails; `image` or `heat` is None where there is none."""
     rows = []
     for row in worst[:MAX_WORST]:
         image = None
@@ -183,7 +195,8 @@ def _worst(
                 image = _thumbnail(pictures(row["path"]))
             except (OSError, ValueError):
                 image = None  # the page shows an empty frame
-        rows.append({**row, "label": names[row["label"]], "answer": names[row["answer"]], "image": image})
+        heat = _thumbnail(heat_maps[row["path"]]) if row["path"] in heat_maps else None
+        rows.append({**row, "label": names[row["label"]], "answer": names[row["answer"]], "image": image, "heat": heat})
     return rows
 
 

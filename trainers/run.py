@@ -23,12 +23,15 @@ from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, SampleList, read_class_folders, read_list
 from nets.checkpointing import enable_gradient_checkpointing
 from nets.net_interface import build_net
+from nets.pim_module import PIM
 from nets.start_weights import load_start_weights, published_state_dict
 from trainers.classify import ClassifyTask, balanced_class_weights
 from trainers.distributed import World, joined, launch, world_from_environment
 from trainers.hardware import choose_device, choose_precision, describe_device
+from trainers.heatmaps import best_heat_maps
 from trainers.logger import TrainingLogger
 from trainers.optimizer import freeze_parameters
+from trainers.pim import PimLossWeights, PimTask
 from trainers.report import TrainingReport, write_report
 from trainers.trainer import Progress, Trainer, TrainingError
 
@@ -195,7 +198,20 @@ def build_task(config: Config, net: torch.nn.Module, train: SampleList) -> Class
     mixer = None
     if config.mixup_alpha or config.cutmix_alpha:
         mixer = BatchMixer(config.num_classes, config.mixup_alpha, config.cutmix_alpha)
-    return ClassifyTask(net, label_smoothing=config.label_smoothing, class_weights=list(weights), mixer=mixer)  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "label_smoothing": config.label_smoothing,
+        "class_weights": list(weights),
+        "mixer": mixer,
+    }
+    if isinstance(net, PIM):
+        terms = PimLossWeights(
+            stages=config.pim_stages_weight,
+            selected=config.pim_selected_weight,
+            dropped=config.pim_dropped_weight,
+            combiner=config.pim_combiner_weight,
+        )
+        return PimTask(net, terms, **options)
+    return ClassifyTask(net, **options)
 
 
 def training_view(config: Config, preprocess: Preprocess) -> TrainingView | None:
@@ -246,7 +262,11 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
 
 def finish(report: TrainingReport, config: Config, trainer: Trainer, say: Callable[[str], None]) -> None:
     """Write the report, and say in a few lines what came of the run and where it lies."""
-    page = write_report(report.to_dict(), config.save_path, pictures=trainer.load_picture)
+    heat_maps = {}
+    if not report.status.startswith("interrupted"):  # who stops it does not want to wait
+        worst = [(row["path"], row["answer"]) for row in report.worst]
+        heat_maps = best_heat_maps(config.best_checkpoint(), worst, trainer.device)
+    page = write_report(report.to_dict(), config.save_path, pictures=trainer.load_picture, heat_maps=heat_maps)
     if report.best:
         trainer.logger.hparams(
             config.model_dump(include=HPARAMS), {"top1": report.best["top1"], "loss": report.best["loss"]}

@@ -32,6 +32,7 @@ from data_loader.preprocess import as_array
 from trainers.classify import ClassifyTask, picture_captions
 from trainers.distributed import World
 from trainers.hardware import autocast
+from trainers.heatmaps import worst_heat_maps
 from trainers.logger import TrainingLogger
 from trainers.metrics import ValidationResult
 from trainers.optimizer import AveragedNet, build_optimizer, hold_frozen_in_eval, set_learning_rate
@@ -39,6 +40,7 @@ from trainers.schedule import Schedule
 from trainers.signals import StopRequest
 
 MAX_CURVE_POINTS = 4000
+MAX_HEAT_MAPS = 12  # a validation
 
 
 class TrainingError(RuntimeError):
@@ -152,7 +154,8 @@ class Trainer:
             world_size=world.size,
             pin_memory=pin,
         )
-        self.pending: list[tuple[int, float, torch.Tensor, int]] = []  # step, rate, sum of losses, pictures
+        self.pending: list[tuple[int, float, torch.Tensor, int]] = []  # step, rate, sums of the terms, pictures
+        self.terms: tuple[str, ...] = ("loss",)  # what the task's step gives, the loss first
         self.interval_start, self.interval_pictures = time.perf_counter(), 0
         self.stop = StopRequest("stopping: saving first" if world.is_first else "")
 
@@ -265,11 +268,12 @@ class Trainer:
                 self._show_pictures(batch, seed)
             last = part == len(step.batches) - 1
             with self._no_sync_unless(last), autocast(self.device, self.precision):
-                loss = self.model(batch, generator)["loss"]
+                terms = self.model(batch, generator)
+            loss = terms["loss"]
             weight = count * world.size / step.num_samples
             with self._no_sync_unless(last):
                 self.scaler.scale(loss * weight if weight != 1 else loss).backward()
-            total = total + loss.detach() * count
+            total = total + torch.stack([term.detach().float() for term in terms.values()]) * count  # (terms,)
             pictures += count
         if self.config.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
@@ -280,30 +284,31 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.task.net, number)
         assert isinstance(total, torch.Tensor)
+        self.terms = tuple(terms)
         self.pending.append((number, rate, total, pictures))
 
     def _look(self, bar: tqdm[Any]) -> None:
         """Wait for the device, check and log the losses since the last look."""
         if not self.pending:
             return
-        sums = torch.stack([total for *_, total, _ in self.pending]).double()
+        sums = torch.stack([total for *_, total, _ in self.pending]).double()  # (steps, terms)
         counts = torch.tensor([count for *_, count in self.pending], dtype=torch.float64, device=sums.device)
         self.world.sum(sums)
         self.world.sum(counts)
-        losses = (sums / counts).tolist()
-        for (step, rate, *_), loss in zip(self.pending, losses, strict=True):
-            if not math.isfinite(loss):
-                raise TrainingError(self._nan_sentence(f"the loss became {loss}", step, rate))
-            self.logger.scalars({"train/loss": loss, "train/learning_rate": rate}, step)
+        for (step, rate, *_), means in zip(self.pending, (sums / counts[:, None]).tolist(), strict=True):
+            if not math.isfinite(means[0]):
+                raise TrainingError(self._nan_sentence(f"the loss became {means[0]}", step, rate))
+            terms = {f"train/{term}": mean for term, mean in zip(self.terms, means, strict=True)}
+            self.logger.scalars({**terms, "train/learning_rate": rate}, step)
         now = time.perf_counter()
         seconds = now - self.interval_start
         speed = self.interval_pictures / max(seconds, 1e-9)
         last, rate, *_ = self.pending[-1]
-        self.progress.loss_sum += float(sums.sum())
+        self.progress.loss_sum += float(sums[:, 0].sum())
         self.progress.train_seconds += seconds
         self.progress.pictures_trained += self.interval_pictures
         self.interval_start, self.interval_pictures = now, 0
-        mean = float(sums.sum() / counts.sum())
+        mean = float(sums[:, 0].sum() / counts.sum())
         self.logger.scalars({"train/images_per_second": speed}, last)
         self._add_curve_point(last, mean, rate)
         self.pending.clear()
@@ -328,9 +333,19 @@ class Trainer:
         task = self.task if self.ema is None else self.task.with_net(net)
         paths = [sample.path for sample in self.val_data.samples.samples]
         result = task.validate(self._validation_batches(), self.config.num_classes, paths, self.facts.class_names)
+        self.facts = self.task.declare(self.facts, result)
         self.progress.validation_seconds += time.perf_counter() - start
-        self.logger.validation(result, self.facts.class_names, self.load_picture, self.progress.step)
+        self.logger.validation(
+            result, self.facts.class_names, self.load_picture, self.progress.step, self._worst_heat_maps(net, result)
+        )
         return result
+
+    def _worst_heat_maps(self, net: torch.nn.Module, result: ValidationResult) -> dict[str, np.ndarray]:
+        """Give the worst pictures under the heat maps of their answers, by path, where they are looked at."""
+        if not self.logger.enabled:
+            return {}
+        pictures = [(picture.path, picture.answer) for picture in result.worst[:MAX_HEAT_MAPS]]
+        return worst_heat_maps(net, self.facts.preprocess, pictures, self.device)
 
     def _validation_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Give the batches on the device; several processes finish a validation together, one may give it up."""

@@ -1,0 +1,276 @@
+"""PIM: a plug-in module for fine-grained classification over any backbone with four stages.
+
+Chou, Lin & Kao 2022, "A Novel Plug-in Module for Fine-Grained Visual Classification",
+https://arxiv.org/abs/2202.03822. In shapes N is the batch, C `fpn_size`, S a stage's positions, k its selected ones,
+T the selected ones of all stages, J the combiner's nodes, K the classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from nets.net_interface import NetError
+from nets.torchvision_family import require_rate, torchvision_net
+
+STAGES = {  # by the start of torchvision's names: four modules, from stride 4 to 32
+    "resn": ("layer1", "layer2", "layer3", "layer4"),
+    "wide_resnet": ("layer1", "layer2", "layer3", "layer4"),
+    "efficientnet_b": ("features.2", "features.3", "features.5", "features.7"),
+    "swin": ("features.1", "features.3", "features.5", "features.7"),
+    "convnext": ("features.1", "features.3", "features.5", "features.7"),
+    "regnet": ("trunk_output.block1", "trunk_output.block2", "trunk_output.block3", "trunk_output.block4"),
+}
+CHANNELS_LAST = ("swin",)  # their feature maps are (N, H, W, C)
+HEADS = ("all", "stage1", "stage2", "stage3", "stage4", "combiner")
+POSITIONS_PER_NODE = 32  # T // 32 nodes in the combiner
+LEAST_SCORE = 1e-30  # under the logarithm: no class is impossible
+
+
+@dataclass(frozen=True)
+class PimOutputs:
+    """All that PIM says of a batch: what its losses are made of, and where it looked.
+
+    Where selection is off, all positions are selected, row by row, and none dropped.
+    """
+
+    stage_logits: tuple[torch.Tensor, ...]  # four (N, S, K), positions row by row
+    selected_logits: tuple[torch.Tensor, ...]  # four (N, k, K), best position first
+    dropped_logits: tuple[torch.Tensor, ...]  # four (N, S - k, K) in training, (N, 0, K) in eval mode
+    selected: tuple[torch.Tensor, ...]  # four (N, k) int64: positions, row by row
+    combiner_logits: torch.Tensor | None  # (N, K); None where the combiner is off
+
+
+class PIM(nn.Module):
+    """PIM over one of torchvision's nets: images (N, C, H, W) to logits (N, num_classes).
+
+    The answer is the mean of the softmaxes of the four stages (their logits averaged over positions) and the combiner;
+    the logits are its logarithm. `head` names one of HEADS to answer instead. `num_selects` are positions a stage:
+    whole numbers are counts, fractions below 1 (or 1.0) a share of the stage. The default of 2/9 is the published
+    2048, 512, 128 and 32 of Swin-L at 384 px. `stages` names four modules of a backbone that STAGES does not know.
+    Raises NetError.
+
+    Departures: the FPN of a token backbone upsamples bilinearly as that of a CNN does, not by a learnt convolution over
+    positions, which would fix the input size and cost 21 million weights at 384 px. The published selector ranks
+    positions the wrong way round in its highest-k branch; here the highest maximum softmax is selected.
+    """
+
+    def __init__(
+        self,
+        model_type: str = "resnet50",
+        num_classes: int = 10,
+        num_channels: int = 3,
+        img_height: int = 384,
+        img_width: int = 384,
+        fpn_size: int = 512,
+        num_selects: list[float] = [2 / 9, 2 / 9, 2 / 9, 2 / 9],  # noqa: B006  # read, never changed
+        use_fpn: bool = True,
+        use_selection: bool = True,
+        use_combiner: bool = True,
+        dropout: float = 0.1,
+        head: str = "all",
+        stages: list[str] = [],  # noqa: B006
+    ) -> None:
+        super().__init__()
+        require_rate("dropout", dropout)
+        if head not in HEADS or (head == "combiner" and not use_combiner):
+            raise NetError(f'head must be one of {", ".join(HEADS[: 6 if use_combiner else 5])}, got "{head}"')
+        if fpn_size < 1:
+            raise NetError(f"fpn_size must be at least 1, got {fpn_size}")
+        self.head = head
+        self.use_selection = use_selection
+        self.is_channels_last = model_type.startswith(CHANNELS_LAST)
+        self.backbone = _backbone(model_type, num_channels, stages)
+        maps = self._map_sizes(num_channels, img_height, img_width)
+        self.counts = _counts(num_selects if use_selection else [1.0] * 4, [h * w for _, h, w in maps])
+        self.fpn = FeaturePyramid([channels for channels, _, _ in maps], fpn_size, top_down=use_fpn)
+        self.heads = nn.ModuleList(_position_head(fpn_size, num_classes) for _ in maps)
+        self.combiner = Combiner(sum(self.counts), fpn_size, num_classes, dropout) if use_combiner else None
+        self.head_names = tuple(f"heads.{stage}.3" for stage in range(4)) + ("combiner.classifier",) * use_combiner
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.answer(self.outputs(images))
+
+    def outputs(self, images: torch.Tensor) -> PimOutputs:
+        """Give the logits of every stage, position and the combiner, and the selected positions."""
+        features = self.fpn(self.feature_maps(images))  # four (N, C, H, W)
+        all_logits, kept, dropped, chosen, tokens = [], [], [], [], []
+        for head, feature, count in zip(self.heads, features, self.counts, strict=True):
+            flat = feature.flatten(2)  # (N, C, S)
+            logits = ranked = head(flat).transpose(1, 2)  # (N, S, K)
+            features_of_stage = flat.transpose(1, 2)  # (N, S, C)
+            if self.use_selection:
+                order = self._ranking(logits, count)  # (N, S) in training, (N, k) in eval mode
+                ranked = _take(logits, order)
+                features_of_stage = _take(features_of_stage, order[:, :count])
+            else:
+                order = torch.arange(count, device=logits.device).expand(logits.shape[0], -1)  # (N, S)
+            all_logits.append(logits)
+            kept.append(ranked[:, :count])
+            dropped.append(ranked[:, count:])
+            chosen.append(order[:, :count])
+            tokens.append(features_of_stage)  # (N, k, C)
+        combined = None
+        if self.combiner is not None:
+            combined = self.combiner(torch.cat(tokens, dim=1).transpose(1, 2))  # (N, C, T) -> (N, K)
+        return PimOutputs(tuple(all_logits), tuple(kept), tuple(dropped), tuple(chosen), combined)
+
+    def answer(self, outputs: PimOutputs, head: str = "") -> torch.Tensor:
+        """Give the logits (N, K) of a head of HEADS, by default the one that the net was built with."""
+        head = head or self.head
+        if head == "all":
+            scores = torch.stack([logits.float().softmax(dim=1) for logits in self.head_logits(outputs).values()])
+            return scores.mean(dim=0).clamp(min=LEAST_SCORE).log()
+        return self.head_logits(outputs)[head]
+
+    def head_logits(self, outputs: PimOutputs) -> dict[str, torch.Tensor]:
+        """Give the logits (N, K) of each stage, averaged over its positions, and of the combiner, by name."""
+        logits = {f"stage{number}": logits.mean(dim=1) for number, logits in enumerate(outputs.stage_logits, 1)}
+        if outputs.combiner_logits is not None:
+            logits["combiner"] = outputs.combiner_logits
+        return logits
+
+    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Give the four stages' feature maps (N, C, H, W), from stride 4 to 32."""
+        maps = list(self.backbone(images).values())
+        for stage, x in enumerate(maps, 1):
+            if getattr(x, "ndim", 0) != 4:  # a token net's (N, L, C), a head's (N, K), several tensors
+                shape = tuple(getattr(x, "shape", ())) or type(x).__name__
+                raise NetError(f"stage {stage} of the backbone gives {shape}, no feature map (N, C, H, W)")
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.is_channels_last else maps
+
+    def _ranking(self, logits: torch.Tensor, count: int) -> torch.Tensor:
+        """Rank positions by their highest softmax: (N, S, K) to (N, S), or (N, k) where the dropped are not needed."""
+        certainty = logits.float().softmax(dim=2).amax(dim=2)  # (N, S)
+        return certainty.topk(certainty.shape[1] if self.training else count, dim=1).indices
+
+    def _map_sizes(self, num_channels: int, height: int, width: int) -> list[tuple[int, int, int]]:
+        """Give (channels, height, width) of the four feature maps."""
+        was_training = self.backbone.training
+        self.backbone.eval()
+        try:
+            with torch.no_grad():
+                maps = self.feature_maps(torch.zeros(1, num_channels, height, width))
+        except RuntimeError as error:
+            raise NetError(f"the backbone does not take images of {height}x{width} px: {error}") from error
+        finally:
+            self.backbone.train(was_training)
+        return [(x.shape[1], x.shape[2], x.shape[3]) for x in maps]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PIM:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__ = copy.deepcopy(self.__dict__, memo)
+        made.backbone.train(self.backbone.training)  # torchvision's copy is in training mode, whatever it was made of
+        return made
+
+
+class FeaturePyramid(nn.Module):
+    """Each stage projected to `fpn_size` channels by two 1x1 convolutions with a ReLU between; top-down each gets the
+    stage above it added, upsampled bilinearly (Lin et al. 2017).
+
+    Without `top_down` the stages are projected and nothing is added.
+    """
+
+    def __init__(self, channels: Sequence[int], fpn_size: int, top_down: bool) -> None:
+        super().__init__()
+        self.top_down = top_down
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(count, count, 1), nn.ReLU(), nn.Conv2d(count, fpn_size, 1)) for count in channels
+        )
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        features = [project(x) for project, x in zip(self.projections, maps, strict=True)]
+        if self.top_down:
+            for stage in (2, 1, 0):
+                size = features[stage].shape[2:]
+                above = nn.functional.interpolate(features[stage + 1], size, mode="bilinear", align_corners=False)
+                features[stage] = features[stage] + above
+        return features
+
+
+class Combiner(nn.Module):
+    """A graph convolution over the selected positions: (N, C, T) to logits (N, K)."""
+
+    def __init__(self, positions: int, fpn_size: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        nodes = max(1, positions // POSITIONS_PER_NODE)
+        self.pool = nn.Linear(positions, nodes)
+        self.adjacency = nn.Parameter(torch.eye(nodes) / 100 + 1 / 100)  # (J, J)
+        self.query = nn.Conv1d(fpn_size, max(1, fpn_size // 4), 1)
+        self.key = nn.Conv1d(fpn_size, max(1, fpn_size // 4), 1)
+        self.alpha = nn.Parameter(torch.zeros(1))
+        self.conv = nn.Conv1d(fpn_size, fpn_size, 1)
+        self.norm = nn.BatchNorm1d(fpn_size)
+        self.merge = nn.Linear(nodes, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(fpn_size, num_classes)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.pool(tokens)  # (N, C, J)
+        query, key = self.query(x).mean(dim=1), self.key(x).mean(dim=1)  # (N, J) each
+        likeness = torch.tanh(query.unsqueeze(2) - key.unsqueeze(1))  # (N, J, J)
+        x = self.conv(x) @ (self.adjacency + self.alpha * likeness)  # (N, C, J)
+        x = self.merge(self.norm(x)).flatten(1)  # (N, C)
+        logits: torch.Tensor = self.classifier(self.dropout(x))
+        return logits
+
+
+def _position_head(fpn_size: int, num_classes: int) -> nn.Sequential:
+    """Logits for every position by itself: (N, C, S) to (N, K, S)."""
+    return nn.Sequential(
+        nn.Conv1d(fpn_size, fpn_size, 1), nn.BatchNorm1d(fpn_size), nn.ReLU(), nn.Conv1d(fpn_size, num_classes, 1)
+    )
+
+
+def _take(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Give positions of (N, S, C) in an order (N, k), as (N, k, C)."""
+    return x.gather(1, order.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+
+def _backbone(model_type: str, num_channels: int, stages: Sequence[str]) -> nn.Module:
+    """Build torchvision's net as far as its four stages, which come out in order."""
+    if model_type not in torchvision.models.list_models(module=torchvision.models):
+        raise NetError(f'model_type must be one of torchvision\'s nets, such as resnet50 or swin_t, got "{model_type}"')
+    known = next((names for start, names in STAGES.items() if model_type.startswith(start)), ())
+    names = list(stages) or list(known)
+    if len(names) != 4 or len(set(names)) != 4:
+        raise NetError(
+            f'name four different modules of "{model_type}" in model_args.stages, from stride 4 to 32, got {names}'
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's: of fresh weights to come
+        net = torchvision_net(model_type, 2, num_channels)
+    modules = dict(net.named_modules())
+    if missing := [name for name in names if name not in modules]:
+        raise NetError(
+            f'"{model_type}" has no module {", ".join(missing)}; it has {", ".join(list(modules)[1:9])}, ...'
+        )
+    stages_by_name = {name: f"stage{n}" for n, name in enumerate(names, 1)}
+    # The warning is of nodes that differ between training and eval mode: of heads that fall away.
+    extractor: nn.Module = create_feature_extractor(net, stages_by_name, suppress_diff_warning=True)
+    return extractor
+
+
+def _counts(num_selects: Sequence[float], positions: Sequence[int]) -> list[int]:
+    """Give the number of positions to select a stage. Raises NetError."""
+    if len(num_selects) != len(positions):
+        raise NetError(f"num_selects needs {len(positions)} entries, one a stage, got {list(num_selects)}")
+    counts = []
+    for stage, (wanted, there) in enumerate(zip(num_selects, positions, strict=True), 1):
+        is_share = isinstance(wanted, float)
+        if not (0 < wanted <= 1 if is_share else 1 <= wanted <= there):
+            raise NetError(
+                f"num_selects: stage {stage} has {there} positions at this input size, {wanted} cannot be selected; "
+                "fractions such as 0.22 fit any size"
+            )
+        counts.append(max(1, round(wanted * there)) if is_share else int(wanted))
+    return counts
