@@ -96,8 +96,9 @@ def write_engine(
         temporary.write_bytes(plan)
     with whole(facts_file(target)) as temporary:
         profile = network.profile
-        built_for = {"batch_profile": [profile.min, profile.best, profile.max]} if network.facts else {}
-        facts = {**network.facts, **built_for, "engine": info}
+        facts = {**network.facts, "engine": info}
+        if "batch_profile" in facts:
+            facts["batch_profile"] = [profile.min, profile.best, profile.max]
         temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return info
 
