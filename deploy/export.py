@@ -126,6 +126,7 @@ def export_formats(
     "engine" was asked for by name and no TensorRT library is there. Raises ValueError with the sentence to show.
     """
     wanted = check_request(weights, formats, output_dir, precision, with_preprocess)
+    _spare_the_checkpoint(weights, wanted, output_dir)
     net_input = f"uint8 NHWC {with_preprocess.upper()}" if with_preprocess else "float32 NCHW"
     with _workshop(output_dir) as folder:
         job = _prepare(weights, samples, config, max_samples, device, "int8" in wanted, folder, output_dir)
@@ -167,6 +168,15 @@ def check_request(
         raise ExportError(f"{output_dir}: cannot make this folder for the files: {error.strerror}") from error
     asked = set(FORMATS) if "all" in formats else set(formats)
     return [name for name in FORMATS[:-1] if name in asked or (name == "json" and "engine" in asked)]
+
+
+def _spare_the_checkpoint(weights: Path, wanted: Sequence[str], output_dir: Path) -> None:
+    """Raise ExportError where a file would be written over the checkpoint that it is made from."""
+    from deploy.making import FILES
+
+    for target in (output_dir / file for name in wanted for file in FILES[name]):
+        if target.exists() and target.samefile(weights):
+            raise ExportError(f"{weights}: the export would be written over its own checkpoint; choose --output_dir")
 
 
 def _prepare(

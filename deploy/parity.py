@@ -157,7 +157,7 @@ def time_in_turn(first: Callable[[], object], second: Callable[[], object]) -> t
 
 def _float_problem(measured: Measured, precision: str, count: int) -> str:
     tolerance = TOLERANCES[precision]
-    if measured.worst > tolerance:
+    if not measured.worst <= tolerance:  # NaN too
         return f"a logit differs by {measured.worst:.1e} of the largest; {precision} may differ by {tolerance:.0e}"
     counted = len(measured.flips) - measured.ties
     if counted > (1 - LEAST_AGREEMENT) * count:
@@ -168,7 +168,7 @@ def _float_problem(measured: Measured, precision: str, count: int) -> str:
 
 
 def _int8_problem(measured: Measured, precision: str, count: int) -> str:
-    if measured.mean > MOST_INT8_DIFFERENCE:
+    if not measured.mean <= MOST_INT8_DIFFERENCE:  # NaN too
         limit = f"{MOST_INT8_DIFFERENCE:.0e}"
         return f"the logits differ by {measured.mean:.1e} of the largest in the mean; int8 may differ by {limit}"
     if measured.accuracy is None:

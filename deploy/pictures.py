@@ -97,7 +97,7 @@ def net_input(pixels: np.ndarray, preprocess: Preprocess, kind: str) -> np.ndarr
     if kind == "float32 NCHW":
         channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # (N, C, H, W)
         return preprocess.normalize(channels_first).contiguous().numpy()
-    return np.ascontiguousarray(pixels[..., ::-1]) if kind.endswith("BGR") else pixels
+    return pixels[..., ::-1].copy() if kind.endswith("BGR") else pixels  # copy: one grey channel counts as contiguous
 
 
 def _named_samples(samples: Path, config: Config | None, facts: Facts) -> list[Sample]:

@@ -793,6 +793,21 @@ def test_the_batch_profile_and_tensorrtx_weights_are_written_on_demand(trained: 
     assert [line.split()[0] for line in lines[1:]] == list(state)
 
 
+def test_an_export_spares_the_checkpoint_that_it_is_made_from(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "model.pt"  # a checkpoint by its content
+    shutil.copyfile(trained, own)
+    assert "would be written over its own checkpoint" in mistake(capsys, "--weights", own, "--formats", "onnx,jit")
+    assert own.read_bytes() == trained.read_bytes()
+
+
+def test_one_grey_channel_is_given_as_bgr() -> None:
+    pixels = np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1)
+    given = net_input(pixels, Preprocess(4, 4, 1), "uint8 NHWC BGR")
+    assert torch.equal(torch.from_numpy(given), torch.from_numpy(pixels))
+
+
 def test_an_engine_tells_the_profile_it_was_built_for(trained: Path, tmp_path: Path) -> None:
     from pytorch2json.engine import write_engine
 
