@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import io
 import os
 import re
 import shutil
@@ -78,6 +79,8 @@ class Job:
 def main(argv: Sequence[str] | None = None) -> int:
     """Export, and give the exit code: 0 all written, 2 a mistake of the user, 3 a file refused, 130 Ctrl-C."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
     previous = signal.signal(signal.SIGTERM, _stop)  # so that a stopped export leaves no half file either
     try:
         config = process_config(args.config, check_files=False) if args.config else None
@@ -341,11 +344,11 @@ def _report(job: Job, weights: Path) -> None:
     report = ExportReport(
         str(weights), job.reference, job.outcomes, source.precision, source.net_input, source.calibration
     )
-    print(report.text())
     try:
         report.write(job.output_dir / REPORT)
     except OSError as error:
         raise ExportError(f"{job.output_dir / REPORT}: cannot write it: {error.strerror}") from error
+    print(report.text())  # last: whoever reads it may have gone
 
 
 def _raise_disk_error(error: BaseException, path: Path) -> None:
