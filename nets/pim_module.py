@@ -104,24 +104,30 @@ class PIM(nn.Module):
         features = self.fpn(self.feature_maps(images))  # four (N, C, H, W)
         all_logits, kept, dropped, chosen, tokens = [], [], [], [], []
         for head, feature, count in zip(self.heads, features, self.counts, strict=True):
-            flat = feature.flatten(2)  # (N, C, S)
-            logits = ranked = head(flat).transpose(1, 2)  # (N, S, K)
-            features_of_stage = flat.transpose(1, 2)  # (N, S, C)
-            if self.use_selection:
-                order = self._ranking(logits, count)  # (N, S) in training, (N, k) in eval mode
-                ranked = _take(logits, order)
-                features_of_stage = _take(features_of_stage, order[:, :count])
-            else:
-                order = torch.arange(count, device=logits.device).expand(logits.shape[0], -1)  # (N, S)
+            logits = head(feature).flatten(2).transpose(1, 2)  # (N, S, K)
+            ranked, token, order = self.select(logits, feature.flatten(2).transpose(1, 2), count)
             all_logits.append(logits)
             kept.append(ranked[:, :count])
             dropped.append(ranked[:, count:])
             chosen.append(order[:, :count])
-            tokens.append(features_of_stage)  # (N, k, C)
+            tokens.append(token)
         combined = None
         if self.combiner is not None:
             combined = self.combiner(torch.cat(tokens, dim=1).transpose(1, 2))  # (N, C, T) -> (N, K)
         return PimOutputs(tuple(all_logits), tuple(kept), tuple(dropped), tuple(chosen), combined)
+
+    def select(
+        self, logits: torch.Tensor, features: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Choose the `count` surest positions of a stage with logits (N, S, K) and features (N, S, C).
+
+        Gives the logits of the positions in their order, the features (N, k, C) of the chosen ones, and the order:
+        all S positions in training, whose dropped ones the loss wants, the chosen k in eval mode.
+        """
+        if not self.use_selection:
+            return logits, features, torch.arange(count, device=logits.device).expand(logits.shape[0], -1)
+        order = self._ranking(logits, count)  # (N, S) or (N, k)
+        return _take(logits, order), _take(features, order[:, :count]), order
 
     def answer(self, outputs: PimOutputs, head: str = "") -> torch.Tensor:
         """Give the logits (N, K) of a head of HEADS, by default the one that the net was built with."""
@@ -225,9 +231,9 @@ class Combiner(nn.Module):
 
 
 def _position_head(fpn_size: int, num_classes: int) -> nn.Sequential:
-    """Logits for every position by itself: (N, C, S) to (N, K, S)."""
+    """Logits for every position by itself: (N, C, H, W) to (N, K, H, W)."""
     return nn.Sequential(
-        nn.Conv1d(fpn_size, fpn_size, 1), nn.BatchNorm1d(fpn_size), nn.ReLU(), nn.Conv1d(fpn_size, num_classes, 1)
+        nn.Conv2d(fpn_size, fpn_size, 1), nn.BatchNorm2d(fpn_size), nn.ReLU(), nn.Conv2d(fpn_size, num_classes, 1)
     )
 
 

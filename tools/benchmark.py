@@ -14,18 +14,13 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-BASE = "torch eager fp32"
-Answer = Callable[[np.ndarray], object]
-
-
-class BenchmarkError(ValueError):
-    """A measurement that cannot be made; the message is one sentence for the user."""
+from tools.contenders import Contenders, inference_contenders, pim_contenders
 
 
 @dataclass(frozen=True)
@@ -44,11 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; exit code 2 for a mistake of the user's."""
     args = _parser().parse_args(argv)
     try:
-        contenders = inference_contenders(args.weights, args.artefacts)
-        figures = measure(contenders, args.batch, args.rounds, args.seconds, args.seed)
-        print(table(figures, args.batch))
+        sets = _contender_sets(args)
+        figures = {name: measure(c, args.batch, args.rounds, args.seconds, args.seed) for name, c in sets.items()}
+        print(heading(args.batch))
+        for name, rows in figures.items():
+            print(f"\n{table(name, rows)}")
         if args.json:
-            report = {"batch": args.batch, **surroundings(), "figures": [asdict(figure) for figure in figures]}
+            told = {name: [asdict(row) for row in rows] for name, rows in figures.items()}
+            report = {"batch": args.batch, **surroundings(), "figures": told}
             args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         print(f"tools.benchmark: {error}", file=sys.stderr)
@@ -56,67 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def inference_contenders(weights: Path, artefacts: Path) -> dict[str, tuple[Answer, tuple[int, ...]]]:
-    """Give by name what answers a batch, with the shape of one picture: the checkpoint in torch, and its exports.
-
-    Raises ValueError.
-    """
-    import torch
-
-    from artifacts.checkpoint import load_checkpoint
-    from deploy.backends import load_backend
-    from nets.net_interface import build_net
-    from nets.start_weights import load_start_weights
-
-    checkpoint = load_checkpoint(weights)
-    facts, prepared = checkpoint.facts, checkpoint.facts.preprocess
-    shape = (prepared.channels, prepared.height, prepared.width)
-
-    def net() -> torch.nn.Module:
-        made = build_net(
-            facts.net["module"], facts.net["name"], num_classes=facts.num_classes, num_channels=prepared.channels,
-            img_height=prepared.height, img_width=prepared.width, model_args=facts.net["args"],
-        )  # fmt: skip
-        load_start_weights(made, checkpoint.deployed(), new_head=False)
-        return made.eval()
-
-    def torch_answer(made: Callable[[torch.Tensor], torch.Tensor], half: bool) -> Answer:
-        def answer(images: np.ndarray) -> object:
-            with torch.inference_mode():
-                batch = torch.from_numpy(images)
-                batch = batch.bfloat16().contiguous(memory_format=torch.channels_last) if half else batch
-                return made(batch).float().numpy()
-
-        return answer
-
-    half_net = net().bfloat16().to(memory_format=torch.channels_last)
-    found: dict[str, Answer] = {
-        BASE: torch_answer(net(), False),
-        "torch eager bf16 channels_last": torch_answer(half_net, True),
-        "torch compiled bf16 channels_last": torch_answer(torch.compile(half_net), True),
-    }
-    exported: list[tuple[str, str, dict[str, str]]] = [
-        ("TorchScript", "model.pt", {}),
-        ("torch.export", "model.pt2", {}),
-        ("onnxruntime fp32", "model.onnx", {"runtime": "onnxruntime"}),
-        ("onnxruntime int8", "model.int8.onnx", {"runtime": "onnxruntime"}),
-        ("openvino fp32", "model.onnx", {"runtime": "openvino"}),
-        ("openvino bf16", "model.onnx", {"runtime": "openvino", "precision": "bf16"}),
-        ("openvino int8", "model.int8.onnx", {"runtime": "openvino"}),
-        ("openvino int8, rest bf16", "model.int8.onnx", {"runtime": "openvino", "precision": "bf16"}),
-    ]
-    for name, file, options in exported:
-        if (artefacts / file).is_file():
-            found[name], own = load_backend(artefacts / file, device="cpu", **options)  # type: ignore[arg-type]
-            if own.weights_sha256 != facts.weights_sha256 or own.input != "float32 NCHW":
-                raise BenchmarkError(f"{artefacts / file}: it is not the export of {weights} with float32 input")
-    return {name: (answer, shape) for name, answer in found.items()}
-
-
-def measure(
-    contenders: dict[str, tuple[Answer, tuple[int, ...]]], batch: int, rounds: int, seconds: float, seed: int
-) -> list[Figure]:
-    """Run every contender for `seconds` a round, in turn, after a warm-up of three batches."""
+def measure(contenders: Contenders, batch: int, rounds: int, seconds: float, seed: int) -> list[Figure]:
+    """Run every contender for `seconds` a round, in turn, after a warm-up of three batches; ratios are to the first."""
+    base = next(iter(contenders))
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     generator = np.random.default_rng(seed)
     for answer, shape in contenders.values():
@@ -140,24 +80,26 @@ def measure(
             statistics.median(own),
             min(own),
             max(own),
-            statistics.median(rate / base for rate, base in zip(own, rates[BASE], strict=True)),
+            statistics.median(rate / base for rate, base in zip(own, rates[base], strict=True)),
             own,
         )
         for name, own in rates.items()
     ]
 
 
-def table(figures: Sequence[Figure], batch: int) -> str:
-    """Write the figures as a table of Markdown."""
+def heading(batch: int) -> str:
+    """Say on what the figures were measured."""
     around = surroundings()
-    lines = [
-        f"batch {batch}, {around['threads']} threads, {around['cpu']}; {around['versions']}; commit {around['commit']}",
-        "",
-        "| contender | images/s | lowest | highest | ratio |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    return (
+        f"batch {batch}, {around['threads']} threads, {around['cpu']}; {around['versions']}; commit {around['commit']}"
+    )
+
+
+def table(name: str, figures: Sequence[Figure]) -> str:
+    """Write one set of contenders as a table of Markdown."""
+    lines = [f"| {name} | images/s | lowest | highest | ratio |", "| --- | ---: | ---: | ---: | ---: |"]
     for figure in figures:
-        rates = " | ".join(f"{rate:.0f}" for rate in (figure.images_per_s, figure.low, figure.high))
+        rates = " | ".join(f"{rate:.1f}" for rate in (figure.images_per_s, figure.low, figure.high))
         lines.append(f"| {figure.name} | {rates} | {figure.ratio:.2f} |")
     return "\n".join(lines)
 
@@ -187,17 +129,29 @@ def surroundings() -> dict[str, object]:
     }
 
 
+def _contender_sets(args: argparse.Namespace) -> dict[str, Contenders]:
+    if args.command == "infer":
+        return {"inference": inference_contenders(args.weights, args.artefacts)}
+    return pim_contenders(args.model_type, args.size, args.batch)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     infer = commands.add_parser("infer", help="a checkpoint and its exports on this machine's CPU", allow_abbrev=False)
     infer.add_argument("--weights", metavar="F", type=Path, required=True, help="a checkpoint")
     infer.add_argument("--artefacts", metavar="DIR", type=Path, required=True, help="where its exports are")
-    infer.add_argument("--batch", metavar="N", type=int, default=32, help="pictures at once (default 32)")
-    infer.add_argument("--rounds", metavar="N", type=int, default=7, help="rounds of all in turn (default 7)")
-    infer.add_argument("--seconds", metavar="S", type=float, default=2.0, help="of a contender's round (default 2)")
-    infer.add_argument("--seed", metavar="N", type=int, default=0, help="of the input (default 0)")
-    infer.add_argument("--json", metavar="F", type=Path, help="write the figures, round by round, as well")
+    pim = commands.add_parser("pim", help="PIM's selection against one sample after the other", allow_abbrev=False)
+    pim.add_argument("--model_type", metavar="NAME", default="resnet18", help="backbone (default resnet18)")
+    pim.add_argument("--size", metavar="PX", type=int, default=224, help="input size (default 224)")
+    for command, batch in ((infer, 32), (pim, 16)):
+        command.add_argument(
+            "--batch", metavar="N", type=int, default=batch, help=f"pictures at once (default {batch})"
+        )
+        command.add_argument("--rounds", metavar="N", type=int, default=7, help="rounds of all in turn (default 7)")
+        command.add_argument("--seconds", metavar="S", type=float, default=2.0, help="of a round (default 2)")
+        command.add_argument("--seed", metavar="N", type=int, default=0, help="of the input (default 0)")
+        command.add_argument("--json", metavar="F", type=Path, help="write the figures, round by round, as well")
     return parser
 
 

@@ -1,0 +1,121 @@
+"""What `tools.benchmark` measures: by set, and in it by name, what takes a batch and does its work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nets.pim_module import PIM
+from trainers.pim import PimLossWeights, PimTask
+
+Answer = Callable[[np.ndarray], object]
+Contenders = dict[str, tuple[Answer, tuple[int, ...]]]  # with the shape of one picture; the first is the base
+BASE = "torch eager fp32"
+CUB_CLASSES = 200
+
+
+class BenchmarkError(ValueError):
+    """A measurement that cannot be made; the message is one sentence for the user."""
+
+
+class PerSamplePim(PIM):
+    """PIM that selects one sample after the other, as a straightforward selector does."""
+
+    def select(
+        self, logits: torch.Tensor, features: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Choose as PIM does, all positions ranked."""
+        ranked, tokens, orders = [], [], []
+        for sample in range(logits.shape[0]):
+            certainty = logits[sample].float().softmax(dim=1).amax(dim=1)  # (S,)
+            order = certainty.argsort(descending=True)
+            ranked.append(torch.cat([logits[sample, order[:count]], logits[sample, order[count:]]]))
+            tokens.append(features[sample, order[:count]])
+            orders.append(order)
+        return torch.stack(ranked), torch.stack(tokens), torch.stack(orders)
+
+
+def pim_contenders(model_type: str, size: int, batch: int) -> dict[str, Contenders]:
+    """Give a training step and inference of PIM with 200 classes, both per sample and batched. Raises NetError."""
+    sets: dict[str, Contenders] = {"training step": {}, "inference": {}}
+    labels = torch.arange(batch) % CUB_CLASSES
+    for name, kind in (("a loop over samples", PerSamplePim), ("batched topk and gather", PIM)):
+        torch.manual_seed(0)
+        net = kind(model_type, CUB_CLASSES, 3, size, size)
+        trained = kind(model_type, CUB_CLASSES, 3, size, size)
+        sets["training step"][name] = _training_step(PimTask(trained, PimLossWeights()), labels), (3, size, size)
+        sets["inference"][name] = _torch_answer(net.eval(), half=False), (3, size, size)
+    return sets
+
+
+def _training_step(task: PimTask, labels: torch.Tensor) -> Answer:
+    optimizer = torch.optim.SGD(task.parameters(), lr=1e-4, momentum=0.9, fused=True)
+    generator = np.random.default_rng(0)
+
+    def step(images: np.ndarray) -> object:
+        optimizer.zero_grad()
+        loss = task({"image": torch.from_numpy(images), "label": labels}, generator)["loss"]
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def inference_contenders(weights: Path, artefacts: Path) -> Contenders:
+    """Give by name what answers a batch, with the shape of one picture: the checkpoint in torch, and its exports.
+
+    Raises ValueError.
+    """
+    from artifacts.checkpoint import load_checkpoint
+    from deploy.backends import load_backend
+    from nets.net_interface import build_net
+    from nets.start_weights import load_start_weights
+
+    checkpoint = load_checkpoint(weights)
+    facts, prepared = checkpoint.facts, checkpoint.facts.preprocess
+    shape = (prepared.channels, prepared.height, prepared.width)
+
+    def net() -> torch.nn.Module:
+        made = build_net(
+            facts.net["module"], facts.net["name"], num_classes=facts.num_classes, num_channels=prepared.channels,
+            img_height=prepared.height, img_width=prepared.width, model_args=facts.net["args"],
+        )  # fmt: skip
+        load_start_weights(made, checkpoint.deployed(), new_head=False)
+        return made.eval()
+
+    half_net = net().bfloat16().to(memory_format=torch.channels_last)
+    found: dict[str, Answer] = {
+        BASE: _torch_answer(net(), half=False),
+        "torch eager bf16 channels_last": _torch_answer(half_net, half=True),
+        "torch compiled bf16 channels_last": _torch_answer(torch.compile(half_net), half=True),
+    }
+    exported: list[tuple[str, str, dict[str, str]]] = [
+        ("TorchScript", "model.pt", {}),
+        ("torch.export", "model.pt2", {}),
+        ("onnxruntime fp32", "model.onnx", {"runtime": "onnxruntime"}),
+        ("onnxruntime int8", "model.int8.onnx", {"runtime": "onnxruntime"}),
+        ("openvino fp32", "model.onnx", {"runtime": "openvino"}),
+        ("openvino bf16", "model.onnx", {"runtime": "openvino", "precision": "bf16"}),
+        ("openvino int8", "model.int8.onnx", {"runtime": "openvino"}),
+        ("openvino int8, rest bf16", "model.int8.onnx", {"runtime": "openvino", "precision": "bf16"}),
+    ]
+    for name, file, options in exported:
+        if (artefacts / file).is_file():
+            found[name], own = load_backend(artefacts / file, device="cpu", **options)  # type: ignore[arg-type]
+            if own.weights_sha256 != facts.weights_sha256 or own.input != "float32 NCHW":
+                raise BenchmarkError(f"{artefacts / file}: it is not the export of {weights} with float32 input")
+    return {name: (answer, shape) for name, answer in found.items()}
+
+
+def _torch_answer(net: Callable[[torch.Tensor], torch.Tensor], *, half: bool) -> Answer:
+    def answer(images: np.ndarray) -> object:
+        with torch.inference_mode():
+            batch = torch.from_numpy(images)
+            batch = batch.bfloat16().contiguous(memory_format=torch.channels_last) if half else batch
+            return net(batch).float().numpy()
+
+    return answer
