@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 all answered or written, 1 some failed, 2 a mistake of the user, 3 a conversion was refused, 128 + n signal n.
     """
     args = make_parser().parse_args(argv)
+    if sys.stdout is None:  # closed by whoever started it: the lines go nowhere
+        sys.stdout = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
     try:
@@ -85,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        print(f"inference.py: {_refusal(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # before the first picture, or pressed twice
         return 128 + signal.SIGINT
 
@@ -123,7 +128,10 @@ def run(args: argparse.Namespace, request: Request) -> int:
 
     backend, facts = load_backend(request.weights, device=args.device, config=request.config, runtime=args.runtime)
     _check_flags(args, request.weights, facts)
-    if kind == "checkpoint" and not facts.weights_sha256:
+    is_bare = kind == "checkpoint" and not facts.weights_sha256
+    if request.config is not None and not is_bare:
+        _check_config(args.config or Path(DEFAULT_CONFIG), request.config, request.weights, facts)
+    if is_bare:
         means, stds = (", ".join(f"{v:g}" for v in values) for values in (facts.preprocess.mean, facts.preprocess.std))
         print(
             f"inference.py: {request.weights} holds bare weights; taken from the config: mean {means}, std {stds}, "
@@ -210,7 +218,11 @@ def _answer_all(
         except BrokenPipeError:  # whoever read the lines has gone
             _forget_stdout()
             tally.exit_code = EXIT_BROKEN_PIPE
+        except OSError as error:
+            tally.problem, tally.exit_code = _refusal(error), 2
         except ValueError as error:  # the net or the disk failed: the results so far are kept
+            if not tally.answered and not tally.failed:
+                raise  # there are none: those of an earlier run stay
             tally.problem, tally.exit_code = str(error), 2
 
 
@@ -243,6 +255,13 @@ def _with_places(sums: str, places: str) -> str:
     if sys.stdout.isatty() and text_columns(line) >= shutil.get_terminal_size().columns:
         return f"{sums}\nresults in {places}"
     return line
+
+
+def _refusal(error: OSError) -> str:
+    """Say what the system refused: a path that may not be entered, or, where it names none, stdout on a full disk."""
+    if error.filename is None:
+        _forget_stdout()
+    return f"{error.filename or 'stdout'}: {error.strerror or error}"
 
 
 def _forget_stdout() -> None:
@@ -348,6 +367,36 @@ def _check_flags(args: argparse.Namespace, weights: Path, facts: Facts) -> None:
     if wrong:
         own = f"{facts.net['module']}.{facts.net['name']} with {facts.num_classes} classes at {height}x{width}"
         raise InferenceError(f"{weights}: it holds {own}, which contradicts {wrong}; leave that out, or name its file")
+
+
+def _check_config(path: Path, config: Config, weights: Path, facts: Facts) -> None:
+    """Tell what a config says otherwise than the file's own facts, which count.
+
+    Raises InferenceError where it has another number of classes: it then is the config of another net.
+    """
+    from artifacts.facts import preprocess_of
+
+    if config.num_classes != facts.num_classes:
+        mend = "name the config that it was trained with, or --weights alone"
+        raise InferenceError(
+            f"{weights}: it has {facts.num_classes} classes, and {path} has num_classes {config.num_classes}; {mend}"
+        )
+    said, own = preprocess_of(config), facts.preprocess
+    pairs = {
+        "model_module_name": (config.model_module_name, facts.net["module"]),
+        "model_net_name": (config.model_net_name, facts.net["name"]),
+        "model_args": (config.net_args(), facts.net["args"]),
+        "img_height": (said.height, own.height),
+        "img_width": (said.width, own.width),
+        "num_channels": (said.channels, own.channels),
+        "resize": (said.resize, own.resize),
+        "interpolation": (said.interpolation, own.interpolation),
+        "mean": (said.mean, own.mean),
+        "std": (said.std, own.std),
+    }
+    if differing := [key for key, (asked, there) in pairs.items() if asked != there]:
+        keys = ", ".join(differing)
+        print(f"inference.py: {weights} knows its own {keys}; what {path} says of them is not used", file=sys.stderr)
 
 
 def _check_flags_of_a_checkpoint(args: argparse.Namespace, weights: Path) -> None:

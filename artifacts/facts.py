@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import reprlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +20,7 @@ FACTS_VERSION = 1
 PRODUCER = "classic-trainer"
 INPUTS = ("float32 NCHW", "uint8 NHWC RGB", "uint8 NHWC BGR")  # a grey net's one channel is RGB and BGR alike
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+OUTPUTS = ("logits",)
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,10 @@ class Facts:
     batch_profile: tuple[int, int, int] = (1, 8, 64)  # min, best, max
     input: str = "float32 NCHW"  # one of INPUTS; uint8 where Preprocess's mean and std are in the graph
     precision: str = "fp32"  # one of PRECISIONS
-    output: str = "logits"  # (N, K) float32; softmax of them gives the scores
+    output: str = "logits"  # one of OUTPUTS: (N, K) float32; softmax of them gives the scores
     temperature: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
-    weights_sha256: str = ""
+    weights_sha256: str = ""  # of the state dict; empty for bare weights
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -64,16 +68,15 @@ class Facts:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Facts:
-        """Read what `to_dict` wrote. Raises ValueError when it is of a newer version or a part is missing."""
-        if values.get("facts_version") != FACTS_VERSION:
-            got = values.get("facts_version")
-            raise ValueError(f"the facts are of version {got!r}, this program reads version {FACTS_VERSION}")
+        """Read what `to_dict` wrote. Raises ValueError, a sentence that starts with "the facts", for anything else."""
+        if (version := values.get("facts_version")) != FACTS_VERSION:
+            raise ValueError(f"the facts are of version {version!r}, this program reads version {FACTS_VERSION}")
         try:
             facts = cls(
-                class_names=tuple(values["class_names"]),
+                class_names=_listed(values, "class_names"),
                 preprocess=Preprocess.from_dict(values["preprocess"]),
                 net=values["net"],
-                batch_profile=tuple(values["batch_profile"]),
+                batch_profile=_listed(values, "batch_profile"),
                 input=values.get("input", "float32 NCHW"),  # not in the first checkpoints
                 precision=values.get("precision", "fp32"),
                 output=values["output"],
@@ -82,25 +85,55 @@ class Facts:
                 weights_sha256=values["weights_sha256"],
                 versions=values["versions"],
             )
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise ValueError(f"the facts are incomplete: {error}") from error
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # Preprocess has all for odd values
+            raise ValueError(f"the facts are damaged: {error}") from error
         facts._check()
         return facts
 
     def _check(self) -> None:
         """Raise ValueError where a value cannot be what was written."""
-        net, temperature = self.net, self.temperature
+        names, thresholds, sha256 = self.class_names, self.thresholds, self.weights_sha256
         right = {
-            "class_names": all(isinstance(name, str) for name in self.class_names) and len(self.class_names) > 1,
+            "class_names": len(names) > 1 and all(map(_is_text, names)) and len(set(names)) == len(names),
+            "channels": type(self.preprocess.channels) is int,
+            "std": all(value > 0 for value in self.preprocess.std),
+            "net": _is_net(self.net),
             "batch_profile": _is_profile(self.batch_profile),
             "input": self.input in INPUTS,
             "precision": self.precision in PRECISIONS,
-            "net": isinstance(net, dict) and set(net) == {"module", "name", "args"} and isinstance(net["args"], dict),
-            "temperature": temperature is None or (isinstance(temperature, float) and 0 < temperature < 1e6),
+            "output": self.output in OUTPUTS,
+            "temperature": self.temperature is None or (_is_number(self.temperature) and 0 < self.temperature < 1e6),
+            "thresholds": isinstance(thresholds, dict) and all(map(_is_number, thresholds.values())),
+            "weights_sha256": isinstance(sha256, str) and bool(re.fullmatch("([0-9a-f]{64})?", sha256)),
+            "versions": isinstance(self.versions, dict),
         }
-        wrong = [name for name, fits in right.items() if not fits]
+        values = vars(self.preprocess) | vars(self)
+        wrong = [f"{name} cannot be {reprlib.repr(values[name])}" for name, fits in right.items() if not fits]
         if wrong:
             raise ValueError(f"the facts are damaged: {', '.join(wrong)}")
+
+
+def _listed(values: dict[str, Any], key: str) -> tuple[Any, ...]:
+    """Give a list as a tuple; a text is none, though it would become one of letters."""
+    if not isinstance(values[key], (list, tuple)):
+        raise TypeError(f"{key} cannot be {reprlib.repr(values[key])}")
+    return tuple(values[key])
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # not NaN, and no bool
+
+
+def _is_net(net: object) -> bool:
+    if not isinstance(net, dict) or set(net) != {"module", "name", "args"}:
+        return False
+    return _is_text(net["module"]) and _is_text(net["name"]) and isinstance(net["args"], dict)
 
 
 def _is_profile(profile: tuple[int, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import zipfile
@@ -34,6 +35,7 @@ TITLES = {
 }
 FACTS_FILE = "facts.json"  # among TorchScript's and torch.export's extra files, and behind an engine's name
 FACTS_KEY = "facts"  # of ONNX metadata and of a description
+DIGEST_KEY = "sha256"  # of ONNX metadata: what `onnx_digest` gave when the file was written
 MAX_FACTS_BYTES = 16 * 2**20
 MAX_DESCRIPTION_BYTES = 256 * 2**20
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, struct.error)
@@ -59,24 +61,27 @@ def read_facts(path: str | Path) -> Facts:
         if not isinstance(values, dict):
             raise ArtifactError(f"{path}: the facts in this {TITLES[kind]} are no JSON object")
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot read it: {error.strerror or error}") from error
+        raise _refused(path, error) from error
     try:
         return Facts.from_dict(values)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ArtifactError(f"{path}: in this {TITLES[kind]} {_told(error)}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path}: in this {TITLES[kind]} {error}") from error
 
 
 def artifact_kind(path: str | Path) -> str:
     """Say what a weights file is, one of KINDS's values: by its ending, but torch's archives by what is in them.
 
-    Raises ArtifactError where it is missing or of no known kind; needs no torch.
+    Raises ArtifactError where it is missing, may not be read or is of no known kind; needs no torch.
     """
     path = Path(path)
-    if not path.is_file():
-        kind = "it is a folder, not a weights file" if path.is_dir() else "no such file"
-        raise ArtifactError(f"{path}: {kind} (relative paths start from {Path.cwd()})")
     promised = KINDS.get(path.suffix.lower())
-    found = _archive_kind(path) if promised in (None, "checkpoint", "jit", "pt2") else ""
+    try:
+        if not path.is_file():
+            kind = "it is a folder, not a weights file" if path.is_dir() else "no such file"
+            raise ArtifactError(f"{path}: {kind} (relative paths start from {Path.cwd()})")
+        found = _archive_kind(path) if promised in (None, "checkpoint", "jit", "pt2") else ""
+    except OSError as error:
+        raise _refused(path, error) from error
     if not found and promised is None:
         ending = f'the ending "{path.suffix}"' if path.suffix else "a file without an ending"
         raise ArtifactError(f"{path}: no backend answers from {ending}; known are {', '.join(KINDS)}")
@@ -101,9 +106,10 @@ def check_archive(path: Path) -> None:
 
 
 def read_onnx(path: str | Path) -> ModelProto:
-    """Parse an ONNX file without its external data. Raises ArtifactError where it is damaged or its data lies outside.
+    """Parse an ONNX file without its external data, and hold both against the digest, where it carries one.
 
-    A tensor may name any file of the disk as its data: only those of the model's own folder are let through.
+    A tensor may name any file of the disk as its data: only those of the model's own folder are let through. The
+    digest's entry is taken out of the metadata. Raises ArtifactError where it is damaged or its data lies outside.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -111,15 +117,28 @@ def read_onnx(path: str | Path) -> ModelProto:
     path = Path(path)
     try:
         model = onnx.load(path, load_external_data=False)
+        if not model.graph.node:
+            raise ArtifactError(f"{path}: it is damaged, or no ONNX file: there is no graph in it")
+        for tensor, location in _external_data(model):
+            _check_external_data(path, tensor, location)
+        _check_digest(path, model)
     except DecodeError as error:
         raise ArtifactError(f"{path}: it is damaged, or no ONNX file") from error
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot read it: {error.strerror or error}") from error
-    if not model.graph.node:
-        raise ArtifactError(f"{path}: it is damaged, or no ONNX file: there is no graph in it")
-    for tensor in _tensors(model):
-        _check_external_data(path, tensor)
+        raise _refused(path, error) from error
     return model
+
+
+def onnx_digest(path: Path, model: ModelProto) -> str:
+    """Give the sha256 of an ONNX file: of its model without the digest's entry, and of each data file beside it.
+
+    Raises OSError.
+    """
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
+    for location in sorted({location for _, location in _external_data(model)}):
+        with (path.parent / location).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _archive_kind(path: Path) -> str:
@@ -127,8 +146,11 @@ def _archive_kind(path: Path) -> str:
     try:
         with _open_archive(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}
-    except _ARCHIVE_ERRORS:
-        return "checkpoint" if _starts_as_a_pickle(path) else ""
+    except _ARCHIVE_ERRORS as error:
+        suffix, start = path.suffix.lower(), _first_bytes(path)
+        if suffix == ".pth" and start in (b"", b"PK"):  # the old files of torch.save are no archives
+            raise ArtifactError(f"{path}: it is damaged or cut short") from error
+        return "checkpoint" if suffix == ".pt" and start == b"\x80\x02" else ""  # as torch.save was before torch 1.6
     if "constants.pkl" in names:
         return "jit"
     if "archive_format" in names:
@@ -145,10 +167,9 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
     return archive
 
 
-def _starts_as_a_pickle(path: Path) -> bool:
-    """Say whether a .pt file may be of torch.save as it was before torch 1.6."""
+def _first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        return path.suffix.lower() == ".pt" and file.read(2) == b"\x80\x02"
+        return file.read(2)
 
 
 def _facts_values(path: Path, kind: str) -> Any:
@@ -210,8 +231,8 @@ def _read_at_most(path: Path, limit: int) -> bytes:
     return content
 
 
-def _told(error: Exception) -> str:
-    return str(error) if str(error).startswith("the facts") else f"the facts are damaged: {error}"
+def _refused(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"{path}: cannot read it: {error.strerror or error}")
 
 
 def _without_facts(path: Path, kind: str) -> ArtifactError:
@@ -234,18 +255,32 @@ def _tensors(message: Message) -> Iterator[TensorProto]:
                 yield from _tensors(part)
 
 
-def _check_external_data(path: Path, tensor: TensorProto) -> None:
-    """Raise ArtifactError unless a tensor's data is in the file itself, or in one of the file's own folder."""
-    for entry in tensor.external_data:
-        if entry.key != "location":
-            continue
-        try:
-            file = (path.parent / entry.value).resolve()
-            is_inside = file.is_relative_to(path.parent.resolve())
-        except (OSError, ValueError, RuntimeError):  # a NUL byte, or links that lead in a circle
-            is_inside = False
-        if not is_inside:
-            where = f'tensor "{tensor.name}" lies in "{entry.value}"'
-            raise ArtifactError(f"{path}: its {where}, outside the file's folder; it is not opened")
-        if not file.is_file():
-            raise ArtifactError(f'{path}: its data file "{entry.value}" is not beside it')
+def _external_data(model: ModelProto) -> Iterator[tuple[str, str]]:
+    """Give the names of the tensors whose data lies outside the model, and of the files that hold it."""
+    for tensor in _tensors(model):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                yield tensor.name, entry.value
+
+
+def _check_external_data(path: Path, tensor: str, location: str) -> None:
+    """Raise ArtifactError unless a tensor's data lies in a file of the model's own folder."""
+    try:
+        file = (path.parent / location).resolve()
+        is_inside = file.is_relative_to(path.parent.resolve())
+    except (OSError, ValueError, RuntimeError):  # a NUL byte, or links that lead in a circle
+        is_inside = False
+    if not is_inside:
+        where = f'tensor "{tensor}" lies in "{location}"'
+        raise ArtifactError(f"{path}: its {where}, outside the file's folder; it is not opened")
+    if not file.is_file():
+        raise ArtifactError(f'{path}: its data file "{location}" is not beside it')
+
+
+def _check_digest(path: Path, model: ModelProto) -> None:
+    """Take the digest out of the metadata; raise ArtifactError where it is there and not the file's."""
+    entries = [entry for entry in model.metadata_props if entry.key == DIGEST_KEY]
+    for entry in entries:
+        model.metadata_props.remove(entry)
+    if entries and {entry.value for entry in entries} != {onnx_digest(path, model)}:
+        raise ArtifactError(f"{path}: it is damaged, or was changed after its export: it does not match its sha256")

@@ -129,7 +129,9 @@ def check_results_path(path: Path) -> None:
 
 def check_folder(folder: Path) -> None:
     """Raise ResultsError unless the folder is there, or can be made, and may be written to."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists() or parent.is_symlink())
+    if not there.exists():
+        raise ResultsError(f"{there}: it is a link to {there.readlink()}, which is not there")
     if not there.is_dir():
         raise ResultsError(f"{folder}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK):

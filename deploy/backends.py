@@ -16,11 +16,13 @@ from deploy.runtimes import (
     OnnxRuntimeBackend,
     OpenVinoBackend,
     TorchBackend,
+    check_declared,
     choose_device,
     choose_runtime,
     failure,
     parse_device,
     reason,
+    sizes_of,
     within_profile,
 )
 from figures.heatmap import Marks
@@ -147,7 +149,10 @@ def load_json(path: Path, device: str, facts: Facts) -> Backend:
     from pytorch2json.interpreter import Interpreter
 
     target = choose_device(device)
-    return TorchBackend(Interpreter.load(path, target), target, "json")
+    interpreter = Interpreter.load(path, target)
+    network = interpreter.network
+    check_declared(path, facts, [sizes_of(end.shape) for end in (network.inputs[0], network.outputs[0])])
+    return TorchBackend(interpreter, target, "json")
 
 
 def load_engine(path: Path, device: str, facts: Facts) -> Backend:
@@ -161,6 +166,7 @@ def load_engine(path: Path, device: str, facts: Facts) -> Backend:
     if target.type != "cuda":
         raise BackendError(f"{path}: a TensorRT engine runs on a CUDA GPU, not on {target}; use another of the formats")
     runner = EngineRunner(path, target)
+    check_declared(path, facts, [sizes_of(runner.shape), ()])  # the runner does not tell its output's
     return TorchBackend(within_profile(runner, runner.min_batch, runner.max_batch), target, "engine")
 
 
@@ -174,8 +180,13 @@ def load_onnx(path: Path, device: str, facts: Facts, runtime: str = "auto", prec
     if chosen == "openvino":
         if parse_device(device)[0] == "cuda":
             raise BackendError("openvino has no CUDA; use --device cpu, or --runtime onnxruntime")
-        return OpenVinoBackend(path, facts.precision if precision == "auto" else precision)
-    return OnnxRuntimeBackend(path, device)
+        backend: OpenVinoBackend | OnnxRuntimeBackend = OpenVinoBackend(
+            path, facts.precision if precision == "auto" else precision
+        )
+    else:
+        backend = OnnxRuntimeBackend(path, device)
+    check_declared(path, facts, backend.declared)
+    return backend
 
 
 def _net_of(path: Path, facts: Facts, weights: dict[str, torch.Tensor]) -> nn.Module:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from artifacts.facts import PRODUCER, Facts
+from artifacts.reading import DIGEST_KEY, FACTS_KEY, onnx_digest, read_onnx
 from deploy.deployed_net import ExportProblem, export_program, first_line
 
 OPSET = 20
@@ -25,7 +26,7 @@ KEPT_METADATA = (SCOPES, "namespace")  # the others tell how it was made, with t
 
 
 def export_onnx(net: nn.Module, images: torch.Tensor, path: Path, facts: Facts) -> None:
-    """Write `net` as ONNX with input "images" (any batch size), output "logits" and its facts in the metadata.
+    """Write `net` as ONNX with input "images" (any batch size), output "logits", its facts and its digest.
 
     `images` is a real batch of at least two. Raises ExportProblem; OSError where it cannot be written.
     """
@@ -37,13 +38,21 @@ def export_onnx(net: nn.Module, images: torch.Tensor, path: Path, facts: Facts) 
     _name_by_module(graph, {name for name, _ in [*net.named_parameters(), *net.named_buffers()]})
     _drop_metadata(model)
     model.producer_name = PRODUCER
-    model.metadata_props["facts"] = facts.to_json()
+    model.metadata_props[FACTS_KEY] = facts.to_json()
     size = sum(value.const_value.nbytes for value in graph.initializers.values())
     _save(model, path, external=size > LARGEST_FILE)
+    write_digest(path)
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportProblem(f"the exported graph is not valid ONNX: {first_line(error)}") from error
+
+
+def write_digest(path: Path) -> None:
+    """Write into an ONNX file's metadata the digest that `read_onnx` will hold it against. Raises OSError."""
+    model = read_onnx(path)
+    model.metadata_props.add(key=DIGEST_KEY, value=onnx_digest(path, model))
+    path.write_bytes(model.SerializeToString())
 
 
 def module_ends(nodes: Iterator[tuple[tuple[str, ...], str]]) -> dict[tuple[str, int], str]:

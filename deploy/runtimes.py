@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +15,10 @@ from deploy.arguments import RUNTIMES
 if TYPE_CHECKING:
     import torch
 
+    from artifacts.facts import Facts
+
 OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
+Sizes = tuple[int | None, ...]  # of a declared tensor; None: free; empty: not declared
 NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate|failed to allocate|bad_alloc", re.IGNORECASE)
 
 
@@ -77,7 +80,9 @@ class OnnxRuntimeBackend:
             raise BackendError(f"{path}: onnxruntime cannot load it: {reason(error)}") from error
         if self.device != "cpu" and self._session.get_providers()[0] != provider[0]:  # it falls back without a word
             raise BackendError(f"onnxruntime cannot use {self.device}: CUDA libraries are missing; use --device cpu")
-        self._input = self._session.get_inputs()[0].name
+        given, made = self._session.get_inputs(), self._session.get_outputs()
+        self.declared = [sizes_of(value.shape) for value in (*given, *made[:1])]
+        self._input = given[0].name if given else ""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Give the logits, float32 (N, K), of a batch. Raises BackendError."""
@@ -105,6 +110,7 @@ class OpenVinoBackend:
         try:
             core = openvino.Core()
             self._model = core.read_model(path)
+            self.declared = [_partial_sizes(value) for value in (*self._model.inputs, *self._model.outputs[:1])]
             self._compile: Callable[[Any], Any] = lambda model: core.compile_model(model, "CPU", hints)
             self._any_size = self._compile(self._model)
         except RuntimeError as error:
@@ -129,6 +135,26 @@ class OpenVinoBackend:
             self._one_size, self._size = self._compile(model), size
         self._last_size = size
         return self._one_size if size == self._size else self._any_size
+
+
+def check_declared(path: Path, facts: Facts, declared: Sequence[Sizes]) -> None:
+    """Hold the sizes that a file declares for its input and then its output against its facts. Raises BackendError."""
+    shape = facts.preprocess
+    pixels = (shape.height, shape.width)
+    image = (shape.channels, *pixels) if facts.input == "float32 NCHW" else (*pixels, shape.channels)
+    expected = {f"takes pictures ({facts.input})": (None, *image), "gives logits": (None, facts.num_classes)}
+    if len(declared) != len(expected):
+        raise BackendError(f"{path}: its net must take one input and give one output")
+    for (what, wanted), sizes in zip(expected.items(), declared, strict=True):
+        pairs = zip(sizes, wanted, strict=False)
+        if sizes and (len(sizes) != len(wanted) or any(None not in pair and pair[0] != pair[1] for pair in pairs)):
+            own, told = (", ".join("N" if size is None else str(size) for size in part) for part in (sizes, wanted))
+            raise BackendError(f"{path}: its net {what} ({own}), its facts say ({told}): they are not of one net")
+
+
+def sizes_of(shape: Iterable[object]) -> Sizes:
+    """Give the sizes of a declared shape: what is no number from 0 is free."""
+    return tuple(size if isinstance(size, int) and size >= 0 else None for size in shape)
 
 
 def choose_runtime(name: str, device: str) -> str:
@@ -196,7 +222,8 @@ def within_profile(
 def failure(backend: Backend, count: int, error: BaseException) -> BackendError:
     """Say in a sentence why a batch of `count` pictures failed."""
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or NO_MEMORY.search(str(error)):
-        return BackendError(f"{backend.device} has too little memory for {count} pictures at once; lower --batch_size")
+        batch = "a single picture" if count == 1 else f"{count} pictures at once; lower --batch_size"
+        return BackendError(f"{backend.device} has too little memory for {batch}")
     return BackendError(f"the net failed on {backend.name} {backend.device}: {reason(error)}")
 
 
@@ -208,6 +235,11 @@ def reason(error: BaseException) -> str:
     noise = re.compile(r"Exception from src|Check '.*' failed at|FrontEnd API failed")
     lines = [line.strip(" -") for line in text.splitlines() if line.strip() and not noise.match(line)]
     return lines[0] if lines else type(error).__name__
+
+
+def _partial_sizes(value: Any) -> Sizes:
+    shape = value.get_partial_shape()
+    return sizes_of(size.get_length() if size.is_static else -1 for size in shape) if shape.rank.is_static else ()
 
 
 def _provider(device: str, available: list[str], version: str) -> tuple[tuple[str, dict[str, str]], str]:

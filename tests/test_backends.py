@@ -11,6 +11,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from deploy.runtimes import (
     OnnxRuntimeBackend,
     OpenVinoBackend,
     TorchBackend,
+    check_declared,
     choose_runtime,
     reason,
+    sizes_of,
     within_profile,
 )
 from nets.net_interface import build_net
@@ -447,8 +450,10 @@ def test_too_little_memory_says_what_helps(error: Exception, tiny: Path, monkeyp
         monkeypatch.setattr(backend, part, session)
         with pytest.raises(BackendError, match=r"^cpu has too little memory for 2 pictures at once; lower --"):
             backend(np.zeros((2, 3, 16, 16), np.float32))
-    with pytest.raises(BackendError, match="too little memory for 2 pictures at once"):
+    with pytest.raises(BackendError, match="too little memory for 2 pictures at once; lower --batch_size"):
         TorchBackend(failing(error), torch.device("cpu"), "jit")(np.zeros((2, 3, 16, 16), np.float32))
+    with pytest.raises(BackendError, match=r"^cpu has too little memory for a single picture$"):
+        TorchBackend(failing(error), torch.device("cpu"), "jit")(np.zeros((1, 3, 16, 16), np.float32))
 
 
 def test_a_net_with_other_outputs_than_its_facts(tiny: Path, pictures: list[str]) -> None:
@@ -456,6 +461,33 @@ def test_a_net_with_other_outputs_than_its_facts(tiny: Path, pictures: list[str]
     wrong = Facts(("a", "b"), facts.preprocess, facts.net)
     with pytest.raises(BackendError, match=rf"the {backend.name} net gives \(4, 3\) instead of \(4, 2\)"):
         list(Predictor(backend, wrong).predict_files(pictures[:4]))
+
+
+CONTRADICTIONS = [
+    (facts_of(32), r"takes pictures \(float32 NCHW\) \(N, 3, 16, 16\), its facts say \(N, 3, 32, 32\)"),
+    (facts_of(input="uint8 NHWC RGB"), r"takes .* \(N, 3, 16, 16\), its facts say \(N, 16, 16, 3\)"),
+    (replace(facts_of(), class_names=("a", "b")), r"gives logits \(N, 3\), its facts say \(N, 2\)"),
+]
+
+
+@pytest.mark.parametrize(("facts", "text"), CONTRADICTIONS)
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "json"])
+def test_facts_of_another_net_are_told_when_it_is_loaded(name: str, facts: Facts, text: str, tmp_path: Path) -> None:
+    ending, runtime = FORMATS[name]
+    path = (WRITERS | {"json": write_description})[ending](
+        TinyNet().eval(), tmp_path / f"model.{ending}", facts, example_of(facts_of())
+    )
+    with pytest.raises(BackendError, match=rf"^{path}: its net {text}: they are not of one net$"):
+        load_backend(path, device="cpu", runtime=runtime)
+
+
+def test_what_is_not_declared_is_not_held_against_the_facts() -> None:
+    check_declared(Path(), facts_of(), [(None, None, 16, None), ()])
+    check_declared(Path(), facts_of(), [sizes_of(["batch", 3, 16, -1]), (4, 3)])
+    with pytest.raises(BackendError, match=r"gives logits \(N, 3, 1\), its facts say \(N, 3\)"):
+        check_declared(Path(), facts_of(), [(), (None, 3, 1)])
+    with pytest.raises(BackendError, match="its net must take one input and give one output"):
+        check_declared(Path(), facts_of(), [(), (), ()])
 
 
 def test_the_line_that_tells_is_found() -> None:
@@ -475,7 +507,7 @@ class FakeEngine:
     """A profile of 2 to 4 pictures, as TensorRT holds it; every answer lies in the same memory."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self.min_batch, self.max_batch = 2, 4
+        self.min_batch, self.max_batch, self.shape = 2, 4, (-1, 3, 16, 16)
         self.sizes: list[int] = []
         self.memory = torch.zeros(4, 3)
 
@@ -510,3 +542,8 @@ def test_an_engine_is_run_within_its_profile(tmp_path: Path, monkeypatch: pytest
     loaded: Any = load_backend(path)[0]
     assert (loaded.name, loaded.device) == ("engine", "cuda")
     assert loaded._net(torch.ones(5, 3, 4, 4)).tolist() == [[1.0] * 3] * 5
+    write_engine_facts(path, facts_of(32))
+    with pytest.raises(
+        BackendError, match=r"its net takes pictures .* \(N, 3, 16, 16\), its facts say \(N, 3, 32, 32\)"
+    ):
+        load_backend(path)

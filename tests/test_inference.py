@@ -268,6 +268,24 @@ def test_mistakes_with_other_formats(
     assert not (tmp_path / "r.csv").exists()
 
 
+def test_an_older_results_file_outlives_a_net_that_answers_nothing(
+    good: Path, artefacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TorchScript declares no shapes, so that its contradiction is only found by the first batch."""
+    net = build_net("resnet_module", "resnet18", num_classes=3, img_height=32, img_width=32, model_args={}).eval()
+    facts = Facts((*NAMES, "one more"), Preprocess(32, 32), NET)
+    output = tmp_path / "r.csv"
+    output.write_text("precious")
+    for ending, text in (
+        ("onnx", r"model\.onnx: its net gives logits \(N, 3\), its facts say \(N, 4\)"),
+        ("pt", r"the jit net gives \(6, 3\) instead of \(6, 4\): not its facts"),
+    ):
+        path = WRITERS[ending](net, tmp_path / f"model.{ending}", facts, example_of(facts))
+        assert re.search(text, mistake(capsys, "--weights", path, "-idir", good, "--output", output))
+        assert output.read_text() == "precious"
+        assert not list(tmp_path.glob(".*"))
+
+
 def test_on_a_narrow_terminal_the_places_have_their_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
     sums = "1234 answered, 0 failed, 1234.5 images/s on onnxruntime cpu"
     assert inference._with_places(sums, "data_example/result") == f"{sums}; results in data_example/result"
@@ -483,6 +501,31 @@ def test_flags_that_contradict_a_checkpoint(
     assert main("--weights", weights, *agreeing, "--output", "r.csv") == 0
 
 
+def test_a_config_that_says_otherwise_than_the_file(
+    classic: Callable[..., None], capsys: pytest.CaptureFixture[str], weights: Path, artefacts: Path
+) -> None:
+    flags = ("-cfg", "configs/config.json", "--output", "r.csv", "--quiet")
+    files = [("--weights", weights), ("--weights", artefacts / "model.onnx"), ()]
+    classic()
+    for given in files:
+        assert main(*given, *flags) == 0
+        assert capsys.readouterr().err == ""
+    classic(img_height=64, resize="crop", mean=[0.5, 0.5, 0.5], model_net_name="resnet34")
+    for given in files:
+        path = given[1] if given else "logs/weights/digits.pth"
+        assert main(*given, *flags) == 0
+        assert capsys.readouterr().err == (
+            f"inference.py: {path} knows its own model_net_name, img_height, resize, mean; what configs/config.json "
+            "says of them is not used\n"
+        )
+    classic(num_classes=5)
+    Path("r.csv").unlink()
+    for given in files:
+        text = mistake(capsys, *given, *flags)
+        assert "it has 3 classes, and configs/config.json has num_classes 5; name the config that it was tr" in text
+    assert not Path("r.csv").exists()
+
+
 # --- mistakes
 
 
@@ -515,6 +558,30 @@ def test_mistakes_end_in_a_sentence(
         assert re.search(text, mistake(capsys, *arguments)), arguments
     assert snapshot(good) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hollow", "images", "x.pth"]
+
+
+def test_folders_that_are_links_to_nothing(
+    good: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for flags in (("--output", tmp_path / "link" / "r.csv"), ("--save_images", tmp_path / "link" / "a" / "b")):
+        text = mistake(capsys, "--weights", weights, "-idir", good, *flags)
+        assert text == f"{tmp_path}/link: it is a link to {tmp_path}/gone, which is not there"
+
+
+def test_a_folder_that_may_not_be_entered(
+    good: Path, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_dir = Path.is_dir
+
+    def refuse(path: Path) -> bool:
+        if "locked" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    for flags in (("-image", "locked/x.png"), ("-idir", "locked/x"), ("-idir", good, "--output", "locked/x.csv")):
+        assert mistake(capsys, "--weights", weights, *flags) == f"{flags[-1]}: Permission denied"
 
 
 def test_an_untrained_config_and_a_precious_file(
@@ -674,3 +741,24 @@ def test_a_closed_pipe_ends_it_quietly(good: Path, weights: Path, tmp_path: Path
         assert process.stderr.read() == ""
         assert process.wait() == 141
     assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))) >= 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_full_disk_behind_stdout(buffered: bool, good: Path, weights: Path, tmp_path: Path) -> None:
+    arguments = ["--weights", weights, "-idir", good, "--output", tmp_path / "r.json", "--batch_size", "1"]
+    command = [sys.executable, *([] if buffered else ["-u"]), str(PROGRAM), *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "inference.py: stdout: No space left on device\n")
+    assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))) == (len(GOOD) if buffered else 1)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="stdout is closed the POSIX way")
+def test_a_closed_stdout_keeps_no_results_back(good: Path, weights: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(PROGRAM), "--weights", weights, "-idir", good, "--output", tmp_path / "r.json"]
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *map(str, command)]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))) == len(GOOD)

@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from artifacts.reading import ArtifactError, read_onnx
 from deploy import int8
 from deploy.int8 import float_nodes, quantize
 from deploy.onnx_export import export_onnx, scopes_of
@@ -103,12 +104,22 @@ def test_weights_round_to_the_nearest_of_their_channels_steps(file: Path, float_
 def test_facts_and_names_are_in_the_file(file: Path) -> None:
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
-    assert {prop.key: prop.value for prop in model.metadata_props} == {
-        "facts": facts_of(32, precision="int8").to_json()
-    }
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    assert metadata.keys() == {"facts", "sha256"}
+    assert metadata["facts"] == facts_of(32, precision="int8").to_json()
     assert model.graph.input[0].name == "images"
     assert model.graph.output[0].name == "logits"
     assert file.stat().st_size < 0.3 * file.with_name("float.onnx").stat().st_size
+
+
+def test_a_flipped_bit_in_the_weights_is_found(file: Path, tmp_path: Path) -> None:
+    weights = weights_of(file)["layer3.0.conv1.weight_quantized"].tobytes()
+    content = bytearray(file.read_bytes())
+    content[content.index(weights) + 1000] ^= 0x20
+    (tmp_path / "model.int8.onnx").write_bytes(content)
+    assert read_onnx(file).graph.node
+    with pytest.raises(ArtifactError, match=r"int8\.onnx: it is damaged, or was changed after its export"):
+        read_onnx(tmp_path / "model.int8.onnx")
 
 
 @pytest.mark.parametrize("count", [1, 3, 32])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from artifacts.reading import ArtifactError, read_facts, read_onnx
 from deploy import onnx_export
+from deploy.backends import load_backend
 from deploy.deployed_net import ExportProblem, deployed_net
 from deploy.onnx_export import export_onnx, module_ends, scopes_of
 from nets.net_interface import build_net
@@ -74,7 +78,9 @@ def test_input_output_and_facts(file: Path) -> None:
     [given], [made] = model.graph.input, model.graph.output
     assert (given.name, made.name) == ("images", "logits")
     assert [size.dim_param or size.dim_value for size in given.type.tensor_type.shape.dim] == ["batch", 3, 32, 32]
-    assert {prop.key: prop.value for prop in model.metadata_props} == {"facts": facts_of(32).to_json()}
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    assert metadata.keys() == {"facts", "sha256"}
+    assert metadata["facts"] == facts_of(32).to_json()
 
 
 def test_every_node_is_named_by_its_module_and_operator(net: nn.Module, file: Path) -> None:
@@ -185,3 +191,84 @@ def test_a_graph_that_is_not_valid_is_refused(tmp_path: Path, monkeypatch: pytes
     half = deployed_net(gem_net(), facts.preprocess, facts.input, "bf16")
     with pytest.raises(ExportProblem, match="the exported graph is not valid ONNX"):
         export_onnx(half, torch.randn(2, 3, 32, 32), tmp_path / "model.onnx", facts)
+
+
+# --- the digest
+
+
+def test_the_digest_is_of_all_the_files_other_bytes(file: Path) -> None:
+    content = file.read_bytes()
+    entry = onnx.load(file).metadata_props[-1].SerializeToString()
+    assert content.endswith(b"\x72" + bytes([len(entry)]) + entry)  # protobuf's field 14, the last that is set
+    rest = content[: -len(entry) - 2]
+    assert entry.endswith(hashlib.sha256(rest).hexdigest().encode())
+
+
+def exported_tiny(folder: Path) -> Path:
+    torch.manual_seed(0)
+    export_onnx(TinyNet().eval(), torch.randn(2, 3, 16, 16), folder / "model.onnx", facts_of())
+    return folder / "model.onnx"
+
+
+def test_no_flipped_bit_changes_the_net_without_a_word(tmp_path: Path) -> None:
+    """It may fall on the digest's own name, which leaves a file without one; net and facts are then as they were."""
+    path = exported_tiny(tmp_path)
+    whole, graph = path.read_bytes(), read_onnx(path).graph.SerializeToString()
+    refused = 0
+    for position in range(0, len(whole), 3):
+        content = bytearray(whole)
+        content[position] ^= 1 << position % 8
+        path.write_bytes(content)
+        try:
+            read = read_onnx(path)
+            assert (read.graph.SerializeToString(), read_facts(path)) == (graph, facts_of()), position
+        except ArtifactError:
+            refused += 1
+    assert refused > 0.95 * len(whole) / 3
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("largest", [onnx_export.LARGEST_FILE, 100])
+def test_no_runtime_answers_from_a_flipped_weight(
+    largest: int, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "LARGEST_FILE", largest)
+    path = exported_tiny(tmp_path)
+    holder = path if largest > 100 else tmp_path / "model.onnx.data"
+    kernel = read_onnx(path).graph.initializer
+    torch.manual_seed(0)
+    wanted = TinyNet().conv.weight.detach().numpy().tobytes()
+    content = bytearray(holder.read_bytes())
+    content[content.index(wanted) + 7] ^= 0x40
+    assert {tensor.name for tensor in kernel} >= {"conv.weight"}
+    load_backend(path, device="cpu", runtime=runtime)
+    holder.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"model\.onnx: it is damaged, or was changed after its export: .* sha256$"):
+        load_backend(path, device="cpu", runtime=runtime)
+
+
+def test_a_file_with_its_weights_beside_it_may_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "LARGEST_FILE", 100)
+    path = exported_tiny(tmp_path)
+    (tmp_path / "moved").mkdir()
+    for name in ("model.onnx", "model.onnx.data"):
+        shutil.move(tmp_path / name, tmp_path / "moved" / name)
+    assert read_facts(tmp_path / "moved" / path.name) == facts_of()
+
+
+def test_a_changed_file_with_an_old_digest_and_one_without(tmp_path: Path) -> None:
+    path = exported_tiny(tmp_path)
+    model = onnx.load(path)
+    model.graph.node[0].name = "another"
+    onnx.save(model, path)
+    with pytest.raises(ArtifactError, match="it does not match its sha256"):
+        read_onnx(path)
+    onnx.helper.set_model_props(model, {"facts": facts_of().to_json()})
+    onnx.save(model, path)
+    assert read_facts(path) == facts_of()  # of an older version, or another tool: there is nothing to hold it against
+    onnx_export.write_digest(path)
+    right = onnx.load(path)
+    right.metadata_props.add(key="sha256", value="0" * 64)
+    onnx.save(right, path)
+    with pytest.raises(ArtifactError, match="it does not match its sha256"):
+        read_onnx(path)

@@ -125,16 +125,59 @@ def test_an_engine_alone(artefacts: Path, tmp_path: Path) -> None:
 # --- damaged and hostile files
 
 
+def preprocess(**changes: Any) -> dict[str, Any]:
+    return {"preprocess": FACTS.preprocess.to_dict() | changes}
+
+
+@pytest.mark.parametrize("key", sorted(FACTS.to_dict().keys() - {"producer", "input", "precision", "facts_version"}))
+def test_facts_that_miss_a_part(key: str) -> None:
+    values = FACTS.to_dict()
+    del values[key]
+    with pytest.raises(ValueError, match=f"^the facts are incomplete: '{key}'$"):
+        Facts.from_dict(values)
+
+
+def test_facts_of_weights_without_a_digest() -> None:
+    for sha256 in ("", "0123456789abcdef" * 4):
+        assert Facts.from_dict(FACTS.to_dict() | {"weights_sha256": sha256}).weights_sha256 == sha256
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"facts_version": 2}, "the facts are of version 2"),
-        ({"class_names": "x"}, "the facts are damaged: class_names"),
+        ({"class_names": "xyz"}, "the facts are damaged: class_names cannot be 'xyz'"),
+        ({"class_names": ["a", "b", "a"]}, r"the facts are damaged: class_names cannot be \('a', 'b', 'a'\)"),
+        ({"class_names": ["a", ""]}, "the facts are damaged: class_names"),
+        ({"class_names": ["a", 1]}, "the facts are damaged: class_names"),
+        ({"class_names": ["a"]}, "the facts are damaged: class_names"),
         ({"preprocess": []}, "the facts are damaged: "),
         ({"preprocess": {"height": 10**9}}, "the facts are damaged: height, width"),
+        (preprocess(height=0), "the facts are damaged: height, width"),
+        (preprocess(width=-1), "the facts are damaged: height, width"),
+        (preprocess(channels=2), "the facts are damaged: channels"),
+        (preprocess(channels=3.0), "the facts are damaged: channels"),
+        (preprocess(mean=[0.5, 0.5, float("nan")]), "the facts are damaged: mean and std"),
+        (preprocess(mean=[10**400] * 3), "the facts are damaged: "),
+        (preprocess(std=[0.5, 0.5, 0]), r"the facts are damaged: std cannot be \(0\.5, 0\.5, 0\)"),
+        (preprocess(std=[0.5, 0.5, -1]), "the facts are damaged: std"),
+        (preprocess(std=[0.5, 0.5, float("inf")]), "the facts are damaged: mean and std"),
+        ({"batch_profile": [8, 4, 16]}, r"the facts are damaged: batch_profile cannot be \(8, 4, 16\)"),
+        ({"batch_profile": [0, 4, 16]}, "the facts are damaged: batch_profile"),
+        ({"batch_profile": [1, 2]}, "the facts are damaged: batch_profile"),
+        ({"batch_profile": 8}, "the facts are damaged: batch_profile cannot be 8"),
         ({"temperature": "1e3"}, "the facts are damaged: temperature"),
+        ({"temperature": float("nan")}, "the facts are damaged: temperature cannot be nan"),
+        ({"temperature": 0}, "the facts are damaged: temperature"),
+        ({"thresholds": {"a": float("inf")}}, "the facts are damaged: thresholds cannot be {'a': inf}"),
+        ({"thresholds": [0.5]}, "the facts are damaged: thresholds"),
         ({"net": None}, "the facts are damaged: net"),
-        ({"input": "float64"}, "the facts are damaged: input"),
+        ({"net": {"module": "m", "name": 1, "args": {}}}, "the facts are damaged: net"),
+        ({"input": "float64"}, "the facts are damaged: input cannot be 'float64'"),
+        ({"precision": "int4", "output": "scores"}, "the facts are damaged: precision .* 'int4', output .* 'scores'"),
+        ({"weights_sha256": "abc"}, "the facts are damaged: weights_sha256 cannot be 'abc'"),
+        ({"weights_sha256": "A" * 64}, "the facts are damaged: weights_sha256"),
+        ({"versions": None}, "the facts are damaged: versions"),
     ],
 )
 def test_facts_that_cannot_be_used(change: dict[str, Any], text: str, tmp_path: Path) -> None:
@@ -240,6 +283,30 @@ def test_a_file_that_may_not_be_read(artefacts: Path, monkeypatch: pytest.Monkey
     for name in ("model.pt", "model.json", "model.engine"):
         with pytest.raises(ArtifactError, match="cannot read it: Permission denied"):
             read_facts(artefacts / name)
+
+
+def test_what_may_not_be_looked_at_is_a_sentence(
+    artefacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that may not be entered nothing can be asked about a file; one of mode 000 cannot be opened."""
+
+    def refuse(path: Path, *_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "x.pth").write_text("as good as unreadable: no archive")
+    for method, path in (("is_file", artefacts / "model.onnx"), ("open", tmp_path / "x.pth")):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, method, refuse)
+            with pytest.raises(ArtifactError, match=f"^{path}: cannot read it: Permission denied$"):
+                artifact_kind(path)
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1000])
+def test_a_cut_checkpoint_is_one_sentence(kept: int, artefacts: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes((artefacts / "model.pth").read_bytes()[:kept])
+    with pytest.raises(ArtifactError, match=r"model\.pth: it is damaged or cut short$"):
+        read_facts(path)
 
 
 # --- ONNX's external data
