@@ -138,12 +138,13 @@ def run(args: argparse.Namespace, request: Request) -> int:
             f"{facts.num_classes} classes ({facts.class_names[0]}, ...)",
             file=sys.stderr,
         )
+    predictor = Predictor(backend, facts)
     copies = _copies(args, request, backend, facts)
     topk = min(args.topk, facts.num_classes)
     tally = Tally()
     started = time.perf_counter()
     with open_results(request.output, topk) if request.output else nullcontext() as results:
-        _answer_all(args, request, Predictor(backend, facts), results, copies, tally)
+        _answer_all(args, request, predictor, results, copies, tally)
     rate = (tally.answered + tally.failed) / (time.perf_counter() - started)
     if tally.exit_code != EXIT_BROKEN_PIPE:
         sums = (
@@ -385,7 +386,7 @@ def _check_config(path: Path, config: Config, weights: Path, facts: Facts) -> No
     pairs = {
         "model_module_name": (config.model_module_name, facts.net["module"]),
         "model_net_name": (config.model_net_name, facts.net["name"]),
-        "model_args": (config.net_args(), facts.net["args"]),
+        "model_args": (config.net_args(), {key: facts.net["args"].get(key) for key in config.net_args()}),
         "img_height": (said.height, own.height),
         "img_width": (said.width, own.width),
         "num_channels": (said.channels, own.channels),

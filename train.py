@@ -20,9 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.print_config:
             print(describe_config(config, args.config, args.set))
             return 0
-        from trainers.run import run  # late: --help and a mistake in the config answer without torch
+        from trainers.run import run, run_stages  # late: --help and a mistake in the config answer without torch
 
-        return run(config, resume=args.resume)
+        if args.earlier:
+            return run(config, resume=args.resume, earlier=args.earlier)
+        return run_stages(config, resume=args.resume, stage=args.stage)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except OSError as error:
@@ -52,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the config; repeatable"
     )
+    parser.add_argument(
+        "--stage", type=int, choices=(1, 2), default=0, help="only this stage of a config with next_stage"
+    )
+    parser.add_argument("--earlier", help=argparse.SUPPRESS)  # for the processes that a second stage starts
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, as if never stopped")
     parser.add_argument("--print_config", action="store_true", help="show every value and where it came from, and stop")
     return parser

@@ -20,7 +20,7 @@ FACTS_VERSION = 1
 PRODUCER = "classic-trainer"
 INPUTS = ("float32 NCHW", "uint8 NHWC RGB", "uint8 NHWC BGR")  # a grey net's one channel is RGB and BGR alike
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-OUTPUTS = ("logits",)
+OUTPUTS = ("logits", "features")  # (N, K), whose softmax gives the scores; (N, D) of a net without classes of its own
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Facts:
     batch_profile: tuple[int, int, int] = (1, 8, 64)  # min, best, max
     input: str = "float32 NCHW"  # one of INPUTS; uint8 where Preprocess's mean and std are in the graph
     precision: str = "fp32"  # one of PRECISIONS
-    output: str = "logits"  # one of OUTPUTS: (N, K) float32; softmax of them gives the scores
+    output: str = "logits"  # one of OUTPUTS, float32
     temperature: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     weights_sha256: str = ""  # of the state dict; empty for bare weights

@@ -92,12 +92,16 @@ class Config(BaseModel):
     color_jitter: list[float] = Field(
         [0.2, 0.2, 0.2, 0.0], min_length=4, max_length=4, description="brightness, contrast, saturation, hue (to 0.5)"
     )
+    color_jitter_probability: float = Field(1.0, ge=0, le=1, description="of color_jitter")
     random_grayscale: float = Field(0.0, ge=0, le=1, description="probability")
     gaussian_blur: float = Field(0.0, ge=0, le=1, description="probability")
     random_erasing: float = Field(0.0, ge=0, le=1, description="probability")
     auto_augment: Literal["", "randaugment", "trivialaugment"] = Field("", description="a published policy on top")
     mixup_alpha: float = Field(0.0, ge=0, description="mixup's beta parameter; 0: off")
     cutmix_alpha: float = Field(0.0, ge=0, description="cutmix's beta parameter; 0: off; with mixup: one at random")
+    augment_on: Literal["cpu", "device"] = Field(
+        "cpu", description="each picture in the loaders, or a whole batch of fitted pictures on the device"
+    )
 
     # Optimisation
     num_epochs: int = Field(90, ge=1, le=1_000_000, description="epochs")
@@ -106,6 +110,11 @@ class Config(BaseModel):
     accumulation_steps: int = Field(1, ge=1, le=1_000_000, description="batches that make one optimizer step")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum, or AdamW")
     learning_rate: float = Field(0.01, gt=0, description="rate at its highest")
+    learning_rate_batch: int = Field(
+        0,
+        ge=0,
+        description="pictures a step that the rate is for; it is scaled to the real number; 0: not scaled",
+    )
     learning_rate_schedule: Literal["step", "cosine", "constant"] = Field("step", description="step: the classic decay")
     learning_rate_decay: float = Field(0.1, gt=0, le=1, description="factor of the step schedule")
     learning_rate_decay_epoch: int = Field(30, ge=1, description="epochs between two decays of the step schedule")
@@ -128,7 +137,12 @@ class Config(BaseModel):
     pim_selected_weight: float = Field(0.0, ge=0, description="PIM: of the selected positions in the loss")
     pim_dropped_weight: float = Field(5.0, ge=0, description="PIM: of the dropped positions in the loss")
     pim_combiner_weight: float = Field(1.0, ge=0, description="PIM: of the combiner in the loss")
+    simsiam_knn_neighbours: int = Field(200, ge=1, description="SimSiam: k of the kNN accuracy")
+    simsiam_on_collapse: Literal["warn", "stop"] = Field(
+        "warn", description="SimSiam: what to do when all pictures get the same embedding"
+    )
     evaluate_before_train: bool = Field(False, description="validate before the first epoch")
+    validation_interval: int = Field(1, ge=1, description="epochs from one validation to the next; the last has one")
 
     # Start weights
     train_mode: Literal["fromscratch", "finetune", "update"] = Field(
@@ -137,6 +151,10 @@ class Config(BaseModel):
     pretrained_path: str = Field("", description="folder of pretrained_file")
     pretrained_file: str = Field("", description='weights file, or "torchvision" for the published weights')
     pretrained_model_num_classes: int = Field(1000, ge=1, description="outputs of the pretrained head")
+
+    next_stage: dict[str, Any] = Field(
+        {}, description="a second training with these keys replaced, started from the best checkpoint of this one"
+    )
 
     # Machine
     gpu_id: str = Field("0", description='"0", several: "0,1,3", or "cpu"')
@@ -174,6 +192,20 @@ class Config(BaseModel):
         best = self.best_checkpoint()
         return best.with_name(f"{best.stem}_last{best.suffix}")
 
+    def next_config(self) -> Config | None:
+        """Give the config of the training that follows; None where there is none.
+
+        Unless `next_stage` says otherwise its results go into the folder "next_stage" below this one's, and "finetune"
+        starts from this one's best checkpoint. Raises pydantic's ValidationError.
+        """
+        if not self.next_stage:
+            return None
+        best = self.best_checkpoint()
+        defaults: dict[str, Any] = {"save_path": str(Path(self.save_path) / "next_stage")}
+        if self.next_stage.get("train_mode") == "finetune":
+            defaults |= {"pretrained_path": str(best.parent), "pretrained_file": best.name}
+        return Config.model_validate({**self.model_dump(), **defaults, **self.next_stage, "next_stage": {}})
+
     def start_weights(self) -> Path:
         """Give the file that `finetune` and `update` start from (`update` without one: the best checkpoint)."""
         return Path(self.pretrained_path) / self.pretrained_file if self.pretrained_file else self.best_checkpoint()
@@ -206,11 +238,7 @@ def process_config(
             {k: v for k, v in {**PLACEHOLDERS, **known}.items() if k not in rejected}
             | {k: v for k, v in PLACEHOLDERS.items() if k in rejected}
         )
-    further = _contradictions(config)
-    if check_files:
-        further += _missing_files(config)
-    for check in checks:
-        further += check(config)
+    further = _all_problems(config, check_files, checks) + _next_problems(config, check_files, checks)
     # What a rejected key's stand-in would be blamed for is left out.
     problems += [f"{path}: {problem}" for problem in further if not any(key in problem for key in rejected)]
     if problems:
@@ -256,6 +284,35 @@ def write_schema() -> None:
     TABLE_FILE.write_text(config_table(), encoding="utf-8")
 
 
+def _all_problems(config: Config, check_files: bool, checks: Sequence[Callable[[Config], list[str]]]) -> list[str]:
+    problems = _contradictions(config)
+    if check_files:
+        problems += _missing_files(config)
+    for check in checks:
+        problems += check(config)
+    return problems
+
+
+def _next_problems(config: Config, check_files: bool, checks: Sequence[Callable[[Config], list[str]]]) -> list[str]:
+    """Check the training that follows as one of its own, but for the weights that this one is still to write."""
+    if "next_stage" in config.next_stage:
+        return ["next_stage: a third training cannot follow"]
+    if unknown := _unknown_keys(config.next_stage, dict.fromkeys(config.next_stage, "next_stage")):
+        return unknown
+    try:
+        following = config.next_config()
+    except ValidationError as error:
+        return [_sentence(dict(item), {}, "next_stage") for item in error.errors()]
+    if following is None:
+        return []
+    problems = _all_problems(following, False, checks)
+    if check_files:
+        problems += [p for p in _missing_files(following) if str(config.best_checkpoint()) not in p]
+    if following.best_checkpoint().parent == config.best_checkpoint().parent:
+        problems.append(f'save_path must be another folder than the first stage\'s, got "{following.save_path}"')
+    return [f"next_stage: {problem}" for problem in problems]
+
+
 def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
     problems: list[str] = []
 
@@ -292,9 +349,9 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str], origin: d
         if not equals:
             problems.append(f"--set {item}: write key=value")
             continue
-        value = _override_value(key, text)
-        if inner and key != "model_args":
-            problems.append(f"--set {item}: only model_args has inner keys")
+        value = _override_value(inner if key == "next_stage" and inner else key, text)
+        if inner and key not in ("model_args", "next_stage"):
+            problems.append(f"--set {item}: only model_args and next_stage have inner keys")
             continue
         before = values.get(key, {})
         values[key] = {**(before if isinstance(before, dict) else {}), inner: value} if inner else value
@@ -383,6 +440,9 @@ def _contradictions(config: Config) -> list[str]:
             problems.append(f"class_weights must have num_classes ({config.num_classes}) entries, got {count}")
         if any(value < 0 for value in config.class_weights) or not any(config.class_weights):
             problems.append(f"class_weights must be at least 0 and not all 0, got {_short(config.class_weights)}")
+    for key in ("rotation_degrees", "translate", "auto_augment") if config.augment_on == "device" else ():
+        if getattr(config, key):
+            problems.append(f'{key} is for one picture at a time; set augment_on to "cpu", or leave it out')
     if config.balanced_sampling and config.class_weights:
         problems.append("balanced_sampling and class_weights both make up for rare classes; use one")
     if config.gpu_id not in ("", "cpu") and not all(part.strip().isdecimal() for part in config.gpu_id.split(",")):

@@ -29,6 +29,7 @@ class AugmentSettings:
     rotation_degrees: float = 0.0
     translate: float = 0.0
     color_jitter: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    color_jitter_probability: float = 1.0
     random_grayscale: float = 0.0
     gaussian_blur: float = 0.0
     random_erasing: float = 0.0
@@ -72,6 +73,17 @@ class TrainingView:
             aspect = image.width / image.height
         box = random_crop_box(image.size, (low, high), (aspect * stretch_low, aspect * stretch_high))
         return image.resize(size, RESAMPLING[preprocess.interpolation], box=box)
+
+
+class TwoViews:
+    """A decoded picture -> two independent training views, uint8 (2, H, W, C)."""
+
+    def __init__(self, view: TrainingView) -> None:
+        self.view = view
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Draw both views, from torch's CPU random numbers."""
+        return np.stack([self.view(image), self.view(image)])
 
 
 class BatchMixer:
@@ -146,7 +158,10 @@ def _picture_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Se
         brightness, contrast, saturation, hue = settings.color_jitter
         if preprocess.channels == 1:  # grey has neither saturation nor hue
             saturation = hue = 0.0
-        chosen.append(v2.ColorJitter(brightness, contrast, saturation, hue))
+        jitter: Callable[..., Image.Image] = v2.ColorJitter(brightness, contrast, saturation, hue)
+        if settings.color_jitter_probability < 1:
+            jitter = v2.RandomApply([jitter], settings.color_jitter_probability)
+        chosen.append(jitter)
     if settings.random_grayscale and preprocess.channels == 3:
         chosen.append(v2.RandomGrayscale(settings.random_grayscale))
     if settings.gaussian_blur:

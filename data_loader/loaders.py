@@ -31,7 +31,7 @@ class PictureDataset(Dataset[dict[str, Any]]):
     """Samples -> {"image": uint8 (C, H, W), "label": int, "index": int}, or {"error": sentence, "index": int}.
 
     Without a view the picture is fitted as in validation. With one, its random numbers follow from
-    (seed, epoch, index).
+    (seed, epoch, index); several views of a picture are (V, C, H, W).
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class PictureDataset(Dataset[dict[str, Any]]):
         else:
             with seeded(self.seed, epoch, index):
                 pixels = self.view(picture)
-        return {"image": torch.from_numpy(pixels).permute(2, 0, 1), "label": sample.label, "index": index}  # (C, H, W)
+        image = torch.from_numpy(pixels).movedim(-1, -3)  # (C, H, W) or (V, C, H, W)
+        return {"image": image, "label": sample.label, "index": index}
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,16 @@ def validation_loader(
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples to {"image": uint8 (N, C, H, W), "label": (N,), "index": (N,)}; any error comes alone."""
+    """Stack samples to {"image": uint8 (N, C, H, W), "label": (N,), "index": (N,)}; any error comes alone.
+
+    Of V views a picture the image is (N V, C, H, W), the views of one picture side by side.
+    """
     errors = [item["error"] for item in items if "error" in item]
     if errors:
         return {"errors": errors}
+    images = torch.stack([item["image"] for item in items])
     return {
-        "image": torch.stack([item["image"] for item in items]),
+        "image": images.flatten(0, -4),
         "label": torch.tensor([item["label"] for item in items], dtype=torch.int64),
         "index": torch.tensor([item["index"] for item in items], dtype=torch.int64),
     }

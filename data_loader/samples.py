@@ -26,13 +26,14 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")  # int() refuses more than 4300 dig
 _UNUSUAL = re.compile(r"^[/\\]|^.:|\.\.|//|\./|\\")  # may be absolute, leave the root or have a second spelling
 _natural_key = natsort_keygen()
 
+NO_LABEL = -1
 StrPath = str | os.PathLike[str]
 Problem = tuple[int, str]  # line number (0: the whole file), sentence
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image file and its label; the path is joined with the root, ready to open."""
+    """One image file and its label (NO_LABEL: not known); the path is joined with the root, ready to open."""
 
     path: str
     label: int
@@ -54,6 +55,11 @@ class SampleList:
     def where(self, index: int) -> str:
         """Say where a sample was named: `trainset.txt:17`, or the folder."""
         return f"{self.origin}:{self.line_numbers[index]}" if self.line_numbers else self.origin
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether every sample has a label."""
+        return all(sample.label != NO_LABEL for sample in self.samples)
 
     def class_counts(self) -> list[int]:
         """Count the samples of each class, in the order of the labels."""
@@ -150,6 +156,47 @@ def read_class_folders(root_dir: StrPath, class_names: Sequence[str] = ()) -> Sa
     return SampleList(tuple(samples), names, root, root)
 
 
+def read_unlabelled(
+    list_file: StrPath,
+    root_dir: StrPath,
+    separator: str,
+    class_names: Sequence[str],
+    *,
+    allow_outside_root: bool = False,
+) -> SampleList:
+    """Read pictures to learn from without labels: a txt list, or without one every picture below the root folder.
+
+    A line is a path, or path and label; a label that is none of the classes', or the name of a folder that is none,
+    becomes NO_LABEL. Raises ListError with every problem.
+    """
+    root = Path(root_dir).as_posix()
+    if not list_file:
+        return _read_pictures(root, class_names)
+    origin = os.fspath(list_file)
+    lines = _Lines([], [], [], [])
+    for number, whole_line in enumerate(_read_utf8(origin).split("\n"), 1):
+        line = whole_line.rstrip()
+        if not line:
+            continue
+        path, found, text = line.rpartition(separator)
+        is_label = bool(found) and _INTEGER.fullmatch(text.strip()) is not None
+        lines.paths.append((path.rstrip() if separator.isspace() else path) if is_label else line)
+        label = int(text) if is_label else NO_LABEL
+        lines.labels.append(label if 0 <= label < len(class_names) else NO_LABEL)
+        lines.line_numbers.append(number)
+    full_paths, keys = _join_root(root, lines.paths)
+    problems = _check_repeats(lines, keys) + _check_files(lines, full_paths, root)
+    if not allow_outside_root:
+        problems += _check_inside(lines, keys, root)
+    if not lines.paths:
+        problems.append((0, "the list is empty; write one path a line"))
+    if problems:
+        problems.sort(key=lambda problem: problem[0])
+        raise ListError([f"{origin}:{line}: {text}" if line else f"{origin}: {text}" for line, text in problems])
+    samples = tuple(map(Sample, full_paths, (label for label in lines.labels if label is not None)))
+    return SampleList(samples, tuple(class_names), root, origin, tuple(lines.line_numbers))
+
+
 def read_class_names(file: StrPath) -> tuple[str, ...]:
     """Read the class names of labels 0, 1, ... from a UTF-8 file, one a line. Raises ListError with every problem."""
     origin = os.fspath(file)
@@ -166,6 +213,20 @@ def read_class_names(file: StrPath) -> tuple[str, ...]:
     if problems:
         raise ListError(problems)
     return tuple(names)
+
+
+def _read_pictures(root: str, class_names: Sequence[str]) -> SampleList:
+    labels = {name: label for label, name in enumerate(class_names)}
+    prefix = _prefix(root)
+    try:
+        paths = list(iter_images(root))
+    except OSError as error:
+        raise ListError([f"{error.filename or root}: the folder cannot be read: {error.strerror}"]) from error
+    if not paths:
+        raise ListError([f"{root}: no pictures in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}"])
+    folders = (path.removeprefix(prefix).partition("/")[0] for path in paths)
+    samples = tuple(Sample(path, labels.get(folder, NO_LABEL)) for path, folder in zip(paths, folders, strict=True))
+    return SampleList(samples, tuple(class_names), root, root)
 
 
 def natural_sorted(names: Iterable[str]) -> list[str]:

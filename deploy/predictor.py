@@ -18,7 +18,7 @@ from deploy.runtimes import Backend, BackendError
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """One picture ready for the net, as `prepare` gives it, or the reason why it is not."""
 
     file: str
@@ -27,9 +27,17 @@ class _Prepared:
 
 
 class Predictor:
-    """Answers for files and pictures. A bad one gets an answer with an error and takes no other with it."""
+    """Answers for files and pictures. A bad one gets an answer with an error and takes no other with it.
+
+    Raises BackendError for a net that gives features instead of logits.
+    """
 
     def __init__(self, backend: Backend, facts: Facts) -> None:
+        if facts.output != "logits":
+            raise BackendError(
+                f"this net gives {facts.output}, not classes: python -m tools.embed writes them, and a "
+                "SimSiam_probe trained from it classifies"
+            )
         self.backend = backend
         self.facts = facts
 
@@ -42,7 +50,7 @@ class Predictor:
         """
         if batch_size < 1 or topk < 1 or workers < 1:
             raise ValueError(f"batch_size, topk and workers must be at least 1, got {batch_size}, {topk}, {workers}")
-        prepared = self._prepare_ahead(paths, batch_size + workers, workers)
+        prepared = prepare_ahead(paths, self.facts, batch_size + workers, workers)
         while batch := list(itertools.islice(prepared, batch_size)):
             yield from self._answer(batch, topk)
 
@@ -51,35 +59,9 @@ class Predictor:
 
         Raises BackendError.
         """
-        return self._answer([self._prepare_image(image, "") for image in images], topk)
+        return self._answer([_prepared(image, "", self.facts) for image in images], topk)
 
-    def _prepare_ahead(self, paths: Iterable[str], ahead: int, workers: int) -> Iterator[_Prepared]:
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        waiting: deque[Future[_Prepared]] = deque()
-        try:
-            for path in paths:
-                waiting.append(pool.submit(self._prepare_file, path))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # also where whoever asks stops asking
-            pool.shutdown(wait=True, cancel_futures=True)
-
-    def _prepare_file(self, path: str) -> _Prepared:
-        try:
-            image = self.facts.preprocess.decode(path)
-        except PictureError as error:
-            return _Prepared(path, None, str(error))
-        return self._prepare_image(image, path)
-
-    def _prepare_image(self, image: Image.Image, file: str) -> _Prepared:
-        try:
-            return _Prepared(file, prepare(image, self.facts))
-        except (ValueError, MemoryError) as error:
-            return _Prepared(file, None, str(error) or "it is too large for the memory")
-
-    def _answer(self, batch: Sequence[_Prepared], topk: int) -> list[Answer]:
+    def _answer(self, batch: Sequence[Prepared], topk: int) -> list[Answer]:
         pixels = [prepared.pixels for prepared in batch if prepared.pixels is not None]
         scores = iter(self._scores(np.stack(pixels)) if pixels else ())
         return [
@@ -106,6 +88,21 @@ class Predictor:
         return Answer(file, int(order[0]), *top_k[0], top_k)
 
 
+def prepare_ahead(paths: Iterable[str], facts: Facts, ahead: int, workers: int) -> Iterator[Prepared]:
+    """Stream pictures ready for the net, in order, decoded in threads at most `ahead` of whoever asks."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    waiting: deque[Future[Prepared]] = deque()
+    try:
+        for path in paths:
+            waiting.append(pool.submit(_prepared_file, path, facts))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # also where whoever asks stops asking
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
 def prepare(image: Image.Image, facts: Facts) -> np.ndarray:
     """Turn a decoded picture into the net's input: float32 (C, H, W), or uint8 (H, W, C) where it normalizes itself.
 
@@ -127,3 +124,18 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     scaled[~np.isfinite(scaled).all(axis=1)] = np.nan
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def _prepared_file(path: str, facts: Facts) -> Prepared:
+    try:
+        image = facts.preprocess.decode(path)
+    except PictureError as error:
+        return Prepared(path, None, str(error))
+    return _prepared(image, path, facts)
+
+
+def _prepared(image: Image.Image, file: str, facts: Facts) -> Prepared:
+    try:
+        return Prepared(file, prepare(image, facts))
+    except (ValueError, MemoryError) as error:
+        return Prepared(file, None, str(error) or "it is too large for the memory")

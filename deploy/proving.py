@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -57,7 +58,7 @@ def _run(path: Path, facts: Facts, reference: Reference, device: str, runtime: s
         with exact_float32():
             return name, measure(backend, reference, facts)
     except ValueError as error:  # the backend's own words
-        return name, Measured(problem=str(error).removeprefix(f"{path}: "))
+        return name, Measured(problem=_without_place(str(error), path))
 
 
 def _runtimes(file_format: str, device: str) -> list[str]:
@@ -82,7 +83,12 @@ def _departing(file_format: str, path: Path, source: Source) -> str:
         values = _layer_values(file_format, path, images, calls)
         return departure.first_departing(calls, values, TOLERANCES[source.precision])
     except Exception as error:  # a damaged file may fail in any way; it is refused either way
-        return f"not found: {first_line(error)}"
+        return f"not found: {_without_place(first_line(error), path)}"
+
+
+def _without_place(text: str, path: Path) -> str:
+    """Take from an error's text where the file lies for now."""
+    return text.removeprefix(f"{path}: ").replace(f"{path.parent}{os.sep}", "")
 
 
 def _layer_values(

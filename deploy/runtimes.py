@@ -97,12 +97,14 @@ class OpenVinoBackend:
     """An ONNX file on OpenVINO's CPU plugin.
 
     `precision` fp32 or bf16 is what floating point is computed in: left to itself, OpenVINO takes bf16 for a float32
-    net wherever the CPU has it. What an int8 file has quantized runs in int8 either way.
+    net wherever the CPU has it. What an int8 file has quantized (`is_int8`) runs in int8 either way, and only in
+    programs for one batch size each, powers of two that batches are filled up to: what OpenVINO 2026.4 compiles for any
+    size answered wrongly for a swin_t (docs/deployment.md).
     """
 
     name, device = "openvino", "cpu"
 
-    def __init__(self, path: Path, precision: str = "fp32") -> None:
+    def __init__(self, path: Path, precision: str = "fp32", *, is_int8: bool = False) -> None:
         import openvino
 
         # LATENCY: all cores on the batch at hand. THROUGHPUT cuts them into streams, of which one call fills one.
@@ -112,16 +114,16 @@ class OpenVinoBackend:
             self._model = core.read_model(path)
             self.declared = [_partial_sizes(value) for value in (*self._model.inputs, *self._model.outputs[:1])]
             self._compile: Callable[[Any], Any] = lambda model: core.compile_model(model, "CPU", hints)
-            self._any_size = self._compile(self._model)
+            self._any_size = None if is_int8 else self._compile(self._model)
         except RuntimeError as error:
             raise BackendError(f"{path}: openvino cannot load it: {reason(error)}") from error
-        self._one_size: Any = None
-        self._size = self._last_size = 0
+        self._of_size: dict[int, Any] = {}
+        self._last_size = 0
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Give the logits, float32 (N, K), of a batch. Raises BackendError."""
         try:
-            logits = self._compiled_for(images)(images)[0]
+            logits = self._one_size(images) if self._any_size is None else self._compiled_for(images)(images)[0]
         except (RuntimeError, MemoryError) as error:
             raise failure(self, len(images), error) from error
         return np.asarray(logits, np.float32)
@@ -129,12 +131,24 @@ class OpenVinoBackend:
     def _compiled_for(self, images: np.ndarray) -> Any:
         """Compile the first batch size that comes twice running for itself: it runs faster than what takes any size."""
         size = len(images)
-        if self._one_size is None and size == self._last_size:
-            model = self._model.clone()
-            model.reshape(list(images.shape))
-            self._one_size, self._size = self._compile(model), size
+        if not self._of_size and size == self._last_size:
+            self._of_size[size] = self._program(images.shape)
         self._last_size = size
-        return self._one_size if size == self._size else self._any_size
+        return self._of_size.get(size, self._any_size)
+
+    def _one_size(self, images: np.ndarray) -> Any:
+        """Answer from the program of the next power of two, compiled when it is first wanted."""
+        count = len(images)
+        size = 1 << (count - 1).bit_length()
+        filled = images if size == count else np.concatenate([images, np.repeat(images[:1], size - count, axis=0)])
+        if size not in self._of_size:
+            self._of_size[size] = self._program(filled.shape)
+        return self._of_size[size](filled)[0][:count]
+
+    def _program(self, shape: Sequence[int]) -> Any:
+        model = self._model.clone()
+        model.reshape(list(shape))
+        return self._compile(model)
 
 
 def check_declared(path: Path, facts: Facts, declared: Sequence[Sizes]) -> None:
@@ -142,7 +156,8 @@ def check_declared(path: Path, facts: Facts, declared: Sequence[Sizes]) -> None:
     shape = facts.preprocess
     pixels = (shape.height, shape.width)
     image = (shape.channels, *pixels) if facts.input == "float32 NCHW" else (*pixels, shape.channels)
-    expected = {f"takes pictures ({facts.input})": (None, *image), "gives logits": (None, facts.num_classes)}
+    outputs = facts.num_classes if facts.output == "logits" else None
+    expected = {f"takes pictures ({facts.input})": (None, *image), f"gives {facts.output}": (None, outputs)}
     if len(declared) != len(expected):
         raise BackendError(f"{path}: its net must take one input and give one output")
     for (what, wanted), sizes in zip(expected.items(), declared, strict=True):

@@ -137,22 +137,28 @@ def parameter_groups(
     """Split the trainable parameters into an optimizer's groups, each parameter in exactly one.
 
     GeM's exponents get no weight decay (Radenovic et al. 2018, their published training); `no_decay_norm_bias` also
-    frees biases and norm layers, all that has fewer than two dimensions. Raises NetError where nothing is trainable.
+    frees biases and norm layers, all that has fewer than two dimensions. The parts that a net names in `constant_rate`
+    stand in groups of their own, marked "constant_rate". Raises NetError where nothing is trainable.
     """
     from nets.GeM_ResNet_module import GeM
 
     exponents = {id(module.p) for module in net.modules() if isinstance(module, GeM)}
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for parameter in net.parameters():
+    constant = tuple(f"{part}." for part in getattr(net, "constant_rate", ()))
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}  # by (constant rate, free of decay)
+    for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             is_free = id(parameter) in exponents or (no_decay_norm_bias and parameter.ndim < 2)
-            (free if is_free else decayed).append(parameter)
-    groups = [(decayed, weight_decay), (free, 0.0)]
-    if not decayed and not free:
+            groups.setdefault((name.startswith(constant) if constant else False, is_free), []).append(parameter)
+    if not groups:
         raise NetError("the net has no trainable parameter: requires_grad is False on all of them")
     return [
-        {"params": parameters, "lr": learning_rate, "weight_decay": decay} for parameters, decay in groups if parameters
+        {
+            "params": parameters,
+            "lr": learning_rate,
+            "weight_decay": 0.0 if is_free else weight_decay,
+            "constant_rate": is_constant,
+        }
+        for (is_constant, is_free), parameters in sorted(groups.items(), key=lambda group: group[0])
     ]
 
 
@@ -178,7 +184,7 @@ def _is_public_identifier(name: object) -> bool:
 
 
 def _declared_nets(path: Path) -> dict[str, list[NetParameter]]:
-    """Read the nets of a file: its public functions and classes with a parameter num_classes."""
+    """Read the nets of a file: its public functions and classes with a parameter num_classes or num_channels."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
@@ -192,7 +198,8 @@ def _declared_nets(path: Path) -> dict[str, list[NetParameter]]:
             parameters = _parameters(constructor.args)[1:]  # without self
         else:
             continue
-        if not node.name.startswith("_") and any(parameter.name == "num_classes" for parameter in parameters):
+        takes_ours = any(parameter.name in ("num_classes", "num_channels") for parameter in parameters)
+        if not node.name.startswith("_") and takes_ours:
             nets[node.name] = parameters
     return nets
 

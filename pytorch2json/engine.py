@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 PROGRAM = "python -m pytorch2json.engine"
+COLUMNS, ROW_NAME = 79, 13  # of what --device_info prints, and of the names of its rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not builds and args.check:
             raise DescriptionError("--check needs --description and --output")
         if args.device_info:
-            print(device_info())
+            for row in device_info().splitlines():
+                print(textwrap.fill(row, COLUMNS, subsequent_indent=" " * ROW_NAME, break_on_hyphens=False))
         if builds:
-            capabilities = tuple(filter(None, args.compute_capabilities.split(",")))
+            capabilities = tuple(filter(None, map(str.strip, args.compute_capabilities.split(","))))
             info = write_engine(args.description, args.output, args.tf32, capabilities, log=_print_warning)
             print(f"{args.output}: {info['bytes']} bytes, built by {info['library']} {info['version']}")
         if args.check:

@@ -78,7 +78,7 @@ class Interpreter:
         return cls(*read_description(path), device)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Give the logits float32 (N, K) of images with the input's shape and dtype."""
+        """Give the logits float32 (N, K) of images with the input's shape and dtype. Raises DescriptionError."""
         return self._execute(images, keep=False)[self.network.outputs[0].name]
 
     def run(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -88,13 +88,17 @@ class Interpreter:
     @torch.inference_mode()
     def _execute(self, images: torch.Tensor, keep: bool) -> dict[str, torch.Tensor]:
         declared = self.network.inputs[0]
-        if tuple(images.shape) != declared.shape_at(len(images)) or _name(images) != declared.dtype:
+        if not isinstance(images, torch.Tensor):
+            got = f"{type(images).__module__}.{type(images).__name__}"
+            raise DescriptionError(f'input "{declared.name}" is a torch tensor, got {got}; torch.from_numpy makes one')
+        count = len(images) if images.ndim else 0
+        if tuple(images.shape) != declared.shape_at(count) or _name(images) != declared.dtype:
             got = f"{_name(images)} {tuple(images.shape)}"
             raise DescriptionError(f'input "{declared.name}" is {declared.dtype} {declared.shape}, got {got}')
         tensors = {declared.name: images.to(self.device)}
         for position, layer in enumerate(self.network.layers):
             for tensor, made in zip(layer.outputs, self._layer(layer, tensors), strict=True):
-                if tuple(made.shape) != tensor.shape_at(len(images)) or _name(made) != tensor.dtype:
+                if tuple(made.shape) != tensor.shape_at(count) or _name(made) != tensor.dtype:
                     got = f"{_name(made)} {tuple(made.shape)}"
                     raise DescriptionError(
                         f'layer "{layer.name}" ({layer.type}) declares {tensor.dtype} {tensor.shape} and gives {got}'

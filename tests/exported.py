@@ -1,17 +1,27 @@
-"""Small nets in every format that a backend reads, written here with the libraries alone."""
+"""Small nets in every format that a backend reads, written here with the libraries alone, and one that was trained."""
 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from artifacts.facts import Facts
+from configs.schema import Config
 from data_loader.preprocess import Preprocess
+from deploy import export
+from deploy.pictures import find_calibration, net_input
+from nets.net_interface import build_net
+from tests.conftest import CLASSES
 
 NAMES = ("猫", "dog", "bird/s")
 NET = {"module": "GeM_ResNet_module", "name": "GeM_ResNet_AVP", "args": {"model_type": "resnet18"}}
@@ -100,4 +110,86 @@ def write_engine_facts(path: Path, facts: Facts) -> Path:
     return path
 
 
+def paint(path: Path, label: int, seed: int) -> None:
+    """Write noise that is brightest in red, green or blue (class 0, 1, 2)."""
+    pixels = np.random.default_rng(seed).integers(0, 160, (24, 28, 3))
+    pixels[..., label] += 60
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def write_list(folder: Path, split: str, count: int, seed: int) -> str:
+    lines = []
+    for number in range(count):
+        name = f"{split}/{number:02d}.png"
+        paint(folder / "images" / name, number % 3, seed + number)
+        lines.append(f"{name}----{number % 3}\n")
+    (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    return str(folder / f"{split}.txt")
+
+
+def train_net(folder: Path) -> Path:
+    """Train a small net for a few steps on 30 pictures, and give its checkpoint, whose config names its data."""
+    values = {
+        "model_module_name": NET["module"],
+        "model_net_name": NET["name"],
+        "model_type": "resnet18",
+        "img_height": 32,
+        "img_width": 32,
+        "num_classes": 3,
+        "train_data_root_dir": str(folder / "images"),
+        "val_data_root_dir": str(folder / "images"),
+        "train_data_file": write_list(folder, "train", 30, 0),
+        "val_data_file": write_list(folder, "val", 40, 100),
+    }
+    config = Config.model_validate(values)
+    torch.manual_seed(0)
+    net = build_net(
+        NET["module"], NET["name"], num_classes=3, img_height=32, img_width=32, model_args={"model_type": "resnet18"}
+    )
+    facts = Facts(CLASSES, Preprocess(32, 32), NET)
+    pictures = find_calibration(config, facts, 30)
+    assert pictures is not None and pictures.labels is not None
+    images = torch.from_numpy(net_input(pictures.pixels, facts.preprocess, facts.input))
+    labels = torch.from_numpy(pictures.labels)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    net.train()
+    for _ in range(8):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of the next batch, which is all of the data
+    with torch.no_grad():
+        net(images)
+    path = folder / "net.pth"
+    save_checkpoint(Checkpoint(config.model_dump(), facts, net.state_dict()), path)
+    return path
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / "export_report.json").read_text(encoding="utf-8"))
+    return values
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def facts_and_config(trained: Path) -> tuple[Facts, Config]:
+    checkpoint = load_checkpoint(trained)
+    return checkpoint.facts, Config.model_validate(checkpoint.config)
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run with a mistake in it, and give the sentence."""
+    assert export.main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err.removeprefix("python -m deploy.export: ").rstrip()
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(export.__file__).parent.parent)}
 WRITERS = {"pt": write_jit, "pt2": write_pt2, "onnx": write_onnx}

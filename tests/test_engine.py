@@ -681,18 +681,41 @@ def test_a_library_that_cannot_build_here_is_told(monkeypatch: pytest.MonkeyPatc
 def test_device_info(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["--device_info"]) == 0
-    rows = dict(
-        line.split(maxsplit=1)
-        for line in capsys.readouterr()
-        .out.replace(" device", "_device")
-        .replace("builds for", "builds_for")
-        .replace("runs here", "runs_here")
-        .splitlines()
-    )
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) < 80
+    rows: dict[str, str] = {}
+    name = ""
+    for line in lines:  # the first 13 columns name the row; a long one goes on below
+        name = line[:13].strip() or name
+        rows[name] = f"{rows.get(name, '')} {line[13:]}".strip()
     assert rows["library"] == f"{trt.__name__} {trt.__version__}"
-    assert rows["CUDA_device"] == "none"
-    assert rows["runs_here"] == f"no: torch {torch.__version__} sees no CUDA GPU"
-    assert "compute capability 8.0" in rows["builds_for"] or trt.__name__ == "tensorrt"
+    assert rows["CUDA device"] == "none"
+    assert rows["runs here"] == f"no: torch {torch.__version__} sees no CUDA GPU"
+    assert "compute capability 8.0" in rows["builds for"] or trt.__name__ == "tensorrt"
+
+
+def test_spaces_between_compute_capabilities_are_no_part_of_them(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def write(description: str, output: str, tf32: bool, capabilities: Sequence[str], log: Any) -> dict[str, Any]:
+        asked.append(capabilities)
+        return {"bytes": 1, "library": "x", "version": "1"}
+
+    monkeypatch.setattr(engine, "write_engine", write)
+    flags = ["--description", str(files / "model.json"), "--output", str(files / "x.engine")]
+    assert main([*flags, "--compute_capabilities", " 8.9, 12.0 ,"]) == 0
+    assert asked == [("8.9", "12.0")]
+
+
+def test_the_interpreter_says_what_it_takes() -> None:
+    network, weights = described_case("convolution")
+    interpreter = Interpreter(network, weights)
+    images = weights["parity.in"]
+    words = r'^input "images" is a torch tensor, got numpy.ndarray; torch.from_numpy makes one$'
+    with pytest.raises(DescriptionError, match=words):
+        interpreter(images.numpy())
+    with pytest.raises(DescriptionError, match=r'^input "images" is float32 .*, got float32 \(\)$'):
+        interpreter(torch.tensor(1.0))
 
 
 # --- files and the command line

@@ -167,7 +167,7 @@ def test_overrides(tmp_path: Path, classic: dict[str, Any]) -> None:
     ]
     assert problems(tmp_path, classic, ("num_epochs=0", "nonsense", "shuffle.x=1")) == [
         "--set nonsense: write key=value",
-        "--set shuffle.x=1: only model_args has inner keys",
+        "--set shuffle.x=1: only model_args and next_stage have inner keys",
         "--set num_epochs=0: num_epochs must be at least 1, got 0",
     ]
 

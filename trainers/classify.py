@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from artifacts.facts import Facts
 from data_loader.augment import BatchMixer
+from data_loader.samples import NO_LABEL
 from trainers.metrics import ClassificationMetrics, ValidationResult
 
 Batch = dict[str, torch.Tensor]
@@ -24,6 +25,9 @@ class ClassifyTask(nn.Module):
     """
 
     class_weights: torch.Tensor | None
+    output = "logits"  # what the net gives, one of facts.OUTPUTS
+    measure = "top-1"  # what `validate` gives as top1
+    views = 1  # of a picture in a batch
 
     def __init__(
         self,
@@ -58,6 +62,18 @@ class ClassifyTask(nn.Module):
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Give the logits (N, K) float32 of images (N, C, H, W)."""
         return self.net(images).float()
+
+    def shown(self, batch: Batch, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give images as the net sees them in training, to look at, and their labels."""
+        return self.training_inputs(batch, generator)[0], batch["label"]
+
+    def warning(self, terms: Mapping[str, float]) -> str:
+        """Say in a sentence what is wrong with a training that gives these means of the step's scalars; "": nothing."""
+        return ""
+
+    def conclusions(self, num_classes: int) -> dict[str, float]:
+        """Give further shares (0 to 1) for the report of a finished training, by name."""
+        return {}
 
     @torch.inference_mode()
     def validate(
@@ -99,5 +115,5 @@ def balanced_class_weights(counts: Sequence[int]) -> list[float]:
 
 
 def picture_captions(labels: torch.Tensor, class_names: Sequence[str]) -> list[str]:
-    """Give the class names of labels (N,)."""
-    return [class_names[int(label)] for label in labels]
+    """Give the class names of labels (N,), "" where the label is not known."""
+    return ["" if label == NO_LABEL else class_names[int(label)] for label in labels]

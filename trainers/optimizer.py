@@ -34,10 +34,10 @@ def freeze_parameters(net: nn.Module, patterns: list[str]) -> list[str]:
 
 
 def hold_frozen_in_eval(net: nn.Module) -> None:
-    """Put the layers whose own parameters are all frozen into eval mode, so that batch norm keeps its statistics."""
+    """Put the parts whose parameters are all frozen into eval mode: batch norm keeps its statistics, nothing drops."""
     for module in net.modules():
-        own = list(module.parameters(recurse=False))
-        if own and not any(parameter.requires_grad for parameter in own):
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
 
 
@@ -63,9 +63,10 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group."""
+    """Set the rate of every group but those that keep theirs."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if not group["constant_rate"]:
+            group["lr"] = rate
 
 
 class AveragedNet:

@@ -28,7 +28,8 @@ class TrainingReport:
     `best` and `final`: {"epoch", "step", "top1", "top5", "loss"}. `per_class`, `confusion` and `worst` are the best
     epoch's, as in `ValidationResult`. `curves`: {"train": [{"step", "epoch", "loss", "learning_rate"}],
     "val": [{"step", "epoch", "loss", "top1", "top5"}]}, further keys allowed. `skipped_images`: [{"path", "where",
-    "reason"}]. `status`: "finished", "stopped early", "interrupted", ...
+    "reason"}]. `status`: "finished", "stopped early", "interrupted", ... `measure`: what top1 is of. `conclusions`:
+    further shares by name. `earlier`: of the stage before, {"title", "measure", "top1", "conclusions", "report"}.
     """
 
     title: str
@@ -53,6 +54,9 @@ class TrainingReport:
     git_commit: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     skipped_images: list[dict[str, str]] = field(default_factory=list)
+    measure: str = "top-1"
+    conclusions: dict[str, float] = field(default_factory=dict)
+    earlier: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; NaN and infinity become None."""

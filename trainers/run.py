@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +17,28 @@ import torch
 from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
-from artifacts.facts import class_names_of, facts_of, library_versions
+from artifacts.facts import class_names_of, facts_of, library_versions, preprocess_of
 from configs.schema import Config
-from data_loader.augment import AugmentSettings, BatchMixer, TrainingView
+from data_loader.augment import AugmentSettings, BatchMixer, TrainingView, TwoViews
+from data_loader.batch_views import BatchViews
 from data_loader.loaders import BadPictureError, PictureDataset, find_bad_pictures, net_seed, without
 from data_loader.preprocess import Preprocess
-from data_loader.samples import ListError, SampleList, read_class_folders, read_list
+from data_loader.samples import ListError, SampleList, read_class_folders, read_list, read_unlabelled
 from nets.checkpointing import enable_gradient_checkpointing
 from nets.net_interface import build_net
 from nets.pim_module import PIM
+from nets.simsiam_module import SimSiam
 from nets.start_weights import load_start_weights, published_state_dict
 from trainers.classify import ClassifyTask, balanced_class_weights
 from trainers.distributed import World, joined, launch, world_from_environment
+from trainers.embeddings import plain_batches
 from trainers.hardware import choose_device, choose_precision, describe_device
 from trainers.heatmaps import best_heat_maps
 from trainers.logger import TrainingLogger
 from trainers.optimizer import freeze_parameters
 from trainers.pim import PimLossWeights, PimTask
 from trainers.report import TrainingReport, write_report
+from trainers.simsiam import SimSiamTask
 from trainers.trainer import Progress, Trainer, TrainingError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -50,22 +56,37 @@ FIXED_ON_RESUME = (
 )
 
 Skipped = list[dict[str, str]]
+ENDED = ("finished", "stopped early")
 
 
-def run(config: Config, *, resume: bool = False) -> int:
+def run_stages(config: Config, *, resume: bool = False, stage: int = 0) -> int:
+    """Train what a config names and then its `next_stage`, or only one of them (1 or 2); give the exit code."""
+    following = config.next_config()
+    if following is None or stage == 1:
+        return run(config, resume=resume)
+    exit_code = run(config, resume=resume) if stage != 2 else 0
+    if exit_code:
+        return exit_code
+    if os.environ.get("RANK", "0") == "0":
+        _say(f"next stage: {following.model_module_name}.{following.model_net_name}")
+    return run(following, resume=resume and following.last_checkpoint().is_file(), earlier=config.save_path)
+
+
+def run(config: Config, *, resume: bool = False, earlier: str = "") -> int:
     """Train what a config names, on as many processes as it asks for, and give the program's exit code.
 
-    The user's mistakes are ValueErrors whose message is the sentence to show; a TrainingError is the training's own.
+    `earlier` is where the report of the stage before this one lies. The user's mistakes are ValueErrors whose message
+    is the sentence to show; a TrainingError is the training's own.
     """
     world = world_from_environment()
     wanted = processes_wanted(config)
     if "RANK" in os.environ or wanted == 1:
-        return run_rank(config, world, resume=resume)
+        return run_rank(config, world, resume=resume, earlier=earlier)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.json"
         file.write_text(config.model_dump_json(), encoding="utf-8")
-        command = [str(PROJECT / "train.py"), "--config", str(file), *(["--resume"] if resume else [])]
-        return launch(command, wanted)
+        command = [str(PROJECT / "train.py"), "--config", str(file), "--stage", "1", *(["--resume"] if resume else [])]
+        return launch([*command, *(["--earlier", earlier] if earlier else [])], wanted)
 
 
 def processes_wanted(config: Config) -> int:
@@ -75,7 +96,7 @@ def processes_wanted(config: Config) -> int:
     return max(1, len(config.gpu_ids())) if torch.cuda.is_available() else 1
 
 
-def run_rank(config: Config, world: World, *, resume: bool) -> int:
+def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -> int:
     """Be one process of a training; give its exit code."""
     say = _say if world.is_first else _say_nothing
     if world.local_size > 1:
@@ -89,12 +110,14 @@ def run_rank(config: Config, world: World, *, resume: bool) -> int:
     with joined(world, device):
         train, val, skipped = read_data(config, world, say)
         net = build_start_net(config, say if checkpoint is None else _say_nothing, with_weights=checkpoint is None)
-        facts = facts_of(config, train.class_names)
+        task = build_task(config, net, train, val, device)
+        facts = replace(facts_of(config, train.class_names), output=task.output)
         progress = Progress.from_dict(checkpoint.progress) if checkpoint else Progress(log_dir=_log_dir(config))
+        view = training_view(config, facts.preprocess, task.views)
         trainer = Trainer(
             config,
-            build_task(config, net, train),
-            PictureDataset(train, facts.preprocess, training_view(config, facts.preprocess), config.seed),
+            task,
+            PictureDataset(train, facts.preprocess, view, config.seed),
             PictureDataset(val, facts.preprocess),
             facts,
             device=device,
@@ -107,16 +130,19 @@ def run_rank(config: Config, world: World, *, resume: bool) -> int:
             ),
             progress=progress,
             say=say,
+            augment=batch_views(config, task.views),
         )
         if checkpoint is not None:
             trainer.load(checkpoint)
             say(f"resuming in epoch {progress.epoch + 1} at step {progress.step}")
         trainer.logger.config_text(config.model_dump())
-        status = fit_and_report(config, trainer, skipped, say)
+        status = fit_and_report(config, trainer, skipped, say, earlier)
     return EXIT_INTERRUPTED.get(status.rpartition(" ")[2], 1 if status == "failed" else 0)
 
 
-def fit_and_report(config: Config, trainer: Trainer, skipped: Skipped, say: Callable[[str], None]) -> str:
+def fit_and_report(
+    config: Config, trainer: Trainer, skipped: Skipped, say: Callable[[str], None], earlier: str = ""
+) -> str:
     """Train, and whatever happens leave the report; give the status, "failed" where a sentence says why."""
     status = "failed"
     try:
@@ -131,7 +157,7 @@ def fit_and_report(config: Config, trainer: Trainer, skipped: Skipped, say: Call
         print(f"train.py: {sentence}", file=sys.stderr)
     finally:
         if trainer.world.is_first:
-            report = build_report(config, trainer, skipped, status)
+            report = build_report(config, trainer, skipped, status, earlier)
             try:
                 finish(report, config, trainer, say)
             except OSError as error:
@@ -145,8 +171,18 @@ def fit_and_report(config: Config, trainer: Trainer, skipped: Skipped, say: Call
 def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple[SampleList, SampleList, Skipped]:
     """Read and check both lists. Raises ListError; BadPictureError where more pictures are bad than allowed."""
     names = class_names_of(config)
-    train = _read_split(config, config.train_data_file, config.train_data_root_dir, names)
-    val = _read_split(config, config.val_data_file, config.val_data_root_dir, train.class_names)
+    if learns_without_labels(config):
+        val = _read_split(config, config.val_data_file, config.val_data_root_dir, names)
+        train = read_unlabelled(
+            config.train_data_file,
+            config.train_data_root_dir,
+            config.file_label_separator,
+            val.class_names,
+            allow_outside_root=config.allow_outside_root,
+        )
+    else:
+        train = _read_split(config, config.train_data_file, config.train_data_root_dir, names)
+        val = _read_split(config, config.val_data_file, config.val_data_root_dir, train.class_names)
     if train.origin == val.origin:
         say(f"warning: training and validation read the same pictures ({val.origin}); the accuracy will say little")
     say(f"{len(train.samples)} training and {len(val.samples)} validation pictures, {config.num_classes} classes")
@@ -190,8 +226,19 @@ def build_start_net(config: Config, say: Callable[[str], None], *, with_weights:
     return net
 
 
-def build_task(config: Config, net: torch.nn.Module, train: SampleList) -> ClassifyTask:
+def build_task(
+    config: Config, net: torch.nn.Module, train: SampleList, val: SampleList, device: torch.device
+) -> ClassifyTask:
     """Put the loss around the net."""
+    if isinstance(net, SimSiam):
+        known = train if train.is_labelled else val
+        return SimSiamTask(
+            net,
+            plain_batches(known, preprocess_of(config), config.dataloader_workers, device),
+            bank_is_validation=known is val,
+            neighbours=config.simsiam_knn_neighbours,
+            seed=config.seed,
+        )
     weights = config.class_weights
     if weights == "balanced":
         weights = balanced_class_weights(train.class_counts())
@@ -214,12 +261,24 @@ def build_task(config: Config, net: torch.nn.Module, train: SampleList) -> Class
     return ClassifyTask(net, **options)
 
 
-def training_view(config: Config, preprocess: Preprocess) -> TrainingView | None:
-    """Give the augmentation, or nothing where `data_aug` is off."""
-    if not config.data_aug:
+def learns_without_labels(config: Config) -> bool:
+    """Say whether the net of a config learns from pictures alone."""
+    return (config.model_module_name, config.model_net_name) == ("simsiam_module", "SimSiam")
+
+
+def training_view(config: Config, preprocess: Preprocess, views: int) -> TrainingView | TwoViews | None:
+    """Give the augmentation of a picture, or nothing where `data_aug` is off or whole batches are augmented."""
+    if config.augment_on == "device" or not (config.data_aug or views > 1):
         return None
-    keys = set(AugmentSettings.__dataclass_fields__)
-    return TrainingView(preprocess, AugmentSettings(**config.model_dump(include=keys)))
+    view = TrainingView(preprocess, _augment_settings(config))
+    return TwoViews(view) if views > 1 else view
+
+
+def batch_views(config: Config, views: int) -> BatchViews | None:
+    """Give the augmentation of a whole batch, or nothing where each picture is augmented by itself, or none."""
+    if config.augment_on == "cpu" or not (config.data_aug or views > 1):
+        return None
+    return BatchViews(_augment_settings(config), views)
 
 
 def changed_since(before: dict[str, Any], config: Config) -> list[str]:
@@ -229,7 +288,7 @@ def changed_since(before: dict[str, Any], config: Config) -> list[str]:
     return [f"resuming with another {key}: {before[key]!r} before, {now[key]!r} now" for key in changed]
 
 
-def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str) -> TrainingReport:
+def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str, earlier: str = "") -> TrainingReport:
     """Gather what report.json and report.html say."""
     progress = trainer.progress
     best = progress.best_result
@@ -257,13 +316,16 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
         git_commit=git_commit(),
         config=config.model_dump(),
         skipped_images=skipped,
+        measure=trainer.task.measure,
+        conclusions=trainer.validated.conclusions(config.num_classes) if status in ENDED else {},
+        earlier=_summary(earlier) if earlier else {},
     )
 
 
 def finish(report: TrainingReport, config: Config, trainer: Trainer, say: Callable[[str], None]) -> None:
     """Write the report, and say in a few lines what came of the run and where it lies."""
     heat_maps = {}
-    if not report.status.startswith("interrupted"):  # who stops it does not want to wait
+    if trainer.task.output == "logits" and not report.status.startswith("interrupted"):  # who stops it will not wait
         worst = [(row["path"], row["answer"]) for row in report.worst]
         heat_maps = best_heat_maps(config.best_checkpoint(), worst, trainer.device)
     page = write_report(report.to_dict(), config.save_path, pictures=trainer.load_picture, heat_maps=heat_maps)
@@ -271,16 +333,37 @@ def finish(report: TrainingReport, config: Config, trainer: Trainer, say: Callab
         trainer.logger.hparams(
             config.model_dump(include=HPARAMS), {"top1": report.best["top1"], "loss": report.best["loss"]}
         )
-        say(f"{report.status}: best top-1 {report.best['top1']:.2%} in epoch {report.best['epoch']}")
+        say(f"{report.status}: best {report.measure} {report.best['top1']:.2%} in epoch {report.best['epoch']}")
+        for name, share in report.conclusions.items():
+            say(f"  {name:<16} {share:.2%} on the features of the last epoch")
+        if before := report.earlier:
+            say(f"  stage before     best {before['measure']} {before['top1']:.2%}, {before['report']}")
         say(f"  best checkpoint  {config.best_checkpoint()}")
     else:
         say(f"{report.status} before the first validation")
     if config.last_checkpoint().is_file():
-        hint = "" if report.status in ("finished", "stopped early") else "  (go on with --resume)"
+        hint = "" if report.status in ENDED else "  (go on with --resume)"
         say(f"  last checkpoint  {config.last_checkpoint()}{hint}")
     say(f"  report           {page}")
     if config.is_tensorboard:
         say(f"  curves           tensorboard --logdir {config.log_path}")
+
+
+def _summary(folder: str) -> dict[str, Any]:
+    """Give what the report of the stage before says, or nothing where it cannot be read."""
+    try:
+        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+        return {
+            **{key: report[key] for key in ("title", "measure", "conclusions")},
+            "top1": report["best"]["top1"],
+            "report": str(Path(folder) / "report.html"),
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _augment_settings(config: Config) -> AugmentSettings:
+    return AugmentSettings(**config.model_dump(include=set(AugmentSettings.__dataclass_fields__)))
 
 
 def git_commit() -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -83,6 +83,14 @@ class Progress:
         return progress
 
 
+def scaled_rate(config: Config, world_size: int) -> float:
+    """Give the learning rate for the pictures of a step, where `learning_rate_batch` says what number it is for."""
+    if not config.learning_rate_batch:
+        return config.learning_rate
+    pictures = config.batch_size * config.accumulation_steps * world_size
+    return config.learning_rate * pictures / config.learning_rate_batch
+
+
 class Trainer:
     """Trains a task on a dataset, and leaves its best and its last checkpoint.
 
@@ -104,18 +112,22 @@ class Trainer:
         logger: TrainingLogger,
         progress: Progress,
         say: Callable[[str], None],
+        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
         show_progress: bool = True,
     ) -> None:
         self.config, self.facts, self.world = config, facts, world
         self.device, self.precision, self.logger, self.say = device, precision, logger, say
         self.train_data, self.val_data, self.progress = train_data, val_data, progress
+        self.augment = augment
         self.show_progress = show_progress and world.is_first
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.task = task.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.validated = self.task  # the task around the net that was validated last: the averaged one, if there is one
+        rate = scaled_rate(config, world.size)
         self.optimizer = build_optimizer(
             task.net,
             config.optimizer,
-            learning_rate=config.learning_rate,
+            learning_rate=rate,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             nesterov=config.nesterov,
@@ -135,7 +147,7 @@ class Trainer:
         progress.num_train = progress.num_train or len(self.labels)
         self.schedule = Schedule(
             config.learning_rate_schedule,
-            config.learning_rate,
+            rate,
             num_epochs=config.num_epochs,
             decay=config.learning_rate_decay,
             decay_epochs=config.learning_rate_decay_epoch,
@@ -156,6 +168,7 @@ class Trainer:
         )
         self.pending: list[tuple[int, float, torch.Tensor, int]] = []  # step, rate, sums of the terms, pictures
         self.terms: tuple[str, ...] = ("loss",)  # what the task's step gives, the loss first
+        self.warned_in = -1  # epoch
         self.interval_start, self.interval_pictures = time.perf_counter(), 0
         self.stop = StopRequest("stopping: saving first" if world.is_first else "")
 
@@ -177,7 +190,7 @@ class Trainer:
         updates = config.train_mode == "update"
         if (config.evaluate_before_train or updates) and progress.step == 0:
             result = self._validate()
-            self.say(f"before training: val loss {result.loss:.4f}, top-1 {result.top1:.2%}")
+            self.say(f"before training: val loss {result.loss:.4f}, {self.task.measure} {result.top1:.2%}")
             if updates:  # what the net can already do is the mark to beat
                 self._keep_if_best(result)
         while progress.epoch < config.num_epochs:
@@ -186,7 +199,8 @@ class Trainer:
                 self.say(f"no better top-1 for {patience} epochs: stopped early")
                 return "stopped early"
             self._train_epoch()
-            self._end_epoch(self._validate())
+            is_due = (progress.epoch + 1) % config.validation_interval == 0 or progress.epoch + 1 == config.num_epochs
+            self._end_epoch(self._validate() if is_due else None)
         return "finished"
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -262,7 +276,7 @@ class Trainer:
         total: torch.Tensor | float = 0.0
         pictures = 0
         for part in range(len(step.batches)):
-            batch = self._to_device(checked(next(batches)))
+            batch = self._to_device(checked(next(batches)), self.augment)
             count = len(batch["label"])
             if show_pictures and part == 0:
                 self._show_pictures(batch, seed)
@@ -312,7 +326,18 @@ class Trainer:
         self.logger.scalars({"train/images_per_second": speed}, last)
         self._add_curve_point(last, mean, rate)
         self.pending.clear()
+        self._heed(dict(zip(self.terms, (sums.sum(dim=0) / counts.sum()).tolist(), strict=True)))
         self._show_speed(bar, mean, rate, speed)
+
+    def _heed(self, terms: Mapping[str, float]) -> None:
+        """Pass on what the task finds wrong, once an epoch. Raises TrainingError where the config wants that."""
+        sentence = self.task.warning(terms)
+        if not sentence or self.warned_in == self.progress.epoch:
+            return
+        self.warned_in = self.progress.epoch
+        if self.config.simsiam_on_collapse == "stop":
+            raise TrainingError(f"{sentence} (epoch {self.progress.epoch + 1}, step {self.progress.step})")
+        self.say(f"warning: {sentence}")
 
     def _rate(self) -> float:
         """Give the learning rate at the present place."""
@@ -330,7 +355,7 @@ class Trainer:
         start = time.perf_counter()
         net = self.validated_net()
         self.world.agree_on_buffers(net)
-        task = self.task if self.ema is None else self.task.with_net(net)
+        self.validated = task = self.task if self.ema is None else self.task.with_net(net)
         paths = [sample.path for sample in self.val_data.samples.samples]
         result = task.validate(self._validation_batches(), self.config.num_classes, paths, self.facts.class_names)
         self.facts = self.task.declare(self.facts, result)
@@ -342,7 +367,7 @@ class Trainer:
 
     def _worst_heat_maps(self, net: torch.nn.Module, result: ValidationResult) -> dict[str, np.ndarray]:
         """Give the worst pictures under the heat maps of their answers, by path, where they are looked at."""
-        if not self.logger.enabled:
+        if not self.logger.enabled or self.task.output != "logits":
             return {}
         pictures = [(picture.path, picture.answer) for picture in result.worst[:MAX_HEAT_MAPS]]
         return worst_heat_maps(net, self.facts.preprocess, pictures, self.device)
@@ -354,26 +379,27 @@ class Trainer:
                 raise StoppedBySignalError
             yield self._to_device(checked(batch))
 
-    def _end_epoch(self, result: ValidationResult) -> None:
+    def _end_epoch(self, result: ValidationResult | None) -> None:
+        """Enter the epoch, save, and say so; `result` is None where the epoch was not validated."""
         progress = self.progress
-        if not math.isfinite(result.loss):
+        if result is not None and not math.isfinite(result.loss):
             what = f"the validation loss became {result.loss}"
             raise TrainingError(self._nan_sentence(what, progress.step - 1, self._rate()))
         train_loss = progress.loss_sum / len(self.labels)
         progress.epoch += 1
         progress.consumed, progress.loss_sum = 0, 0.0
-        risen = not progress.best or result.top1 > progress.best["top1"]
-        progress.epochs_without_gain = 0 if risen else progress.epochs_without_gain + 1
-        point = self._keep_if_best(result)
-        progress.curves["val"].append({**point, "train_loss": train_loss})
+        line = f"epoch {progress.epoch}/{self.config.num_epochs}  loss {train_loss:.4f}"
+        if result is not None:
+            risen = not progress.best or result.top1 > progress.best["top1"]
+            waited = progress.epochs_without_gain + self.config.validation_interval
+            progress.epochs_without_gain = 0 if risen else waited
+            point = self._keep_if_best(result)
+            progress.curves["val"].append({**point, "train_loss": train_loss})
+            line += f"  val {result.loss:.4f}  {self.task.measure} {result.top1:.2%}  best {progress.best['top1']:.2%}"
         self._save_last()
         self.logger.scalars({"train/epoch_loss": train_loss}, progress.step)
         self.logger.flush()
-        rate = progress.pictures_trained / max(progress.train_seconds, 1e-9)
-        self.say(
-            f"epoch {progress.epoch}/{self.config.num_epochs}  loss {train_loss:.4f}  val {result.loss:.4f}  "
-            f"top-1 {result.top1:.2%}  best {progress.best['top1']:.2%}  {rate:.0f} img/s"
-        )
+        self.say(f"{line}  {progress.pictures_trained / max(progress.train_seconds, 1e-9):.0f} img/s")
 
     def _keep_if_best(self, result: ValidationResult) -> dict[str, Any]:
         """Save the net where it is the best so far; give the validation's point for the curves."""
@@ -407,10 +433,13 @@ class Trainer:
             progress=asdict(self.progress),
         )
 
-    def _to_device(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Move a batch, and normalise its pictures there: four times fewer bytes travel."""
+    def _to_device(
+        self, batch: dict[str, Any], augment: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Move a batch, and augment and normalise its pictures there: four times fewer bytes travel."""
         moved = {key: value.to(self.device, non_blocking=self.config.async_loading) for key, value in batch.items()}
-        images = self.facts.preprocess.normalize(moved["image"])
+        pictures = moved["image"] if augment is None else augment(moved["image"])
+        images = self.facts.preprocess.normalize(pictures)
         return {**moved, "image": images.contiguous(memory_format=self.layout)}
 
     def _asked_to_stop(self, at_interval: bool) -> bool:
@@ -442,9 +471,9 @@ class Trainer:
         """Log up to 16 pictures of a batch as the net sees them, mixed ones too."""
         if not self.logger.enabled:
             return
-        images, _ = self.task.training_inputs(batch, np.random.default_rng(seed))
+        images, labels = self.task.shown(batch, np.random.default_rng(seed))
         pictures = self.facts.preprocess.denormalize(images[:16]).numpy()
-        captions = picture_captions(batch["label"][:16].cpu(), self.facts.class_names)
+        captions = picture_captions(labels[:16].cpu(), self.facts.class_names)
         self.logger.train_pictures(pictures, captions, self.progress.step)
 
     def load_picture(self, path: str) -> np.ndarray:

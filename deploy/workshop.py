@@ -1,0 +1,159 @@
+"""Where an export works: a temporary folder inside the output folder, whose files get their names once proved."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+FULL_DISK = re.compile(r"(No space left|Disk quota|File too large|Read-only file system)[^:(]*")
+PREFIX, LOCK = ".export", "lock"  # the folder is called .export-<host>-<random>
+
+
+class ExportError(ValueError):
+    """A mistake of the user's, or a disk that takes no more; the message is the sentence to show."""
+
+
+@contextmanager
+def workshop(output_dir: Path) -> Iterator[Path]:
+    """Give a temporary folder inside the output folder, which is made if need be and unmade if it stays empty.
+
+    What is proved in it is only renamed. Python's temporary files lie in it too, so that one disk alone can be full.
+    What a killed export left on this machine is removed. Raises ExportError, also where another export is at work.
+    """
+    made = _make_folders(output_dir)
+    try:
+        with _locked_folder(output_dir) as folder:
+            _look_at_others(output_dir, folder)
+            before, tempfile.tempdir = tempfile.tempdir, str(folder)
+            try:
+                yield folder
+            finally:
+                tempfile.tempdir = before
+    finally:
+        with suppress(OSError):  # the first that holds something stays, and so do those above it
+            for parent in made:
+                parent.rmdir()
+
+
+def put_in_place(files: Sequence[Path], output_dir: Path) -> None:
+    """Give proved files their names, the one that is loaded last; an earlier export's are replaced.
+
+    Raises ExportError.
+    """
+    for file in files:
+        with _writing(output_dir / file.name), file.open("rb+") as content:
+            os.fsync(content.fileno())
+    for file in reversed(files):
+        with _writing(output_dir / file.name):
+            file.replace(output_dir / file.name)
+
+
+def keep_copies(files: Sequence[Path], folder: Path) -> None:
+    """Copy files into a folder that is made for them. Raises ExportError."""
+    folder.mkdir()
+    for file in files:
+        with _writing(folder / file.name):
+            shutil.copyfile(file, folder / file.name)
+
+
+def raise_disk_error(error: BaseException, path: Path) -> None:
+    """Raise ExportError where an error, or what caused it, is the disk's and not the net's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+            raise ExportError(f"{path}: cannot write it: {cause.strerror}") from error
+        if found := FULL_DISK.search(str(cause)):  # safetensors and torch say it in their own kinds
+            raise ExportError(f"{path}: cannot write it: {found[0].strip()}") from error
+        cause = cause.__cause__ or cause.__context__
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; give the new ones, deepest first. Raises ExportError."""
+    try:
+        new = list(itertools.takewhile(lambda parent: not parent.exists(), (folder, *folder.parents)))
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"{folder}: cannot make this folder for the files: {error.strerror}") from error
+    return new
+
+
+@contextmanager
+def _locked_folder(output_dir: Path) -> Iterator[Path]:
+    """Give a new folder with a locked file in it, which the system unlocks when this process ends in any way.
+
+    It gets the name by which others find it only when it is locked. Raises ExportError.
+    """
+    try:
+        unnamed = Path(tempfile.mkdtemp(prefix=".new-export-", dir=output_dir))
+        lock = os.open(unnamed / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise ExportError(f"{output_dir}: cannot write into this folder: {error.strerror}") from error
+    _try_lock(lock)
+    folder = unnamed.rename(output_dir / f"{_own_prefix()}-{unnamed.name.rpartition('-')[2]}")
+    try:
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _look_at_others(output_dir: Path, own: Path) -> None:
+    """Remove the folders of this machine whose export has died. Raises ExportError where one is still at work.
+
+    Another machine's folder, on a disk that both see, is left alone: its lock may not be seen from here.
+    """
+    for path in sorted(output_dir.glob(f"{PREFIX}-*/{LOCK}")):
+        folder = path.parent
+        if folder == own:
+            continue
+        try:
+            lock = os.open(path, os.O_RDWR)
+        except OSError:  # another user's, or gone by now
+            continue
+        try:
+            is_locked = _try_lock(lock)
+        except BlockingIOError as error:
+            mend = "wait for it, or choose another --output_dir"
+            raise ExportError(f"{output_dir}: another export is at work in this folder; {mend}") from error
+        finally:
+            os.close(lock)
+        if is_locked and folder.name.rpartition("-")[0] == _own_prefix():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _try_lock(file: int) -> bool:
+    """Lock a file if that can be done; False where the disk knows no locks. Raises BlockingIOError."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _own_prefix() -> str:
+    return f"{PREFIX}-{re.sub(r'[^A-Za-z0-9_.-]', '_', socket.gethostname())}"
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(f"{path}: cannot write it: {error.strerror}") from error

@@ -1,0 +1,130 @@
+"""SimSiam: representations learnt from unlabelled pictures, and the classifier that is fitted to them.
+
+Chen & He 2021, "Exploring Simple Siamese Representation Learning", https://arxiv.org/abs/2011.10566. In shapes N is the
+batch, D the backbone's features, P the projections, K the classes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from nets.net_interface import NetError
+from nets.torchvision_family import torchvision_net
+
+STEMS = ("auto", "small", "imagenet")
+SMALL_INPUT = 64  # pixels: up to this height and width "auto" means the small stem
+RESIDUAL = ("resnet", "resnext", "wide_resnet")
+
+
+class SimSiam(nn.Module):
+    """Backbone, projector and predictor: images (N, C, H, W) to features (N, D), not normalised.
+
+    `model_type` is any net of torchvision that ends in a linear layer, which is taken off. The stem "small" is the one
+    for CIFAR: a 3x3 convolution of stride 1 and no max pool; "auto" takes it for images up to 64 px. Projector:
+    `projector_layers` linear layers of `projector_size`, each with batch norm, the last without affine parameters; 3 in
+    the paper, 2 on CIFAR. Predictor: two linear layers, batch norm in the hidden one alone. Its rate stays constant.
+    Raises NetError.
+    """
+
+    constant_rate = ("predictor",)
+
+    def __init__(
+        self,
+        model_type: str = "resnet50",
+        num_channels: int = 3,
+        img_height: int = 224,
+        img_width: int = 224,
+        stem: str = "auto",
+        projector_size: int = 2048,
+        projector_layers: int = 3,
+        predictor_size: int = 512,
+    ) -> None:
+        super().__init__()
+        if min(projector_size, projector_layers, predictor_size) < 1:
+            raise NetError("projector_size, projector_layers and predictor_size must be at least 1")
+        self.projector_size = projector_size
+        self.backbone, features = _backbone(model_type, num_channels, (img_height, img_width), stem)
+        self.projector = _projector(features, projector_size, projector_layers)
+        self.predictor = nn.Sequential(
+            nn.Linear(projector_size, predictor_size, bias=False),
+            nn.BatchNorm1d(predictor_size),
+            nn.ReLU(inplace=True),
+            nn.Linear(predictor_size, projector_size),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.backbone(images)
+        return features
+
+    def projections(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the projection z and the prediction p, each (N, P), of one view of a batch."""
+        z: torch.Tensor = self.projector(self.backbone(images))
+        return z, self.predictor(z)
+
+
+class SimSiam_probe(nn.Module):
+    """A SimSiam backbone with one linear layer: images (N, C, H, W) to logits (N, K).
+
+    `freeze: ["backbone"]` makes it the linear probe of the paper; nothing frozen, it is fine-tuned. Raises NetError.
+    """
+
+    head_names = ("fc",)
+
+    def __init__(
+        self,
+        model_type: str = "resnet50",
+        num_classes: int = 10,
+        num_channels: int = 3,
+        img_height: int = 224,
+        img_width: int = 224,
+        stem: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.backbone, features = _backbone(model_type, num_channels, (img_height, img_width), stem)
+        self.fc = nn.Linear(features, num_classes)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(self.backbone(images))
+        return logits
+
+
+def _backbone(model_type: str, num_channels: int, size: tuple[int, int], stem: str) -> tuple[nn.Module, int]:
+    """Build torchvision's net up to its last linear layer, and give the number of features."""
+    if model_type not in torchvision.models.list_models(module=torchvision.models):
+        raise NetError(f'model_type must be one of torchvision\'s nets, such as resnet18, got "{model_type}"')
+    if stem not in STEMS:
+        raise NetError(f'stem must be one of {", ".join(STEMS)}, got "{stem}"')
+    is_residual = model_type.startswith(RESIDUAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's: of fresh weights to come
+        arguments = {"zero_init_residual": True} if is_residual else {}  # as the published pretraining
+        net: Any = torchvision_net(model_type, 2, num_channels, arguments=arguments)
+    if is_residual and (stem == "small" or (stem == "auto" and max(size) <= SMALL_INPUT)):
+        net.conv1 = nn.Conv2d(num_channels, net.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        net.maxpool = nn.Identity()
+    elif stem == "small":
+        raise NetError(f'only ResNets have the stem "small", {model_type} does not')
+    layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    last = list(net.named_modules())[-1][0]
+    if not layers or layers[-1] != last:
+        raise NetError(f"{model_type} does not end in a linear layer, so it has no features to project")
+    features = net.get_submodule(last).in_features
+    net.set_submodule(last, nn.Identity())
+    return net, features
+
+
+def _projector(features: int, size: int, layers: int) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    for number in range(layers):
+        is_last = number == layers - 1
+        parts += [nn.Linear(features if number == 0 else size, size, bias=False)]
+        parts += [nn.BatchNorm1d(size, affine=not is_last), *([] if is_last else [nn.ReLU(inplace=True)])]
+    return nn.Sequential(*parts)
