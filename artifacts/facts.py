@@ -143,14 +143,15 @@ def _is_profile(profile: tuple[int, ...]) -> bool:
 
 
 def class_names_of(config: Config) -> tuple[str, ...]:
-    """Give the class names from `class_names_file`, else from classes.txt beside the training list, else none.
+    """Give the class names from `class_names_file`, else from classes.txt beside the list, else none.
 
     Raises ListError, also where they are not `num_classes` many.
     """
     file = Path(config.class_names_file)
     if not config.class_names_file:
-        file = Path(config.train_data_file).parent / "classes.txt"
-        if not config.train_data_file or not file.is_file():
+        list_file = config.train_data_file or config.val_data_file
+        file = Path(list_file).parent / "classes.txt"
+        if not list_file or not file.is_file():
             return ()
     names = read_class_names(file)
     if len(names) != config.num_classes:

@@ -58,7 +58,7 @@ class Config(BaseModel):
     val_data_file: str = Field("", description="txt list for validation; empty: one folder a class under the root dir")
     file_label_separator: str = Field("----", min_length=1, description="what stands between path and label")
     class_names_file: str = Field(
-        "", description="one class name a line; empty: classes.txt beside the training list, else the numbers"
+        "", description="one class name a line; empty: classes.txt beside the list, else the numbers"
     )
     allow_outside_root: bool = Field(False, description="let list paths leave the root dir")
     bad_images: Literal["error", "skip"] = Field("error", description="stop at a picture that cannot be read, or skip")

@@ -32,6 +32,7 @@ class SimSiam(nn.Module):
     """
 
     constant_rate = ("predictor",)
+    output = "features"
 
     def __init__(
         self,

@@ -687,13 +687,13 @@ SLOW_START = """
 import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 import inference
-from deploy.predictor import Predictor
+from deploy import predictor
 
-prepare = Predictor._prepare_file
-def slowly(self, path):
+prepare = predictor._prepared_file
+def slowly(path, facts):
     time.sleep(0.2)
-    return prepare(self, path)
-Predictor._prepare_file = slowly
+    return prepare(path, facts)
+predictor._prepared_file = slowly
 raise SystemExit(inference.main(sys.argv[1:]))
 """
 

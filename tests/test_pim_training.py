@@ -166,8 +166,9 @@ def test_the_weights_of_the_config_reach_the_loss(make_config: ConfigMaker) -> N
     assert PimLossWeights() == PimLossWeights(**published)
     chosen = {"stages": 0.3, "selected": 0.2, "dropped": 4.0, "combiner": 0.7}
     config = process_config(make_config(**PIM_NET, **{f"pim_{name}_weight": value for name, value in chosen.items()}))
-    samples, *_ = training.read_data(config, World(), lambda text: None)
-    task = training.build_task(config, training.build_start_net(config, lambda text: None), samples)
+    train_samples, val_samples, _ = training.read_data(config, World(), lambda text: None)
+    net = training.build_start_net(config, lambda text: None)
+    task = training.build_task(config, net, train_samples, val_samples, torch.device("cpu"))
     assert isinstance(task, PimTask)
     batch = {"image": torch.randn(4, 3, 64, 64), "label": torch.tensor([2, 0, 1, 1])}
     told = task.training_step(batch, np.random.default_rng(0))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from trainers.logger import TrainingLogger, class_tags
 from trainers.metrics import ValidationResult, WorstPicture, per_class_scores
@@ -193,9 +194,55 @@ def test_disabled_logger_writes_nothing(tmp_path: Path) -> None:
     logger.train_pictures(np.zeros((1, 8, 8, 3), np.uint8), ["a"], 1)
     logger.config_text({"a": 1})
     logger.hparams({"a": 1}, {"b": 2.0})
+    logger.embedding(np.ones((1, 2), np.float32), [0], ["a"], lambda row: np.zeros((8, 8, 3), np.uint8), 1)
     logger.flush()
     logger.close()
     assert not (tmp_path / "absent").exists()
+
+
+def test_projector_has_every_picture_with_its_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    features = np.random.default_rng(0).random((5, 4)).astype(np.float32)
+    features[3] = np.nan
+    grey, shades = (200, 200, 200), [40, 80, 120, 160, 240]
+
+    def load_row(row: int) -> np.ndarray:
+        if row == 4:
+            raise OSError("gone")
+        return np.full((30, 60, 3), shades[row], np.uint8)
+
+    logger = TrainingLogger(tmp_path, enabled=True)
+    for _ in range(2):  # a step that a resumed run shows again
+        logger.embedding(features, [0, -1, 1, 0, 2], ["金毛\n犬", "a\tb", ""], load_row, 7)
+    logger.close()
+    assert capsys.readouterr().out == ""
+    folder = tmp_path / "00007" / "embedding"
+    kept = np.array([0, 1, 2, 4])
+    np.testing.assert_array_equal(np.loadtxt(folder / "tensors.tsv", dtype=np.float32), features[kept])
+    # TensorBoard reads line by line, drops empty ones, and takes a first line with a tab for a heading.
+    lines = (folder / "metadata.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines == ["金毛 犬", "unknown", "a b", "unknown"]
+    sprite = Image.open(folder / "sprite.png")
+    assert sprite.size == (128, 128)
+    centres = [sprite.getpixel((32 + 64 * (i % 2), 32 + 64 * (i // 2))) for i in range(4)]
+    expected = [*((shade,) * 3 for shade in shades[:3]), grey]
+    np.testing.assert_allclose(centres, expected, atol=1)  # the sprite is rounded down
+    assert sprite.getpixel((32, 4)) == (255, 255, 255)
+    config = (tmp_path / "projector_config.pbtxt").read_text(encoding="utf-8")
+    assert 'sprite {\n    image_path: "00007/embedding/sprite.png"\n    single_image_dim: 64' in config
+
+
+def test_projector_shows_at_most_1000_evenly_spread(tmp_path: Path) -> None:
+    logger = TrainingLogger(tmp_path, enabled=True)
+    features = np.arange(2500, dtype=np.float32)[:, None] + [0, 1]
+    logger.embedding(features, np.zeros(2500, int).tolist(), ["a"], lambda row: np.zeros((8, 8, 1), np.uint8), 1)
+    logger.embedding(features * np.nan, [0] * 2500, ["a"], lambda row: np.zeros((8, 8, 1), np.uint8), 2)
+    logger.close()
+    shown = np.loadtxt(tmp_path / "00001/embedding/tensors.tsv")[:, 0]
+    assert (len(shown), shown[0], shown[-1]) == (1000, 0, 2499)
+    assert set(np.diff(shown)) <= {2, 3}
+    with Image.open(tmp_path / "00001/embedding/sprite.png") as sprite:
+        assert sprite.size == (2048, 2048)  # TensorBoard takes up to 8192
+    assert not (tmp_path / "00002").exists()
 
 
 def test_names_that_become_alike_keep_tags_apart() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from artifacts.facts import Facts
 from data_loader.augment import BatchMixer
 from data_loader.samples import NO_LABEL
+from trainers.embeddings import Embedded
 from trainers.metrics import ClassificationMetrics, ValidationResult
 
 Batch = dict[str, torch.Tensor]
@@ -70,6 +71,10 @@ class ClassifyTask(nn.Module):
     def warning(self, terms: Mapping[str, float]) -> str:
         """Say in a sentence what is wrong with a training that gives these means of the step's scalars; "": nothing."""
         return ""
+
+    def embedded(self) -> Embedded | None:
+        """Give the features of the newest validation's pictures, where that is what the net gives."""
+        return None
 
     def conclusions(self, num_classes: int) -> dict[str, float]:
         """Give further shares (0 to 1) for the report of a finished training, by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from trainers.metrics import ValidationResult, WorstPicture
 
 MAX_CLASS_CURVES = 50  # more curves than that make TensorBoard slow and help nobody
+MAX_PROJECTED = 1000  # points of the projector: 512 features each are 10 MB of text
+SPRITE_PX = 64  # of a thumbnail; 32 x 32 of them make 2048 px, and TensorBoard takes up to 8192
+UNKNOWN = "unknown"  # TensorBoard drops an empty line of metadata, and every later point would get another's label
 log = logging.getLogger(__name__)
 
 
@@ -79,6 +83,37 @@ class TrainingLogger:
             self._writer.add_image("val/worst_heatmaps", grid, step, dataformats="HWC")
         self._class_scalars(result, class_names, step)
 
+    def embedding(
+        self,
+        features: np.ndarray,
+        labels: Sequence[int],
+        class_names: Sequence[str],
+        load_image: Callable[[int], np.ndarray],
+        step: int,
+    ) -> None:
+        """Show features (N, D) in the projector, each with its picture and class; at most 1,000, evenly spread.
+
+        A label that is none of the classes', such as NO_LABEL, is shown as "unknown". `load_image` gives the picture of
+        a row as uint8 (H, W, C); one it cannot give (OSError, ValueError) shows grey. A row that is not finite is left
+        out. A step shown again replaces the earlier showing.
+        """
+        rows = np.flatnonzero(np.isfinite(features).all(axis=1)) if self.enabled else np.empty(0, int)
+        if not len(rows):
+            return
+        import torch
+
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_PROJECTED)).round().astype(int)]
+        names = {label: " ".join(name.split()) or UNKNOWN for label, name in enumerate(class_names)}
+        sprites = np.stack([_sprite(_loaded(load_image, int(row))) for row in rows])  # (n, 64, 64, 3)
+        shutil.rmtree(Path(self._writer.log_dir, f"{step:05d}", "embedding"), ignore_errors=True)
+        self._writer.add_embedding(
+            features[rows],
+            metadata=[names.get(int(labels[row]), UNKNOWN) for row in rows],
+            label_img=torch.from_numpy(sprites).permute(0, 3, 1, 2) / 255,  # (n, 3, 64, 64)
+            global_step=step,
+            tag="embedding",
+        )
+
     def config_text(self, values: Mapping[str, Any]) -> None:
         """Show the effective config as a table under TEXT."""
         if self.enabled:
@@ -124,11 +159,20 @@ def class_tags(class_names: Sequence[str]) -> list[str]:
     return [f"{tag}_{label}" if tags.count(tag) > 1 else tag for label, tag in enumerate(tags)]
 
 
-def _loaded(load_image: Callable[[str], np.ndarray], path: str) -> np.ndarray:
+def _loaded(load_image: Callable[[Any], np.ndarray], key: str | int) -> np.ndarray:
     try:
-        return load_image(path)
+        return load_image(key)
     except (OSError, ValueError):  # it was read a moment ago; the picture is an ornament, training goes on
         return np.full((64, 64, 3), 200, dtype=np.uint8)
+
+
+def _sprite(image: np.ndarray) -> np.ndarray:
+    """Fit a picture into a white square, (64, 64, 3)."""
+    picture = draw.thumbnail(image, SPRITE_PX)
+    square = np.full((SPRITE_PX, SPRITE_PX, 3), 255, np.uint8)
+    top, left = (SPRITE_PX - picture.height) // 2, (SPRITE_PX - picture.width) // 2
+    square[top : top + picture.height, left : left + picture.width] = np.asarray(picture)
+    return square
 
 
 def _caption(picture: WorstPicture, class_names: Sequence[str]) -> str:

@@ -329,6 +329,15 @@ def finish(report: TrainingReport, config: Config, trainer: Trainer, say: Callab
         worst = [(row["path"], row["answer"]) for row in report.worst]
         heat_maps = best_heat_maps(config.best_checkpoint(), worst, trainer.device)
     page = write_report(report.to_dict(), config.save_path, pictures=trainer.load_picture, heat_maps=heat_maps)
+    if report.status in ENDED and (embedded := trainer.validated.embedded()) is not None:
+        samples, rows = trainer.val_data.samples.samples, embedded.indices.tolist()
+        trainer.logger.embedding(
+            embedded.features.cpu().numpy(),
+            embedded.labels.cpu().numpy(),
+            trainer.facts.class_names,
+            lambda row: trainer.load_picture(samples[rows[row]].path),
+            trainer.progress.step,
+        )
     if report.best:
         trainer.logger.hparams(
             config.model_dump(include=HPARAMS), {"top1": report.best["top1"], "loss": report.best["loss"]}

@@ -84,6 +84,10 @@ class SimSiamTask(ClassifyTask):
         metrics.update(votes.clamp(min=LEAST_VOTE).log(), queries.labels, queries.indices)
         return metrics.compute(paths, class_names)
 
+    def embedded(self) -> Embedded | None:
+        """Give the features of the newest validation's pictures."""
+        return self.last[0] if self.last else None
+
     def conclusions(self, num_classes: int) -> dict[str, float]:
         """Give the accuracy of a linear probe fitted on the newest validation's features, for the report."""
         if self.last is None:

@@ -1,0 +1,170 @@
+"""Write the features of a folder's pictures: `python -m tools.embed --weights W --images DIR --output E.npz`.
+
+W is a net that gives features, such as a pretrained SimSiam (a checkpoint or any file exported from it), or any
+classifier's checkpoint, of which the features before the last layer are taken. The file holds `features`, float32
+(N, D), each row of length 1; `files`, the paths below DIR; `weights_sha256`; and `preprocess`, JSON text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.schema import process_config
+from data_loader.samples import IMAGE_SUFFIXES, iter_images
+from deploy.answers import check_folder
+from deploy.arguments import RUNTIMES
+from deploy.lines import printable
+
+if TYPE_CHECKING:
+    from deploy.embedding import Embedder, Embeddings
+
+PROGRAM = "tools.embed"
+EXIT_BROKEN_PIPE, EXIT_INTERRUPTED = 141, 130  # 128 + the signal
+
+
+class EmbedError(ValueError):
+    """A mistake of the user's; the message is the sentence to show."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Embed a folder; 0 all pictures, 1 some could not be read, 2 a mistake of the user's."""
+    args = make_parser().parse_args(argv)
+    return exit_code_of(PROGRAM, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed, write, tell the sum; give the exit code. Raises ValueError, OSError."""
+    check_target(args.output, ".npz")
+    next(pictures_below(args.images))
+    embedder = embedder_of(args)
+    started = time.perf_counter()
+    embeddings, failed = embed_folder(PROGRAM, embedder, args.images, args.batch_size, args.workers)
+    embeddings.save(args.output)
+    count, size = embeddings.features.shape
+    rate = (count + failed) / (time.perf_counter() - started)
+    where = f"{embedder.backend.name} {embedder.backend.device}"
+    print(f"{args.output}: {count} pictures, {size} features each; {failed} failed, {rate:.1f} images/s on {where}")
+    return 1 if failed else 0
+
+
+def embed_folder(program: str, embedder: Embedder, root: Path, batch_size: int, workers: int) -> tuple[Embeddings, int]:
+    """Embed the pictures below a folder, telling of each that fails; give the embeddings and how many failed.
+
+    Only features are held. Raises EmbedError where no picture is left, and what `Embedder.embed_files` does.
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from deploy.embedding import Embeddings
+
+    held, files, failed = bytearray(), [], 0  # bytes grow in place, where joining arrays would hold them twice
+    embedded = embedder.embed_files(pictures_below(root), batch_size, workers)
+    for picture in tqdm(embedded, unit=" images", disable=None, leave=False):
+        relative = Path(picture.file).relative_to(root).as_posix()
+        error = picture.error or ("" if _is_utf8(relative) else "its name is not UTF-8; rename it")
+        if error or picture.features is None:
+            failed += 1
+            tqdm.write(f"{program}: {printable(picture.file)}: {printable(error)}", file=sys.stderr)
+            continue
+        held += picture.features.tobytes()
+        files.append(relative)
+    if not files:
+        raise EmbedError(f"{root}: none of its {failed} pictures could be embedded")
+    features = np.frombuffer(held, np.float32).reshape(len(files), -1)  # (N, D)
+    facts = embedder.facts
+    return Embeddings(features, tuple(files), facts.weights_sha256, embedder.preprocess_text()), failed
+
+
+def pictures_below(root: Path) -> Iterator[str]:
+    """Stream the pictures of a folder. Raises EmbedError where it is none, or empty."""
+    if not root.is_dir():
+        raise EmbedError(f"{root}: no such folder (relative paths start from {Path.cwd()})")
+    pictures = iter_images(root)
+    first = next(pictures, None)
+    if first is None:
+        raise EmbedError(f"{root}: no pictures in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
+    return itertools.chain([first], pictures)
+
+
+def embedder_of(args: argparse.Namespace) -> Embedder:
+    """Load what the flags of `add_net_flags` name. Raises ValueError."""
+    config = process_config(args.config, check_files=False) if args.config else None
+    from deploy.embedding import load_embedder  # after what needs no torch has been checked
+
+    return load_embedder(args.weights, device=args.device, config=config, runtime=args.runtime)
+
+
+def check_target(path: Path, suffix: str) -> None:
+    """Raise ValueError unless a file with that ending may be written there, as far as can be told before."""
+    if path.suffix.lower() != suffix:
+        raise EmbedError(f'{path}: the file must end in {suffix}, got "{path.suffix}"')
+    if path.is_dir():
+        raise EmbedError(f"{path}: it is a folder; name a file")
+    check_folder(path.parent)
+
+
+def exit_code_of(program: str, work: Callable[[], int]) -> int:
+    """Do a tool's work; turn what stops it into a sentence and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
+    try:
+        exit_code = work()
+        sys.stdout.flush()
+        return exit_code
+    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the lines has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in the buffer
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        print(f"{program}: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of tools.embed."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}",
+        description=f"{summary.partition(':')[0]}.",
+        epilog=rest.strip(),
+        allow_abbrev=False,
+    )
+    add_net_flags(parser)
+    parser.add_argument("--output", metavar="E.npz", type=Path, required=True, help="where the features go")
+    return parser
+
+
+def add_net_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what names the net, the folder and how the net is run."""
+    add = parser.add_argument
+    add("--weights", metavar="W", type=Path, required=True, help="a checkpoint, or a file exported from one")
+    add("--images", metavar="DIR", type=Path, required=True, help="a folder of pictures, with all below it")
+    add("--config", metavar="F", type=Path, help="of weights that do not say which net they are of")
+    add("--batch_size", metavar="N", type=int, default=32, help="pictures at once (default 32)")
+    add("--workers", metavar="N", type=int, default=4, help="threads that decode (default 4)")
+    add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    add("--runtime", choices=RUNTIMES, default="auto", help="what runs an ONNX file (default auto)")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

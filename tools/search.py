@@ -1,0 +1,271 @@
+"""Find the pictures of a folder that look most alike: `python -m tools.search --weights W --images DIR --query Q`.
+
+Alike is what the net finds alike: the cosine of its features, at most 1. W is as in tools.embed, whose
+file --embeddings saves embedding the folder again. A query that lies in the folder is not found itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_loader.samples import iter_images
+from deploy.lines import elide, printable
+from tools.embed import (
+    EmbedError,
+    add_net_flags,
+    check_target,
+    embed_folder,
+    embedder_of,
+    exit_code_of,
+    pictures_below,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from deploy.embedding import Embedder, Embeddings
+
+PROGRAM = "tools.search"
+SHEET_QUERIES = 30  # more would make a picture that few programs open
+CELL_PX, FRAME_PX = 160, 4
+QUERY_PX = 388  # as high as two rows of hits, whose captions have three lines
+MAX_COLUMNS = 6
+LEFT_COLUMNS = 2 + 3 + 2 + 7 + 2  # of a line, before the path
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One picture that was found, its path below the folder, and its cosine to the query."""
+
+    file: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for one query, the most similar first."""
+
+    query: str
+    hits: tuple[Hit, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Search; 0 all answered, 1 some pictures could not be read, 2 a mistake of the user's."""
+    args = make_parser().parse_args(argv)
+    return exit_code_of(PROGRAM, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, print and write what was asked; give the exit code. Raises ValueError, OSError."""
+    check(args)
+    embedder = embedder_of(args)
+    if args.embeddings:
+        embeddings, failed = _known(args, embedder), 0
+    else:
+        embeddings, failed = embed_folder(PROGRAM, embedder, args.images, args.batch_size, args.workers)
+    answers = []
+    for picture in embedder.embed_files(queries_of(args.query), args.batch_size, args.workers):
+        if picture.features is None:
+            failed += 1
+            print(f"{PROGRAM}: {printable(picture.file)}: {printable(picture.error)}", file=sys.stderr)
+            continue
+        hits = most_similar(embeddings, args.images, picture.file, picture.features, args.k)
+        answers.append(Found(picture.file, tuple(hits)))
+    if args.output and answers:
+        write_csv(args.output, args.images, answers)
+    if args.sheet and answers:
+        write_sheet(args.sheet, args.images, answers, embedder.facts.preprocess.max_pixels)
+    for number, found in enumerate(answers):  # last: who reads them may stop reading
+        print("\n" * bool(number) + "\n".join(lines_of(found)))
+    return 1 if failed else 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check what was asked without torch. Raises ValueError with the sentence to show."""
+    if args.k < 1:
+        raise EmbedError(f"--k must be at least 1, got {args.k}")
+    next(pictures_below(args.images))
+    if not args.query.exists():
+        raise EmbedError(f"{args.query}: no such picture or folder (relative paths start from {Path.cwd()})")
+    next(queries_of(args.query))
+    if args.output:
+        check_target(args.output, ".csv")
+    if args.sheet:
+        check_target(args.sheet, ".png")
+        for folder in (args.images, args.query):
+            if folder.is_dir() and args.sheet.resolve().is_relative_to(folder.resolve()):
+                raise EmbedError(f"{args.sheet}: it would be one of the pictures of {folder}; choose another folder")
+
+
+def queries_of(query: Path) -> Iterator[str]:
+    """Give the picture, or those below the folder. Raises EmbedError for an empty folder."""
+    return pictures_below(query) if query.is_dir() else iter([str(query)])
+
+
+def most_similar(embeddings: Embeddings, root: Path, query: str, features: np.ndarray, count: int) -> Iterator[Hit]:
+    """Give the `count` pictures most similar to a query's features (D,), without the query's own file."""
+    for file, cosine in embeddings.ranked(features):
+        if count == 0:
+            return
+        if not (root / file).samefile(query):
+            count -= 1
+            yield Hit(file, cosine)
+
+
+def lines_of(found: Found) -> list[str]:
+    """Write the query and, below it, rank, similarity and path; a terminal's lines are cut to its width."""
+    columns = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else None
+    lines = [_fitting(found.query, columns)]
+    for rank, hit in enumerate(found.hits, 1):
+        path = _fitting(hit.file, None if columns is None else max(columns - LEFT_COLUMNS, 16))
+        lines.append(f"  {rank:>3}  {hit.similarity:7.4f}  {path}")
+    return lines if found.hits else [*lines, "  no other picture"]
+
+
+def write_csv(path: Path, root: Path, answers: Sequence[Found]) -> None:
+    """Write a line a hit: query, rank, similarity, file; UTF-8 with the mark that Excel needs. Raises ResultsError."""
+    from deploy.answers import writing
+    from deploy.copies import whole
+
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["query", "rank", "similarity", "file"])
+    for found in answers:
+        for rank, hit in enumerate(found.hits, 1):
+            table.writerow([found.query, rank, f"{hit.similarity:.6f}", (root / hit.file).as_posix()])
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as temporary:
+            temporary.write_bytes(text.getvalue().encode("utf-8-sig", "backslashreplace"))
+
+
+def write_sheet(path: Path, root: Path, answers: Sequence[Found], max_pixels: int) -> None:
+    """Draw the queries, each beside what was found for it. Raises ResultsError, PictureError."""
+    from deploy.answers import writing
+    from deploy.copies import whole
+
+    if len(answers) > SHEET_QUERIES:
+        print(f"{PROGRAM}: {path} shows the first {SHEET_QUERIES} of {len(answers)} queries", file=sys.stderr)
+    sheet = _stacked([_block(found, root, max_pixels) for found in answers[:SHEET_QUERIES]])
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as temporary:
+            sheet.save(temporary, "PNG", optimize=True)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of tools.search."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}", description=f"{summary.partition(':')[0]}.", epilog=rest, allow_abbrev=False
+    )
+    add_net_flags(parser)
+    add = parser.add_argument
+    add("--query", metavar="Q", type=Path, required=True, help="a picture, or a folder of them")
+    add("--k", metavar="K", type=int, default=8, help="pictures to find for each (default 8)")
+    add("--embeddings", metavar="E.npz", type=Path, help="what tools.embed wrote for the folder")
+    add("--output", metavar="S.csv", type=Path, help="the answers as a table as well")
+    add("--sheet", metavar="S.png", type=Path, help="the answers as a picture as well")
+    return parser
+
+
+def _known(args: argparse.Namespace, embedder: Embedder) -> Embeddings:
+    """Read the folder's embeddings, and hold them against the weights and the folder. Raises ValueError, OSError."""
+    from deploy.embedding import Embeddings
+
+    path, root = args.embeddings, args.images
+    embeddings = Embeddings.read(path)
+    own = embedder.facts.weights_sha256
+    if not own or embeddings.weights_sha256 != own:
+        raise EmbedError(f"{path}: it was made with other weights than {args.weights}; leave it out, or make it again")
+    if embeddings.preprocess != embedder.preprocess_text():
+        raise EmbedError(f"{path}: it was made with another preprocessing than {args.weights} has; make it again")
+    there = {Path(file).relative_to(root).as_posix() for file in iter_images(root)}
+    gone = [file for file in embeddings.files if file not in there]
+    if gone:
+        raise EmbedError(
+            f"{path}: {len(gone)} of its {len(embeddings.files)} pictures are not below {root}, first {gone[0]}; "
+            "name the folder that it was made of, or make it again"
+        )
+    if unknown := len(there) - len(embeddings.files):
+        print(f"{PROGRAM}: {unknown} of {len(there)} pictures below {root} are not in {path}", file=sys.stderr)
+    return embeddings
+
+
+def _fitting(text: str, columns: int | None) -> str:
+    return printable(text) if columns is None else elide(printable(text), columns)
+
+
+def _block(found: Found, root: Path, max_pixels: int) -> Image.Image:
+    """Draw one query, large and framed, and the hits to its right."""
+    from PIL import Image
+
+    from figures.draw import PAPER, image_grid
+
+    name = Path(found.query)
+    query = image_grid(
+        [_framed(_pixels(name, QUERY_PX, max_pixels))], [f"query\n{name.name}\n{name.parent.name}"], 1, cell_px=QUERY_PX
+    )
+    columns = min(max(math.ceil(len(found.hits) / 2), 1), MAX_COLUMNS)
+    files = [Path(hit.file) for hit in found.hits]
+    captions = [
+        f"{hit.similarity:.4f}\n{file.name}\n{'' if file.parent == Path() else file.parent}"
+        for hit, file in zip(found.hits, files, strict=True)
+    ]
+    images = [_pixels(root / file, CELL_PX, max_pixels) for file in files]
+    hits = image_grid(images, captions, columns, cell_px=CELL_PX)
+    block = Image.new("RGB", (query.shape[1] + hits.shape[1], max(query.shape[0], hits.shape[0])), PAPER)
+    block.paste(Image.fromarray(query), (0, 0))
+    block.paste(Image.fromarray(hits), (query.shape[1], 0))
+    return block
+
+
+def _pixels(path: Path, cell_px: int, max_pixels: int) -> np.ndarray:
+    """Read a picture for a cell; a large one is shrunk at once, to twice the cell, so that a sheet holds none."""
+    import numpy as np
+
+    from data_loader.preprocess import decode
+
+    picture = decode(path, 3, max_pixels)
+    picture.thumbnail((2 * cell_px, 2 * cell_px))
+    return np.asarray(picture)
+
+
+def _framed(pixels: np.ndarray) -> np.ndarray:
+    """Fit a picture into the query's cell, with a frame round it."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    from figures.draw import HIT, thumbnail
+
+    side_px = QUERY_PX - 6 - 2 * FRAME_PX  # 6: the margin of the cell
+    picture = ImageOps.contain(thumbnail(pixels, side_px), (side_px, side_px), Image.Resampling.NEAREST)
+    return np.asarray(ImageOps.expand(picture, FRAME_PX, HIT))
+
+
+def _stacked(blocks: Sequence[Image.Image]) -> Image.Image:
+    """Lay the blocks below each other."""
+    from PIL import Image
+
+    from figures.draw import PAPER
+
+    sheet = Image.new("RGB", (max(block.width for block in blocks), sum(block.height for block in blocks)), PAPER)
+    top = 0
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height
+    return sheet
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
