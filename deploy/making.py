@@ -56,7 +56,7 @@ class Source:
     def sample(self) -> np.ndarray:
         """TRACED pictures, uint8 (TRACED, H, W, C): of some more, those whose answers a rounding moves least."""
         candidates = self.pixels(4 * TRACED)
-        moved = moves(self._answer, candidates, self.facts, self.precision)
+        moved = moves(self._answer, candidates, self.facts, self.precision, draws=8)
         return candidates[np.sort(np.argsort(moved, kind="stable")[:TRACED])]
 
     def images(self) -> torch.Tensor:
