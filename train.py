@@ -8,8 +8,10 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from configs.schema import DEFAULT_CONFIG, Config, describe_config, process_config
+from configs.schema import DEFAULT_CONFIG, Config, ConfigError, describe_config, process_config
 from nets.net_interface import NetError, check_model_args, check_names
+
+NEED_LABELS = ("label_smoothing", "class_weights", "balanced_sampling", "mixup_alpha", "cutmix_alpha")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,8 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         config = process_config(args.config, args.set, check_files=not args.print_config, checks=[_net_problems])
+        if args.stage == 2 and not config.next_stage:
+            raise ConfigError([f"{args.config}: it has one stage, no next_stage for --stage 2"])
         if args.print_config:
-            print(describe_config(config, args.config, args.set))
+            print(describe_config(config, args.config, args.set, stage=args.stage))
             return 0
         from trainers.run import run, run_stages  # late: --help and a mistake in the config answer without torch
 
@@ -45,7 +49,17 @@ def _net_problems(config: Config) -> list[str]:
         check_model_args(config.model_module_name, config.model_net_name, config.net_args())
     except NetError as error:
         return str(error).splitlines()
-    return []
+    own = (config.model_module_name, config.model_net_name)
+    problems = []
+    if own == ("simsiam_module", "SimSiam"):
+        given = [key for key in NEED_LABELS if getattr(config, key)]
+        mend = "leave it out, or put it into next_stage"
+        problems = [f"{key} needs labels, which SimSiam does not learn from; {mend}" for key in given]
+        if not config.data_aug:
+            problems.append("data_aug cannot be off: SimSiam learns from two different views of a picture")
+    if config.compile and own in (("simsiam_module", "SimSiam"), ("pim_module", "PIM")):
+        problems.append(f"compile is for nets that are trained by their logits alone, not for {own[1]}")
+    return problems
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -36,6 +36,8 @@ TITLES = {
 FACTS_FILE = "facts.json"  # among TorchScript's and torch.export's extra files, and behind an engine's name
 FACTS_KEY = "facts"  # of ONNX metadata and of a description
 DIGEST_KEY = "sha256"  # of ONNX metadata: what `onnx_digest` gave when the file was written
+DIGEST_DIGITS = 64
+_DIGEST_ENTRY = b"\x0a\x06sha256\x12\x40"  # its key and the length of its value, as protobuf writes them
 MAX_FACTS_BYTES = 16 * 2**20
 MAX_DESCRIPTION_BYTES = 256 * 2**20
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, struct.error)
@@ -129,12 +131,12 @@ def read_onnx(path: str | Path) -> ModelProto:
     return model
 
 
-def onnx_digest(path: Path, model: ModelProto) -> str:
-    """Give the sha256 of an ONNX file: of its model without the digest's entry, and of each data file beside it.
+def onnx_digest(path: Path, model: ModelProto, content: bytes) -> str:
+    """Give the sha256 of an ONNX file: of its bytes with the digest's own digits blanked, and of each data file.
 
-    Raises OSError.
+    `content` is what the file holds, `model` the same parsed. Raises OSError.
     """
-    digest = hashlib.sha256(model.SerializeToString(deterministic=True))
+    digest = hashlib.sha256(_blanked(content))
     for location in sorted({location for _, location in _external_data(model)}):
         with (path.parent / location).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -280,7 +282,15 @@ def _check_external_data(path: Path, tensor: str, location: str) -> None:
 def _check_digest(path: Path, model: ModelProto) -> None:
     """Take the digest out of the metadata; raise ArtifactError where it is there and not the file's."""
     entries = [entry for entry in model.metadata_props if entry.key == DIGEST_KEY]
+    if entries and {entry.value for entry in entries} != {onnx_digest(path, model, path.read_bytes())}:
+        raise ArtifactError(f"{path}: it is damaged, or was changed after its export: it does not match its sha256")
     for entry in entries:
         model.metadata_props.remove(entry)
-    if entries and {entry.value for entry in entries} != {onnx_digest(path, model)}:
-        raise ArtifactError(f"{path}: it is damaged, or was changed after its export: it does not match its sha256")
+
+
+def _blanked(content: bytes) -> bytes:
+    """Put zeros in place of the digest in an ONNX file: where protobuf has written the key and a text of 64 bytes."""
+    start = content.rfind(_DIGEST_ENTRY) + len(_DIGEST_ENTRY)
+    if start < len(_DIGEST_ENTRY):
+        return content
+    return content[:start] + b"0" * DIGEST_DIGITS + content[start + DIGEST_DIGITS :]

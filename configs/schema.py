@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 SCHEMA_FILE = Path(__file__).with_name("config.schema.json")
 TABLE_FILE = SCHEMA_FILE.parent.parent / "docs" / "config.md"
 DEFAULT_CONFIG = "configs/config.json"
+ON_CPU_ONLY = ("rotation_degrees", "translate", "auto_augment")  # augmentations that take one picture at a time
 
 
 PLACEHOLDERS = {  # stand in for required keys that are missing or wrong, so that the others can still be checked
@@ -195,15 +196,15 @@ class Config(BaseModel):
     def next_config(self) -> Config | None:
         """Give the config of the training that follows; None where there is none.
 
-        Unless `next_stage` says otherwise its results go into the folder "next_stage" below this one's, and "finetune"
-        starts from this one's best checkpoint. Raises pydantic's ValidationError.
+        Unless `next_stage` says otherwise its results go into the folder "next_stage" below this one's, and it is a
+        "finetune" that starts from this one's best checkpoint. Raises pydantic's ValidationError.
         """
         if not self.next_stage:
             return None
         best = self.best_checkpoint()
         defaults: dict[str, Any] = {"save_path": str(Path(self.save_path) / "next_stage")}
-        if self.next_stage.get("train_mode") == "finetune":
-            defaults |= {"pretrained_path": str(best.parent), "pretrained_file": best.name}
+        if self.next_stage.get("train_mode", "finetune") == "finetune":
+            defaults |= {"train_mode": "finetune", "pretrained_path": str(best.parent), "pretrained_file": best.name}
         return Config.model_validate({**self.model_dump(), **defaults, **self.next_stage, "next_stage": {}})
 
     def start_weights(self) -> Path:
@@ -246,14 +247,17 @@ def process_config(
     return config
 
 
-def describe_config(config: Config, path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """Lay out every effective value and where it came from, a key a line."""
+def describe_config(config: Config, path: str | Path, overrides: Sequence[str] = (), stage: int = 0) -> str:
+    """Lay out every effective value and where it came from, a key a line; for stage 2 those of the `next_stage`."""
+    replaced = config.next_stage if stage == 2 else {}
+    config = config.next_config() or config if stage == 2 else config
     values, _ = _read_json(Path(path))
     in_file = set(values)
     overridden = {item.partition("=")[0].partition(".")[0] for item in overrides}
     lines = []
     for key, value in config.model_dump().items():
         source = "override" if key in overridden else str(path) if key in in_file else "default"
+        source = "next_stage" if key in replaced else source
         lines.append(f"{key:<29} {json.dumps(value, ensure_ascii=False):<34} {source}")
     return "\n".join(lines)
 
@@ -284,10 +288,12 @@ def write_schema() -> None:
     TABLE_FILE.write_text(config_table(), encoding="utf-8")
 
 
-def _all_problems(config: Config, check_files: bool, checks: Sequence[Callable[[Config], list[str]]]) -> list[str]:
+def _all_problems(
+    config: Config, check_files: bool, checks: Sequence[Callable[[Config], list[str]]], to_come: Path | None = None
+) -> list[str]:
     problems = _contradictions(config)
     if check_files:
-        problems += _missing_files(config)
+        problems += _missing_files(config, to_come)
     for check in checks:
         problems += check(config)
     return problems
@@ -305,10 +311,8 @@ def _next_problems(config: Config, check_files: bool, checks: Sequence[Callable[
         return [_sentence(dict(item), {}, "next_stage") for item in error.errors()]
     if following is None:
         return []
-    problems = _all_problems(following, False, checks)
-    if check_files:
-        problems += [p for p in _missing_files(following) if str(config.best_checkpoint()) not in p]
-    if following.best_checkpoint().parent == config.best_checkpoint().parent:
+    problems = _all_problems(following, check_files, checks, to_come=config.best_checkpoint())
+    if Path(following.save_path).resolve() == Path(config.save_path).resolve():
         problems.append(f'save_path must be another folder than the first stage\'s, got "{following.save_path}"')
     return [f"next_stage: {problem}" for problem in problems]
 
@@ -440,9 +444,14 @@ def _contradictions(config: Config) -> list[str]:
             problems.append(f"class_weights must have num_classes ({config.num_classes}) entries, got {count}")
         if any(value < 0 for value in config.class_weights) or not any(config.class_weights):
             problems.append(f"class_weights must be at least 0 and not all 0, got {_short(config.class_weights)}")
-    for key in ("rotation_degrees", "translate", "auto_augment") if config.augment_on == "device" else ():
-        if getattr(config, key):
-            problems.append(f'{key} is for one picture at a time; set augment_on to "cpu", or leave it out')
+    if config.augment_on == "device":
+        problems += [
+            f'{key} is for one picture at a time; set augment_on to "cpu", or leave it out'
+            for key in ON_CPU_ONLY
+            if getattr(config, key)
+        ]
+        if config.interpolation != "bilinear":
+            problems.append(f'augment_on "device" crops bilinearly, not by "{config.interpolation}"')
     if config.balanced_sampling and config.class_weights:
         problems.append("balanced_sampling and class_weights both make up for rare classes; use one")
     if config.gpu_id not in ("", "cpu") and not all(part.strip().isdecimal() for part in config.gpu_id.split(",")):
@@ -471,7 +480,8 @@ def _contradictions(config: Config) -> list[str]:
     return problems
 
 
-def _missing_files(config: Config) -> list[str]:
+def _missing_files(config: Config, to_come: Path | None) -> list[str]:
+    """Name the files and folders that are not there; the file `to_come` is written before it is wanted."""
     problems = []
     for key in ("train_data_root_dir", "val_data_root_dir"):
         if not Path(getattr(config, key)).is_dir():
@@ -479,10 +489,10 @@ def _missing_files(config: Config) -> list[str]:
     for key in ("train_data_file", "val_data_file", "class_names_file"):
         if getattr(config, key) and not Path(getattr(config, key)).is_file():
             problems.append(f'{key} "{getattr(config, key)}" is not a file')
-    if (
-        (config.train_mode == "finetune" and config.pretrained_file not in ("", "torchvision"))
-        or config.train_mode == "update"
-    ) and not config.start_weights().is_file():
+    starts_from_a_file = config.train_mode == "update" or (
+        config.train_mode == "finetune" and config.pretrained_file not in ("", "torchvision")
+    )
+    if starts_from_a_file and config.start_weights() != to_come and not config.start_weights().is_file():
         problems.append(f'train_mode "{config.train_mode}" starts from "{config.start_weights()}", which is not a file')
     if problems:
         problems[-1] += f" (relative paths start from {Path.cwd()})"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
+from configs.schema import ON_CPU_ONLY
 from data_loader.augment import AugmentSettings
 
 ERASED_SHARE = (0.02, 0.33)  # of the picture's area: v2.RandomErasing's defaults, after Zhong et al. 2017
@@ -32,7 +33,7 @@ class BatchViews:
     """
 
     def __init__(self, settings: AugmentSettings, views: int = 1) -> None:
-        single = [name for name in ("rotation_degrees", "translate", "auto_augment") if getattr(settings, name)]
+        single = [name for name in ON_CPU_ONLY if getattr(settings, name)]
         if single:
             raise BatchViewsError(f'{" and ".join(single)}: for one picture at a time; set augment_on to "cpu"')
         self.settings = settings

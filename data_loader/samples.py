@@ -106,16 +106,9 @@ def read_list(
     if len(names) != num_classes:
         problems.append((0, f"{len(names)} class names were given, but num_classes is {num_classes}"))
     problems += _check_labels(parsed, num_classes)
-    full_paths, keys = _join_root(root, parsed.paths)
-    problems += _check_repeats(parsed, keys)
-    if not allow_outside_root:
-        problems += _check_inside(parsed, keys, root)
-    if check_files:
-        problems += _check_files(parsed, full_paths, root)
-    if problems:
-        problems.sort(key=lambda problem: problem[0])
-        raise ListError([f"{origin}:{line}: {text}" if line else f"{origin}: {text}" for line, text in problems])
-    samples = tuple(map(Sample, full_paths, (label for label in parsed.labels if label is not None)))
+    samples = _checked_samples(
+        parsed, origin, root, problems, check_files=check_files, allow_outside_root=allow_outside_root
+    )
     return SampleList(samples, names, root, origin, tuple(parsed.line_numbers))
 
 
@@ -162,6 +155,7 @@ def read_unlabelled(
     separator: str,
     class_names: Sequence[str],
     *,
+    check_files: bool = True,
     allow_outside_root: bool = False,
 ) -> SampleList:
     """Read pictures to learn from without labels: a txt list, or without one every picture below the root folder.
@@ -184,16 +178,11 @@ def read_unlabelled(
         label = int(text) if is_label else NO_LABEL
         lines.labels.append(label if 0 <= label < len(class_names) else NO_LABEL)
         lines.line_numbers.append(number)
-    full_paths, keys = _join_root(root, lines.paths)
-    problems = _check_repeats(lines, keys) + _check_files(lines, full_paths, root)
-    if not allow_outside_root:
-        problems += _check_inside(lines, keys, root)
     if not lines.paths:
-        problems.append((0, "the list is empty; write one path a line"))
-    if problems:
-        problems.sort(key=lambda problem: problem[0])
-        raise ListError([f"{origin}:{line}: {text}" if line else f"{origin}: {text}" for line, text in problems])
-    samples = tuple(map(Sample, full_paths, (label for label in lines.labels if label is not None)))
+        lines.problems.append((0, "the list is empty; write one path a line"))
+    samples = _checked_samples(
+        lines, origin, root, lines.problems, check_files=check_files, allow_outside_root=allow_outside_root
+    )
     return SampleList(samples, tuple(class_names), root, origin, tuple(lines.line_numbers))
 
 
@@ -350,6 +339,22 @@ def _parse_lines(text: str, separator: str, class_names: Sequence[str]) -> _Line
     return lines
 
 
+def _checked_samples(
+    lines: _Lines, origin: str, root: str, problems: list[Problem], *, check_files: bool, allow_outside_root: bool
+) -> tuple[Sample, ...]:
+    """Give a list's samples. Raises ListError with the problems known and those of the paths."""
+    full_paths, keys = _join_root(root, lines.paths)
+    problems = problems + _check_repeats(lines, keys)
+    if not allow_outside_root:
+        problems += _check_inside(lines, keys, root)
+    if check_files:
+        problems += _check_files(lines, full_paths, root)
+    if problems:
+        problems.sort(key=lambda problem: problem[0])
+        raise ListError([f"{origin}:{line}: {text}" if line else f"{origin}: {text}" for line, text in problems])
+    return tuple(map(Sample, full_paths, (label for label in lines.labels if label is not None)))
+
+
 def _check_labels(lines: _Lines, num_classes: int) -> list[Problem]:
     """Find the labels outside 0..num_classes-1, and say where all of them seem to count from 1."""
     distinct = {label for label in lines.labels if label is not None}
@@ -400,8 +405,9 @@ def _check_repeats(lines: _Lines, keys: Sequence[str]) -> list[Problem]:
         label, earlier_label, line = lines.labels[index], lines.labels[earlier], lines.line_numbers[earlier]
         if label is None or earlier_label is None:
             continue
-        if label == earlier_label:
-            text = f'path "{lines.paths[index]}" with label {label} already stands in line {line}; remove one of them'
+        if label == earlier_label or NO_LABEL in (label, earlier_label):
+            with_label = "" if NO_LABEL in (label, earlier_label) else f" with label {label}"
+            text = f'path "{lines.paths[index]}"{with_label} already stands in line {line}; remove one of them'
         else:
             text = f'path "{lines.paths[index]}" has label {label} here but label {earlier_label} in line {line}'
         problems.append((lines.line_numbers[index], text))

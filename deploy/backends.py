@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.facts import Facts, class_names_of, facts_of
-from artifacts.reading import artifact_kind, check_archive, read_facts
+from artifacts.reading import TITLES, artifact_kind, check_archive, read_facts
 from configs.schema import Config
 from deploy.heatmaps import HeatMap, HeatMapper
 from deploy.runtimes import (
@@ -52,7 +52,7 @@ def load_backend(
     path = Path(weights)
     kind = artifact_kind(path)
     if kind != "onnx" and (runtime, precision) != ("auto", "auto"):
-        raise BackendError(f"{path}: runtime and precision are chosen for ONNX files; it is no such file")
+        raise BackendError(f"{path}: runtime and precision are chosen for ONNX files; this is a {TITLES[kind]}")
     if kind == "checkpoint":
         return load_torch(path, device, config)
     facts = read_facts(path)

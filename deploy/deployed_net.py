@@ -23,9 +23,12 @@ class ExportProblem(ValueError):
 def deployed_net(net: nn.Module, preprocess: Preprocess, net_input: str, precision: str) -> nn.Module:
     """Give a copy of a net in eval mode that takes `net_input` (one of facts.INPUTS) and gives float32 logits (N, K).
 
-    Every module and weight keeps its name: the copy is of a class derived from the net's own.
+    Parts that the net names in `training_only` are left out of it. Every module and weight keeps its name: the copy is
+    of a class derived from the net's own.
     """
     made = copy.deepcopy(net).eval().to(DTYPES[precision]).to(memory_format=torch.contiguous_format)
+    for part in getattr(net, "training_only", ()):
+        delattr(made, part)
     if net_input == "float32 NCHW" and precision == "fp32":
         return made
     adapters: tuple[type, ...] = (_HalfPrecision,) if net_input == "float32 NCHW" else (_Uint8Input, _HalfPrecision)

@@ -15,6 +15,7 @@ from deploy.machine import machine, versions
 from deploy.parity import (
     BATCH,
     LEAST_AGREEMENT,
+    LEAST_COSINE,
     LEAST_INT8_AGREEMENT,
     MOST_INT8_DIFFERENCE,
     MOST_INT8_LOSS,
@@ -110,6 +111,7 @@ class ExportReport:
                 "least_agreement": LEAST_AGREEMENT,
                 "most_int8_accuracy_loss": MOST_INT8_LOSS,
                 "mean_int8_difference": MOST_INT8_DIFFERENCE,
+                "least_cosine_of_features": LEAST_COSINE,
             },
             "batch_size": BATCH,
             "machine": machine(),
@@ -136,8 +138,11 @@ class ExportReport:
         )
         eager = [run.eager_ms for outcome in self.outcomes for _, run in outcome.runs if math.isfinite(run.eager_ms)]
         beside = f" ({sorted(eager)[len(eager) // 2]:.0f} ms)" if eager else ""
+        kept = "top-1: % of the pictures that keep the net's class"
+        if self.reference.facts.output == "features":
+            kept = "top-1: % of the pictures whose features point where the net's do"
         yield (
-            f"top-1: % of the pictures that keep the net's class. ms: median for a batch of {BATCH}. "
+            f"{kept}. ms: median for a batch of {BATCH}. "
             f"speed: against eager torch fp32 on {self.reference.backend.device}{beside}, timed in turn with it"
         )
         spreads = [run.batch_ms_spread for outcome in self.outcomes for _, run in outcome.runs if run.batch_ms > 0]
@@ -211,7 +216,7 @@ def _outcome_notes(outcome: Outcome) -> Iterator[str]:
                 yield f"int8 on {runtime}: top-1 accuracy {change} % of {counted(run.count)}"
         count = max((run.count for _, run in outcome.runs), default=0)
         if FEW_PICTURES <= count < FEW_FOR_INT8:
-            yield f"warning: int8 was proved on {counted(count)}, of which each is {100 / count:.1f} points of accuracy"
+            yield f"warning: int8 was proved on {counted(count)}, of which each is {100 / count:.1f} points"
     if outcome.reason:
         names = " and ".join(outcome.files)
         departs = f"; the first layer that departs: {outcome.departs}" if outcome.departs else ""
@@ -222,7 +227,13 @@ def _outcome_notes(outcome: Outcome) -> Iterator[str]:
         if run.problem:
             yield f"warning: {outcome.format} on {runtime}: {run.problem}"
         elif outcome.format == "int8" and run.agreement < LEAST_INT8_AGREEMENT:
-            yield f"warning: int8 on {runtime}: another class than before for {len(run.flips)} of {counted(run.count)}"
+            yield f"warning: int8 on {runtime}: another answer than before for {len(run.flips)} of {counted(run.count)}"
+        elif run.over:
+            share = f"{100 * run.over:.1f} % of {counted(run.count)}"
+            yield (
+                f"{outcome.format} on {runtime}: {share} differ by more than the tolerance, at most by "
+                f"{run.allowed:.1e}: ten times what a rounding of its input moves the net by"
+            )
         if run.ties:
             yield (
                 f"{outcome.format} on {runtime}: another class for {counted(run.ties)} where the net's two best logits "
@@ -250,6 +261,8 @@ def _run_values(runtime: str, run: Measured) -> dict[str, Any]:
         "runtime": runtime,
         "worst_difference": _finite(run.worst),
         "mean_difference": _finite(run.mean),
+        "share_over_tolerance": run.over,
+        "allowed_difference": _finite(run.allowed),
         "top1_agreement": _finite(run.agreement),
         "changed": [{"file": file, "net": net, "got": got} for file, net, got in run.flips[:FLIPS_SHOWN]],
         "changed_count": len(run.flips),

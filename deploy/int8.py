@@ -47,7 +47,7 @@ def quantize(source: Path, target: Path, facts: Facts, images: np.ndarray) -> No
                 reduce_range=not has_int8_dot_product(),
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=sorted(float_nodes(model.graph)),
+                nodes_to_exclude=sorted(float_nodes(model.graph, has_classifier=facts.output == "logits")),
                 calibrate_method=CalibrationMethod.MinMax,
             )
     except OSError:
@@ -62,7 +62,7 @@ def quantize(source: Path, target: Path, facts: Facts, images: np.ndarray) -> No
     onnx.checker.check_model(target, full_check=True)
 
 
-def float_nodes(graph: Any) -> set[str]:
+def float_nodes(graph: Any, *, has_classifier: bool = True) -> set[str]:
     """Name the nodes that stay in float.
 
     They are the modules with a power in them (GeM: x^3 of 256 levels has few left among the small values), the
@@ -84,7 +84,7 @@ def float_nodes(graph: Any) -> set[str]:
             read_on.add(node.name)
         is_kernel = node.op_type in INTEGER_KERNELS
         is_power = bool(powers & set(scopes_of(node)))
-        is_classifier = is_kernel and node.name not in read_on
+        is_classifier = has_classifier and is_kernel and node.name not in read_on
         is_1d = node.op_type == "Conv" and weights.get(node.input[1]) == 3
         feeds_float = all(reader.name in found or reader.op_type not in QUANTIZED for reader in after)
         scales_input = node.op_type == "Add" and any(name in weights for name in node.input)  # a bias, or the shift

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from artifacts.facts import PRODUCER, Facts
-from artifacts.reading import DIGEST_KEY, FACTS_KEY, onnx_digest, read_onnx
+from artifacts.reading import DIGEST_DIGITS, DIGEST_KEY, FACTS_KEY, onnx_digest, read_onnx
 from deploy.deployed_net import ExportProblem, export_program, first_line
 
 OPSET = 20
@@ -51,7 +51,8 @@ def export_onnx(net: nn.Module, images: torch.Tensor, path: Path, facts: Facts) 
 def write_digest(path: Path) -> None:
     """Write into an ONNX file's metadata the digest that `read_onnx` will hold it against. Raises OSError."""
     model = read_onnx(path)
-    model.metadata_props.add(key=DIGEST_KEY, value=onnx_digest(path, model))
+    entry = model.metadata_props.add(key=DIGEST_KEY, value="0" * DIGEST_DIGITS)
+    entry.value = onnx_digest(path, model, model.SerializeToString())
     path.write_bytes(model.SerializeToString())
 
 

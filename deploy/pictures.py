@@ -14,11 +14,19 @@ import numpy as np
 from artifacts.facts import Facts
 from configs.schema import Config
 from data_loader.preprocess import PictureError, Preprocess
-from data_loader.samples import IMAGE_SUFFIXES, ListError, Sample, iter_images, read_class_folders, read_list
+from data_loader.samples import (
+    IMAGE_SUFFIXES,
+    NO_LABEL,
+    ListError,
+    Sample,
+    iter_images,
+    read_class_folders,
+    read_list,
+    read_unlabelled,
+)
 from deploy.export_arguments import MAX_SAMPLES
 from deploy.runtimes import NO_MEMORY
 
-NO_LABEL = -1
 SEPARATOR = "----"  # of a list whose config is not known
 MOST_BYTES = 2_000_000_000  # of pictures held, where nobody asked for more
 LOOKED_FOR = 100  # pictures of a list, to find the folder that its paths start from
@@ -190,6 +198,9 @@ def _folder_samples(folder: Path, facts: Facts) -> list[Sample]:
 
 
 def _config_samples(file: str, root: str, config: Config, facts: Facts) -> list[Sample]:
+    if facts.output == "features":  # learnt from pictures that need no labels
+        names, separator = facts.class_names, config.file_label_separator
+        return list(read_unlabelled(file, root, separator, names, check_files=False).samples)
     if file:
         return _list_samples(file, root, config, facts)
     names = facts.class_names if facts.class_names != tuple(map(str, range(facts.num_classes))) else ()

@@ -20,6 +20,7 @@ if sys.platform != "win32":
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 FULL_DISK = re.compile(r"(No space left|Disk quota|File too large|Read-only file system)[^:(]*")
 PREFIX, LOCK = ".export", "lock"  # the folder is called .export-<host>-<random>
+UNNAMED = ".new-export-"  # as long as its lock is not held
 
 
 class ExportError(ValueError):
@@ -97,7 +98,7 @@ def _locked_folder(output_dir: Path) -> Iterator[Path]:
     It gets the name by which others find it only when it is locked. Raises ExportError.
     """
     try:
-        unnamed = Path(tempfile.mkdtemp(prefix=".new-export-", dir=output_dir))
+        unnamed = Path(tempfile.mkdtemp(prefix=UNNAMED, dir=output_dir))
         lock = os.open(unnamed / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
         raise ExportError(f"{output_dir}: cannot write into this folder: {error.strerror}") from error
@@ -115,7 +116,7 @@ def _look_at_others(output_dir: Path, own: Path) -> None:
 
     Another machine's folder, on a disk that both see, is left alone: its lock may not be seen from here.
     """
-    for path in sorted(output_dir.glob(f"{PREFIX}-*/{LOCK}")):
+    for path in sorted([*output_dir.glob(f"{PREFIX}-*/{LOCK}"), *output_dir.glob(f"{UNNAMED}*/{LOCK}")]):
         folder = path.parent
         if folder == own:
             continue
@@ -130,7 +131,7 @@ def _look_at_others(output_dir: Path, own: Path) -> None:
             raise ExportError(f"{output_dir}: another export is at work in this folder; {mend}") from error
         finally:
             os.close(lock)
-        if is_locked and folder.name.rpartition("-")[0] == _own_prefix():
+        if is_locked and (folder.name.startswith(UNNAMED) or folder.name.rpartition("-")[0] == _own_prefix()):
             shutil.rmtree(folder, ignore_errors=True)
 
 

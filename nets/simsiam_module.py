@@ -24,15 +24,17 @@ RESIDUAL = ("resnet", "resnext", "wide_resnet")
 class SimSiam(nn.Module):
     """Backbone, projector and predictor: images (N, C, H, W) to features (N, D), not normalised.
 
-    `model_type` is any net of torchvision that ends in a linear layer, which is taken off. The stem "small" is the one
-    for CIFAR: a 3x3 convolution of stride 1 and no max pool; "auto" takes it for images up to 64 px. Projector:
+    `model_type` is any net of torchvision that ends in a linear layer, which is taken off. The stem "small" is a
+    ResNet's for CIFAR: a 3x3 convolution of stride 1 and no max pool; "auto" takes it up to 64 px. Projector:
     `projector_layers` linear layers of `projector_size`, each with batch norm, the last without affine parameters; 3 in
     the paper, 2 on CIFAR. Predictor: two linear layers, batch norm in the hidden one alone. Its rate stays constant.
     Raises NetError.
     """
 
     constant_rate = ("predictor",)
+    head_names = ()  # nothing in it is of certain classes
     output = "features"
+    training_only = ("projector", "predictor")  # parts that an export leaves out
 
     def __init__(
         self,
@@ -105,8 +107,7 @@ def _backbone(model_type: str, num_channels: int, size: tuple[int, int], stem: s
     is_residual = model_type.startswith(RESIDUAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's: of fresh weights to come
-        arguments = {"zero_init_residual": True} if is_residual else {}  # as the published pretraining
-        net: Any = torchvision_net(model_type, 2, num_channels, arguments=arguments)
+        net: Any = torchvision_net(model_type, 2, num_channels, arguments=_arguments(model_type, num_channels, size))
     if is_residual and (stem == "small" or (stem == "auto" and max(size) <= SMALL_INPUT)):
         net.conv1 = nn.Conv2d(num_channels, net.conv1.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -119,7 +120,26 @@ def _backbone(model_type: str, num_channels: int, size: tuple[int, int], stem: s
         raise NetError(f"{model_type} does not end in a linear layer, so it has no features to project")
     features = net.get_submodule(last).in_features
     net.set_submodule(last, nn.Identity())
-    return net, features
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, num_channels, *size))
+    except RuntimeError as error:
+        raise NetError(f"{model_type} does not take images of {size[0]}x{size[1]} px: {error}") from error
+    return net.train(), features
+
+
+def _arguments(model_type: str, num_channels: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Give what torchvision's function needs besides. Raises NetError."""
+    if model_type.startswith(RESIDUAL):
+        return {"zero_init_residual": True}  # as the published pretraining
+    if model_type in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": True, "transform_input": num_channels == 3}
+    if model_type.startswith("vit"):
+        patch = int(model_type.rpartition("_")[2])
+        if size[0] != size[1] or size[0] % patch:
+            raise NetError(f"{model_type} takes squares of whole patches of {patch} px, got {size[0]}x{size[1]}")
+        return {"image_size": size[0]}
+    return {}
 
 
 def _projector(features: int, size: int, layers: int) -> nn.Sequential:

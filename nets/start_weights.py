@@ -175,7 +175,7 @@ def _clean_name(name: str) -> str:
 def _head_names(net: nn.Module) -> tuple[str, ...]:
     """Give the prefixes of the head: what the net says itself, or its last linear or convolutional layer."""
     for path, module in net.named_modules():
-        if own := getattr(module, "head_names", None):
+        if (own := getattr(module, "head_names", None)) is not None:
             return tuple(_clean_name(f"{path}.{name}.".lstrip(".")) for name in own)
     layers = [name for name, module in net.named_modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))]
     return (_clean_name(f"{layers[-1]}."),) if layers else ()

@@ -252,7 +252,7 @@ def test_cuda_libraries_that_are_missing(tiny: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_runtimes_and_precisions_are_for_onnx_files(tiny: Path) -> None:
-    with pytest.raises(BackendError, match="runtime and precision are chosen for ONNX files; it is no such file"):
+    with pytest.raises(BackendError, match="runtime and precision are chosen for ONNX files; this is a"):
         load_backend(tiny / "model.pt", runtime="openvino")
     with pytest.raises(BackendError, match="onnxruntime computes in the file's own precision; bf16 needs the"):
         load_backend(tiny / "model.onnx", device="cpu", runtime="onnxruntime", precision="bf16")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -15,8 +16,11 @@ from torch import nn
 
 from artifacts.reading import ArtifactError, read_onnx
 from deploy import int8
+from deploy.backends import load_backend
 from deploy.int8 import float_nodes, quantize
 from deploy.onnx_export import export_onnx, scopes_of
+from deploy.parity import INT8_BATCH_TOLERANCE
+from deploy.runtimes import OpenVinoBackend
 from nets.net_interface import build_net
 from tests.exported import facts_of
 from tests.test_onnx_export import gem_net
@@ -199,3 +203,39 @@ def test_what_feeds_float_alone_stays_float_and_what_feeds_a_kernel_does_not() -
         [numpy_helper.from_array(np.zeros(1, np.float32), name) for name in ("w", "bias")],
     )
     assert float_nodes(graph) == {"freed", "float", "constant", "classifier"}
+
+
+def test_openvino_answers_in_programs_for_powers_of_two(file: Path, images: np.ndarray) -> None:
+    """What it compiles for any size answered wrongly for a swin_t."""
+    backend = OpenVinoBackend(file, "int8", is_int8=True)
+    assert backend._any_size is None
+    of_all = backend(images)
+    assert of_all.shape[0] == 25 and list(backend._of_size) == [32]
+    for count, size in ((1, 1), (3, 4), (8, 8)):
+        part = backend(images[:count])
+        assert part.shape == of_all[:count].shape
+        assert size in backend._of_size
+        assert np.abs(part - of_all[:count]).max() < INT8_BATCH_TOLERANCE * np.abs(of_all).max()
+    assert sorted(backend._of_size) == [1, 4, 8, 32]
+    bf16 = load_backend(file, device="cpu", runtime="openvino", precision="bf16")[0]
+    assert isinstance(bf16, OpenVinoBackend) and bf16._any_size is None
+
+
+def test_classifiers_and_one_dimensional_convolutions_stay_in_float() -> None:
+    """PIM in int8 answered wrongly on OpenVINO with either of them in integers."""
+    net = build_net(
+        "pim_module", "PIM", num_classes=5, img_height=32, img_width=32,
+        model_args={"model_type": "resnet18", "fpn_size": 16, "head": "all"},
+    ).eval()  # fmt: skip
+    kept = nodes_kept_in_float(net)
+    assert {f"heads.{stage}.3/Conv" for stage in range(4)} <= kept
+    assert {"combiner.conv/Conv", "combiner.query/Conv", "combiner.key/Conv"} <= kept
+    assert any("combiner.classifier" in name for name in kept)
+    assert not any(name.startswith(("heads.0.0/", "backbone.layer1.0.conv1/", "fpn.projections.0.0/")) for name in kept)
+
+
+def nodes_kept_in_float(net: nn.Module) -> set[str]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "float.onnx"
+        export_onnx(net, torch.rand(2, 3, 32, 32), path, facts_of(32))
+        return float_nodes(onnx.load(path).graph)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,16 +23,19 @@ from configs.schema import Config
 from data_loader.loaders import PictureDataset, collate
 from data_loader.preprocess import Preprocess
 from data_loader.samples import NO_LABEL, ListError, read_unlabelled
+from deploy.backends import load_backend
+from deploy.export import export_formats
 from nets.net_interface import NetError, parameter_groups
 from nets.simsiam_module import SimSiam, SimSiam_probe
 from nets.start_weights import load_start_weights
 from tests.conftest import CLASSES
 from trainers import simsiam
-from trainers.embeddings import Embedded, embed, fit_probe, knn_votes, probe_accuracy
+from trainers.embeddings import Embedded, embed, fit_probe, knn_votes, plain_batches, probe_accuracy
 from trainers.optimizer import build_optimizer, freeze_parameters, hold_frozen_in_eval, set_learning_rate
 from trainers.simsiam import SimSiamTask, embedding_std, symmetric_loss
 from trainers.trainer import scaled_rate
 
+ROOT = Path(__file__).resolve().parent.parent
 ConfigMaker = Callable[..., Path]
 SMALL: dict[str, Any] = {"model_type": "resnet18", "projector_size": 32, "projector_layers": 2, "predictor_size": 8}
 PROBE = {"model_net_name": "SimSiam_probe", "model_args": {"model_type": "resnet18"}, "train_mode": "finetune"}
@@ -149,7 +155,10 @@ def test_a_collapse_is_told_and_stops_where_the_config_says_so(
 # --- the net ---
 
 
-@pytest.mark.parametrize(("name", "features"), [("resnet18", 512), ("mobilenet_v3_small", 1024), ("swin_t", 768)])
+@pytest.mark.parametrize(
+    ("name", "features"),
+    [("resnet18", 512), ("mobilenet_v3_small", 1024), ("swin_t", 768), ("googlenet", 1024), ("vit_b_32", 768)],
+)
 def test_features_and_projections_of_a_backbone(name: str, features: int) -> None:
     net = SimSiam(name, img_height=64, img_width=64, projector_size=24, predictor_size=6)
     images = torch.rand(3, 3, 64, 64)
@@ -187,6 +196,11 @@ def test_the_stem_follows_the_input_size(stem: str, side: int, stride: int) -> N
         ({"model_type": "squeezenet1_0"}, "squeezenet1_0 does not end in a linear layer"),
         ({"model_type": "resnet18", "stem": "tiny"}, 'stem must be one of auto, small, imagenet, got "tiny"'),
         ({"model_type": "resnet18", "projector_layers": 0}, "must be at least 1"),
+        (
+            {"model_type": "vit_b_16", "img_height": 100, "img_width": 100},
+            "squares of whole patches of 16 px, got 100x100",
+        ),
+        ({"model_type": "inception_v3", "img_height": 64, "img_width": 64}, "does not take images of 64x64 px"),
     ],
 )
 def test_what_cannot_be_built_is_told(args: dict[str, Any], sentence: str) -> None:
@@ -355,7 +369,7 @@ def test_pretraining_from_a_folder_then_probe_reported_together(
     assert train.main(["--config", str(config)]) == 0
     told = capsys.readouterr().out.splitlines()
     assert [line.count("kNN") for line in told if line.startswith("epoch")][:3] == [0, 1, 1]
-    assert any(line.startswith("  linear probe, 5-fold") for line in told)
+    assert any(line.startswith("  probe, 5 folds") for line in told)
     assert any(line.startswith("  stage before     best kNN") for line in told)
     best, last = (load_checkpoint(dataset / "weights" / name) for name in ("net.pth", "net_last.pth"))
     assert best.facts.output == last.facts.output == "features" and best.facts.class_names == CLASSES
@@ -366,7 +380,7 @@ def test_pretraining_from_a_folder_then_probe_reported_together(
     assert all(torch.equal(probe.net[key], value) for key, value in backbone.items())
     report = json.loads((dataset / "weights/next_stage/report.json").read_text(encoding="utf-8"))
     first = json.loads((dataset / "weights/report.json").read_text(encoding="utf-8"))
-    assert first["measure"] == "kNN" and list(first["conclusions"]) == ["linear probe, 5-fold"]
+    assert first["measure"] == "kNN" and list(first["conclusions"]) == ["probe, 5 folds"]
     assert report["earlier"]["top1"] == first["best"]["top1"] and report["measure"] == "top-1"
     assert "kNN of net" in (dataset / "weights/next_stage/report.html").read_text(encoding="utf-8")
 
@@ -390,6 +404,74 @@ def test_each_stage_alone_and_both_resumed(
     parts = [load_checkpoint(dataset / "half" / name).net for name in names]
     assert weights_sha256(parts[0]) == weights_sha256(whole[0])
     assert weights_sha256(parts[1]) == weights_sha256(whole[1])
+
+
+def test_a_resumed_first_stage_that_was_finished_keeps_its_probe_and_a_stale_second_one_begins_anew(
+    pretraining: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(pretraining(num_epochs=1, next_stage={**PROBE, "num_epochs": 1}))
+    assert train.main(["--config", config]) == 0
+    before = json.loads((dataset / "weights/report.json").read_text(encoding="utf-8"))
+    assert train.main(["--config", config, "--resume"]) == 0
+    after = json.loads((dataset / "weights/report.json").read_text(encoding="utf-8"))
+    assert after["conclusions"] == before["conclusions"] and after["conclusions"]
+    capsys.readouterr()
+    assert train.main(["--config", config, "--stage", "1", "--set", "seed=1"]) == 0  # another pretraining
+    assert "stays until this training has a best epoch of its own" in capsys.readouterr().out
+    best, state = dataset / "weights/net.pth", dataset / "weights/next_stage/net_last.pth"
+    os.utime(state, (best.stat().st_mtime - 5,) * 2)
+    assert train.main(["--config", config, "--set", "seed=1", "--resume"]) == 0
+    second = capsys.readouterr().out.partition("next stage:")[2]
+    assert "resuming" not in second and "epoch 1/1" in second
+
+
+def test_two_processes_report_what_one_does(pretraining: ConfigMaker, dataset: Path) -> None:
+    """The probe and the kNN are of all validation pictures, whoever embedded them."""
+    config = pretraining(num_epochs=1, num_processes=2, batch_size=4)
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config", str(config)],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((dataset / "weights/report.json").read_text(encoding="utf-8"))
+    assert sum(map(sum, report["confusion"])) == 9
+    assert round(9 * report["conclusions"]["linear probe"], 6).is_integer()  # ninths, not fifths or fourths
+    best = load_checkpoint(dataset / "weights/net.pth")
+    net = small_net()
+    net.load_state_dict(best.net)
+    train_list, val_list = (
+        read_unlabelled(dataset / f"{name}.txt", dataset / "images", "----", CLASSES) for name in ("train", "val")
+    )
+    bank, queries = (
+        embed(net, plain_batches(samples, best.facts.preprocess, 0, torch.device("cpu"))())
+        for samples in (train_list, val_list)
+    )
+    votes = knn_votes(queries, bank, 3, 5)
+    assert float((votes.argmax(1) == queries.labels).float().mean()) == pytest.approx(report["best"]["top1"])
+    assert probe_accuracy(queries, bank, 3, 0) == pytest.approx(report["conclusions"]["linear probe"])
+
+
+@pytest.mark.parametrize("name", ["SimSiam", "SimSiam_probe"])
+def test_encoder_and_probe_leave_in_every_format(name: str, pretraining: ConfigMaker, dataset: Path) -> None:
+    following = {**PROBE, "num_epochs": 3, "learning_rate": 0.05, "save_name": "probe.pth"}
+    assert train.main(["--config", str(pretraining(num_epochs=1, next_stage=following))]) == 0
+    weights = dataset / "weights" / ("net.pth" if name == "SimSiam" else "next_stage/probe.pth")
+    formats = ["jit", "pt2", "onnx", "int8", "json"]
+    assert export_formats(weights, formats, dataset / "out", device="cpu") == 0
+    report = json.loads((dataset / "out/export_report.json").read_text(encoding="utf-8"))
+    assert [entry["status"] for entry in report["formats"]] == ["written"] * 5
+    images = np.random.default_rng(0).random((5, 3, 32, 32), dtype=np.float32)
+    expected = load_backend(weights, device="cpu")[0](images)
+    assert expected.shape == (5, 512 if name == "SimSiam" else 3)
+    for file in ("model.pt", "model.pt2", "model.onnx", "model.int8.onnx", "model.json"):
+        backend, facts = load_backend(dataset / "out" / file, device="cpu")
+        assert facts.output == ("features" if name == "SimSiam" else "logits")
+        tolerance = 0.1 if "int8" in file else 1e-5
+        for count in (1, 3, 5):
+            assert np.abs(backend(images[:count]) - expected[:count]).max() < tolerance * np.abs(expected).max()
+    if name == "SimSiam":  # the projector stays behind
+        names = torch.export.load(dataset / "out/model.pt2").state_dict
+        assert names and not [name for name in names if not name.startswith("backbone.")]
 
 
 def test_finetuning_moves_the_backbone_and_a_labelled_list_is_the_bank(pretraining: ConfigMaker, dataset: Path) -> None:
@@ -438,6 +520,26 @@ def test_the_probe_starts_from_the_backbone_alone() -> None:
     assert float(probe.fc.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
 
 
+def test_what_is_frozen_must_have_been_loaded(pretraining: ConfigMaker, capsys: pytest.CaptureFixture[str]) -> None:
+    """The stem for small pictures in the first stage, the other one in the second."""
+    following = {**PROBE, "freeze": ["backbone"], "num_epochs": 1, "img_height": 96, "img_width": 96}
+    assert train.main(["--config", str(pretraining(num_epochs=1, next_stage=following))]) == 2
+    told = capsys.readouterr().err
+    assert "freeze: backbone.conv1.weight and 0 more of the frozen parameters were not loaded" in told
+    following = {**following, "freeze": ["backbon"]}
+    assert train.main(["--config", str(pretraining(num_epochs=1, next_stage=following))]) == 2
+    captured = capsys.readouterr()
+    assert 'freeze: "backbon" fits no parameter' in captured.err and "epoch" not in captured.out
+
+
+def test_a_second_stage_starts_from_the_first_unless_told_otherwise(
+    pretraining: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    following = {key: value for key, value in PROBE.items() if key != "train_mode"} | {"num_epochs": 1}
+    assert train.main(["--config", str(pretraining(num_epochs=1, next_stage=following))]) == 0
+    assert "loaded 120 of 122 tensors of the net" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -453,6 +555,9 @@ def test_the_probe_starts_from_the_backbone_alone() -> None:
             "another folder than the first",
         ),
         ({"augment_on": "device", "rotation_degrees": 5.0}, "rotation_degrees is for one picture at a time"),
+        ({"augment_on": "device", "interpolation": "bicubic"}, 'crops bilinearly, not by "bicubic"'),
+        ({"label_smoothing": 0.1}, "label_smoothing needs labels, which SimSiam does not learn from"),
+        ({"compile": True}, "compile is for nets that are trained by their logits alone, not for SimSiam"),
     ],
 )
 def test_mistakes_in_a_config(
@@ -460,6 +565,29 @@ def test_mistakes_in_a_config(
 ) -> None:
     assert train.main(["--config", str(pretraining(**changes))]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_second_stage_without_labels_is_told_before_the_first_begins(
+    pretraining: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(dataset / "images/train")
+    config = pretraining(train_data_file="", train_data_root_dir=root, next_stage={**PROBE, "num_epochs": 1})
+    assert train.main(["--config", str(config)]) == 2
+    told = capsys.readouterr()
+    assert f"next_stage: {root}: has no class folders" in told.err and "epoch" not in told.out
+    assert train.main(["--config", str(config), "--stage", "2"]) == 2
+    assert "the net of the first stage is not there; train it with --stage 1" in capsys.readouterr().err
+    assert train.main(["--config", str(pretraining()), "--stage", "2"]) == 2
+    assert "it has one stage, no next_stage for --stage 2" in capsys.readouterr().err
+
+
+def test_the_values_of_the_second_stage_are_shown(
+    pretraining: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = pretraining(next_stage={**PROBE, "num_epochs": 7})
+    assert train.main(["--config", str(config), "--stage", "2", "--print_config"]) == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["num_epochs"] == ["7", "next_stage"] and lines["pretrained_file"][0] == '"net.pth"'
 
 
 def test_an_encoder_does_not_classify(

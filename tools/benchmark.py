@@ -17,10 +17,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tools.contenders import Contenders, inference_contenders, pim_contenders
+if TYPE_CHECKING:
+    from tools.contenders import Contenders
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,8 @@ def surroundings() -> dict[str, object]:
 
 
 def _contender_sets(args: argparse.Namespace) -> dict[str, Contenders]:
+    from tools.contenders import inference_contenders, pim_contenders  # late: they import torch
+
     if args.command == "infer":
         return {"inference": inference_contenders(args.weights, args.artefacts)}
     return pim_contenders(args.model_type, args.size, args.batch)

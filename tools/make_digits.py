@@ -32,7 +32,7 @@ SEED = 0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write whatever is not yet in place; 0 when complete, 2 if it cannot be written."""
-    parser = argparse.ArgumentParser(prog="make_digits", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.make_digits", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", default="data_example", metavar="DIR", help="folder (default data_example)")
     output = Path(parser.parse_args(argv).output)
     pictures = draw_digits()

@@ -29,6 +29,7 @@ class ClassifyTask(nn.Module):
     output = "logits"  # what the net gives, one of facts.OUTPUTS
     measure = "top-1"  # what `validate` gives as top1
     views = 1  # of a picture in a batch
+    stops_on_warning = False
 
     def __init__(
         self,

@@ -79,10 +79,13 @@ def world_from_environment() -> World:
 
 @contextlib.contextmanager
 def joined(world: World, device: torch.device) -> Iterator[None]:
-    """Join the process group for as long as the context lasts: NCCL between GPUs, gloo between CPUs."""
+    """Join the process group for as long as the context lasts: NCCL between GPUs, gloo between CPUs.
+
+    Inside another such context the group that there is serves.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world.size == 1:
+    if world.size == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,8 +41,22 @@ def embed(net: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Embedde
     net.eval()
     rows = [(net(batch["image"]).float(), batch["label"], batch["index"]) for batch in batches]
     net.train(was_training)
+    if not rows:  # of several processes one may have no picture
+        nothing = torch.empty(0, dtype=torch.long)
+        return Embedded(torch.empty(0, 0), nothing, nothing)
     features, labels, indices = (torch.cat(column) for column in zip(*rows, strict=True))
     return Embedded(features, labels, indices)
+
+
+def of_all_processes(embedded: Embedded) -> Embedded:
+    """Put the parts of all processes together, in the order of the list, on this process's device."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return embedded
+    device = embedded.features.device
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, tuple(x.cpu() for x in vars(embedded).values()))
+    features, labels, indices = (torch.cat(column).to(device) for column in zip(*filter(_has_rows, parts), strict=True))
+    return Embedded(features, labels, indices).chosen(torch.argsort(indices))
 
 
 def plain_batches(
@@ -104,7 +119,7 @@ def fit_probe(train: Embedded, num_classes: int, seed: int) -> nn.Linear:
     evaluation; features are standardised first, and the layer that is given back takes them as they are.
     """
     features, labels = train.features.clone(), train.labels.clone()  # out of inference mode
-    mean, std = features.mean(dim=0), features.std(dim=0).clamp(min=1e-6)
+    mean, std = features.mean(dim=0), features.std(dim=0, correction=0).clamp(min=1e-6)
     features = (features - mean) / std
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(features.shape[1], num_classes, device=features.device)
@@ -124,6 +139,10 @@ def fit_probe(train: Embedded, num_classes: int, seed: int) -> nn.Linear:
         layer.weight.div_(std)
         layer.bias.sub_(layer.weight @ mean)
     return layer
+
+
+def _has_rows(part: tuple[torch.Tensor, ...]) -> bool:
+    return len(part[1]) > 0
 
 
 @torch.no_grad()

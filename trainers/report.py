@@ -28,8 +28,9 @@ class TrainingReport:
     `best` and `final`: {"epoch", "step", "top1", "top5", "loss"}. `per_class`, `confusion` and `worst` are the best
     epoch's, as in `ValidationResult`. `curves`: {"train": [{"step", "epoch", "loss", "learning_rate"}],
     "val": [{"step", "epoch", "loss", "top1", "top5"}]}, further keys allowed. `skipped_images`: [{"path", "where",
-    "reason"}]. `status`: "finished", "stopped early", "interrupted", ... `measure`: what top1 is of. `conclusions`:
-    further shares by name. `earlier`: of the stage before, {"title", "measure", "top1", "conclusions", "report"}.
+    "reason"}]. `status`: "finished", "stopped early", "interrupted", ... `measure`: what top1 is of. `head`: which
+    of the net's heads answers, where it has several. `conclusions`: further shares by name. `earlier`: of the stage
+    before, {"title", "measure", "top1", "conclusions", "report"}.
     """
 
     title: str
@@ -55,6 +56,7 @@ class TrainingReport:
     config: dict[str, Any] = field(default_factory=dict)
     skipped_images: list[dict[str, str]] = field(default_factory=list)
     measure: str = "top-1"
+    head: str = ""
     conclusions: dict[str, float] = field(default_factory=dict)
     earlier: dict[str, Any] = field(default_factory=dict)
 
@@ -138,9 +140,10 @@ def _charts(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]], st
     train, val = report["curves"].get("train", []), report["curves"].get("val", [])
     epochs = [(row["step"], row["epoch"]) for row in val if row.get("epoch") is not None]
     best_x = report["best"].get("step")
-    accuracy = [("val", "top-1", val, "top1"), ("top5", "top-5", val, "top5")]
+    accuracy = [("val", report["measure"], val, "top1"), ("top5", "top-5", val, "top5")]
+    losses = [("train", "training", train, "loss"), ("val", "validation", val, "loss")]
     plans = [
-        ("Loss", [("train", "training", train, "loss"), ("val", "validation", val, "loss")], False),
+        ("Loss", losses if report["measure"] == "top-1" else losses[:1], False),  # a kNN's is of another kind
         ("Accuracy", accuracy if len(report["class_names"]) > 5 else accuracy[:1], True),  # of 5, top-5 is always right
         ("Learning rate", [("rate", "learning rate", train, "learning_rate")], False),
     ]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,13 +15,13 @@ import torch
 from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
-from artifacts.facts import class_names_of, facts_of, library_versions, preprocess_of
+from artifacts.facts import class_names_of, facts_of, preprocess_of
 from configs.schema import Config
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView, TwoViews
 from data_loader.batch_views import BatchViews
 from data_loader.loaders import BadPictureError, PictureDataset, find_bad_pictures, net_seed, without
 from data_loader.preprocess import Preprocess
-from data_loader.samples import ListError, SampleList, read_class_folders, read_list, read_unlabelled
+from data_loader.samples import NO_LABEL, ListError, SampleList, read_class_folders, read_list, read_unlabelled
 from nets.checkpointing import enable_gradient_checkpointing
 from nets.net_interface import build_net
 from nets.pim_module import PIM
@@ -32,31 +30,20 @@ from nets.start_weights import load_start_weights, published_state_dict
 from trainers.classify import ClassifyTask, balanced_class_weights
 from trainers.distributed import World, joined, launch, world_from_environment
 from trainers.embeddings import plain_batches
-from trainers.hardware import choose_device, choose_precision, describe_device
-from trainers.heatmaps import best_heat_maps
+from trainers.hardware import choose_device, choose_precision
 from trainers.logger import TrainingLogger
-from trainers.optimizer import freeze_parameters
+from trainers.optimizer import FreezeError, freeze_parameters
 from trainers.pim import PimLossWeights, PimTask
-from trainers.report import TrainingReport, write_report
+from trainers.reporting import PROJECT, Skipped, build_report, finish
 from trainers.simsiam import SimSiamTask
 from trainers.trainer import Progress, Trainer, TrainingError
 
-PROJECT = Path(__file__).resolve().parent.parent
 EXIT_INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells count
-
-HPARAMS = {  # the columns of TensorBoard's table of runs: what people tune
-    *("model_net_name", "img_height", "img_width", "num_epochs", "batch_size", "accumulation_steps", "optimizer"),
-    *("learning_rate", "learning_rate_schedule", "warmup_epochs", "weight_decay", "label_smoothing", "mixup_alpha"),
-    *("cutmix_alpha", "ema_decay", "train_mode", "data_aug", "precision", "seed"),
-}
 
 FIXED_ON_RESUME = (
     *("model_module_name", "model_net_name", "model_type", "model_args", "num_classes", "num_channels"),
     *("optimizer", "freeze", "decay_norm_and_bias"),
 )
-
-Skipped = list[dict[str, str]]
-ENDED = ("finished", "stopped early")
 
 
 def run_stages(config: Config, *, resume: bool = False, stage: int = 0) -> int:
@@ -64,12 +51,21 @@ def run_stages(config: Config, *, resume: bool = False, stage: int = 0) -> int:
     following = config.next_config()
     if following is None or stage == 1:
         return run(config, resume=resume)
-    exit_code = run(config, resume=resume) if stage != 2 else 0
-    if exit_code:
-        return exit_code
-    if os.environ.get("RANK", "0") == "0":
-        _say(f"next stage: {following.model_module_name}.{following.model_net_name}")
-    return run(following, resume=resume and following.last_checkpoint().is_file(), earlier=config.save_path)
+    if stage == 2:
+        start = following.start_weights()
+        if following.train_mode == "finetune" and start == config.best_checkpoint() and not start.is_file():
+            raise CheckpointError(f"{start}: the net of the first stage is not there; train it with --stage 1")
+        return run(following, resume=resume, earlier=config.save_path)
+    _try_out(following)
+    world = world_from_environment()
+    device, _ = choose_device(config.gpu_ids(), world.local_rank, world.local_size)
+    with joined(world, device):  # torchrun's processes: one group for both, whose addresses are exchanged once
+        exit_code = run(config, resume=resume)
+        if exit_code:
+            return exit_code
+        if world.is_first:
+            _say(f"next stage: {following.model_module_name}.{following.model_net_name}")
+        return run(following, resume=resume and _is_newer(following, config), earlier=config.save_path)
 
 
 def run(config: Config, *, resume: bool = False, earlier: str = "") -> int:
@@ -99,18 +95,20 @@ def processes_wanted(config: Config) -> int:
 def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -> int:
     """Be one process of a training; give its exit code."""
     say = _say if world.is_first else _say_nothing
-    if world.local_size > 1:
+    if world.local_size > 1 and not torch.distributed.is_initialized():  # else a stage before has done it
         torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
     device, line = choose_device(config.gpu_ids(), world.local_rank, world.local_size)
     precision = choose_precision(config.precision, device)
     say(f"{line}, {precision}" + (f", {world.size} processes" if world.size > 1 else ""))
     checkpoint = _checkpoint_to_resume(config, say) if resume else None
     if world.is_first:
+        if checkpoint is None and config.best_checkpoint().is_file() and config.train_mode != "update":
+            say(f"an earlier {config.best_checkpoint()} stays until this training has a best epoch of its own")
         _check_writable(config.save_path, *([config.log_path] if config.is_tensorboard else []))
     with joined(world, device):
         train, val, skipped = read_data(config, world, say)
         net = build_start_net(config, say if checkpoint is None else _say_nothing, with_weights=checkpoint is None)
-        task = build_task(config, net, train, val, device)
+        task = build_task(config, net, train, val, device, say)
         facts = replace(facts_of(config, train.class_names), output=task.output)
         progress = Progress.from_dict(checkpoint.progress) if checkpoint else Progress(log_dir=_log_dir(config))
         view = training_view(config, facts.preprocess, task.views)
@@ -137,7 +135,9 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
             say(f"resuming in epoch {progress.epoch + 1} at step {progress.step}")
         trainer.logger.config_text(config.model_dump())
         status = fit_and_report(config, trainer, skipped, say, earlier)
-    return EXIT_INTERRUPTED.get(status.rpartition(" ")[2], 1 if status == "failed" else 0)
+    if trainer.stop.received is not None:  # at the very end too: whoever stops a training wants no second stage
+        return EXIT_INTERRUPTED[trainer.stop.received.name]
+    return 1 if status == "failed" else 0
 
 
 def fit_and_report(
@@ -157,11 +157,12 @@ def fit_and_report(
         print(f"train.py: {sentence}", file=sys.stderr)
     finally:
         if trainer.world.is_first:
-            report = build_report(config, trainer, skipped, status, earlier)
-            try:
-                finish(report, config, trainer, say)
-            except OSError as error:
-                print(f"train.py: {config.save_path}: cannot write the report: {error.strerror}", file=sys.stderr)
+            with trainer.stop:
+                report = build_report(config, trainer, skipped, status, earlier)
+                try:
+                    finish(report, config, trainer, say)
+                except OSError as error:
+                    print(f"train.py: {config.save_path}: cannot write the report: {error.strerror}", file=sys.stderr)
         trainer.logger.close()
     if status != "failed":
         trainer.world.barrier()  # nobody leaves while the first one writes: leaving early looks like a failure
@@ -170,19 +171,7 @@ def fit_and_report(
 
 def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple[SampleList, SampleList, Skipped]:
     """Read and check both lists. Raises ListError; BadPictureError where more pictures are bad than allowed."""
-    names = class_names_of(config)
-    if learns_without_labels(config):
-        val = _read_split(config, config.val_data_file, config.val_data_root_dir, names)
-        train = read_unlabelled(
-            config.train_data_file,
-            config.train_data_root_dir,
-            config.file_label_separator,
-            val.class_names,
-            allow_outside_root=config.allow_outside_root,
-        )
-    else:
-        train = _read_split(config, config.train_data_file, config.train_data_root_dir, names)
-        val = _read_split(config, config.val_data_file, config.val_data_root_dir, train.class_names)
+    train, val = read_lists(config)
     if train.origin == val.origin:
         say(f"warning: training and validation read the same pictures ({val.origin}); the accuracy will say little")
     say(f"{len(train.samples)} training and {len(val.samples)} validation pictures, {config.num_classes} classes")
@@ -198,9 +187,28 @@ def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple
     return train, val, skipped
 
 
+def read_lists(config: Config) -> tuple[SampleList, SampleList]:
+    """Read the training and the validation list as the net of a config learns from them. Raises ListError."""
+    names = class_names_of(config)
+    if learns_without_labels(config):
+        val = _read_split(config, config.val_data_file, config.val_data_root_dir, names)
+        train = read_unlabelled(
+            config.train_data_file,
+            config.train_data_root_dir,
+            config.file_label_separator,
+            val.class_names,
+            allow_outside_root=config.allow_outside_root,
+        )
+    else:
+        train = _read_split(config, config.train_data_file, config.train_data_root_dir, names)
+        val = _read_split(config, config.val_data_file, config.val_data_root_dir, train.class_names)
+    return train, val
+
+
 def build_start_net(config: Config, say: Callable[[str], None], *, with_weights: bool = True) -> torch.nn.Module:
     """Build the net with its start weights, as `train_mode` says. Raises NetError, CheckpointError, FreezeError."""
     torch.manual_seed(net_seed(config.seed))
+    fresh: set[str] = set()
     net = build_net(
         config.model_module_name,
         config.model_net_name,
@@ -218,8 +226,14 @@ def build_start_net(config: Config, say: Callable[[str], None], *, with_weights:
             weights = load_weights(config.start_weights())
         report = load_start_weights(net, weights, new_head=config.train_mode == "finetune")
         say(report.summary())
+        fresh = {*report.skipped_head, *report.missing, *(name for name, _, _ in report.skipped_shape)}
     if config.freeze:
         frozen = freeze_parameters(net, config.freeze)
+        if random := [name for name in frozen if name in fresh]:
+            raise FreezeError(
+                f"freeze: {random[0]} and {len(random) - 1} more of the frozen parameters were not loaded, and would "
+                "stay random; another model_type, stem or input size than the weights' may be why"
+            )
         say(f"{len(frozen)} parameters are frozen")
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(net)
@@ -227,17 +241,28 @@ def build_start_net(config: Config, say: Callable[[str], None], *, with_weights:
 
 
 def build_task(
-    config: Config, net: torch.nn.Module, train: SampleList, val: SampleList, device: torch.device
+    config: Config,
+    net: torch.nn.Module,
+    train: SampleList,
+    val: SampleList,
+    device: torch.device,
+    say: Callable[[str], None] = lambda text: None,
 ) -> ClassifyTask:
-    """Put the loss around the net."""
+    """Put the loss around the net. Raises ListError where there is nothing to measure it by."""
     if isinstance(net, SimSiam):
         known = train if train.is_labelled else val
+        if len(known.samples) < 2:
+            raise ListError([f"{known.origin}: one picture has no neighbours; the kNN accuracy needs two and more"])
+        unknown = sum(sample.label == NO_LABEL for sample in train.samples)
+        why = f"each other's, as {unknown} training pictures have no label of the {config.num_classes} classes"
+        say(f"kNN: a validation picture's neighbours are {why if unknown else 'the training pictures'}")
         return SimSiamTask(
             net,
             plain_batches(known, preprocess_of(config), config.dataloader_workers, device),
             bank_is_validation=known is val,
             neighbours=config.simsiam_knn_neighbours,
             seed=config.seed,
+            stops_on_collapse=config.simsiam_on_collapse == "stop",
         )
     weights = config.class_weights
     if weights == "balanced":
@@ -285,104 +310,18 @@ def changed_since(before: dict[str, Any], config: Config) -> list[str]:
     """Say which keys differ between a checkpoint's config and the one it goes on with."""
     now = config.model_dump()
     changed = [key for key in now if key in before and before[key] != now[key]]
-    return [f"resuming with another {key}: {before[key]!r} before, {now[key]!r} now" for key in changed]
-
-
-def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str, earlier: str = "") -> TrainingReport:
-    """Gather what report.json and report.html say."""
-    progress = trainer.progress
-    best = progress.best_result
-    val_curve = progress.curves["val"]
-    return TrainingReport(
-        title=config.best_checkpoint().stem,
-        net=f"{config.model_module_name}.{config.model_net_name}",
-        status=status,
-        class_names=list(trainer.facts.class_names),
-        best=progress.best,
-        final=val_curve[-1] if val_curve else {},
-        per_class=best.get("per_class", []),
-        confusion=best["confusion"].tolist() if best else [],
-        worst=best.get("worst", []),
-        curves=progress.curves,
-        num_train=len(trainer.train_data),
-        num_val=len(trainer.val_data),
-        images_per_second=progress.pictures_trained / progress.train_seconds if progress.train_seconds else None,
-        train_seconds=progress.train_seconds,
-        validation_seconds=progress.validation_seconds,
-        device=describe_device(trainer.device),
-        precision=trainer.precision,
-        versions=library_versions(),
-        seed=config.seed,
-        git_commit=git_commit(),
-        config=config.model_dump(),
-        skipped_images=skipped,
-        measure=trainer.task.measure,
-        conclusions=trainer.validated.conclusions(config.num_classes) if status in ENDED else {},
-        earlier=_summary(earlier) if earlier else {},
-    )
-
-
-def finish(report: TrainingReport, config: Config, trainer: Trainer, say: Callable[[str], None]) -> None:
-    """Write the report, and say in a few lines what came of the run and where it lies."""
-    heat_maps = {}
-    if trainer.task.output == "logits" and not report.status.startswith("interrupted"):  # who stops it will not wait
-        worst = [(row["path"], row["answer"]) for row in report.worst]
-        heat_maps = best_heat_maps(config.best_checkpoint(), worst, trainer.device)
-    page = write_report(report.to_dict(), config.save_path, pictures=trainer.load_picture, heat_maps=heat_maps)
-    if report.status in ENDED and (embedded := trainer.validated.embedded()) is not None:
-        samples, rows = trainer.val_data.samples.samples, embedded.indices.tolist()
-        trainer.logger.embedding(
-            embedded.features.cpu().numpy(),
-            embedded.labels.cpu().numpy(),
-            trainer.facts.class_names,
-            lambda row: trainer.load_picture(samples[rows[row]].path),
-            trainer.progress.step,
-        )
-    if report.best:
-        trainer.logger.hparams(
-            config.model_dump(include=HPARAMS), {"top1": report.best["top1"], "loss": report.best["loss"]}
-        )
-        say(f"{report.status}: best {report.measure} {report.best['top1']:.2%} in epoch {report.best['epoch']}")
-        for name, share in report.conclusions.items():
-            say(f"  {name:<16} {share:.2%} on the features of the last epoch")
-        if before := report.earlier:
-            say(f"  stage before     best {before['measure']} {before['top1']:.2%}, {before['report']}")
-        say(f"  best checkpoint  {config.best_checkpoint()}")
-    else:
-        say(f"{report.status} before the first validation")
-    if config.last_checkpoint().is_file():
-        hint = "" if report.status in ENDED else "  (go on with --resume)"
-        say(f"  last checkpoint  {config.last_checkpoint()}{hint}")
-    say(f"  report           {page}")
-    if config.is_tensorboard:
-        say(f"  curves           tensorboard --logdir {config.log_path}")
-
-
-def _summary(folder: str) -> dict[str, Any]:
-    """Give what the report of the stage before says, or nothing where it cannot be read."""
-    try:
-        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
-        return {
-            **{key: report[key] for key in ("title", "measure", "conclusions")},
-            "top1": report["best"]["top1"],
-            "report": str(Path(folder) / "report.html"),
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    lines = []
+    for key in changed:
+        was, is_now = before[key], now[key]
+        if isinstance(was, dict) and isinstance(is_now, dict):  # only what differs in it
+            inner = [name for name in {**was, **is_now} if was.get(name) != is_now.get(name)]
+            was, is_now = ({name: values[name] for name in inner if name in values} for values in (was, is_now))
+        lines.append(f"resuming with another {key}: {was!r} before, {is_now!r} now")
+    return lines
 
 
 def _augment_settings(config: Config) -> AugmentSettings:
     return AugmentSettings(**config.model_dump(include=set(AugmentSettings.__dataclass_fields__)))
-
-
-def git_commit() -> str | None:
-    """Give the project's commit, with "+" where files are changed; None outside a git checkout."""
-    command = ["git", "-C", str(PROJECT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def _checkpoint_to_resume(config: Config, say: Callable[[str], None]) -> Checkpoint:
@@ -398,6 +337,21 @@ def _checkpoint_to_resume(config: Config, say: Callable[[str], None]) -> Checkpo
     for line in changed_since(checkpoint.config, config):
         say(line)
     return checkpoint
+
+
+def _try_out(following: Config) -> None:
+    """Find a second stage's mistakes before hours are spent on the first. Raises ListError, NetError, FreezeError."""
+    try:
+        read_lists(following)
+    except ListError as error:
+        raise ListError([f"next_stage: {problem}" for problem in error.problems]) from error
+    build_start_net(following, _say_nothing, with_weights=False)
+
+
+def _is_newer(following: Config, config: Config) -> bool:
+    """Say whether the second stage went on from the first one's present result, not from an earlier one."""
+    state, start = following.last_checkpoint(), config.best_checkpoint()
+    return state.is_file() and state.stat().st_mtime >= start.stat().st_mtime
 
 
 def _check_writable(*folders: str) -> None:

@@ -14,7 +14,15 @@ from torch import nn
 
 from nets.simsiam_module import SimSiam
 from trainers.classify import Batch, ClassifyTask
-from trainers.embeddings import FOLDS, LEAST_VOTE, Embedded, embed, knn_votes, probe_accuracy
+from trainers.embeddings import (
+    FOLDS,
+    LEAST_VOTE,
+    Embedded,
+    embed,
+    knn_votes,
+    of_all_processes,
+    probe_accuracy,
+)
 from trainers.metrics import ClassificationMetrics, ValidationResult
 
 COLLAPSED = 0.3  # of the healthy standard deviation
@@ -45,10 +53,12 @@ class SimSiamTask(ClassifyTask):
         bank_is_validation: bool,
         neighbours: int = 200,
         seed: int = 0,
+        stops_on_collapse: bool = False,
     ) -> None:
         super().__init__(net)
         self.bank, self.bank_is_validation = bank, bank_is_validation
         self.neighbours, self.seed = neighbours, seed
+        self.stops_on_warning = stops_on_collapse
         self.last: tuple[Embedded, Embedded] | None = None  # of the newest validation: its pictures and the bank
 
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -78,10 +88,11 @@ class SimSiamTask(ClassifyTask):
         """Measure the kNN accuracy on this process's part; every process gets the result of all."""
         queries = embed(self.net, batches)
         bank = embed(self.net, self.bank())
-        self.last = (queries, bank)
-        votes = knn_votes(queries, bank, num_classes, self.neighbours, leave_out_own=self.bank_is_validation)
         metrics = ClassificationMetrics(num_classes, self._device())
-        metrics.update(votes.clamp(min=LEAST_VOTE).log(), queries.labels, queries.indices)
+        if len(queries.labels):
+            votes = knn_votes(queries, bank, num_classes, self.neighbours, leave_out_own=self.bank_is_validation)
+            metrics.update(votes.clamp(min=LEAST_VOTE).log(), queries.labels, queries.indices)
+        self.last = of_all_processes(queries), bank
         return metrics.compute(paths, class_names)
 
     def embedded(self) -> Embedded | None:
@@ -93,8 +104,10 @@ class SimSiamTask(ClassifyTask):
         if self.last is None:
             return {}
         queries, bank = self.last
+        if self.bank_is_validation and len(bank.labels) < FOLDS:
+            return {}
         if self.bank_is_validation:
-            return {f"linear probe, {FOLDS}-fold": probe_accuracy(bank, None, num_classes, self.seed)}
+            return {f"probe, {FOLDS} folds": probe_accuracy(bank, None, num_classes, self.seed)}
         return {"linear probe": probe_accuracy(queries, bank, num_classes, self.seed)}
 
     def with_net(self, net: nn.Module) -> SimSiamTask:

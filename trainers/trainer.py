@@ -151,7 +151,7 @@ class Trainer:
             num_epochs=config.num_epochs,
             decay=config.learning_rate_decay,
             decay_epochs=config.learning_rate_decay_epoch,
-            min_rate=config.min_learning_rate,
+            min_rate=config.min_learning_rate * rate / config.learning_rate,
             warmup_epochs=config.warmup_epochs,
         )
         pin = device.type == "cuda" and config.async_loading
@@ -193,10 +193,12 @@ class Trainer:
             self.say(f"before training: val loss {result.loss:.4f}, {self.task.measure} {result.top1:.2%}")
             if updates:  # what the net can already do is the mark to beat
                 self._keep_if_best(result)
+        if progress.epoch >= config.num_epochs and self.task.output == "features":
+            self._validate()  # resumed where nothing is left to train: the report wants the features
         while progress.epoch < config.num_epochs:
             patience = config.early_stopping_epochs
             if patience and progress.epochs_without_gain >= patience:
-                self.say(f"no better top-1 for {patience} epochs: stopped early")
+                self.say(f"no better {self.task.measure} for {patience} epochs: stopped early")
                 return "stopped early"
             self._train_epoch()
             is_due = (progress.epoch + 1) % config.validation_interval == 0 or progress.epoch + 1 == config.num_epochs
@@ -330,12 +332,12 @@ class Trainer:
         self._show_speed(bar, mean, rate, speed)
 
     def _heed(self, terms: Mapping[str, float]) -> None:
-        """Pass on what the task finds wrong, once an epoch. Raises TrainingError where the config wants that."""
+        """Pass on what the task finds wrong, once an epoch. Raises TrainingError where the task wants that."""
         sentence = self.task.warning(terms)
         if not sentence or self.warned_in == self.progress.epoch:
             return
         self.warned_in = self.progress.epoch
-        if self.config.simsiam_on_collapse == "stop":
+        if self.task.stops_on_warning:
             raise TrainingError(f"{sentence} (epoch {self.progress.epoch + 1}, step {self.progress.step})")
         self.say(f"warning: {sentence}")
 
