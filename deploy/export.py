@@ -100,7 +100,8 @@ def export_formats(
     with _system_errors_as_sentences(output_dir):
         _check_places(output_dir, samples, samples_root)
         with workshop(output_dir) as folder:
-            from deploy.job import Request, prepare
+            with _signals_wait():
+                from deploy.job import Request, prepare
 
             request = Request(
                 weights,
@@ -255,6 +256,19 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold signals back while torch is imported: an exception of theirs in the start of its C++ aborts the process."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 if __name__ == "__main__":

@@ -435,7 +435,7 @@ def test_under_999_in_1000_is_refused(count: int, changed: int, passes: bool) ->
     measured = compare(other, reference_of(logits), FAKE_FACTS)
     assert (measured.problem == "") is passes
     if not passes:
-        assert measured.problem.startswith("99.50 % of 200 pictures keep their class, under 99.9 %; the first: 5.png")
+        assert measured.problem.startswith("99.50 % of 200 pictures keep their answer, under 99.9 %; the first: 5.png")
 
 
 def test_ties_of_half_precision_are_told_and_not_held_against_it() -> None:
@@ -450,7 +450,7 @@ def test_ties_of_half_precision_are_told_and_not_held_against_it() -> None:
     assert measured.flips == [("1.png", "b", "a")]
     assert compare(other, reference_of(logits), FAKE_FACTS).problem  # float32 tells them apart
     other[2] = (5.5, 5, 0)  # further apart than the precision: a flip
-    assert "keep their class" in compare(other, reference_of(logits), replace(FAKE_FACTS, precision="bf16")).problem
+    assert "keep their answer" in compare(other, reference_of(logits), replace(FAKE_FACTS, precision="bf16")).problem
 
 
 @pytest.mark.parametrize(("lost", "passes"), [(1, True), (2, False)])
@@ -532,7 +532,7 @@ def test_labels_that_look_wrong_are_warned_of(count: int, right: int, is_doubted
 def test_few_pictures_of_int8s_own_are_warned_of(count: int, is_few: bool) -> None:
     run = Measured(count=count, accuracy=(1.0, 1.0), agreement=1.0)
     text = report_text(reference_of(some_logits(120)), [Outcome("int8", ("model.int8.onnx",), runs=[("x", run)])])
-    assert ("warning: int8 was proved on 20 pictures, of which each is 5.0 points of accuracy" in text) is is_few
+    assert ("warning: int8 was proved on 20 pictures, of which each is 5.0 points" in text) is is_few
 
 
 def test_the_last_line_tells_where_the_files_are_and_what_was_left_out() -> None:
