@@ -49,16 +49,16 @@ def _net_problems(config: Config) -> list[str]:
         check_model_args(config.model_module_name, config.model_net_name, config.net_args())
     except NetError as error:
         return str(error).splitlines()
-    own = (config.model_module_name, config.model_net_name)
     problems = []
-    if own == ("simsiam_module", "SimSiam"):
+    if config.learns_without_labels():
         given = [key for key in NEED_LABELS if getattr(config, key)]
         mend = "leave it out, or put it into next_stage"
         problems = [f"{key} needs labels, which SimSiam does not learn from; {mend}" for key in given]
         if not config.data_aug:
             problems.append("data_aug cannot be off: SimSiam learns from two different views of a picture")
-    if config.compile and own in (("simsiam_module", "SimSiam"), ("pim_module", "PIM")):
-        problems.append(f"compile is for nets that are trained by their logits alone, not for {own[1]}")
+    if config.compile and (config.learns_without_labels() or config.model_module_name == "pim_module"):
+        name = config.model_net_name
+        problems.append(f"compile is for nets that are trained by their logits alone, not for {name}")
     return problems
 
 

@@ -179,6 +179,10 @@ class Config(BaseModel):
         """Give the net's own arguments: `model_args`, with `model_type` where it is set."""
         return {**self.model_args, **({"model_type": self.model_type} if self.model_type else {})}
 
+    def learns_without_labels(self) -> bool:
+        """Say whether the net learns from pictures alone."""
+        return (self.model_module_name, self.model_net_name) == ("simsiam_module", "SimSiam")
+
     def gpu_ids(self) -> list[int]:
         """Give the GPUs of `gpu_id` as integers; empty for "cpu"."""
         return [] if self.gpu_id in ("", "cpu") else [int(part) for part in self.gpu_id.split(",")]

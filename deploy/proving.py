@@ -87,7 +87,7 @@ def _departing(file_format: str, path: Path, source: Source) -> str:
 
 
 def _without_place(text: str, path: Path) -> str:
-    """Take from an error's text where the file lies for now."""
+    """Take from an error's text the temporary folder that the file lies in."""
     return text.removeprefix(f"{path}: ").replace(f"{path.parent}{os.sep}", "")
 
 

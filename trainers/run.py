@@ -190,7 +190,7 @@ def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple
 def read_lists(config: Config) -> tuple[SampleList, SampleList]:
     """Read the training and the validation list as the net of a config learns from them. Raises ListError."""
     names = class_names_of(config)
-    if learns_without_labels(config):
+    if config.learns_without_labels():
         val = _read_split(config, config.val_data_file, config.val_data_root_dir, names)
         train = read_unlabelled(
             config.train_data_file,
@@ -284,11 +284,6 @@ def build_task(
         )
         return PimTask(net, terms, **options)
     return ClassifyTask(net, **options)
-
-
-def learns_without_labels(config: Config) -> bool:
-    """Say whether the net of a config learns from pictures alone."""
-    return (config.model_module_name, config.model_net_name) == ("simsiam_module", "SimSiam")
 
 
 def training_view(config: Config, preprocess: Preprocess, views: int) -> TrainingView | TwoViews | None:
