@@ -174,11 +174,14 @@ def read_unlabelled(
             continue
         path, found, text = line.rpartition(separator)
         is_label = bool(found) and _INTEGER.fullmatch(text.strip()) is not None
+        if found and not is_label and Path(root, path).is_file():
+            lines.problems.append((number, _not_an_integer(text.strip(), class_names)))
+            continue
         lines.paths.append((path.rstrip() if separator.isspace() else path) if is_label else line)
         label = int(text) if is_label else NO_LABEL
         lines.labels.append(label if 0 <= label < len(class_names) else NO_LABEL)
         lines.line_numbers.append(number)
-    if not lines.paths:
+    if not lines.paths and not lines.problems:
         lines.problems.append((0, "the list is empty; write one path a line"))
     samples = _checked_samples(
         lines, origin, root, lines.problems, check_files=check_files, allow_outside_root=allow_outside_root

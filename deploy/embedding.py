@@ -46,12 +46,14 @@ class Embedded:
 class Embeddings:
     """The features of a folder's pictures, float32 (N, D), each row of length 1, and what they were made with.
 
-    `files` are paths below the folder, `preprocess` is the JSON text of what `Preprocess.from_dict` reads.
+    `files` are paths below the folder, `precision` is the net's, one of PRECISIONS,
+    `preprocess` is the JSON text of what `Preprocess.from_dict` reads.
     """
 
     features: np.ndarray
     files: tuple[str, ...]
     weights_sha256: str
+    precision: str
     preprocess: str
 
     def save(self, path: Path) -> None:
@@ -70,8 +72,7 @@ class Embeddings:
                 read = cls(
                     arrays["features"],
                     tuple(arrays["files"].tolist()),
-                    str(arrays["weights_sha256"]),
-                    str(arrays["preprocess"]),
+                    *(str(arrays[name]) for name in ("weights_sha256", "precision", "preprocess")),
                 )
         except FileNotFoundError as error:
             raise EmbeddingError(f"{path}: no such file") from error

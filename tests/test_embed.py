@@ -93,11 +93,12 @@ def test_every_file_of_a_net_gives_its_features(
     with torch.no_grad():
         expected = nn.functional.normalize(net(input_of(pictures)), dim=1).numpy()
     with np.load(output, allow_pickle=False) as arrays:
-        assert set(arrays) == {"features", "files", "weights_sha256", "preprocess"}
+        assert set(arrays) == {"features", "files", "weights_sha256", "precision", "preprocess"}
         assert arrays["features"].dtype == np.float32
         np.testing.assert_allclose(arrays["features"], expected, atol=2e-6)
         assert arrays["files"].tolist() == [path.relative_to(folder / "images").as_posix() for path in pictures]
         assert arrays["weights_sha256"] == weights_sha256(net.state_dict())
+        assert arrays["precision"] == "fp32"
         assert Preprocess.from_dict(json.loads(str(arrays["preprocess"]))) == Preprocess(SIZE_PX, SIZE_PX)
 
 
@@ -295,7 +296,7 @@ def test_a_file_of_something_else_is_told(tmp_path: Path) -> None:
     path = tmp_path / "E.npz"
     with pytest.raises(EmbeddingError, match="no such file"):
         Embeddings.read(path)
-    good = Embeddings(np.eye(2, 3, dtype=np.float32), ("a.png", "b.png"), "0" * 64, "{}")
+    good = Embeddings(np.eye(2, 3, dtype=np.float32), ("a.png", "b.png"), "0" * 64, "fp32", "{}")
     good.save(path)
     whole = path.read_bytes()
     for content in (b"", b"text", whole[: len(whole) // 2]):

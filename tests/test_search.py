@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,12 +154,13 @@ def test_embeddings_of_other_weights_or_files_are_refused(
     gone = f"{saved}: 1 of its 9 pictures are not below {images}, first b/2.png; "
     assert gone in capsys.readouterr().err
     right = Embeddings.read(saved)
-    for sha256, preprocess, sentence in (
-        ("0" * 64, right.preprocess, "it was made with other weights than"),
-        ("", right.preprocess, "it was made with other weights than"),
-        (right.weights_sha256, "{}", "it was made with another preprocessing than"),
+    for changes, sentence in (
+        ({"weights_sha256": "0" * 64}, "it was made with other weights than"),
+        ({"weights_sha256": ""}, "it was made with other weights than"),
+        ({"precision": "int8"}, f"it was made in int8, and {trained[0]} is fp32; leave it out, or make it again"),
+        ({"preprocess": "{}"}, "it was made with another preprocessing than"),
     ):
-        Embeddings(right.features, right.files, sha256, preprocess).save(saved)
+        replace(right, **changes).save(saved)
         assert run(trained, images, query, "--embeddings", saved) == 2
         assert sentence in capsys.readouterr().err
 

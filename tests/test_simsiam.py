@@ -324,6 +324,7 @@ def test_a_folder_of_pictures_with_and_without_class_folders(tmp_path: Path) -> 
         ("", "the list is empty; write one path a line"),
         ("train/00.png\ntrain/00.png\n", "already stands in line 1"),
         ("train/99.png\n", "image not found"),
+        ("train/00.png----方块\n", 'label "方块" is not an integer; allowed are 0..2; class 方块 has label 1'),
         ("../train.txt\n", "leaves the root folder"),
     ],
 )

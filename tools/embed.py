@@ -2,7 +2,7 @@
 
 W is a net that gives features, such as a pretrained SimSiam (a checkpoint or any file exported from it), or any
 classifier's checkpoint, of which the features before the last layer are taken. The file holds `features`, float32
-(N, D), each row of length 1; `files`, the paths below DIR; `weights_sha256`; and `preprocess`, JSON text.
+(N, D), each row of length 1; `files`, the paths below DIR; `weights_sha256`; `precision`; and `preprocess`, JSON text.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def embed_folder(program: str, embedder: Embedder, root: Path, batch_size: int, 
         raise EmbedError(f"{root}: none of its {failed} pictures could be embedded")
     features = np.frombuffer(held, np.float32).reshape(len(files), -1)  # (N, D)
     facts = embedder.facts
-    return Embeddings(features, tuple(files), facts.weights_sha256, embedder.preprocess_text()), failed
+    return Embeddings(features, tuple(files), facts.weights_sha256, facts.precision, embedder.preprocess_text()), failed
 
 
 def pictures_below(root: Path) -> Iterator[str]:

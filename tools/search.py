@@ -188,6 +188,9 @@ def _known(args: argparse.Namespace, embedder: Embedder) -> Embeddings:
     own = embedder.facts.weights_sha256
     if not own or embeddings.weights_sha256 != own:
         raise EmbedError(f"{path}: it was made with other weights than {args.weights}; leave it out, or make it again")
+    if embeddings.precision != embedder.facts.precision:
+        made = f"it was made in {embeddings.precision}, and {args.weights} is {embedder.facts.precision}"
+        raise EmbedError(f"{path}: {made}; leave it out, or make it again")
     if embeddings.preprocess != embedder.preprocess_text():
         raise EmbedError(f"{path}: it was made with another preprocessing than {args.weights} has; make it again")
     there = {Path(file).relative_to(root).as_posix() for file in iter_images(root)}
