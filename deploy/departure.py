@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from deploy.onnx_export import module_ends, scopes_of
+from deploy.runtimes import openvino_core
 
 Key = tuple[str, int]  # a module's dotted name, and the number of its call
 DEQUANTIZED = "_DequantizeLinear_Output"  # onnxruntime's suffix for a tensor that has been through int8
@@ -205,9 +206,7 @@ def _run(model: bytes, images: np.ndarray) -> dict[str, np.ndarray]:
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception:  # onnxruntime's errors have no base class of their own
-        import openvino
-
-        compiled = openvino.Core().compile_model(model, b"", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = openvino_core().compile_model(model, b"", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         outputs = compiled(images)
         return {port.get_any_name(): np.asarray(outputs[port], np.float32) for port in compiled.outputs}
     names = [output.name for output in session.get_outputs()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
@@ -105,12 +106,10 @@ class OpenVinoBackend:
     name, device = "openvino", "cpu"
 
     def __init__(self, path: Path, precision: str = "fp32", *, is_int8: bool = False) -> None:
-        import openvino
-
         # LATENCY: all cores on the batch at hand. THROUGHPUT cuts them into streams, of which one call fills one.
         hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision]}
         try:
-            core = openvino.Core()
+            core = openvino_core()
             self._model = core.read_model(path)
             self.declared = [_partial_sizes(value) for value in (*self._model.inputs, *self._model.outputs[:1])]
             self._compile: Callable[[Any], Any] = lambda model: core.compile_model(model, "CPU", hints)
@@ -250,6 +249,18 @@ def reason(error: BaseException) -> str:
     noise = re.compile(r"Exception from src|Check '.*' failed at|FrontEnd API failed")
     lines = [line.strip(" -") for line in text.splitlines() if line.strip() and not noise.match(line)]
     return lines[0] if lines else type(error).__name__
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """Give the one openvino.Core of this process, which lives as long as it.
+
+    OpenVINO 2026.4 gives the thread that first compiles with a core a stack for its signal handlers, and frees it with
+    the core, though another core may have taken it for the one to go back to: the next signal then ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _partial_sizes(value: Any) -> Sizes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import logging
 import pickle
@@ -547,3 +549,21 @@ def test_an_engine_is_run_within_its_profile(tmp_path: Path, monkeypatch: pytest
         BackendError, match=r"its net takes pictures .* \(N, 3, 16, 16\), its facts say \(N, 3, 32, 32\)"
     ):
         load_backend(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/maps is Linux's")
+def test_the_stack_for_signals_outlives_every_openvino_backend(tiny: Path) -> None:
+    """OpenVINO's own cores free it in the order in which they end: the next signal then killed the process."""
+
+    class Stack(ctypes.Structure):
+        _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+    backends = [load_backend(tiny / "model.onnx", device="cpu", runtime="openvino") for _ in range(3)]
+    for index in (1, 1, 0):
+        del backends[index]
+        gc.collect()
+        stack = Stack()
+        assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        areas = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+        assert not stack.address or any(first <= stack.address < last for first, last in areas)
