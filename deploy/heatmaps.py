@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +14,15 @@ import numpy as np
 from PIL import Image
 
 from artifacts.facts import Facts
-from data_loader.preprocess import as_array, decode
+from data_loader.preprocess import PictureError, as_array, decode
 from deploy.answers import Answer, writing
 from deploy.copies import JPEG_QUALITY, folder_names, whole
 from figures.draw import annotated
 from figures.heatmap import Marks, heat_map_picture
 
 SHOWN_CLASSES = 10
+ENDING = ".heatmap.jpg"
+MAX_NAME_BYTES = 255  # of a file's name, on nearly all file systems
 
 
 class HeatMapError(ValueError):
@@ -44,29 +48,34 @@ class HeatMapCopies:
 
     def __init__(self, folder: Path, mapper: HeatMapper, facts: Facts, label: int | None = None) -> None:
         self._folder, self._mapper, self._facts, self._label = folder, mapper, facts, label
+        is_pim = facts.net["module"] == "pim_module"
+        self._head = [f"head that answers: {facts.net['args'].get('head', 'all')}"] if is_pim else []
 
     def add(self, answer: Answer, relative: str) -> None:
-        """Draw the picture of an answer; a bad picture has none. Raises ResultsError, PictureError, BackendError."""
+        """Draw the picture of an answer; a bad picture has none. Raises ResultsError, HeatMapError, BackendError."""
         if answer.error:
             return
         preprocess = self._facts.preprocess
-        picture = decode(answer.file, 3, preprocess.max_pixels)
-        seen = picture if preprocess.channels == 3 else preprocess.decode(answer.file)
+        try:
+            picture = decode(answer.file, 3, preprocess.max_pixels)
+            seen = picture if preprocess.channels == 3 else preprocess.decode(answer.file)
+        except PictureError as error:  # it was there when it was answered
+            raise HeatMapError(f"{answer.file}: no heat map: {error}") from error
         image = preprocess(as_array(seen))
         lines = [f"{name}  {score:.4f}" for name, score in answer.top_k[:3]]
-        self._save(picture, self._mapper(image, answer.label), answer.class_name, lines, f"{relative}.heatmap.jpg")
+        self._save(picture, self._mapper(image, answer.label), answer.class_name, lines, relative)
         if self._label is not None:
             name = self._facts.class_names[self._label]
             score = next((f"  {score:.4f}" for other, score in answer.top_k if other == name), "")
             lines = [f"map of {name}{score}", f"answer: {answer.class_name}  {answer.score:.4f}"]
-            ending = f".{folder_names(self._facts.class_names)[self._label]}.heatmap.jpg"
-            self._save(picture, self._mapper(image, self._label), name, lines, f"{relative}{ending}")
+            beside = f"{relative}.{folder_names(self._facts.class_names)[self._label]}"
+            self._save(picture, self._mapper(image, self._label), name, lines, beside)
 
     def _save(self, picture: Image.Image, found: HeatMap, name: str, lines: Sequence[str], relative: str) -> None:
         nothing = [] if found.heat.any() else [f"nothing here speaks for {name}"]
         drawn = heat_map_picture(picture, found.heat, self._facts.preprocess.resize, found.marks)
-        sheet = annotated(drawn, [*lines[:1], *nothing, *lines[1:]])
-        target = self._folder / relative
+        sheet = annotated(drawn, [*lines[:1], *nothing, *lines[1:], *self._head])
+        target = self._folder / _fitting(f"{relative}{ENDING}")
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole(target) as temporary:
@@ -94,6 +103,16 @@ def refuse_without_gradients(weights: Path, title: str) -> None:
     own = _checkpoint_of(weights)
     mend = f"name {own}, which this one was made from" if own else "name the checkpoint (.pth) that it was made from"
     raise HeatMapError(f"{weights}: a heat map needs gradients, and this {title} has none; {mend}, with --weights")
+
+
+def _fitting(relative: str) -> Path:
+    """Give a path whose name no file system refuses as too long; what tells a cut one from others is a digest."""
+    path = Path(relative)
+    name = os.fsencode(path.name)
+    if len(name) <= MAX_NAME_BYTES:
+        return path
+    ending = f"~{hashlib.sha256(name).hexdigest()[:8]}{ENDING}"
+    return path.with_name(name[: MAX_NAME_BYTES - len(ending)].decode(errors="ignore") + ending)
 
 
 def _checkpoint_of(weights: Path) -> str:

@@ -38,11 +38,18 @@ class Marks:
 class Placement:
     """How the net's input lies on the picture: `inside` of the input is picture, and shows what is `seen` of it.
 
-    Each is left, top, right, bottom in pixels of its own.
+    Each is left, top, right, bottom in pixels of its own. A picture so narrow that letterbox leaves nothing of it has
+    an empty `inside`.
     """
 
     inside: tuple[int, int, int, int]
     seen: tuple[float, float, float, float]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of the picture reached the net."""
+        left, top, right, bottom = self.inside
+        return right <= left or bottom <= top
 
 
 def heat_map_picture(
@@ -64,7 +71,7 @@ def heat_map_picture(
     left, top, right, bottom = placed.seen
     placed = Placement(placed.inside, (left * across, top * down, right * across, bottom * down))
     made = laid_over(shown, heat, placed)
-    if not marks:
+    if not marks or placed.is_empty:
         return made
     draw_marks(made, (heat.shape[0], heat.shape[1]), placed, marks)
     return with_legend(made, [mark.name for mark in marks])
@@ -94,6 +101,8 @@ def placement(resize: str, picture_size: tuple[int, int], input_size: tuple[int,
 def laid_over(picture: Image.Image, heat: np.ndarray, placed: Placement) -> Image.Image:
     """Colour the seen part of a picture, nearly grey, by its map (H, W); the rest of the picture is dimmed."""
     sheet = picture.convert("RGB").point([round(value * UNSEEN) for value in range(256)] * 3)
+    if placed.is_empty:
+        return sheet
     left, top, right, bottom = _whole_pixels(placed.seen)
     first_column, first_row, end_column, end_row = placed.inside
     shown = Image.fromarray(heat[first_row:end_row, first_column:end_column].astype(np.float32))

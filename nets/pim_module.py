@@ -32,6 +32,7 @@ STAGES = {  # by the start of torchvision's names: four modules, from stride 4 t
 CHANNELS_LAST = ("swin",)  # their feature maps are (N, H, W, C)
 HEADS = ("all", "stage1", "stage2", "stage3", "stage4", "combiner")
 POSITIONS_PER_NODE = 32  # T // 32 nodes in the combiner
+MAX_FPN_SIZE = 8192  # whose four stages take 1 GiB
 LEAST_SCORE = 1e-30  # under the logarithm: no class is impossible
 
 
@@ -83,8 +84,8 @@ class PIM(nn.Module):
         require_rate("dropout", dropout)
         if head not in HEADS or (head == "combiner" and not use_combiner):
             raise NetError(f'head must be one of {", ".join(HEADS[: 6 if use_combiner else 5])}, got "{head}"')
-        if fpn_size < 1:
-            raise NetError(f"fpn_size must be at least 1, got {fpn_size}")
+        if not 1 <= fpn_size <= MAX_FPN_SIZE:
+            raise NetError(f"fpn_size must be from 1 to {MAX_FPN_SIZE}, got {fpn_size}")
         self.head = head
         self.use_selection = use_selection
         self.is_channels_last = model_type.startswith(CHANNELS_LAST)
@@ -255,11 +256,10 @@ def _backbone(model_type: str, num_channels: int, stages: Sequence[str]) -> nn.M
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's: of fresh weights to come
         net = torchvision_net(model_type, 2, num_channels)
-    modules = dict(net.named_modules())
+    modules = [name for name, _ in net.named_modules() if name]  # "" is the net itself
     if missing := [name for name in names if name not in modules]:
-        raise NetError(
-            f'"{model_type}" has no module {", ".join(missing)}; it has {", ".join(list(modules)[1:9])}, ...'
-        )
+        absent = ", ".join(f'"{name}"' for name in missing)
+        raise NetError(f'"{model_type}" has no module {absent}; it has {", ".join(modules[:8])}, ...')
     stages_by_name = {name: f"stage{n}" for n, name in enumerate(names, 1)}
     # The warning is of nodes that differ between training and eval mode: of heads that fall away.
     extractor: nn.Module = create_feature_extractor(net, stages_by_name, suppress_diff_warning=True)

@@ -7,10 +7,11 @@ What depends on weights alone is computed here, and batch norms disappear into t
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ def convert(
         expected = net(parity_input).float()
     exported = _export(net, parity_input, DTYPES[precision], profile)
     graph = Graph(tensors={"parity.images": parity_input, "parity.logits": expected})
-    images, logits = _walk(exported, _originals(net, exported), graph)
+    traced = tuple(f"{name}." for name, module in net.named_modules() if isinstance(module, torch.fx.GraphModule))
+    images, logits = _walk(exported, _originals(net, exported), _module_paths(exported, traced), graph)
     network = Network(
         producer=PRODUCER,
         precision=precision,  # type: ignore[arg-type]  # checked by the lookup above
@@ -123,7 +125,10 @@ def _originals(net: nn.Module, exported: torch.export.ExportedProgram) -> dict[s
 
 
 def _walk(
-    exported: torch.export.ExportedProgram, originals: Mapping[str, torch.Tensor], graph: Graph
+    exported: torch.export.ExportedProgram,
+    originals: Mapping[str, torch.Tensor],
+    paths: Mapping[Any, str],
+    graph: Graph,
 ) -> tuple[Value, Value]:
     """Describe node after node; give the net's input and output."""
     results: dict[Any, Any] = {}
@@ -136,7 +141,7 @@ def _walk(
         elif node.op == "placeholder":
             images = results[node] = graph.input("images", node.meta["val"])
         elif node.op == "call_function":
-            results[node] = _describe(node, results, norms, graph)
+            results[node] = _describe(node, results, norms, paths[node], graph)
         elif node.op == "output":
             output = results[node.args[0][0]]
     if images is None or not isinstance(output, Value) or output.name == "images":
@@ -144,7 +149,7 @@ def _walk(
     return images, graph.rename(output, "logits")
 
 
-def _describe(node: Any, results: dict[Any, Any], norms: dict[Any, Any], graph: Graph) -> Any:
+def _describe(node: Any, results: dict[Any, Any], norms: dict[Any, Any], path: str, graph: Graph) -> Any:
     """Give what a node computes: a Value, a Constant, a size or a tuple of these."""
     target = str(node.target)
     args = torch.fx.node.map_arg(node.args, lambda arg: results[arg])
@@ -160,8 +165,6 @@ def _describe(node: Any, results: dict[Any, Any], norms: dict[Any, Any], graph: 
     values = [value for value in _flat([args, kwargs]) if isinstance(value, Value)]
     if not values and all(not isinstance(value, str) or "N" not in value for value in _flat([args, kwargs])):
         return _computed(node, args, kwargs)
-    path, class_name = list(node.meta.get("nn_module_stack", {}).values() or [NO_MODULE])[-1]
-    path = path.removeprefix("net").removeprefix(".")
     if node in norms.values():
         return (results[node.args[0]],)  # in its convolution already
     builder = Builder(graph, path, _is_leaf(node), node.meta["val"])
@@ -176,7 +179,8 @@ def _describe(node: Any, results: dict[Any, Any], norms: dict[Any, Any], graph: 
             raise DescriptionError(f"operator {target} cannot be described")
         return describe(builder, *args, **kwargs)
     except DescriptionError as error:
-        where = f'module "{path or NO_MODULE[1]}" ({class_name.rpartition(".")[2]})'
+        class_name = f" ({_class_name(node).rpartition('.')[2]})" if path == _path(node) else ""
+        where = f'module "{path or NO_MODULE[1]}"{class_name}'
         raise DescriptionError(f"{where}: {error}; {_source_line(node)}") from error
 
 
@@ -218,6 +222,38 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
+def _module_paths(exported: torch.export.ExportedProgram, traced: tuple[str, ...]) -> dict[Any, str]:
+    """Give the module of each node; `traced` begin the paths within nets that torch.fx has traced.
+
+    Those have lost which module called a function. It is that of the weight that the function takes; and since calls
+    nest, what runs between two nodes of a module runs within it.
+    """
+    nodes: list[Any] = [node for node in exported.graph.nodes if node.op == "call_function"]
+    paths = {node: _path(node) for node in nodes}
+    if not traced:
+        return paths
+    known = {node: paths[node] for node in nodes if _is_leaf(node) or paths[node].startswith(traced)}
+    for node in nodes:
+        weights = [_weight_name(exported, arg) for arg in node.all_input_nodes if arg.op == "placeholder"]
+        if node not in known and (found := [name for name in weights if name.startswith(traced)]):
+            known[node] = found[0].rpartition(".")[0]
+    before, after = _nearest(nodes, known), _nearest(nodes[::-1], known)
+    for node in nodes:
+        both = zip(before[node].split("."), after[node].split("."), strict=False)
+        around = ".".join(part for part, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
+        if f"{around}.".startswith(traced):
+            paths[node] = around
+    return paths
+
+
+def _nearest(nodes: Sequence[Any], known: Mapping[Any, str]) -> dict[Any, str]:
+    """Give for each node its known path, or that of the last node before it that has one."""
+    latest, found = "", {}
+    for node in nodes:
+        latest = found[node] = known.get(node, latest)
+    return found
+
+
 def _path(node: torch.fx.Node) -> str:
     path: str = list(node.meta.get("nn_module_stack", {}).values() or [NO_MODULE])[-1][0]
     return path.removeprefix("net").removeprefix(".")
@@ -225,8 +261,11 @@ def _path(node: torch.fx.Node) -> str:
 
 def _is_leaf(node: torch.fx.Node) -> bool:
     """Say whether the node's module is one of torch's own, whose name then is the layer's."""
-    class_name = list(node.meta.get("nn_module_stack", {}).values() or [NO_MODULE])[-1][1]
-    return str(class_name).startswith("torch.nn.modules.")
+    return _class_name(node).startswith("torch.nn.modules.")
+
+
+def _class_name(node: torch.fx.Node) -> str:
+    return str(list(node.meta.get("nn_module_stack", {}).values() or [NO_MODULE])[-1][1])
 
 
 def _weight_name(exported: torch.export.ExportedProgram, node: torch.fx.Node) -> str:

@@ -22,7 +22,9 @@ import train
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
 from artifacts.facts import Facts
 from data_loader.preprocess import Preprocess, as_array
-from deploy.heatmaps import HeatMapError, label_of
+from deploy import heatmaps
+from deploy.answers import Answer
+from deploy.heatmaps import HeatMap, HeatMapCopies, HeatMapError, label_of
 from figures import heatmap
 from figures.heatmap import Marks, heat_map_picture, laid_over, placement
 from nets.heat_maps import GradCam, NoHeatMapError, PimMapper, heat_mapper
@@ -461,6 +463,15 @@ def test_a_large_picture_is_made_smaller_and_its_map_with_it() -> None:
     assert heat_map_picture(Image.new("RGB", (1, 5000)), heat, "squash").size == (1, 2048)
 
 
+@pytest.mark.parametrize("size", [(3, 3000), (3000, 3)])
+def test_a_picture_of_which_letterbox_leaves_nothing_is_dark(size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size, (200, 100, 40))
+    assert not Preprocess(32, 32, resize="letterbox").fit(picture).any()  # what the net gets is bars alone
+    made = heat_map_picture(picture, np.ones((32, 32)), "letterbox", [Marks("1", 4, 4, range(16))])
+    dark = [round(value * heatmap.UNSEEN) for value in (200, 100, 40)]
+    assert (np.asarray(made) == dark).all()
+
+
 # --- inference
 
 
@@ -561,6 +572,43 @@ def test_heat_maps_below_the_image_folder_are_not_classified_again(resnet: Path,
     for _ in range(2):
         assert main("--weights", resnet, "-idir", images, "--heatmap", images / "b" / "maps", "--quiet") == 0
         assert len(snapshot(images)) == 2 * len(GOOD)
+
+
+def test_names_too_long_for_a_file_system_are_cut_and_stay_apart(resnet: Path, images: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "long", tmp_path / "out"
+    folder.mkdir()
+    for ending in "ab":
+        (folder / f"{'名' * 82}{ending}.png").write_bytes((images / "wide.png").read_bytes())  # 251 bytes
+    for _ in range(2):
+        assert main("--weights", resnet, "-idir", folder, "--heatmap", out, "--heatmap_class", "dog", "--quiet") == 0
+        names = [path.name for path in out.iterdir()]
+        assert len(names) == 4 and all(name.startswith("名" * 70) for name in names)
+        assert all(name.endswith(".heatmap.jpg") and len(name.encode()) <= 255 for name in names)
+
+
+@pytest.mark.parametrize("head", ["", "stage2"])
+def test_the_text_names_the_head_that_answers(head: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+
+    def note(picture: Image.Image, lines: list[str]) -> Image.Image:
+        told.append(lines)
+        return picture
+
+    monkeypatch.setattr(heatmaps, "annotated", note)
+    facts = Facts(
+        NAMES, Preprocess(8, 8), {"module": "pim_module", "name": "PIM", "args": {"head": head} if head else {}}
+    )
+    copies = HeatMapCopies(images / "maps", lambda image, label: HeatMap(np.zeros((8, 8))), facts, 2)
+    answer = Answer(str(images / "wide.png"), 1, "dog", 0.5, (("dog", 0.5), ("bird", 0.3)))
+    copies.add(answer, "wide.png")
+    last = f"head that answers: {head or 'all'}"
+    assert told == [
+        ["dog  0.5000", "nothing here speaks for dog", "bird  0.3000", last],
+        ["map of bird  0.3000", "nothing here speaks for bird", "answer: dog  0.5000", last],
+    ]
+    (images / "wide.png").unlink()
+    with pytest.raises(HeatMapError, match=rf"^{images}/wide\.png: no heat map: no such file$"):
+        copies.add(answer, "wide.png")
 
 
 def test_mistakes_with_heat_maps(

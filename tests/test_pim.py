@@ -409,7 +409,9 @@ def test_a_copy_of_a_net_in_eval_mode_is_in_eval_mode() -> None:
             {"head": "combiner", "use_combiner": False},
             'head must be one of all, stage1, stage2, stage3, stage4, got "combiner"',
         ),
-        ({"fpn_size": 0}, "fpn_size must be at least 1, got 0"),
+        ({"fpn_size": 0}, "fpn_size must be from 1 to 8192, got 0"),
+        ({"fpn_size": 10**9}, "fpn_size must be from 1 to 8192, got 1000000000"),
+        ({"stages": ["", "layer2", "layer3", "layer4"]}, '"resnet18" has no module ""; it has conv1, bn1, '),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1.0"),
         (
             {"model_type": "densenet121"},
@@ -422,7 +424,7 @@ def test_a_copy_of_a_net_in_eval_mode_is_in_eval_mode() -> None:
         ),
         (
             {"stages": ["layer1", "layer2", "layer3", "layer9"]},
-            '"resnet18" has no module layer9; it has conv1, bn1, relu, maxpool, layer1, ',
+            '"resnet18" has no module "layer9"; it has conv1, bn1, relu, maxpool, layer1, ',
         ),
         (
             {"stages": ["layer1", "layer2", "layer3", "fc"]},

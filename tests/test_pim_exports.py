@@ -34,7 +34,8 @@ from tests.test_pim import build, settle
 from tests.test_pytorch2json import pictures
 from trainers.pim import PimLossWeights, PimTask
 
-BACKBONES = ["resnet50", "swin_t"]
+BLOCKS = {"resnet50": (3, 4, 6, 3), "swin_t": (2, 2, 6, 2)}  # a stage, from their papers
+BACKBONES = list(BLOCKS)
 FORMATS = ["jit", "pt2", "onnx", "int8", "json", "engine"]
 # Few positions of small pictures: two that the net finds equally certain may change places with a rounding error.
 FEW: list[float] = [6, 4, 2, 1]
@@ -70,6 +71,7 @@ def test_description_trace_and_program_answer_as_the_net_at_any_batch_size(backb
     interpreter = Interpreter.load(tmp_path / "model.json")
     kinds = [layer.type for layer in interpreter.network.layers]
     assert kinds.count("topk") == 4
+    assert {layer.name for layer in interpreter.network.layers} >= block_functions(backbone)
     for count in (1, 3, 32):
         with torch.no_grad():
             expected = net(images[:count])
@@ -78,6 +80,14 @@ def test_description_trace_and_program_answer_as_the_net_at_any_batch_size(backb
                 assert relative_error(other(images[:count]), expected) < 1e-4
     if not WITHOUT_TENSORRT:
         assert len(build_engine(*read_description(tmp_path / "model.json"))) > 1_000_000
+
+
+def block_functions(backbone: str) -> set[str]:
+    """Name a function, which is no module, of every block: the sum of a bottleneck, the softmax of an attention."""
+    stages = enumerate(BLOCKS[backbone], 1)
+    if backbone == "resnet50":
+        return {f"backbone.layer{stage}.{block}.elementwise" for stage, count in stages for block in range(count)}
+    return {f"backbone.features.{2 * stage - 1}.{n}.attn.softmax" for stage, count in stages for n in range(count)}
 
 
 @pytest.mark.parametrize("head", ["stage3", "combiner"])

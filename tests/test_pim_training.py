@@ -178,6 +178,19 @@ def test_the_weights_of_the_config_reach_the_loss(make_config: ConfigMaker) -> N
     torch.testing.assert_close(told["loss"], expected)
 
 
+def test_weights_that_teach_no_class_are_refused() -> None:
+    start = "the loss would teach no class: pim_stages_weight and pim_selected_weight are 0, and "
+    cases = [
+        ({}, PimLossWeights(stages=0, combiner=0), "so is pim_combiner_weight"),
+        ({"use_combiner": False}, PimLossWeights(stages=0), "the net has no combiner"),
+    ]
+    for args, weights, end in cases:
+        with pytest.raises(NetError) as caught:
+            PimTask(small_net(**args), weights)
+        assert str(caught.value) == start + end
+    PimTask(small_net(), PimLossWeights(stages=0, dropped=0))
+
+
 @pytest.mark.parametrize("args", [{"num_selects": [1.0, 1.0, 1.0, 1.0]}, {"use_selection": False}, {}], ids=str)
 def test_a_step_with_nothing_dropped_and_mixed_pictures_has_finite_gradients(args: dict[str, Any]) -> None:
     net = small_net(side=32, **args)

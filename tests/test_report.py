@@ -106,6 +106,19 @@ def test_page_shows_everything_as_text_and_needs_nothing_else(tmp_path: Path, nu
     )
 
 
+def test_a_loss_of_all_heads_stands_apart_from_the_loss_of_one(tmp_path: Path) -> None:
+    report = made_up(3)
+    for row in report.curves["val"]:
+        row["loss"] = 0.5
+    for head, titles in (("", ["Loss"]), ("combiner", ["Training loss", "Validation loss"])):
+        report.head = head
+        html = write_report(report.to_dict(), tmp_path).read_text(encoding="utf-8")
+        charts = re.findall(r'<svg class="chart".*? aria-label="([^"]*)">(.*?)</svg>\s*</section>', html, re.DOTALL)
+        assert [title for title, _ in charts] == [*titles, "Accuracy", "Learning rate"]
+        drawn = [{style for style in ("train", "val") if f'"line {style}"' in chart} for _, chart in charts]
+        assert drawn[: len(titles)] == ([{"train"}, {"val"}] if head else [{"train", "val"}])
+
+
 def test_weakest_class_stands_first_and_one_without_pictures_last(tmp_path: Path) -> None:
     report = made_up(4)
     report.per_class = per_class_scores(np.diag([0, 9, 9, 9]) + np.eye(4, k=-1, dtype=np.int64) * 2, report.class_names)

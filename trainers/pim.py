@@ -13,6 +13,7 @@ import torch
 
 from artifacts.facts import Facts
 from data_loader.augment import BatchMixer
+from nets.net_interface import NetError
 from nets.pim_module import HEADS, PIM, PimOutputs
 from trainers.classify import Batch, ClassifyTask
 from trainers.metrics import ClassificationMetrics, ValidationResult
@@ -36,6 +37,7 @@ class PimTask(ClassifyTask):
          + dropped * sum over stages of MSE(tanh(dropped logits), -1)
          + combiner * CE(combiner's logits, y)
     A stage of which nothing is dropped adds 0. Cross entropies are weighted, smoothed and mixed as ClassifyTask's.
+    Raises NetError where no term with the labels in it counts.
     """
 
     net: PIM
@@ -51,6 +53,9 @@ class PimTask(ClassifyTask):
     ) -> None:
         super().__init__(net, label_smoothing=label_smoothing, class_weights=class_weights, mixer=mixer)
         self.weights = weights
+        if not (weights.stages or weights.selected or (weights.combiner and net.combiner is not None)):
+            end = "the net has no combiner" if net.combiner is None else "so is pim_combiner_weight"
+            raise NetError(f"the loss would teach no class: pim_stages_weight and pim_selected_weight are 0, and {end}")
 
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Give the loss to minimise and its four terms, each before its weight."""

@@ -20,6 +20,9 @@ MAX_MISTAKES = 12
 MAX_WORST = 24
 THUMBNAIL_PX = 192
 
+Rows = list[dict[str, Any]]
+Plan = tuple[str, list[tuple[str, str, Rows, str]], bool]  # of a chart: title, (style, name, rows, key), in percent
+
 
 @dataclass
 class TrainingReport:
@@ -141,19 +144,32 @@ def _charts(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]], st
     epochs = [(row["step"], row["epoch"]) for row in val if row.get("epoch") is not None]
     best_x = report["best"].get("step")
     accuracy = [("val", report["measure"], val, "top1"), ("top5", "top-5", val, "top5")]
-    losses = [("train", "training", train, "loss"), ("val", "validation", val, "loss")]
-    plans = [
-        ("Loss", losses if report["measure"] == "top-1" else losses[:1], False),  # a kNN's is of another kind
+    plans: list[Plan] = [
+        *_loss_plans(report, train, val),
         ("Accuracy", accuracy if len(report["class_names"]) > 5 else accuracy[:1], True),  # of 5, top-5 is always right
         ("Learning rate", [("rate", "learning rate", train, "learning_rate")], False),
     ]
     charts = []
     for title, columns, percent in plans:
         lines = [_line(name, style, rows, key) for style, name, rows, key in columns]
-        size = (1080, 210) if title == "Learning rate" else (520, 270)  # below the two others, as wide as both
+        size = (1080, 210) if title == "Learning rate" and len(plans) == 3 else (520, 270)  # alone: as wide as two
         chart = svg.curves_svg(lines, title, size=size, percent=percent, epochs=epochs, best_x=best_x)
         charts.append((title, [(line.style, line.name) for line in lines if len(line.xs)], chart))
     return charts
+
+
+def _loss_plans(report: dict[str, Any], train: Rows, val: Rows) -> list[Plan]:
+    """Plan one chart of the losses where they can be compared, else one each.
+
+    A net with several heads learns a weighted sum of all their terms; validated is the head that answers best, alone.
+    """
+    if report.get("head"):
+        return [
+            ("Training loss", [("train", "weighted sum of all terms", train, "loss")], False),
+            ("Validation loss", [("val", "cross entropy of the best head", val, "loss")], False),
+        ]
+    losses = [("train", "training", train, "loss"), ("val", "validation", val, "loss")]
+    return [("Loss", losses if report["measure"] == "top-1" else losses[:1], False)]  # a kNN's is of another kind
 
 
 def _line(name: str, style: str, rows: list[dict[str, Any]], key: str) -> svg.Line:
