@@ -533,6 +533,15 @@ def test_what_is_frozen_must_have_been_loaded(pretraining: ConfigMaker, capsys: 
     assert 'freeze: "backbon" fits no parameter' in captured.err and "epoch" not in captured.out
 
 
+def test_a_folder_that_the_second_stage_cannot_write_is_found_before_the_first(
+    pretraining: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    following = {**PROBE, "save_path": str(dataset / "train.txt/weights")}
+    assert train.main(["--config", str(pretraining(next_stage=following))]) == 2
+    captured = capsys.readouterr()
+    assert "train.txt/weights: cannot write into this folder" in captured.err and "epoch" not in captured.out
+
+
 def test_a_second_stage_starts_from_the_first_unless_told_otherwise(
     pretraining: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
