@@ -8,17 +8,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from configs.schema import DEFAULT_CONFIG, Config, ConfigError, describe_config, process_config
-from nets.net_interface import NetError, check_model_args, check_names
-
-NEED_LABELS = ("label_smoothing", "class_weights", "balanced_sampling", "mixup_alpha", "cutmix_alpha")
+from configs.schema import DEFAULT_CONFIG, ConfigError, describe_config, process_config
+from trainers.rules import net_problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and give the exit code: 0 done, 1 the training failed, 2 a mistake of the user, 128 + n signal n."""
     args = _parser().parse_args(argv)
     try:
-        config = process_config(args.config, args.set, check_files=not args.print_config, checks=[_net_problems])
+        config = process_config(args.config, args.set, check_files=not args.print_config, checks=[net_problems])
         if args.stage == 2 and not config.next_stage:
             raise ConfigError([f"{args.config}: it has one stage, no next_stage for --stage 2"])
         if args.print_config:
@@ -41,25 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RANK", "0") == "0" or getattr(error, "one_process", False):
             print(f"train.py: {error}", file=sys.stderr)
         return 2
-
-
-def _net_problems(config: Config) -> list[str]:
-    try:
-        check_names(config.model_module_name, config.model_net_name)
-        check_model_args(config.model_module_name, config.model_net_name, config.net_args())
-    except NetError as error:
-        return str(error).splitlines()
-    problems = []
-    if config.learns_without_labels():
-        given = [key for key in NEED_LABELS if getattr(config, key)]
-        mend = "leave it out, or put it into next_stage"
-        problems = [f"{key} needs labels, which SimSiam does not learn from; {mend}" for key in given]
-        if not config.data_aug:
-            problems.append("data_aug cannot be off: SimSiam learns from two different views of a picture")
-    if config.compile and (config.learns_without_labels() or config.model_module_name == "pim_module"):
-        name = config.model_net_name
-        problems.append(f"compile is for nets that are trained by their logits alone, not for {name}")
-    return problems
 
 
 def _parser() -> argparse.ArgumentParser:
