@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
 import pickle
 import warnings
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from artifacts.facts import Facts
+from artifacts.reading import ArtifactError
+from artifacts.whole import check_whole, earlier_files, is_whole, write_archive
 
 FORMAT = "classic-trainer checkpoint"
 FORMAT_VERSION = 1
@@ -21,6 +23,10 @@ FORMAT_VERSION = 1
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message names the file and the reason."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that is no longer what was written; the message names another one that is whole, if there is."""
 
 
 @dataclass
@@ -44,9 +50,10 @@ class Checkpoint:
         return self.net if self.ema is None else self.ema
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
-    """Write a checkpoint whole or not at all: a temporary file in the same folder, fsync, rename, fsync of the folder.
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path, *, earlier: int = 0) -> None:
+    """Write a checkpoint whole or not at all, with a digest of all its bytes.
 
+    `earlier` is how many of those that stood there before are kept, as net.1.pth, net.2.pth beside net.pth.
     Raises CheckpointError naming the path; the file that stood there before is then untouched.
     """
     path = Path(path)
@@ -61,25 +68,79 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         "scaler": checkpoint.scaler,
         "progress": checkpoint.progress,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise CheckpointError(f"{path}: cannot write the checkpoint: {_reason(error)}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    _write(content, path, earlier)
+
+
+def rewrite_facts(path: str | Path, facts: Facts) -> None:
+    """Put other facts into a checkpoint, whole or not at all; all else in it stays, and a link still leads to it.
+
+    Raises CheckpointError where it is damaged, bare weights, or the facts are of other weights.
+    """
+    path = Path(path).resolve()
+    own = load_checkpoint(path).facts
+    if facts.weights_sha256 != own.weights_sha256:
+        raise CheckpointError(f"{path}: the facts are of other weights than the checkpoint's")
+    _write(_load(path) | {"facts": facts.to_dict()}, path)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU. Raises CheckpointError where it is damaged, foreign or too new."""
+    return _checkpoint_of(_load(Path(path)), path)
+
+
+def newest_whole_checkpoint(path: str | Path, say: Callable[[str], None]) -> Checkpoint:
+    """Read a checkpoint, or where it is damaged or gone the newest whole one of those kept before it, and say so.
+
+    Raises CheckpointError.
+    """
+    path = Path(path)
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        if path.is_file() and not isinstance(error, DamagedCheckpointError):
+            raise
+        for earlier in earlier_files(path):
+            try:
+                checkpoint = load_checkpoint(earlier)
+            except CheckpointError:
+                continue
+            say(f"warning: {error}; going on from {earlier.name}, the one before")
+            return checkpoint
+        raise
+
+
+def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a checkpoint, or of a bare state dict (also under "state_dict", "model" or "net")."""
     content = _load(Path(path))
+    if content.get("format") == FORMAT:
+        return _checkpoint_of(content, path).deployed()
+    for key in ("state_dict", "model", "net"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    weights = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not weights:
+        keys = ", ".join(list(map(str, content))[:5])
+        raise CheckpointError(f"{path}: no weights in it (its keys: {keys or 'none'})")
+    return weights
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Say whether a file is a checkpoint of ours (and not a bare state dict). Raises CheckpointError."""
+    return bool(_load(Path(path), lazily=True).get("format") == FORMAT)
+
+
+def weights_sha256(state: dict[str, torch.Tensor]) -> str:
+    """Digest names, dtypes, shapes and bytes of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # (bytes,)
+    return digest.hexdigest()
+
+
+def _checkpoint_of(content: dict[str, Any], path: str | Path) -> Checkpoint:
     if content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: bare weights without config and facts; name a config for them with --config")
     version = content.get("format_version")
@@ -101,56 +162,49 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: the checkpoint is incomplete: {error}") from error
     if not is_whole:
-        raise CheckpointError(f"{path}: the weights do not match their sha256: the file is damaged")
+        raise DamagedCheckpointError(f"{path}: the weights do not match their sha256: the file is damaged")
     return checkpoint
 
 
-def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the weights of a checkpoint, or of a bare state dict (also under "state_dict", "model" or "net")."""
-    content = _load(Path(path))
-    if content.get("format") == FORMAT:
-        return load_checkpoint(path).deployed()
-    for key in ("state_dict", "model", "net"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    weights = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not weights:
-        keys = ", ".join(list(map(str, content))[:5])
-        raise CheckpointError(f"{path}: no weights in it (its keys: {keys or 'none'})")
-    return weights
+def _write(content: dict[str, Any], path: Path, earlier: int = 0) -> None:
+    try:
+        write_archive(path, lambda file: torch.save(content, file), earlier=earlier)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise CheckpointError(f"{path}: cannot write the checkpoint: {_reason(error)}") from error
 
 
-def is_checkpoint(path: str | Path) -> bool:
-    """Say whether a file is a checkpoint of ours (and not a bare state dict). Raises CheckpointError."""
-    return bool(_load(Path(path)).get("format") == FORMAT)
-
-
-def weights_sha256(state: dict[str, torch.Tensor]) -> str:
-    """Digest names, dtypes, shapes and bytes of a state dict, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # (bytes,)
-    return digest.hexdigest()
-
-
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, *, lazily: bool = False) -> dict[str, Any]:
+    """Read what a file holds; lazily, its tensors are read from the disk when they are used."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file (relative paths start from {Path.cwd()})")
     try:
+        is_archive = check_whole(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles it did not write itself; they are refused or read
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and is_archive)
+    except ArtifactError as error:
+        raise DamagedCheckpointError(f"{error}{_offer(path)}") from error
+    except OSError as error:
+        failing = error.errno == errno.EIO  # the disk; any other refusal says nothing about the file
+        kind, offer = (DamagedCheckpointError, _offer(path)) if failing else (CheckpointError, "")
+        raise kind(f"{path}: cannot read it: {_reason(error)}{offer}") from error
     except pickle.UnpicklingError as error:
+        kind = CheckpointError if is_archive else DamagedCheckpointError  # an archive has been found whole
         reason = "it holds more than plain tensors and values (or is damaged), and was not read"
-        raise CheckpointError(f"{path}: {reason}") from error
-    except Exception as error:  # on a damaged file torch raises anything: IndexError, AssertionError, struct.error
-        raise CheckpointError(f"{path}: cannot read it: {_reason(error)}") from error
+        raise kind(f"{path}: {reason}{'' if is_archive else _offer(path)}") from error
+    except Exception as error:  # on a foreign file torch raises anything: IndexError, AssertionError, struct.error
+        raise DamagedCheckpointError(f"{path}: cannot read it: {_reason(error)}{_offer(path)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint or a state dict")
     return content
+
+
+def _offer(path: Path) -> str:
+    """Name a whole checkpoint to take in a damaged one's place: the one before it, or the training's last."""
+    for other in [*earlier_files(path), path.with_name(f"{path.stem}_last{path.suffix}")]:
+        if is_whole(other):
+            return f"; {other} is whole"
+    return ""
 
 
 def _reason(error: BaseException) -> str:
@@ -161,13 +215,3 @@ def _reason(error: BaseException) -> str:
         error = cause
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).splitlines()[0]
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # Windows cannot open a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from artifacts.calibration import ACCEPT, CONFORMAL, Calibration
 from configs.schema import Config
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, read_class_names
@@ -36,6 +37,7 @@ class Facts:
     output: str = "logits"  # one of OUTPUTS, float32
     temperature: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
+    calibration: Calibration | None = None  # with it the thresholds `accept` and `conformal` decide
     weights_sha256: str = ""  # of the state dict; empty for bare weights
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -60,6 +62,7 @@ class Facts:
             "thresholds": self.thresholds,
             "weights_sha256": self.weights_sha256,
             "versions": self.versions,
+            **({"calibration": self.calibration.to_dict()} if self.calibration else {}),
         }
 
     def to_json(self) -> str:
@@ -82,6 +85,7 @@ class Facts:
                 output=values["output"],
                 temperature=values["temperature"],
                 thresholds=values["thresholds"],
+                calibration=_calibration(values.get("calibration")),  # not there before it
                 weights_sha256=values["weights_sha256"],
                 versions=values["versions"],
             )
@@ -106,6 +110,7 @@ class Facts:
             "output": self.output in OUTPUTS,
             "temperature": self.temperature is None or (_is_number(self.temperature) and 0 < self.temperature < 1e6),
             "thresholds": isinstance(thresholds, dict) and all(map(_is_number, thresholds.values())),
+            "calibration": self.calibration is None or self._has_what_decides(),
             "weights_sha256": isinstance(sha256, str) and bool(re.fullmatch("([0-9a-f]{64})?", sha256)),
             "versions": isinstance(self.versions, dict),
         }
@@ -113,6 +118,14 @@ class Facts:
         wrong = [f"{name} cannot be {reprlib.repr(values[name])}" for name, fits in right.items() if not fits]
         if wrong:
             raise ValueError(f"the facts are damaged: {', '.join(wrong)}")
+
+    def _has_what_decides(self) -> bool:
+        is_there = isinstance(self.thresholds, dict) and {ACCEPT, CONFORMAL} <= set(self.thresholds)
+        return is_there and self.temperature is not None and self.output == "logits"
+
+
+def _calibration(values: Any) -> Calibration | None:
+    return None if values is None else Calibration.from_dict(values)
 
 
 def _listed(values: dict[str, Any], key: str) -> tuple[Any, ...]:

@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+DECISION_COLUMNS = ("uncertainty", "decision", "conformal_set")
 RESULT_SUFFIXES = (".csv", ".json", ".jsonl")
 
 
@@ -23,7 +24,9 @@ class ResultsError(ValueError):
 class Answer:
     """What the net says of one picture, or in `error` why it says nothing.
 
-    `top_k` holds the classes with the highest scores, best first; the first is the answer itself.
+    `top_k` holds the classes with the highest scores, best first; the first is the answer itself. `decision` is
+    accept or set_aside where the net is calibrated, else empty, and `conformal_set` the classes that the picture may
+    show. `measures` are further numbers by name.
     """
 
     file: str
@@ -32,9 +35,16 @@ class Answer:
     score: float = 0.0
     top_k: tuple[tuple[str, float], ...] = ()
     error: str = ""
+    uncertainty: float = 0.0
+    decision: str = ""
+    conformal_set: tuple[str, ...] = ()
+    measures: tuple[tuple[str, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON: {"file", "label", "class", "score", "top_k"}, or {"file", "error"}."""
+        """Give plain values for JSON: {"file", "label", "class", "score", "top_k"}, or {"file", "error"}.
+
+        Where the net is calibrated DECISION_COLUMNS follow, and then the measures.
+        """
         if self.error:
             return {"file": self.file, "error": self.error}
         return {
@@ -43,28 +53,34 @@ class Answer:
             "class": self.class_name,
             "score": self.score,
             "top_k": [[name, score] for name, score in self.top_k],
+            **self._details(),
         }
+
+    def _details(self) -> dict[str, Any]:
+        decided = (self.uncertainty, self.decision, list(self.conformal_set)) if self.decision else ()
+        return dict(zip(DECISION_COLUMNS, decided, strict=False)) | dict(self.measures)
 
 
 class ResultsFile:
     """An open results file; `write` takes the answers in turn. Made by `open_results`."""
 
-    def __init__(self, file: TextIO, path: Path, topk: int) -> None:
+    def __init__(self, file: TextIO, path: Path, topk: int, details: Sequence[str] = ()) -> None:
         self._file = file
         self._path = path
         self._suffix = path.suffix.lower()
         self._topk = topk
+        self._details = details
         self._count = 0
         if self._suffix == ".csv":
             ranks = [f"{column}_{rank}" for rank in range(2, topk + 1) for column in ("class", "score")]
-            self._write("\ufeff" + _csv_line(["file", "label", "class", "score", *ranks, "error"]))
+            self._write("\ufeff" + _csv_line(["file", "label", "class", "score", *ranks, *details, "error"]))
         elif self._suffix == ".json":
             self._write("[")
 
     def write(self, answer: Answer) -> None:
         """Add one answer. Raises ResultsError."""
         if self._suffix == ".csv":
-            self._write(_csv_line(_csv_row(answer, self._topk)))
+            self._write(_csv_line(_csv_row(answer, self._topk, self._details)))
         elif self._suffix == ".jsonl":
             self._write(json.dumps(answer.to_dict(), ensure_ascii=False) + "\n")
         else:
@@ -84,12 +100,12 @@ class ResultsFile:
 
 
 @contextmanager
-def open_results(path: str | Path, topk: int) -> Iterator[ResultsFile]:
+def open_results(path: str | Path, topk: int, details: Sequence[str] = ()) -> Iterator[ResultsFile]:
     """Collect answers beside `path` and give them that name when all are there; a failure leaves the old file.
 
     .csv: UTF-8 with BOM, which Excel needs for Chinese; columns file, label, class, score, then class_2, score_2 and so
-    on to `topk`, then error. .json: an array. .jsonl: an object a line. Bytes in a file name that are not UTF-8 are
-    written as escapes. Raises ResultsError.
+    on to `topk`, then the `details`, which are keys of `to_dict`, then error. .json: an array. .jsonl: an object a
+    line. Bytes in a file name that are not UTF-8 are written as escapes. Raises ResultsError.
     """
     path = Path(path)
     check_results_path(path)
@@ -98,7 +114,7 @@ def open_results(path: str | Path, topk: int) -> Iterator[ResultsFile]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="")
     try:
-        results = ResultsFile(file, path, topk)
+        results = ResultsFile(file, path, topk, details)
         yield results
         results.finish()
         with writing(path):
@@ -138,11 +154,20 @@ def check_folder(folder: Path) -> None:
         raise ResultsError(f"{folder}: no permission to write there")
 
 
-def _csv_row(answer: Answer, topk: int) -> list[str | int]:
+def _csv_row(answer: Answer, topk: int, details: Sequence[str]) -> list[str | int]:
     if answer.error:
-        return [answer.file, *[""] * (3 + 2 * (topk - 1)), answer.error]
+        return [answer.file, *[""] * (3 + 2 * (topk - 1) + len(details)), answer.error]
     ranks = [text for name, score in answer.top_k[1:] for text in (name, f"{score:.6f}")]
-    return [answer.file, answer.label, answer.class_name, f"{answer.score:.6f}", *ranks, ""]
+    values = answer.to_dict()
+    found = [_csv_text(values[name]) for name in details]
+    return [answer.file, answer.label, answer.class_name, f"{answer.score:.6f}", *ranks, *found, ""]
+
+
+def _csv_text(value: Any) -> str:
+    """Write a number to six digits, and a list, whose items may hold any character, as JSON."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _csv_line(row: list[Any]) -> str:

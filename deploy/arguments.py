@@ -40,15 +40,16 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _add_pictures(parser)
-    _add_net(parser)
+    add_pictures(parser)
+    add_net(parser)
     _add_conversions(parser)
     _add_results(parser)
-    _add_machine(parser)
+    add_machine(parser)
     return parser
 
 
-def _add_pictures(parser: argparse.ArgumentParser) -> None:
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name the pictures."""
     add = parser.add_argument_group("pictures").add_mutually_exclusive_group().add_argument
     add("-image", "--image", metavar="FILE", type=Path, help="one picture")
     add(
@@ -56,20 +57,22 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_net(parser: argparse.ArgumentParser) -> None:
+def add_net(parser: argparse.ArgumentParser, weights: int | str | None = None) -> None:
+    """Add the flags that name the net; `weights` is argparse's nargs of --weights."""
     add = parser.add_argument_group("net").add_argument
     add(
         "--weights",
         metavar="F",
         type=Path,
+        nargs=weights,
         help="a checkpoint (.pth), TorchScript (.pt), torch.export (.pt2), ONNX (.onnx), a network description (.json) "
         "or a TensorRT engine (.engine); each says all about itself (default: the config's checkpoint)",
     )
     add("-cfg", "--config", metavar="F", type=Path, help=f"whose net answers (without --weights: {DEFAULT_CONFIG})")
     add("-net", "--net", metavar="NAME", help="instead of the config's model_net_name")
     add("-model", "--model", "-module", "--module", metavar="MODULE", help="instead of the config's model_module_name")
-    add("-cls", "--cls", metavar="N", type=_whole_number(2, 10**9), help="instead of the config's num_classes")
-    add("-size", "--size", metavar="N", type=_whole_number(1, 8192), help="instead of img_height and img_width")
+    add("-cls", "--cls", metavar="N", type=whole_number(2, 10**9), help="instead of the config's num_classes")
+    add("-size", "--size", metavar="N", type=whole_number(1, 8192), help="instead of img_height and img_width")
 
 
 def _add_conversions(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +94,7 @@ def _add_conversions(parser: argparse.ArgumentParser) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
-    add("--topk", metavar="K", type=_whole_number(1, 10**9), default=5, help="classes told of a picture (default 5)")
+    add("--topk", metavar="K", type=whole_number(1, 10**9), default=5, help="classes told of a picture (default 5)")
     add("--output", metavar="F", type=Path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_RESULT}/results.csv)")
     add(
         "--save_images",
@@ -115,11 +118,12 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no line for a picture that was answered")
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how and where it runs."""
     add = parser.add_argument_group("machine").add_argument
-    add("--batch_size", metavar="N", type=_whole_number(1, 65536), default=32, help="pictures at once (default 32)")
+    add("--batch_size", metavar="N", type=whole_number(1, 65536), default=32, help="pictures at once (default 32)")
     workers = min(os.cpu_count() or 1, 16)
-    add("--workers", metavar="N", type=_whole_number(1, 256), default=workers, help="threads that decode")
+    add("--workers", metavar="N", type=whole_number(1, 256), default=workers, help="threads that decode")
     add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add(
         "--runtime",
@@ -135,7 +139,9 @@ def _truth(text: str) -> bool:
     return text.lower() in ("true", "1")
 
 
-def _whole_number(low: int, high: int) -> Callable[[str], int]:
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """Give what reads a flag's whole number from `low` to `high`."""
+
     def parse(text: str) -> int:
         if not text.isdecimal() or not low <= int(text[:10]) <= high:
             raise argparse.ArgumentTypeError(f'must be a whole number from {low} to {high}, got "{text}"')

@@ -134,6 +134,15 @@ def find_calibration(config: Config | None, facts: Facts, count: int) -> Picture
     return pictures if len(pictures) > len(pictures.skipped) else None
 
 
+def listed_samples(samples: Path, config: Config | None, facts: Facts, root: Path | None = None) -> list[Sample]:
+    """Give the pictures that a list or a folder names, as `find_pictures` does, without reading them.
+
+    Raises SamplesError, ListError.
+    """
+    with _readable(samples):
+        return _named_samples(samples, config, facts, root)
+
+
 def net_input(pixels: np.ndarray, preprocess: Preprocess, kind: str) -> np.ndarray:
     """Turn uint8 (N, H, W, C) into what a net takes: `kind` is one of facts.INPUTS. Raises SamplesError."""
     import torch

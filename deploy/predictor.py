@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from artifacts.facts import Facts
 from data_loader.preprocess import PictureError, as_array
-from deploy.answers import Answer
+from deploy.answers import DECISION_COLUMNS, Answer
 from deploy.runtimes import Backend, BackendError
+from deploy.uncertainty import Decision, decide
+from deploy.uncertainty_scores import softmax as softmax  # where it has always been found
+
+
+class Measure(Protocol):
+    """More numbers of pictures: prepared pictures (N, ...) -> an array (N,) for each of `names`."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, images: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Give the numbers of a batch. Raises BackendError."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +42,11 @@ class Prepared:
 class Predictor:
     """Answers for files and pictures. A bad one gets an answer with an error and takes no other with it.
 
+    Where the facts are calibrated each answer is decided on. `measure` gives more numbers of each picture.
     Raises BackendError for a net that gives features instead of logits.
     """
 
-    def __init__(self, backend: Backend, facts: Facts) -> None:
+    def __init__(self, backend: Backend, facts: Facts, measure: Measure | None = None) -> None:
         if facts.output != "logits":
             raise BackendError(
                 f"this net gives {facts.output}, not classes: python -m tools.embed writes them, and a "
@@ -40,6 +54,13 @@ class Predictor:
             )
         self.backend = backend
         self.facts = facts
+        self._measure = measure
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """The keys that its answers have beside those of any net: for `open_results`."""
+        measures = self._measure.names if self._measure else ()
+        return (*(DECISION_COLUMNS if self.facts.calibration else ()), *measures)
 
     def predict_files(
         self, paths: Iterable[str], batch_size: int = 32, topk: int = 5, workers: int = 4
@@ -52,40 +73,50 @@ class Predictor:
             raise ValueError(f"batch_size, topk and workers must be at least 1, got {batch_size}, {topk}, {workers}")
         prepared = prepare_ahead(paths, self.facts, batch_size + workers, workers)
         while batch := list(itertools.islice(prepared, batch_size)):
-            yield from self._answer(batch, topk)
+            yield from self.answer_prepared(batch, topk)
 
     def predict_images(self, images: Sequence[Image.Image], topk: int = 5) -> list[Answer]:
         """Answer for decoded pictures in one batch; they are what `facts.preprocess.decode` gives. `file` stays empty.
 
         Raises BackendError.
         """
-        return self._answer([_prepared(image, "", self.facts) for image in images], topk)
+        return self.answer_prepared([_prepared(image, "", self.facts) for image in images], topk)
 
-    def _answer(self, batch: Sequence[Prepared], topk: int) -> list[Answer]:
+    def answer_prepared(self, batch: Sequence[Prepared], topk: int) -> list[Answer]:
+        """Answer for a batch of what `prepare_ahead` gives, in its order. Raises BackendError."""
         pixels = [prepared.pixels for prepared in batch if prepared.pixels is not None]
-        scores = iter(self._scores(np.stack(pixels)) if pixels else ())
+        good = iter(self._answers(np.stack(pixels), topk) if pixels else ())
         return [
             Answer(prepared.file, error=prepared.error)
             if prepared.pixels is None
-            else self._best(prepared.file, next(scores), topk)
+            else replace(next(good), file=prepared.file)
             for prepared in batch
         ]
 
-    def _scores(self, images: np.ndarray) -> np.ndarray:
-        """Give float64 (N, K) scores of prepared pictures (N, ...); a row of NaN where the logits are not finite."""
+    def _answers(self, images: np.ndarray, topk: int) -> Iterator[Answer]:
+        """Answer for prepared pictures (N, ...), without their files; an error where the logits are not finite."""
         logits = self.backend(images)
         expected = (len(images), self.facts.num_classes)
         if logits.shape != expected:
             raise BackendError(f"the {self.backend.name} net gives {logits.shape} instead of {expected}: not its facts")
-        return softmax(logits, self.facts.temperature or 1.0)
+        measured = self._measure(images) if self._measure else {}
+        rows = zip(softmax(logits, self.facts.temperature or 1.0), decide(logits, self.facts), strict=True)
+        for number, (scores, decision) in enumerate(rows):
+            measures = tuple((name, float(values[number])) for name, values in measured.items())
+            if np.isnan(scores).any() or any(math.isnan(value) for _, value in measures):
+                yield Answer("", error="the net's output is not finite (NaN or infinite logits)")
+            else:
+                yield replace(self._best(scores, decision, topk), measures=measures)
 
-    def _best(self, file: str, scores: np.ndarray, topk: int) -> Answer:
-        if np.isnan(scores).any():
-            return Answer(file, error="the net's output is not finite (NaN or infinite logits)")
+    def _best(self, scores: np.ndarray, decision: Decision | None, topk: int) -> Answer:
         names = self.facts.class_names
         order = np.argsort(-scores, kind="stable")[:topk]  # of equal scores the lower label comes first
         top_k = tuple((names[label], float(scores[label])) for label in order)
-        return Answer(file, int(order[0]), *top_k[0], top_k)
+        answer = Answer("", int(order[0]), *top_k[0], top_k)
+        if decision is None:
+            return answer
+        members = tuple(names[label] for label in decision.conformal_set)
+        return replace(answer, uncertainty=decision.uncertainty, decision=decision.decision, conformal_set=members)
 
 
 def prepare_ahead(paths: Iterable[str], facts: Facts, ahead: int, workers: int) -> Iterator[Prepared]:
@@ -116,14 +147,6 @@ def prepare(image: Image.Image, facts: Facts) -> np.ndarray:
         raise ValueError(f"expected uint8 (H, W, {preprocess.channels}) with pixels, got uint8 {got}")
     pixels = preprocess.fit(image)
     return pixels[:, :, ::-1] if facts.input == "uint8 NHWC BGR" else pixels
-
-
-def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Give the float64 scores (N, K) of logits (N, K) over the temperature; rows not finite become NaN."""
-    scaled = logits.astype(np.float64) / temperature
-    scaled[~np.isfinite(scaled).all(axis=1)] = np.nan
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def _prepared_file(path: str, facts: Facts) -> Prepared:

@@ -246,7 +246,7 @@ def test_a_full_disk_is_told(saved: Path, monkeypatch: pytest.MonkeyPatch) -> No
     real_open = Path.open
 
     def open_full(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
-        return real_open(Path("/dev/full") if mode == "wb" else path, mode, *args, **options)
+        return real_open(Path("/dev/full") if mode == "w+b" else path, mode, *args, **options)
 
     monkeypatch.setattr(Path, "open", open_full)
     with pytest.raises(CheckpointError, match=r"net\.pth: cannot write the checkpoint: "):

@@ -23,6 +23,8 @@ import inference
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.facts import Facts
 from data_loader.preprocess import Preprocess
+from deploy import asking
+from deploy.answering import with_places
 from deploy.runtimes import BackendError, TorchBackend
 from nets.net_interface import build_net
 from pytorch2json.converter import convert
@@ -288,12 +290,12 @@ def test_an_older_results_file_outlives_a_net_that_answers_nothing(
 
 def test_on_a_narrow_terminal_the_places_have_their_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
     sums = "1234 answered, 0 failed, 1234.5 images/s on onnxruntime cpu"
-    assert inference._with_places(sums, "data_example/result") == f"{sums}; results in data_example/result"
+    assert with_places(sums, "data_example/result") == f"{sums}; results in data_example/result"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
-    assert inference._with_places(sums, "data_example/result") == f"{sums}\nresults in data_example/result"
-    assert inference._with_places(sums, "r.csv") == f"{sums}; results in r.csv"
-    assert inference._with_places(sums, "") == sums
+    assert with_places(sums, "data_example/result") == f"{sums}\nresults in data_example/result"
+    assert with_places(sums, "r.csv") == f"{sums}; results in r.csv"
+    assert with_places(sums, "") == sums
 
 
 # --- conversions
@@ -642,7 +644,7 @@ def test_an_unreadable_folder_ends_the_walk_but_keeps_the_answers(
         yield f"{good}/img2.png"
         raise PermissionError(13, "Permission denied", f"{good}/secret")
 
-    monkeypatch.setattr(inference, "iter_images", walk)
+    monkeypatch.setattr(asking, "iter_images", walk)
     assert main("--weights", weights, "-idir", good, "--output", tmp_path / "r.jsonl") == 2
     captured = capsys.readouterr()
     assert captured.err == f"inference.py: {good}/secret: cannot read the folder: Permission denied\n"

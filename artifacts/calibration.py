@@ -1,0 +1,65 @@
+"""Calibration: which uncertainty a net's answers are decided by, and what was promised when it was fitted."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+SCORES = (
+    "least_confidence",
+    "entropy",
+    "margin",
+    "energy",
+    "evidence",
+)  # of the logits alone: all files have them
+ACCEPT, CONFORMAL = "accept", "conformal"  # the facts' thresholds that decide
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the thresholds `accept` and `conformal` of the same facts were chosen for, on a labelled list.
+
+    The error among the accepted is under `target_risk` with probability `confidence`; the conformal set misses the
+    true class with probability at most `conformal_risk`. Of `pictures` the threshold accepted `accepted`, of which
+    `wrong` were; `risk_bound` is what that bounds the error by.
+    """
+
+    score: str
+    target_risk: float
+    confidence: float
+    conformal_risk: float
+    pictures: int
+    accepted: int
+    wrong: int
+    risk_bound: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Calibration:
+        """Read what `to_dict` wrote. Raises ValueError for anything else."""
+        names = [field.name for field in fields(cls)]
+        if not isinstance(values, dict) or set(values) != set(names):
+            raise ValueError(f"calibration must have {', '.join(names)}")
+        calibration = cls(**values)
+        wrong = [name for name, fits in calibration._fits().items() if not fits]
+        if wrong:
+            raise ValueError(f"calibration cannot have {', '.join(f'{name} {values[name]!r:.40}' for name in wrong)}")
+        return calibration
+
+    def _fits(self) -> dict[str, bool]:
+        shares = ("target_risk", "confidence", "conformal_risk")
+        counts = ("pictures", "accepted", "wrong")
+        fits = {name: _is_number(value) and 0 < value < 1 for name, value in vars(self).items() if name in shares}
+        fits |= {name: type(value) is int and value >= 0 for name, value in vars(self).items() if name in counts}
+        return fits | {
+            "score": self.score in SCORES,
+            "risk_bound": _is_number(self.risk_bound) and 0 <= self.risk_bound <= 1,
+        }
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

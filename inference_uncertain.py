@@ -1,0 +1,222 @@
+"""Answers that know when to stay silent: `python inference_uncertain.py --weights W --image_dir DIR --output F`.
+
+`--calibrate LIST` once before: it fits what decides, and writes it into the checkpoint. `--evaluate LIST` shows what
+that is worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.schema import Config
+from deploy.answering import Tally, answer_all, as_program, line_columns, report_end, until_unreadable
+from deploy.answers import Answer, ResultsFile, check_results_path, open_results
+from deploy.arguments import DEFAULT_IMAGES
+from deploy.asking import AskedError, load_asked, one_picture, pictures_below, weights_and_config
+from deploy.lines import LineLayout
+from deploy.uncertainty import ACCEPTED, SET_ASIDE
+from deploy.uncertainty_arguments import DEFAULT_OUTPUT, make_parser
+from deploy.uncertainty_copies import SetAside, check_new_folder
+from trainers.signals import StopRequest
+
+if TYPE_CHECKING:
+    from artifacts.facts import Facts
+    from deploy.predictor import Predictor
+    from deploy.runtimes import Backend
+
+PROGRAM = "inference_uncertain.py"
+OF_ANSWERS = ("image", "image_dir", "output", "set_aside")  # flags, without their dashes
+OF_FITTING = ("score", "target_risk", "confidence", "conformal")
+OF_EVALUATION = ("evaluate", "ood", "means", "report")
+DECISION_WIDTH = 22  # columns of a line that uncertainty and decision take
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked, checked as far as it can be without the net."""
+
+    weights: Path
+    config: Config | None
+    pictures: Iterator[str]
+    output: Path | None
+    set_aside: Path | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Calibrate, evaluate, or answer and decide; give the exit code.
+
+    0 calibrated, evaluated, or all answered, 1 some failed, 2 a mistake of the user, 128 + n signal n.
+    """
+    args = make_parser().parse_args(argv)
+    args.weights, args.others = (args.weights[0], tuple(args.weights[1:])) if args.weights else (None, ())
+    if args.calibrate:
+        return as_program(PROGRAM, lambda: calibrate(args))
+    return as_program(PROGRAM, lambda: evaluate(args) if args.evaluate else run(args, check(args)))
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    """Fit temperature and thresholds on a labelled list, and write them into the checkpoint. Raises ValueError."""
+    asked = (*OF_ANSWERS, *OF_EVALUATION, "repeat", "passes", "views", "others")
+    if surplus := [name for name in asked if getattr(args, name)]:
+        flag = "--weights of several nets" if surplus[0] == "others" else f"--{surplus[0]}"
+        raise AskedError(f"--calibrate fits one net's single pass, and answers for no pictures: leave out {flag}")
+    if not args.calibrate.exists():
+        raise AskedError(f"{args.calibrate}: no such list or folder (relative paths start from {Path.cwd()})")
+    weights, config = weights_and_config(args)
+    check_is_checkpoint(weights)
+    from deploy.uncertainty_fitting import calibrate_checkpoint
+
+    backend, facts = load_asked(args, PROGRAM, weights, config)
+    print(calibrate_checkpoint(args, weights, backend, facts))
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Show what a calibrated net is worth on a labelled list, and on strange pictures. Raises ValueError."""
+    if surplus := [name for name in (*OF_FITTING, *OF_ANSWERS) if getattr(args, name) is not None]:
+        raise AskedError(f"--evaluate writes a report, and answers for no pictures: leave out --{surplus[0]}")
+    _check_repetition(args)
+    for path, what in ((args.evaluate, "list or folder"), (args.ood, "folder"), (args.means, "list or folder")):
+        if path is not None and not path.exists():
+            raise AskedError(f"{path}: no such {what} (relative paths start from {Path.cwd()})")
+    weights, config = weights_and_config(args)
+    _check_known(weights, *args.others)
+    from deploy.uncertainty_evaluating import evaluate_asked
+
+    backend, facts = _load_calibrated(args, weights, config)
+    print(evaluate_asked(args, weights, backend, facts))
+    return 0
+
+
+def check_is_checkpoint(weights: Path) -> None:
+    """Raise AskedError for a file that cannot be calibrated: an exported one, whose facts are sealed."""
+    from artifacts.reading import TITLES, artifact_kind
+
+    if (kind := artifact_kind(weights)) != "checkpoint":
+        mend = "calibrate the checkpoint (.pth) that it was made from, and export it again"
+        raise AskedError(f"{weights}: this {TITLES[kind]} cannot be changed; {mend}")
+
+
+def check(args: argparse.Namespace) -> Request:
+    """Check what was asked without torch. Raises ValueError with the sentence to show."""
+    _check_flags(args)
+    asked = args.image or args.image_dir or Path(DEFAULT_IMAGES)
+    output = Path(DEFAULT_OUTPUT) if args.output is None and args.set_aside is None else args.output
+    if output is not None:
+        check_results_path(output)
+    if args.set_aside is not None:
+        check_new_folder(args.set_aside)
+        if asked.resolve().is_relative_to(args.set_aside.resolve()):
+            raise AskedError(f"{asked}: it lies inside {args.set_aside}, where copies go; choose another folder")
+    below = (args.set_aside,) if args.set_aside is not None else ()
+    pictures = one_picture(asked) if args.image else pictures_below(asked, *below)
+    weights, config = weights_and_config(args)
+    return Request(weights, config, pictures, output, args.set_aside)
+
+
+def run(args: argparse.Namespace, request: Request) -> int:
+    """Load the net, answer and decide for every picture, tell the sum; give the exit code. Raises ValueError."""
+    _check_known(request.weights, *args.others)
+    from deploy.predictor import Predictor
+    from deploy.uncertainty_asking import passes_of
+    from deploy.uncertainty_repeat import Repetition
+
+    backend, facts = _load_calibrated(args, request.weights, request.config)
+    passes = passes_of(args, backend, facts, request.weights)
+    predictor = Predictor(backend, facts, Repetition(passes) if passes else None)
+    aside = SetAside(request.set_aside, facts) if request.set_aside is not None else None
+    decisions: Counter[str] = Counter()
+    tally, topk = Tally(), min(args.topk, facts.num_classes)
+    started = time.perf_counter()
+    with open_results(request.output, topk, predictor.details) if request.output else nullcontext() as results:
+        _answer_all(args, request, predictor, results, aside, decisions, tally)
+    rate = (tally.answered + tally.failed) / (time.perf_counter() - started)
+    if aside is not None:
+        aside.finish()
+    sums = (
+        f"{decisions[ACCEPTED]} accepted, {decisions[SET_ASIDE]} set aside, {tally.failed} failed, "
+        f"{rate:.1f} images/s on {backend.name} {backend.device}"
+    )
+    places = " and ".join(str(place) for place in (request.output, request.set_aside) if place is not None)
+    return report_end(PROGRAM, tally, sums, places)
+
+
+def _answer_all(
+    args: argparse.Namespace,
+    request: Request,
+    predictor: Predictor,
+    results: ResultsFile | None,
+    aside: SetAside | None,
+    decisions: Counter[str],
+    tally: Tally,
+) -> None:
+    columns = line_columns()
+    layout = LineLayout.of(predictor.facts.class_names, columns and columns - DECISION_WIDTH)
+
+    def record(answer: Answer) -> None:
+        decisions[answer.decision] += 1
+        if results is not None:
+            results.write(answer)
+        if aside is not None:
+            aside.add(answer)
+
+    def line(answer: Answer) -> str:
+        decided = "" if answer.error else f"  {answer.uncertainty:<9.3g}  {answer.decision}"
+        return layout.line(answer) + decided
+
+    pictures = until_unreadable(request.pictures, tally)
+    with StopRequest() as stop:
+        answers = predictor.predict_files(pictures, args.batch_size, args.topk, args.workers)
+        answer_all(
+            answers,
+            record,
+            line,
+            tally,
+            lambda: stop.received,
+            is_shown=lambda answer: not args.quiet or answer.decision != ACCEPTED,
+        )
+
+
+def _check_known(*files: Path) -> None:
+    """Raise ValueError for a file that nothing loads, before torch is there."""
+    from artifacts.reading import artifact_kind
+
+    for file in files:
+        artifact_kind(file)
+
+
+def _load_calibrated(args: argparse.Namespace, weights: Path, config: Config | None) -> tuple[Backend, Facts]:
+    backend, facts = load_asked(args, PROGRAM, weights, config)
+    if facts.calibration is None:
+        mend = f"python {PROGRAM} --weights CHECKPOINT --calibrate LIST; then export it again if this was exported"
+        raise AskedError(f"{weights}: it is not calibrated, so nothing decides; do so with: {mend}")
+    return backend, facts
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raise AskedError for flags that go with others, which are not there."""
+    if surplus := [name for name in (*OF_FITTING, "list_root") if getattr(args, name) is not None]:
+        raise AskedError(f"--{surplus[0]} goes with --calibrate LIST; the net's own calibration decides")
+    if surplus := [name for name in OF_EVALUATION if getattr(args, name) is not None]:
+        raise AskedError(f"--{surplus[0]} goes with --evaluate LIST")
+    _check_repetition(args)
+
+
+def _check_repetition(args: argparse.Namespace) -> None:
+    if args.others and args.repeat:
+        raise AskedError("several --weights are asked once each: leave out --repeat")
+    if args.passes and args.repeat != "dropout":
+        raise AskedError("--passes goes with --repeat dropout")
+    if args.views and args.repeat != "views":
+        raise AskedError("--views goes with --repeat views")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
