@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,11 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+BROKEN_EXIF = (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, ArithmeticError, struct.error)
+
+# What Pillow's plugins raise on damaged files.
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, IndexError, RuntimeError)
 
 _warnings_lock = threading.Lock()
 
@@ -39,12 +45,19 @@ class PictureError(ValueError):
     """A picture that cannot be used; the message says why, without the path."""
 
 
-def decode(source: str | Path | bytes, channels: int = 3, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(
+    source: str | Path | bytes,
+    channels: int = 3,
+    max_pixels: int = MAX_PIXELS,
+    at_least: tuple[int, int] | None = None,
+) -> Image.Image:
     """Decode a file or its bytes into an 8-bit picture, mode "RGB" (channels 3) or "L" (channels 1).
 
     Settled here, once: EXIF orientation is applied; of an animation the first frame counts; transparency is laid on
     white; 16-bit values are scaled to 8 bits (Pillow's plain conversion clips them); CMYK, palette, YCbCr, Lab and
     1-bit pictures are converted. The pixel cap is checked on the header, before any pixel is decoded.
+    With `at_least` (width, height) a JPEG that has twice as many pixels or more in both directions is decoded at a
+    half, a quarter or an eighth of its size, whichever still has so many.
     Raises PictureError with the reason.
     """
     try:
@@ -54,6 +67,8 @@ def decode(source: str | Path | bytes, channels: int = 3, max_pixels: int = MAX_
             width, height = image.size
             if width * height > max_pixels:
                 raise PictureError(f"{width}x{height} is more than max_pixels ({max_pixels}) allows")
+            if at_least is not None and isinstance(image, JpegImageFile):
+                return _to_8bit(_upright(_reduced(image, at_least)), channels)
             image.load()
             return _to_8bit(_upright(image), channels)
     except PictureError:
@@ -70,8 +85,9 @@ def decode(source: str | Path | bytes, channels: int = 3, max_pixels: int = MAX_
         raise PictureError("no permission to read it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(f"it has more pixels than max_pixels ({max_pixels}) allows") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError, TypeError, IndexError) as error:
-        # Pillow's plugins raise all of these on damaged files.
+    except MemoryError as error:
+        raise PictureError("it is too large for the memory") from error
+    except DAMAGED as error:
         raise PictureError(f"it is damaged: {str(error) or type(error).__name__}") from error
 
 
@@ -117,9 +133,9 @@ class Preprocess:
             raise ValueError(f"mean and std cannot be {numbers}")
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
-    def decode(self, source: str | Path | bytes) -> Image.Image:
-        """Decode a picture with this net's channels and pixel cap. Raises PictureError."""
-        return decode(source, self.channels, self.max_pixels)
+    def decode(self, source: str | Path | bytes, at_least: tuple[int, int] | None = None) -> Image.Image:
+        """Decode a picture with this net's channels and pixel cap, as `decode` does. Raises PictureError."""
+        return decode(source, self.channels, self.max_pixels, at_least)
 
     def fit(self, image: Image.Image) -> np.ndarray:
         """Resize a decoded picture to (height, width, channels) uint8."""
@@ -178,12 +194,38 @@ def _open(source: io.BytesIO | str | Path) -> Image.Image:
         return Image.open(source, formats=FORMATS)
 
 
+def _reduced(image: JpegImageFile, at_least: tuple[int, int]) -> Image.Image:
+    """Decode a JPEG at a reduced size, which leaves out the high frequencies of each block of 8x8 pixels.
+
+    Pillow rounds the size up; to the nearest, the picture is stretched by half a pixel at the most.
+    """
+    width, height = at_least
+    if _orientation(image) in TURNED:
+        width, height = height, width
+    drafted = image.draft(None, (width, height))
+    image.load()
+    if drafted is None:
+        return image
+    _, (_, _, exact_width, exact_height) = drafted
+    size = round(exact_width), round(exact_height)
+    return image if size == image.size else image.crop((0, 0, *size))
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        with _quiet_pillow():
+            orientation: int | None = image.getexif().get(ExifTags.Base.Orientation)  # kept by the image
+    except BROKEN_EXIF:
+        return None
+    return orientation
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         with _quiet_pillow():
             image.getexif()  # read here, kept by the image
         return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, ArithmeticError, struct.error):
+    except BROKEN_EXIF:
         return image  # EXIF too broken to read: nothing is known of the orientation
 
 

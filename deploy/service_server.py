@@ -1,0 +1,112 @@
+"""From a predictor to a server that is ready to listen: the threads, the application and uvicorn put together."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from deploy.backends import CheckpointBackend
+from deploy.batching import MicroBatcher
+from deploy.decoding import PictureDecoder
+from deploy.heatmaps import HeatMapper
+from deploy.predictor import Predictor
+from deploy.service import Route, ServiceError
+from deploy.service_answers import Answering
+from deploy.service_app import PAGE, Served, make_app
+from deploy.service_flags import Limits, limits_of
+from deploy.service_heatmaps import HeatMaps
+from deploy.service_metrics import Metrics
+from deploy.service_protocol import GRACE_S, protocol_within
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def service_of(
+    predictor: Predictor, routes: Sequence[Route], args: argparse.Namespace, token: str = "", page: Path = PAGE
+) -> Iterator[uvicorn.Server]:
+    """Give a server that is warm; its threads end with the context.
+
+    Raises ServiceError, DecodingError, BackendError.
+    """
+    limits = limits_of(args)
+    if limits.max_pictures > limits.queue:
+        raise ServiceError(f"--queue must be at least --max_pictures, got {limits.queue} and {limits.max_pictures}")
+    metrics = Metrics(route.path for route in routes)
+    decoder = PictureDecoder(
+        predictor.facts, limits.max_megapixels * 10**6, limits.decode_memory_mb * 10**6, args.workers
+    )
+    batcher = MicroBatcher(
+        predictor,
+        decoder,
+        batch_size=1 if args.no_batching else args.batch_size,
+        queue_size=limits.queue,
+        workers=args.workers,
+        batch_wait_ms=args.batch_wait_ms,
+        topk=args.topk,
+        on_batch=metrics.on_batch,
+    )
+    try:
+        metrics.watch_queue(lambda: batcher.held)
+        if error := batcher.warm_up().error:
+            raise ServiceError(f"the net has no answer for a grey picture: {error}")
+        mapper = _heat_mapper(predictor)
+        heatmaps = HeatMaps(mapper, predictor.facts, decoder, batcher, args.workers) if mapper else None
+        answering = Answering(batcher, predictor.facts, limits, heatmaps, always_200=args.http_status == "ok")
+        app = make_app(Served(routes, answering, predictor.facts, metrics, mapper is not None, token), page)
+        yield uvicorn.Server(_settings(app, limits))
+    finally:
+        batcher.close()
+
+
+@contextmanager
+def stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C stop the server and not the process: once it has stopped, uvicorn sends them again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _heat_mapper(predictor: Predictor) -> HeatMapper | None:
+    """Give what makes heat maps, where the net is a checkpoint and has positions to map."""
+    if not isinstance(predictor.backend, CheckpointBackend):
+        return None
+    try:
+        return predictor.backend.heat_mapper(predictor.facts)
+    except ValueError:
+        return None
+
+
+def _settings(app: object, limits: Limits) -> uvicorn.Config:
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every damaged form
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=protocol_within(limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=limits.keep_alive_s,
+        timeout_graceful_shutdown=math.ceil(limits.request_timeout_s + 2 * GRACE_S),
+    )
