@@ -74,6 +74,21 @@ class Config(BaseModel):
     mean: list[float] = Field([], description="per channel, of values 0..1; empty: ImageNet's")
     std: list[float] = Field([], description="per channel, of values 0..1; empty: ImageNet's")
     dataloader_workers: int = Field(2, ge=0, le=256, description="loader processes (0: load in the main process)")
+    data_cache: Literal["none", "ram", "disk"] = Field(
+        "none",
+        description="keep the pictures decoded and fitted: in memory for this run, or in a file for later ones too",
+    )
+    data_cache_dir: str = Field("logs/cache", min_length=1, description='folder of the files of data_cache "disk"')
+    fitted_scale: float = Field(
+        1.0,
+        ge=1,
+        le=4,
+        description="sides, in input sizes, of the fitted pictures that views are made from (data_cache, augment_on)",
+    )
+    fast_decode: Literal["off", "training", "all"] = Field(
+        "training",
+        description="decode JPEGs of at least twice the wanted size at a reduced one; all: in validation too",
+    )
     async_loading: bool = Field(True, description="copy batches to the GPU asynchronously from pinned memory")
     shuffle: bool = Field(True, description="shuffle the training data every epoch")
     balanced_sampling: bool = Field(False, description="draw every class equally often")
@@ -171,6 +186,9 @@ class Config(BaseModel):
     save_path: str = Field("logs/weights", min_length=1, description="folder of checkpoints and reports")
     save_name: str = Field("net.pth", min_length=1, description="file name of the best checkpoint")
     save_interval_steps: int = Field(0, ge=0, description="save every n steps too; 0: every epoch only")
+    keep_checkpoints: int = Field(
+        2, ge=1, le=1000, description="newest checkpoints kept; --resume takes the one before where the last is damaged"
+    )
     is_tensorboard: bool = Field(True, description="write TensorBoard logs")
     log_path: str = Field("logs", min_length=1, description="folder of the TensorBoard logs")
     log_interval: int = Field(10, ge=1, description="steps between two looks at the loss")

@@ -29,20 +29,22 @@ class BatchViewsError(ValueError):
 class BatchViews:
     """Augments a uint8 batch at once; on a GPU nothing waits for the device.
 
-    Crops are resized bilinearly. Raises BatchViewsError for settings it does not know.
+    Crops are resized bilinearly, to `size` (height, width), at most that of the pictures; None: their own.
+    Raises BatchViewsError for settings it does not know.
     """
 
-    def __init__(self, settings: AugmentSettings, views: int = 1) -> None:
+    def __init__(self, settings: AugmentSettings, views: int = 1, size: tuple[int, int] | None = None) -> None:
         single = [name for name in ON_CPU_ONLY if getattr(settings, name)]
         if single:
             raise BatchViewsError(f'{" and ".join(single)}: for one picture at a time; set augment_on to "cpu"')
         self.settings = settings
         self.views = views
+        self.size = size
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Draw the views of each picture, side by side, from torch's default random numbers of the images' device.
 
-        uint8 (N, C, H, W), C 1 or 3 -> uint8 (N * views, C, H, W); rows 2i and 2i + 1 are picture i's for two views.
+        uint8 (N, C, H, W), C 1 or 3 -> uint8 (N * views, C, *size); rows 2i and 2i + 1 are picture i's for two views.
         """
         whole = images.repeat_interleave(self.views, 0)  # (N * views, C, H, W)
         share = max(1, CPU_SHARE // images.shape[1:].numel()) if images.device.type == "cpu" else len(whole)
@@ -65,15 +67,19 @@ class BatchViews:
 
     def _crop_and_flip(self, pixels: torch.Tensor) -> torch.Tensor:
         settings, (height, width) = self.settings, pixels.shape[2:]
+        size = self.size or (height, width)
         scale, ratio = settings.random_crop_scale, settings.random_crop_ratio
         cropping = not scale[0] == scale[1] == ratio[0] == ratio[1] == 1
-        if not (cropping or settings.horizontal_flip or settings.vertical_flip):
+        if not (cropping or settings.horizontal_flip or settings.vertical_flip or size != (height, width)):
             return pixels
         boxes = _same_box(pixels, 0, 0, height, width)
         if cropping:
             boxes = crop_boxes(pixels, (scale[0], scale[1]), (ratio[0] * width / height, ratio[1] * width / height))
         mirrored = _chance(settings.horizontal_flip, pixels)
-        return crop_and_flip(pixels, boxes, mirrored, _chance(settings.vertical_flip, pixels))
+        upside_down = _chance(settings.vertical_flip, pixels)
+        if size == (height, width):
+            return crop_and_flip(pixels, boxes, mirrored, upside_down)
+        return crop_to_size(pixels, boxes, mirrored, upside_down, size)
 
     def _jitter(self, pixels: torch.Tensor) -> torch.Tensor:
         brightness, contrast, saturation, hue = self.settings.color_jitter
@@ -135,6 +141,24 @@ def crop_and_flip(
     return functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False).round_()
 
 
+def crop_to_size(
+    pixels: torch.Tensor,
+    boxes: torch.Tensor,
+    mirrored: torch.Tensor,
+    upside_down: torch.Tensor,
+    size: tuple[int, int],
+) -> torch.Tensor:
+    """Resize each box (N, 4) to `size` with Pillow's bilinear filter, which widens where it reduces, and flip.
+
+    One direction after the other, rounded in between, as Pillow does it.
+    """
+    top, left, box_height, box_width = boxes.T
+    across = _filter(pixels.shape[3], size[1], left, box_width, mirrored)  # (N, w, W)
+    down = _filter(pixels.shape[2], size[0], top, box_height, upside_down)  # (N, h, H)
+    narrow = (pixels @ across.mT[:, None]).round_()  # (N, C, H, w)
+    return (down[:, None] @ narrow).round_()  # (N, C, h, w)
+
+
 def adjust_brightness(pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Blend with black: 0 is black, 1 the picture. factors (N,)."""
     return _blend(torch.zeros_like(pixels[:1, :1, :1, :1]), pixels, factors)
@@ -175,6 +199,19 @@ def blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     padded = functional.pad(pixels, [size // 2] * 4, mode="reflect").flatten(0, 1)[None]  # (1, N * C, H + .., W + ..)
     columns = functional.conv2d(padded, kernel[:, None, :, None], groups=count * channels)
     return functional.conv2d(columns, kernel[:, None, None, :], groups=count * channels).view(pixels.shape).round_()
+
+
+def _filter(length: int, size: int, start: torch.Tensor, extent: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
+    """Weights (N, size, length) of a resize of [start, start + extent): triangles of a pixel's width, the wider one's.
+
+    What of a triangle lies beyond the picture is left out, and the rest adds up to 1.
+    """
+    step = (extent / size)[:, None, None]  # (N, 1, 1): source pixels to one of the result
+    places = _centres(size, start.device) * (1 - 2 * flipped[:, None].float())  # (N, size), in half boxes
+    middles = (start[:, None] + extent[:, None] * (places + 1) / 2)[:, :, None]  # (N, size, 1)
+    centres = torch.arange(length, device=start.device) + 0.5  # (length,)
+    weights = (1 - (centres - middles).abs() / step.clamp(min=1)).clamp_(min=0)
+    return weights / weights.sum(2, keepdim=True)
 
 
 def _on_chosen(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data_loader.augment import mixed_seed, seeded
+from data_loader.cache import CachedSamples, Fitting, PictureCache
 from data_loader.preprocess import PictureError, Preprocess
 from data_loader.samples import SampleList
 
@@ -31,7 +33,8 @@ class PictureDataset(Dataset[dict[str, Any]]):
     """Samples -> {"image": uint8 (C, H, W), "label": int, "index": int}, or {"error": sentence, "index": int}.
 
     Without a view the picture is fitted as in validation. With one, its random numbers follow from
-    (seed, epoch, index); several views of a picture are (V, C, H, W).
+    (seed, epoch, index); several views of a picture are (V, C, H, W). Of cached samples a view is made from the fitted
+    picture, and the file is not read. `at_least` (width, height) lets large JPEGs be decoded at a reduced size.
     """
 
     def __init__(
@@ -40,8 +43,15 @@ class PictureDataset(Dataset[dict[str, Any]]):
         preprocess: Preprocess,
         view: Callable[[Image.Image], np.ndarray] | None = None,
         seed: int = 0,
+        *,
+        at_least: tuple[int, int] | None = None,
     ) -> None:
         self.samples = samples
+        self.at_least = at_least
+        self.cache: PictureCache | None = None
+        fitting = Fitting(preprocess, is_fast=at_least is not None)
+        if isinstance(samples, CachedSamples) and (view or samples.cache.fitting == fitting):
+            self.cache = samples.cache
         self.preprocess = preprocess
         self.view = view
         self.seed = seed
@@ -53,7 +63,7 @@ class PictureDataset(Dataset[dict[str, Any]]):
         epoch, index = key
         sample = self.samples.samples[index]
         try:
-            picture = self.preprocess.decode(sample.path)
+            picture = self._picture(index)
         except PictureError as error:
             return {"error": bad_picture_sentence(self.samples, index, error), "index": index}
         if self.view is None:
@@ -63,6 +73,54 @@ class PictureDataset(Dataset[dict[str, Any]]):
                 pixels = self.view(picture)
         image = torch.from_numpy(pixels).movedim(-1, -3)  # (C, H, W) or (V, C, H, W)
         return {"image": image, "label": sample.label, "index": index}
+
+    def _picture(self, index: int) -> Image.Image:
+        if self.cache is not None:
+            return self.cache.picture(index)
+        return self.preprocess.decode(self.samples.samples[index].path, self.at_least)
+
+
+class WholeBatches:
+    """Batches of cached pictures, each cut out of the mapped rows at once, or on a GPU that has room for all of them.
+
+    `parts` gives the samples' indices (N,) of each batch, asked anew for every iteration. No loader processes: that a
+    row is copied, 0.2 ms for 32 pictures of 128 pixels, takes less than to hand it from one process to another.
+    """
+
+    def __init__(
+        self,
+        samples: CachedSamples,
+        parts: Callable[[], list[np.ndarray]],
+        device: torch.device,
+        *,
+        pin_memory: bool = False,
+    ) -> None:
+        self.parts, self.pin_memory = parts, pin_memory
+        self.pixels = samples.cache.on(device)  # (N, H, W, C)
+        place = self.pixels.device
+        self.rows = torch.from_numpy(samples.cache.rows).to(place)
+        self.labels = torch.tensor([sample.label for sample in samples.samples]).to(place)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        parts = self.parts()
+        if not parts:
+            return
+        indices = torch.from_numpy(np.concatenate(parts)).to(self.pixels.device)  # once, or each batch would wait
+        for index in indices.split([len(part) for part in parts]):
+            batch = {
+                "image": self.pixels.index_select(0, self.rows[index]),
+                "label": self.labels[index],
+                "index": index,
+            }
+            if self.pin_memory and not self.pixels.is_cuda:
+                batch = {key: value.pin_memory() for key, value in batch.items()}
+            yield {**batch, "image": batch["image"].permute(0, 3, 1, 2)}  # (N, C, H, W), channels last in memory
+
+    def __len__(self) -> int:
+        return len(self.parts())
+
+
+Loader = DataLoader[Any] | WholeBatches
 
 
 @dataclass(frozen=True)
@@ -132,19 +190,32 @@ class EpochBatches:
         self.epoch, self.order, self.steps = epoch, order, steps
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for step in self.steps:
-            for start, stop in step.batches:
-                part = np.array_split(self.order[start:stop], self.world_size)[self.rank]
-                yield [(self.epoch, int(index)) for index in part]
+        for part in self.parts():
+            yield [(self.epoch, int(index)) for index in part]
+
+    def parts(self) -> list[np.ndarray]:
+        """Give the indices of this process's pictures in each batch."""
+        edges = [edge for step in self.steps for edge in step.batches]
+        return [np.array_split(self.order[start:stop], self.world_size)[self.rank] for start, stop in edges]
 
     def __len__(self) -> int:
         return sum(len(step.batches) for step in self.steps)
 
 
 def training_loader(
-    dataset: PictureDataset, batches: EpochBatches, workers: int, *, pin_memory: bool = False
-) -> DataLoader[Any]:
-    """Give the loader of the training batches; its processes stay alive between epochs."""
+    dataset: PictureDataset,
+    batches: EpochBatches,
+    workers: int,
+    *,
+    pin_memory: bool = False,
+    device: torch.device | None = None,
+) -> Loader:
+    """Give the loader of the training batches; its processes stay alive between epochs.
+
+    Of cached pictures without a view for each there are none, and the pictures may lie on `device` already.
+    """
+    if dataset.cache is not None and dataset.view is None:
+        return _whole_batches(dataset, batches.parts, device, pin_memory)
     return _loader(dataset, batches, workers, pin_memory)
 
 
@@ -156,11 +227,14 @@ def validation_loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> DataLoader[Any]:
+    device: torch.device | None = None,
+) -> Loader:
     """Give the loader of one process's part of the validation pictures: every picture once, none twice."""
-    mine = range(rank, len(dataset), world_size)
-    batches = [[(0, index) for index in mine[first : first + batch_size]] for first in range(0, len(mine), batch_size)]
-    return _loader(dataset, batches, workers, pin_memory)
+    mine = np.arange(rank, len(dataset), world_size)
+    parts = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+    if dataset.cache is not None and dataset.view is None:
+        return _whole_batches(dataset, lambda: parts, device, pin_memory)
+    return _loader(dataset, [[(0, int(index)) for index in part] for part in parts], workers, pin_memory)
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -186,7 +260,7 @@ def checked(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def bad_picture_sentence(samples: SampleList, index: int, reason: Exception) -> str:
+def bad_picture_sentence(samples: SampleList, index: int, reason: Exception | str) -> str:
     """Say which listed picture cannot be read, where it is listed, and why."""
     return f"{samples.where(index)}: {samples.samples[index].path}: {reason}"
 
@@ -212,13 +286,23 @@ def find_bad_pictures(
 def without(samples: SampleList, bad: set[int]) -> SampleList:
     """Give the list without some of its samples."""
     keep = [index for index in range(len(samples.samples)) if index not in bad]
-    return SampleList(
-        samples=tuple(samples.samples[index] for index in keep),
-        class_names=samples.class_names,
-        root=samples.root,
-        origin=samples.origin,
-        line_numbers=tuple(samples.line_numbers[index] for index in keep) if samples.line_numbers else (),
-    )
+    changes: dict[str, Any] = {"samples": tuple(samples.samples[index] for index in keep)}
+    if samples.line_numbers:
+        changes["line_numbers"] = tuple(samples.line_numbers[index] for index in keep)
+    if isinstance(samples, CachedSamples):
+        changes["cache"] = samples.cache.chosen(keep)
+    return replace(samples, **changes)
+
+
+def enlarged(preprocess: Preprocess, scale: float) -> Preprocess:
+    """Give the same preprocessing to an input size of `scale` times the sides."""
+    return replace(preprocess, height=round(preprocess.height * scale), width=round(preprocess.width * scale))
+
+
+def least_source_size(preprocess: Preprocess, scale: Sequence[float], ratio: Sequence[float]) -> tuple[int, int]:
+    """Give the (width, height) of a picture whose smallest random crop still has the net's input size."""
+    width = preprocess.width / math.sqrt(scale[0] * ratio[0])
+    return math.ceil(width), math.ceil(preprocess.height / math.sqrt(scale[0] / ratio[1]))
 
 
 def net_seed(seed: int) -> int:
@@ -231,6 +315,21 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return mixed_seed(seed, 2, step, rank)
 
 
+def start_loader_process(_: int) -> None:
+    """Leave Ctrl-C and its like, which reach the whole process group, to the main process, which saves first."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows has not all
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _whole_batches(
+    dataset: PictureDataset, parts: Callable[[], list[np.ndarray]], device: torch.device | None, pin_memory: bool
+) -> WholeBatches:
+    assert isinstance(dataset.samples, CachedSamples)
+    return WholeBatches(dataset.samples, parts, device or torch.device("cpu"), pin_memory=pin_memory)
+
+
 def _loader(dataset: PictureDataset, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Any]:
     return DataLoader(
         dataset,
@@ -240,12 +339,5 @@ def _loader(dataset: PictureDataset, batches: Any, workers: int, pin_memory: boo
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_loader_process,
     )
-
-
-def _start_worker(_: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which reach the whole process group, to the main process, which saves first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -599,10 +599,10 @@ def test_a_dead_loader_process_is_a_sentence(
     home = os.getpid()
     decode = Preprocess.decode
 
-    def die(preprocess: Preprocess, source: str | Path | bytes) -> Any:
+    def die(preprocess: Preprocess, *given: Any) -> Any:
         if os.getpid() != home:
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode(preprocess, source)
+        return decode(preprocess, *given)
 
     monkeypatch.setattr(Preprocess, "decode", die)
     assert run_train(make_config(dataloader_workers=1)) == 1

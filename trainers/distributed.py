@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainers.signals import STOPPING
+
 GRACE_S = 30.0  # how long the others may take to leave once one process has failed
 
 
@@ -99,7 +101,7 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
 def launch(command: Sequence[str], num_processes: int) -> int:
     """Run `num_processes` copies of a Python command as ranks on this machine; give the exit code of the first to fail.
 
-    SIGTERM and Ctrl-C are passed on, and the ranks save and leave. When one fails, the others are ended too.
+    SIGTERM, SIGUSR1 and Ctrl-C are passed on, and the ranks save and leave. When one fails, the others are ended too.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -121,7 +123,7 @@ def launch(command: Sequence[str], num_processes: int) -> int:
                 process.send_signal(number)
 
     hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, *hangup)}
+    before = {number: signal.signal(number, pass_on) for number in (*STOPPING, *hangup)}
     try:
         return _wait(processes)
     finally:

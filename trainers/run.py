@@ -14,12 +14,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights
+from artifacts.checkpoint import Checkpoint, CheckpointError, load_weights, newest_whole_checkpoint
 from artifacts.facts import class_names_of, facts_of, preprocess_of
 from configs.schema import Config
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView, TwoViews
 from data_loader.batch_views import BatchViews
-from data_loader.loaders import BadPictureError, PictureDataset, find_bad_pictures, net_seed, without
+from data_loader.cache import CachedSamples
+from data_loader.loaders import (
+    BadPictureError,
+    PictureDataset,
+    bad_picture_sentence,
+    enlarged,
+    find_bad_pictures,
+    least_source_size,
+    net_seed,
+    without,
+)
 from data_loader.preprocess import Preprocess
 from data_loader.samples import NO_LABEL, ListError, SampleList, read_class_folders, read_list, read_unlabelled
 from nets.checkpointing import enable_gradient_checkpointing
@@ -27,6 +37,7 @@ from nets.net_interface import build_net
 from nets.pim_module import PIM
 from nets.simsiam_module import SimSiam
 from nets.start_weights import load_start_weights, published_state_dict
+from trainers.caching import with_caches
 from trainers.classify import ClassifyTask, balanced_class_weights
 from trainers.distributed import World, joined, launch, world_from_environment
 from trainers.embeddings import plain_batches
@@ -37,8 +48,6 @@ from trainers.pim import PimLossWeights, PimTask
 from trainers.reporting import PROJECT, Skipped, build_report, finish
 from trainers.simsiam import SimSiamTask
 from trainers.trainer import Progress, Trainer, TrainingError
-
-EXIT_INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143}  # 128 + the signal's number, as shells count
 
 FIXED_ON_RESUME = (
     *("model_module_name", "model_net_name", "model_type", "model_args", "num_classes", "num_channels"),
@@ -111,12 +120,11 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
         task = build_task(config, net, train, val, device, say)
         facts = replace(facts_of(config, train.class_names), output=task.output)
         progress = Progress.from_dict(checkpoint.progress) if checkpoint else Progress(log_dir=_log_dir(config))
-        view = training_view(config, facts.preprocess, task.views)
         trainer = Trainer(
             config,
             task,
-            PictureDataset(train, facts.preprocess, view, config.seed),
-            PictureDataset(val, facts.preprocess),
+            training_pictures(config, train, facts.preprocess, task.views),
+            validation_pictures(config, val, facts.preprocess),
             facts,
             device=device,
             precision=precision,
@@ -128,7 +136,7 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
             ),
             progress=progress,
             say=say,
-            augment=batch_views(config, task.views),
+            augment=batch_views(config, facts.preprocess, task.views),
         )
         if checkpoint is not None:
             trainer.load(checkpoint)
@@ -136,7 +144,7 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
         trainer.logger.config_text(config.model_dump())
         status = fit_and_report(config, trainer, skipped, say, earlier)
     if trainer.stop.received is not None:  # at the very end too: whoever stops a training wants no second stage
-        return EXIT_INTERRUPTED[trainer.stop.received.name]
+        return 128 + trainer.stop.received  # as shells count
     return 1 if status == "failed" else 0
 
 
@@ -147,8 +155,8 @@ def fit_and_report(
     status = "failed"
     try:
         status = trainer.fit()
-    except TrainingError as error:  # every process meets it
-        if trainer.world.is_first:
+    except TrainingError as error:
+        if trainer.world.is_first or error.one_process:
             print(f"train.py: {error}", file=sys.stderr)
     except (RuntimeError, ValueError) as error:
         sentence = _known_failure(error)
@@ -176,8 +184,10 @@ def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple
         say(f"warning: training and validation read the same pictures ({val.origin}); the accuracy will say little")
     say(f"{len(train.samples)} training and {len(val.samples)} validation pictures, {config.num_classes} classes")
     skipped: Skipped = []
+    preprocess = facts_of(config, train.class_names).preprocess
+    if config.data_cache != "none":
+        train, val = with_caches(config, train, val, preprocess, world, say)
     if config.bad_images == "skip":
-        preprocess = facts_of(config, train.class_names).preprocess
         train, of_train = _without_bad(config, train, preprocess, world, say)
         val, of_val = _without_bad(config, val, preprocess, world, say)
         skipped = of_train + of_val
@@ -286,19 +296,36 @@ def build_task(
     return ClassifyTask(net, **options)
 
 
-def training_view(config: Config, preprocess: Preprocess, views: int) -> TrainingView | TwoViews | None:
-    """Give the augmentation of a picture, or nothing where `data_aug` is off or whole batches are augmented."""
-    if config.augment_on == "device" or not (config.data_aug or views > 1):
-        return None
-    view = TrainingView(preprocess, _augment_settings(config))
-    return TwoViews(view) if views > 1 else view
+def training_pictures(config: Config, samples: SampleList, preprocess: Preprocess, views: int) -> PictureDataset:
+    """Give the pictures to learn from: views of them, or fitted ones where batches are augmented, or nothing is."""
+    is_fast = config.fast_decode != "off"
+    if not (config.data_aug or views > 1):
+        return PictureDataset(samples, preprocess, at_least=_size(preprocess) if is_fast else None)
+    if config.augment_on == "device":
+        source = enlarged(preprocess, config.fitted_scale)
+        return PictureDataset(samples, source, at_least=_size(source) if is_fast else None)
+    settings = _augment_settings(config)
+    view = TrainingView(preprocess, settings)
+    least = least_source_size(preprocess, settings.random_crop_scale, settings.random_crop_ratio)
+    return PictureDataset(
+        samples,
+        preprocess,
+        TwoViews(view) if views > 1 else view,
+        config.seed,
+        at_least=least if is_fast else None,
+    )
 
 
-def batch_views(config: Config, views: int) -> BatchViews | None:
+def validation_pictures(config: Config, samples: SampleList, preprocess: Preprocess) -> PictureDataset:
+    """Give the pictures to validate on, decoded in full unless `fast_decode` says "all"."""
+    return PictureDataset(samples, preprocess, at_least=_size(preprocess) if config.fast_decode == "all" else None)
+
+
+def batch_views(config: Config, preprocess: Preprocess, views: int) -> BatchViews | None:
     """Give the augmentation of a whole batch, or nothing where each picture is augmented by itself, or none."""
     if config.augment_on == "cpu" or not (config.data_aug or views > 1):
         return None
-    return BatchViews(_augment_settings(config), views)
+    return BatchViews(_augment_settings(config), views, (preprocess.height, preprocess.width))
 
 
 def changed_since(before: dict[str, Any], config: Config) -> list[str]:
@@ -315,12 +342,16 @@ def changed_since(before: dict[str, Any], config: Config) -> list[str]:
     return lines
 
 
+def _size(preprocess: Preprocess) -> tuple[int, int]:
+    return preprocess.width, preprocess.height
+
+
 def _augment_settings(config: Config) -> AugmentSettings:
     return AugmentSettings(**config.model_dump(include=set(AugmentSettings.__dataclass_fields__)))
 
 
 def _checkpoint_to_resume(config: Config, say: Callable[[str], None]) -> Checkpoint:
-    checkpoint = load_checkpoint(config.last_checkpoint())
+    checkpoint = newest_whole_checkpoint(config.last_checkpoint(), say)
     if checkpoint.optimizer is None:
         raise CheckpointError(f"{config.last_checkpoint()}: holds no training state, --resume cannot go on with it")
     fixed = [key for key in FIXED_ON_RESUME if checkpoint.config.get(key) != getattr(config, key)]
@@ -335,7 +366,11 @@ def _checkpoint_to_resume(config: Config, say: Callable[[str], None]) -> Checkpo
 
 
 def _try_out(following: Config) -> None:
-    """Find a second stage's mistakes before hours are spent on the first. Raises ListError, NetError, FreezeError."""
+    """Find a second stage's mistakes before hours are spent on the first.
+
+    Raises ListError, NetError, FreezeError, CheckpointError.
+    """
+    _check_writable(following.save_path)
     try:
         read_lists(following)
     except ListError as error:
@@ -372,7 +407,8 @@ def _known_failure(error: Exception) -> str | None:
         return f"the GPU's memory is too small: lower batch_size and raise accumulation_steps ({text})"
     if "DataLoader worker" in str(error):
         advice = "lower dataloader_workers, or give the machine more memory or shared memory (docker: --shm-size)"
-        return f"a loader process died: {advice} ({text})"
+        told = str(error).rstrip().splitlines()[-1] if text.startswith("Caught") else text  # the last line is the why
+        return f"a loader process died: {advice} ({told})"
     if isinstance(error, torch.distributed.DistError) or "by peer" in text or "Broken pipe" in text:
         return "another process of this training has left"
     if "more than 1 value per channel" in text:
@@ -401,11 +437,15 @@ def _without_bad(
     config: Config, samples: SampleList, preprocess: Preprocess, world: World, say: Callable[[str], None]
 ) -> tuple[SampleList, Skipped]:
     """Leave out the pictures that cannot be read, found by decoding every one before training."""
-    mine = range(world.rank, len(samples.samples), world.size)
-    looks = find_bad_pictures(samples, preprocess, config.dataloader_workers, mine)
-    hidden = None if world.is_first else True
-    bar = tqdm(looks, desc="checking pictures", total=len(mine), leave=False, disable=hidden)
-    bad = sorted(world.gather([look for look in bar if look]))
+    if isinstance(samples, CachedSamples):  # every picture has been decoded for it
+        reasons = sorted(samples.cache.bad.items())
+        bad = [(index, bad_picture_sentence(samples, index, reason)) for index, reason in reasons]
+    else:
+        mine = range(world.rank, len(samples.samples), world.size)
+        looks = find_bad_pictures(samples, preprocess, config.dataloader_workers, mine)
+        hidden = None if world.is_first else True
+        bar = tqdm(looks, desc="checking pictures", total=len(mine), leave=False, disable=hidden)
+        bad = sorted(world.gather([look for look in bar if look]))
     share = len(bad) / len(samples.samples)
     if bad:
         say(f"{samples.origin}: {len(bad)} of {len(samples.samples)} pictures cannot be read and are skipped")

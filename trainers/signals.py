@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM become a flag that the loop reads between two steps."""
+"""Ctrl-C, SIGTERM and SIGUSR1 become a flag that the loop reads between two steps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+# SIGUSR1 is what schedulers such as SLURM send some time before the end (sbatch --signal); Windows has none.
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is only noted in `received`; a second Ctrl-C interrupts at once."""
+    """While entered, the first of STOPPING is only noted in `received`; a second Ctrl-C interrupts at once."""
 
     def __init__(self, word: str = "") -> None:
         self.word = word  # said at once, when the signal arrives
@@ -17,7 +20,7 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread: whoever started the thread handles signals

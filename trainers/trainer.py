@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from artifacts.facts import Facts
+from artifacts.whole import clear_leftovers, drop_earlier, is_whole
 from configs.schema import Config
 from data_loader.loaders import (
     EpochBatches,
@@ -34,6 +35,7 @@ from trainers.distributed import World
 from trainers.hardware import autocast
 from trainers.heatmaps import worst_heat_maps
 from trainers.logger import TrainingLogger
+from trainers.memory import advice, is_out_of_memory, largest_that_fits
 from trainers.metrics import ValidationResult
 from trainers.optimizer import AveragedNet, build_optimizer, hold_frozen_in_eval, set_learning_rate
 from trainers.schedule import Schedule
@@ -41,10 +43,19 @@ from trainers.signals import StopRequest
 
 MAX_CURVE_POINTS = 4000
 MAX_HEAT_MAPS = 12  # a validation
+MAX_NAMED = 64  # pictures of a batch
 
 
 class TrainingError(RuntimeError):
     """A training that cannot go on; the message says where and what is safe."""
+
+    one_process = False  # of several, every one meets it and the first one says so
+
+
+class MemoryTooSmallError(TrainingError):
+    """A batch that the memory is too small for; the message proposes one that fits."""
+
+    one_process = True
 
 
 class StoppedBySignalError(RuntimeError):
@@ -157,33 +168,52 @@ class Trainer:
         pin = device.type == "cuda" and config.async_loading
         workers = config.dataloader_workers
         self.batches = EpochBatches(world.rank, world.size)
-        self.train_loader = training_loader(train_data, self.batches, workers, pin_memory=pin)
+        self.train_loader = training_loader(train_data, self.batches, workers, pin_memory=pin, device=device)
+        self.val_batch_size = config.val_batch_size or 2 * config.batch_size
         self.val_loader = validation_loader(
             val_data,
-            config.val_batch_size or 2 * config.batch_size,
+            self.val_batch_size,
             workers,
             rank=world.rank,
             world_size=world.size,
             pin_memory=pin,
+            device=device,
         )
-        self.pending: list[tuple[int, float, torch.Tensor, int]] = []  # step, rate, sums of the terms, pictures
+        self.pending: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []  # step, rate, sums of the terms, indices
+        self.at_hand: tuple[str, int, torch.Size] = ("batch_size", 0, torch.Size())  # pictures and images' shape
+        self.earlier = -1  # last checkpoints kept at the next save beside the new one; -1: not settled yet
+        self.has_loaded = False
         self.terms: tuple[str, ...] = ("loss",)  # what the task's step gives, the loss first
         self.warned_in = -1  # epoch
         self.interval_start, self.interval_pictures = time.perf_counter(), 0
         self.stop = StopRequest("stopping: saving first" if world.is_first else "")
 
     def fit(self) -> str:
-        """Train to the end and give the status: "finished", "stopped early" or "interrupted by SIGINT/SIGTERM".
+        """Train to the end and give the status: "finished", "stopped early" or "interrupted by" a signal's name.
 
-        Raises TrainingError (the loss is no number) and BadPictureError.
+        Raises TrainingError (the loss is no number, the memory too small) and BadPictureError.
         """
-        with self.stop:
+        with self.stop, contextlib.closing(self):
             try:
                 return self._fit()
             except StoppedBySignalError:
                 self._save_last()
                 assert self.stop.received is not None
                 return f"interrupted by {self.stop.received.name}"
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error).splitlines()[0]
+            # Outside the except block, whose traceback would keep the step's activations in memory.
+            raise MemoryTooSmallError(self._memory_sentence(reason))
+
+    def close(self) -> None:
+        """End the loader processes: those that an error's traceback keeps alive would never let the program end."""
+        for loader in (self.train_loader, self.val_loader):
+            iterator = getattr(loader, "_iterator", None)  # torch has no public way to end persistent workers
+            if iterator is not None:
+                iterator._shutdown_workers()
+                loader._iterator = None  # type: ignore[union-attr]
 
     def _fit(self) -> str:
         progress, config = self.progress, self.config
@@ -209,6 +239,7 @@ class Trainer:
         """Go on where a checkpoint stands. `progress` was given to the constructor. Raises CheckpointError."""
         try:
             self._load(checkpoint)
+            self.has_loaded = True
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{self.config.last_checkpoint()}: does not fit this training: {reason}") from error
@@ -263,7 +294,7 @@ class Trainer:
                 if config.save_interval_steps and progress.step % config.save_interval_steps == 0:
                     self._look(bar)
                     self._save_last()
-                if self._asked_to_stop(at_interval):
+                if self._asked_to_stop():
                     self._look(bar)
                     raise StoppedBySignalError
 
@@ -276,10 +307,11 @@ class Trainer:
         rate = self._rate()
         set_learning_rate(self.optimizer, rate)
         total: torch.Tensor | float = 0.0
-        pictures = 0
+        indices = []
         for part in range(len(step.batches)):
             batch = self._to_device(checked(next(batches)), self.augment)
             count = len(batch["label"])
+            self.at_hand = ("batch_size", count, batch["image"].shape)
             if show_pictures and part == 0:
                 self._show_pictures(batch, seed)
             last = part == len(step.batches) - 1
@@ -290,7 +322,7 @@ class Trainer:
             with self._no_sync_unless(last):
                 self.scaler.scale(loss * weight if weight != 1 else loss).backward()
             total = total + torch.stack([term.detach().float() for term in terms.values()]) * count  # (terms,)
-            pictures += count
+            indices.append(batch["index"])
         if self.config.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.clip_grad_norm)
@@ -301,19 +333,20 @@ class Trainer:
             self.ema.update(self.task.net, number)
         assert isinstance(total, torch.Tensor)
         self.terms = tuple(terms)
-        self.pending.append((number, rate, total, pictures))
+        self.pending.append((number, rate, total, torch.cat(indices)))
 
     def _look(self, bar: tqdm[Any]) -> None:
         """Wait for the device, check and log the losses since the last look."""
         if not self.pending:
             return
         sums = torch.stack([total for *_, total, _ in self.pending]).double()  # (steps, terms)
-        counts = torch.tensor([count for *_, count in self.pending], dtype=torch.float64, device=sums.device)
+        counts = torch.tensor([len(shown) for *_, shown in self.pending], dtype=torch.float64, device=sums.device)
         self.world.sum(sums)
         self.world.sum(counts)
-        for (step, rate, *_), means in zip(self.pending, (sums / counts[:, None]).tolist(), strict=True):
+        for (step, rate, _, shown), means in zip(self.pending, (sums / counts[:, None]).tolist(), strict=True):
             if not math.isfinite(means[0]):
-                raise TrainingError(self._nan_sentence(f"the loss became {means[0]}", step, rate))
+                named = self._named(self.world.gather(shown.tolist()))
+                raise TrainingError(self._nan_sentence(f"the loss became {means[0]}", step, rate) + named)
             terms = {f"train/{term}": mean for term, mean in zip(self.terms, means, strict=True)}
             self.logger.scalars({**terms, "train/learning_rate": rate}, step)
         now = time.perf_counter()
@@ -353,7 +386,7 @@ class Trainer:
             del curve[:-1:2]
 
     def _validate(self) -> ValidationResult:
-        """Measure the deployed net in fp32, as it will answer."""
+        """Measure the deployed net in fp32, as it will answer. Raises TrainingError where its loss is no number."""
         start = time.perf_counter()
         net = self.validated_net()
         self.world.agree_on_buffers(net)
@@ -365,6 +398,9 @@ class Trainer:
         self.logger.validation(
             result, self.facts.class_names, self.load_picture, self.progress.step, self._worst_heat_maps(net, result)
         )
+        if not math.isfinite(result.loss):
+            what = f"the validation loss became {result.loss}"
+            raise TrainingError(self._nan_sentence(what, max(self.progress.step - 1, 0), self._rate()))
         return result
 
     def _worst_heat_maps(self, net: torch.nn.Module, result: ValidationResult) -> dict[str, np.ndarray]:
@@ -375,18 +411,18 @@ class Trainer:
         return worst_heat_maps(net, self.facts.preprocess, pictures, self.device)
 
     def _validation_batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Give the batches on the device; several processes finish a validation together, one may give it up."""
-        for batch in self._with_bar(self.val_loader):
-            if self.world.size == 1 and self.stop.received:
+        """Give the batches on the device. Raises StoppedBySignalError, on several processes at the same batch."""
+        shared = -(-(len(self.val_data) // self.world.size) // self.val_batch_size)  # batches that each of them has
+        for number, batch in enumerate(self._with_bar(self.val_loader)):
+            if number < shared and self._asked_to_stop():
                 raise StoppedBySignalError
-            yield self._to_device(checked(batch))
+            moved = self._to_device(checked(batch))
+            self.at_hand = ("val_batch_size", len(moved["label"]), moved["image"].shape)
+            yield moved
 
     def _end_epoch(self, result: ValidationResult | None) -> None:
         """Enter the epoch, save, and say so; `result` is None where the epoch was not validated."""
         progress = self.progress
-        if result is not None and not math.isfinite(result.loss):
-            what = f"the validation loss became {result.loss}"
-            raise TrainingError(self._nan_sentence(what, progress.step - 1, self._rate()))
         train_loss = progress.loss_sum / len(self.labels)
         progress.epoch += 1
         progress.consumed, progress.loss_sum = 0, 0.0
@@ -421,8 +457,20 @@ class Trainer:
         return point
 
     def _save_last(self) -> None:
-        if self.world.is_first:
-            save_checkpoint(self._checkpoint(with_training_state=True), self.config.last_checkpoint())
+        """Save what `--resume` goes on from. Raises TrainingError where the weights are no numbers, CheckpointError."""
+        if not all(bool(value.isfinite().all()) for value in self.task.net.parameters()):
+            step = max(self.progress.step - 1, 0)
+            raise TrainingError(self._nan_sentence("the weights became no numbers", step, self._rate()))
+        if not self.world.is_first:
+            return
+        last, kept = self.config.last_checkpoint(), self.config.keep_checkpoints - 1
+        if self.earlier < 0:
+            drop_earlier(last, kept if self.has_loaded else 0)  # those of another training are not this one's past
+            for path in (last, self.config.best_checkpoint()):
+                clear_leftovers(path)
+            self.earlier = kept if self.has_loaded and is_whole(last) else 0
+        save_checkpoint(self._checkpoint(with_training_state=True), last, earlier=self.earlier)
+        self.earlier = kept
 
     def _checkpoint(self, *, with_training_state: bool) -> Checkpoint:
         return Checkpoint(
@@ -444,13 +492,11 @@ class Trainer:
         images = self.facts.preprocess.normalize(pictures)
         return {**moved, "image": images.contiguous(memory_format=self.layout)}
 
-    def _asked_to_stop(self, at_interval: bool) -> bool:
-        """Ask whether any process received a signal; several processes ask each other at each interval only."""
+    def _asked_to_stop(self) -> bool:
+        """Ask whether any process received a signal; all of several ask at once, over gloo, and no GPU waits for it."""
         if self.world.size == 1:
             return self.stop.received is not None
-        if not at_interval:
-            return False
-        flag = torch.tensor(int(self.stop.received or 0), device=self.device)
+        flag = torch.tensor(int(self.stop.received or 0))
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         if flag.item():
             self.stop.receive(int(flag.item()))
@@ -468,6 +514,53 @@ class Trainer:
             f"{what} in epoch {self.progress.epoch + 1}, step {step} (learning rate {rate:g}, "
             f"{self.precision}); {safe}. A lower learning_rate, warmup_epochs, clip_grad_norm or precision fp32 helps"
         )
+
+    def _named(self, indices: list[int]) -> str:
+        """Name the pictures of a step."""
+        samples = self.train_data.samples.samples
+        lines = [f"  {samples[index].path}" for index in indices[:MAX_NAMED]]
+        more = [f"  ... and {len(indices) - MAX_NAMED} more"] if len(indices) > MAX_NAMED else []
+        return "\n".join([". The pictures of that step:", *lines, *more])
+
+    def _memory_sentence(self, reason: str) -> str:
+        """Say that the memory was too small, and what would fit: found by trying halves of the batch.
+
+        The weights are no longer the training's afterwards: what is safe is on the disk.
+        """
+        key, count, shape = self.at_hand
+        training = key == "batch_size"
+        self.pending.clear()
+        self.optimizer.zero_grad(set_to_none=True)
+        views = shape[0] // count if count else 1
+
+        def attempt(size: int) -> None:
+            label = torch.zeros(size, dtype=torch.int64, device=self.device)
+            batch = {"image": torch.zeros(size * views, *shape[1:], device=self.device), "label": label, "index": label}
+            batch["image"] = batch["image"].contiguous(memory_format=self.layout)
+            if training:
+                self._try_step(batch)
+            else:
+                with torch.inference_mode():
+                    self.validated.predict(batch["image"])
+
+        smallest = 2 if training else 1  # batch norm cannot normalise one value
+        last = self.config.last_checkpoint()
+        safe = f"; go on from {last} with --resume" if last.is_file() else ""
+        if not count:  # not even a batch has reached the device
+            return f"the memory is too small: lower batch_size and raise accumulation_steps{safe} ({reason})"
+        fits = largest_that_fits(attempt, count, smallest)
+        proposal = advice(key, count, fits, self.config.accumulation_steps)
+        return f"the memory is too small for {key} {count}: {proposal}{safe} ({reason})"
+
+    def _try_step(self, batch: dict[str, torch.Tensor]) -> None:
+        """Do a step with all the memory that one takes: activations, gradients, the optimizer's state."""
+        self.task.train()
+        with autocast(self.device, self.precision):
+            loss = self.task(batch, np.random.default_rng(0))["loss"]
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _show_pictures(self, batch: dict[str, torch.Tensor], seed: int) -> None:
         """Log up to 16 pictures of a batch as the net sees them, mixed ones too."""

@@ -1,0 +1,117 @@
+"""Fitted pictures of a list as uint8 rows (N, H, W, C) in one file, which every process maps instead of reading.
+
+Behind the rows stands a JSON object {"bad": {"row": reason}}. `data_loader.cache_building` writes such files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+
+from data_loader.preprocess import Preprocess
+from data_loader.samples import SampleList
+
+FORMAT = 1  # of the file; files of another are not found
+GPU_SHARE = 0.25  # of a GPU's free memory that pictures may take: the net needs the rest
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a picture becomes a row: fitted by `preprocess`, a JPEG from a reduced decoding where `is_fast`."""
+
+    preprocess: Preprocess
+    is_fast: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Give (H, W, C) of a row."""
+        return self.preprocess.height, self.preprocess.width, self.preprocess.channels
+
+    def num_bytes(self, samples: SampleList) -> int:
+        """Give the size of all rows of a list."""
+        return len(samples.samples) * prod(self.shape)
+
+    def row(self, path: str) -> np.ndarray:
+        """Decode and fit a picture, uint8 (H, W, C). Raises PictureError."""
+        at_least = (self.preprocess.width, self.preprocess.height) if self.is_fast else None
+        return self.preprocess.fit(self.preprocess.decode(path, at_least))
+
+    def pixel_settings(self) -> dict[str, object]:
+        """Give what the pixels of a row follow from; not mean and std, which come later."""
+        settings = {key: value for key, value in self.preprocess.to_dict().items() if key not in ("mean", "std")}
+        return {**settings, "is_fast": self.is_fast, "pillow": PIL.__version__}
+
+    def file_name(self, samples: SampleList) -> str:
+        """Name the file by all that it follows from: path, size and time of each picture, and the settings."""
+        digest = hashlib.sha256(json.dumps([FORMAT, self.pixel_settings()]).encode())
+        for sample in samples.samples:
+            try:
+                found = os.stat(sample.path)  # noqa: PTH116  (a Path for each of a million pictures takes as long again)
+                size, time_ns = found.st_size, found.st_mtime_ns
+            except OSError:
+                size = time_ns = -1
+            path = os.path.abspath(sample.path)  # noqa: PTH100
+            digest.update(f"{path}\0{size}\0{time_ns}\n".encode(errors="surrogateescape"))
+        return f"{digest.hexdigest()[:32]}.pictures"
+
+
+class PictureCache:
+    """The mapped rows of a complete file: sample i's picture is row `rows[i]`; `bad` gives reasons by row.
+
+    Pickled, it is mapped anew from its path. Raises OSError or ValueError for a file that is not there or not whole.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        fitting: Fitting,
+        count: int,
+        rows: np.ndarray | None = None,
+        whole: PictureCache | None = None,
+    ) -> None:
+        self.path, self.fitting, self.count = path, fitting, count
+        self.whole = whole  # which a file in memory lives as long as
+        self.rows = np.arange(count) if rows is None else rows
+        with Path(path).open("rb") as file:
+            file.seek(count * prod(fitting.shape))
+            self.bad = {int(row): str(reason) for row, reason in json.load(file)["bad"].items()}
+        mapped = np.memmap(path, np.uint8, "r", shape=(count, *fitting.shape))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that the memory is read-only: nobody writes to it
+            self.pixels = torch.from_numpy(mapped)
+
+    def __reduce__(self) -> tuple[type[PictureCache], tuple[str, Fitting, int, np.ndarray]]:
+        return PictureCache, (self.path, self.fitting, self.count, self.rows)
+
+    def picture(self, index: int) -> Image.Image:
+        """Give the fitted picture of a sample."""
+        pixels = self.pixels[int(self.rows[index])].numpy()
+        return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+    def chosen(self, keep: Sequence[int]) -> PictureCache:
+        """Give the cache of some of the samples."""
+        return PictureCache(self.path, self.fitting, self.count, self.rows[np.asarray(keep, np.int64)], self)
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """Give all rows (N, H, W, C): on a GPU with room for them a copy that stays there, else as they are mapped."""
+        if device.type != "cuda" or self.pixels.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
+            return self.pixels
+        return self.pixels.to(device)
+
+
+@dataclass(frozen=True)
+class CachedSamples(SampleList):
+    """Samples whose fitted pictures are in a cache."""
+
+    cache: PictureCache = field(kw_only=True, repr=False)
