@@ -1,0 +1,149 @@
+"""Look at a training's data and try a step of it, before hours are spent: `python -m tools.doctor --config F`.
+
+Reads the config and every picture: unreadable and odd ones, duplicates and look-alikes, pictures that stand in training
+and validation, contradictory labels, class counts, sizes, mean and std; then trains a few steps for memory and time.
+Writes doctor.json and doctor.html, which shows the pictures. The exit code is 1 where something would spoil the
+training, 2 for a mistake, else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts.facts import class_names_of, preprocess_of
+from configs.schema import DEFAULT_CONFIG, Config, process_config
+from data_loader.samples import ListError, SampleList, read_class_folders, read_list, read_unlabelled
+from deploy.answers import check_folder
+from tools.embed import exit_code_of
+from trainers.rules import net_problems
+
+PROGRAM = "tools.doctor"
+MOST_WORKERS = 32
+
+
+class DoctorError(ValueError):
+    """A mistake of the user's; the message is the sentence to show."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examine a training; 0 nothing that would spoil it, 1 something that would, 2 a mistake of the user's."""
+    args = make_parser().parse_args(argv)
+    return exit_code_of(PROGRAM, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Examine, write, tell; give the exit code. Raises ValueError, OSError."""
+    config = process_config(args.config, args.set, checks=[net_problems])
+    if args.workers < 0:
+        raise DoctorError(f"--workers must be at least 0, got {args.workers}")
+    output = args.output or Path(config.save_path)
+    from tools.doctor_fix import check_target, dropped_rows, write_lists
+    from tools.doctor_report import terminal_text, write_report
+
+    check_folder(output)
+    if args.fix:
+        check_target(args.fix)
+        check_folder(args.fix)
+    study, report = examine(config, args)
+    if args.fix:
+        dropped = dropped_rows(study, look_alikes=args.drop_look_alikes)
+        report["fix"] = write_lists(study, args.fix, dropped)
+    page = write_report(report, study, output)
+    print(terminal_text(report))
+    print(f"\nwith pictures {page}\neverything    {page.with_name('doctor.json')}")
+    return int(report["exit_code"])
+
+
+def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Read the lists and the pictures, and try a step; give the study and the report. Raises ListError, ScanError."""
+    from tools.doctor_checks import LEVELS, PROBLEM, Study, check
+    from tools.doctor_report import report_of
+    from tools.doctor_scan import scan
+    from tools.doctor_step import judge_disk, judge_step, try_steps
+
+    train, val = read_lists(config)
+    preprocess = preprocess_of(config)
+    paths = [sample.path for samples in (train, val) for sample in samples.samples]
+    study = Study.of(config, train, val, preprocess, scan(paths, len(train.samples), preprocess, args.workers))
+    findings = check(study)
+    step: dict[str, Any] = {}
+    if not args.skip_step:
+        bad_train, bad_val = study.parted(study.pictures.errors)
+        step = try_steps(config, train, val, set(bad_train), {study.index(row) for row in bad_val})
+        findings += judge_step(step)
+    disk, of_disk = judge_disk(config, step)
+    findings = sorted([*findings, *of_disk], key=lambda finding: LEVELS.index(finding.level))
+    report = report_of(study, str(args.config), findings, step, disk)
+    report["exit_code"] = int(any(finding.level == PROBLEM for finding in findings))
+    return study, report
+
+
+def read_lists(config: Config) -> tuple[SampleList, SampleList]:
+    """Read both lists as the training does, but leave it to the look at the pictures whether the files are there.
+
+    Raises ListError.
+    """
+    names = class_names_of(config)
+    if not config.learns_without_labels():
+        train = _read_split(config, config.train_data_file, config.train_data_root_dir, names)
+        return train, _read_split(config, config.val_data_file, config.val_data_root_dir, train.class_names)
+    val = _read_split(config, config.val_data_file, config.val_data_root_dir, names)
+    train = read_unlabelled(
+        config.train_data_file,
+        config.train_data_root_dir,
+        config.file_label_separator,
+        val.class_names,
+        check_files=False,
+        allow_outside_root=config.allow_outside_root,
+    )
+    return train, val
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of tools.doctor."""
+    summary, _, rest = (__doc__ or "").partition("\n\n")
+    description = f"{summary.partition(':')[0]}."
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {PROGRAM}", description=description, epilog=rest.strip(), allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--config", metavar="F", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
+    add("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the config; repeatable")
+    add("--output", metavar="DIR", type=Path, help="where doctor.json and doctor.html go (default: save_path)")
+    cleaned = (
+        "write lists there without unreadable, repeated and contradictory pictures, and training's of validation's"
+    )
+    add("--fix", metavar="DIR", type=Path, help=cleaned)
+    add(
+        "--drop_look_alikes", action="store_true", help="with --fix: drop training pictures that look like validation's"
+    )
+    add("--skip_step", action="store_true", help="do not build the net and train a few steps")
+    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    add("--workers", metavar="N", type=int, default=workers, help="processes that read pictures (default: the cores)")
+    return parser
+
+
+def _read_split(config: Config, list_file: str, root: str, names: tuple[str, ...]) -> SampleList:
+    if list_file:
+        return read_list(
+            list_file,
+            root,
+            config.file_label_separator,
+            config.num_classes,
+            names,
+            check_files=False,
+            allow_outside_root=config.allow_outside_root,
+        )
+    samples = read_class_folders(root, names)
+    if len(samples.class_names) != config.num_classes:
+        found = len(samples.class_names)
+        raise ListError([f"{root}: {found} class folders, but num_classes is {config.num_classes}"])
+    return samples
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
