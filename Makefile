@@ -1,8 +1,8 @@
-# make demo: train and classify on real scans; make test: the tests; make check: style and types.
+# make demo: train and classify on real scans; make test: the tests; make check: style and types; make bench: against peers.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check setup format
+.PHONY: demo test check setup format bench
 
 demo: setup
 	$(BIN)/python -m tools.make_digits
@@ -20,6 +20,26 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
+
+BENCH := $(BIN)/python -m tools.benchmark
+OUT := logs/bench
+FLOWERS ?= data_example/flowers
+CIFAR ?= data_example/cifar10
+NET ?= logs/flowers/flowers.pth
+EXPORTED ?= exported
+ROOTS := --set train_data_root_dir=$(FLOWERS)/train/images --set val_data_root_dir=$(FLOWERS)/valid/images
+KINDS := train load infer simsiam probe pim serve
+
+bench: setup
+	test -x logs/peers/bin/python || $(BENCH) --make_peers logs/peers
+	$(BENCH) train $(ROOTS) --variant cached:data_cache=ram,augment_on=device --json $(OUT)/train.json
+	$(BENCH) load $(ROOTS) --json $(OUT)/load.json
+	$(BENCH) infer --weights $(NET) --artefacts $(EXPORTED) --images $(FLOWERS)/valid/images --json $(OUT)/infer.json
+	$(BENCH) simsiam --set train_data_root_dir=$(CIFAR)/train --set val_data_root_dir=$(CIFAR)/test --json $(OUT)/simsiam.json
+	$(BENCH) probe --json $(OUT)/probe.json
+	$(BENCH) pim --json $(OUT)/pim.json
+	$(BENCH) serve --weights $(EXPORTED)/model.onnx --rounds 5 --json $(OUT)/serve.json
+	$(BENCH) page $(KINDS:%=$(OUT)/%.json)
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,16 +11,15 @@ import numpy as np
 import torch
 
 from nets.pim_module import PIM
+from tools.benchmark_rounds import RATE, Round
+from tools.benchmark_sides import BenchmarkError
 from trainers.pim import PimLossWeights, PimTask
 
 Answer = Callable[[np.ndarray], object]
 Contenders = dict[str, tuple[Answer, tuple[int, ...]]]  # with the shape of one picture; the first is the base
 BASE = "torch eager fp32"
 CUB_CLASSES = 200
-
-
-class BenchmarkError(ValueError):
-    """A measurement that cannot be made; the message is one sentence for the user."""
+PROBE_BASE, PROBE_CLASSES, BATCH = "backbone run in each epoch", 10, 256
 
 
 class PerSamplePim(PIM):
@@ -36,6 +37,58 @@ class PerSamplePim(PIM):
             tokens.append(features[sample, order[:count]])
             orders.append(order)
         return torch.stack(ranked), torch.stack(tokens), torch.stack(orders)
+
+
+def batch_round(answer: Answer, shape: tuple[int, ...], seconds: float, seed: int) -> Round:
+    """Have batches of random numbers (N, C, H, W) answered for so long, after two to warm up."""
+    images = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.compile's about itself
+        for _ in range(2):  # the caches are the neighbour's
+            answer(images)
+    started, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - started) < seconds:
+        answer(images)
+        count += shape[0]
+    return {RATE: count / spent}
+
+
+def probe_contenders(model_type: str, size: int, pictures: int) -> dict[str, Callable[[], Round]]:
+    """Give a probe of 90 epochs on kept features, and what it costs to run the backbone in each, in probes an hour.
+
+    The pictures are random numbers that lie in memory, fitted and normalised, for both. Of the second one epoch is run,
+    and 90 times its time counted. Raises NetError.
+    """
+    from nets.simsiam_module import SimSiam
+    from trainers.embeddings import PROBE_EPOCHS, PROBE_RATE, embed, fit_probe
+
+    torch.manual_seed(0)
+    net = SimSiam(model_type, 3, size, size).eval()
+    images = torch.randn(pictures, 3, size, size)
+    labels = torch.arange(pictures) % PROBE_CLASSES
+    parts = torch.arange(pictures).split(BATCH)
+    layer = torch.nn.Linear(net(images[:1]).shape[1], PROBE_CLASSES)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=PROBE_RATE, momentum=0.9)
+
+    def kept() -> None:
+        embedded = embed(net, ({"image": images[part], "label": labels[part], "index": part} for part in parts))
+        fit_probe(embedded, PROBE_CLASSES, seed=0)
+
+    def epoch() -> None:
+        for part in parts:
+            with torch.no_grad():
+                features = net(images[part])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(layer(features), labels[part]).backward()
+            optimizer.step()
+
+    return {"features kept": lambda: _per_hour(kept, 1), PROBE_BASE: lambda: _per_hour(epoch, PROBE_EPOCHS)}
+
+
+def _per_hour(work: Callable[[], None], times: int) -> Round:
+    started = time.perf_counter()
+    work()
+    return {RATE: 3600 / (times * (time.perf_counter() - started))}
 
 
 def pim_contenders(model_type: str, size: int, batch: int) -> dict[str, Contenders]:
