@@ -21,7 +21,9 @@ COLUMNS = 48  # of a histogram
 LEAST_SHOWN = 1e-8  # what is less uncertain stands with it
 
 
-def evaluate(known: Outputs, facts: Facts, strange: Outputs | None = None, means: ClassMeans | None = None) -> Any:
+def evaluate(
+    known: Outputs, facts: Facts, strange: Outputs | None = None, means: ClassMeans | None = None
+) -> dict[str, Any]:
     """Evaluate a calibrated net on labelled pictures, and on strange ones, of none of its classes, where given.
 
     With `means` both need features. Gives a dict of plain values for JSON; shares are from 0 to 1.

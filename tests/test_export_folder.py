@@ -180,7 +180,9 @@ def test_an_engine_is_built_from_this_exports_own_description(
 def test_stopped_it_leaves_nothing_and_says_so(number: signal.Signals, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = program("--weights", trained, "--formats", "onnx", "--output_dir", out, "--device", "cpu")
+    before = signal.signal(number, signal.SIG_DFL)  # who starts the tests by nohup, or with &, has it ignored
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=tmp_path) as process:
+        signal.signal(number, before)
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("out/.export-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
