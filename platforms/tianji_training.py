@@ -32,7 +32,7 @@ from platforms.tianji_telling import UNFINISHED, Ended, Stopped, ended_by_signal
 
 DATASETS = {FGVC_PIM: Path("/data/CUB_200/"), SIMSIAM: Path("/data/flower_classifier/")}
 EXPORTS = ("onnx",)
-SIGNALS = (130, 143)  # exit codes of a training that SIGINT or SIGTERM ended
+SIGNALS = (130, 138, 143)  # exit codes of a training that SIGINT, SIGUSR1 or SIGTERM ended
 # In a model's folder:
 CLASSES = "classes.txt"
 PRETRAINING = "pretraining"
