@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from deploy import parity
 
 torch.set_num_threads(1)  # the tests run side by side
 
@@ -26,6 +28,15 @@ def write_picture(path: Path, label: int, seed: int, size: int = 24) -> None:
     pixels[shape] = np.array([250, 200, 60]) - generator.integers(0, 40)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_round() -> Iterator[None]:
+    """Time each exported file once: here its speed is no matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "ROUNDS", 1)
+        patch.setattr(parity, "WARM_UP", 0)
+        yield
 
 
 @pytest.fixture

@@ -60,13 +60,6 @@ from tests.exported import (
 CPU_FORMATS = ["jit", "pt2", "onnx", "int8", "json"]
 
 
-@pytest.fixture(autouse=True)
-def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time each file once: here its speed is no matter."""
-    monkeypatch.setattr(parity, "ROUNDS", 1)
-    monkeypatch.setattr(parity, "WARM_UP", 0)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_net(tmp_path_factory.mktemp("trained"))
@@ -77,8 +70,6 @@ def exported(trained: Path) -> Path:
     """Export to all that a CPU runs; give the folder, beside which table.txt holds what was printed."""
     folder, table = trained.parent / "out", io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(table):
-        patch.setattr(parity, "ROUNDS", 1)
-        patch.setattr(parity, "WARM_UP", 0)
         patch.chdir(trained.parent)
         assert export_formats(Path("net.pth"), CPU_FORMATS, Path("out"), device="cpu") == 0
     (trained.parent / "table.txt").write_text(table.getvalue())

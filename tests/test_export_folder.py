@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from artifacts.checkpoint import load_checkpoint, save_checkpoint
-from deploy import export, making, parity, telling, workshop
+from deploy import export, making, telling, workshop
 from deploy.export import export_formats
 from deploy.workshop import ExportError
 from tests.exported import ENVIRONMENT, mistake, names_in, paint, report_of, train_net
@@ -28,13 +28,6 @@ from tests.exported import ENVIRONMENT, mistake, names_in, paint, report_of, tra
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_net(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture(autouse=True)
-def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time each file once: here its speed is no matter."""
-    monkeypatch.setattr(parity, "ROUNDS", 1)
-    monkeypatch.setattr(parity, "WARM_UP", 0)
 
 
 def program(*arguments: object) -> list[str]:

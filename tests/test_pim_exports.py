@@ -17,7 +17,6 @@ from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.facts import Facts
 from configs.schema import Config
 from data_loader.preprocess import Preprocess, as_array
-from deploy import parity
 from deploy.backends import load_backend
 from deploy.export import export_formats
 from deploy.int8 import quantize
@@ -138,9 +137,7 @@ def test_onnx_and_int8_run_on_both_runtimes_at_any_batch_size(backbone: str, tmp
             assert np.abs(rounded(batch) - of_all[:count]).max() < INT8_BATCH_TOLERANCE * scale, (runtime, count)
 
 
-def test_every_format_of_a_trained_net_is_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "ROUNDS", 1)
-    monkeypatch.setattr(parity, "WARM_UP", 0)
+def test_every_format_of_a_trained_net_is_proved(tmp_path: Path) -> None:
     weights = trained(tmp_path)
     formats = FORMATS[:-1] if WITHOUT_TENSORRT else FORMATS
     status = export_formats(weights, formats, tmp_path / "out", samples=tmp_path / "train.txt", device="cpu")
