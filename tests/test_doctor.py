@@ -28,6 +28,7 @@ from tools.doctor_scan import FEW, ODDITIES, SMALL_PX, difference_hash, scan
 from tools.doctor_trial import measure
 from tools.doctor_twins import MAX_BITS, MIN_CORRELATION, alike_pairs
 from trainers.classify import balanced_class_weights
+from trainers.lists import read_lists
 
 CLASSES = ("daisy", "rose", "tulip")
 CHINESE = ("daisy", "方块", "tulip")
@@ -369,7 +370,7 @@ def test_step_tells_time_memory_and_the_disk_that_checkpoints_take(tmp_path: Pat
 def test_step_that_fails_is_a_problem(tmp_path: Path) -> None:
     file = Planted(tmp_path).config(train_mode="finetune", pretrained_file=str(tmp_path / "config.json"))
     config = process_config(file)
-    step = measure(config, *doctor.read_lists(config), set(), set())
+    step = measure(config, *read_lists(config), set(), set())
     (finding,) = tools.doctor_step.judge_step(step)
     assert finding.level == PROBLEM
     assert finding.text.startswith(f"a training step fails: {tmp_path / 'config.json'}: ")

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts.facts import class_names_of, preprocess_of
+from artifacts.facts import preprocess_of
 from configs.schema import DEFAULT_CONFIG, Config, process_config
-from data_loader.samples import ListError, SampleList, read_class_folders, read_list, read_unlabelled
 from deploy.answers import check_folder
 from tools.embed import exit_code_of
+from trainers.lists import read_lists
 from trainers.rules import net_problems
 
 PROGRAM = "tools.doctor"
@@ -65,7 +65,7 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     from tools.doctor_scan import scan
     from tools.doctor_step import judge_disk, judge_step, try_steps
 
-    train, val = read_lists(config)
+    train, val = read_lists(config, check_files=False)  # what is missing is a finding
     preprocess = preprocess_of(config)
     paths = [sample.path for samples in (train, val) for sample in samples.samples]
     study = Study.of(config, train, val, preprocess, scan(paths, len(train.samples), preprocess, args.workers))
@@ -80,27 +80,6 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     report = report_of(study, str(args.config), findings, step, disk)
     report["exit_code"] = int(any(finding.level == PROBLEM for finding in findings))
     return study, report
-
-
-def read_lists(config: Config) -> tuple[SampleList, SampleList]:
-    """Read both lists as the training does, but leave it to the look at the pictures whether the files are there.
-
-    Raises ListError.
-    """
-    names = class_names_of(config)
-    if not config.learns_without_labels():
-        train = _read_split(config, config.train_data_file, config.train_data_root_dir, names)
-        return train, _read_split(config, config.val_data_file, config.val_data_root_dir, train.class_names)
-    val = _read_split(config, config.val_data_file, config.val_data_root_dir, names)
-    train = read_unlabelled(
-        config.train_data_file,
-        config.train_data_root_dir,
-        config.file_label_separator,
-        val.class_names,
-        check_files=False,
-        allow_outside_root=config.allow_outside_root,
-    )
-    return train, val
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -125,24 +104,6 @@ def make_parser() -> argparse.ArgumentParser:
     workers = min(MOST_WORKERS, os.cpu_count() or 1)
     add("--workers", metavar="N", type=int, default=workers, help="processes that read pictures (default: the cores)")
     return parser
-
-
-def _read_split(config: Config, list_file: str, root: str, names: tuple[str, ...]) -> SampleList:
-    if list_file:
-        return read_list(
-            list_file,
-            root,
-            config.file_label_separator,
-            config.num_classes,
-            names,
-            check_files=False,
-            allow_outside_root=config.allow_outside_root,
-        )
-    samples = read_class_folders(root, names)
-    if len(samples.class_names) != config.num_classes:
-        found = len(samples.class_names)
-        raise ListError([f"{root}: {found} class folders, but num_classes is {config.num_classes}"])
-    return samples
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint, CheckpointError, load_weights, newest_whole_checkpoint
-from artifacts.facts import class_names_of, facts_of, preprocess_of
+from artifacts.facts import facts_of, preprocess_of
 from configs.schema import Config
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView, TwoViews
 from data_loader.batch_views import BatchViews
@@ -31,7 +31,7 @@ from data_loader.loaders import (
     without,
 )
 from data_loader.preprocess import Preprocess
-from data_loader.samples import NO_LABEL, ListError, SampleList, read_class_folders, read_list, read_unlabelled
+from data_loader.samples import NO_LABEL, ListError, SampleList
 from nets.checkpointing import enable_gradient_checkpointing
 from nets.net_interface import build_net
 from nets.pim_module import PIM
@@ -42,6 +42,7 @@ from trainers.classify import ClassifyTask, balanced_class_weights
 from trainers.distributed import World, joined, launch, world_from_environment
 from trainers.embeddings import plain_batches
 from trainers.hardware import choose_device, choose_precision
+from trainers.lists import read_lists
 from trainers.logger import TrainingLogger
 from trainers.optimizer import FreezeError, freeze_parameters
 from trainers.pim import PimLossWeights, PimTask
@@ -195,24 +196,6 @@ def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple
         counts = f"{len(train.samples)} training and {len(val.samples)} validation pictures"
         raise ListError([f"{train.origin}: {counts} are too few for {world.size} process(es): two and one at least"])
     return train, val, skipped
-
-
-def read_lists(config: Config) -> tuple[SampleList, SampleList]:
-    """Read the training and the validation list as the net of a config learns from them. Raises ListError."""
-    names = class_names_of(config)
-    if config.learns_without_labels():
-        val = _read_split(config, config.val_data_file, config.val_data_root_dir, names)
-        train = read_unlabelled(
-            config.train_data_file,
-            config.train_data_root_dir,
-            config.file_label_separator,
-            val.class_names,
-            allow_outside_root=config.allow_outside_root,
-        )
-    else:
-        train = _read_split(config, config.train_data_file, config.train_data_root_dir, names)
-        val = _read_split(config, config.val_data_file, config.val_data_root_dir, train.class_names)
-    return train, val
 
 
 def build_start_net(config: Config, say: Callable[[str], None], *, with_weights: bool = True) -> torch.nn.Module:
@@ -414,23 +397,6 @@ def _known_failure(error: Exception) -> str | None:
     if "more than 1 value per channel" in text:
         return "batch norm cannot normalise one value: raise batch_size, or img_height and img_width"
     return None
-
-
-def _read_split(config: Config, list_file: str, root: str, names: tuple[str, ...]) -> SampleList:
-    if list_file:
-        return read_list(
-            list_file,
-            root,
-            config.file_label_separator,
-            config.num_classes,
-            names,
-            allow_outside_root=config.allow_outside_root,
-        )
-    samples = read_class_folders(root, names)
-    if len(samples.class_names) != config.num_classes:
-        found = len(samples.class_names)
-        raise ListError([f"{root}: {found} class folders, but num_classes is {config.num_classes}"])
-    return samples
 
 
 def _without_bad(
