@@ -1,8 +1,8 @@
-# make demo: train and classify on real scans; make test: the tests; make check: style and types; make bench: against peers.
+# make demo: train and classify on real scans; make test: the tests; make check: style and types; make bench: against peers; make soak: the service.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check setup format bench
+.PHONY: demo test check setup format bench soak
 
 demo: setup
 	$(BIN)/python -m tools.make_digits
@@ -40,6 +40,9 @@ bench: setup
 	$(BENCH) pim --json $(OUT)/pim.json
 	$(BENCH) serve --weights $(EXPORTED)/model.onnx --rounds 5 --json $(OUT)/serve.json
 	$(BENCH) page $(KINDS:%=$(OUT)/%.json)
+
+soak: setup
+	$(BIN)/python -m tools.soak --weights $(EXPORTED)/model.onnx --json logs/soak.json
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -120,9 +120,13 @@ class MicroBatcher:
         """
         return self.in_net_thread(self._warm_up).result()
 
+    def is_full(self) -> bool:
+        """Say whether not one more picture would be taken."""
+        return self.held >= self._queue_size
+
     def is_ready(self) -> bool:
         """Say whether a picture would be taken, and answered."""
-        return self.held < self._queue_size and self._net.is_alive()
+        return not self.is_full() and self._net.is_alive()
 
     def close(self) -> None:
         """Finish what has been taken, then end the threads."""

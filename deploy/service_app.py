@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class Served:
     metrics: Metrics
     has_heatmaps: bool
     token: str  # empty: none is asked for
+    departing: threading.Event  # set once the service is about to stop
 
 
 def make_app(served: Served, page: Path = PAGE) -> ASGIApp:
@@ -79,6 +81,7 @@ class Door:
     def __init__(self, app: ASGIApp, served: Served) -> None:
         self._app, self._metrics, self._mistake = app, served.metrics, served.answering.mistake
         self._token = served.token.encode()
+        self._departing = served.departing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, and note what became of it."""
@@ -90,6 +93,8 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if self._departing.is_set():  # whoever keeps a connection would send into its end
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         state = scope.setdefault("state", {})
@@ -139,9 +144,9 @@ def _add_telling(app: FastAPI, served: Served) -> None:
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz", summary="Whether a picture would be answered: the net is warm, and the queue is not full")
+    @app.get("/readyz", summary="Whether to send pictures: the net is warm, the queue is not full, and no end is near")
     async def readyz() -> Response:
-        is_ready = served.answering.is_ready()
+        is_ready = served.answering.is_ready() and not served.departing.is_set()
         return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
 
     @app.get("/metrics", summary="Prometheus metrics")

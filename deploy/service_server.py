@@ -7,9 +7,11 @@ import logging
 import math
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -29,10 +31,35 @@ from deploy.service_protocol import GRACE_S, protocol_within
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
+class DepartingServer(uvicorn.Server):
+    """A server that says that it is about to stop before it does.
+
+    Who asks /readyz learns of it, connections are kept no longer, and for `drain_s` requests are still taken.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain_s: float, departing: threading.Event) -> None:
+        super().__init__(config)
+        self._drain_s, self._departing = drain_s, departing
+        self._stop_at = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; Ctrl-C, a person at a terminal, and a second signal: now."""
+        if sig == signal.SIGTERM and not self._departing.is_set():
+            self._departing.set()
+            self._stop_at = time.monotonic() + self._drain_s
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Say whether it is time to stop; uvicorn asks every tenth of a second."""
+        self.should_exit = self.should_exit or time.monotonic() >= self._stop_at
+        return await super().on_tick(counter)
+
+
 @contextmanager
 def service_of(
     predictor: Predictor, routes: Sequence[Route], args: argparse.Namespace, token: str = "", page: Path = PAGE
-) -> Iterator[uvicorn.Server]:
+) -> Iterator[DepartingServer]:
     """Give a server that is warm; its threads end with the context.
 
     Raises ServiceError, DecodingError, BackendError.
@@ -61,8 +88,9 @@ def service_of(
         mapper = _heat_mapper(predictor)
         heatmaps = HeatMaps(mapper, predictor.facts, decoder, batcher, args.workers) if mapper else None
         answering = Answering(batcher, predictor.facts, limits, heatmaps, always_200=args.http_status == "ok")
-        app = make_app(Served(routes, answering, predictor.facts, metrics, mapper is not None, token), page)
-        yield uvicorn.Server(_settings(app, limits))
+        departing = threading.Event()
+        served = Served(routes, answering, predictor.facts, metrics, mapper is not None, token, departing)
+        yield DepartingServer(_settings(make_app(served, page), limits), args.drain_s, departing)
     finally:
         batcher.close()
 

@@ -80,7 +80,7 @@ def test_a_service_is_loaded_and_halted(tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / "service.py"), "{port}"]
     side = ServiceSide("theirs", command, "/health", clients=2, seconds=0.3)
     try:
-        pid = side._process.pid
+        pid = side.process.pid
         figures = side.play()
         assert figures["rate"] > 0 and figures["errors"] == 0 and figures["p50 ms"] <= figures["p99 ms"]
         assert 0 < figures["cores"] <= (os.cpu_count() or 1) + 0.5
@@ -88,7 +88,7 @@ def test_a_service_is_loaded_and_halted(tmp_path: Path) -> None:
         assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"  # stopped
     finally:
         side.close()
-    assert side._process.returncode is not None and memory_mb(pid) == 0.0
+    assert side.process.returncode is not None and memory_mb(pid) == 0.0
 
 
 def test_a_service_that_ends_says_why(tmp_path: Path) -> None:

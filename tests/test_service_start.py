@@ -73,7 +73,7 @@ def noise(size: tuple[int, int]) -> bytes:
 def test_a_checkpoint_is_served_with_heat_maps_until_a_signal(weights: Path) -> None:
     program = "import sys; from deploy.service import main; raise SystemExit(main())"
     process = start(
-        program, "--weights", weights, "--service_port", 0, "--device", "cpu", "--workers", 1, "--batch_size", 2
+        program, "--weights", weights, "--service_port", 0, "--device", "cpu", "--batch_size", 2, "--drain_s", 0
     )
     try:
         port, line = port_of(process)
@@ -115,7 +115,7 @@ raise SystemExit(main())
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_what_is_in_flight_is_answered_before_the_end(weights: Path, number: signal.Signals) -> None:
-    process = start(SLOW_SERVICE, "--weights", weights, "--service_port", 0, "--workers", 1, "--no_batching")
+    process = start(SLOW_SERVICE, "--weights", weights, "--service_port", 0, "--no_batching", "--drain_s", 0)
     try:
         port, _ = port_of(process)
         one = Served(port, GatedBackend())
@@ -135,6 +135,22 @@ def test_what_is_in_flight_is_answered_before_the_end(weights: Path, number: sig
         assert [len(answer["data"]) for _, answer, _ in answers] == [2, 2]
         output, errors = process.communicate(timeout=PATIENCE_S)
         assert (process.returncode, output, errors) == (0, "", "")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_readiness_fails_before_nobody_is_let_in(weights: Path) -> None:
+    process = start(SLOW_SERVICE, "--weights", weights, "--service_port", 0, "--drain_s", 1.5)
+    try:
+        port, _ = port_of(process)
+        one = Served(port, GatedBackend())
+        assert one.get("/readyz")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        wait(lambda: one.get("/readyz")[0] == 503)
+        status, answer, headers = one.ask("/predict", {"content": base64_of(png(250))})
+        assert (status, answer["code"], headers["connection"]) == (200, 200, "close")
+        assert process.communicate(timeout=PATIENCE_S) == ("", "") and process.returncode == 0
     finally:
         process.kill()
         process.communicate()

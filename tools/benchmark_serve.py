@@ -23,19 +23,14 @@ START_S, STOP_S = 120.0, 20.0
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # a second
 
 
-class ServiceSide:
-    """A service that listens on a port; `health` is answered with 200 once it is ready. Raises BenchmarkError.
+class Service:
+    """A service in a process of its own, ready once `health` is answered with 200. Raises BenchmarkError."""
 
-    Between its rounds it is halted, with all that it has started: litserve's processes ask their queues all the time,
-    a tenth of a core, which the others' rounds would lack.
-    """
-
-    def __init__(self, name: str, command: Sequence[str], health: str, clients: int, seconds: float) -> None:
-        self.name, self.clients, self.seconds = name, clients, seconds
-        self.versions: dict[str, str] = {}
+    def __init__(self, name: str, command: Sequence[str], health: str) -> None:
+        self.name = name
         self.port = _free_port()
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (closed by `close`)
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [part.format(port=self.port) for part in command],
             stdout=self._log,
             stderr=self._log,
@@ -44,33 +39,62 @@ class ServiceSide:
         )
         try:
             self._wait_for(f"http://127.0.0.1:{self.port}{health}")
-            self._signal(signal.SIGSTOP)
         except BaseException:
             self.close()
             raise
 
-    def play(self) -> Round:
-        """Load it for `seconds`."""
-        self._signal(signal.SIGCONT)
-        try:
-            return self._loaded()
-        finally:
-            self._signal(signal.SIGSTOP)
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and to all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def close(self) -> None:
         """Stop it and all that it has started."""
         if not self._log.closed:
             for numbers in ((signal.SIGTERM, signal.SIGCONT), (signal.SIGKILL,)):
                 for number in numbers:
-                    self._signal(number)
+                    self.signal(number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(STOP_S)
+                    self.process.wait(STOP_S)
             self._log.close()
+
+    def _wait_for(self, url: str) -> None:
+        until = time.monotonic() + START_S
+        while time.monotonic() < until and self.process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+                if answer.status == 200:
+                    return
+            time.sleep(0.2)
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        raise BenchmarkError(f"{self.name}: it did not start: {lines[-1] if lines else 'without a word'}")
+
+
+class ServiceSide(Service):
+    """A service that is loaded for `seconds` a round.
+
+    Between its rounds it is halted, with all that it has started: litserve's processes ask their queues all the time,
+    a tenth of a core, which the others' rounds would lack.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], health: str, clients: int, seconds: float) -> None:
+        super().__init__(name, command, health)
+        self.clients, self.seconds = clients, seconds
+        self.versions: dict[str, str] = {}
+        self.signal(signal.SIGSTOP)
+
+    def play(self) -> Round:
+        """Load it for `seconds`."""
+        self.signal(signal.SIGCONT)
+        try:
+            return self._loaded()
+        finally:
+            self.signal(signal.SIGSTOP)
 
     def _loaded(self) -> Round:
         command = [sys.executable, "-m", "tools.benchmark_client", "--port", str(self.port)]
         command += ["--clients", str(self.clients), "--seconds", str(self.seconds)]
-        pid = self._process.pid
+        pid = self.process.pid
         before, used = memory_mb(pid), processor_s(pid)
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
@@ -83,21 +107,6 @@ class ServiceSide:
         cores = used / figures.pop("seconds")
         per_core = {"cores": cores, "requests/s a core": figures[RATE] / cores}
         return {**figures, **per_core, "MB at start": before, "MB at end": memory_mb(pid)}
-
-    def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-
-    def _wait_for(self, url: str) -> None:
-        until = time.monotonic() + START_S
-        while time.monotonic() < until and self._process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
-            time.sleep(0.2)
-        self._log.seek(0)
-        lines = self._log.read().strip().splitlines()
-        raise BenchmarkError(f"{self.name}: it did not start: {lines[-1] if lines else 'without a word'}")
 
 
 def memory_mb(pid: int) -> float:
