@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from artifacts.checkpoint import Checkpoint, CheckpointError, load_weights, newest_whole_checkpoint
+from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights, newest_whole_checkpoint
 from artifacts.facts import facts_of, preprocess_of
 from configs.schema import Config
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView, TwoViews
@@ -112,6 +112,8 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
     say(f"{line}, {precision}" + (f", {world.size} processes" if world.size > 1 else ""))
     checkpoint = _checkpoint_to_resume(config, say) if resume else None
     if world.is_first:
+        if checkpoint is None:
+            _tell_of_unfinished(config.last_checkpoint(), say)
         if checkpoint is None and config.best_checkpoint().is_file() and config.train_mode != "update":
             say(f"an earlier {config.best_checkpoint()} stays until this training has a best epoch of its own")
         _check_writable(config.save_path, *([config.log_path] if config.is_tensorboard else []))
@@ -359,6 +361,18 @@ def _try_out(following: Config) -> None:
     except ListError as error:
         raise ListError([f"next_stage: {problem}" for problem in error.problems]) from error
     build_start_net(following, _say_nothing, with_weights=False)
+
+
+def _tell_of_unfinished(last: Path, say: Callable[[str], None]) -> None:
+    """Say what a training that starts anew will write over, while there is time to stop it."""
+    try:
+        before = load_checkpoint(last)
+        epoch, epochs = Progress.from_dict(before.progress).epoch, before.config["num_epochs"]
+    except (CheckpointError, KeyError):  # nothing that could be gone on with
+        return
+    if epoch < epochs:
+        whole = f"{last} holds a training that stopped after {epoch} of {epochs} epochs"
+        say(f"warning: {whole}; --resume goes on with it, this one writes over it with its first save")
 
 
 def _is_newer(following: Config, config: Config) -> bool:
