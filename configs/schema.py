@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 SCHEMA_FILE = Path(__file__).with_name("config.schema.json")
 TABLE_FILE = SCHEMA_FILE.parent.parent / "docs" / "config.md"
 DEFAULT_CONFIG = "configs/config.json"
-ON_CPU_ONLY = ("rotation_degrees", "translate", "auto_augment")  # augmentations that take one picture at a time
+ON_CPU_ONLY = ("rotation_degrees", "auto_augment")  # augmentations that take one picture at a time
 
 
 PLACEHOLDERS = {  # stand in for required keys that are missing or wrong, so that the others can still be checked
@@ -102,6 +102,9 @@ class Config(BaseModel):
         [0.8, 1.25], min_length=2, max_length=2, description="smallest and largest stretch of a crop"
     )
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability")
+    horizontal_flip_alternates: bool = Field(
+        False, description="mirror every picture in each second epoch, half of them in the even ones, not by chance"
+    )
     vertical_flip: float = Field(0.0, ge=0, le=1, description="probability")
     rotation_degrees: float = Field(0.0, ge=0, le=180, description="largest rotation either way")
     translate: float = Field(0.0, ge=0, lt=1, description="largest shift as a share of the side")
@@ -131,10 +134,12 @@ class Config(BaseModel):
         ge=0,
         description="pictures a step that the rate is for; it is scaled to the real number; 0: not scaled",
     )
-    learning_rate_schedule: Literal["step", "cosine", "constant"] = Field("step", description="step: the classic decay")
+    learning_rate_schedule: Literal["step", "cosine", "linear", "constant"] = Field(
+        "step", description="step: the classic decay; linear: with warmup_epochs the triangular rate"
+    )
     learning_rate_decay: float = Field(0.1, gt=0, le=1, description="factor of the step schedule")
     learning_rate_decay_epoch: int = Field(30, ge=1, description="epochs between two decays of the step schedule")
-    min_learning_rate: float = Field(0.0, ge=0, description="where the cosine schedule ends")
+    min_learning_rate: float = Field(0.0, ge=0, description="where the cosine and the linear schedule end")
     warmup_epochs: float = Field(0.0, ge=0, description="linear warm-up from 0 at the start")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     nesterov: bool = Field(True, description="of SGD")
@@ -159,6 +164,11 @@ class Config(BaseModel):
     )
     evaluate_before_train: bool = Field(False, description="validate before the first epoch")
     validation_interval: int = Field(1, ge=1, description="epochs from one validation to the next; the last has one")
+
+    test_time_views: Literal[1, 2, 6] = Field(
+        1,
+        description="views whose mean answer gives a second top-1, apart: 2, plain and mirrored; 6, also a pixel aside",
+    )
 
     # Start weights
     train_mode: Literal["fromscratch", "finetune", "update"] = Field(
@@ -474,6 +484,11 @@ def _contradictions(config: Config) -> list[str]:
         ]
         if config.interpolation != "bilinear":
             problems.append(f'augment_on "device" crops bilinearly, not by "{config.interpolation}"')
+    if config.horizontal_flip_alternates and config.learns_without_labels():
+        problems.append("horizontal_flip_alternates would mirror both of SimSiam's views alike; use horizontal_flip")
+    if config.test_time_views > 1 and (config.learns_without_labels() or config.model_module_name == "pim_module"):
+        name = config.model_net_name
+        problems.append(f"test_time_views is for nets that are validated by their logits alone, not for {name}")
     if config.balanced_sampling and config.class_weights:
         problems.append("balanced_sampling and class_weights both make up for rare classes; use one")
     if config.gpu_id not in ("", "cpu") and not all(part.strip().isdecimal() for part in config.gpu_id.split(",")):

@@ -34,6 +34,7 @@ class AugmentSettings:
     gaussian_blur: float = 0.0
     random_erasing: float = 0.0
     auto_augment: str = ""
+    horizontal_flip_alternates: bool = False
 
 
 class TrainingView:
@@ -49,9 +50,11 @@ class TrainingView:
         self.on_picture = _picture_transforms(settings, preprocess)
         self.erase = v2.RandomErasing(p=settings.random_erasing, value=0) if settings.random_erasing else None
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """Draw one view, from torch's CPU random numbers."""
+    def __call__(self, image: Image.Image, mirrored: bool = False) -> np.ndarray:
+        """Draw one view, from torch's CPU random numbers; where flips alternate, `mirrored` says whose turn it is."""
         view = self._crop(image)
+        if mirrored and self.settings.horizontal_flip_alternates:
+            view = ImageOps.mirror(view)
         for transform in self.on_picture:
             view = transform(view)
         pixels = as_array(view)
@@ -81,9 +84,9 @@ class TwoViews:
     def __init__(self, view: TrainingView) -> None:
         self.view = view
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
+    def __call__(self, image: Image.Image, mirrored: bool = False) -> np.ndarray:
         """Draw both views, from torch's CPU random numbers."""
-        return np.stack([self.view(image), self.view(image)])
+        return np.stack([self.view(image, mirrored), self.view(image, mirrored)])
 
 
 class BatchMixer:
@@ -128,6 +131,14 @@ def mixed_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def mirrored_half(seed: int, count: int) -> np.ndarray:
+    """Choose which of `count` pictures, half of them (N,), are mirrored in even epochs; the others are in odd ones.
+
+    Two epochs in a row show every picture both ways (Jordan 2024, sec. 3.6, https://arxiv.org/abs/2404.00498).
+    """
+    return np.random.default_rng(mixed_seed(seed, 3)).permutation(count) % 2 == 0
+
+
 def random_crop_box(
     size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
@@ -144,7 +155,7 @@ def random_crop_box(
 
 def _picture_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Image.Image]]:
     chosen: list[Callable[..., Image.Image]] = []
-    if settings.horizontal_flip:
+    if settings.horizontal_flip and not settings.horizontal_flip_alternates:
         chosen.append(v2.RandomHorizontalFlip(settings.horizontal_flip))
     if settings.vertical_flip:
         chosen.append(v2.RandomVerticalFlip(settings.vertical_flip))

@@ -41,18 +41,28 @@ class BatchViews:
         self.views = views
         self.size = size
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, mirrored: torch.Tensor | None = None) -> torch.Tensor:
         """Draw the views of each picture, side by side, from torch's default random numbers of the images' device.
 
         uint8 (N, C, H, W), C 1 or 3 -> uint8 (N * views, C, *size); rows 2i and 2i + 1 are picture i's for two views.
+        `mirrored` (N,) says which pictures are mirrored where flips alternate; None: none of them.
         """
         whole = images.repeat_interleave(self.views, 0)  # (N * views, C, H, W)
+        if mirrored is None:
+            mirrored = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        turns = mirrored.repeat_interleave(self.views)  # (N * views,)
         share = max(1, CPU_SHARE // images.shape[1:].numel()) if images.device.type == "cpu" else len(whole)
-        return torch.cat([self._augmented(part) for part in whole.split(share)])
+        parts = zip(whole.split(share), turns.split(share), strict=True)
+        return torch.cat([self._augmented(part, turn) for part, turn in parts])
 
-    def _augmented(self, images: torch.Tensor) -> torch.Tensor:
+    def _augmented(self, images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         settings = self.settings
-        pixels = self._crop_and_flip(images.float())
+        pixels = self._crop_and_flip(images.float(), mirrored)
+        if settings.translate:
+            down, right = (
+                _uniform(-settings.translate * side, settings.translate * side, pixels) for side in pixels.shape[2:]
+            )
+            pixels = shift(pixels, down.round_(), right.round_())
         if any(settings.color_jitter):
             pixels = self._jitter(pixels)
         if settings.random_grayscale and pixels.shape[1] == 3:
@@ -65,17 +75,19 @@ class BatchViews:
             pixels = self._erase(pixels)
         return pixels.to(torch.uint8)
 
-    def _crop_and_flip(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _crop_and_flip(self, pixels: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         settings, (height, width) = self.settings, pixels.shape[2:]
         size = self.size or (height, width)
         scale, ratio = settings.random_crop_scale, settings.random_crop_ratio
         cropping = not scale[0] == scale[1] == ratio[0] == ratio[1] == 1
-        if not (cropping or settings.horizontal_flip or settings.vertical_flip or size != (height, width)):
+        alternates = settings.horizontal_flip_alternates
+        flipping = alternates or settings.horizontal_flip or settings.vertical_flip
+        if not (cropping or flipping or size != (height, width)):
             return pixels
         boxes = _same_box(pixels, 0, 0, height, width)
         if cropping:
             boxes = crop_boxes(pixels, (scale[0], scale[1]), (ratio[0] * width / height, ratio[1] * width / height))
-        mirrored = _chance(settings.horizontal_flip, pixels)
+        mirrored = mirrored if alternates else _chance(settings.horizontal_flip, pixels)
         upside_down = _chance(settings.vertical_flip, pixels)
         if size == (height, width):
             return crop_and_flip(pixels, boxes, mirrored, upside_down)
@@ -159,6 +171,15 @@ def crop_to_size(
     return (down[:, None] @ narrow).round_()  # (N, C, h, w)
 
 
+def shift(pixels: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Move each picture by its own whole numbers of pixels (N,), and fill with black, as v2.RandomAffine does."""
+    rows, in_rows = _moved(pixels.shape[2], down)  # (N, H) each
+    columns, in_columns = _moved(pixels.shape[3], right)  # (N, W)
+    moved = pixels.gather(2, rows[:, None, :, None].expand_as(pixels))
+    moved = moved.gather(3, columns[:, None, None, :].expand_as(pixels))
+    return moved.masked_fill_(~(in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)  # mask (N, 1, H, W)
+
+
 def adjust_brightness(pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Blend with black: 0 is black, 1 the picture. factors (N,)."""
     return _blend(torch.zeros_like(pixels[:1, :1, :1, :1]), pixels, factors)
@@ -212,6 +233,13 @@ def _filter(length: int, size: int, start: torch.Tensor, extent: torch.Tensor, f
     centres = torch.arange(length, device=start.device) + 0.5  # (length,)
     weights = (1 - (centres - middles).abs() / step.clamp(min=1)).clamp_(min=0)
     return weights / weights.sum(2, keepdim=True)
+
+
+def _moved(length: int, distances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where along a side each of its pixels comes from (N, length), and whether that lies inside the picture."""
+    sources = torch.arange(length, device=distances.device) - distances[:, None].long()
+    places = sources.clamp(0, length - 1)
+    return places, places == sources
 
 
 def _on_chosen(

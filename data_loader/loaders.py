@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data_loader.augment import mixed_seed, seeded
+from data_loader.augment import mirrored_half, mixed_seed, seeded
 from data_loader.cache import CachedSamples, Fitting, PictureCache
 from data_loader.preprocess import PictureError, Preprocess
 from data_loader.samples import SampleList
@@ -32,16 +32,17 @@ class BadPictureError(ValueError):
 class PictureDataset(Dataset[dict[str, Any]]):
     """Samples -> {"image": uint8 (C, H, W), "label": int, "index": int}, or {"error": sentence, "index": int}.
 
-    Without a view the picture is fitted as in validation. With one, its random numbers follow from
-    (seed, epoch, index); several views of a picture are (V, C, H, W). Of cached samples a view is made from the fitted
-    picture, and the file is not read. `at_least` (width, height) lets large JPEGs be decoded at a reduced size.
+    Without a view the picture is fitted as in validation. With one, its random numbers, and where flips alternate whose
+    turn it is, follow from (seed, epoch, index); several views of a picture are (V, C, H, W). Of cached samples a view
+    is made from the fitted picture, and the file is not read. `at_least` (width, height) lets large JPEGs be decoded at
+    a reduced size.
     """
 
     def __init__(
         self,
         samples: SampleList,
         preprocess: Preprocess,
-        view: Callable[[Image.Image], np.ndarray] | None = None,
+        view: Callable[[Image.Image, bool], np.ndarray] | None = None,
         seed: int = 0,
         *,
         at_least: tuple[int, int] | None = None,
@@ -55,6 +56,7 @@ class PictureDataset(Dataset[dict[str, Any]]):
         self.preprocess = preprocess
         self.view = view
         self.seed = seed
+        self.mirrored_half = mirrored_half(seed, len(samples.samples))
 
     def __len__(self) -> int:
         return len(self.samples.samples)
@@ -70,7 +72,7 @@ class PictureDataset(Dataset[dict[str, Any]]):
             pixels = self.preprocess.fit(picture)
         else:
             with seeded(self.seed, epoch, index):
-                pixels = self.view(picture)
+                pixels = self.view(picture, bool(self.mirrored_half[index]) == (epoch % 2 == 0))
         image = torch.from_numpy(pixels).movedim(-1, -3)  # (C, H, W) or (V, C, H, W)
         return {"image": image, "label": sample.label, "index": index}
 

@@ -1,50 +1,80 @@
 """ResNet: He et al. 2015, https://arxiv.org/abs/1512.03385. Wide ResNet: Zagoruyko & Komodakis 2016,
 https://arxiv.org/abs/1605.07146.
 
-`zero_init_residual` starts every residual branch at zero (Goyal et al. 2017, section 5.1).
+`zero_init_residual` starts every residual branch at zero (Goyal et al. 2017, section 5.1). The stem "small" is that for
+CIFAR: a 3x3 convolution of stride 1 and no max pool, so that the last feature map is an eighth of the picture, not a
+thirty-second; "imagenet" is the published one.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
+from nets.net_interface import NetError
 from nets.torchvision_family import torchvision_net
 
+STEMS = ("imagenet", "small")
 
-def resnet18(*, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False) -> nn.Module:
+
+def resnet18(
+    *, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False, stem: str = "imagenet"
+) -> nn.Module:
     """ResNet-18."""
-    return torchvision_net("resnet18", num_classes, num_channels, arguments={"zero_init_residual": zero_init_residual})
+    return _resnet("resnet18", num_classes, num_channels, zero_init_residual, stem)
 
 
-def resnet34(*, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False) -> nn.Module:
+def resnet34(
+    *, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False, stem: str = "imagenet"
+) -> nn.Module:
     """ResNet-34."""
-    return torchvision_net("resnet34", num_classes, num_channels, arguments={"zero_init_residual": zero_init_residual})
+    return _resnet("resnet34", num_classes, num_channels, zero_init_residual, stem)
 
 
-def resnet50(*, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False) -> nn.Module:
+def resnet50(
+    *, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False, stem: str = "imagenet"
+) -> nn.Module:
     """ResNet-50."""
-    return torchvision_net("resnet50", num_classes, num_channels, arguments={"zero_init_residual": zero_init_residual})
+    return _resnet("resnet50", num_classes, num_channels, zero_init_residual, stem)
 
 
-def resnet101(*, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False) -> nn.Module:
+def resnet101(
+    *, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False, stem: str = "imagenet"
+) -> nn.Module:
     """ResNet-101."""
-    return torchvision_net("resnet101", num_classes, num_channels, arguments={"zero_init_residual": zero_init_residual})
+    return _resnet("resnet101", num_classes, num_channels, zero_init_residual, stem)
 
 
-def resnet152(*, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False) -> nn.Module:
+def resnet152(
+    *, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False, stem: str = "imagenet"
+) -> nn.Module:
     """ResNet-152."""
-    return torchvision_net("resnet152", num_classes, num_channels, arguments={"zero_init_residual": zero_init_residual})
+    return _resnet("resnet152", num_classes, num_channels, zero_init_residual, stem)
 
 
-def wide_resnet50_2(*, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False) -> nn.Module:
+def wide_resnet50_2(
+    *, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False, stem: str = "imagenet"
+) -> nn.Module:
     """Wide ResNet-50-2: ResNet-50 with bottlenecks twice as wide."""
-    return torchvision_net(
-        "wide_resnet50_2", num_classes, num_channels, arguments={"zero_init_residual": zero_init_residual}
-    )
+    return _resnet("wide_resnet50_2", num_classes, num_channels, zero_init_residual, stem)
 
 
-def wide_resnet101_2(*, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False) -> nn.Module:
+def wide_resnet101_2(
+    *, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False, stem: str = "imagenet"
+) -> nn.Module:
     """Wide ResNet-101-2: ResNet-101 with bottlenecks twice as wide."""
-    return torchvision_net(
-        "wide_resnet101_2", num_classes, num_channels, arguments={"zero_init_residual": zero_init_residual}
-    )
+    return _resnet("wide_resnet101_2", num_classes, num_channels, zero_init_residual, stem)
+
+
+def _resnet(name: str, num_classes: int, num_channels: int, zero_init_residual: bool, stem: str) -> nn.Module:
+    if stem not in STEMS:
+        raise NetError(f'stem must be one of {", ".join(STEMS)}, got "{stem}"')
+    arguments = {"zero_init_residual": zero_init_residual}
+    net: Any = torchvision_net(name, num_classes, num_channels, arguments=arguments)
+    if stem == "small":
+        net.conv1 = nn.Conv2d(num_channels, net.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as the others
+        net.maxpool = nn.Identity()
+    built: nn.Module = net
+    return built

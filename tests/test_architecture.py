@@ -37,7 +37,8 @@ ONLY_WITH_NETS = {"deploy/backends.py", "deploy/export.py"}  # the files of depl
 
 
 def sources() -> list[Path]:
-    return [path for path in sorted(ROOT.rglob("*.py")) if not set(path.relative_to(ROOT).parts) & {".venv", "tests"}]
+    others = {".venv", "logs", "tests"}
+    return [path for path in sorted(ROOT.rglob("*.py")) if not set(path.relative_to(ROOT).parts) & others]
 
 
 def imports(path: Path) -> set[str]:

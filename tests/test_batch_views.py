@@ -28,6 +28,7 @@ EVERYTHING = AugmentSettings(
     random_crop_ratio=(0.75, 4 / 3),
     horizontal_flip=0.3,
     vertical_flip=0.2,
+    translate=0.1,
     color_jitter=(0.4, 0.8, 0.9, 0.15),
     color_jitter_probability=0.7,
     random_grayscale=0.3,
@@ -38,6 +39,7 @@ OFF: dict[str, dict[str, Any]] = {  # each operation of EVERYTHING, left out
     "crop": {"random_crop_scale": (1.0, 1.0), "random_crop_ratio": (1.0, 1.0)},
     "horizontal flip": {"horizontal_flip": 0.0},
     "vertical flip": {"vertical_flip": 0.0},
+    "translation": {"translate": 0.0},
     "brightness": {"color_jitter": (0.0, 0.8, 0.9, 0.15)},
     "contrast": {"color_jitter": (0.4, 0.0, 0.9, 0.15)},
     "saturation": {"color_jitter": (0.4, 0.8, 0.0, 0.15)},
@@ -142,6 +144,43 @@ def test_crop_and_flip_is_pillows_resize_of_a_box(mirrored: bool, upside_down: b
     got = batch_views.crop_and_flip(pictures.float(), boxes, *flips)
     assert worst(got, from_pictures(expected)) <= 1
     assert worst(got[0], from_pictures(expected[:1])) == 0  # the whole picture stays as it is
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shift_is_torchvisions_affine(channels: int) -> None:
+    pictures = noise(9, channels).clamp(min=1)
+    places = [(down, right) for down in (-5, 0, 7) for right in (-40, 0, 3)]
+    expected = [
+        functional.affine(as_picture(picture), 0, [right, down], 1, [0], functional.InterpolationMode.BILINEAR)
+        for picture, (down, right) in zip(pictures, places, strict=True)
+    ]
+    down, right = torch.tensor(places, dtype=torch.float32).T
+    got = batch_views.shift(pictures.float(), down, right)
+    assert worst(got, from_pictures(expected)) == 0
+    assert not got[6].any() and torch.equal(got[4], pictures[4].float())  # moved out; not moved
+
+
+def test_translations_are_distributed_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    height, width = 30, 25  # shares of a side that are no whole numbers of pixels, and that are
+    views = BatchViews(AugmentSettings(translate=0.12))(torch.ones(DRAWS, 1, height, width, dtype=torch.uint8))
+    drawn = [v2.RandomAffine(0, translate=(0.12, 0.12)).make_params([views[0]])["translate"] for _ in range(DRAWS)]
+    rows, columns = views[:, 0].amax(2).int(), views[:, 0].amax(1).int()  # 0 where black came in
+    moved = {
+        "down": (rows.argmax(1) - rows.flip(1).argmax(1)).numpy(),
+        "right": (columns.argmax(1) - columns.flip(1).argmax(1)).numpy(),
+    }
+    compare(moved, {"down": np.array(drawn)[:, 1], "right": np.array(drawn)[:, 0]})
+    assert set(moved["down"]) == set(range(-4, 5)) and set(moved["right"]) == set(range(-3, 4))
+
+
+def test_alternating_flips_mirror_those_whose_turn_it_is() -> None:
+    pictures, turns = textured(count=4), torch.tensor([True, False, False, True])
+    settings = AugmentSettings(horizontal_flip=0.5, horizontal_flip_alternates=True)
+    expected = torch.where(turns[:, None, None, None], pictures.flip(3), pictures)
+    assert torch.equal(BatchViews(settings)(pictures, turns), expected)
+    assert torch.equal(BatchViews(settings)(pictures), pictures)
+    assert torch.equal(BatchViews(settings, views=2)(pictures, turns), expected.repeat_interleave(2, 0))
 
 
 def test_nothing_asked_gives_each_picture_as_often_as_views_side_by_side() -> None:

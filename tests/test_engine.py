@@ -39,6 +39,7 @@ needs_gpu = pytest.mark.skipif(bool(gpu_problem()), reason=f"an engine cannot ru
 FAMILIES = {  # row of test_pytorch2json.FAMILIES: the precisions to build it in
     "GeM_ResNet_AVP resnet34": ("fp32", "fp16"),
     **dict.fromkeys(("resnet18", "resnext50_32x4d", "vgg11_bn", "densenet121", "mobilenet_v2"), ("fp32",)),
+    "WideResNet 10-2": ("fp32",),
     **dict.fromkeys(("mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf"), ("fp32",)),
     **dict.fromkeys(("shufflenet_v2_x0_5", "squeezenet1_1", "inception_v3", "vit_b_32", "swin_t"), ("fp32",)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,27 @@ def test_balanced_sampling_draws_every_class_equally_often() -> None:
     assert rare.max() - rare.min() <= 1  # the class's own pictures come equally often too
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_number_of_workers_changes_no_pixel(dataset: Path, workers: int) -> None:
+def test_every_picture_is_seen_both_ways_in_any_two_epochs(dataset: Path) -> None:
+    preprocess = Preprocess(32, 32)
+    settings = AugmentSettings(horizontal_flip=0.5, horizontal_flip_alternates=True)
+    plain = PictureDataset(read(dataset), preprocess)
+    data = PictureDataset(read(dataset), preprocess, TrainingView(preprocess, settings), seed=5)
+    mirrored = []
+    for epoch in range(4):
+        pairs = [(data[epoch, index]["image"], plain[epoch, index]["image"]) for index in range(21)]
+        assert all(torch.equal(view, picture) or torch.equal(view, picture.flip(2)) for view, picture in pairs)
+        mirrored.append([torch.equal(view, picture.flip(2)) for view, picture in pairs])
+    assert [sum(turns) for turns in mirrored] == [11, 10, 11, 10]  # half of 21
+    assert mirrored[0] == mirrored[2] and mirrored[1] == mirrored[3] == [not turn for turn in mirrored[0]]
+    other = PictureDataset(read(dataset), preprocess, TrainingView(preprocess, settings), seed=6)
+    assert any(not torch.equal(data[0, index]["image"], other[0, index]["image"]) for index in range(21))
+
+
+@pytest.mark.parametrize(("workers", "alternates"), [(1, False), (2, True)])
+def test_the_number_of_workers_changes_no_pixel(dataset: Path, workers: int, alternates: bool) -> None:
     samples, preprocess = read(dataset), Preprocess(32, 32)
-    data = PictureDataset(samples, preprocess, TrainingView(preprocess, VIEW), seed=5)
+    view = TrainingView(preprocess, replace(VIEW, horizontal_flip_alternates=alternates))
+    data = PictureDataset(samples, preprocess, view, seed=5)
     order = epoch_order(np.zeros(21, int), 2, 5)
     gathered = []
     for count in (0, workers):

@@ -25,6 +25,7 @@ FAMILIES = {  # the rows of the table in docs/tensorrt-json.md: net: (module, mo
     "GeM_ResNet_AVP resnet50": ("GeM_ResNet_module.GeM_ResNet_AVP", {"model_type": "resnet50"}, 64),
     "GeM_ResNet_AVP resnet101": ("GeM_ResNet_module.GeM_ResNet_AVP", {"model_type": "resnet101"}, 64),
     "resnet18": ("resnet_module.resnet18", {}, 64),
+    "WideResNet 10-2": ("wide_resnet_module.WideResNet", {"depth": 10, "widen_factor": 2}, 32),
     "resnext50_32x4d": ("resnext_module.resnext50_32x4d", {}, 64),
     "vgg11_bn": ("vgg_module.vgg11_bn", {}, 64),
     "densenet121": ("densenet_module.densenet121", {}, 64),

@@ -114,6 +114,15 @@ def test_all_mistakes_are_reported_together(tmp_path: Path, classic: dict[str, A
         ({"shuffle": 1}, "a.json: shuffle must be true or false, got 1"),
         ({"balanced_sampling": True, "class_weights": "balanced"}, "a.json: balanced_sampling and class_weights both"),
         ({"model_type": "a", "model_args": {"model_type": "b"}}, 'a.json: model_type is "a" but model_args.model_type'),
+        (
+            {"model_module_name": "simsiam_module", "model_net_name": "SimSiam", "horizontal_flip_alternates": True},
+            "a.json: horizontal_flip_alternates would mirror both of SimSiam's views alike; use horizontal_flip",
+        ),
+        (
+            {"model_module_name": "pim_module", "model_net_name": "PIM", "test_time_views": 6},
+            "a.json: test_time_views is for nets that are validated by their logits alone, not for PIM",
+        ),
+        ({"test_time_views": 3}, "a.json: test_time_views must be 1, 2 or 6, got 3"),
         ({"min_learning_rate": 1.0}, "a.json: min_learning_rate must not exceed learning_rate, got 1 > 0.001"),
         ({"color_jitter": [0.1, 0.1, 0.1, 0.9]}, "a.json: color_jitter must be within 0 and 10, its hue"),
     ],

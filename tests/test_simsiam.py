@@ -32,8 +32,8 @@ from tests.conftest import CLASSES
 from trainers import simsiam
 from trainers.embeddings import Embedded, embed, fit_probe, knn_votes, plain_batches, probe_accuracy
 from trainers.optimizer import build_optimizer, freeze_parameters, hold_frozen_in_eval, set_learning_rate
+from trainers.schedule import scaled_rate
 from trainers.simsiam import SimSiamTask, embedding_std, symmetric_loss
-from trainers.trainer import scaled_rate
 
 ROOT = Path(__file__).resolve().parent.parent
 ConfigMaker = Callable[..., Path]
@@ -337,7 +337,7 @@ def test_lists_that_cannot_be_learnt_from(dataset: Path, text: str, sentence: st
 def test_two_views_stand_side_by_side(dataset: Path) -> None:
     samples = read_unlabelled("", dataset / "images", "----", CLASSES)
 
-    def view(picture: Any) -> np.ndarray:
+    def view(picture: Any, mirrored: bool) -> np.ndarray:
         return np.stack([np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 9, np.uint8)])
 
     data = PictureDataset(samples, Preprocess(32, 32), view)

@@ -68,6 +68,13 @@ def test_cosine_with_warmup_agrees_with_torch() -> None:
         reference.step()
 
 
+def test_linear_with_warmup_is_a_triangle() -> None:
+    schedule = Schedule("linear", 0.4, num_epochs=10, min_rate=0.02, warmup_epochs=2)
+    expected = np.interp(np.arange(0, 10.01, 0.1), [0, 2, 10], [0.004, 0.4, 0.02])
+    assert [schedule.at(step / 10) for step in range(101)] == pytest.approx(expected)
+    assert Schedule("linear", 0.4, num_epochs=10).at(2.5) == pytest.approx(0.3)
+
+
 # --- the task ---
 
 
@@ -288,6 +295,7 @@ def test_two_processes_equal_one_with_twice_the_batch(make_config: ConfigMaker, 
     changes = {
         "model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1", "model_type": "",
         "model_args": {"dropout": 0.0}, "img_height": 64, "img_width": 64, "learning_rate": 1e-3, "num_epochs": 2,
+        "test_time_views": 6,
     }  # fmt: skip
     one = program("train.py", "--config", str(make_config(**changes, batch_size=8)))
     assert one.returncode == 0, one.stderr
@@ -304,7 +312,7 @@ def test_two_processes_equal_one_with_twice_the_batch(make_config: ConfigMaker, 
         largest = max(float((value - double.net[name]).abs().max()) for name, value in single.net.items())
         assert largest < 1e-5
         for mine, theirs in zip(single.progress["curves"]["val"], double.progress["curves"]["val"], strict=True):
-            assert mine["top1"] == theirs["top1"]
+            assert (mine["top1"], mine["top1_views"]) == (theirs["top1"], theirs["top1_views"])
             assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         confusion = double.progress["best_result"]["confusion"]
         assert int(confusion.sum()) == 9
@@ -353,6 +361,12 @@ def test_a_loss_that_is_no_number_stops_the_training(
     last = load_checkpoint(dataset / "weights/net_last.pth")
     assert last.progress["epoch"] == 1
     assert all(torch.isfinite(value).all() for value in last.net.values() if value.is_floating_point())
+    monkeypatch.undo()
+    assert run_train(make_config(num_epochs=1)) == 0  # without --resume
+    warning = f"warning: {dataset}/weights/net_last.pth holds a training that stopped after 1 of "
+    assert warning in capsys.readouterr().out
+    assert run_train(make_config(num_epochs=1)) == 0
+    assert "holds a training that stopped" not in capsys.readouterr().out  # the one before has ended
 
 
 def test_early_stopping(make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,10 @@ class EpochOfPictures:
     """The training batches of a config, augmented and normalised, float32 (N, C, H, W)."""
 
     def __init__(self, config: Config) -> None:
+        import torch
+
         from artifacts.facts import facts_of
+        from data_loader.augment import mirrored_half
         from data_loader.loaders import EpochBatches, training_loader
         from trainers import run
         from trainers.distributed import World
@@ -109,6 +112,7 @@ class EpochOfPictures:
         self.preprocess = facts_of(config, samples.class_names).preprocess
         self.views = run.batch_views(config, self.preprocess, 1)
         self.batches = EpochBatches()
+        self.mirrored_half = torch.from_numpy(mirrored_half(config.seed, len(samples.samples)))
         data = run.training_pictures(config, samples, self.preprocess, 1)
         self.device, _ = choose_device(config.gpu_ids())
         self.loader = training_loader(data, self.batches, config.dataloader_workers, device=self.device)
@@ -126,7 +130,10 @@ class EpochOfPictures:
         count = 0
         for batch in self.loader:
             images = checked(batch)["image"].to(self.device)
-            images = self.preprocess.normalize(images if self.views is None else self.views(images))
+            if self.views is not None:
+                mirrored = self.mirrored_half[batch["index"]] == (self.epoch % 2 == 0)
+                images = self.views(images, mirrored.to(self.device))
+            images = self.preprocess.normalize(images)
             count += len(images)
         if self.device.type == "cuda":
             images[:1].cpu()  # wait for the device

@@ -37,6 +37,7 @@ class ValidationResult:
     num_samples: int
     head: str = ""  # which of the net's heads this is, where it has several
     head_top1: dict[str, float] = field(default_factory=dict)  # of each of them
+    top1_views: float | None = None  # by the mean over test_time_views of a picture, which chooses nothing
 
 
 class ClassificationMetrics:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from artifacts.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from artifacts.facts import Facts
 from artifacts.whole import clear_leftovers, drop_earlier, is_whole
 from configs.schema import Config
+from data_loader.augment import mirrored_half
 from data_loader.loaders import (
     EpochBatches,
     PictureDataset,
@@ -37,8 +38,9 @@ from trainers.heatmaps import worst_heat_maps
 from trainers.logger import TrainingLogger
 from trainers.memory import advice, is_out_of_memory, largest_that_fits
 from trainers.metrics import ValidationResult
+from trainers.multi_crop import right_answers
 from trainers.optimizer import AveragedNet, build_optimizer, hold_frozen_in_eval, set_learning_rate
-from trainers.schedule import Schedule
+from trainers.schedule import schedule_of
 from trainers.signals import StopRequest
 
 MAX_CURVE_POINTS = 4000
@@ -94,14 +96,6 @@ class Progress:
         return progress
 
 
-def scaled_rate(config: Config, world_size: int) -> float:
-    """Give the learning rate for the pictures of a step, where `learning_rate_batch` says what number it is for."""
-    if not config.learning_rate_batch:
-        return config.learning_rate
-    pictures = config.batch_size * config.accumulation_steps * world_size
-    return config.learning_rate * pictures / config.learning_rate_batch
-
-
 class Trainer:
     """Trains a task on a dataset, and leaves its best and its last checkpoint.
 
@@ -123,7 +117,7 @@ class Trainer:
         logger: TrainingLogger,
         progress: Progress,
         say: Callable[[str], None],
-        augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         show_progress: bool = True,
     ) -> None:
         self.config, self.facts, self.world = config, facts, world
@@ -134,11 +128,11 @@ class Trainer:
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.task = task.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.validated = self.task  # the task around the net that was validated last: the averaged one, if there is one
-        rate = scaled_rate(config, world.size)
+        self.schedule = schedule_of(config, world.size)
         self.optimizer = build_optimizer(
             task.net,
             config.optimizer,
-            learning_rate=rate,
+            learning_rate=self.schedule.rate,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             nesterov=config.nesterov,
@@ -154,17 +148,9 @@ class Trainer:
             devices = [device] if device.type == "cuda" else None
             self.model = DistributedDataParallel(task, device_ids=devices)
         self.labels = np.array([sample.label for sample in train_data.samples.samples])
+        self.mirrored_half = torch.from_numpy(mirrored_half(config.seed, len(self.labels))).to(device)
         self.steps_per_epoch = len(self._plan(start=0))
         progress.num_train = progress.num_train or len(self.labels)
-        self.schedule = Schedule(
-            config.learning_rate_schedule,
-            rate,
-            num_epochs=config.num_epochs,
-            decay=config.learning_rate_decay,
-            decay_epochs=config.learning_rate_decay_epoch,
-            min_rate=config.min_learning_rate * rate / config.learning_rate,
-            warmup_epochs=config.warmup_epochs,
-        )
         pin = device.type == "cuda" and config.async_loading
         workers = config.dataloader_workers
         self.batches = EpochBatches(world.rank, world.size)
@@ -393,6 +379,11 @@ class Trainer:
         self.validated = task = self.task if self.ema is None else self.task.with_net(net)
         paths = [sample.path for sample in self.val_data.samples.samples]
         result = task.validate(self._validation_batches(), self.config.num_classes, paths, self.facts.class_names)
+        if self.config.test_time_views > 1:
+            count = right_answers(task, self._validation_batches(), self.config.test_time_views)
+            count = int(self.world.sum(torch.tensor(count, device=self.device)))
+            result = replace(result, top1_views=count / len(paths))
+            self.logger.scalars({"val/top1_views": count / len(paths)}, self.progress.step)
         self.facts = self.task.declare(self.facts, result)
         self.progress.validation_seconds += time.perf_counter() - start
         self.logger.validation(
@@ -434,6 +425,8 @@ class Trainer:
             point = self._keep_if_best(result)
             progress.curves["val"].append({**point, "train_loss": train_loss})
             line += f"  val {result.loss:.4f}  {self.task.measure} {result.top1:.2%}  best {progress.best['top1']:.2%}"
+            if result.top1_views is not None:
+                line += f"  {self.config.test_time_views} views {result.top1_views:.2%}"
         self._save_last()
         self.logger.scalars({"train/epoch_loss": train_loss}, progress.step)
         self.logger.flush()
@@ -444,6 +437,8 @@ class Trainer:
         progress = self.progress
         point = {"epoch": progress.epoch, "step": progress.step, "loss": result.loss}
         point |= {"top1": result.top1, "top5": result.top5}
+        if result.top1_views is not None:
+            point["top1_views"] = result.top1_views
         if not progress.best or (result.top1, -result.loss) > (progress.best["top1"], -progress.best["loss"]):
             before = progress.best, progress.best_result
             progress.best = point
@@ -484,11 +479,14 @@ class Trainer:
         )
 
     def _to_device(
-        self, batch: dict[str, Any], augment: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self, batch: dict[str, Any], augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
         """Move a batch, and augment and normalise its pictures there: four times fewer bytes travel."""
         moved = {key: value.to(self.device, non_blocking=self.config.async_loading) for key, value in batch.items()}
-        pictures = moved["image"] if augment is None else augment(moved["image"])
+        pictures = moved["image"]
+        if augment is not None:
+            is_even = self.progress.epoch % 2 == 0
+            pictures = augment(pictures, self.mirrored_half[moved["index"]] == is_even)
         images = self.facts.preprocess.normalize(pictures)
         return {**moved, "image": images.contiguous(memory_format=self.layout)}
 
