@@ -8,12 +8,10 @@ thirty-second; "imagenet" is the published one.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from nets.net_interface import NetError
-from nets.torchvision_family import torchvision_net
+from nets.torchvision_family import torchvision_net, use_small_stem
 
 STEMS = ("imagenet", "small")
 
@@ -71,10 +69,7 @@ def _resnet(name: str, num_classes: int, num_channels: int, zero_init_residual: 
     if stem not in STEMS:
         raise NetError(f'stem must be one of {", ".join(STEMS)}, got "{stem}"')
     arguments = {"zero_init_residual": zero_init_residual}
-    net: Any = torchvision_net(name, num_classes, num_channels, arguments=arguments)
+    net = torchvision_net(name, num_classes, num_channels, arguments=arguments)
     if stem == "small":
-        net.conv1 = nn.Conv2d(num_channels, net.conv1.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as the others
-        net.maxpool = nn.Identity()
-    built: nn.Module = net
-    return built
+        use_small_stem(net)
+    return net

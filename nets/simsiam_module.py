@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from nets.net_interface import NetError
-from nets.torchvision_family import torchvision_net
+from nets.torchvision_family import torchvision_net, use_small_stem
 
 STEMS = ("auto", "small", "imagenet")
 SMALL_INPUT = 64  # pixels: up to this height and width "auto" means the small stem
@@ -109,9 +109,7 @@ def _backbone(model_type: str, num_channels: int, size: tuple[int, int], stem: s
         warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's: of fresh weights to come
         net: Any = torchvision_net(model_type, 2, num_channels, arguments=_arguments(model_type, num_channels, size))
     if is_residual and (stem == "small" or (stem == "auto" and max(size) <= SMALL_INPUT)):
-        net.conv1 = nn.Conv2d(num_channels, net.conv1.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        net.maxpool = nn.Identity()
+        use_small_stem(net)
     elif stem == "small":
         raise NetError(f'only ResNets have the stem "small", {model_type} does not')
     layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]

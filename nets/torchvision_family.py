@@ -49,6 +49,14 @@ def torchvision_net(
     return net
 
 
+def use_small_stem(net: Any) -> None:
+    """Give a ResNet the stem for CIFAR: a 3x3 convolution of stride 1, initialised as the others, and no max pool."""
+    stem = net.conv1
+    net.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    net.maxpool = nn.Identity()
+
+
 def require_rate(name: str, rate: float) -> None:
     """Raise NetError unless a dropping probability is at least 0 and below 1."""
     if not 0 <= rate < 1:
