@@ -112,8 +112,9 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ServiceError(f"--host {host}: no such address here: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # the latter of a name that no address can have
+        reason = error.strerror if isinstance(error, OSError) else "not a name of a machine"
+        raise ServiceError(f"--host {host}: no such address here: {reason}") from error
     try:
         if os.name == "posix":  # elsewhere it would let two programs have one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -13,6 +13,7 @@ from deploy.service_flags import Limits
 PENDING = "pending"  # in the scope's state: the future that the request waits for
 HAS_LEFT = "has_left"  # there too: its sender has gone
 LINGER_S = 5.0  # for what is still sent of a body that has been answered: a close before would lose the answer
+MAX_AHEAD = 64  # requests of one connection that wait for an earlier one's answer
 GRACE_S = 2.0  # after the request's own time, in which its answer says so
 
 
@@ -28,6 +29,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _refusal: tuple[int, str] | None = None
     _head_bytes = 0
+    _gap_bytes = 0  # since the last of a body: a chunk's head, or the trailers
     _is_in_head = True  # of a request that has begun, or that is to come
     _is_in_body = False
     _is_refused = False
@@ -51,16 +53,19 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read, and count what comes before a request's body."""
+        """Read, and count what comes before a request's body, and between and after its chunks."""
         if self._is_refused:
             return
         if self._is_in_head:
             self._head_bytes += len(data)
             if self._timer is None:  # even empty lines, with which no request has begun, are given no more time
                 self._within(self.limits.header_timeout_s)
+        self._gap_bytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._head_bytes > self.limits.max_header_bytes:
             self.refuse(*self._too_long())
+        elif self._is_in_body and self._gap_bytes > self.limits.max_header_bytes:
+            self.transport.close()  # nobody sends such trailers; uvicorn would keep them all
 
     def on_message_begin(self) -> None:
         """Start the clock of the headers."""
@@ -70,13 +75,20 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hold the headers to their limit, and start the clock of the body."""
-        self._is_in_head, self._is_in_body, self._head_bytes = False, True, 0
+        self._is_in_head, self._is_in_body, self._head_bytes, self._gap_bytes = False, True, 0, 0
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.limits.max_header_bytes:
             self._refusal = self._too_long()
             raise ValueError(self._refusal[1])  # ends the parser, which has send_400_response called
+        if len(self.pipeline) >= MAX_AHEAD:
+            self._take_no_more()
         self._within(self.limits.request_timeout_s + GRACE_S)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take what `data_received` has counted for a body's."""
+        self._gap_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Stop the clock: the request is whole."""
@@ -116,6 +128,13 @@ class LimitedProtocol(HttpToolsProtocol):
         """Close an idle connection, also where its answer is never read."""
         super().timeout_keep_alive_handler()
         self._abort_later()
+
+    def _take_no_more(self) -> None:
+        """Answer what waits, and close: uvicorn would read on after each answer, thousands of requests at a time."""
+        self.pipeline[0][0].keep_alive = False  # the newest
+        self._is_refused = True
+        self._abort_later()
+        raise ValueError("too many requests ahead")  # ends the parser
 
     def _too_long(self) -> tuple[int, str]:
         return 431, f"the first line and headers have more than {self.limits.max_header_bytes} bytes"

@@ -11,6 +11,7 @@ from deploy.arguments import DEFAULT_RESULT, add_machine, add_net, add_pictures,
 DEFAULT_OUTPUT = f"{DEFAULT_RESULT}/uncertain.csv"
 DEFAULT_SCORE = "least_confidence"
 DEFAULT_PASSES = 20
+LEAST_SHARE = 1e-6  # nearer to 0 or 1 no list is long enough for a promise
 REPEATS = ("dropout", "views")
 VIEWS = ("flip", "shift", "scale")
 EXAMPLES = """\
@@ -103,6 +104,8 @@ def _share(text: str) -> float:
         value = 0.0
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f'must be a number between 0 and 1, got "{text}"')
+    if not LEAST_SHARE <= value <= 1 - LEAST_SHARE:
+        raise argparse.ArgumentTypeError(f'must be {LEAST_SHARE:g} away from 0 and from 1 at least, got "{text}"')
     return value
 
 

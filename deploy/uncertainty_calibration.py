@@ -129,6 +129,8 @@ def accept_threshold(
         bound = risk_bound(errors, count, (1 - confidence) / steps)
         if bound <= target_risk:
             value = float(ranked[count - 1 : count + 1].mean())
+            if count < len(ranked) and value >= ranked[count]:  # neighbours among the floats: the mean is the next
+                value = float(ranked[count - 1])
             chosen = Threshold(value, count, errors, bound)
             low = middle + 1
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -92,7 +93,7 @@ def config_of(weights: Path) -> Config | None:
 
 
 def trained_on(config: Config | None, facts: Facts) -> frozenset[str] | None:
-    """Give the absolute paths of the training pictures; None where their list is not on this machine."""
+    """Give the `real_paths` of the training pictures; None where their list is not on this machine."""
     if config is None or not Path(config.train_data_file or config.train_data_root_dir or "?").exists():
         return None
     place = (config.train_data_file, config.train_data_root_dir, config.file_label_separator)
@@ -100,17 +101,27 @@ def trained_on(config: Config | None, facts: Facts) -> frozenset[str] | None:
         found = read_unlabelled(*place, facts.class_names, check_files=False, allow_outside_root=True)
     except ListError:  # it has changed since
         return None
-    return frozenset(str(Path(sample.path).absolute()) for sample in found.samples)
+    return frozenset(real_paths(found.samples))
 
 
 def check_not_trained_on(samples: Sequence[Sample], source: Path, trained: frozenset[str]) -> None:
     """Raise UncertaintyError where training pictures are among the samples: the net is too sure of those."""
-    known = sum(str(Path(sample.path).absolute()) in trained for sample in samples)
+    known = sum(path in trained for path in real_paths(samples))
     if known:
         raise UncertaintyError(
             f"{source}: {known} of its {len(samples)} pictures were trained on, and a net is too sure of those; "
             "name a list of others, such as the validation list"
         )
+
+
+def real_paths(samples: Iterable[Sample]) -> Iterator[str]:
+    """Give the absolute paths of pictures, however their folders are named: by way of links, or of `..`."""
+    folders: dict[str, str] = {}
+    for sample in samples:
+        folder, name = os.path.split(sample.path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        yield f"{folders[folder]}/{name}"
 
 
 class _Gathered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ class SetAside:
         """Fill the folder. Raises ResultsError."""
         ranked = sorted(self._answers, key=lambda answer: -answer.uncertainty)  # of equals the earlier first
         digits = max(4, len(str(len(ranked))))
-        names = [f"{rank:0{digits}d}_{_shortened(Path(answer.file).name)}" for rank, answer in enumerate(ranked, 1)]
+        names = [f"{rank:0{digits}d}_{_listable(Path(answer.file).name)}" for rank, answer in enumerate(ranked, 1)]
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         for answer, name in zip(ranked, names, strict=True):
@@ -85,7 +86,7 @@ def _pixels(answers: list[Answer], facts: Facts) -> Iterator[np.ndarray]:
             raise ResultsError(f"{answer.file}: {error}") from error
 
 
-def _shortened(name: str) -> str:
-    """Cut a name's beginning where rank and name together would be longer than file systems allow."""
-    raw = name.encode(errors="surrogateescape")
-    return raw[-MAX_NAME:].decode(errors="ignore") if len(raw) > MAX_NAME else name
+def _listable(name: str) -> str:
+    """Give a name that a line of UTF-8 holds, cut at its beginning where a rank before it would make it too long."""
+    raw = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "_", name).encode()
+    return raw[-MAX_NAME:].decode(errors="ignore")

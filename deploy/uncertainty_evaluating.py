@@ -23,6 +23,7 @@ from deploy.uncertainty_collect import (
     collect,
     config_of,
     labelled_samples,
+    real_paths,
     trained_on,
 )
 from deploy.uncertainty_evaluation import evaluate
@@ -72,8 +73,8 @@ def strange_samples(folder: Path, known: Sequence[Sample]) -> list[Sample]:
     found = [Sample(path, NO_LABEL) for path in iter_images(folder)]
     if not found:
         raise UncertaintyError(f"{folder}: no pictures in it or below it")
-    resolved = {str(Path(sample.path).absolute()) for sample in known}
-    if both := sum(str(Path(sample.path).absolute()) in resolved for sample in found):
+    evaluated = frozenset(real_paths(known))
+    if both := sum(path in evaluated for path in real_paths(found)):
         raise UncertaintyError(
             f"{folder}: {both} of its pictures are among the evaluated ones, so they are not strange"
         )

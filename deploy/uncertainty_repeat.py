@@ -17,6 +17,7 @@ from deploy.uncertainty_scores import PASSES, UncertaintyError, softmax, split_e
 SEED = 0
 SHIFT, SCALES = 1 / 16, (0.9, 1.1)  # of the picture's side; a scale above 1 enlarges
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+RATES = ("drop_rate", "dropout", "attention_dropout")  # of DenseNet's layers and of attention, which drop by themselves
 
 Passes = Callable[[np.ndarray], np.ndarray]  # prepared pictures (N, ...) -> scores (M, N, K)
 
@@ -51,7 +52,7 @@ def dropout_passes(backend: Backend, facts: Facts, count: int, seed: int = SEED)
     """
     if not isinstance(backend, CheckpointBackend):
         raise UncertaintyError("only a checkpoint's net can keep its dropout on: exported files have none")
-    layers = [layer for layer in backend.net.modules() if isinstance(layer, DROPOUTS) and layer.p > 0]
+    layers = [layer for layer in backend.net.modules() if _drops(layer)]
     if not layers:
         raise UncertaintyError(
             f"{facts.net['name']} was trained without dropout, so there is none to keep on; use --repeat views"
@@ -63,11 +64,11 @@ def dropout_passes(backend: Backend, facts: Facts, count: int, seed: int = SEED)
             torch.manual_seed(seed)
             try:
                 for layer in layers:
-                    layer.train()
+                    layer.training = True  # not train(), which would reach a normalisation inside it
                 return np.stack([_scores(backend, images, facts) for _ in range(count)])
             finally:
                 for layer in layers:
-                    layer.eval()
+                    layer.training = False
 
     return passes
 
@@ -138,6 +139,12 @@ def _resampling(size: int, scale: float, shift: float) -> np.ndarray:
     matrix[np.arange(size), lower] = 1 - share
     matrix[np.arange(size), np.minimum(lower + 1, size - 1)] += share
     return matrix
+
+
+def _drops(layer: nn.Module) -> bool:
+    if isinstance(layer, DROPOUTS):
+        return layer.p > 0
+    return any(isinstance(rate := getattr(layer, name, None), float) and rate > 0 for name in RATES)
 
 
 def _scores(backend: Backend, images: np.ndarray, facts: Facts) -> np.ndarray:

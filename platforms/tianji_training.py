@@ -34,7 +34,7 @@ DATASETS = {FGVC_PIM: Path("/data/CUB_200/"), SIMSIAM: Path("/data/flower_classi
 EXPORTS = ("onnx",)
 SIGNALS = (130, 138, 143)  # exit codes of a training that SIGINT, SIGUSR1 or SIGTERM ended
 # In a model's folder:
-CLASSES = "classes.txt"
+CLASSES, RECIPE = "classes.txt", "config.json"
 PRETRAINING = "pretraining"
 PRETRAINING_LIST, LEARNT_LIST, MEASURED_LIST = "pretraining_train.txt", "refinement_train.txt", "refinement_valid.txt"
 
@@ -99,7 +99,7 @@ def chosen_model(wanted: str | None, dataset: Dataset) -> str:
 
 
 def plan(model: str, name: str, folder: Path, dataset: Dataset, device: str, settings: Settings) -> Config:
-    """Write class names and lists into the model's folder, and give the checked config. Raises ValueErrors."""
+    """Write class names, lists and recipe into the model's folder, and give the checked config. Raises ValueErrors."""
     write_text(folder / CLASSES, "".join(f"{name}\n" for name in dataset.class_names))
     uses_cuda = find_cuda(device)
     gpu_id = _gpu_id(device, uses_cuda=uses_cuda, settings=settings)
@@ -122,7 +122,9 @@ def plan(model: str, name: str, folder: Path, dataset: Dataset, device: str, set
         values |= _simsiam_places(folder, name, dataset, seed if isinstance(seed, int) else 0)
     else:
         values["next_stage"] = {}
-    return make_config(model, uses_cuda=uses_cuda, places=Places(values), settings=settings, say=say)
+    config = make_config(model, uses_cuda=uses_cuda, places=Places(values), settings=settings, say=say)
+    write_text(folder / RECIPE, config.model_dump_json(indent=1) + "\n")  # what train.py --resume needs
+    return config
 
 
 def find_cuda(device: str) -> bool:

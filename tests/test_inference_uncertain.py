@@ -469,6 +469,10 @@ def test_mistakes_are_sentences(
     ("flags", "sentence"),
     [
         (("--target_risk", "0"), 'argument --target_risk: must be a number between 0 and 1, got "0"'),
+        (
+            ("--conformal", "1e-320"),
+            'argument --conformal: must be 1e-06 away from 0 and from 1 at least, got "1e-320"',
+        ),
         (("--confidence", "x"), 'argument --confidence: must be a number between 0 and 1, got "x"'),
         (("--views", "flip,turn"), 'argument --views: must be of flip,shift,scale, got "turn"'),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -368,7 +369,9 @@ def test_a_net_without_combiner_has_no_such_head_to_choose() -> None:
     assert list(result.head_top1) == list(HEADS[:5])
 
 
-def test_a_training_from_end_to_end(make_config: ConfigMaker, dataset: Path, tmp_path: Path) -> None:
+def test_a_training_from_end_to_end(
+    make_config: ConfigMaker, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     changes = {
@@ -376,6 +379,10 @@ def test_a_training_from_end_to_end(make_config: ConfigMaker, dataset: Path, tmp
         "pim_selected_weight": 0.1, "pim_dropped_weight": 0.2, "precision": "bf16",
     }  # fmt: skip
     assert run_train(make_config(**changes)) == 0
+    assert (
+        len(re.findall(r"epoch ./4  loss of all terms [\d.]+  val cross entropy [\d.]+  ", capsys.readouterr().out))
+        == 4
+    )
     (folder,) = (dataset / "logs/tensorboard").iterdir()
     events = EventAccumulator(str(folder)).Reload()
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deploy.service_protocol import MAX_AHEAD
 from tests.serving import JSON, PATIENCE_S, Served, all_of, base64_of, read, serving, wait, write_page
 from tests.test_batching import png
 from tests.test_uploads import multipart
@@ -72,6 +73,42 @@ def test_headers_have_their_limit(served: Served, sent: bytes) -> None:
         head, _, body = all_of(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 431 ")
     assert json.loads(body)["msg"] == "the first line and headers have more than 16384 bytes"
+
+
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [(b"0\r\n", b"x: y\r\n"), (b"0\r\nx: ", b"y"), (b"2;x=", b"y"), (b"", b"0")],
+    ids=["trailers", "endless trailer", "extension", "size"],
+)
+def test_what_a_chunked_body_has_beside_its_chunks_has_a_limit(served: Served, start: bytes, more: bytes) -> None:
+    """uvicorn keeps every trailer: 80 MB of them took 1 GB, and the service seconds for each other request."""
+    with served.connect() as connection, pytest.raises(ConnectionError):
+        connection.sendall(
+            b"POST /predict HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n" + start
+        )
+        for _ in range(400):
+            connection.sendall(more * (65_536 // len(more)))
+    assert served.get("/healthz")[0] == 200
+
+
+def test_small_trailers_and_chunks_of_one_byte_are_fine(served: Served) -> None:
+    body = json.dumps({"content": base64_of(png(250)), "unknown": "x" * 20_000}).encode()
+    chunks = b"".join(b"1;a=b\r\n%c\r\n" % byte for byte in body) + b"0\r\nx: y\r\n\r\n"
+    with served.connect() as connection:
+        head = b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n" + chunks)
+        assert all_of(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_sent_ahead_have_a_limit(served: Served) -> None:
+    """Of thousands at once some are answered, each whole and the last one with a close; others are not held up."""
+    with served.connect() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n" * 2_000)
+        received = all_of(connection)
+    count = received.count(b"HTTP/1.1 200 OK")
+    assert 1 < count <= 2 + MAX_AHEAD and received.count(b'{"status":"ok"}') == count
+    assert received.count(b"connection: close") == 1 and received.endswith(b'{"status":"ok"}')
+    assert served.get("/healthz")[0] == 200
 
 
 @pytest.mark.parametrize(

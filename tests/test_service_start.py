@@ -176,6 +176,8 @@ def test_mistakes_at_the_start_are_sentences(
         )
     at_host = ("--weights", weights, "--service_port", 0, "--host")
     assert told(capsys, *at_host, "no such host").startswith("--host no such host: no such address here: ")
+    for name in ("a..b", "a" * 70):  # Python itself refuses these, as a UnicodeError
+        assert told(capsys, *at_host, name) == f"--host {name}: no such address here: not a name of a machine"
     assert told(capsys, *at_host, "192.0.2.1") == "cannot listen on 192.0.2.1:0: Cannot assign requested address"
     for token in ("", " a", "a\n"):
         monkeypatch.setenv(TOKEN_VARIABLE, token)

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from artifacts.checkpoint import load_checkpoint
 from artifacts.facts import Facts
-from configs.schema import ConfigError
+from configs.schema import ConfigError, process_config
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import Sample, SampleList
 from deploy.answers import Answer
@@ -28,6 +29,7 @@ from platforms.tianji_evaluation import accuracy, model_of
 from platforms.tianji_files import PlatformError, Runs, generated_name, new_evaluation_path, write_text
 from platforms.tianji_recipes import Places, make_config, read_annotation, wanted_model
 from tests.conftest import CLASSES, write_picture
+from trainers.rules import net_problems
 
 # The contract's examples, as they stand in it.
 TRAINED = """{"recom_model": "FGVC_PIM",
@@ -156,7 +158,7 @@ def test_pim_writes_the_contracts_metric(pim: tuple[Path, dict[str, Any]]) -> No
 
 
 def test_the_model_folders_are_complete(pim: tuple[Path, dict[str, Any]], simsiam: tuple[Path, dict[str, Any]]) -> None:
-    both = {"classes.txt", "report.html", "report.json"}
+    both = {"classes.txt", "config.json", "report.html", "report.json"}
     lists = {"pretraining_train.txt", "refinement_train.txt", "refinement_valid.txt"}
     exported = {"model.onnx", "export_report.json"}
     assert names_in(pim[1]) == {
@@ -164,6 +166,10 @@ def test_the_model_folders_are_complete(pim: tuple[Path, dict[str, Any]], simsia
         *both,
     }  # its export failed, and took nothing away
     assert names_in(simsiam[1]) == {"SimSiam_试验 1.pth", "pretraining", *both, *lists, *exported}
+    for metric in (pim[1], simsiam[1]):  # train.py can go on with it
+        config = process_config(Path(metric["model_path"]) / "config.json", checks=[net_problems])
+        trained = load_checkpoint((config.next_config() or config).best_checkpoint())
+        assert trained.config == (config.next_config() or config).model_dump()
 
 
 def names_in(metric: dict[str, Any]) -> set[str]:

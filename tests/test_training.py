@@ -337,7 +337,7 @@ def test_a_signal_saves_and_leaves_with_a_word(
     out, err = running.communicate(timeout=60)
     assert running.returncode == code, out + err
     assert f"interrupted by {number.name}" in out
-    assert "(go on with --resume)" in out
+    assert "(go on with train.py --resume)" in out
     assert "Traceback" not in err
     load_checkpoint(dataset / "weights/net_last.pth")
 

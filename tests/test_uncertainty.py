@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,7 @@ from deploy.uncertainty_repeat import (
     views_of,
 )
 from deploy.uncertainty_scores import ClassMeans, UncertaintyError, split_entropy, uncertainty_of
+from nets.net_interface import build_net
 
 ROOT = Path(__file__).resolve().parent.parent
 CALIBRATION = Calibration("least_confidence", 0.01, 0.95, 0.05, 1000, 900, 3, 0.008)
@@ -256,6 +258,14 @@ def test_no_threshold_where_none_can_keep_the_promise() -> None:
     uncertainty = np.random.default_rng(0).random(2000)
     assert accept_threshold(uncertainty, np.arange(2000) % 5 == 0, 0.01, 0.95) is None
     assert accept_threshold(uncertainty[:200], np.zeros(200, bool), 0.01, 0.95) is None  # too few to tell
+
+
+def test_a_threshold_between_neighbours_accepts_no_more_than_was_counted() -> None:
+    """The float midway between two that have none between them is one of the two: here the upper."""
+    lower = np.nextafter(0.5, 1)
+    uncertainty = np.concatenate([np.full(1000, lower), np.full(10, np.nextafter(lower, 1))])
+    found = accept_threshold(uncertainty, uncertainty > lower, 0.01, 0.95)
+    assert found is not None and found.accepted == (uncertainty <= found.value).sum() == 1000
 
 
 @pytest.mark.parametrize(("count", "risk"), [(19, 0.05), (99, 0.05), (1000, 0.1), (37, 0.3)])
@@ -618,6 +628,10 @@ def test_training_pictures_are_found_by_their_paths(shades: list[str], tmp_path:
     with pytest.raises(UncertaintyError, match=r"val.txt: 1 of its 2 pictures were trained on, and a net is too sure"):
         check_not_trained_on(samples, tmp_path / "val.txt", trained)
     check_not_trained_on(samples[:1], tmp_path / "val.txt", trained)
+    (tmp_path / "link").symlink_to(tmp_path / "shades")
+    for around in (tmp_path / "link/000.png", tmp_path / "shades/../shades/000.png"):  # the same picture by another way
+        with pytest.raises(UncertaintyError, match=r"val.txt: 1 of its 1 pictures were trained on"):
+            check_not_trained_on([Sample(str(around), 0)], tmp_path / "val.txt", trained)
     (tmp_path / "train.txt").unlink()
     assert trained_on(config, facts_with()) is None and trained_on(None, facts_with()) is None
     with pytest.raises(UncertaintyError, match=r"shades: its pictures have no labels; name a list, or one"):
@@ -670,6 +684,34 @@ def test_dropout_passes_differ_repeat_themselves_and_leave_the_net_as_it_was(hea
     logits = torch.einsum("mh,nh,kh->mnk", masks, hidden, weights) + bias
     exact = torch.softmax(logits / 1.6, dim=2).mean(dim=0)
     np.testing.assert_allclose(scores.mean(axis=0), exact, atol=0.05)  # 400 draws: a deviation of under 0.015
+
+
+class AttendingNet(torch.nn.Module):
+    """Answers by self-attention over the columns of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = torch.nn.MultiheadAttention(3, 1, dropout=0.3, batch_first=True)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        columns = images.mean(dim=2).mT  # (N, W, 3)
+        attended: torch.Tensor = self.attention(columns, columns, columns)[0]
+        return attended.mean(dim=1)  # (N, 3)
+
+
+@pytest.mark.parametrize("kind", ["densenet", "attention"])
+def test_dropout_that_is_no_layer_is_kept_on_and_nothing_else(kind: str) -> None:
+    """DenseNet's layers, beside normalisations that must stay as they are, and attention drop by functions."""
+    torch.manual_seed(0)
+    sizes = {"num_classes": 3, "img_height": 32, "img_width": 32, "model_args": {"dropout": 0.3}}
+    net = AttendingNet() if kind == "attention" else build_net("densenet_module", "densenet121", **sizes)
+    backend = CheckpointBackend(net.eval(), torch.device("cpu"))
+    images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    before, state = backend(images), {key: value.clone() for key, value in net.state_dict().items()}
+    scores = dropout_passes(backend, facts_with(), 2)(images)
+    assert not np.allclose(scores[0], scores[1], atol=1e-6)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert np.array_equal(backend(images), before) and not any(module.training for module in net.modules())
 
 
 def test_dropout_needs_a_net_that_has_it(headed: CheckpointBackend) -> None:
@@ -730,6 +772,21 @@ def test_nothing_set_aside_leaves_an_empty_list(tmp_path: Path) -> None:
     check_new_folder(tmp_path / "aside")
     SetAside(tmp_path / "aside", facts_with()).finish()
     assert (tmp_path / "aside/to_label.txt").read_bytes() == b""
+
+
+def test_a_list_to_label_holds_any_name(tmp_path: Path) -> None:
+    """A line of UTF-8 holds no line break and no foreign byte, so the copies' names do without."""
+    aside = SetAside(tmp_path / "aside", facts_with())
+    found = [b"a\nb.png", b"c\rd.png", b"\xff.png", "猫 ----1.png".encode()]
+    for index, name in enumerate(found):
+        path = grey(tmp_path / os.fsdecode(name), index)
+        aside.add(Answer(path, 0, "猫", 0.5, uncertainty=0.5 - index / 10, decision="set_aside"))
+    aside.finish()
+    listed = tmp_path / "aside/to_label.txt"
+    listed.write_text(listed.read_text(encoding="utf-8").replace("?\n", "2\n"), encoding="utf-8")
+    read = read_list(listed, tmp_path / "aside", "----", 3)
+    names = ["0001_a_b.png", "0002_c_d.png", "0003__.png", "0004_猫 ----1.png"]
+    assert [Path(sample.path).name for sample in read.samples] == names
 
 
 def test_a_long_name_keeps_its_end(tmp_path: Path) -> None:

@@ -306,6 +306,9 @@ def test_strange_pictures_are_others(tmp_path: Path) -> None:
     assert [sample.path for sample in strange_samples(tmp_path / "D", [])] == files
     with pytest.raises(UncertaintyError, match=r"D: 1 of its pictures are among the evaluated ones, so they are not "):
         strange_samples(tmp_path / "D", [Sample(files[1], 0)])
+    (tmp_path / "link").symlink_to(tmp_path / "D")
+    with pytest.raises(UncertaintyError, match=r"D: 1 of its pictures are among the evaluated ones"):
+        strange_samples(tmp_path / "D", [Sample(str(tmp_path / "link/2.png"), 0)])
     (tmp_path / "E").mkdir()
     with pytest.raises(UncertaintyError, match=r"E: no pictures in it or below it$"):
         strange_samples(tmp_path / "E", [])

@@ -28,6 +28,7 @@ class ClassifyTask(nn.Module):
     class_weights: torch.Tensor | None
     output = "logits"  # what the net gives, one of facts.OUTPUTS
     measure = "top-1"  # what `validate` gives as top1
+    loss_names = ("loss", "val")  # what an epoch's line calls the training's loss and the validation's
     views = 1  # of a picture in a batch
     stops_on_warning = False
 

@@ -41,6 +41,7 @@ class PimTask(ClassifyTask):
     """
 
     net: PIM
+    loss_names = ("loss of all terms", "val cross entropy")  # which are not alike
 
     def __init__(
         self,

@@ -417,14 +417,15 @@ class Trainer:
         train_loss = progress.loss_sum / len(self.labels)
         progress.epoch += 1
         progress.consumed, progress.loss_sum = 0, 0.0
-        line = f"epoch {progress.epoch}/{self.config.num_epochs}  loss {train_loss:.4f}"
+        line = f"epoch {progress.epoch}/{self.config.num_epochs}  {self.task.loss_names[0]} {train_loss:.4f}"
         if result is not None:
             risen = not progress.best or result.top1 > progress.best["top1"]
             waited = progress.epochs_without_gain + self.config.validation_interval
             progress.epochs_without_gain = 0 if risen else waited
             point = self._keep_if_best(result)
             progress.curves["val"].append({**point, "train_loss": train_loss})
-            line += f"  val {result.loss:.4f}  {self.task.measure} {result.top1:.2%}  best {progress.best['top1']:.2%}"
+            line += f"  {self.task.loss_names[1]} {result.loss:.4f}"
+            line += f"  {self.task.measure} {result.top1:.2%}  best {progress.best['top1']:.2%}"
             if result.top1_views is not None:
                 line += f"  {self.config.test_time_views} views {result.top1_views:.2%}"
         self._save_last()
@@ -543,7 +544,7 @@ class Trainer:
 
         smallest = 2 if training else 1  # batch norm cannot normalise one value
         last = self.config.last_checkpoint()
-        safe = f"; go on from {last} with --resume" if last.is_file() else ""
+        safe = f"; go on from {last} with train.py --resume" if last.is_file() else ""
         if not count:  # not even a batch has reached the device
             return f"the memory is too small: lower batch_size and raise accumulation_steps{safe} ({reason})"
         fits = largest_that_fits(attempt, count, smallest)
