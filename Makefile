@@ -16,6 +16,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2
 
+fuzz: setup
+	FUZZ_TIMES=10 $(BIN)/python -m pytest tests/test_fuzz.py
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,6 +50,14 @@ soak: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Of the packages that requirements.txt asks for and all that they ask for, on Linux x86_64 with Python 3.11.
+UV := uv==0.13.9
+lock: setup
+	test -x .venv/lock/bin/uv || $(BIN)/python -m venv .venv/lock
+	.venv/lock/bin/python -m pip install --disable-pip-version-check -q $(UV)
+	.venv/lock/bin/uv pip compile requirements.txt --no-config --default-index https://pypi.org/simple --generate-hashes \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-header -q -o requirements.lock
 
 setup: .venv/ready
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ from trainers.rules import net_problems
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and give the exit code: 0 done, 1 the training failed, 2 a mistake of the user, 128 + n signal n."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
     try:
         config = process_config(args.config, args.set, check_files=not args.print_config, checks=[net_problems])
         if args.stage == 2 and not config.next_stage:

@@ -149,6 +149,9 @@ def _checkpoint_of(content: dict[str, Any], path: str | Path) -> Checkpoint:
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{path}: written by a newer program (format {version}, this one reads {FORMAT_VERSION})")
     try:
+        for part in ("config", "facts", "net", "progress"):
+            if not isinstance(content[part], dict):
+                raise TypeError(f"'{part}' is no dictionary")
         checkpoint = Checkpoint(
             config=content["config"],
             facts=Facts.from_dict(content["facts"]),

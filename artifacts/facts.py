@@ -21,6 +21,7 @@ FACTS_VERSION = 1
 PRODUCER = "classic-trainer"
 INPUTS = ("float32 NCHW", "uint8 NHWC RGB", "uint8 NHWC BGR")  # a grey net's one channel is RGB and BGR alike
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+LARGEST = 1e9  # of a mean and a std, with room before what float32 cannot hold
 OUTPUTS = ("logits", "features")  # (N, K), whose softmax gives the scores; (N, D) of a net without classes of its own
 
 
@@ -102,7 +103,8 @@ class Facts:
         right = {
             "class_names": len(names) > 1 and all(map(_is_text, names)) and len(set(names)) == len(names),
             "channels": type(self.preprocess.channels) is int,
-            "std": all(value > 0 for value in self.preprocess.std),
+            "mean": all(abs(value) <= LARGEST for value in self.preprocess.mean),
+            "std": all(1 / LARGEST <= value <= LARGEST for value in self.preprocess.std),
             "net": _is_net(self.net),
             "batch_profile": _is_profile(self.batch_profile),
             "input": self.input in INPUTS,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 SCHEMA_FILE = Path(__file__).with_name("config.schema.json")
 TABLE_FILE = SCHEMA_FILE.parent.parent / "docs" / "config.md"
 DEFAULT_CONFIG = "configs/config.json"
+LEAST_STD = 1e-9  # a picture divided by less has no float32
 ON_CPU_ONLY = ("rotation_degrees", "auto_augment")  # augmentations that take one picture at a time
 
 
@@ -344,7 +346,8 @@ def _next_problems(config: Config, check_files: bool, checks: Sequence[Callable[
     if following is None:
         return []
     problems = _all_problems(following, check_files, checks, to_come=config.best_checkpoint())
-    if Path(following.save_path).resolve() == Path(config.save_path).resolve():
+    has_nul = "\0" in following.save_path + config.save_path  # which is told above, and no path can be resolved with
+    if not has_nul and Path(following.save_path).resolve() == Path(config.save_path).resolve():
         problems.append(f'save_path must be another folder than the first stage\'s, got "{following.save_path}"')
     return [f"next_stage: {problem}" for problem in problems]
 
@@ -457,8 +460,8 @@ def _contradictions(config: Config) -> list[str]:
         values = getattr(config, key)
         if values and len(values) != config.num_channels:
             problems.append(f"{key} must have num_channels ({config.num_channels}) entries, got {len(values)}")
-    if any(value <= 0 for value in config.std):
-        problems.append(f"std must be above 0, got {config.std}")
+    if any(value < LEAST_STD for value in config.std):
+        problems.append(f"std must be at least {LEAST_STD:g}, got {config.std}")
     for key, lowest in (("random_crop_scale", 0.0), ("random_crop_ratio", 0.0)):
         low, high = getattr(config, key)
         if not lowest < low <= high:
@@ -521,15 +524,15 @@ def _missing_files(config: Config, to_come: Path | None) -> list[str]:
     """Name the files and folders that are not there; the file `to_come` is written before it is wanted."""
     problems = []
     for key in ("train_data_root_dir", "val_data_root_dir"):
-        if not Path(getattr(config, key)).is_dir():
+        if not os.path.isdir(getattr(config, key)):  # noqa: PTH112  (a Path raises where a name is too long)
             problems.append(f'{key} "{getattr(config, key)}" is not a folder')
     for key in ("train_data_file", "val_data_file", "class_names_file"):
-        if getattr(config, key) and not Path(getattr(config, key)).is_file():
+        if getattr(config, key) and not os.path.isfile(getattr(config, key)):  # noqa: PTH113
             problems.append(f'{key} "{getattr(config, key)}" is not a file')
     starts_from_a_file = config.train_mode == "update" or (
         config.train_mode == "finetune" and config.pretrained_file not in ("", "torchvision")
     )
-    if starts_from_a_file and config.start_weights() != to_come and not config.start_weights().is_file():
+    if starts_from_a_file and config.start_weights() != to_come and not os.path.isfile(config.start_weights()):  # noqa: PTH113
         problems.append(f'train_mode "{config.train_mode}" starts from "{config.start_weights()}", which is not a file')
     if problems:
         problems[-1] += f" (relative paths start from {Path.cwd()})"

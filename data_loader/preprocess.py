@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import struct
@@ -88,7 +89,7 @@ def decode(
     except MemoryError as error:
         raise PictureError("it is too large for the memory") from error
     except DAMAGED as error:
-        raise PictureError(f"it is damaged: {str(error) or type(error).__name__}") from error
+        raise PictureError(_damage(error)) from error
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class Preprocess:
         if self.interpolation not in RESAMPLING:
             raise ValueError(f'interpolation must be one of {", ".join(RESAMPLING)}, got "{self.interpolation}"')
         if self.channels not in (1, 3) or len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(f"channels must be 1 or 3, with as many means and stds, got {self}")
+            got = f"{self.channels} with {len(self.mean)} and {len(self.std)}"
+            raise ValueError(f"channels must be 1 or 3, with as many means and stds, got {got}")
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
@@ -181,6 +183,13 @@ def as_array(image: Image.Image) -> np.ndarray:
     """Give an "L" or "RGB" picture as uint8 (H, W, C)."""
     pixels = np.array(image)  # a copy: torch wants memory it may write to
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _damage(error: Exception) -> str:
+    """Say why a picture cannot be read; what the system refuses, which has a number, is no damage."""
+    if isinstance(error, OSError) and error.errno:
+        return "no such file" if error.errno == errno.ELOOP else f"it cannot be read: {error.strerror}"
+    return f"it is damaged: {str(error) or type(error).__name__}"
 
 
 def _float32() -> torch.dtype:

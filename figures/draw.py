@@ -150,7 +150,8 @@ def thumbnail(image: np.ndarray, side_px: int) -> Image.Image:
     longest = max(picture.size)
     if longest * 2 <= side_px:
         return ImageOps.scale(picture, side_px // longest, Image.Resampling.NEAREST)
-    return ImageOps.contain(picture, (side_px, side_px), Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side / longest * side_px)) for side in picture.size)  # a line stays one
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def annotated(image: Image.Image, lines: Sequence[str]) -> Image.Image:

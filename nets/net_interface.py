@@ -168,10 +168,10 @@ def _module_path(module_name: str) -> Path:
             "model_module_name must be the name of a file in nets/ without .py (letters, digits, _), "
             f"got {module_name!r}"
         )
-    available = available_nets()
     path = NETS_DIR / f"{module_name}.py"
     in_folder = module_name in {other.stem for other in NETS_DIR.glob("*.py")}  # exact, also where names ignore case
     if module_name in NOT_NETS or not in_folder:
+        available = available_nets()
         raise NetError(
             f'nets/ has no module "{module_name}" (model_module_name){_nearest(module_name, available)}; '
             f"it has: {', '.join(available)}"

@@ -114,7 +114,7 @@ class Interpreter:
         weights = {role: self._weights[name] for role, name in layer.weights.items()}
         try:
             result = RUN[layer.type](layer, inputs, weights)
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:  # torch's kinds for what does not fit
+        except (RuntimeError, IndexError, TypeError, ValueError, OverflowError) as error:  # what torch has for misfits
             reason = str(error).splitlines()[0]
             raise DescriptionError(f'layer "{layer.name}" ({layer.type}) cannot run: {reason}') from error
         return result if isinstance(result, tuple) else (result,)

@@ -24,6 +24,7 @@ FORMAT: Literal["network description for TensorRT"] = "network description for T
 FORMAT_VERSION: Literal[1] = 1
 SCHEMA_FILE = Path(__file__).with_name("description.schema.json")
 MAX_ELEMENTS = 2**31  # of one tensor at batch 1: what TensorRT takes
+MAX_AXES = 8  # of one tensor: TensorRT's Dims.MAX_DIMS
 MAX_DESCRIPTION_BYTES = 256 * 2**20
 
 Size = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^([1-9][0-9]{0,9}\*)?N$")]
@@ -401,7 +402,9 @@ def find_problems(network: Network, weights: Mapping[str, torch.Tensor]) -> Iter
         for tensor in layer.outputs:
             if tensor.name in known:
                 yield f'{where}: a tensor "{tensor.name}" is there already'
-            if math.prod(size if isinstance(size, int) else _factor(size) for size in tensor.shape) > MAX_ELEMENTS:
+            if len(tensor.shape) > MAX_AXES:
+                yield f'{where}: tensor "{tensor.name}" has {len(tensor.shape)} axes, more than {MAX_AXES}'
+            elif math.prod(size if isinstance(size, int) else _factor(size) for size in tensor.shape) > MAX_ELEMENTS:
                 yield f'{where}: tensor "{tensor.name}" is too large: {tensor.shape}'
             known[tensor.name] = tensor
         yield from (f"{where}: {problem}" for problem in _weight_problems(layer, known, weights))

@@ -86,7 +86,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path, classic: dict[str, A
     assert "a.json: num_epochs must be at least 1, got 0" in found
     assert 'a.json: batch_size must be a whole number, got "32"' in found
     assert "a.json: resize must be 'squash', 'letterbox' or 'crop', got \"stretch\"" in found
-    assert "a.json: std must be above 0, got [1.0, 0.0]" in found  # this needs no other key
+    assert "a.json: std must be at least 1e-09, got [1.0, 0.0]" in found  # this needs no other key
     assert "a.json: std must have num_channels (3) entries, got 2" in found
     assert len(found) == 6
 
@@ -94,7 +94,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path, classic: dict[str, A
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"std": [1.0, 0.0, 1.0]}, "a.json: std must be above 0, got [1.0, 0.0, 1.0]"),
+        ({"std": [1.0, 0.0, 1.0]}, "a.json: std must be at least 1e-09, got [1.0, 0.0, 1.0]"),
         ({"mean": [0.5]}, "a.json: mean must have num_channels (3) entries, got 1"),
         ({"gpu_id": "0;1"}, 'a.json: gpu_id must be "0", several as "0,1", or "cpu", got "0;1"'),
         ({"gpu_id": "1,1"}, 'a.json: gpu_id names a GPU twice, got "1,1"'),
