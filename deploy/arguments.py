@@ -11,6 +11,11 @@ from configs.schema import DEFAULT_CONFIG
 
 DEFAULT_IMAGES, DEFAULT_RESULT = "data_example/images", "data_example/result"
 RUNTIMES = ("auto", "onnxruntime", "openvino")  # what may run an ONNX file
+PRECISIONS = ("auto", "fp32", "bf16")  # what a checkpoint, or an ONNX file on OpenVINO, may be computed in
+PRECISION_HELP = (
+    "what a checkpoint, or an ONNX file on OpenVINO, computes in (default auto: what the file is in); bf16 is faster "
+    "where the hardware multiplies it, and its scores are a little off"
+)
 EXAMPLES = """\
 examples:
   python inference.py
@@ -131,6 +136,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="what runs an ONNX file (default auto: onnxruntime on a GPU, else openvino where it is installed)",
     )
+    add("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
 
 
 def _truth(text: str) -> bool:

@@ -81,7 +81,9 @@ def load_asked(args: argparse.Namespace, program: str, weights: Path, config: Co
     from artifacts.reading import artifact_kind
     from deploy.backends import load_backend
 
-    backend, facts = load_backend(weights, device=args.device, config=config, runtime=args.runtime)
+    backend, facts = load_backend(
+        weights, device=args.device, config=config, runtime=args.runtime, precision=args.precision
+    )
     _check_flags(args, weights, facts)
     is_bare = artifact_kind(weights) == "checkpoint" and not facts.weights_sha256
     if config is not None and not is_bare:

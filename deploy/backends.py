@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from artifacts.facts import Facts, class_names_of, facts_of
 from artifacts.reading import TITLES, artifact_kind, check_archive, read_facts
 from configs.schema import Config
+from deploy.arguments import PRECISIONS
 from deploy.heatmaps import HeatMap, HeatMapper
 from deploy.runtimes import (
     Backend,
@@ -45,24 +47,31 @@ def load_backend(
     """Load what the file is, by its ending or what is in it, with its facts.
 
     `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. `config` describes weights that carry no facts.
-    `runtime` is what runs an ONNX file, auto: see `choose_runtime`. `precision` fp32 or bf16 is what OpenVINO computes
-    floating point in, auto: the file's own. TorchScript is a program: load no such file from strangers.
+    `runtime` is what runs an ONNX file, auto: see `choose_runtime`. `precision` fp32 or bf16 is what a checkpoint, or
+    an ONNX file on OpenVINO, computes floating point in, auto: the file's own. TorchScript is a program: load no such
+    file from strangers.
     Raises BackendError, ArtifactError, CheckpointError, DescriptionError, NetError, ListError.
     """
     path = Path(weights)
     kind = artifact_kind(path)
-    if kind != "onnx" and (runtime, precision) != ("auto", "auto"):
-        raise BackendError(f"{path}: runtime and precision are chosen for ONNX files; this is a {TITLES[kind]}")
+    if kind != "onnx" and runtime != "auto":
+        raise BackendError(f"{path}: a runtime is chosen for ONNX files; this is a {TITLES[kind]}")
+    if kind not in ("onnx", "checkpoint") and precision != "auto":
+        raise BackendError(f"{path}: a precision is chosen for checkpoints and ONNX files; this is a {TITLES[kind]}")
+    if precision not in PRECISIONS:
+        raise BackendError(f'precision must be one of {", ".join(PRECISIONS)}, got "{precision}"')
     if kind == "checkpoint":
-        return load_torch(path, device, config)
+        return load_torch(path, device, config, precision)
     facts = read_facts(path)
     if kind == "onnx":
         return load_onnx(path, device, facts, runtime, precision), facts
     return LOADERS[kind](path, device, facts), facts
 
 
-def load_torch(path: Path, device: str, config: Config | None) -> tuple[CheckpointBackend, Facts]:
-    """Load a checkpoint, or bare weights with the config that describes them.
+def load_torch(
+    path: Path, device: str, config: Config | None, precision: str = "auto"
+) -> tuple[CheckpointBackend, Facts]:
+    """Load a checkpoint, or bare weights with the config that describes them; in bf16 as training and validation are.
 
     Raises BackendError, CheckpointError, NetError, ListError.
     """
@@ -82,14 +91,14 @@ def load_torch(path: Path, device: str, config: Config | None) -> tuple[Checkpoi
     net = _net_of(path, facts, weights).eval().to(target).to(memory_format=torch.channels_last)
     if not facts.weights_sha256:  # bare weights: the config does not say what the net gives
         facts = replace(facts, output=getattr(net, "output", "logits"))
-    return CheckpointBackend(net, target), facts
+    return CheckpointBackend(net, target, is_bf16=precision == "bf16"), facts
 
 
 class CheckpointBackend(TorchBackend):
     """A checkpoint's net: the one backend that has gradients, and so heat maps."""
 
-    def __init__(self, net: nn.Module, device: torch.device) -> None:
-        super().__init__(net, device, channels_last=True)
+    def __init__(self, net: nn.Module, device: torch.device, *, is_bf16: bool = False) -> None:
+        super().__init__(_in_bf16(net, device) if is_bf16 else net, device, channels_last=True)
         self.net, self._target = net, device
 
     def heat_mapper(self, facts: Facts) -> HeatMapper:
@@ -115,6 +124,17 @@ class CheckpointBackend(TorchBackend):
             return HeatMap(made.maps[0].numpy(), tuple(marks))
 
         return map_of
+
+
+def _in_bf16(net: nn.Module, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    import torch
+
+    def call(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            given: torch.Tensor = net(images)
+        return given
+
+    return call
 
 
 def load_jit(path: Path, device: str, facts: Facts) -> Backend:
@@ -176,8 +196,6 @@ def load_engine(path: Path, device: str, facts: Facts) -> Backend:
 def load_onnx(path: Path, device: str, facts: Facts, runtime: str = "auto", precision: str = "auto") -> Backend:
     """Load an ONNX file, whose facts were read from it, into onnxruntime or OpenVINO. Raises BackendError."""
     chosen = choose_runtime(runtime, device)
-    if precision not in ("auto", "fp32", "bf16"):
-        raise BackendError(f'precision must be auto, fp32 or bf16, got "{precision}"')
     if precision != "auto" and chosen != "openvino":
         raise BackendError(f"{chosen} computes in the file's own precision; {precision} needs the runtime openvino")
     if chosen == "openvino":

@@ -88,7 +88,7 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
         from deploy.predictor import Predictor
         from deploy.service_server import service_of, stopped_by_signals
 
-        backend, facts = load_backend(weights, device=args.device, runtime=args.runtime)
+        backend, facts = load_backend(weights, device=args.device, runtime=args.runtime, precision=args.precision)
         predictor = Predictor(backend, facts)
         with service_of(predictor, routes, args, token) as server, stopped_by_signals(server):
             _listen(listener)

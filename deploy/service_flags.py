@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from deploy.arguments import RUNTIMES
+from deploy.arguments import PRECISION_HELP, PRECISIONS, RUNTIMES
 
 TOKEN_VARIABLE = "SERVICE_TOKEN"
 EPILOG = f"""\
@@ -53,6 +53,7 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes told of a picture (default 5)")
     add("--runtime", choices=RUNTIMES, default="auto", help="what runs an ONNX file (default auto)")
+    add("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
     workers = min(os.cpu_count() or 1, 16)
     add("--workers", metavar="N", type=number(1, 256), default=workers, help=f"threads that decode (default {workers})")
     add("--batch_size", metavar="N", type=number(1, 1024), default=8, help="pictures in the net at once (default 8)")

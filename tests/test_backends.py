@@ -168,6 +168,16 @@ def test_openvino_computes_in_float32_unless_asked(exported: Path) -> None:
     assert np.abs(asked(images) - exact).max() < 0.05
 
 
+def test_a_checkpoint_computes_in_bf16_where_asked(exported: Path, net: nn.Module) -> None:
+    images = example_of(facts_of(SIZE_PX), 8)
+    exact = load_backend(exported / "model.pth", device="cpu")[0](images.numpy())
+    asked = load_backend(exported / "model.pth", device="cpu", precision="bf16")[0](images.numpy())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = net(images).float().numpy()
+    assert 0 < np.abs(asked - exact).max() < 0.05
+    np.testing.assert_allclose(asked, expected, atol=0.02)  # another memory layout adds up in another order
+
+
 def test_int8_weights_and_activations_run_in_int8(tmp_path: Path) -> None:
     """The hint for floating point, f32, must not keep OpenVINO from the int8 kernels that the file asks for."""
     from onnxruntime import quantization
@@ -253,12 +263,14 @@ def test_cuda_libraries_that_are_missing(tiny: Path, monkeypatch: pytest.MonkeyP
         load_backend(tiny / "model.onnx", device="cuda:1")
 
 
-def test_runtimes_and_precisions_are_for_onnx_files(tiny: Path) -> None:
-    with pytest.raises(BackendError, match="runtime and precision are chosen for ONNX files; this is a"):
+def test_runtimes_and_precisions_are_for_files_that_have_a_choice(tiny: Path) -> None:
+    with pytest.raises(BackendError, match="a runtime is chosen for ONNX files; this is a"):
         load_backend(tiny / "model.pt", runtime="openvino")
+    with pytest.raises(BackendError, match="a precision is chosen for checkpoints and ONNX files; this is a"):
+        load_backend(tiny / "model.pt", precision="bf16")
     with pytest.raises(BackendError, match="onnxruntime computes in the file's own precision; bf16 needs the"):
         load_backend(tiny / "model.onnx", device="cpu", runtime="onnxruntime", precision="bf16")
-    with pytest.raises(BackendError, match='precision must be auto, fp32 or bf16, got "int4"'):
+    with pytest.raises(BackendError, match='precision must be one of auto, fp32, bf16, got "int4"'):
         load_backend(tiny / "model.onnx", device="cpu", precision="int4")
 
 

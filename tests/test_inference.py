@@ -94,6 +94,16 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 # --- answers, lines and files
 
 
+def test_bf16_where_asked_answers_nearly_alike(good: Path, weights: Path) -> None:
+    scores = []
+    for precision in ("auto", "bf16"):
+        file = good.parent / f"{precision}.csv"
+        flags = ("--precision", precision, "--device", "cpu", "--quiet")
+        assert main("--weights", weights, "--image_dir", good, "--output", file, *flags) == 0
+        scores.append([float(row["score"]) for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines())])
+    assert scores[0] != scores[1] and scores[0] == pytest.approx(scores[1], abs=0.01)
+
+
 def test_a_line_an_image_in_natural_order(images: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("--weights", weights, "--image_dir", images, "--output", images.parent / "r.csv") == 1
     *lines, summary = capsys.readouterr().out.splitlines()
@@ -261,7 +271,7 @@ def test_mistakes_with_other_formats(
     cases: list[tuple[tuple[object, ...], str]] = [
         (("--weights", tmp_path / "cut.onnx"), r"cut\.onnx: it is damaged, or no ONNX file$"),
         (("--weights", tmp_path / "foreign.json"), r"foreign\.json: this network description carries no facts"),
-        (("--weights", weights, "--runtime", "openvino"), "runtime and precision are chosen for ONNX files"),
+        (("--weights", weights, "--runtime", "openvino"), "a runtime is chosen for ONNX files"),
         ((*onnx, "--device", "cuda:7", "--runtime", "openvino"), "openvino has no CUDA"),
         ((*onnx, "--cls", "5"), "with 3 classes at 32x32, which contradicts --cls 5"),
     ]
