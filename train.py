@@ -7,10 +7,13 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 
 from configs.schema import DEFAULT_CONFIG, ConfigError, describe_config, process_config
 from trainers.rules import net_problems
+
+FIRST_TELLS_S = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Every mistake of the user's is a ValueError of a kind of ours, and its message the sentence to show.
         if type(error) is ValueError or isinstance(error, UnicodeError):
             raise
-        if os.environ.get("RANK", "0") == "0" or getattr(error, "one_process", False):
+        if os.environ.get("LOCAL_RANK", "0") == "0" or getattr(error, "one_process", False):
             print(f"train.py: {error}", file=sys.stderr)
+        else:  # a mistake of all is for the machine's first to tell, whom torchrun would end if another left before
+            time.sleep(FIRST_TELLS_S)
         return 2
 
 

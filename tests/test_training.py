@@ -562,6 +562,14 @@ def test_a_mistake_is_told_once_by_several_processes(make_config: ConfigMaker) -
     assert "Traceback" not in done.stderr
 
 
+def test_a_mistake_is_told_under_torchrun_whichever_process_is_faster(make_config: ConfigMaker) -> None:
+    config = str(make_config(learning_rate=-1))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*launcher, "train.py", "--config", config], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1  # torchrun's own
+    assert done.stderr.count("train.py: ") == 1 and "learning_rate must be" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
