@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from nets.net_interface import NetError, parameter_groups
 from nets.simsiam_module import SimSiam, SimSiam_probe
 from nets.start_weights import load_start_weights
 from tests.conftest import CLASSES
-from trainers import simsiam
+from trainers import run, simsiam
 from trainers.embeddings import Embedded, embed, fit_probe, knn_votes, plain_batches, probe_accuracy
 from trainers.optimizer import build_optimizer, freeze_parameters, hold_frozen_in_eval, set_learning_rate
 from trainers.schedule import scaled_rate
@@ -424,6 +425,30 @@ def test_a_resumed_first_stage_that_was_finished_keeps_its_probe_and_a_stale_sec
     assert train.main(["--config", config, "--set", "seed=1", "--resume"]) == 0
     second = capsys.readouterr().out.partition("next stage:")[2]
     assert "resuming" not in second and "epoch 1/1" in second
+
+
+def test_a_signal_is_heeded_between_the_banks_batches(
+    pretraining: ConfigMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bank may take minutes to embed."""
+    asked: list[int] = []
+
+    def long_bank(*arguments: Any) -> Callable[[], Iterator[Any]]:
+        batches = plain_batches(*arguments)
+
+        def again_and_again() -> Iterator[Any]:
+            for batch in batches():
+                for number in range(50):
+                    asked.append(number)
+                    if len(asked) == 2:
+                        signal.raise_signal(signal.SIGTERM)
+                    yield batch
+
+        return again_and_again
+
+    monkeypatch.setattr(run, "plain_batches", long_bank)
+    assert train.main(["--config", str(pretraining(num_epochs=1, dataloader_workers=0))]) == 143
+    assert asked == [0, 1] and "interrupted by SIGTERM" in capsys.readouterr().out
 
 
 def test_two_processes_report_what_one_does(pretraining: ConfigMaker, dataset: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class ClassifyTask(nn.Module):
         self.net = net
         self.label_smoothing = label_smoothing
         self.mixer = mixer
+        self.heed: Callable[[], None] = lambda: None  # between batches that a task reads itself; it may raise
         weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
 

@@ -6,7 +6,7 @@ Chen & He 2021, https://arxiv.org/abs/2011.10566.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -87,13 +87,18 @@ class SimSiamTask(ClassifyTask):
     ) -> ValidationResult:
         """Measure the kNN accuracy on this process's part; every process gets the result of all."""
         queries = embed(self.net, batches)
-        bank = embed(self.net, self.bank())
+        bank = embed(self.net, self._heeding(self.bank()))
         metrics = ClassificationMetrics(num_classes, self._device())
         if len(queries.labels):
             votes = knn_votes(queries, bank, num_classes, self.neighbours, leave_out_own=self.bank_is_validation)
             metrics.update(votes.clamp(min=LEAST_VOTE).log(), queries.labels, queries.indices)
         self.last = of_all_processes(queries), bank
         return metrics.compute(paths, class_names)
+
+    def _heeding(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.heed()
+            yield batch
 
     def embedded(self) -> Embedded | None:
         """Give the features of the newest validation's pictures."""

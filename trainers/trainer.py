@@ -377,6 +377,7 @@ class Trainer:
         net = self.validated_net()
         self.world.agree_on_buffers(net)
         self.validated = task = self.task if self.ema is None else self.task.with_net(net)
+        task.heed = self._leave_if_asked
         paths = [sample.path for sample in self.val_data.samples.samples]
         result = task.validate(self._validation_batches(), self.config.num_classes, paths, self.facts.class_names)
         if self.config.test_time_views > 1:
@@ -405,8 +406,8 @@ class Trainer:
         """Give the batches on the device. Raises StoppedBySignalError, on several processes at the same batch."""
         shared = -(-(len(self.val_data) // self.world.size) // self.val_batch_size)  # batches that each of them has
         for number, batch in enumerate(self._with_bar(self.val_loader)):
-            if number < shared and self._asked_to_stop():
-                raise StoppedBySignalError
+            if number < shared:
+                self._leave_if_asked()
             moved = self._to_device(checked(batch))
             self.at_hand = ("val_batch_size", len(moved["label"]), moved["image"].shape)
             yield moved
@@ -490,6 +491,11 @@ class Trainer:
             pictures = augment(pictures, self.mirrored_half[moved["index"]] == is_even)
         images = self.facts.preprocess.normalize(pictures)
         return {**moved, "image": images.contiguous(memory_format=self.layout)}
+
+    def _leave_if_asked(self) -> None:
+        """Raise StoppedBySignalError where a signal came, on several processes at the same call."""
+        if self._asked_to_stop():
+            raise StoppedBySignalError
 
     def _asked_to_stop(self) -> bool:
         """Ask whether any process received a signal; all of several ask at once, over gloo, and no GPU waits for it."""
