@@ -13,10 +13,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from configs.schema import Config, process_config
 from deploy.export_arguments import FORMATS, PRECISIONS, WTS, make_parser
+from deploy.stopping import Stopped, ended_by_signals
 from deploy.telling import PROGRAM, tell
 from deploy.workshop import ExportError, workshop
 
@@ -25,17 +26,6 @@ if TYPE_CHECKING:
 
 REPORT = "export_report.json"
 EXIT_MISTAKE, EXIT_REFUSED, EXIT_BROKEN_PIPE = 2, 3, 141
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal that ends the export."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-    def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.number).name}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
     try:
-        with _ended_by_signals():
+        with ended_by_signals(signal.SIGINT):
             config = process_config(args.config, check_files=False) if args.config else None
             return export_formats(
                 args.weights,
@@ -70,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
     except Stopped as stop:
         tell(f"{PROGRAM}: {stop}; the files already proved are kept")
-        return 128 + stop.number
+        return stop.exit_code
 
 
 def export_formats(
@@ -234,28 +224,6 @@ def _system_errors_as_sentences(output_dir: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise ExportError(f"{error.filename or output_dir}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and a closed terminal end the export in the same way, so that no half file is left.
-
-    A signal that was ignored from the start, as by nohup, stays so.
-    """
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise Stopped(number)
-
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        if before[number] is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
 
 
 @contextmanager

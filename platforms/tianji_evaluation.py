@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from artifacts.facts import Facts
 from data_loader.samples import Sample
 from deploy.runtimes import parse_device
+from deploy.stopping import ended_by_signals
 from platforms.tianji_dataset import read_test
 from platforms.tianji_files import (
     MODULES,
@@ -24,7 +25,7 @@ from platforms.tianji_files import (
     write_json,
     written_accuracy,
 )
-from platforms.tianji_telling import ended_by_signals, recorded, say, warn
+from platforms.tianji_telling import recorded, say, warn
 from platforms.tianji_training import DATASETS
 
 if TYPE_CHECKING:

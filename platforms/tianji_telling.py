@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from deploy.stopping import Stopped
 from platforms.tianji_files import PlatformError, write_json
 
 EXIT_MISTAKE = 2
@@ -21,14 +22,6 @@ class Ended(RuntimeError):
     def __init__(self, sentence: str, exit_code: int = 1) -> None:
         super().__init__(sentence)
         self.exit_code = exit_code
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal that ends the program; no ordinary error, so that nothing on the way takes it for its own."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
 
 
 def told(program: str, work: Callable[[], int]) -> int:
@@ -66,28 +59,6 @@ def recorded(metric: Path, failed: Callable[[str], Mapping[str, Any]]) -> Iterat
         except PlatformError as problem:  # "not finished" stands there, which is as true
             warn(str(problem))
         raise
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and a closed terminal end what is running like an error; entered when torch is imported.
-
-    The training loop has its own way with them, and saves first.
-    """
-
-    def stop(number: int, frame: object) -> NoReturn:
-        raise Stopped(number)
-
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        if before[number] is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
 
 
 def say(text: str) -> None:

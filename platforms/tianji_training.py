@@ -14,6 +14,7 @@ from typing import Any
 
 from configs.schema import Config
 from deploy.runtimes import parse_device
+from deploy.stopping import Stopped, ended_by_signals
 from platforms.tianji_dataset import SEPARATOR, Dataset, list_text, paths_text, read_dataset, share_valid
 from platforms.tianji_files import (
     FGVC_PIM,
@@ -28,7 +29,7 @@ from platforms.tianji_files import (
     written_accuracy,
 )
 from platforms.tianji_recipes import Places, Settings, make_config, read_annotation, wanted_model
-from platforms.tianji_telling import UNFINISHED, Ended, Stopped, ended_by_signals, recorded, say, warn
+from platforms.tianji_telling import UNFINISHED, Ended, recorded, say, warn
 
 DATASETS = {FGVC_PIM: Path("/data/CUB_200/"), SIMSIAM: Path("/data/flower_classifier/")}
 EXPORTS = ("onnx",)

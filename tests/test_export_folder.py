@@ -21,6 +21,7 @@ import pytest
 from artifacts.checkpoint import load_checkpoint, save_checkpoint
 from deploy import export, making, telling, workshop
 from deploy.export import export_formats
+from deploy.stopping import Stopped, ended_by_signals
 from deploy.workshop import ExportError
 from tests.exported import ENVIRONMENT, mistake, names_in, paint, report_of, train_net
 
@@ -192,10 +193,10 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
     """As nohup has it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with export._ended_by_signals():
+        with ended_by_signals():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-            with pytest.raises(export.Stopped, match="stopped by SIGTERM"):
+            with pytest.raises(Stopped, match="stopped by SIGTERM"):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(5)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -215,7 +216,7 @@ def raising(error: BaseException) -> Callable[..., None]:
     ("error", "reason", "code"),
     [
         (OSError(28, "No space left on device"), "{}/model.onnx: cannot write it: No space left on device", 2),
-        (export.Stopped(signal.SIGTERM), "stopped by SIGTERM", 143),
+        (Stopped(signal.SIGTERM), "stopped by SIGTERM", 143),
     ],
 )
 def test_what_ends_early_leaves_a_report_of_what_there_is(

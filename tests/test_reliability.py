@@ -37,6 +37,7 @@ from tests.breaking import (
 )
 from trainers import distributed
 from trainers import run as training
+from trainers import trainer as trainer_module
 from trainers.classify import ClassifyTask
 from trainers.memory import advice, largest_that_fits
 from trainers.trainer import Trainer
@@ -302,6 +303,35 @@ def test_a_killed_loader_process_is_told_within_five_seconds(
     err = capsys.readouterr().err
     assert "train.py: a loader process died: lower dataloader_workers, or give the machine more memory or shared" in err
     assert "docker: --shm-size" in err
+
+
+def test_a_loader_process_that_dies_during_a_save_spoils_no_checkpoint(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's handler of SIGCHLD raises where it interrupts, which would be in the middle of the write."""
+    saved: list[Path] = []
+    trainers: list[Trainer] = []
+    look, save = Trainer._look, save_checkpoint
+
+    def note(trainer: Trainer, bar: Any) -> None:
+        trainers[:] = [trainer]
+        look(trainer, bar)
+
+    def kill_and_save(checkpoint: Any, path: Path, **options: Any) -> None:
+        if not saved:
+            (worker, *_) = trainers[0].train_loader._iterator._workers
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join(5)
+            time.sleep(0.2)
+        save(checkpoint, path, **options)
+        saved.append(Path(path))
+
+    monkeypatch.setattr(Trainer, "_look", note)
+    monkeypatch.setattr(trainer_module, "save_checkpoint", kill_and_save)
+    assert finish(trained, tmp_path / "w", "--set", "dataloader_workers=1", "--set", "num_epochs=50") == 1
+    assert "train.py: a loader process died: " in capsys.readouterr().err
+    assert len(saved) == 1
+    load_checkpoint(saved[0])
 
 
 def test_an_unexpected_error_leaves_no_loader_process(

@@ -16,8 +16,8 @@ from typing import Any
 
 from artifacts.facts import preprocess_of
 from configs.schema import DEFAULT_CONFIG, Config, process_config
+from deploy.answering import as_program
 from deploy.answers import check_folder
-from tools.embed import exit_code_of
 from trainers.lists import read_lists
 from trainers.rules import net_problems
 
@@ -32,7 +32,7 @@ class DoctorError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine a training; 0 nothing that would spoil it, 1 something that would, 2 a mistake of the user's."""
     args = make_parser().parse_args(argv)
-    return exit_code_of(PROGRAM, lambda: run(args))
+    return as_program(PROGRAM, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,17 +8,16 @@ classifier's checkpoint, of which the features before the last layer are taken. 
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import process_config
 from data_loader.samples import IMAGE_SUFFIXES, iter_images
+from deploy.answering import as_program
 from deploy.answers import check_folder
 from deploy.arguments import RUNTIMES
 from deploy.lines import printable
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from deploy.embedding import Embedder, Embeddings
 
 PROGRAM = "tools.embed"
-EXIT_BROKEN_PIPE, EXIT_INTERRUPTED = 141, 130  # 128 + the signal
 
 
 class EmbedError(ValueError):
@@ -37,7 +35,7 @@ class EmbedError(ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Embed a folder; 0 all pictures, 1 some could not be read, 2 a mistake of the user's."""
     args = make_parser().parse_args(argv)
-    return exit_code_of(PROGRAM, lambda: run(args))
+    return as_program(PROGRAM, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -109,27 +107,6 @@ def check_target(path: Path, suffix: str) -> None:
     if path.is_dir():
         raise EmbedError(f"{path}: it is a folder; name a file")
     check_folder(path.parent)
-
-
-def exit_code_of(program: str, work: Callable[[], int]) -> int:
-    """Do a tool's work; turn what stops it into a sentence and an exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
-    try:
-        exit_code = work()
-        sys.stdout.flush()
-        return exit_code
-    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # whoever read the lines has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left in the buffer
-        return EXIT_BROKEN_PIPE
-    except OSError as error:
-        print(f"{program}: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_loader.samples import iter_images
+from deploy.answering import as_program
 from deploy.lines import elide, printable
 from tools.embed import (
     EmbedError,
@@ -25,7 +26,6 @@ from tools.embed import (
     check_target,
     embed_folder,
     embedder_of,
-    exit_code_of,
     pictures_below,
 )
 
@@ -62,7 +62,7 @@ class Found:
 def main(argv: Sequence[str] | None = None) -> int:
     """Search; 0 all answered, 1 some pictures could not be read, 2 a mistake of the user's."""
     args = make_parser().parse_args(argv)
-    return exit_code_of(PROGRAM, lambda: run(args))
+    return as_program(PROGRAM, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -43,3 +46,19 @@ class StopRequest:
         if self.received is None and self.word:
             os.write(2, f"\n{self.word}\n".encode())  # a handler may interrupt a print, so not print
         self.received = signal.Signals(number)
+
+
+@contextmanager
+def children_wait() -> Iterator[None]:
+    """Hear of a child that died only afterwards: the loaders' handler raises wherever it interrupts, also a write."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+    if came and callable(before):
+        before(signal.SIGCHLD, None)

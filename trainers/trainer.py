@@ -41,7 +41,7 @@ from trainers.metrics import ValidationResult
 from trainers.multi_crop import right_answers
 from trainers.optimizer import AveragedNet, build_optimizer, hold_frozen_in_eval, set_learning_rate
 from trainers.schedule import schedule_of
-from trainers.signals import StopRequest
+from trainers.signals import StopRequest, children_wait
 
 MAX_CURVE_POINTS = 4000
 MAX_HEAT_MAPS = 12  # a validation
@@ -447,7 +447,8 @@ class Trainer:
             progress.best_result = {**asdict(result), "confusion": torch.tensor(result.confusion)}
             try:
                 if self.world.is_first:
-                    save_checkpoint(self._checkpoint(with_training_state=False), self.config.best_checkpoint())
+                    with children_wait():
+                        save_checkpoint(self._checkpoint(with_training_state=False), self.config.best_checkpoint())
             except CheckpointError:
                 progress.best, progress.best_result = before  # the file does not hold this net
                 raise
@@ -466,7 +467,8 @@ class Trainer:
             for path in (last, self.config.best_checkpoint()):
                 clear_leftovers(path)
             self.earlier = kept if self.has_loaded and is_whole(last) else 0
-        save_checkpoint(self._checkpoint(with_training_state=True), last, earlier=self.earlier)
+        with children_wait():
+            save_checkpoint(self._checkpoint(with_training_state=True), last, earlier=self.earlier)
         self.earlier = kept
 
     def _checkpoint(self, *, with_training_state: bool) -> Checkpoint:
