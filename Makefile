@@ -1,4 +1,5 @@
-# make demo: train and classify on real scans; make test: the tests; make check: style and types; make bench: against peers; make soak: the service.
+# make demo: train and classify on real scans; make test: the tests; make check: style and types; make bench: against peers;
+# make soak: the service under load; make fuzz: mutated input; make lock: requirements.lock.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -56,7 +57,7 @@ UV := uv==0.13.9
 lock: setup
 	test -x .venv/lock/bin/uv || $(BIN)/python -m venv .venv/lock
 	.venv/lock/bin/python -m pip install --disable-pip-version-check -q $(UV)
-	.venv/lock/bin/uv pip compile requirements.txt --no-config --default-index https://pypi.org/simple --generate-hashes \
+	.venv/lock/bin/uv pip compile requirements.txt --no-config --generate-hashes \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-header -q -o requirements.lock
 
 setup: .venv/ready
