@@ -75,7 +75,7 @@ class TrainingView:
         elif preprocess.resize == "squash":
             aspect = image.width / image.height
         box = random_crop_box(image.size, (low, high), (aspect * stretch_low, aspect * stretch_high))
-        return image.resize(size, RESAMPLING[preprocess.interpolation], box=box)
+        return image.crop(box).resize(size, RESAMPLING[preprocess.interpolation])
 
 
 class TwoViews:

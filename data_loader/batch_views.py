@@ -1,8 +1,8 @@
 """Training views of a whole batch at once, on the CPU or a GPU: what `TrainingView` does to one picture at a time.
 
 Every picture draws its own numbers, with the distributions of `TrainingView` for a picture that already has the net's
-input size; each operation gives Pillow's or torchvision's pixels, at most 1 of 255 away (hue: 6). Between the
-operations pixels are float32 whole numbers 0..255, as each of Pillow's leaves whole numbers behind.
+input size; each operation gives Pillow's or torchvision's pixels, at most 1 of 255 away (hue: 6). Behind the crop,
+pixels are float32 whole numbers 0..255 between the operations, as each of Pillow's leaves whole numbers behind.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from torch.nn import functional
 
 from configs.schema import ON_CPU_ONLY
 from data_loader.augment import AugmentSettings
+from data_loader.batch_crops import (
+    crop_boxes,
+    crops_on_cpu,
+    crops_to_size,
+    erased_boxes,
+    magnified_crops,
+    same_box,
+)
 
-ERASED_SHARE = (0.02, 0.33)  # of the picture's area: v2.RandomErasing's defaults, after Zhong et al. 2017
-ERASED_RATIO = (1 / 3.3, 1 / 0.3)  # width / height
 BLUR_SIGMA = (0.1, 2.0)  # in pixels, as `TrainingView` has it
 CPU_SHARE = 2**20  # numbers augmented at a time on a CPU: 4 MiB stays in its cache, half the time of a batch of 512
 
@@ -40,6 +46,8 @@ class BatchViews:
         self.settings = settings
         self.views = views
         self.size = size
+        changes = ("translate", "random_grayscale", "gaussian_blur", "random_erasing")
+        self.changes_pixels = any(settings.color_jitter) or any(getattr(settings, name) for name in changes)
 
     def __call__(self, images: torch.Tensor, mirrored: torch.Tensor | None = None) -> torch.Tensor:
         """Draw the views of each picture, side by side, from torch's default random numbers of the images' device.
@@ -47,17 +55,20 @@ class BatchViews:
         uint8 (N, C, H, W), C 1 or 3 -> uint8 (N * views, C, *size); rows 2i and 2i + 1 are picture i's for two views.
         `mirrored` (N,) says which pictures are mirrored where flips alternate; None: none of them.
         """
-        whole = images.repeat_interleave(self.views, 0)  # (N * views, C, H, W)
+        if self.views > 1:
+            images = images.repeat_interleave(self.views, 0)  # (N * views, C, H, W)
         if mirrored is None:
-            mirrored = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        turns = mirrored.repeat_interleave(self.views)  # (N * views,)
-        share = max(1, CPU_SHARE // images.shape[1:].numel()) if images.device.type == "cpu" else len(whole)
-        parts = zip(whole.split(share), turns.split(share), strict=True)
-        return torch.cat([self._augmented(part, turn) for part, turn in parts])
+            mirrored = torch.zeros(len(images) // self.views, dtype=torch.bool, device=images.device)
+        images = self._crop_and_flip(images, mirrored.repeat_interleave(self.views))
+        if not self.changes_pixels:
+            return images
+        share = max(1, CPU_SHARE // images.shape[1:].numel()) if images.device.type == "cpu" else len(images)
+        return torch.cat([self._changed(part) for part in images.split(share)])
 
-    def _augmented(self, images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    def _changed(self, images: torch.Tensor) -> torch.Tensor:
+        """Move, colour, blur and erase."""
         settings = self.settings
-        pixels = self._crop_and_flip(images.float(), mirrored)
+        pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
         if settings.translate:
             down, right = (
                 _uniform(-settings.translate * side, settings.translate * side, pixels) for side in pixels.shape[2:]
@@ -73,25 +84,26 @@ class BatchViews:
             pixels = _on_chosen(blur, pixels, _chance(settings.gaussian_blur, pixels), sigma)
         if settings.random_erasing:
             pixels = self._erase(pixels)
-        return pixels.to(torch.uint8)
+        return pixels.to(torch.uint8, memory_format=torch.channels_last)
 
-    def _crop_and_flip(self, pixels: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-        settings, (height, width) = self.settings, pixels.shape[2:]
+    def _crop_and_flip(self, images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+        settings, (height, width) = self.settings, images.shape[2:]
         size = self.size or (height, width)
         scale, ratio = settings.random_crop_scale, settings.random_crop_ratio
         cropping = not scale[0] == scale[1] == ratio[0] == ratio[1] == 1
         alternates = settings.horizontal_flip_alternates
         flipping = alternates or settings.horizontal_flip or settings.vertical_flip
         if not (cropping or flipping or size != (height, width)):
-            return pixels
-        boxes = _same_box(pixels, 0, 0, height, width)
+            return images
+        boxes = same_box(images, 0, 0, height, width)
         if cropping:
-            boxes = crop_boxes(pixels, (scale[0], scale[1]), (ratio[0] * width / height, ratio[1] * width / height))
-        mirrored = mirrored if alternates else _chance(settings.horizontal_flip, pixels)
-        upside_down = _chance(settings.vertical_flip, pixels)
-        if size == (height, width):
-            return crop_and_flip(pixels, boxes, mirrored, upside_down)
-        return crop_to_size(pixels, boxes, mirrored, upside_down, size)
+            boxes = crop_boxes(images, (scale[0], scale[1]), (ratio[0] * width / height, ratio[1] * width / height))
+        mirrored = mirrored if alternates else _chance(settings.horizontal_flip, images)
+        upside_down = _chance(settings.vertical_flip, images)
+        if images.device.type == "cpu":
+            return crops_on_cpu(images, boxes, mirrored, upside_down, size)
+        crops = magnified_crops if size == (height, width) else crops_to_size
+        return crops(images.float(), boxes, mirrored, upside_down, size).to(torch.uint8)
 
     def _jitter(self, pixels: torch.Tensor) -> torch.Tensor:
         brightness, contrast, saturation, hue = self.settings.color_jitter
@@ -118,57 +130,6 @@ class BatchViews:
         rows, columns = (torch.arange(size, device=pixels.device) for size in pixels.shape[2:])
         in_rows, in_columns = (rows >= top) & (rows < top + height), (columns >= left) & (columns < left + width)
         return pixels.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)  # mask (N, 1, H, W)
-
-
-def crop_boxes(pixels: torch.Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> torch.Tensor:
-    """Draw a box (N, 4) (top, left, height, width) a picture, as `random_crop_box` does; ratio is width / height."""
-    height, width = pixels.shape[2:]
-    boxes, found = _draw_boxes(pixels, scale, ratio, least=1, most=(height, width))
-    bounded = min(max(width / height, ratio[0]), ratio[1])
-    box_width, box_height = min(width, round(height * bounded)), min(height, round(width / bounded))
-    top, left = (height - box_height) // 2, (width - box_width) // 2
-    return torch.where(found[:, None], boxes, _same_box(pixels, top, left, box_height, box_width))
-
-
-def erased_boxes(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw the boxes (N, 4) that random erasing blanks, and which pictures (N,) got one, as v2.RandomErasing does."""
-    height, width = pixels.shape[2:]
-    return _draw_boxes(pixels, ERASED_SHARE, ERASED_RATIO, least=0, most=(height - 1, width - 1))
-
-
-def crop_and_flip(
-    pixels: torch.Tensor, boxes: torch.Tensor, mirrored: torch.Tensor, upside_down: torch.Tensor
-) -> torch.Tensor:
-    """Resize each box (N, 4) back to (H, W) bilinearly, as Pillow does with a box, and flip the chosen (N,).
-
-    A box of the picture only magnifies, so Pillow's filter is as narrow as grid_sample's; both look beyond the box.
-    """
-    height, width = pixels.shape[2:]
-    top, left, box_height, box_width = boxes.T[:, :, None]  # (N, 1) each
-    x = _centres(width, pixels.device) * (1 - 2 * mirrored[:, None].float())  # (N, W), in half boxes from its middle
-    y = _centres(height, pixels.device) * (1 - 2 * upside_down[:, None].float())  # (N, H)
-    x = (left * 2 + box_width * (x + 1)) / width - 1  # in half pictures, as grid_sample wants it
-    y = (top * 2 + box_height * (y + 1)) / height - 1
-    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), -1)  # (N, H, W, 2)
-    return functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False).round_()
-
-
-def crop_to_size(
-    pixels: torch.Tensor,
-    boxes: torch.Tensor,
-    mirrored: torch.Tensor,
-    upside_down: torch.Tensor,
-    size: tuple[int, int],
-) -> torch.Tensor:
-    """Resize each box (N, 4) to `size` with Pillow's bilinear filter, which widens where it reduces, and flip.
-
-    One direction after the other, rounded in between, as Pillow does it.
-    """
-    top, left, box_height, box_width = boxes.T
-    across = _filter(pixels.shape[3], size[1], left, box_width, mirrored)  # (N, w, W)
-    down = _filter(pixels.shape[2], size[0], top, box_height, upside_down)  # (N, h, H)
-    narrow = (pixels @ across.mT[:, None]).round_()  # (N, C, H, w)
-    return (down[:, None] @ narrow).round_()  # (N, C, h, w)
 
 
 def shift(pixels: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -222,19 +183,6 @@ def blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     return functional.conv2d(columns, kernel[:, None, None, :], groups=count * channels).view(pixels.shape).round_()
 
 
-def _filter(length: int, size: int, start: torch.Tensor, extent: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
-    """Weights (N, size, length) of a resize of [start, start + extent): triangles of a pixel's width, the wider one's.
-
-    What of a triangle lies beyond the picture is left out, and the rest adds up to 1.
-    """
-    step = (extent / size)[:, None, None]  # (N, 1, 1): source pixels to one of the result
-    places = _centres(size, start.device) * (1 - 2 * flipped[:, None].float())  # (N, size), in half boxes
-    middles = (start[:, None] + extent[:, None] * (places + 1) / 2)[:, :, None]  # (N, size, 1)
-    centres = torch.arange(length, device=start.device) + 0.5  # (length,)
-    weights = (1 - (centres - middles).abs() / step.clamp(min=1)).clamp_(min=0)
-    return weights / weights.sum(2, keepdim=True)
-
-
 def _moved(length: int, distances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Where along a side each of its pixels comes from (N, length), and whether that lies inside the picture."""
     sources = torch.arange(length, device=distances.device) - distances[:, None].long()
@@ -252,27 +200,6 @@ def _on_chosen(
     if len(rows) == 0:
         return pixels
     return pixels.index_copy_(0, rows, operation(pixels[rows], *(values[rows] for values in parameters)))
-
-
-def _draw_boxes(
-    pixels: torch.Tensor, scale: tuple[float, float], ratio: tuple[float, float], least: int, most: tuple[int, int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first of ten tries that fits (N, 4), and whether one did (N,)."""
-    tries, (height, width) = (len(pixels), 10), pixels.shape[2:]
-    area = height * width * pixels.new_empty(tries).uniform_(*scale)
-    aspect = pixels.new_empty(tries).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp_()
-    box_width, box_height = (area * aspect).sqrt_().round_(), (area / aspect).sqrt_().round_()  # (N, 10)
-    fits = (box_width.clamp(least, most[1]) == box_width) & (box_height.clamp(least, most[0]) == box_height)
-    first = fits.float().argmax(1, keepdim=True)
-    box_height, box_width = box_height.gather(1, first)[:, 0], box_width.gather(1, first)[:, 0]
-    top = (_uniform(0, 1, pixels) * (height - box_height + 1)).floor_()
-    left = (_uniform(0, 1, pixels) * (width - box_width + 1)).floor_()
-    return torch.stack((top, left, box_height, box_width), 1), fits.any(1)
-
-
-def _same_box(pixels: torch.Tensor, *box: int) -> torch.Tensor:
-    """One box for all, (N, 4); filled on the device, as a copy of a list would make the CPU wait."""
-    return torch.stack([pixels.new_full((len(pixels),), edge) for edge in box], 1)
 
 
 def _blend(reference: torch.Tensor, pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -299,11 +226,6 @@ def _to_hsv(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     sixths = torch.lerp((blue - red).div_(span).add_(2), (red - green).div_(span).add_(4), not_green)
     turns = torch.lerp((green - blue).div_(span), sixths, not_red).div_(6)  # -1 / 6..5 / 6
     return turns.sub_(turns.floor()).mul_(255).floor_(), chroma.mul_(255).div_(high.clamp(min=1)).floor_(), high
-
-
-def _centres(size: int, device: torch.device) -> torch.Tensor:
-    """Pixel centres between the edges -1 and 1, (size,)."""
-    return (torch.arange(size, device=device) * 2 + 1) / size - 1
 
 
 def _uniform(low: float, high: float, pixels: torch.Tensor) -> torch.Tensor:

@@ -84,11 +84,12 @@ def new_file(folder: Path | None) -> NewFile:
 
 
 def fit_all(path: str, samples: SampleList, fitting: Fitting, indices: range, workers: int) -> Iterator[Fitted]:
-    """Fit pictures of a list into their rows of a file, on as many loader processes, and say how it goes."""
+    """Fit pictures of a list into their rows of a file, on so many loader processes at most, and say how it goes."""
+    blocks = _Blocks(path, samples, fitting, indices)
     loader: DataLoader[Fitted] = DataLoader(
-        _Blocks(path, samples, fitting, indices),
+        blocks,
         batch_size=None,
-        num_workers=workers,
+        num_workers=min(workers, len(blocks)) if len(blocks) > 1 else 0,
         collate_fn=_as_it_is,
         worker_init_fn=start_loader_process,
     )

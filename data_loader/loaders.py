@@ -242,14 +242,14 @@ def validation_loader(
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack samples to {"image": uint8 (N, C, H, W), "label": (N,), "index": (N,)}; any error comes alone.
 
-    Of V views a picture the image is (N V, C, H, W), the views of one picture side by side.
+    The channels are last in memory. Of V views a picture the image is (N V, C, H, W), the views of one side by side.
     """
     errors = [item["error"] for item in items if "error" in item]
     if errors:
         return {"errors": errors}
-    images = torch.stack([item["image"] for item in items])
+    images = torch.stack([item["image"].movedim(-3, -1) for item in items])  # (N, ..., H, W, C), as they lie in memory
     return {
-        "image": images.flatten(0, -4),
+        "image": images.flatten(0, -4).movedim(-1, -3),
         "label": torch.tensor([item["label"] for item in items], dtype=torch.int64),
         "index": torch.tensor([item["index"] for item in items], dtype=torch.int64),
     }

@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 
 import train as train_program
 from configs.schema import Config, process_config
-from data_loader import batch_views, cache_building
+from data_loader import cache_building
 from data_loader.augment import TrainingView
 from data_loader.batch_views import BatchViews
 from data_loader.cache import CachedSamples, Fitting, PictureCache
@@ -454,28 +454,6 @@ def test_a_training_is_the_same_with_a_cache_and_resumed_in_it(
 # --- views from larger fitted pictures ---
 
 
-@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True)])
-def test_a_crop_to_a_smaller_size_is_pillows(flips: tuple[bool, bool]) -> None:
-    generator = torch.Generator().manual_seed(3)
-    pictures = torch.randint(0, 256, (16, 3, 50, 60), dtype=torch.uint8, generator=generator)
-    torch.manual_seed(0)
-    boxes = batch_views.crop_boxes(pictures.float(), (0.05, 1.0), (0.5, 2.0))
-    boxes[0] = torch.tensor([0, 0, 50, 60])
-    expected = []
-    for picture, (top, left, tall, wide) in zip(pictures, boxes.int().tolist(), strict=True):
-        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        view = image.resize((24, 20), Image.Resampling.BILINEAR, box=(left, top, left + wide, top + tall))
-        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips[0] else view
-        view = view.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flips[1] else view
-        expected.append(torch.from_numpy(np.array(view)).permute(2, 0, 1))
-    mirrored, upside_down = (torch.full((16,), flip) for flip in flips)
-    got = batch_views.crop_to_size(pictures.float(), boxes, mirrored, upside_down, (20, 24))
-    assert got.shape == (16, 3, 20, 24)
-    difference = (got - torch.stack(expected)).abs()
-    assert float(difference.max()) <= 2 and float((difference > 1).float().mean()) < 1e-3
-    assert float((difference > 0).float().mean()) < 0.2  # Pillow's weights are whole numbers, rounded once a direction
-
-
 def test_views_of_a_larger_fitted_picture_are_distributed_as_the_training_view_of_one_picture() -> None:
     torch.manual_seed(1)
     pixels, draws = textured(64, 64), 800
@@ -577,7 +555,7 @@ def test_damage_is_met_in_reduced_decoding_too() -> None:
 
 
 def test_fast_decoding_is_for_training_and_for_validation_when_asked(make_config: ConfigMaker, dataset: Path) -> None:
-    from trainers.run import training_pictures, validation_pictures
+    from trainers.building import training_pictures, validation_pictures
 
     samples, preprocess = read(dataset), Preprocess(32, 32)
     expected = {"off": (None, None), "training": ((32, 32), None), "all": ((32, 32), (32, 32))}
