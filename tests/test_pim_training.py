@@ -29,6 +29,7 @@ from deploy.backends import load_backend
 from nets.net_interface import NetError
 from nets.pim_module import HEADS, PIM, PimOutputs
 from nets.start_weights import load_start_weights, published_state_dict
+from trainers import building
 from trainers import run as training
 from trainers.distributed import World
 from trainers.pim import PimLossWeights, PimTask
@@ -168,8 +169,8 @@ def test_the_weights_of_the_config_reach_the_loss(make_config: ConfigMaker) -> N
     chosen = {"stages": 0.3, "selected": 0.2, "dropped": 4.0, "combiner": 0.7}
     config = process_config(make_config(**PIM_NET, **{f"pim_{name}_weight": value for name, value in chosen.items()}))
     train_samples, val_samples, _ = training.read_data(config, World(), lambda text: None)
-    net = training.build_start_net(config, lambda text: None)
-    task = training.build_task(config, net, train_samples, val_samples, torch.device("cpu"))
+    net = building.build_start_net(config, lambda text: None)
+    task = building.build_task(config, net, train_samples, val_samples, torch.device("cpu"))
     assert isinstance(task, PimTask)
     batch = {"image": torch.randn(4, 3, 64, 64), "label": torch.tensor([2, 0, 1, 1])}
     told = task.training_step(batch, np.random.default_rng(0))
@@ -281,7 +282,7 @@ def test_golden_losses(make_config: ConfigMaker, dataset: Path, switch: str) -> 
     curve = load_checkpoint(dataset / "weights/net_last.pth").progress["curves"]["train"]
     config = process_config(file)
     samples, *_ = training.read_data(config, World(), lambda text: None)
-    net = training.build_start_net(config, lambda text: None)
+    net = building.build_start_net(config, lambda text: None)
     assert isinstance(net, PIM)
     preprocess = facts_of(config, samples.class_names).preprocess
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0001, momentum=0.9, nesterov=True, weight_decay=0.01)
@@ -469,7 +470,7 @@ def test_finetune_takes_a_bare_backbone_of_torchvision(
     start = {"train_mode": "finetune", "pretrained_path": str(dataset), "pretrained_file": "resnet18.pth"}
     config = process_config(make_config(**PIM_NET, **start))
     said: list[str] = []
-    net = training.build_start_net(config, said.append)
+    net = building.build_start_net(config, said.append)
     assert isinstance(net, PIM)
     own = net.backbone.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in whole.state_dict().items() if "fc." not in name)

@@ -22,6 +22,7 @@ from artifacts.checkpoint import load_checkpoint, weights_sha256
 from artifacts.facts import facts_of
 from configs.schema import Config, process_config
 from data_loader.preprocess import Preprocess
+from trainers import building
 from trainers import run as training
 from trainers.classify import ClassifyTask, balanced_class_weights
 from trainers.distributed import World
@@ -201,7 +202,7 @@ def test_golden_losses(make_config: ConfigMaker, dataset: Path) -> None:
     curve = load_checkpoint(dataset / "weights/net_last.pth").progress["curves"]["train"]
     config = process_config(file)
     samples, *_ = training.read_data(config, World(), lambda text: None)
-    net = training.build_start_net(config, lambda text: None)
+    net = building.build_start_net(config, lambda text: None)
     preprocess = facts_of(config, samples.class_names).preprocess
     gem = [p for name, p in net.named_parameters() if name.endswith(".p")]
     rest = [p for name, p in net.named_parameters() if not name.endswith(".p")]
@@ -235,7 +236,7 @@ def test_accumulated_batches_equal_the_big_batch(make_config: ConfigMaker, datas
         )  # fmt: skip
         assert run_train(config) == 0
         results.append(load_checkpoint(dataset / "weights/net_last.pth").net)
-    start = training.build_start_net(process_config(config), lambda text: None).state_dict()
+    start = building.build_start_net(process_config(config), lambda text: None).state_dict()
     moved = max(float((results[0][name] - start[name]).abs().max()) for name in start)
     apart = max(float((results[0][name] - results[1][name]).abs().max()) for name in start)
     assert apart < moved / 50  # AdamW's first steps divide by gradients near 0, which rounding moves

@@ -204,14 +204,16 @@ def _folder(args: argparse.Namespace) -> Measured:
     from artifacts.checkpoint import load_checkpoint
 
     images = str(args.images.resolve())
-    files = [
-        args.weights,
-        *([args.artefacts / name for name in ("model.onnx", "model.int8.onnx")] if args.artefacts else []),
-    ]
+    ways = [(args.weights, "auto"), (args.weights, "bf16")]
+    if args.artefacts:
+        exported = [("model.onnx", "auto"), ("model.onnx", "bf16"), ("model.int8.onnx", "auto")]
+        ways += [(args.artefacts / name, precision) for name, precision in exported]
     starters: list[Starter] = []
-    for file in filter(Path.is_file, files):
-        own = ["folder", "--weights", file.resolve(), "--images", images, "--batch_size", args.batch]
-        starters.append(partial(ProcessSide, f"inference.py, {file.name}", OURS, own))
+    for file, precision in ways:
+        if file.is_file():
+            name = f"inference.py, {file.name}" + (", bf16" if precision == "bf16" else "")
+            own = ["folder", "--weights", file.resolve(), "--images", images, "--batch_size", args.batch]
+            starters.append(partial(ProcessSide, name, OURS, [*own, "--precision", precision]))
     config = Config.model_validate(load_checkpoint(args.weights).config)
     peer = [*_timm_arguments("folder", config, images, TIMM_BATCH), "--workers", 2]
     names = {"timm, default flags": (), TIMM_BEST: ("--amp",)}

@@ -11,7 +11,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,32 +50,14 @@ def train(turns: Turns, config: Config) -> None:
 
 def make_trainer(config: Config, say: Callable[[str], None]) -> Trainer:
     """Put together what train.py puts together, on one process. Raises ValueError."""
-    from artifacts.facts import facts_of
-    from trainers import run
+    from trainers.building import build_start_net, build_trainer
     from trainers.distributed import World
-    from trainers.hardware import choose_device, choose_precision
-    from trainers.logger import TrainingLogger
-    from trainers.trainer import Progress, Trainer
+    from trainers.hardware import choose_device
+    from trainers.run import read_data
 
     device, _ = choose_device(config.gpu_ids())
-    listed, val, _ = run.read_data(config, World(), _say_nothing)
-    task = run.build_task(config, run.build_start_net(config, _say_nothing), listed, val, device)
-    facts = replace(facts_of(config, listed.class_names), output=task.output)
-    return Trainer(
-        config,
-        task,
-        run.training_pictures(config, listed, facts.preprocess, task.views),
-        run.validation_pictures(config, val, facts.preprocess),
-        facts,
-        device=device,
-        precision=choose_precision(config.precision, device),
-        world=World(),
-        logger=TrainingLogger("", enabled=False),
-        progress=Progress(),
-        say=say,
-        augment=run.batch_views(config, facts.preprocess, task.views),
-        show_progress=False,
-    )
+    train, val, _ = read_data(config, World(), _say_nothing)
+    return build_trainer(config, build_start_net(config, _say_nothing), train, val, device=device, say=say)
 
 
 def load(turns: Turns, config: Config, *, is_first: bool) -> None:
@@ -101,19 +82,22 @@ class EpochOfPictures:
         import torch
 
         from artifacts.facts import facts_of
+        from data_loader.allocation import keep_freed_memory
         from data_loader.augment import mirrored_half
         from data_loader.loaders import EpochBatches, training_loader
-        from trainers import run
+        from trainers.building import batch_views, training_pictures
         from trainers.distributed import World
         from trainers.hardware import choose_device
+        from trainers.run import read_data
 
-        samples, _, _ = run.read_data(config, World(), _say_nothing)
+        keep_freed_memory()
+        samples, _, _ = read_data(config, World(), _say_nothing)
         self.config, self.samples, self.epoch = config, samples, 0
         self.preprocess = facts_of(config, samples.class_names).preprocess
-        self.views = run.batch_views(config, self.preprocess, 1)
+        self.views = batch_views(config, self.preprocess, 1)
         self.batches = EpochBatches()
         self.mirrored_half = torch.from_numpy(mirrored_half(config.seed, len(samples.samples)))
-        data = run.training_pictures(config, samples, self.preprocess, 1)
+        data = training_pictures(config, samples, self.preprocess, 1)
         self.device, _ = choose_device(config.gpu_ids())
         self.loader = training_loader(data, self.batches, config.dataloader_workers, device=self.device)
 
@@ -140,14 +124,14 @@ class EpochOfPictures:
         return count
 
 
-def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: int) -> None:
+def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: int, precision: str) -> None:
     """Answer for all pictures of a folder and write a CSV, as inference.py does; a round is the folder."""
     from data_loader.samples import iter_images
     from deploy.answers import open_results
     from deploy.backends import load_backend
     from deploy.predictor import Predictor
 
-    predictor = Predictor(*load_backend(weights))
+    predictor = Predictor(*load_backend(weights, precision=precision))
     with tempfile.TemporaryDirectory() as place:
 
         def play() -> Round:
@@ -170,10 +154,11 @@ def main() -> None:
     parser.add_argument("--images", type=Path)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--precision", default="auto")
     args = parser.parse_args()
     turns = Turns()
     if args.what == "folder":
-        folder(turns, args.weights, args.images, args.batch_size, args.workers)
+        folder(turns, args.weights, args.images, args.batch_size, args.workers, args.precision)
         return
     from configs.schema import Config
 

@@ -6,12 +6,10 @@ import resource
 import sys
 import time
 import traceback
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from artifacts.facts import facts_of
 from configs.schema import Config
 from data_loader.cache import Fitting
 from data_loader.cache_building import free_memory
@@ -19,19 +17,11 @@ from data_loader.loaders import enlarged, epoch_order, plan_epoch, without
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, SampleList
 from tools.doctor_step import Step, size_text
-from trainers.distributed import World
-from trainers.hardware import choose_device, choose_precision, describe_device
-from trainers.logger import TrainingLogger
+from trainers.building import build_start_net, build_trainer
+from trainers.hardware import choose_device, describe_device
 from trainers.optimizer import hold_frozen_in_eval
-from trainers.run import (
-    batch_views,
-    build_start_net,
-    build_task,
-    processes_wanted,
-    training_pictures,
-    validation_pictures,
-)
-from trainers.trainer import Progress, Trainer
+from trainers.run import processes_wanted
+from trainers.trainer import Trainer
 
 MOST_STEPS, MOST_SECONDS = 25, 15.0  # after the first step, which warms up
 
@@ -92,7 +82,9 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
     device, _ = choose_device(config.gpu_ids())
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     notes: list[str] = []
-    trainer = _trainer(config, train, val, device, notes)
+    net = build_start_net(config, notes.append)
+    trainer = build_trainer(config, net, train, val, device=device, say=notes.append, kind=TrialTrainer)
+    assert isinstance(trainer, TrialTrainer)
     seconds = trainer.trial(MOST_STEPS, MOST_SECONDS)
     processes = processes_wanted(config)
     epoch = plan_epoch(len(train.samples), config.batch_size, processes, config.accumulation_steps)
@@ -117,28 +109,6 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
         **trainer.checkpoint_bytes(),
         "notes": notes,
     }
-
-
-def _trainer(
-    config: Config, train: SampleList, val: SampleList, device: torch.device, notes: list[str]
-) -> TrialTrainer:
-    task = build_task(config, build_start_net(config, notes.append), train, val, device)
-    facts = replace(facts_of(config, train.class_names), output=task.output)
-    return TrialTrainer(
-        config,
-        task,
-        training_pictures(config, train, facts.preprocess, task.views),
-        validation_pictures(config, val, facts.preprocess),
-        facts,
-        device=device,
-        precision=choose_precision(config.precision, device),
-        world=World(),
-        logger=TrainingLogger("", enabled=False),
-        progress=Progress(),
-        say=notes.append,
-        augment=batch_views(config, facts.preprocess, task.views),
-        show_progress=False,
-    )
 
 
 def _peak_memory(device: torch.device) -> int:
