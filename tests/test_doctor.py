@@ -22,7 +22,7 @@ from data_loader.preprocess import Preprocess, decode
 from data_loader.samples import SampleList, read_list, read_unlabelled
 from deploy.lines import text_columns
 from tools import doctor
-from tools.doctor_checks import PROBLEM
+from tools.doctor_checks import NOTE, PROBLEM
 from tools.doctor_report import class_weights
 from tools.doctor_scan import FEW, ODDITIES, SMALL_PX, difference_hash, scan
 from tools.doctor_trial import measure
@@ -403,6 +403,30 @@ def test_batch_that_fits_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     (finding,) = tools.doctor_step.judge_step(step)
     assert finding.level == PROBLEM
     assert finding.text == "the memory is too small; batch_size 4 fits, accumulation_steps makes up for it"
+
+
+@pytest.mark.parametrize(
+    ("compiled", "told"),
+    [
+        (
+            {"seconds_a_step": 0.3, "seconds_first": 31.0},
+            'compiled, a step takes 0.3 s instead of 0.4, and compiling 30 s: "compile": true pays back after 3 epochs',
+        ),
+        (
+            {"seconds_a_step": 0.39, "seconds_first": 101.0},
+            "compiled, a step takes 0.39 s instead of 0.4, and compiling 100 s: it does not pay back in 90 epochs",
+        ),
+        (
+            {"seconds_a_step": 0.5, "seconds_first": 31.0},
+            "compiled, a step takes 0.5 s instead of 0.4, and compiling 30 s: it does not pay back in 90 epochs",
+        ),
+        ({"error": "no compiler"}, "the compiled net cannot be trained: no compiler"),
+    ],
+)
+def test_compiling_is_judged_by_what_both_ways_took(compiled: dict[str, Any], told: str) -> None:
+    step = {"seconds_a_step": 0.4, "seconds_first": 1.0, "steps_an_epoch": 100, "compiled": compiled}
+    (finding,) = tools.doctor_step.judge_compiling(Config.model_validate(NEEDED), step)
+    assert (finding.level, finding.text) == (NOTE, told)
 
 
 def test_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

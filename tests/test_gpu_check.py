@@ -1,12 +1,18 @@
 """What `tools.gpu_check` does where there is no GPU: its parts on a CPU, and what it says."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from configs.schema import Config, process_config
+from tools.benchmark_sides import ROOT
 from tools.gpu_check import (
+    CIFAR10_EPOCHS,
+    PARTS,
     Figure,
     deployed_net,
     forward_ms,
@@ -17,6 +23,7 @@ from tools.gpu_check import (
     run_part,
     training_config,
 )
+from trainers.rules import net_problems
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -47,6 +54,37 @@ def test_the_forward_part_measures_the_call() -> None:
     calls = []
     forward_ms(lambda: calls.append(net(images).shape), images.device, repeats=3)
     assert calls == [(1, 5)] * 8
+
+
+@pytest.mark.parametrize("part", ["cifar10", "simsiam"])
+def test_the_trained_parts_ask_for_what_train_can_do(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their commands are held against the config's rules, and their reports are made up."""
+    make_class_folders(tmp_path)
+    asked: list[Config] = []
+
+    def run(command: list[str], **_: object) -> None:
+        flags = [command[place + 1] for place, word in enumerate(command) if word == "--set"]
+        config = process_config(ROOT / command[command.index("--config") + 1], flags, checks=[net_problems])
+        asked.append(config)
+        points = [{"epoch": 10, "top1": 0.955}]
+        report = {"best": {"top1": 0.955}, "train_seconds": 16.0, "curves": {"val": points}}
+        (Path(config.save_path) / "report.json").write_text(json.dumps(report))
+
+    monkeypatch.setattr("subprocess.run", run)
+    figures = list(PARTS[part].measure(argparse.Namespace(cifar10=tmp_path)))
+    (config,) = asked
+    assert config.num_epochs == {"cifar10": CIFAR10_EPOCHS, "simsiam": 200}[part]
+    assert figures[0].part == part
+
+
+def make_class_folders(folder: Path) -> None:
+    """Lay out a set of CIFAR-10's ten classes with a picture each."""
+    for split in ("train", "test"):
+        for label in range(10):
+            (folder / split / str(label)).mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(folder / split / str(label) / "picture.png")
 
 
 def test_a_figure_is_reached_from_its_own_side() -> None:

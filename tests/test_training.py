@@ -254,13 +254,8 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("net", ["resnet_module.resnet18", "squeezenet_module.squeezenet1_1"])
-@pytest.mark.parametrize("stop_at", [2, 3, 4, 7])
 def test_interrupted_and_resumed_equals_uninterrupted(
-    make_config: ConfigMaker,
-    dataset: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    net: str,
-    stop_at: int,
+    make_config: ConfigMaker, dataset: Path, monkeypatch: pytest.MonkeyPatch, net: str
 ) -> None:
     """To the bit: with dropout (squeezenet), batch norm (resnet), EMA, mixup, augmentation, mid-epoch and at its end.
 
@@ -268,27 +263,30 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     """
     module, _, name = net.partition(".")
     changes = {**RECIPE, "model_module_name": module, "model_net_name": name, "model_type": ""}
-    assert run_train(make_config(**changes, save_path=str(dataset / "a/weights"))) == 0
-    config = make_config(**changes, save_path=str(dataset / "b/weights"), save_interval_steps=1)
+    assert run_train(make_config(**changes, save_path=str(dataset / "whole"))) == 0
+    whole = load_checkpoint(dataset / "whole/net_last.pth")
     save = Trainer._save_last
+    for stop_at in (2, 3, 4, 7):  # at 3, the end of an epoch, before its validation
+        folder = dataset / f"stopped_at_{stop_at}"
+        config = make_config(**changes, save_path=str(folder), save_interval_steps=1)
 
-    def save_then_die(trainer: Trainer) -> None:
-        save(trainer)
-        if trainer.progress.step == stop_at:  # at 3, the end of an epoch, before its validation
-            raise Interrupted
+        def save_then_die(trainer: Trainer, stop_at: int = stop_at) -> None:
+            save(trainer)
+            if trainer.progress.step == stop_at:
+                raise Interrupted
 
-    monkeypatch.setattr(Trainer, "_save_last", save_then_die)
-    with pytest.raises(Interrupted):
-        run_train(config)
-    monkeypatch.setattr(Trainer, "_save_last", save)
-    torch.manual_seed(99)  # whatever happened in between must not matter
-    assert run_train(config, "--resume") == 0
-    whole, resumed = (load_checkpoint(dataset / run / "weights/net_last.pth") for run in "ab")
-    assert weights_sha256(whole.net) == weights_sha256(resumed.net)
-    assert weights_sha256(whole.deployed()) == weights_sha256(resumed.deployed())
-    assert whole.progress["curves"] == resumed.progress["curves"]
-    for key in ("step", "epoch", "best"):
-        assert whole.progress[key] == resumed.progress[key]
+        monkeypatch.setattr(Trainer, "_save_last", save_then_die)
+        with pytest.raises(Interrupted):
+            run_train(config)
+        monkeypatch.setattr(Trainer, "_save_last", save)
+        torch.manual_seed(99)  # whatever happened in between must not matter
+        assert run_train(config, "--resume") == 0
+        resumed = load_checkpoint(folder / "net_last.pth")
+        assert weights_sha256(whole.net) == weights_sha256(resumed.net), stop_at
+        assert weights_sha256(whole.deployed()) == weights_sha256(resumed.deployed()), stop_at
+        assert whole.progress["curves"] == resumed.progress["curves"], stop_at
+        for key in ("step", "epoch", "best"):
+            assert whole.progress[key] == resumed.progress[key], stop_at
 
 
 def test_two_processes_equal_one_with_twice_the_batch(make_config: ConfigMaker, dataset: Path) -> None:

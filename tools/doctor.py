@@ -63,7 +63,7 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     from tools.doctor_checks import LEVELS, PROBLEM, Study, check
     from tools.doctor_report import report_of
     from tools.doctor_scan import scan
-    from tools.doctor_step import judge_disk, judge_step, try_steps
+    from tools.doctor_step import judge_compiling, judge_disk, judge_step, try_steps
 
     train, val = read_lists(config, check_files=False)  # what is missing is a finding
     preprocess = preprocess_of(config)
@@ -73,8 +73,9 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     step: dict[str, Any] = {}
     if not args.skip_step:
         bad_train, bad_val = study.parted(study.pictures.errors)
-        step = try_steps(config, train, val, set(bad_train), {study.index(row) for row in bad_val})
-        findings += judge_step(step)
+        bad = set(bad_train), {study.index(row) for row in bad_val}
+        step = try_steps(config, train, val, *bad, compiles_too=args.try_compile)
+        findings += [*judge_step(step), *judge_compiling(config, step)]
     disk, of_disk = judge_disk(config, step)
     findings = sorted([*findings, *of_disk], key=lambda finding: LEVELS.index(finding.level))
     report = report_of(study, str(args.config), findings, step, disk)
@@ -101,6 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--drop_look_alikes", action="store_true", help="with --fix: drop training pictures that look like validation's"
     )
     add("--skip_step", action="store_true", help="do not build the net and train a few steps")
+    add("--try_compile", action="store_true", help='also train steps with "compile", and say whether it pays back')
     workers = min(MOST_WORKERS, os.cpu_count() or 1)
     add("--workers", metavar="N", type=int, default=workers, help="processes that read pictures (default: the cores)")
     return parser

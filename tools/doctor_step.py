@@ -20,10 +20,19 @@ Step = dict[str, Any]
 Lists = tuple[SampleList, SampleList, set[int], set[int]]  # training, validation, and the bad pictures' places
 
 
-def try_steps(config: Config, train: SampleList, val: SampleList, bad_train: set[int], bad_val: set[int]) -> Step:
+def try_steps(
+    config: Config,
+    train: SampleList,
+    val: SampleList,
+    bad_train: set[int],
+    bad_val: set[int],
+    *,
+    compiles_too: bool = False,
+) -> Step:
     """Train a few steps without the bad pictures and give what was measured; {"error": sentence} where they fail.
 
-    Where the memory is too small, halved batches are tried: "fitting_batch_size" is the first that went.
+    Where the memory is too small, halved batches are tried: "fitting_batch_size" is the first that went. `compiles_too`
+    tries the compiled net as well: "compiled" is what was measured of it.
     """
     lists = (train, val, bad_train, bad_val)
     step = _in_own_process(config, lists)
@@ -33,7 +42,27 @@ def try_steps(config: Config, train: SampleList, val: SampleList, bad_train: set
         again = _in_own_process(config.model_copy(update={"batch_size": smaller}), lists)
         if not again.get("out_of_memory"):
             step["fitting_batch_size"] = smaller
+    if compiles_too and "error" not in step:
+        step["compiled"] = _in_own_process(config.model_copy(update={"compile": config.compile or True}), lists)
     return step
+
+
+def judge_compiling(config: Config, step: Step) -> Iterator[Finding]:
+    """Say whether compiling the net pays back within the training, from what both ways took."""
+    compiled = step.get("compiled")
+    if compiled is None:
+        return
+    if "error" in compiled:
+        yield Finding(NOTE, "compile", f"the compiled net cannot be trained: {compiled['error']}")
+        return
+    before, after = step["seconds_a_step"], compiled["seconds_a_step"]
+    cost = max(0.0, compiled["seconds_first"] - step["seconds_first"])
+    gained = (before - after) * step["steps_an_epoch"]  # seconds an epoch
+    what = f"compiled, a step takes {after:.3g} s instead of {before:.3g}, and compiling {cost:.0f} s"
+    if gained <= 0 or cost > gained * config.num_epochs:
+        yield Finding(NOTE, "compile", f"{what}: it does not pay back in {config.num_epochs} epochs")
+    else:
+        yield Finding(NOTE, "compile", f'{what}: "compile": true pays back after {math.ceil(cost / gained)} epochs')
 
 
 def judge_step(step: Step) -> Iterator[Finding]:

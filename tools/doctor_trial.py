@@ -99,6 +99,7 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
         "processes": processes,
         "steps_measured": len(warm),
         "seconds_a_step": a_step,
+        "seconds_first": seconds[0],
         "steps_an_epoch": len(epoch),
         "seconds_an_epoch": a_step * len(epoch),
         "loss": trainer.first_loss(),

@@ -64,6 +64,29 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
+class DeviceCopy:
+    """Copies batches to a device; asynchronously to a GPU on a stream of its own, where no copy waits for a step.
+
+    What is on the device already stays as it is. The gain was not measured: 512 pictures of 128 px are 25 MB.
+    """
+
+    def __init__(self, device: torch.device, *, is_asynchronous: bool) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if is_asynchronous and device.type == "cuda" else None
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Give the batch on the device, ready for the current stream."""
+        if self.stream is None:
+            return {key: value.to(self.device) for key, value in batch.items()}
+        with torch.cuda.stream(self.stream):
+            moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        for value in moved.values():
+            value.record_stream(current)  # else its memory could be written to while the step still reads it
+        return moved
+
+
 def describe_device(device: torch.device) -> str:
     """Name the hardware for the report."""
     if device.type == "cuda":

@@ -33,7 +33,7 @@ from data_loader.loaders import (
 from data_loader.preprocess import as_array
 from trainers.classify import ClassifyTask, picture_captions
 from trainers.distributed import World
-from trainers.hardware import autocast
+from trainers.hardware import DeviceCopy, autocast
 from trainers.heatmaps import worst_heat_maps
 from trainers.logger import TrainingLogger
 from trainers.memory import advice, is_out_of_memory, largest_that_fits
@@ -125,6 +125,7 @@ class Trainer:
         self.train_data, self.val_data, self.progress = train_data, val_data, progress
         self.augment = augment
         self.show_progress = show_progress and world.is_first
+        self.copy = DeviceCopy(device, is_asynchronous=config.async_loading)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.task = task.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.validated = self.task  # the task around the net that was validated last: the averaged one, if there is one
@@ -142,7 +143,7 @@ class Trainer:
         self.ema = AveragedNet(task.net, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         if config.compile:
-            task.net.compile()
+            task.net.compile(mode=None if config.compile is True else config.compile)
         self.model: torch.nn.Module = task
         if world.size > 1:
             devices = [device] if device.type == "cuda" else None
@@ -486,7 +487,7 @@ class Trainer:
         self, batch: dict[str, Any], augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
         """Move a batch, and augment and normalise its pictures there: four times fewer bytes travel."""
-        moved = {key: value.to(self.device, non_blocking=self.config.async_loading) for key, value in batch.items()}
+        moved = self.copy(batch)
         pictures = moved["image"]
         if augment is not None:
             is_even = self.progress.epoch % 2 == 0
