@@ -32,7 +32,6 @@ CIFAR ?= data_example/cifar10
 NET ?= logs/flowers/flowers.pth
 EXPORTED ?= exported
 ROOTS := --set train_data_root_dir=$(FLOWERS)/train/images --set val_data_root_dir=$(FLOWERS)/valid/images
-KINDS := train load infer simsiam probe pim serve
 
 bench: setup
 	test -x logs/peers/bin/python || $(BENCH) --make_peers logs/peers
@@ -43,7 +42,7 @@ bench: setup
 	$(BENCH) probe --json $(OUT)/probe.json
 	$(BENCH) pim --json $(OUT)/pim.json
 	$(BENCH) serve --weights $(EXPORTED)/model.onnx --rounds 5 --json $(OUT)/serve.json
-	$(BENCH) page $(KINDS:%=$(OUT)/%.json)
+	$(BENCH) page $(OUT)/*.json
 
 soak: setup
 	$(BIN)/python -m tools.soak --weights $(EXPORTED)/model.onnx --json logs/soak.json

@@ -56,9 +56,13 @@ def make_parser() -> argparse.ArgumentParser:
 def add_pictures(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name the pictures."""
     add = parser.add_argument_group("pictures").add_mutually_exclusive_group().add_argument
-    add("-image", "--image", metavar="FILE", type=Path, help="one picture")
+    add("-image", "--image", metavar="FILE", type=named_path, help="one picture")
     add(
-        "-idir", "--image_dir", metavar="DIR", type=Path, help=f"a folder, with all below it (default {DEFAULT_IMAGES})"
+        "-idir",
+        "--image_dir",
+        metavar="DIR",
+        type=named_path,
+        help=f"a folder, with all below it (default {DEFAULT_IMAGES})",
     )
 
 
@@ -68,12 +72,18 @@ def add_net(parser: argparse.ArgumentParser, weights: int | str | None = None) -
     add(
         "--weights",
         metavar="F",
-        type=Path,
+        type=named_path,
         nargs=weights,
         help="a checkpoint (.pth), TorchScript (.pt), torch.export (.pt2), ONNX (.onnx), a network description (.json) "
         "or a TensorRT engine (.engine); each says all about itself (default: the config's checkpoint)",
     )
-    add("-cfg", "--config", metavar="F", type=Path, help=f"whose net answers (without --weights: {DEFAULT_CONFIG})")
+    add(
+        "-cfg",
+        "--config",
+        metavar="F",
+        type=named_path,
+        help=f"whose net answers (without --weights: {DEFAULT_CONFIG})",
+    )
     add("-net", "--net", metavar="NAME", help="instead of the config's model_net_name")
     add("-model", "--model", "-module", "--module", metavar="MODULE", help="instead of the config's model_module_name")
     add("-cls", "--cls", metavar="N", type=whole_number(2, 10**9), help="instead of the config's num_classes")
@@ -100,11 +110,16 @@ def _add_conversions(parser: argparse.ArgumentParser) -> None:
 def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
     add("--topk", metavar="K", type=whole_number(1, 10**9), default=5, help="classes told of a picture (default 5)")
-    add("--output", metavar="F", type=Path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_RESULT}/results.csv)")
+    add(
+        "--output",
+        metavar="F",
+        type=named_path,
+        help=f"a file .csv, .json or .jsonl (default {DEFAULT_RESULT}/results.csv)",
+    )
     add(
         "--save_images",
         metavar="DIR",
-        type=Path,
+        type=named_path,
         help=f"a folder for copies of the pictures (default {DEFAULT_RESULT})",
     )
     add(
@@ -116,7 +131,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     add(
         "--heatmap",
         metavar="DIR",
-        type=Path,
+        type=named_path,
         help="a folder for the pictures with a map over them of where the net saw its answer; needs a checkpoint",
     )
     add("--heatmap_class", metavar="NAME", help="with --heatmap: also a map of where this class could be")
@@ -143,6 +158,13 @@ def _truth(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise argparse.ArgumentTypeError(f'must be True or False, or nothing, got "{text}"')
     return text.lower() in ("true", "1")
+
+
+def named_path(text: str) -> Path:
+    """Read a path. Raises ArgumentTypeError for an empty text, which would be the present folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a path, got an empty text")
+    return Path(text)
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

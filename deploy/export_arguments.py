@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from deploy.arguments import named_path
 from deploy.telling import PROGRAM
 
 FORMATS = ("jit", "pt2", "onnx", "int8", "json", "engine", "all")  # in the order in which they are made
@@ -46,9 +46,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--weights", metavar="F", type=_path, required=True, help="a checkpoint, or bare weights with --config")
+    add("--weights", metavar="F", type=named_path, required=True, help="a checkpoint, or bare weights with --config")
     add("--formats", metavar="A,B", type=_formats, required=True, help=f"of {', '.join(FORMATS)}")
-    add("--output_dir", metavar="DIR", type=_path, help="where the files go (default: beside the weights)")
+    add("--output_dir", metavar="DIR", type=named_path, help="where the files go (default: beside the weights)")
     add("--precision", choices=PRECISIONS, default="fp32", help="of jit, pt2, onnx, json and engine (default fp32)")
     add(
         "--with_preprocess",
@@ -65,7 +65,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         help="least, best and most pictures at once, for engines (default 1,8,64)",
     )
     add("--wts", action="store_true", help=f"also write {WTS}, the state dict as tensorrtx's text weights")
-    add("--config", metavar="F", type=_path, help="describes bare weights, and how their lists are written")
+    add("--config", metavar="F", type=named_path, help="describes bare weights, and how their lists are written")
 
 
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
@@ -73,13 +73,13 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
     add(
         "--samples",
         metavar="F",
-        type=_path,
+        type=named_path,
         help="a list (path, separator, label a line) or a folder of pictures (default: the net's validation data)",
     )
     add(
         "--samples_root",
         metavar="DIR",
-        type=_path,
+        type=named_path,
         help="what the paths in that list start from (default: the config's folders or the list's own, whichever has "
         "most of the pictures)",
     )
@@ -91,12 +91,6 @@ def _add_pictures(parser: argparse.ArgumentParser) -> None:
         "memory with height x width x 3 bytes",
     )
     add("--device", metavar="D", default="auto", help="where it is proved: auto (default), cpu, cuda or cuda:N")
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("must be a path, got an empty text")
-    return Path(text)
 
 
 def _formats(text: str) -> list[str]:

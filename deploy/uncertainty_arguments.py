@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from artifacts.calibration import SCORES
-from deploy.arguments import DEFAULT_RESULT, add_machine, add_net, add_pictures, whole_number
+from deploy.arguments import DEFAULT_RESULT, add_machine, add_net, add_pictures, named_path, whole_number
 
 DEFAULT_OUTPUT = f"{DEFAULT_RESULT}/uncertain.csv"
 DEFAULT_SCORE = "least_confidence"
@@ -54,8 +53,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("calibration, once for a checkpoint").add_argument
-    add("--calibrate", metavar="LIST", type=Path, help="a labelled list, or one folder a class, not trained on")
-    add("--list_root", metavar="DIR", type=Path, help="folder that a list's paths start from (default: as trained)")
+    add("--calibrate", metavar="LIST", type=named_path, help="a labelled list, or one folder a class, not trained on")
+    add(
+        "--list_root",
+        metavar="DIR",
+        type=named_path,
+        help="folder that a list's paths start from (default: as trained)",
+    )
     add("--score", metavar="S", choices=SCORES, help=f"of {', '.join(SCORES)} (default {DEFAULT_SCORE})")
     add("--target_risk", metavar="R", type=_share, help="share of wrong answers among the accepted (default 0.01)")
     add("--confidence", metavar="P", type=_share, help="probability that it stays under that (default 0.95)")
@@ -64,10 +68,25 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("evaluation of a calibrated net").add_argument
-    add("--evaluate", metavar="LIST", type=Path, help="a labelled list, or one folder a class: used for nothing before")
-    add("--ood", metavar="DIR", type=Path, help="a folder of pictures of none of its classes, which it should doubt")
-    add("--means", metavar="LIST", type=Path, help="whose class means give the distance (default: 2,000 trained on)")
-    add("--report", metavar="DIR", type=Path, help=f"for uncertainty.html and .json (default {DEFAULT_RESULT})")
+    add(
+        "--evaluate",
+        metavar="LIST",
+        type=named_path,
+        help="a labelled list, or one folder a class: used for nothing before",
+    )
+    add(
+        "--ood",
+        metavar="DIR",
+        type=named_path,
+        help="a folder of pictures of none of its classes, which it should doubt",
+    )
+    add(
+        "--means",
+        metavar="LIST",
+        type=named_path,
+        help="whose class means give the distance (default: 2,000 trained on)",
+    )
+    add("--report", metavar="DIR", type=named_path, help=f"for uncertainty.html and .json (default {DEFAULT_RESULT})")
 
 
 def _add_repetition(parser: argparse.ArgumentParser) -> None:
@@ -92,8 +111,13 @@ def _add_repetition(parser: argparse.ArgumentParser) -> None:
 def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
     add("--topk", metavar="K", type=whole_number(1, 10**9), default=1, help="classes told of a picture (default 1)")
-    add("--output", metavar="F", type=Path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_OUTPUT})")
-    add("--set_aside", metavar="DIR", type=Path, help="a new folder for copies of the doubtful, most doubtful first")
+    add("--output", metavar="F", type=named_path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_OUTPUT})")
+    add(
+        "--set_aside",
+        metavar="DIR",
+        type=named_path,
+        help="a new folder for copies of the doubtful, most doubtful first",
+    )
     add("--quiet", action="store_true", help="no line for a picture that was accepted")
 
 

@@ -611,6 +611,8 @@ def test_an_untrained_config_and_a_precious_file(
     ("arguments", "text"),
     [
         (["--topk", "0"], 'must be a whole number from 1 to 1000000000, got "0"'),
+        (["--heatmap", ""], "argument --heatmap: must be a path, got an empty text"),
+        (["--save_images", ""], "argument --save_images: must be a path, got an empty text"),
         (["--batch_size", "many"], 'must be a whole number from 1 to 65536, got "many"'),
         (["-cls", "1"], "from 2"),
         (["-image", "a", "-idir", "b"], "not allowed with"),
