@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except OSError as error:
-        print(f"train.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"train.py: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     except ValueError as error:
         # Every mistake of the user's is a ValueError of a kind of ours, and its message the sentence to show.

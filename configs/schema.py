@@ -191,7 +191,7 @@ class Config(BaseModel):
         "auto", description="auto: bf16 where the hardware multiplies it natively"
     )
     channels_last: bool = Field(True, description="memory layout NHWC, which convolutions prefer")
-    compile: bool | Literal["reduce-overhead", "max-autotune"] = Field(
+    compile: Literal[False, True, "reduce-overhead", "max-autotune"] = Field(
         False, description="torch.compile the net: true, or in one of its modes (reduce-overhead: CUDA graphs)"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of weights, order and augmentation")

@@ -144,13 +144,14 @@ def random_crop_box(
 ) -> tuple[int, int, int, int]:
     """Draw a box (left, top, right, bottom) of a share `scale` of the area and an aspect width/height in `ratio`.
 
-    Inception's crop (Szegedy et al. 2015) as torchvision draws it: ten tries, then the largest middle box of the ratio.
+    Inception's crop (Szegedy et al. 2015) as torchvision draws it: ten tries, then the largest middle box of the ratio,
+    which is at least one pixel wide and high.
     """
     probe = torch.empty(1, size[1], size[0], device="meta")
     transform = v2.RandomResizedCrop(1, scale=scale, ratio=ratio)
     drawn = transform.make_params([probe])
-    left, top = drawn["left"], drawn["top"]
-    return left, top, left + drawn["width"], top + drawn["height"]
+    left, top = min(drawn["left"], size[0] - 1), min(drawn["top"], size[1] - 1)
+    return left, top, left + max(1, drawn["width"]), top + max(1, drawn["height"])
 
 
 def _picture_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Image.Image]]:

@@ -19,7 +19,8 @@ def crop_boxes(pixels: torch.Tensor, scale: tuple[float, float], ratio: tuple[fl
     height, width = pixels.shape[2:]
     boxes, found = _draw_boxes(pixels, scale, ratio, least=1, most=(height, width))
     bounded = min(max(width / height, ratio[0]), ratio[1])
-    box_width, box_height = min(width, round(height * bounded)), min(height, round(width / bounded))
+    box_width = max(1, min(width, round(height * bounded)))
+    box_height = max(1, min(height, round(width / bounded)))
     top, left = (height - box_height) // 2, (width - box_width) // 2
     return torch.where(found[:, None], boxes, same_box(pixels, top, left, box_height, box_width))
 

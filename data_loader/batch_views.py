@@ -1,7 +1,8 @@
 """Training views of a whole batch at once, on the CPU or a GPU: what `TrainingView` does to one picture at a time.
 
 Every picture draws its own numbers, with the distributions of `TrainingView` for a picture that already has the net's
-input size; each operation gives Pillow's or torchvision's pixels, at most 1 of 255 away (hue: 6). Behind the crop,
+input size; each operation gives Pillow's or torchvision's pixels, at most 1 of 255 away (2: crops that a GPU reduces;
+6: hue). Behind the crop,
 pixels are float32 whole numbers 0..255 between the operations, as each of Pillow's leaves whole numbers behind.
 """
 

@@ -267,7 +267,9 @@ class FaultyFile:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.breaking", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.breaking", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("saves", "training"))
     parser.add_argument("kills", type=int)
     args = parser.parse_args()

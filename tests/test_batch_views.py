@@ -261,6 +261,21 @@ def test_crop_boxes_are_distributed_as_torchvisions(scale: tuple[float, float], 
     assert (drawn[:, :2] >= 0).all() and (drawn[:, :2] + drawn[:, 2:] <= (height, width)).all()
 
 
+@pytest.mark.parametrize("augment_on", ["one picture", "a batch"])
+@pytest.mark.parametrize("stretch", [0.01, 100.0])
+def test_a_crop_of_the_most_extreme_ratio_still_has_pixels(stretch: float, augment_on: str) -> None:
+    settings = AugmentSettings(random_crop_scale=(0.5, 0.5), random_crop_ratio=(stretch, stretch))
+    picture = textured(32, 32)
+    if augment_on == "a batch":
+        view = BatchViews(settings, 1, (32, 32))(picture)
+    else:
+        pixels = TrainingView(Preprocess(32, 32), settings)(as_picture(picture[0]))
+        view = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    spread = view.float().std(dim=2 if stretch > 1 else 3).max()
+    assert view.shape == (1, 3, 32, 32) and view.float().std() > 0
+    assert spread == 0  # a single row, or column, of the picture
+
+
 def test_erased_boxes_are_distributed_as_torchvisions() -> None:
     torch.manual_seed(0)
     pictures = torch.empty(DRAWS, 3, 24, 8)  # so narrow that some of the ten tries do not fit

@@ -409,24 +409,57 @@ def test_batch_that_fits_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("compiled", "told"),
     [
         (
-            {"seconds_a_step": 0.3, "seconds_first": 31.0},
+            {"seconds_a_whole_step": 0.3, "seconds_of_the_others": 31.0},
             'compiled, a step takes 0.3 s instead of 0.4, and compiling 30 s: "compile": true pays back after 3 epochs',
         ),
         (
-            {"seconds_a_step": 0.39, "seconds_first": 101.0},
+            {"seconds_a_whole_step": 0.39, "seconds_of_the_others": 101.0},
             "compiled, a step takes 0.39 s instead of 0.4, and compiling 100 s: it does not pay back in 90 epochs",
         ),
         (
-            {"seconds_a_step": 0.5, "seconds_first": 31.0},
+            {"seconds_a_whole_step": 0.5, "seconds_of_the_others": 31.0},
             "compiled, a step takes 0.5 s instead of 0.4, and compiling 30 s: it does not pay back in 90 epochs",
+        ),
+        (
+            {"seconds_a_whole_step": 0.3, "seconds_of_the_others": 31.0, "whole_steps_measured": 2},
+            'compiled, a step takes 0.3 s instead of 0.4, and compiling 30 s: "compile": true pays back after 3 epochs'
+            ", but these are few steps (2) to tell by",
         ),
         ({"error": "no compiler"}, "the compiled net cannot be trained: no compiler"),
     ],
 )
 def test_compiling_is_judged_by_what_both_ways_took(compiled: dict[str, Any], told: str) -> None:
-    step = {"seconds_a_step": 0.4, "seconds_first": 1.0, "steps_an_epoch": 100, "compiled": compiled}
+    plain = {"seconds_a_whole_step": 0.4, "seconds_of_the_others": 1.0, "whole_steps_measured": 25}
+    step: dict[str, Any] = {**plain, "steps_an_epoch": 100}
+    step["compiled"] = {"whole_steps_measured": 25, **compiled}
     (finding,) = tools.doctor_step.judge_compiling(Config.model_validate(NEEDED), step)
     assert (finding.level, finding.text) == (NOTE, told)
+
+
+def test_a_flag_that_trains_steps_and_one_that_trains_none_exclude_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Planted(tmp_path).config()
+    assert doctor.main(["--config", str(config), "--skip_step", "--try_compile"]) == 2
+    assert "--try_compile trains steps, and --skip_step none" in capsys.readouterr().err
+
+
+def test_what_training_would_not_compile_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def in_process(config: Config, lists: Any) -> dict[str, Any]:
+        tried.append(config.compile)
+        return {"loss": 1.0}
+
+    monkeypatch.setattr(tools.doctor_step, "_in_own_process", in_process)
+    nothing = SampleList((), ("a", "b"), ".", ".")
+    for module, name, expected in (("resnet_module", "resnet18", [False, True]), ("pim_module", "PIM", [False])):
+        net = {"model_module_name": module, "model_net_name": name, "model_type": "", "compile": True}
+        config = Config.model_validate({**NEEDED, **net})
+        step = tools.doctor_step.try_steps(config, nothing, nothing, set(), set(), compiles_too=True)
+        assert tried == expected
+        tried.clear()
+    assert step["compiled"] == {"error": "compile is for nets that are trained by their logits alone, not for PIM"}
 
 
 def test_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

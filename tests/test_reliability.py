@@ -35,7 +35,7 @@ from tests.breaking import (
     small_training,
     what_came_of_it,
 )
-from trainers import distributed
+from trainers import building, distributed
 from trainers import run as training
 from trainers import trainer as trainer_module
 from trainers.classify import ClassifyTask
@@ -519,7 +519,7 @@ class DoubleTask(ClassifyTask):
 def test_1_2_and_4_processes_agree_in_fp64(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the same global batch of 12, over gloo; the rest of 9 of 21 pictures is shared unevenly by 2 and by 4."""
     monkeypatch.setattr(training, "build_start_net", lambda *_, **__: DoubleNet())
-    monkeypatch.setattr(training, "build_task", lambda config, net, *_: DoubleTask(net))
+    monkeypatch.setattr(building, "build_task", lambda config, net, *_: DoubleTask(net))
     monkeypatch.setattr("trainers.reporting.best_heat_maps", lambda *_: {})
     states = []
     for ranks in (1, 2, 4):

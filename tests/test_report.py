@@ -1,8 +1,11 @@
 """The report and the event files are read back by other programs' readers: json, html.parser, TensorBoard's own."""
 
+import errno
 import json
 import math
+import os
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -198,6 +201,29 @@ def test_class_curves_are_capped_and_that_is_said_once(tmp_path: Path, caplog: p
     assert len([tag for tag in read_back(tmp_path).Tags()["scalars"] if tag.startswith("val_recall/")]) == 50
     said = [record.getMessage() for record in caplog.records if "report.html" in record.getMessage()]
     assert said == ["TensorBoard gets precision and recall of the first 50 of 60 classes; report.html has them all"]
+
+
+def test_a_full_disk_ends_the_logging_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The writer's own thread meets it first, and prints no traceback."""
+
+    def full(writer: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said: list[str] = []
+    logger = TrainingLogger(tmp_path, enabled=True, say=said.append)
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    deadline = time.monotonic() + 30
+    while logger.enabled:
+        logger.scalars({"train/loss": 1.0}, step=1)
+        logger.flush()
+        assert time.monotonic() < deadline
+    logger.train_pictures(np.zeros((3, 28, 28, 1), np.uint8), ["a", "b", "c"], step=10)
+    logger.close()
+    why = "No space left on device; the training goes on"
+    assert said == [f"warning: {tmp_path}: nothing more is logged for TensorBoard: {why}"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_disabled_logger_writes_nothing(tmp_path: Path) -> None:

@@ -620,3 +620,15 @@ def test_a_dead_loader_process_is_a_sentence(
     monkeypatch.setattr(Preprocess, "decode", die)
     assert run_train(make_config(dataloader_workers=1)) == 1
     assert "a loader process died: lower dataloader_workers" in capsys.readouterr().err
+
+
+def test_a_net_that_cannot_be_compiled_is_one_sentence(
+    make_config: ConfigMaker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine without a compiler, which torch finds out in the first step."""
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    assert run_train(make_config(compile=True)) == 1
+    err = capsys.readouterr().err
+    assert 'train.py: "compile" fails here: ' in err and "compiler" in err
+    assert '"compile": false trains without it' in err and "Traceback" not in err

@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Examine, write, tell; give the exit code. Raises ValueError, OSError."""
     config = process_config(args.config, args.set, checks=[net_problems])
+    if args.skip_step and args.try_compile:
+        raise DoctorError("--try_compile trains steps, and --skip_step none: give one of them")
     if args.workers < 0:
         raise DoctorError(f"--workers must be at least 0, got {args.workers}")
     output = args.output or Path(config.save_path)

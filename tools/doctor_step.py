@@ -14,7 +14,9 @@ from typing import Any
 from configs.schema import Config
 from data_loader.samples import SampleList
 from tools.doctor_checks import NOTE, PROBLEM, WARNING, Finding
+from trainers.rules import net_problems
 
+ENOUGH_STEPS = 5  # to believe the mean of
 CLOSE = 0.9  # of the free memory, from which a step is told to be near the limit
 Step = dict[str, Any]
 Lists = tuple[SampleList, SampleList, set[int], set[int]]  # training, validation, and the bad pictures' places
@@ -35,7 +37,7 @@ def try_steps(
     tries the compiled net as well: "compiled" is what was measured of it.
     """
     lists = (train, val, bad_train, bad_val)
-    step = _in_own_process(config, lists)
+    step = _in_own_process(config.model_copy(update={"compile": False}) if compiles_too else config, lists)
     smaller = config.batch_size
     while step.get("out_of_memory") and "fitting_batch_size" not in step and smaller > 1:
         smaller //= 2
@@ -43,7 +45,7 @@ def try_steps(
         if not again.get("out_of_memory"):
             step["fitting_batch_size"] = smaller
     if compiles_too and "error" not in step:
-        step["compiled"] = _in_own_process(config.model_copy(update={"compile": config.compile or True}), lists)
+        step["compiled"] = _compiled_step(config, lists)
     return step
 
 
@@ -55,14 +57,17 @@ def judge_compiling(config: Config, step: Step) -> Iterator[Finding]:
     if "error" in compiled:
         yield Finding(NOTE, "compile", f"the compiled net cannot be trained: {compiled['error']}")
         return
-    before, after = step["seconds_a_step"], compiled["seconds_a_step"]
-    cost = max(0.0, compiled["seconds_first"] - step["seconds_first"])
+    before, after = step["seconds_a_whole_step"], compiled["seconds_a_whole_step"]
+    fewest = min(step["whole_steps_measured"], compiled["whole_steps_measured"])
+    cost = max(0.0, compiled["seconds_of_the_others"] - step["seconds_of_the_others"])
     gained = (before - after) * step["steps_an_epoch"]  # seconds an epoch
+    few = f", but these are few steps ({fewest}) to tell by" if fewest < ENOUGH_STEPS else ""
     what = f"compiled, a step takes {after:.3g} s instead of {before:.3g}, and compiling {cost:.0f} s"
     if gained <= 0 or cost > gained * config.num_epochs:
-        yield Finding(NOTE, "compile", f"{what}: it does not pay back in {config.num_epochs} epochs")
+        yield Finding(NOTE, "compile", f"{what}: it does not pay back in {config.num_epochs} epochs{few}")
     else:
-        yield Finding(NOTE, "compile", f'{what}: "compile": true pays back after {math.ceil(cost / gained)} epochs')
+        epochs = max(1, math.ceil(cost / gained))
+        yield Finding(NOTE, "compile", f'{what}: "compile": true pays back after {epochs} epochs{few}')
 
 
 def judge_step(step: Step) -> Iterator[Finding]:
@@ -104,6 +109,12 @@ def judge_disk(config: Config, step: Step) -> tuple[dict[str, Any], list[Finding
 def size_text(num_bytes: float) -> str:
     """Write a size as people do."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _compiled_step(config: Config, lists: Lists) -> Step:
+    compiled = config.model_copy(update={"compile": True})
+    problems = net_problems(compiled)
+    return {"error": problems[0]} if problems else _in_own_process(compiled, lists)
 
 
 def _in_own_process(config: Config, lists: Lists) -> Step:

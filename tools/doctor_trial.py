@@ -47,7 +47,7 @@ class TrialTrainer(Trainer):
         """Train the first steps of an epoch; give the seconds of each, the first with the loaders' start."""
         config = self.config
         order = epoch_order(self.labels, 0, config.seed, shuffle=config.shuffle, balanced=config.balanced_sampling)
-        steps = self._plan(start=0)[: most_steps + 1]
+        self.plan = steps = self._plan(start=0)[: most_steps + 1]
         self.batches.set_epoch(0, order, steps)
         self.task.train()
         hold_frozen_in_eval(self.task.net)
@@ -86,6 +86,8 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
     trainer = build_trainer(config, net, train, val, device=device, say=notes.append, kind=TrialTrainer)
     assert isinstance(trainer, TrialTrainer)
     seconds = trainer.trial(MOST_STEPS, MOST_SECONDS)
+    rests = [step.num_samples != trainer.plan[0].num_samples for step in trainer.plan]
+    whole = [a_step for a_step, is_rest in zip(seconds, rests, strict=False) if not is_rest][1:] or seconds
     processes = processes_wanted(config)
     epoch = plan_epoch(len(train.samples), config.batch_size, processes, config.accumulation_steps)
     warm = seconds[1:] or seconds
@@ -99,7 +101,9 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
         "processes": processes,
         "steps_measured": len(warm),
         "seconds_a_step": a_step,
-        "seconds_first": seconds[0],
+        "whole_steps_measured": len(whole),
+        "seconds_a_whole_step": sum(whole) / len(whole),
+        "seconds_of_the_others": sum(seconds) - sum(whole),  # the first one and the rest, each of a new size
         "steps_an_epoch": len(epoch),
         "seconds_an_epoch": a_step * len(epoch),
         "loss": trainer.first_loss(),

@@ -64,7 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--cifar10", metavar="DIR", type=Path, help="CIFAR-10: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png")
     add("--json", metavar="F", type=Path, help="write the figures as well")
-    add("--parts", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="default all")
+    add(
+        "--parts",
+        metavar="PART",
+        nargs="+",
+        choices=tuple(PARTS),
+        default=list(PARTS),
+        help=f"of {', '.join(PARTS)} (all)",
+    )
     add("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)  # the process of one of them
     args = parser.parse_args(argv)
     if args.part:

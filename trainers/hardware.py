@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -62,6 +63,12 @@ def cpu_multiplies_bf16() -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Give the context in which the forward pass runs."""
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
+def compile_net(net: torch.nn.Module, mode: bool | str) -> None:
+    """Have torch compile a net when it is first called, in one of its modes; True: in the usual one."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of each machine without a GPU
+    net.compile(mode=None if mode is True else mode)
 
 
 class DeviceCopy:

@@ -116,6 +116,7 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
                 progress.log_dir,
                 enabled=config.is_tensorboard and world.is_first,
                 purge_step=_first_step_to_come(progress) if checkpoint else None,
+                say=say,
             ),
             progress=progress,
             say=say,
@@ -267,6 +268,8 @@ def _known_failure(error: Exception) -> str | None:
         return f"a loader process died: {advice} ({told})"
     if isinstance(error, torch.distributed.DistError) or "by peer" in text or "Broken pipe" in text:
         return "another process of this training has left"
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f'"compile" fails here: {text}; "compile": false trains without it'
     if "more than 1 value per channel" in text:
         return "batch norm cannot normalise one value: raise batch_size, or img_height and img_width"
     return None

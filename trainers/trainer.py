@@ -33,7 +33,7 @@ from data_loader.loaders import (
 from data_loader.preprocess import as_array
 from trainers.classify import ClassifyTask, picture_captions
 from trainers.distributed import World
-from trainers.hardware import DeviceCopy, autocast
+from trainers.hardware import DeviceCopy, autocast, compile_net
 from trainers.heatmaps import worst_heat_maps
 from trainers.logger import TrainingLogger
 from trainers.memory import advice, is_out_of_memory, largest_that_fits
@@ -143,7 +143,7 @@ class Trainer:
         self.ema = AveragedNet(task.net, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         if config.compile:
-            task.net.compile(mode=None if config.compile is True else config.compile)
+            compile_net(task.net, config.compile)
         self.model: torch.nn.Module = task
         if world.size > 1:
             devices = [device] if device.type == "cuda" else None
