@@ -15,7 +15,7 @@ demo: setup
 	@echo "curves     $(BIN)/tensorboard --logdir logs"
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2
 
 fuzz: setup
 	FUZZ_TIMES=10 $(BIN)/python -m pytest tests/test_fuzz.py

@@ -12,11 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
+from data_loader import allocation
 from deploy import parity
 
 torch.set_num_threads(1)  # the tests run side by side
 
 CLASSES = ("circle", "方块", "stripes")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def freed_memory_is_given_back() -> Iterator[None]:
+    """Two processes do all tests: what each of them once took would stay theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocation, "keep_freed_memory", lambda: None)
+        yield
 
 
 def write_picture(path: Path, label: int, seed: int, size: int = 24) -> None:

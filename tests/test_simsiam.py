@@ -30,7 +30,7 @@ from nets.net_interface import NetError, parameter_groups
 from nets.simsiam_module import SimSiam, SimSiam_probe
 from nets.start_weights import load_start_weights
 from tests.conftest import CLASSES
-from trainers import run, simsiam
+from trainers import building, simsiam
 from trainers.embeddings import Embedded, embed, fit_probe, knn_votes, plain_batches, probe_accuracy
 from trainers.optimizer import build_optimizer, freeze_parameters, hold_frozen_in_eval, set_learning_rate
 from trainers.schedule import scaled_rate
@@ -446,7 +446,7 @@ def test_a_signal_is_heeded_between_the_banks_batches(
 
         return again_and_again
 
-    monkeypatch.setattr(run, "plain_batches", long_bank)
+    monkeypatch.setattr(building, "plain_batches", long_bank)
     assert train.main(["--config", str(pretraining(num_epochs=1, dataloader_workers=0))]) == 143
     assert asked == [0, 1] and "interrupted by SIGTERM" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ import torch
 from artifacts.checkpoint import load_weights
 from artifacts.facts import facts_of, preprocess_of
 from configs.schema import Config
-from data_loader.allocation import keep_freed_memory
+from data_loader import allocation
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView, TwoViews
 from data_loader.batch_views import BatchViews
 from data_loader.loaders import PictureDataset, enlarged, least_source_size, net_seed
@@ -52,7 +52,7 @@ def build_trainer(
     What is left out is that of one process that begins, and logs and shows nothing.
     """
     if device.type == "cpu":
-        keep_freed_memory()
+        allocation.keep_freed_memory()
     task = build_task(config, net, train, val, device, say)
     facts = replace(facts_of(config, train.class_names), output=task.output)
     return kind(
