@@ -18,6 +18,7 @@ from tools.benchmark_client import LENGTH, request
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 TIMEOUT_S = 60.0
+IDLE_S = 60.0  # the service closes a connection that was idle for 75 s
 LOST = 0  # the status of a request that was sent and not answered
 
 
@@ -32,14 +33,14 @@ class Outcome:
 
 @dataclass
 class Connections:
-    """Connections that are kept: the one that was used last goes out first."""
+    """Connections that are kept for a while: the one that was used last goes out first."""
 
     port: int
-    idle: list[Connection] = field(default_factory=list)
+    idle: list[tuple[float, Connection]] = field(default_factory=list)  # since when
 
     async def ask(self, sent: bytes) -> Outcome:
         """Send a request and read its answer. Raises OSError where there is nobody to send it to."""
-        reader, writer = self.idle.pop() if self.idle else await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = self._kept() or await asyncio.open_connection("127.0.0.1", self.port)
         started = time.perf_counter()
         try:
             writer.write(sent)
@@ -47,18 +48,24 @@ class Connections:
         except (OSError, EOFError, TimeoutError):
             writer.close()
             return Outcome(LOST, time.perf_counter() - started)
-        seconds = time.perf_counter() - started
+        now = time.perf_counter()
         if b"\r\nconnection: close" in head.lower():
             writer.close()
         else:
-            self.idle.append((reader, writer))
-        return Outcome(int(head[9:12]), seconds, b"\r\nretry-after:" in head.lower())
+            self.idle.append((now, (reader, writer)))
+        return Outcome(int(head[9:12]), now - started, b"\r\nretry-after:" in head.lower())
 
     def close(self) -> None:
         """Close those that are idle."""
-        for _, writer in self.idle:
+        for _, (_, writer) in self.idle:
             writer.close()
         self.idle.clear()
+
+    def _kept(self) -> Connection | None:
+        """Give a connection that has not been idle for too long; where the newest has been, all of them have."""
+        if self.idle and time.perf_counter() - self.idle[-1][0] > IDLE_S:
+            self.close()
+        return self.idle.pop()[1] if self.idle else None
 
 
 async def answer_of(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
@@ -72,14 +79,20 @@ async def steady(port: int, requests: Sequence[bytes], rate: float, seconds: flo
     """Send requests in turn at a mean rate (1/s) with the gaps of independent senders, and wait for all answers."""
     connections = Connections(port)
     generator = np.random.default_rng(0)
+    outcomes: list[Outcome] = []
+
+    async def ask(number: int) -> None:
+        with contextlib.suppress(OSError):  # nobody to send it to: it is lost
+            outcomes[number] = await connections.ask(requests[number % len(requests)])
+
     started, due = time.perf_counter(), 0.0
-    tasks: list[asyncio.Task[Outcome]] = []
-    while (due := due + float(generator.exponential(1 / rate))) < seconds:
-        await asyncio.sleep(max(0.0, started + due - time.perf_counter()))
-        tasks.append(asyncio.create_task(connections.ask(requests[len(tasks) % len(requests)])))
-    outcomes = await asyncio.gather(*tasks)
+    async with asyncio.TaskGroup() as group:
+        while (due := due + float(generator.exponential(1 / rate))) < seconds:
+            await asyncio.sleep(max(0.0, started + due - time.perf_counter()))
+            outcomes.append(Outcome(LOST, 0.0))
+            group.create_task(ask(len(outcomes) - 1))
     connections.close()
-    return list(outcomes)
+    return outcomes
 
 
 async def closed_loop(port: int, requests: Sequence[bytes], is_over: Callable[[list[Outcome]], bool]) -> list[Outcome]:
@@ -101,18 +114,30 @@ async def harass(port: int, rate: float, seconds: float) -> int:
     """Send hostile requests at a rate (1/s), a connection each, and give how many were answered with 5xx but 503."""
     shapes = hostile(request)
     faults = 0
+
+    async def send(sent: bytes) -> None:
+        nonlocal faults
+        faults += await _is_fault(port, sent)
+
     started = time.perf_counter()
-    for number in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, started + number / rate - time.perf_counter()))
-        with contextlib.suppress(OSError, EOFError, TimeoutError):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            try:
-                writer.write(shapes[number % len(shapes)])
-                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 1.0)
-                faults += head[9:10] == b"5" and head[9:12] != b"503"
-            finally:
-                writer.close()
+    async with asyncio.TaskGroup() as group:
+        for number in range(int(rate * seconds)):
+            await asyncio.sleep(max(0.0, started + number / rate - time.perf_counter()))
+            group.create_task(send(shapes[number % len(shapes)]))
     return faults
+
+
+async def _is_fault(port: int, sent: bytes) -> bool:
+    """Send something, wait a second for an answer, and say whether it is 5xx but 503."""
+    with contextlib.suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(sent)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 1.0)
+            return head[9:10] == b"5" and head[9:12] != b"503"
+        finally:
+            writer.close()
+    return False
 
 
 def hostile(request: Callable[[str, bytes], bytes]) -> list[bytes]:
