@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,6 @@ from deploy.runtimes import (
     choose_runtime,
     failure,
     parse_device,
-    reason,
     sizes_of,
     within_profile,
 )
@@ -48,8 +46,7 @@ def load_backend(
 
     `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. `config` describes weights that carry no facts.
     `runtime` is what runs an ONNX file, auto: see `choose_runtime`. `precision` fp32 or bf16 is what a checkpoint, or
-    an ONNX file on OpenVINO, computes floating point in, auto: the file's own. TorchScript is a program: load no such
-    file from strangers.
+    an ONNX file on OpenVINO, computes floating point in, auto: the file's own.
     Raises BackendError, ArtifactError, CheckpointError, DescriptionError, NetError, ListError.
     """
     path = Path(weights)
@@ -141,15 +138,12 @@ def load_jit(path: Path, device: str, facts: Facts) -> Backend:
     """Load TorchScript. Raises BackendError."""
     import torch
 
+    from deploy.torchscript import read_script
+
     target = choose_device(device)
     check_archive(path)
+    net = read_script(path, target)
     channels_last = facts.input == "float32 NCHW"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit.load` is")  # deprecated; what is deployed has to be read
-            net = torch.jit.load(path, map_location=target).eval()
-    except Exception as error:  # on a damaged file torch raises anything
-        raise BackendError(f"{path}: it is damaged, or no TorchScript file: {reason(error)}") from error
     if channels_last:
         net = net.to(memory_format=torch.channels_last)
     return TorchBackend(net, target, "jit", channels_last=channels_last)

@@ -1,0 +1,121 @@
+"""TorchScript files that do more than compute: torch runs them, we refuse them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from deploy.backends import load_backend
+from deploy.runtimes import BackendError
+from tests.exported import TinyNet, example_of, facts_of, write_jit
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated
+LINE = "return torch.linear(input, weight, bias)\n"  # of the last layer, as torch writes it
+
+
+class AtLoading(nn.Module):
+    """Opens a file when it is loaded."""
+
+    def __init__(self, target: Path) -> None:
+        super().__init__()
+        self.target, self.values = str(target), torch.zeros(8)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3))
+
+    @torch.jit.export
+    def __getstate__(self) -> str:
+        return self.target
+
+    @torch.jit.export
+    def __setstate__(self, state: str) -> None:
+        self.target = state
+        self.training = False
+        self.values = torch.from_file(state, True, 8)
+
+
+def touch(images: torch.Tensor, target: str) -> torch.Tensor:
+    return images.mean() + torch.from_file(target, True, 8).sum()
+
+
+class Forks(nn.Module):
+    """Opens a file beside what it computes."""
+
+    def __init__(self, target: Path) -> None:
+        super().__init__()
+        self.target = str(target)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + torch.jit.wait(torch.jit.fork(touch, images, self.target))
+
+
+class Hooked(nn.Module):
+    """Opens a file before it computes."""
+
+    def __init__(self, target: Path) -> None:
+        super().__init__()
+        self.target = str(target)
+        self.register_forward_pre_hook(touch_first)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + 1
+
+
+def touch_first(net: Hooked, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+    return touch(inputs[0], net.target)
+
+
+def write_script(net: nn.Module, path: Path) -> None:
+    torch.jit.save(torch.jit.script(net), path, _extra_files={"facts.json": facts_of().to_json().encode()})
+
+
+def write_changed(path: Path, line: str) -> None:
+    """Write a net whose last layer does something else as well."""
+    whole = write_jit(TinyNet().eval(), path.with_name("whole.pt"), facts_of(), example_of(facts_of()))
+    times = 0
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as changed:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name.endswith(".py"):
+                times += content.count(LINE.encode())
+                content = content.replace(LINE.encode(), f"{line}\n    {LINE}".encode())
+            changed.writestr(name.replace("whole/", "model/"), content)
+    assert times == 1
+
+
+DEEDS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+    "saves": (
+        lambda path, target: write_changed(path, f'torch.save(input, "{target}")'),
+        'the operator "aten::save"',
+    ),
+    "opens": (
+        lambda path, target: write_changed(path, f'print(torch.from_file("{target}", True, 8))'),
+        'the operator "aten::from_file"',
+    ),
+    "opens by a name in octal": (
+        lambda path, target: write_changed(path, f'print(getattr(torch, "\\146rom_file")("{target}", True, 8))'),
+        'the operator "aten::from_file"',
+    ),
+    "forks": (lambda path, target: write_script(Forks(target), path), 'the operator "prim::CallFunction"'),
+    "in a hook": (lambda path, target: write_script(Hooked(target), path), "a hook"),
+    "at loading": (lambda path, target: write_script(AtLoading(target), path), "code that runs when it is loaded"),
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_files_are_not_opened(deed: str, tmp_path: Path) -> None:
+    path, target = tmp_path / "model.pt", tmp_path / "made"
+    write, text = DEEDS[deed]
+    write(path, target)
+    torch.jit.load(path)(example_of(facts_of()))
+    assert target.exists()  # torch does it
+    target.unlink()
+    with pytest.raises(BackendError) as caught:
+        load_backend(path, device="cpu")
+    assert str(caught.value).startswith(f"{path}: it does more than compute, and was not run: it holds {text}")
+    assert not target.exists()
