@@ -60,8 +60,8 @@ from tests.fuzzing import (
 )
 from tests.serving import OTHER, flags, write_page
 from tests.test_batching import FACTS, GatedBackend, png
+from trainers.progress import Progress
 from trainers.rules import net_problems
-from trainers.trainer import Progress
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs a timer that interrupts")
 

@@ -35,9 +35,8 @@ from tests.breaking import (
     small_training,
     what_came_of_it,
 )
-from trainers import building, distributed
+from trainers import building, distributed, saving
 from trainers import run as training
-from trainers import trainer as trainer_module
 from trainers.classify import ClassifyTask
 from trainers.memory import advice, largest_that_fits
 from trainers.trainer import Trainer
@@ -276,6 +275,7 @@ def test_the_warning_of_a_scheduler_saves_within_ten_seconds(trained: Path, tmp_
     weights = tmp_path / "w"
     pid = forked(lambda: finish(trained, weights, "--set", "num_epochs=5000", "--set", "dataloader_workers=1"))
     while not (weights / "net_last.pth").is_file():
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # it is still there
         time.sleep(0.05)
     start = time.monotonic()
     os.kill(pid, signal.SIGUSR1)
@@ -327,7 +327,7 @@ def test_a_loader_process_that_dies_during_a_save_spoils_no_checkpoint(
         saved.append(Path(path))
 
     monkeypatch.setattr(Trainer, "_look", note)
-    monkeypatch.setattr(trainer_module, "save_checkpoint", kill_and_save)
+    monkeypatch.setattr(saving, "save_checkpoint", kill_and_save)
     assert finish(trained, tmp_path / "w", "--set", "dataloader_workers=1", "--set", "num_epochs=50") == 1
     assert "train.py: a loader process died: " in capsys.readouterr().err
     assert len(saved) == 1

@@ -260,11 +260,11 @@ class Interrupted(Exception):
     """Stands for the power going off."""
 
 
-@pytest.mark.parametrize("net", ["resnet_module.resnet18", "squeezenet_module.squeezenet1_1"])
+@pytest.mark.parametrize("net", ["shufflenet_v2_module.shufflenet_v2_x0_5", "squeezenet_module.squeezenet1_1"])
 def test_interrupted_and_resumed_equals_uninterrupted(
     make_config: ConfigMaker, dataset: Path, monkeypatch: pytest.MonkeyPatch, net: str
 ) -> None:
-    """To the bit: with dropout (squeezenet), batch norm (resnet), EMA, mixup, augmentation, mid-epoch and at its end.
+    """To the bit: with dropout (squeezenet), batch norm (shufflenet), EMA, mixup, views, mid-epoch and at its end.
 
     A step is two batches of 4, so an epoch of 21 pictures has three steps.
     """

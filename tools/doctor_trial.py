@@ -13,13 +13,12 @@ import torch
 from configs.schema import Config
 from data_loader.cache import Fitting
 from data_loader.cache_building import free_memory
-from data_loader.loaders import enlarged, epoch_order, plan_epoch, without
+from data_loader.loaders import enlarged, plan_epoch, without
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, SampleList
 from tools.doctor_step import Step, size_text
 from trainers.building import build_start_net, build_trainer
 from trainers.hardware import choose_device, describe_device
-from trainers.optimizer import hold_frozen_in_eval
 from trainers.run import processes_wanted
 from trainers.trainer import Trainer
 
@@ -45,14 +44,9 @@ class TrialTrainer(Trainer):
 
     def trial(self, most_steps: int, most_seconds: float) -> list[float]:
         """Train the first steps of an epoch; give the seconds of each, the first with the loaders' start."""
-        config = self.config
-        order = epoch_order(self.labels, 0, config.seed, shuffle=config.shuffle, balanced=config.balanced_sampling)
         self.plan = steps = self._plan(start=0)[: most_steps + 1]
-        self.batches.set_epoch(0, order, steps)
-        self.task.train()
-        hold_frozen_in_eval(self.task.net)
+        batches = self._start_epoch(steps)
         seconds: list[float] = []
-        batches = iter(self.train_loader)
         for step in steps:
             start = time.perf_counter()
             self._optimizer_step(step, batches, show_pictures=False)

@@ -29,8 +29,9 @@ from trainers.hardware import choose_precision
 from trainers.logger import TrainingLogger
 from trainers.optimizer import FreezeError, freeze_parameters
 from trainers.pim import PimLossWeights, PimTask
+from trainers.progress import Progress
 from trainers.simsiam import SimSiamTask
-from trainers.trainer import Progress, Trainer
+from trainers.trainer import Trainer
 
 
 def build_trainer(

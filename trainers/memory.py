@@ -4,13 +4,45 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """The batch that was on the device last: the config's key for its size, its pictures, and its images' shape."""
+
+    key: str = "batch_size"
+    count: int = 0
+    shape: tuple[int, ...] = ()
+
+    def images(self, count: int, device: torch.device, layout: torch.memory_format) -> torch.Tensor:
+        """Make images of zeros for a batch of `count` pictures, which may have several views each."""
+        views = self.shape[0] // self.count
+        return torch.zeros(count * views, *self.shape[1:], device=device).contiguous(memory_format=layout)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether torch found no memory, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def too_small(
+    at_hand: AtHand, attempt: Callable[[int], None], *, accumulation_steps: int, last: Path, reason: str
+) -> str:
+    """Say that the memory was too small for a batch and what would fit, found by attempts with halves of it.
+
+    `last` is the checkpoint to go on from, where it is there; `reason` is torch's word.
+    """
+    safe = f"; go on from {last} with train.py --resume" if last.is_file() else ""
+    if not at_hand.count:  # not even a batch has reached the device
+        return f"the memory is too small: lower batch_size and raise accumulation_steps{safe} ({reason})"
+    smallest = 2 if at_hand.key == "batch_size" else 1  # batch norm cannot normalise one value
+    fits = largest_that_fits(attempt, at_hand.count, smallest)
+    proposal = advice(at_hand.key, at_hand.count, fits, accumulation_steps)
+    return f"the memory is too small for {at_hand.key} {at_hand.count}: {proposal}{safe} ({reason})"
 
 
 def largest_that_fits(attempt: Callable[[int], None], size: int, smallest: int) -> int:

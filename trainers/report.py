@@ -32,8 +32,9 @@ class TrainingReport:
     epoch's, as in `ValidationResult`. `curves`: {"train": [{"step", "epoch", "loss", "learning_rate"}],
     "val": [{"step", "epoch", "loss", "top1", "top5"}]}, further keys allowed. `skipped_images`: [{"path", "where",
     "reason"}]. `status`: "finished", "stopped early", "interrupted", ... `measure`: what top1 is of. `head`: which
-    of the net's heads answers, where it has several. `conclusions`: further shares by name. `earlier`: of the stage
-    before, {"title", "measure", "top1", "conclusions", "report"}.
+    of the net's heads answers, where it has several. `differing_gradients`: the parameters whose gradients were not the
+    same bits when a GPU trained one batch several times; None where that was not looked at. `conclusions`: further
+    shares by name. `earlier`: of the stage before, {"title", "measure", "top1", "conclusions", "report"}.
     """
 
     title: str
@@ -60,6 +61,7 @@ class TrainingReport:
     skipped_images: list[dict[str, str]] = field(default_factory=list)
     measure: str = "top-1"
     head: str = ""
+    differing_gradients: list[str] | None = None
     conclusions: dict[str, float] = field(default_factory=dict)
     earlier: dict[str, Any] = field(default_factory=dict)
 

@@ -56,6 +56,7 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
         skipped_images=skipped,
         measure=trainer.task.measure,
         head=best.get("head", ""),
+        differing_gradients=trainer.differing_gradients,
         conclusions=trainer.validated.conclusions(config.num_classes) if status in ENDED else {},
         earlier=_summary(earlier) if earlier else {},
     )

@@ -28,11 +28,13 @@ from data_loader.samples import ListError, SampleList
 from trainers.building import build_start_net, build_trainer
 from trainers.caching import with_caches
 from trainers.distributed import World, joined, launch, world_from_environment
+from trainers.failures import TrainingError
 from trainers.hardware import choose_device, choose_precision
 from trainers.lists import read_lists
 from trainers.logger import TrainingLogger
+from trainers.progress import Progress
 from trainers.reporting import PROJECT, Skipped, build_report, finish
-from trainers.trainer import Progress, Trainer, TrainingError
+from trainers.trainer import Trainer
 
 FIXED_ON_RESUME = (
     *("model_module_name", "model_net_name", "model_type", "model_args", "num_classes", "num_channels"),

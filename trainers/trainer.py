@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from artifacts.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from artifacts.checkpoint import Checkpoint, CheckpointError
 from artifacts.facts import Facts
-from artifacts.whole import clear_leftovers, drop_earlier, is_whole
 from configs.schema import Config
 from data_loader.augment import mirrored_half
 from data_loader.loaders import (
@@ -33,67 +32,27 @@ from data_loader.loaders import (
 from data_loader.preprocess import as_array
 from trainers.classify import ClassifyTask, picture_captions
 from trainers.distributed import World
+from trainers.failures import (
+    MemoryTooSmallError,
+    StoppedBySignalError,
+    TrainingError,
+    no_number,
+    pictures_of_the_step,
+)
 from trainers.hardware import DeviceCopy, autocast, compile_net
 from trainers.heatmaps import worst_heat_maps
 from trainers.logger import TrainingLogger
-from trainers.memory import advice, is_out_of_memory, largest_that_fits
+from trainers.memory import AtHand, is_out_of_memory, too_small
 from trainers.metrics import ValidationResult
 from trainers.multi_crop import right_answers
 from trainers.optimizer import AveragedNet, build_optimizer, hold_frozen_in_eval, set_learning_rate
+from trainers.progress import Progress
+from trainers.repeating import LOOKED_AT, differing_gradients
+from trainers.saving import Saver
 from trainers.schedule import schedule_of
-from trainers.signals import StopRequest, children_wait
+from trainers.signals import StopRequest
 
-MAX_CURVE_POINTS = 4000
 MAX_HEAT_MAPS = 12  # a validation
-MAX_NAMED = 64  # pictures of a batch
-
-
-class TrainingError(RuntimeError):
-    """A training that cannot go on; the message says where and what is safe."""
-
-    one_process = False  # of several, every one meets it and the first one says so
-
-
-class MemoryTooSmallError(TrainingError):
-    """A batch that the memory is too small for; the message proposes one that fits."""
-
-    one_process = True
-
-
-class StoppedBySignalError(RuntimeError):
-    """A signal arrived in the middle of a validation, which can be given up and done again."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands: plain values, saved with every checkpoint."""
-
-    step: int = 0
-    epoch: int = 0
-    consumed: int = 0  # pictures of this epoch, over all processes
-    num_train: int = 0  # pictures listed, to notice another list on resuming
-    loss_sum: float = 0.0  # over the pictures of this epoch that were consumed
-    best: dict[str, Any] = field(default_factory=dict)
-    best_result: dict[str, Any] = field(default_factory=dict)
-    epochs_without_gain: int = 0
-    train_seconds: float = 0.0
-    validation_seconds: float = 0.0
-    pictures_trained: int = 0
-    log_dir: str = ""
-    curves: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"train": [], "val": []})
-
-    @classmethod
-    def from_dict(cls, values: Any) -> Progress:
-        """Read what a checkpoint holds. Raises CheckpointError where it is not what was written."""
-        try:
-            progress = cls(**values)
-            numbers = (progress.step, progress.epoch, progress.consumed, progress.num_train)
-            whole = all(isinstance(number, int) and number >= 0 for number in numbers)
-            if not whole or (progress.best and not {"top1", "loss", "epoch"} <= set(progress.best)):
-                raise TypeError("its values are not those of a training")
-        except TypeError as error:
-            raise CheckpointError(f"the checkpoint's progress cannot be read: {error}") from error
-        return progress
 
 
 class Trainer:
@@ -167,11 +126,11 @@ class Trainer:
             device=device,
         )
         self.pending: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []  # step, rate, sums of the terms, indices
-        self.at_hand: tuple[str, int, torch.Size] = ("batch_size", 0, torch.Size())  # pictures and images' shape
-        self.earlier = -1  # last checkpoints kept at the next save beside the new one; -1: not settled yet
-        self.has_loaded = False
+        self.at_hand = AtHand()
+        self.saver = Saver(config.best_checkpoint(), config.last_checkpoint(), config.keep_checkpoints)
         self.terms: tuple[str, ...] = ("loss",)  # what the task's step gives, the loss first
         self.warned_in = -1  # epoch
+        self.differing_gradients: list[str] | None = None  # see `repeating`; None: not looked at
         self.interval_start, self.interval_pictures = time.perf_counter(), 0
         self.stop = StopRequest("stopping: saving first" if world.is_first else "")
 
@@ -182,7 +141,9 @@ class Trainer:
         """
         with self.stop, contextlib.closing(self):
             try:
-                return self._fit()
+                status = self._fit()
+                self.differing_gradients = self._differing_gradients()
+                return status
             except StoppedBySignalError:
                 self._save_last()
                 assert self.stop.received is not None
@@ -222,11 +183,32 @@ class Trainer:
             self._end_epoch(self._validate() if is_due else None)
         return "finished"
 
+    def _differing_gradients(self) -> list[str] | None:
+        """Train the first batch of an epoch several times; name the gradients that differ. None on a CPU."""
+        if self.device.type not in LOOKED_AT:
+            return None
+        seed = step_seed(self.config.seed, self.progress.step, self.world.rank)
+        batches = self._start_epoch(self._plan(start=0)[:1])
+        batch = self._to_device(checked(next(batches)), self.augment)
+
+        def loss() -> torch.Tensor:
+            torch.manual_seed(seed)
+            with autocast(self.device, self.precision):
+                terms = self.task(batch, np.random.default_rng(seed))
+            scaled: torch.Tensor = self.scaler.scale(terms["loss"])
+            return scaled
+
+        try:
+            return differing_gradients(self.task.net, loss)
+        except RuntimeError as error:  # what is trained is trained
+            self.say(f"note: whether this GPU repeats itself was not looked at: {str(error).splitlines()[0]}")
+            return None
+
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on where a checkpoint stands. `progress` was given to the constructor. Raises CheckpointError."""
         try:
             self._load(checkpoint)
-            self.has_loaded = True
+            self.saver.goes_on = True
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{self.config.last_checkpoint()}: does not fit this training: {reason}") from error
@@ -258,17 +240,11 @@ class Trainer:
     def _train_epoch(self) -> None:
         """Train what is left of the epoch. Raises StoppedBySignalError where a signal cuts it short."""
         config, progress = self.config, self.progress
-        order = epoch_order(
-            self.labels, progress.epoch, config.seed, shuffle=config.shuffle, balanced=config.balanced_sampling
-        )
         steps = self._plan(progress.consumed)
-        self.batches.set_epoch(progress.epoch, order, steps)
-        self.task.train()
-        hold_frozen_in_eval(self.task.net)
         self.interval_start, self.interval_pictures = time.perf_counter(), 0
         done = self.steps_per_epoch - len(steps)
         with self._bar(done) as bar:
-            batches = iter(self.train_loader)
+            batches = self._start_epoch(steps)
             for number, step in enumerate(steps):
                 self._optimizer_step(step, batches, show_pictures=number == 0)
                 progress.step += 1
@@ -285,6 +261,15 @@ class Trainer:
                     self._look(bar)
                     raise StoppedBySignalError
 
+    def _start_epoch(self, steps: list[Step]) -> Iterator[dict[str, Any]]:
+        """Make the net ready to learn, and give the batches of the present epoch's steps."""
+        config, epoch = self.config, self.progress.epoch
+        order = epoch_order(self.labels, epoch, config.seed, shuffle=config.shuffle, balanced=config.balanced_sampling)
+        self.batches.set_epoch(epoch, order, steps)
+        self.task.train()
+        hold_frozen_in_eval(self.task.net)
+        return iter(self.train_loader)
+
     def _optimizer_step(self, step: Step, batches: Iterator[dict[str, Any]], *, show_pictures: bool) -> None:
         """Do one step of `accumulation_steps` batches; the gradient is the mean over all its pictures."""
         number, world = self.progress.step, self.world
@@ -298,7 +283,7 @@ class Trainer:
         for part in range(len(step.batches)):
             batch = self._to_device(checked(next(batches)), self.augment)
             count = len(batch["label"])
-            self.at_hand = ("batch_size", count, batch["image"].shape)
+            self.at_hand = AtHand("batch_size", count, tuple(batch["image"].shape))
             if show_pictures and part == 0:
                 self._show_pictures(batch, seed)
             last = part == len(step.batches) - 1
@@ -332,8 +317,10 @@ class Trainer:
         self.world.sum(counts)
         for (step, rate, _, shown), means in zip(self.pending, (sums / counts[:, None]).tolist(), strict=True):
             if not math.isfinite(means[0]):
-                named = self._named(self.world.gather(shown.tolist()))
-                raise TrainingError(self._nan_sentence(f"the loss became {means[0]}", step, rate) + named)
+                samples = self.train_data.samples.samples
+                pictures = [samples[index].path for index in self.world.gather(shown.tolist())]
+                sentence = self._no_number(f"the loss became {means[0]}", step, rate)
+                raise TrainingError(sentence + pictures_of_the_step(pictures))
             terms = {f"train/{term}": mean for term, mean in zip(self.terms, means, strict=True)}
             self.logger.scalars({**terms, "train/learning_rate": rate}, step)
         now = time.perf_counter()
@@ -346,7 +333,7 @@ class Trainer:
         self.interval_start, self.interval_pictures = now, 0
         mean = float(sums[:, 0].sum() / counts.sum())
         self.logger.scalars({"train/images_per_second": speed}, last)
-        self._add_curve_point(last, mean, rate)
+        self.progress.add_train_point(last, mean, rate)
         self.pending.clear()
         self._heed(dict(zip(self.terms, (sums.sum(dim=0) / counts.sum()).tolist(), strict=True)))
         self._show_speed(bar, mean, rate, speed)
@@ -364,13 +351,6 @@ class Trainer:
     def _rate(self) -> float:
         """Give the learning rate at the present place."""
         return self.schedule.at(self.progress.epoch + self.progress.consumed / len(self.labels))
-
-    def _add_curve_point(self, step: int, loss: float, rate: float) -> None:
-        curve = self.progress.curves["train"]
-        point = {"step": step, "epoch": self.progress.epoch, "loss": loss, "learning_rate": rate}
-        curve.append(point)
-        if len(curve) > MAX_CURVE_POINTS:
-            del curve[:-1:2]
 
     def _validate(self) -> ValidationResult:
         """Measure the deployed net in fp32, as it will answer. Raises TrainingError where its loss is no number."""
@@ -393,7 +373,7 @@ class Trainer:
         )
         if not math.isfinite(result.loss):
             what = f"the validation loss became {result.loss}"
-            raise TrainingError(self._nan_sentence(what, max(self.progress.step - 1, 0), self._rate()))
+            raise TrainingError(self._no_number(what, max(self.progress.step - 1, 0), self._rate()))
         return result
 
     def _worst_heat_maps(self, net: torch.nn.Module, result: ValidationResult) -> dict[str, np.ndarray]:
@@ -410,7 +390,7 @@ class Trainer:
             if number < shared:
                 self._leave_if_asked()
             moved = self._to_device(checked(batch))
-            self.at_hand = ("val_batch_size", len(moved["label"]), moved["image"].shape)
+            self.at_hand = AtHand("val_batch_size", len(moved["label"]), tuple(moved["image"].shape))
             yield moved
 
     def _end_epoch(self, result: ValidationResult | None) -> None:
@@ -433,7 +413,7 @@ class Trainer:
         self._save_last()
         self.logger.scalars({"train/epoch_loss": train_loss}, progress.step)
         self.logger.flush()
-        self.say(f"{line}  {progress.pictures_trained / max(progress.train_seconds, 1e-9):.0f} img/s")
+        self.say(f"{line}  {progress.images_per_second():.0f} img/s")
 
     def _keep_if_best(self, result: ValidationResult) -> dict[str, Any]:
         """Save the net where it is the best so far; give the validation's point for the curves."""
@@ -448,8 +428,7 @@ class Trainer:
             progress.best_result = {**asdict(result), "confusion": torch.tensor(result.confusion)}
             try:
                 if self.world.is_first:
-                    with children_wait():
-                        save_checkpoint(self._checkpoint(with_training_state=False), self.config.best_checkpoint())
+                    self.saver.save_best(self._checkpoint(with_training_state=False))
             except CheckpointError:
                 progress.best, progress.best_result = before  # the file does not hold this net
                 raise
@@ -459,18 +438,9 @@ class Trainer:
         """Save what `--resume` goes on from. Raises TrainingError where the weights are no numbers, CheckpointError."""
         if not all(bool(value.isfinite().all()) for value in self.task.net.parameters()):
             step = max(self.progress.step - 1, 0)
-            raise TrainingError(self._nan_sentence("the weights became no numbers", step, self._rate()))
-        if not self.world.is_first:
-            return
-        last, kept = self.config.last_checkpoint(), self.config.keep_checkpoints - 1
-        if self.earlier < 0:
-            drop_earlier(last, kept if self.has_loaded else 0)  # those of another training are not this one's past
-            for path in (last, self.config.best_checkpoint()):
-                clear_leftovers(path)
-            self.earlier = kept if self.has_loaded and is_whole(last) else 0
-        with children_wait():
-            save_checkpoint(self._checkpoint(with_training_state=True), last, earlier=self.earlier)
-        self.earlier = kept
+            raise TrainingError(self._no_number("the weights became no numbers", step, self._rate()))
+        if self.world.is_first:
+            self.saver.save_last(self._checkpoint(with_training_state=True))
 
     def _checkpoint(self, *, with_training_state: bool) -> Checkpoint:
         return Checkpoint(
@@ -515,50 +485,29 @@ class Trainer:
             return self.model.no_sync()
         return contextlib.nullcontext()
 
-    def _nan_sentence(self, what: str, step: int, rate: float) -> str:
-        last = self.config.last_checkpoint()
-        safe = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
-        return (
-            f"{what} in epoch {self.progress.epoch + 1}, step {step} (learning rate {rate:g}, "
-            f"{self.precision}); {safe}. A lower learning_rate, warmup_epochs, clip_grad_norm or precision fp32 helps"
-        )
-
-    def _named(self, indices: list[int]) -> str:
-        """Name the pictures of a step."""
-        samples = self.train_data.samples.samples
-        lines = [f"  {samples[index].path}" for index in indices[:MAX_NAMED]]
-        more = [f"  ... and {len(indices) - MAX_NAMED} more"] if len(indices) > MAX_NAMED else []
-        return "\n".join([". The pictures of that step:", *lines, *more])
+    def _no_number(self, what: str, step: int, rate: float) -> str:
+        epoch, last = self.progress.epoch + 1, self.saver.last
+        return no_number(what, epoch=epoch, step=step, rate=rate, precision=self.precision, last=last)
 
     def _memory_sentence(self, reason: str) -> str:
-        """Say that the memory was too small, and what would fit: found by trying halves of the batch.
+        """Say that the memory was too small, and what would fit.
 
         The weights are no longer the training's afterwards: what is safe is on the disk.
         """
-        key, count, shape = self.at_hand
-        training = key == "batch_size"
         self.pending.clear()
         self.optimizer.zero_grad(set_to_none=True)
-        views = shape[0] // count if count else 1
+        steps = self.config.accumulation_steps
+        return too_small(self.at_hand, self._attempt, accumulation_steps=steps, last=self.saver.last, reason=reason)
 
-        def attempt(size: int) -> None:
-            label = torch.zeros(size, dtype=torch.int64, device=self.device)
-            batch = {"image": torch.zeros(size * views, *shape[1:], device=self.device), "label": label, "index": label}
-            batch["image"] = batch["image"].contiguous(memory_format=self.layout)
-            if training:
-                self._try_step(batch)
-            else:
-                with torch.inference_mode():
-                    self.validated.predict(batch["image"])
-
-        smallest = 2 if training else 1  # batch norm cannot normalise one value
-        last = self.config.last_checkpoint()
-        safe = f"; go on from {last} with train.py --resume" if last.is_file() else ""
-        if not count:  # not even a batch has reached the device
-            return f"the memory is too small: lower batch_size and raise accumulation_steps{safe} ({reason})"
-        fits = largest_that_fits(attempt, count, smallest)
-        proposal = advice(key, count, fits, self.config.accumulation_steps)
-        return f"the memory is too small for {key} {count}: {proposal}{safe} ({reason})"
+    def _attempt(self, size: int) -> None:
+        """Do what the batch at hand was for, with one of `size` pictures."""
+        images = self.at_hand.images(size, self.device, self.layout)
+        label = torch.zeros(size, dtype=torch.int64, device=self.device)
+        if self.at_hand.key == "batch_size":
+            self._try_step({"image": images, "label": label, "index": label})
+        else:
+            with torch.inference_mode():
+                self.validated.predict(images)
 
     def _try_step(self, batch: dict[str, torch.Tensor]) -> None:
         """Do a step with all the memory that one takes: activations, gradients, the optimizer's state."""
