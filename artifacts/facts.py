@@ -74,7 +74,8 @@ class Facts:
     def from_dict(cls, values: dict[str, Any]) -> Facts:
         """Read what `to_dict` wrote. Raises ValueError, a sentence that starts with "the facts", for anything else."""
         if (version := values.get("facts_version")) != FACTS_VERSION:
-            raise ValueError(f"the facts are of version {version!r}, this program reads version {FACTS_VERSION}")
+            got = reprlib.repr(version)
+            raise ValueError(f"the facts are of version {got}, this program reads version {FACTS_VERSION}")
         try:
             facts = cls(
                 class_names=_listed(values, "class_names"),

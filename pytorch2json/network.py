@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -475,7 +476,7 @@ def _check_version(path: Path, text: bytes) -> None:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DescriptionError(f'{path}: it is not a network description (its "format" must be "{FORMAT}")')
     if (version := values.get("format_version")) != FORMAT_VERSION:
-        raise DescriptionError(f"{path}: format_version {version!r}; this program reads {FORMAT_VERSION}")
+        raise DescriptionError(f"{path}: format_version {reprlib.repr(version)}; this program reads {FORMAT_VERSION}")
 
 
 def _got(error: Mapping[str, Any]) -> str:

@@ -146,6 +146,7 @@ def test_facts_of_weights_without_a_digest() -> None:
     ("change", "text"),
     [
         ({"facts_version": 2}, "the facts are of version 2"),
+        ({"facts_version": [1] * 999}, r"the facts are of version \[1, 1, 1, 1, 1, 1, \.\.\.\], this program"),
         ({"class_names": "xyz"}, "the facts are damaged: class_names cannot be 'xyz'"),
         ({"class_names": ["a", "b", "a"]}, r"the facts are damaged: class_names cannot be \('a', 'b', 'a'\)"),
         ({"class_names": ["a", ""]}, "the facts are damaged: class_names"),
