@@ -80,3 +80,17 @@ def test_a_training_reports_what_its_device_does_not_repeat(
     else:
         assert "features.0.weight" in found and f"{len(found)} gradients were not the same bits" in page
         assert "features.0.weight, " in page
+
+
+def test_a_look_that_fails_spoils_no_training(
+    make_config: ConfigMaker, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def look(net: nn.Module, loss_of: Callable[[], torch.Tensor]) -> list[str]:
+        raise RuntimeError("CUDA error: an illegal memory access\nand more")
+
+    monkeypatch.setattr(trainer_module, "LOOKED_AT", ("cpu",))
+    monkeypatch.setattr(trainer_module, "differing_gradients", look)
+    assert train.main(["--config", str(make_config(num_epochs=1))]) == 0
+    told = capsys.readouterr().out
+    assert "note: whether this GPU repeats itself was not looked at: CUDA error: an illegal memory access\n" in told
+    assert json.loads((dataset / "weights/report.json").read_text())["differing_gradients"] is None

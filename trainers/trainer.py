@@ -188,8 +188,6 @@ class Trainer:
         if self.device.type not in LOOKED_AT:
             return None
         seed = step_seed(self.config.seed, self.progress.step, self.world.rank)
-        batches = self._start_epoch(self._plan(start=0)[:1])
-        batch = self._to_device(checked(next(batches)), self.augment)
 
         def loss() -> torch.Tensor:
             torch.manual_seed(seed)
@@ -199,9 +197,11 @@ class Trainer:
             return scaled
 
         try:
+            batch = self._to_device(checked(next(self._start_epoch(self._plan(start=0)[:1]))), self.augment)
             return differing_gradients(self.task.net, loss)
-        except RuntimeError as error:  # what is trained is trained
-            self.say(f"note: whether this GPU repeats itself was not looked at: {str(error).splitlines()[0]}")
+        except (RuntimeError, ValueError) as error:  # what is trained is trained
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            self.say(f"note: whether this GPU repeats itself was not looked at: {reason}")
             return None
 
     def load(self, checkpoint: Checkpoint) -> None:
