@@ -38,12 +38,26 @@ def read_script(path: Path, device: torch.device) -> torch.jit.ScriptModule:
                 warnings.filterwarnings("ignore", "`torch.jit.load` is")  # deprecated; what is deployed has to be read
                 net = torch.jit.load(path, map_location=device).eval()
             hooks = any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-            problem = "a hook" if hooks else next(_deeds(net.inlined_graph), "")
+            problem = "a hook" if hooks else next(find_deeds(net.inlined_graph), "")
     except Exception as error:  # on a damaged file torch raises anything
         raise BackendError(f"{path}: it is damaged, or no TorchScript file: {reason(error)}") from error
     if problem:
         raise BackendError(f"{path}: it does more than compute, and was not run: it holds {problem}")
     return net
+
+
+def find_deeds(graph: Any) -> Iterator[str]:
+    """Say which operators of a graph, of its blocks, or of the graphs that it forks, are no computation on tensors."""
+    for node in graph.nodes():
+        kind: str = node.kind()
+        is_known = kind.partition("::")[0] in NAMESPACES and kind not in DEEDS | UNKNOWN
+        if not is_known or kind.startswith(REMOTE):
+            yield f'the operator "{kind}"'
+        for block in node.blocks():
+            yield from find_deeds(block)
+        for name in node.attributeNames():
+            if node.kindOf(name) == "g":
+                yield from find_deeds(node.g(name))
 
 
 def _runs_at_loading(path: Path) -> Iterator[str]:
@@ -52,17 +66,3 @@ def _runs_at_loading(path: Path) -> Iterator[str]:
         for entry in archive.infolist():
             content = archive.read(entry)
             yield from (what for pattern, what in RUNS_AT_LOADING.items() if pattern.search(content))
-
-
-def _deeds(graph: Any) -> Iterator[str]:
-    """Say which operators of a graph, of its blocks, or of the graphs that it forks, are no computation on tensors."""
-    for node in graph.nodes():
-        kind: str = node.kind()
-        is_known = kind.partition("::")[0] in NAMESPACES and kind not in DEEDS | UNKNOWN
-        if not is_known or kind.startswith(REMOTE):
-            yield f'the operator "{kind}"'
-        for block in node.blocks():
-            yield from _deeds(block)
-        for name in node.attributeNames():
-            if node.kindOf(name) == "g":
-                yield from _deeds(node.g(name))

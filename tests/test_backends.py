@@ -354,6 +354,10 @@ def foreign_operator(model: dict[str, Any]) -> None:
     model["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.system"
 
 
+def file_operator(model: dict[str, Any]) -> None:
+    model["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
+
+
 def foreign_name(model: dict[str, Any]) -> None:
     model["graph_module"]["graph"]["nodes"][0]["name"] = "x = print(1)"
 
@@ -372,6 +376,7 @@ def foreign_expression(model: dict[str, Any]) -> None:
     [
         ("data/weights/model_weights_config.json", pickled, '"conv.weight" is pickled'),
         ("models/model.json", foreign_operator, 'the operator "torch.os.system"'),
+        ("models/model.json", file_operator, 'the operator "torch.ops.aten.from_file.default"'),
         ("models/model.json", foreign_name, 'the name "x = print(1)"'),
         ("models/model.json", foreign_guard, 'the guard "print(1)"'),
         ("models/model.json", foreign_expression, 'the expression "__import__'),

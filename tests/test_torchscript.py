@@ -12,6 +12,7 @@ from torch import nn
 
 from deploy.backends import load_backend
 from deploy.runtimes import BackendError
+from deploy.torchscript import find_deeds
 from tests.exported import TinyNet, example_of, facts_of, write_jit
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated
@@ -119,3 +120,18 @@ def test_files_are_not_opened(deed: str, tmp_path: Path) -> None:
         load_backend(path, device="cpu")
     assert str(caught.value).startswith(f"{path}: it does more than compute, and was not run: it holds {text}")
     assert not target.exists()
+
+
+@pytest.mark.parametrize("kind", ["rpc::call", "prim::rpc_async", "image::read_file", "profiler::start"])
+def test_what_is_no_computation_is_found_in_any_block(kind: str) -> None:
+    text = """graph(%x : Tensor, %is_small : bool):
+      %y : Tensor = prim::If(%is_small)
+        block0():
+          %z : Tensor = KIND(%x)
+          -> (%z)
+        block1():
+          %w : Tensor = aten::relu(%x)
+          -> (%w)
+      return (%y)"""
+    assert list(find_deeds(torch._C.parse_ir(text.replace("KIND", kind)))) == [f'the operator "{kind}"']
+    assert list(find_deeds(torch._C.parse_ir(text.replace("KIND", "aten::relu")))) == []
