@@ -14,15 +14,12 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from deploy.admission import Admission
 from deploy.answers import Answer
 from deploy.decoding import PictureDecoder
 from deploy.predictor import Predictor, Prepared, prepare
 
 T = TypeVar("T")
-
-
-class QueueFullError(Exception):
-    """As many pictures are held as the queue allows; none of this request has been taken."""
 
 
 @dataclass(eq=False)
@@ -47,8 +44,9 @@ _Result = tuple[_Job, int, Answer | Exception | None]  # None: nobody waited for
 class MicroBatcher:
     """Answers for pictures of many requests: whatever is ready when the net is free makes the next batch.
 
-    At most `queue_size` pictures are held: decoding, ready, or in the net. With `batch_wait_ms` a batch that is not
-    full waits so long for more. `on_batch` hears in the net's thread how many pictures a batch had, and its seconds.
+    At most `queue_size` pictures are held: decoding, ready, or in the net; fewer where it stays full (Admission).
+    With `batch_wait_ms` a batch that is not full waits so long for more. `on_batch` hears in the net's thread how many
+    pictures a batch had, and its seconds.
     `submit` belongs to one event loop; the other methods may be called anywhere.
     """
 
@@ -65,10 +63,10 @@ class MicroBatcher:
         on_batch: Callable[[int, float], None] = lambda count, seconds: None,
     ) -> None:
         self._predictor, self._decoder, self._on_batch = predictor, decoder, on_batch
-        self._batch_size, self._queue_size, self._topk = batch_size, queue_size, topk
+        self._batch_size, self._topk = batch_size, topk
         self._batch_wait_s = batch_wait_ms / 1000
         self._has_fixed_sizes = predictor.backend.name == "openvino" and predictor.facts.precision == "int8"
-        self.held = 0  # pictures
+        self._admission = Admission(queue_size)
         self._ready: deque[_Picture] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._is_closed = False
@@ -84,10 +82,8 @@ class MicroBatcher:
         What has not been done yet is left out once the future is done, cancelled say. It raises BackendError where the
         net fails. Raises QueueFullError.
         """
-        if self.held + len(pictures) > self._queue_size:
-            raise QueueFullError
+        self._admission.let_in(len(pictures))
         job = _Job(asyncio.get_running_loop().create_future(), [Answer("")] * len(pictures), len(pictures))
-        self.held += len(pictures)
         for index, data in enumerate(pictures):
             self._pool.submit(self._prepare, job, index, data)
         return job.answered
@@ -120,9 +116,14 @@ class MicroBatcher:
         """
         return self.in_net_thread(self._warm_up).result()
 
+    @property
+    def held(self) -> int:
+        """How many pictures are held."""
+        return self._admission.held
+
     def is_full(self) -> bool:
         """Say whether not one more picture would be taken."""
-        return self.held >= self._queue_size
+        return not self._admission.has_room()
 
     def is_ready(self) -> bool:
         """Say whether a picture would be taken, and answered."""
@@ -208,7 +209,7 @@ class MicroBatcher:
 
     def _take(self, results: Sequence[_Result]) -> None:
         """Note what became of pictures; this runs in the event loop."""
-        self.held -= len(results)
+        self._admission.let_out(len(results))
         for job, index, outcome in results:
             job.left -= 1
             if job.answered.done():

@@ -15,8 +15,9 @@ from starlette.requests import ClientDisconnect
 
 from artifacts.facts import Facts
 from data_loader.preprocess import PictureError
+from deploy.admission import QueueFullError
 from deploy.answers import Answer
-from deploy.batching import MicroBatcher, QueueFullError
+from deploy.batching import MicroBatcher
 from deploy.runtimes import BackendError
 from deploy.service import HEATMAP, Route
 from deploy.service_flags import Limits
@@ -54,7 +55,7 @@ class Answering:
         except RequestError as error:
             return self.mistake(request, error.status, str(error))
         except QueueFullError:
-            return self.mistake(request, 503, f"{self._limits.queue} pictures are waiting; {LATER}")
+            return self.mistake(request, 503, f"{self._batcher.held} pictures are waiting; {LATER}")
         except BackendError as error:
             logger.error("%s", error)
             return self.mistake(request, 503, f"the net failed; {LATER}")

@@ -18,7 +18,8 @@ from artifacts.facts import Facts
 from data_loader import preprocess
 from data_loader.preprocess import PictureError, Preprocess
 from deploy import decoding, predictor
-from deploy.batching import MicroBatcher, QueueFullError
+from deploy.admission import QueueFullError
+from deploy.batching import MicroBatcher
 from deploy.decoding import DecodingError, PictureDecoder
 from deploy.heatmaps import HeatMap
 from deploy.predictor import Predictor
