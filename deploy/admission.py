@@ -1,46 +1,91 @@
-"""How many pictures the service lets in: a burst may fill the queue, and what lasts is given less of it."""
+"""How many pictures the service lets in: few while more come than it can answer, many while it is slow for a moment."""
 
 from __future__ import annotations
 
 import math
+import threading
+import time
+from collections.abc import Callable, Sequence
 
-LASTING = 0.75  # of the queue is open always
+SHORT = 0.5  # of the queue is open while more comes than can be answered
+LONG = 4  # times the queue, while less comes than usually is
+MEMORY_S = 60.0  # of a stage's work
 
 
 class QueueFullError(Exception):
-    """As many pictures are held as the queue allows now; none of this request has been taken."""
+    """As many pictures are held as may be now; none of this request has been taken."""
+
+
+class Pace:
+    """How fast a stage of `threads` threads usually is: over its last minute of work, the older the less it counts."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pictures, self._seconds = 0.0, 0.0
+        self._lock = threading.Lock()
+
+    def note(self, pictures: int, seconds: float) -> None:
+        """Add what one thread has done. Any thread may call it."""
+        kept = math.exp(-seconds / (self._threads * MEMORY_S))
+        with self._lock:
+            self._pictures = self._pictures * kept + pictures
+            self._seconds = self._seconds * kept + seconds
+
+    def pictures_a_second(self) -> float:
+        """Give what all threads together do while they are at work; 0 where nothing is known yet."""
+        with self._lock:
+            return self._threads * self._pictures / self._seconds if self._seconds else 0.0
 
 
 class Admission:
-    """Counts the pictures that are held, `queue_size` of them at most.
+    """Counts the pictures that are held, and lets in or refuses.
 
-    Requests that come all at once, where the machine has paused for a moment, say, should be answered, late as some
-    are. But more than can be answered would keep the queue full, and make everybody wait for all of it. So once a
-    queue's worth of pictures has been let into its last quarter, that quarter is closed until the queue has fallen to
-    half: the idea of CoDel (RFC 8289), which tells a burst from a standing queue by how long it lasts, with pictures
-    for a clock, so that it fits slow nets and fast ones. Not made for several threads.
+    A full queue makes everybody wait for all of it. Where more comes than can be answered, it would stay full, and a
+    short one answers as many: SHORT of `queue_size`. Where the machine is slow for a moment, no more comes than is
+    answered otherwise, and all of it should be, late as it may be: LONG times `queue_size`. Which of both it is, a
+    queue tells that is only reckoned: what is asked for, refused or not, comes in, and leaves at the slowest stage's
+    usual pace (an adaptive virtual queue: Kunniyur & Srikant 2001): too much where it passes `queue_size`, no more than
+    usual below half of that, and between them what may be a burst, which `queue_size` is for.
+
+    Not made for several threads.
     """
 
-    def __init__(self, queue_size: int) -> None:
-        self._queue_size = queue_size
-        self._lasting = math.ceil(LASTING * queue_size)
-        self._in_burst = 0  # let in beyond what is open always, since the queue was half empty
+    def __init__(self, queue_size: int, stages: Sequence[Pace], clock: Callable[[], float] = time.monotonic) -> None:
+        self._queue_size, self._stages, self._clock = queue_size, stages, clock
+        self._short, self._long = math.ceil(SHORT * queue_size), LONG * queue_size
+        self._reckoned, self._reckoned_at = 0.0, clock()
         self.held = 0  # pictures
 
     def has_room(self, pictures: int = 1) -> bool:
         """Say whether so many would be let in now."""
-        most = self._queue_size if self._in_burst < self._queue_size else self._lasting
+        most = self._queue_size
+        if self._reckoned > self._queue_size:
+            most = self._short
+        elif self._reckoned <= self._queue_size / 2:
+            most = self._long
         return self.held + pictures <= most
+
+    def check(self) -> None:
+        """Raise QueueFullError where not one picture would be let in; of a request that is, `let_in` hears later."""
+        self._reckon(0)
+        if not self.has_room():
+            self._reckon(1)
+            raise QueueFullError
 
     def let_in(self, pictures: int) -> None:
         """Hold so many more, all or none. Raises QueueFullError."""
+        self._reckon(pictures)
         if not self.has_room(pictures):
             raise QueueFullError
         self.held += pictures
-        self._in_burst += min(pictures, max(self.held - self._lasting, 0))
 
     def let_out(self, pictures: int) -> None:
         """Hold so many less."""
         self.held -= pictures
-        if self.held <= self._queue_size / 2:
-            self._in_burst = 0
+
+    def _reckon(self, pictures: int) -> None:
+        now = self._clock()
+        usual = min(stage.pictures_a_second() for stage in self._stages)
+        left = max(self._reckoned - usual * (now - self._reckoned_at), 0.0)
+        self._reckoned = min(left + pictures, 2.0 * self._queue_size)  # no more: it should soon be over
+        self._reckoned_at = now

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from deploy.admission import Admission
+from deploy.admission import Admission, Pace
 from deploy.answers import Answer
 from deploy.decoding import PictureDecoder
 from deploy.predictor import Predictor, Prepared, prepare
@@ -44,7 +44,7 @@ _Result = tuple[_Job, int, Answer | Exception | None]  # None: nobody waited for
 class MicroBatcher:
     """Answers for pictures of many requests: whatever is ready when the net is free makes the next batch.
 
-    At most `queue_size` pictures are held: decoding, ready, or in the net; fewer where it stays full (Admission).
+    How many pictures are held (decoding, ready, or in the net) follows from `queue_size`: see Admission.
     With `batch_wait_ms` a batch that is not full waits so long for more. `on_batch` hears in the net's thread how many
     pictures a batch had, and its seconds.
     `submit` belongs to one event loop; the other methods may be called anywhere.
@@ -63,10 +63,11 @@ class MicroBatcher:
         on_batch: Callable[[int, float], None] = lambda count, seconds: None,
     ) -> None:
         self._predictor, self._decoder, self._on_batch = predictor, decoder, on_batch
-        self._batch_size, self._topk = batch_size, topk
+        self._batch_size, self._workers, self._topk = batch_size, workers, topk
         self._batch_wait_s = batch_wait_ms / 1000
         self._has_fixed_sizes = predictor.backend.name == "openvino" and predictor.facts.precision == "int8"
-        self._admission = Admission(queue_size)
+        self._decoding_pace, self._net_pace = Pace(workers), Pace(1)
+        self._admission = Admission(queue_size, [self._decoding_pace, self._net_pace])
         self._ready: deque[_Picture] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._is_closed = False
@@ -121,13 +122,13 @@ class MicroBatcher:
         """How many pictures are held."""
         return self._admission.held
 
-    def is_full(self) -> bool:
-        """Say whether not one more picture would be taken."""
-        return not self._admission.has_room()
+    def check_room(self) -> None:
+        """Tell, before a request's body is read, whether a picture would be taken. Raises QueueFullError."""
+        self._admission.check()
 
     def is_ready(self) -> bool:
         """Say whether a picture would be taken, and answered."""
-        return not self.is_full() and self._net.is_alive()
+        return self._admission.has_room() and self._net.is_alive()
 
     def close(self) -> None:
         """Finish what has been taken, then end the threads."""
@@ -141,12 +142,15 @@ class MicroBatcher:
     def _prepare(self, job: _Job, index: int, data: bytes, may_be_large: bool = False) -> None:
         outcome: Answer | Exception | None = None
         if not job.answered.done():  # else nobody waits for it any more
+            started = time.perf_counter()
             try:
                 prepared = self._decoder.prepared(data, may_be_large=may_be_large)
             except Exception as error:  # a fault of ours: the request hears of it, and does not wait for ever
                 outcome = error
             else:
                 if not prepared.error:
+                    seconds = time.perf_counter() - started
+                    self._decoding_pace.note(1, seconds * self._workers if may_be_large else seconds)  # one at a time
                     self._put(_Picture(job, index, prepared))
                     return
                 if not may_be_large:  # it is large, or bad: a second look tells which, and holds no small one up
@@ -204,7 +208,9 @@ class MicroBatcher:
             outcomes = self._predictor.answer_prepared([picture.prepared for picture in wanted], self._topk)
         except Exception as error:  # each request hears of it, and the thread lives on
             outcomes = [error] * len(wanted)
-        self._on_batch(len(wanted), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._net_pace.note(len(wanted), seconds)
+        self._on_batch(len(wanted), seconds)
         return [(picture.job, picture.index, outcome) for picture, outcome in zip(wanted, outcomes, strict=True)]
 
     def _take(self, results: Sequence[_Result]) -> None:

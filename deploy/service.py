@@ -92,7 +92,7 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
         predictor = Predictor(backend, facts)
         with service_of(predictor, routes, args, token) as server, stopped_by_signals(server):
             _listen(listener)
-            print(_start_line(weights, predictor, routes, listener), flush=True)
+            print(_start(weights, predictor, routes, listener), flush=True)
             if not token and not _is_loopback(listener):
                 print(f"whoever reaches it may use it: {TOKEN_VARIABLE} sets a bearer token", file=sys.stderr)
             server.run(sockets=[listener])
@@ -138,14 +138,14 @@ def _refused(host: str, port: int, error: OSError) -> ServiceError:
     return ServiceError(f"cannot listen on {host}:{port}: {error.strerror}{mend and '; '}{mend}")
 
 
-def _start_line(weights: Path, predictor: Predictor, routes: Sequence[Route], listener: socket.socket) -> str:
+def _start(weights: Path, predictor: Predictor, routes: Sequence[Route], listener: socket.socket) -> str:
     facts, backend = predictor.facts, predictor.backend
     host, port = listener.getsockname()[:2]
     size = f"{facts.preprocess.width}x{facts.preprocess.height}"
-    net = f"{facts.net.get('name', 'a net')} ({facts.num_classes} classes, {size}) of {weights}"
+    net = f"{facts.net.get('name', 'a net')} ({facts.num_classes} classes, {size}) on {backend.name} {backend.device}"
     paths = ", ".join(f"POST {route.path}" for route in routes)
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    return f"serving {net} on {backend.name} {backend.device} at {where}: {paths}; GET / /docs /metrics"
+    return f"serving {net}\n  address  {where}\n  net      {weights}\n  paths    {paths}; GET / /docs /metrics"
 
 
 def _is_loopback(listener: socket.socket) -> bool:

@@ -48,8 +48,7 @@ class Answering:
         """Give the answer for the pictures of a request, or its mistake."""
         deadline = asyncio.get_running_loop().time() + self._limits.request_timeout_s
         try:
-            if self._batcher.is_full():
-                raise QueueFullError  # before the body is read: what is too much costs as little as it can
+            self._batcher.check_room()  # before the body is read: what is too much costs as little as it can
             with self._holding() as hold:
                 return _json(200, {"code": 200, "msg": "ok", "data": await self._data(request, route, hold, deadline)})
         except RequestError as error:

@@ -37,7 +37,7 @@ class Limits:
     keep_alive_s: int = _limit(75, 0, 3600, "an idle connection is kept")
     max_connections: int = _limit(512, 1, 65_536, "at once; one more gets 503")
     max_pending_mb: int = _limit(256, 1, 1_048_576, "of bodies held at once; one more gets 503")
-    queue: int = _limit(64, 1, 100_000, "pictures held at once, in the net or before it; one more gets 503")
+    queue: int = _limit(64, 1, 100_000, "pictures that may come at once; of more than it can answer, some get 503")
     decode_memory_mb: int = _limit(1536, 1, 1_048_576, "that decoding may take at once: 40 bytes a pixel at worst")
 
 

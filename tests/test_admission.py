@@ -1,78 +1,158 @@
-"""Who is let in: everybody of a burst, and fewer once the queue stays full."""
+"""Who is let in: as many as can be answered, held against a service that is played second by second."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
 import pytest
 
-from deploy.admission import Admission, QueueFullError
+from deploy.admission import Admission, Pace, QueueFullError
+
+BATCH = 8
+USUAL = 150.0  # pictures a second
 
 
-def test_a_burst_fills_the_queue() -> None:
-    admission = Admission(64)
+def known_pace(rate: float = USUAL) -> Pace:
+    pace = Pace(1)
+    pace.note(round(60 * rate), 60.0)
+    return pace
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_pace_is_that_of_the_last_minute_of_work_of_all_threads() -> None:
+    pace = Pace(2)
+    assert pace.pictures_a_second() == 0
+    pace.note(10, 1.0)
+    assert pace.pictures_a_second() == 20
+    for _ in range(1200):
+        pace.note(5, 1.0)  # half as fast for ten minutes
+    assert pace.pictures_a_second() == pytest.approx(10)
+    for _ in range(2 * 60):
+        pace.note(10, 1.0)
+    assert pace.pictures_a_second() == pytest.approx(20 - 10 / np.e, rel=0.02)
+
+
+def test_a_burst_fills_the_queue_before_anything_is_known() -> None:
+    admission = Admission(64, [Pace(1)], Clock())
     for _ in range(64):
-        admission.let_in(1)
-    assert admission.held == 64 and not admission.has_room()
-    with pytest.raises(QueueFullError):
+        admission.check()
         admission.let_in(1)
     assert admission.held == 64
+    with pytest.raises(QueueFullError):
+        admission.let_in(1)
+    with pytest.raises(QueueFullError):
+        admission.check()
+    assert admission.held == 64 and not admission.has_room()
 
 
 def test_a_request_is_let_in_whole_or_not() -> None:
-    admission = Admission(16)
-    admission.let_in(12)
+    admission = Admission(16, [Pace(1)], Clock())
+    admission.let_in(10)
     with pytest.raises(QueueFullError):
-        admission.let_in(5)
-    assert admission.held == 12 and admission.has_room(4)
-
-
-def test_a_queue_that_stays_full_loses_its_last_quarter_until_it_is_half_empty() -> None:
-    admission = Admission(64)
-    admission.let_in(64)  # 16 of them beyond three quarters
-    for _ in range(48):
-        admission.let_out(1)
-        admission.let_in(1)
-    admission.let_out(1)
-    assert not admission.has_room()
-    admission.let_out(15)
-    assert admission.held == 48 and not admission.has_room()
-    admission.let_out(1)
-    assert admission.has_room() and not admission.has_room(2)
-    admission.let_out(47 - 33)
-    assert not admission.has_room(64 - 33)
-    admission.let_out(1)
-    assert admission.has_room(64 - 32)
+        admission.let_in(7)
+    assert admission.held == 10 and not admission.has_room()
+    admission.let_out(4)
+    assert admission.has_room(2) and not admission.has_room(3)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 64, 1000])
 def test_whoever_finds_nobody_is_let_in(size: int) -> None:
-    admission = Admission(size)
+    clock = Clock()
+    admission = Admission(size, [known_pace()], clock)
     for _ in range(5):
         for pictures in (size, 1):
             admission.let_in(pictures)
             admission.let_out(pictures)
+            clock.now += size / USUAL + 1
     assert admission.held == 0 and admission.has_room(size)
 
 
-def lengths(arrivals_a_batch: float, batches: int, pause: int) -> tuple[list[int], int]:
-    """The queue's length before each batch of 8 is let out, and how many were refused; first the net pauses."""
-    admission, refused, due, found = Admission(64), 0, 0.0, []
-    for number in range(batches):
-        due += arrivals_a_batch
-        while due >= 1:
-            due -= 1
+@dataclass
+class Played:
+    """What a service did: the queue at each batch's end, by time, and when it refused."""
+
+    lengths: list[tuple[float, int]] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+
+    def longest(self, start: float, end: float) -> int:
+        return max(length for time, length in self.lengths if start <= time < end)
+
+
+def play(seconds: float, offered: Callable[[float], float], speed: Callable[[float], float], usual: float) -> Played:
+    """Let independent senders ask at a rate, and a net answer batches at a speed, both by time, pictures a second."""
+    generator, clock, pace, played = np.random.default_rng(0), Clock(), known_pace(usual), Played()
+    admission = Admission(64, [Pace(2), pace], clock)
+    decoding = admission._stages[0]
+    decoding.note(100, 0.1)  # no matter
+    busy_until, in_net, asked_at, done_from = 0.0, 0, generator.exponential(1 / offered(0)), 0.0
+    while clock.now < seconds:
+        if in_net and busy_until <= asked_at:
+            clock.now = busy_until
+            pace.note(in_net, busy_until - done_from)
+            played.lengths.append((clock.now, admission.held))
+            admission.let_out(in_net)
+            in_net = 0
+        else:
+            clock.now = asked_at
+            asked_at += generator.exponential(1 / offered(clock.now))
             try:
+                admission.check()
                 admission.let_in(1)
             except QueueFullError:
-                refused += 1
-        found.append(admission.held)
-        if number >= pause:
-            admission.let_out(min(8, admission.held))
-    return found, refused
+                played.refused.append(clock.now)
+        if not in_net and admission.held:
+            in_net, done_from = min(admission.held, BATCH), clock.now
+            busy_until = clock.now + in_net / speed(clock.now)
+    return played
 
 
-def test_what_a_pause_has_kept_waiting_is_answered_and_what_is_too_much_waits_for_less() -> None:
-    after_a_pause, refused = lengths(arrivals_a_batch=5.6, batches=200, pause=10)
-    assert max(after_a_pause) > 60 and refused == 0
+def test_where_more_comes_than_can_be_answered_the_queue_is_short() -> None:
+    played = play(20, offered=lambda now: 2 * USUAL, speed=lambda now: USUAL, usual=USUAL)
+    assert played.longest(0, 1) == 64 and played.longest(1, 20) == 32
+    assert len(played.refused) == pytest.approx(20 * USUAL, rel=0.1)
 
-    too_much, refused = lengths(arrivals_a_batch=16, batches=200, pause=0)
-    assert max(too_much) == 64 and refused > 0
-    assert max(too_much[20:]) == 48
-    assert len(too_much) - too_much.count(48) < 20
+
+def test_a_service_that_is_slow_for_seconds_refuses_nobody() -> None:
+    """Longer than it takes to fill the queue: 2 seconds at a third of the speed, each half minute."""
+    played = play(
+        600,
+        offered=lambda now: 0.7 * USUAL,
+        speed=lambda now: USUAL / 3 if now % 30 < 2 else USUAL,
+        usual=USUAL,
+    )
+    assert played.longest(0, 600) > 100 and not played.refused
+
+
+def test_a_service_that_stays_slow_shortens_its_queue() -> None:
+    played = play(300, offered=lambda now: 0.7 * USUAL, speed=lambda now: USUAL / 2, usual=USUAL)
+    assert played.longest(0, 60) == 256
+    assert played.longest(150, 300) == 32
+
+
+def test_the_queue_is_long_again_soon_after_too_much_has_come() -> None:
+    played = play(
+        14,
+        offered=lambda now: 3 * USUAL if now < 10 else USUAL / 2,
+        speed=lambda now: USUAL,
+        usual=USUAL,
+    )
+    assert played.longest(8, 10) == 32 and max(played.refused) < 10.1
+    assert played.longest(13, 14) < 24
+
+
+def test_the_slowest_stage_tells_what_is_usual() -> None:
+    clock = Clock()
+    admission = Admission(64, [known_pace(10), known_pace(1000)], clock)
+    for _ in range(100):
+        admission.let_in(1)
+        admission.let_out(1)
+        clock.now += 0.02  # 50 a second
+    assert not admission.has_room(33) and admission.has_room(32)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,10 @@ def start(code: str, *arguments: object, **variables: str) -> "subprocess.Popen[
 
 def port_of(process: "subprocess.Popen[str]") -> tuple[int, str]:
     assert process.stdout is not None and process.stderr is not None
-    line = process.stdout.readline()
-    found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-    assert found, line + process.stderr.read()
-    return int(found[1]), line
+    told = "".join(islice(process.stdout, 4))
+    found = re.search(r"http://127\.0\.0\.1:(\d+)", told)
+    assert found, told + process.stderr.read()
+    return int(found[1]), told
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,14 @@ def test_a_checkpoint_is_served_with_heat_maps_until_a_signal(weights: Path) -> 
         program, "--weights", weights, "--service_port", 0, "--device", "cpu", "--batch_size", 2, "--drain_s", 0
     )
     try:
-        port, line = port_of(process)
+        port, told_first = port_of(process)
         one = Served(port, GatedBackend())
-        assert line.startswith(f"serving resnet18 (3 classes, 32x32) of {weights} on torch cpu at http://127.0.0.1:")
+        assert told_first.splitlines() == [
+            "serving resnet18 (3 classes, 32x32) on torch cpu",
+            f"  address  http://127.0.0.1:{port}",
+            f"  net      {weights}",
+            "  paths    POST /predict; GET / /docs /metrics",
+        ]
         assert one.get("/info")[1]["heatmap"] is True
         data = noise((60, 40))
         answer = one.ask("/predict", {"content": base64_of(data), "need_heatmap": True})[1]
