@@ -45,7 +45,8 @@ class Admission:
     answered otherwise, and all of it should be, late as it may be: LONG times `queue_size`. Which of both it is, a
     queue tells that is only reckoned: what is asked for, refused or not, comes in, and leaves at the slowest stage's
     usual pace (an adaptive virtual queue: Kunniyur & Srikant 2001): too much where it passes `queue_size`, no more than
-    usual below half of that, and between them what may be a burst, which `queue_size` is for.
+    usual below half of that, and between them what may be a burst, which `queue_size` is for. Whoever finds nobody may
+    bring so many.
 
     Not made for several threads.
     """
@@ -59,7 +60,7 @@ class Admission:
     def has_room(self, pictures: int = 1) -> bool:
         """Say whether so many would be let in now."""
         most = self._queue_size
-        if self._reckoned > self._queue_size:
+        if self._reckoned > self._queue_size and self.held:
             most = self._short
         elif self._reckoned <= self._queue_size / 2:
             most = self._long

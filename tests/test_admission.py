@@ -63,6 +63,16 @@ def test_a_request_is_let_in_whole_or_not() -> None:
     assert admission.has_room(2) and not admission.has_room(3)
 
 
+def test_a_net_that_has_answered_nobody_shuts_nobody_out() -> None:
+    admission = Admission(4, [Pace(1)], Clock())
+    admission.let_in(4)
+    for _ in range(10):
+        with pytest.raises(QueueFullError):
+            admission.let_in(4)
+    admission.let_out(4)
+    assert admission.has_room(4) and not admission.has_room(5)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 64, 1000])
 def test_whoever_finds_nobody_is_let_in(size: int) -> None:
     clock = Clock()
@@ -155,4 +165,5 @@ def test_the_slowest_stage_tells_what_is_usual() -> None:
         admission.let_in(1)
         admission.let_out(1)
         clock.now += 0.02  # 50 a second
-    assert not admission.has_room(33) and admission.has_room(32)
+    admission.let_in(1)
+    assert admission.has_room(31) and not admission.has_room(32)
