@@ -61,8 +61,8 @@ class TrialTrainer(Trainer):
 
     def first_loss(self) -> float:
         """Give the mean loss of the first step."""
-        sums = self.pending[0][2]  # (terms,), the loss first
-        return float(sums[0]) / self._plan(start=0)[0].num_samples
+        _, _, losses = self.pending[0]
+        return float(losses.sums[0]) / self._plan(start=0)[0].num_samples
 
     def checkpoint_bytes(self) -> dict[str, int]:
         """Give the bytes of the tensors of both checkpoints."""

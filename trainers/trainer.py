@@ -1,4 +1,4 @@
-"""The one training loop: precision, accumulation, averaging, schedule, validation, saving, resuming, processes."""
+"""The one training loop: epochs of steps, schedule, validation, saving, resuming, signals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint, CheckpointError
@@ -30,7 +29,8 @@ from data_loader.loaders import (
     validation_loader,
 )
 from data_loader.preprocess import as_array
-from trainers.classify import ClassifyTask, picture_captions
+from trainers.bars import Bars, show_speed
+from trainers.classify import Batch, ClassifyTask, picture_captions
 from trainers.distributed import World
 from trainers.failures import (
     MemoryTooSmallError,
@@ -39,13 +39,13 @@ from trainers.failures import (
     no_number,
     pictures_of_the_step,
 )
-from trainers.hardware import DeviceCopy, autocast, compile_net
+from trainers.hardware import DeviceCopy
 from trainers.heatmaps import worst_heat_maps
+from trainers.learner import Learner, StepLosses
 from trainers.logger import TrainingLogger
 from trainers.memory import AtHand, is_out_of_memory, too_small
 from trainers.metrics import ValidationResult
 from trainers.multi_crop import right_answers
-from trainers.optimizer import AveragedNet, build_optimizer, hold_frozen_in_eval, set_learning_rate
 from trainers.progress import Progress
 from trainers.repeating import LOOKED_AT, differing_gradients
 from trainers.saving import Saver
@@ -83,30 +83,12 @@ class Trainer:
         self.device, self.precision, self.logger, self.say = device, precision, logger, say
         self.train_data, self.val_data, self.progress = train_data, val_data, progress
         self.augment = augment
-        self.show_progress = show_progress and world.is_first
+        self.bars = Bars(config.num_epochs, are_shown=show_progress and world.is_first)
         self.copy = DeviceCopy(device, is_asynchronous=config.async_loading)
-        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.task = task.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
-        self.validated = self.task  # the task around the net that was validated last: the averaged one, if there is one
         self.schedule = schedule_of(config, world.size)
-        self.optimizer = build_optimizer(
-            task.net,
-            config.optimizer,
-            learning_rate=self.schedule.rate,
-            weight_decay=config.weight_decay,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            decay_norm_and_bias=config.decay_norm_and_bias,
-            fused=precision != "fp16",
-        )
-        self.ema = AveragedNet(task.net, config.ema_decay) if config.ema_decay else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        if config.compile:
-            compile_net(task.net, config.compile)
-        self.model: torch.nn.Module = task
-        if world.size > 1:
-            devices = [device] if device.type == "cuda" else None
-            self.model = DistributedDataParallel(task, device_ids=devices)
+        self.learner = Learner(config, task, device=device, precision=precision, world=world, rate=self.schedule.rate)
+        self.task = self.learner.task
+        self.validated = self.task  # the task around the net that was validated last: the averaged one, if there is one
         self.labels = np.array([sample.label for sample in train_data.samples.samples])
         self.mirrored_half = torch.from_numpy(mirrored_half(config.seed, len(self.labels))).to(device)
         self.steps_per_epoch = len(self._plan(start=0))
@@ -125,10 +107,9 @@ class Trainer:
             pin_memory=pin,
             device=device,
         )
-        self.pending: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []  # step, rate, sums of the terms, indices
+        self.pending: list[tuple[int, float, StepLosses]] = []  # step, rate
         self.at_hand = AtHand()
         self.saver = Saver(config.best_checkpoint(), config.last_checkpoint(), config.keep_checkpoints)
-        self.terms: tuple[str, ...] = ("loss",)  # what the task's step gives, the loss first
         self.warned_in = -1  # epoch
         self.differing_gradients: list[str] | None = None  # see `repeating`; None: not looked at
         self.interval_start, self.interval_pictures = time.perf_counter(), 0
@@ -188,17 +169,9 @@ class Trainer:
         if self.device.type not in LOOKED_AT:
             return None
         seed = step_seed(self.config.seed, self.progress.step, self.world.rank)
-
-        def loss() -> torch.Tensor:
-            torch.manual_seed(seed)
-            with autocast(self.device, self.precision):
-                terms = self.task(batch, np.random.default_rng(seed))
-            scaled: torch.Tensor = self.scaler.scale(terms["loss"])
-            return scaled
-
         try:
             batch = self._to_device(checked(next(self._start_epoch(self._plan(start=0)[:1]))), self.augment)
-            return differing_gradients(self.task.net, loss)
+            return differing_gradients(self.task.net, lambda: self.learner.loss(batch, seed))
         except (RuntimeError, ValueError) as error:  # what is trained is trained
             reason = (str(error) or type(error).__name__).splitlines()[0]
             self.say(f"note: whether this GPU repeats itself was not looked at: {reason}")
@@ -214,24 +187,11 @@ class Trainer:
             raise CheckpointError(f"{self.config.last_checkpoint()}: does not fit this training: {reason}") from error
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        self.task.net.load_state_dict(checkpoint.net)
-        if self.ema is not None:
-            self.ema.net.load_state_dict(checkpoint.ema or checkpoint.net)
-        if checkpoint.optimizer is not None:
-            settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(checkpoint.optimizer)
-            for group, values in zip(self.optimizer.param_groups, settings, strict=True):
-                group.update(values)  # the config's settings, not the checkpoint's
+        self.learner.load(checkpoint)
         if self.progress.consumed and self.progress.num_train != len(self.labels):
             self.say("the training list has another length: the epoch begins again")
             self.progress.consumed, self.progress.loss_sum = 0, 0.0
         self.progress.num_train = len(self.labels)
-        if checkpoint.scaler:
-            self.scaler.load_state_dict(checkpoint.scaler)
-
-    def validated_net(self) -> torch.nn.Module:
-        """Give the net that is validated and deployed: the averaged one where there is one."""
-        return self.task.net if self.ema is None else self.ema.net
 
     def _plan(self, start: int) -> list[Step]:
         config = self.config
@@ -243,7 +203,7 @@ class Trainer:
         steps = self._plan(progress.consumed)
         self.interval_start, self.interval_pictures = time.perf_counter(), 0
         done = self.steps_per_epoch - len(steps)
-        with self._bar(done) as bar:
+        with self.bars.epoch(progress.epoch, self.steps_per_epoch, done) as bar:
             batches = self._start_epoch(steps)
             for number, step in enumerate(steps):
                 self._optimizer_step(step, batches, show_pictures=number == 0)
@@ -266,67 +226,46 @@ class Trainer:
         config, epoch = self.config, self.progress.epoch
         order = epoch_order(self.labels, epoch, config.seed, shuffle=config.shuffle, balanced=config.balanced_sampling)
         self.batches.set_epoch(epoch, order, steps)
-        self.task.train()
-        hold_frozen_in_eval(self.task.net)
+        self.learner.get_ready()
         return iter(self.train_loader)
 
     def _optimizer_step(self, step: Step, batches: Iterator[dict[str, Any]], *, show_pictures: bool) -> None:
-        """Do one step of `accumulation_steps` batches; the gradient is the mean over all its pictures."""
-        number, world = self.progress.step, self.world
-        seed = step_seed(self.config.seed, number, world.rank)
-        torch.manual_seed(seed)
-        generator = np.random.default_rng(seed)
-        rate = self._rate()
-        set_learning_rate(self.optimizer, rate)
-        total: torch.Tensor | float = 0.0
-        indices = []
-        for part in range(len(step.batches)):
-            batch = self._to_device(checked(next(batches)), self.augment)
-            count = len(batch["label"])
-            self.at_hand = AtHand("batch_size", count, tuple(batch["image"].shape))
-            if show_pictures and part == 0:
-                self._show_pictures(batch, seed)
-            last = part == len(step.batches) - 1
-            with self._no_sync_unless(last), autocast(self.device, self.precision):
-                terms = self.model(batch, generator)
-            loss = terms["loss"]
-            weight = count * world.size / step.num_samples
-            with self._no_sync_unless(last):
-                self.scaler.scale(loss * weight if weight != 1 else loss).backward()
-            total = total + torch.stack([term.detach().float() for term in terms.values()]) * count  # (terms,)
-            indices.append(batch["index"])
-        if self.config.clip_grad_norm:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update(self.task.net, number)
-        assert isinstance(total, torch.Tensor)
-        self.terms = tuple(terms)
-        self.pending.append((number, rate, total, torch.cat(indices)))
+        number, rate = self.progress.step, self._rate()
+        seed = step_seed(self.config.seed, number, self.world.rank)
+        moved = self._moved(batches, seed if show_pictures else None)
+        self.pending.append((number, rate, self.learner.step(step, moved, number=number, rate=rate, seed=seed)))
+
+    def _moved(self, batches: Iterator[dict[str, Any]], shown_with: int | None) -> Iterator[Batch]:
+        """Give training batches on the device; log the first one's pictures where a seed is given to show them with."""
+        for batch in batches:
+            moved = self._to_device(checked(batch), self.augment)
+            self.at_hand = AtHand("batch_size", len(moved["label"]), tuple(moved["image"].shape))
+            if shown_with is not None:
+                self._show_pictures(moved, shown_with)
+                shown_with = None
+            yield moved
 
     def _look(self, bar: tqdm[Any]) -> None:
         """Wait for the device, check and log the losses since the last look."""
         if not self.pending:
             return
-        sums = torch.stack([total for *_, total, _ in self.pending]).double()  # (steps, terms)
-        counts = torch.tensor([len(shown) for *_, shown in self.pending], dtype=torch.float64, device=sums.device)
+        sums = torch.stack([losses.sums for *_, losses in self.pending]).double()  # (steps, terms)
+        sizes = [len(losses.indices) for *_, losses in self.pending]
+        counts = torch.tensor(sizes, dtype=torch.float64, device=sums.device)
         self.world.sum(sums)
         self.world.sum(counts)
-        for (step, rate, _, shown), means in zip(self.pending, (sums / counts[:, None]).tolist(), strict=True):
+        for (step, rate, losses), means in zip(self.pending, (sums / counts[:, None]).tolist(), strict=True):
             if not math.isfinite(means[0]):
                 samples = self.train_data.samples.samples
-                pictures = [samples[index].path for index in self.world.gather(shown.tolist())]
+                pictures = [samples[index].path for index in self.world.gather(losses.indices.tolist())]
                 sentence = self._no_number(f"the loss became {means[0]}", step, rate)
                 raise TrainingError(sentence + pictures_of_the_step(pictures))
-            terms = {f"train/{term}": mean for term, mean in zip(self.terms, means, strict=True)}
+            terms = {f"train/{term}": mean for term, mean in zip(losses.terms, means, strict=True)}
             self.logger.scalars({**terms, "train/learning_rate": rate}, step)
         now = time.perf_counter()
         seconds = now - self.interval_start
         speed = self.interval_pictures / max(seconds, 1e-9)
-        last, rate, *_ = self.pending[-1]
+        last, rate, losses = self.pending[-1]
         self.progress.loss_sum += float(sums[:, 0].sum())
         self.progress.train_seconds += seconds
         self.progress.pictures_trained += self.interval_pictures
@@ -335,8 +274,9 @@ class Trainer:
         self.logger.scalars({"train/images_per_second": speed}, last)
         self.progress.add_train_point(last, mean, rate)
         self.pending.clear()
-        self._heed(dict(zip(self.terms, (sums.sum(dim=0) / counts.sum()).tolist(), strict=True)))
-        self._show_speed(bar, mean, rate, speed)
+        self._heed(dict(zip(losses.terms, (sums.sum(dim=0) / counts.sum()).tolist(), strict=True)))
+        epochs_left = self.config.num_epochs - self.progress.epoch - self.progress.consumed / len(self.labels)
+        show_speed(bar, loss=mean, rate=rate, speed=speed, pictures_left=epochs_left * len(self.labels))
 
     def _heed(self, terms: Mapping[str, float]) -> None:
         """Pass on what the task finds wrong, once an epoch. Raises TrainingError where the task wants that."""
@@ -355,9 +295,9 @@ class Trainer:
     def _validate(self) -> ValidationResult:
         """Measure the deployed net in fp32, as it will answer. Raises TrainingError where its loss is no number."""
         start = time.perf_counter()
-        net = self.validated_net()
+        net = self.learner.deployed_net()
         self.world.agree_on_buffers(net)
-        self.validated = task = self.task if self.ema is None else self.task.with_net(net)
+        self.validated = task = self.task if net is self.task.net else self.task.with_net(net)
         task.heed = self._leave_if_asked
         paths = [sample.path for sample in self.val_data.samples.samples]
         result = task.validate(self._validation_batches(), self.config.num_classes, paths, self.facts.class_names)
@@ -386,7 +326,7 @@ class Trainer:
     def _validation_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Give the batches on the device. Raises StoppedBySignalError, on several processes at the same batch."""
         shared = -(-(len(self.val_data) // self.world.size) // self.val_batch_size)  # batches that each of them has
-        for number, batch in enumerate(self._with_bar(self.val_loader)):
+        for number, batch in enumerate(self.bars.validation(self.val_loader)):
             if number < shared:
                 self._leave_if_asked()
             moved = self._to_device(checked(batch))
@@ -446,11 +386,8 @@ class Trainer:
         return Checkpoint(
             config=self.config.model_dump(),
             facts=self.facts,
-            net=self.task.net.state_dict(),
-            ema=None if self.ema is None else self.ema.net.state_dict(),
-            optimizer=self.optimizer.state_dict() if with_training_state else None,
-            scaler=self.scaler.state_dict() if with_training_state else None,
             progress=asdict(self.progress),
+            **self.learner.state(with_training_state=with_training_state),
         )
 
     def _to_device(
@@ -463,7 +400,7 @@ class Trainer:
             is_even = self.progress.epoch % 2 == 0
             pictures = augment(pictures, self.mirrored_half[moved["index"]] == is_even)
         images = self.facts.preprocess.normalize(pictures)
-        return {**moved, "image": images.contiguous(memory_format=self.layout)}
+        return {**moved, "image": images.contiguous(memory_format=self.learner.layout)}
 
     def _leave_if_asked(self) -> None:
         """Raise StoppedBySignalError where a signal came, on several processes at the same call."""
@@ -480,11 +417,6 @@ class Trainer:
             self.stop.receive(int(flag.item()))
         return bool(flag.item())
 
-    def _no_sync_unless(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
-        return contextlib.nullcontext()
-
     def _no_number(self, what: str, step: int, rate: float) -> str:
         epoch, last = self.progress.epoch + 1, self.saver.last
         return no_number(what, epoch=epoch, step=step, rate=rate, precision=self.precision, last=last)
@@ -495,29 +427,19 @@ class Trainer:
         The weights are no longer the training's afterwards: what is safe is on the disk.
         """
         self.pending.clear()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.learner.drop_gradients()
         steps = self.config.accumulation_steps
         return too_small(self.at_hand, self._attempt, accumulation_steps=steps, last=self.saver.last, reason=reason)
 
     def _attempt(self, size: int) -> None:
         """Do what the batch at hand was for, with one of `size` pictures."""
-        images = self.at_hand.images(size, self.device, self.layout)
+        images = self.at_hand.images(size, self.device, self.learner.layout)
         label = torch.zeros(size, dtype=torch.int64, device=self.device)
         if self.at_hand.key == "batch_size":
-            self._try_step({"image": images, "label": label, "index": label})
+            self.learner.try_step({"image": images, "label": label, "index": label})
         else:
             with torch.inference_mode():
                 self.validated.predict(images)
-
-    def _try_step(self, batch: dict[str, torch.Tensor]) -> None:
-        """Do a step with all the memory that one takes: activations, gradients, the optimizer's state."""
-        self.task.train()
-        with autocast(self.device, self.precision):
-            loss = self.task(batch, np.random.default_rng(0))["loss"]
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def _show_pictures(self, batch: dict[str, torch.Tensor], seed: int) -> None:
         """Log up to 16 pictures of a batch as the net sees them, mixed ones too."""
@@ -531,23 +453,3 @@ class Trainer:
     def load_picture(self, path: str) -> np.ndarray:
         """Give a picture to look at, uint8 (H, W, C), at its own size."""
         return as_array(self.facts.preprocess.decode(path))
-
-    def _bar(self, done: int) -> tqdm[Any]:
-        return tqdm(
-            total=self.steps_per_epoch,
-            initial=done,
-            desc=f"epoch {self.progress.epoch + 1}/{self.config.num_epochs}",
-            bar_format="{desc} {bar} {n_fmt}/{total_fmt}{postfix}",
-            dynamic_ncols=True,
-            leave=False,
-            disable=None if self.show_progress else True,
-        )
-
-    def _show_speed(self, bar: tqdm[Any], loss: float, rate: float, speed: float) -> None:
-        epochs_left = self.config.num_epochs - self.progress.epoch - self.progress.consumed / len(self.labels)
-        left = tqdm.format_interval(epochs_left * len(self.labels) / max(speed, 1e-9))
-        bar.set_postfix_str(f"loss {loss:.3f} lr {rate:.2g} {speed:.0f} img/s {left} left", refresh=False)
-
-    def _with_bar(self, loader: Any) -> Any:
-        hidden = None if self.show_progress else True
-        return tqdm(loader, desc="validation", leave=False, dynamic_ncols=True, disable=hidden)
