@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 SHORT = 0.5  # of the queue is open while more comes than can be answered
 LONG = 4  # times the queue, while less comes than usually is
 MEMORY_S = 60.0  # of a stage's work
+TICK_S = 0.1  # between two signs of life
 
 
 class QueueFullError(Exception):
@@ -46,7 +47,7 @@ class Admission:
     queue tells that is only reckoned: what is asked for, refused or not, comes in, and leaves at the slowest stage's
     usual pace (an adaptive virtual queue: Kunniyur & Srikant 2001): too much where it passes `queue_size`, no more than
     usual below half of that, and between them what may be a burst, which `queue_size` is for. Whoever finds nobody may
-    bring so many.
+    bring so many. What comes at once after a pause of the process itself, which `tick` tells, has come in the pause.
 
     Not made for several threads.
     """
@@ -54,7 +55,8 @@ class Admission:
     def __init__(self, queue_size: int, stages: Sequence[Pace], clock: Callable[[], float] = time.monotonic) -> None:
         self._queue_size, self._stages, self._clock = queue_size, stages, clock
         self._short, self._long = math.ceil(SHORT * queue_size), LONG * queue_size
-        self._reckoned, self._reckoned_at = 0.0, clock()
+        self._reckoned, self._reckoned_at = 0.0, clock()  # below 0: so many may still come of a pause
+        self._ticked_at = math.inf  # never
         self.held = 0  # pictures
 
     def has_room(self, pictures: int = 1) -> bool:
@@ -84,9 +86,17 @@ class Admission:
         """Hold so many less."""
         self.held -= pictures
 
+    def tick(self) -> None:
+        """Give a sign of life, each TICK_S: where it is late, the process was not at work."""
+        self._reckon(0)
+        self._ticked_at = self._reckoned_at
+
     def _reckon(self, pictures: int) -> None:
         now = self._clock()
         usual = min(stage.pictures_a_second() for stage in self._stages)
-        left = max(self._reckoned - usual * (now - self._reckoned_at), 0.0)
+        done = usual * (now - self._reckoned_at)
+        paused_s = max(now - max(self._ticked_at + TICK_S, self._reckoned_at), 0.0)
+        missed = -usual * paused_s  # so many may have come in a pause
+        left = min(self._reckoned + done, missed) if self._reckoned < 0 else max(self._reckoned - done, missed)
         self._reckoned = min(left + pictures, 2.0 * self._queue_size)  # no more: it should soon be over
         self._reckoned_at = now

@@ -126,6 +126,10 @@ class MicroBatcher:
         """Tell, before a request's body is read, whether a picture would be taken. Raises QueueFullError."""
         self._admission.check()
 
+    def tick(self) -> None:
+        """Hear that the event loop is at work; called each TICK_S."""
+        self._admission.tick()
+
     def is_ready(self) -> bool:
         """Say whether a picture would be taken, and answered."""
         return self._admission.has_room() and self._net.is_alive()

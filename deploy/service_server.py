@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -37,9 +37,11 @@ class DepartingServer(uvicorn.Server):
     Who asks /readyz learns of it, connections are kept no longer, and for `drain_s` requests are still taken.
     """
 
-    def __init__(self, config: uvicorn.Config, drain_s: float, departing: threading.Event) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain_s: float, departing: threading.Event, tick: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._drain_s, self._departing = drain_s, departing
+        self._drain_s, self._departing, self._tick = drain_s, departing, tick
         self._stop_at = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -51,7 +53,8 @@ class DepartingServer(uvicorn.Server):
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        """Say whether it is time to stop; uvicorn asks every tenth of a second."""
+        """Say whether it is time to stop; uvicorn asks every tenth of a second (TICK_S)."""
+        self._tick()
         self.should_exit = self.should_exit or time.monotonic() >= self._stop_at
         return await super().on_tick(counter)
 
@@ -90,7 +93,7 @@ def service_of(
         answering = Answering(batcher, predictor.facts, limits, heatmaps, always_200=args.http_status == "ok")
         departing = threading.Event()
         served = Served(routes, answering, predictor.facts, metrics, mapper is not None, token, departing)
-        yield DepartingServer(_settings(make_app(served, page), limits), args.drain_s, departing)
+        yield DepartingServer(_settings(make_app(served, page), limits), args.drain_s, departing, batcher.tick)
     finally:
         batcher.close()
 

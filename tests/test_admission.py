@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from deploy.admission import Admission, Pace, QueueFullError
+from deploy.admission import TICK_S, Admission, Pace, QueueFullError
 
 BATCH = 8
 USUAL = 150.0  # pictures a second
@@ -96,28 +97,44 @@ class Played:
         return max(length for time, length in self.lengths if start <= time < end)
 
 
-def play(seconds: float, offered: Callable[[float], float], speed: Callable[[float], float], usual: float) -> Played:
-    """Let independent senders ask at a rate, and a net answer batches at a speed, both by time, pictures a second."""
+def always(now: float) -> float:
+    return now
+
+
+def play(
+    seconds: float,
+    offered: Callable[[float], float],
+    speed: Callable[[float], float],
+    usual: float,
+    at_work: Callable[[float], float] = always,
+) -> Played:
+    """Let independent senders ask at a rate, and a net answer batches at a speed, both by time, pictures a second.
+
+    What happens at a time is noticed at `at_work` of it, the pause's end where the process is paused.
+    """
     generator, clock, pace, played = np.random.default_rng(0), Clock(), known_pace(usual), Played()
     admission = Admission(64, [Pace(2), pace], clock)
     decoding = admission._stages[0]
     decoding.note(100, 0.1)  # no matter
-    busy_until, in_net, asked_at, done_from = 0.0, 0, generator.exponential(1 / offered(0)), 0.0
+    busy_until, in_net, asked_at, done_from = math.inf, 0, generator.exponential(1 / offered(0)), 0.0
+    ticked_at = 0.0
     while clock.now < seconds:
-        if in_net and busy_until <= asked_at:
-            clock.now = busy_until
-            pace.note(in_net, busy_until - done_from)
+        clock.now = at_work(min(busy_until, asked_at, ticked_at))
+        if busy_until <= min(asked_at, ticked_at):
+            pace.note(in_net, clock.now - done_from)
             played.lengths.append((clock.now, admission.held))
             admission.let_out(in_net)
-            in_net = 0
-        else:
-            clock.now = asked_at
-            asked_at += generator.exponential(1 / offered(clock.now))
+            in_net, busy_until = 0, math.inf
+        elif asked_at <= ticked_at:
+            asked_at += generator.exponential(1 / offered(asked_at))
             try:
                 admission.check()
                 admission.let_in(1)
             except QueueFullError:
                 played.refused.append(clock.now)
+        else:
+            admission.tick()
+            ticked_at = clock.now + TICK_S
         if not in_net and admission.held:
             in_net, done_from = min(admission.held, BATCH), clock.now
             busy_until = clock.now + in_net / speed(clock.now)
@@ -139,6 +156,38 @@ def test_a_service_that_is_slow_for_seconds_refuses_nobody() -> None:
         usual=USUAL,
     )
     assert played.longest(0, 600) > 100 and not played.refused
+
+
+@pytest.mark.parametrize("pause", [0.5, 1.0, 1.5])
+def test_what_comes_at_once_after_a_pause_is_no_burst(pause: float) -> None:
+    def at_work(now: float) -> float:
+        return now if now % 20 < 20 - pause else now + 20 - now % 20
+
+    played = play(600, lambda now: 0.7 * USUAL, lambda now: USUAL, USUAL, at_work)
+    assert played.longest(0, 600) > 0.6 * USUAL * pause and not played.refused
+
+
+def test_a_pause_lets_in_no_more_for_long_where_too_much_comes() -> None:
+    def at_work(now: float) -> float:
+        return now if now % 1 < 0.8 else now + 1 - now % 1
+
+    played = play(20, lambda now: 2 * USUAL, lambda now: USUAL, USUAL, at_work)
+    assert played.longest(2, 20) == 32
+
+
+def test_a_burst_after_a_pause_that_nobody_waited_in_is_one() -> None:
+    clock = Clock()
+    admission = Admission(64, [known_pace()], clock)
+    admission.tick()
+    clock.now += 2  # 300 pictures' time, less a tick's
+    admission.tick()
+    for _ in range(20):
+        clock.now += TICK_S
+        admission.tick()
+    for _ in range(64):
+        admission.let_in(1)
+    with pytest.raises(QueueFullError):
+        admission.let_in(1)
 
 
 def test_a_service_that_stays_slow_shortens_its_queue() -> None:
