@@ -79,9 +79,11 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
     `args` has what `add_service_flags` adds, `device` and `service_port`. Raises ValueError with the sentence to show.
     """
     from artifacts.reading import artifact_kind
+    from data_loader.allocation import return_freed_memory
 
     artifact_kind(weights)  # what is not there is told before the libraries are loaded
     token = _token()
+    return_freed_memory()
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in the pictures that are sent
     with _bound(args.host, args.service_port) as listener:
         from deploy.backends import load_backend

@@ -23,6 +23,7 @@ ROOMS = {
     "tools",
 }
 PREPROCESS = {"data_loader.preprocess", "data_loader.samples"}
+ALLOCATION = "data_loader.allocation"
 ALLOWED = {  # what a room's files may import of ours, by prefix
     "configs": {"configs"},
     "figures": {"figures"},
@@ -31,7 +32,7 @@ ALLOWED = {  # what a room's files may import of ours, by prefix
     "artifacts": {"artifacts", "configs", *PREPROCESS},
     "pytorch2json": {"pytorch2json"},
     "trainers": {"trainers", "artifacts", "data_loader", "nets", "configs", "figures"},
-    "deploy": {"deploy", "artifacts", "pytorch2json", "configs", "figures", "nets", *PREPROCESS},
+    "deploy": {"deploy", "artifacts", "pytorch2json", "configs", "figures", "nets", ALLOCATION, *PREPROCESS},
 }
 ONLY_WITH_NETS = {"deploy/backends.py", "deploy/export.py"}  # the files of deploy that may touch nets
 
