@@ -50,6 +50,17 @@ def test_a_steady_load_asks_at_its_rate_whatever_is_answered(served: Served, dea
     assert {outcome.status for outcome in lost} == {LOST} and len(lost) > 10
 
 
+def test_a_load_that_is_held_up_says_how_late_each_request_was(served: Served) -> None:
+    async def held_up() -> list[float]:
+        load = asyncio.create_task(steady(served.port, [request("/predict", b"no picture")], 60, 1.0))
+        await asyncio.sleep(0.3)
+        time.sleep(0.4)
+        return [outcome.late_s for outcome in await load]
+
+    late = asyncio.run(held_up())
+    assert late[0] < 0.2 < 0.35 < max(late) < 1 and min(late) >= 0
+
+
 def test_clients_ask_until_told_or_until_nobody_listens(served: Served) -> None:
     asked = [request("/predict", picture(number)) for number in range(3)]
     outcomes = asyncio.run(closed_loop(served.port, asked, lambda seen: len(seen) >= 20))

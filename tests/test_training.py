@@ -303,8 +303,7 @@ def test_two_processes_equal_one_with_twice_the_batch(make_config: ConfigMaker, 
         "model_args": {"dropout": 0.0}, "img_height": 64, "img_width": 64, "learning_rate": 1e-3, "num_epochs": 2,
         "test_time_views": 6,
     }  # fmt: skip
-    one = program("train.py", "--config", str(make_config(**changes, batch_size=8)))
-    assert one.returncode == 0, one.stderr
+    assert train.main(["--config", str(make_config(**changes, batch_size=8))]) == 0
     single = load_checkpoint(dataset / "weights/net_last.pth")
     for launcher in (
         ["train.py", "--set", "num_processes=2"],

@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,8 +92,8 @@ def soak(args: argparse.Namespace) -> Iterator[Finding]:
         outcomes, faults = asyncio.run(_with_hostile(service.port, rate, args.minutes * 60))
         time.sleep(2)  # what the last requests have opened is closed again
         growth = (memory_mb(service.process.pid) / before - 1) * 100
-        refused = [number for number, outcome in enumerate(outcomes) if outcome.status == 503]
-        others = [number for number, outcome in enumerate(outcomes) if outcome.status not in (200, 503)]
+        refused = {number: outcome for number, outcome in enumerate(outcomes) if outcome.status == 503}
+        others = {number: outcome for number, outcome in enumerate(outcomes) if outcome.status not in (200, 503)}
         honest = f"of {len(outcomes)} honest requests at {rate:.0f}/s"
         yield Finding("soak", f"refused with 503 {honest}{_when(refused, rate)}", len(refused), 0)
         yield Finding("soak", f"lost or answered otherwise {honest}{_when(others, rate)}", len(others), 0)
@@ -334,9 +334,12 @@ def _bad(outcomes: Sequence[Outcome]) -> int:
     return sum(outcome.status != 200 for outcome in outcomes)
 
 
-def _when(numbers: Sequence[int], rate: float) -> str:
-    """About when the first and the last of these requests were sent, in seconds from the first of all."""
-    return f" (sent {numbers[0] / rate:.0f} to {numbers[-1] / rate:.0f} s after the first)" if numbers else ""
+def _when(outcomes: Mapping[int, Outcome], rate: float) -> str:
+    """About when these requests were sent, by their numbers, in seconds from the first of all."""
+    if not outcomes:
+        return ""
+    first, last, late_s = min(outcomes) / rate, max(outcomes) / rate, max(each.late_s for each in outcomes.values())
+    return f" (sent {first:.0f} to {last:.0f} s after the first, up to {late_s:.1f} s after they were due)"
 
 
 def _p99_ms(outcomes: Sequence[Outcome]) -> float:

@@ -9,7 +9,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -24,11 +24,12 @@ LOST = 0  # the status of a request that was sent and not answered
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request; `status` is LOST where no answer came."""
+    """What became of a request; `status` is LOST where no answer came. `late_s`: sent so long after it was due."""
 
     status: int
     seconds: float
     has_retry_after: bool = False
+    late_s: float = 0.0
 
 
 @dataclass
@@ -81,16 +82,16 @@ async def steady(port: int, requests: Sequence[bytes], rate: float, seconds: flo
     generator = np.random.default_rng(0)
     outcomes: list[Outcome] = []
 
-    async def ask(number: int) -> None:
+    async def ask(number: int, late_s: float) -> None:
         with contextlib.suppress(OSError):  # nobody to send it to: it is lost
-            outcomes[number] = await connections.ask(requests[number % len(requests)])
+            outcomes[number] = replace(await connections.ask(requests[number % len(requests)]), late_s=late_s)
 
     started, due = time.perf_counter(), 0.0
     async with asyncio.TaskGroup() as group:
         while (due := due + float(generator.exponential(1 / rate))) < seconds:
             await asyncio.sleep(max(0.0, started + due - time.perf_counter()))
             outcomes.append(Outcome(LOST, 0.0))
-            group.create_task(ask(len(outcomes) - 1))
+            group.create_task(ask(len(outcomes) - 1, max(0.0, time.perf_counter() - started - due)))
     connections.close()
     return outcomes
 
