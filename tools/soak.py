@@ -36,6 +36,7 @@ CLIENTS = 32
 WARM_S = 60.0  # of the long trial, before its memory is first looked at
 HOSTILE_SHARE = 0.1
 SLOW_SENDERS = 500
+PAUSE_S, PAUSES, WORK_S = 1.0, 4, 4.0  # the process stands still, so often, and works between two pauses
 MEGABYTE = 10**6
 
 
@@ -114,6 +115,27 @@ def overload(args: argparse.Namespace) -> Iterator[Finding]:
     yield Finding("overload", f"neither 200 nor 503 with Retry-After, of {len(outcomes)}", others, 0)
     yield Finding("overload", f"p99 of {len(taken)} answers, ms", _p99_ms(taken), 2 * normal)
     yield Finding("overload", f"p99 of {len(refused)} refusals, ms", _p99_ms(refused), 50)
+
+
+def pause(args: argparse.Namespace) -> Iterator[Finding]:
+    """Seven tenths of the saturation, while the process is stopped now and then."""
+
+    async def stopped(service: Service) -> None:
+        for _ in range(PAUSES):
+            await asyncio.sleep(WORK_S)
+            service.signal(signal.SIGSTOP)
+            await asyncio.sleep(PAUSE_S)
+            service.signal(signal.SIGCONT)
+
+    async def beside(service: Service, rate: float) -> list[Outcome]:
+        honest = steady(service.port, _requests(), rate, PAUSES * (PAUSE_S + WORK_S) + WORK_S)
+        outcomes, _ = await asyncio.gather(honest, stopped(service))
+        return outcomes
+
+    with _service(args) as service:
+        outcomes = asyncio.run(beside(service, 0.7 * _saturation(service, args.seconds)[0]))
+    what = f"refused or lost, of {len(outcomes)} requests, beside {PAUSES} pauses of {PAUSE_S:.0f} s"
+    yield Finding("pause", what, _bad(outcomes), 0)
 
 
 def slow(args: argparse.Namespace) -> Iterator[Finding]:
@@ -206,6 +228,7 @@ def equal(args: argparse.Namespace) -> Iterator[Finding]:
 TRIALS: dict[str, Callable[[argparse.Namespace], Iterator[Finding]]] = {
     "soak": soak,
     "overload": overload,
+    "pause": pause,
     "slow": slow,
     "stop": stop,
     "uploads": uploads,
