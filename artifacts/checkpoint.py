@@ -99,14 +99,16 @@ def newest_whole_checkpoint(path: str | Path, say: Callable[[str], None]) -> Che
     except CheckpointError as error:
         if path.is_file() and not isinstance(error, DamagedCheckpointError):
             raise
+        others = ""
         for earlier in earlier_files(path):
             try:
                 checkpoint = load_checkpoint(earlier)
             except CheckpointError:
+                others += f"; {earlier.name} is damaged too"
                 continue
             say(f"warning: {error}; going on from {earlier.name}, the one before")
             return checkpoint
-        raise
+        raise type(error)(f"{error}{others}") from error
 
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:

@@ -49,6 +49,8 @@ def check_whole(path: Path) -> bool:
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
+        if not size:
+            raise ArtifactError(f"{path}: it is empty")
         file.seek(max(0, size - SEAL_BYTES))
         seal = file.read()
         file.seek(0)

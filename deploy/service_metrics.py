@@ -42,11 +42,18 @@ class Metrics:
     def on_request(self, path: str, code: int, seconds: float) -> None:
         """Note an answer; `code` is the true one, whatever the HTTP status says."""
         route = path if path in self._paths else OTHER
-        self._requests.labels(route, str(code)).inc()
-        if code >= 400:
-            self._errors.labels(route, str(code)).inc()
+        self._count(route, code)
         self._seconds.labels(route).observe(seconds)
+
+    def on_refusal(self, code: int) -> None:
+        """Note an answer to what never became a request: headers that are too long or late, a connection too many."""
+        self._count(OTHER, code)
 
     def text(self) -> bytes:
         """Give the metrics as text."""
         return generate_latest(self._registry)
+
+    def _count(self, route: str, code: int) -> None:
+        self._requests.labels(route, str(code)).inc()
+        if code >= 400:
+            self._errors.labels(route, str(code)).inc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -17,15 +18,17 @@ MAX_AHEAD = 64  # requests of one connection that wait for an earlier one's answ
 GRACE_S = 2.0  # after the request's own time, in which its answer says so
 
 
-def protocol_within(limits: Limits) -> type[HttpToolsProtocol]:
-    """Give the protocol that holds connections to the limits."""
-    return type("ServiceProtocol", (LimitedProtocol,), {"limits": limits})
+def protocol_within(limits: Limits, on_refusal: Callable[[int], None]) -> type[HttpToolsProtocol]:
+    """Give the protocol that holds connections to the limits; `on_refusal` hears each refusal's code."""
+    members = {"limits": limits, "on_refusal": staticmethod(on_refusal)}
+    return type("ServiceProtocol", (LimitedProtocol,), members)
 
 
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. A mistake that uvicorn would answer in plain text, or not at all, is answered as others are."""
 
     limits: Limits
+    on_refusal: Callable[[int], None]
     _timer: asyncio.TimerHandle | None = None
     _refusal: tuple[int, str] | None = None
     _head_bytes = 0
@@ -113,6 +116,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_refused or self.transport.is_closing():
             return
         self._is_refused = True
+        self.on_refusal(status)
         body = json.dumps({"code": status, "msg": sentence, "data": []}).encode()
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
         retry = "retry-after: 1\r\n" if status == 503 else ""

@@ -93,7 +93,7 @@ def service_of(
         answering = Answering(batcher, predictor.facts, limits, heatmaps, always_200=args.http_status == "ok")
         departing = threading.Event()
         served = Served(routes, answering, predictor.facts, metrics, mapper is not None, token, departing)
-        yield DepartingServer(_settings(make_app(served, page), limits), args.drain_s, departing, batcher.tick)
+        yield DepartingServer(_settings(make_app(served, page), limits, metrics), args.drain_s, departing, batcher.tick)
     finally:
         batcher.close()
 
@@ -126,11 +126,11 @@ def _heat_mapper(predictor: Predictor) -> HeatMapper | None:
         return None
 
 
-def _settings(app: object, limits: Limits) -> uvicorn.Config:
+def _settings(app: object, limits: Limits, metrics: Metrics) -> uvicorn.Config:
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every damaged form
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=protocol_within(limits),
+        http=protocol_within(limits, metrics.on_refusal),
         ws="none",
         lifespan="off",
         log_config=None,

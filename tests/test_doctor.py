@@ -245,7 +245,7 @@ def test_cleaned_lists_hold_what_is_good_and_train(planted: Planted, diagnosis: 
     assert (fixed / "classes.txt").read_text(encoding="utf-8").split() == list(CHINESE)
     assert diagnosis[2]["fix"]["dropped"] == {
         "cannot be read": 4,
-        "there already": 1,
+        "a copy of one that stays": 1,
         "contradictory labels": 2,
         "also in validation": 1,
     }
@@ -360,7 +360,7 @@ def test_step_tells_time_memory_and_the_disk_that_checkpoints_take(tmp_path: Pat
     step = report["step"]
     assert (step["batch_size"], step["steps_an_epoch"], step["steps_measured"]) == (8, 3, 2)  # 21 pictures, one is bad
     assert step["seconds_an_epoch"] == pytest.approx(3 * step["seconds_a_step"])
-    assert abs(step["loss"] - np.log(3)) < 1  # a net that knows nothing yet
+    assert abs(step["losses"][0] - np.log(3)) < 1  # a net that knows nothing yet
     assert step["memory_peak"] > 50e6
 
     for name, key in (("net.pth", "checkpoint_best"), ("net_last.pth", "checkpoint_last")):  # of the same net
@@ -379,9 +379,13 @@ def test_step_that_fails_is_a_problem(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("measured", "told"),
     [
-        ({"loss": float("nan")}, [("problem", "the loss of the first step is nan")]),
-        ({"loss": 1.0}, [("warning", "a step takes 9.5 GB of memory, and 10.0 GB were free")]),
-        ({"loss": 1.0, "memory_peak": 8_000_000_000, "notes": ["said"]}, [("note", "said")]),
+        ({"losses": [float("nan"), 1.0]}, [("problem", "the loss is nan in the first step")]),
+        (
+            {"losses": [1.0, 9e9, float("inf"), float("nan")]},
+            [("problem", "the loss is inf after 2 steps: a smaller learning_rate may help")],
+        ),
+        ({"losses": [1.0]}, [("warning", "a step takes 9.5 GB of memory, and 10.0 GB were free")]),
+        ({"losses": [1.0], "memory_peak": 8_000_000_000, "notes": ["said"]}, [("note", "said")]),
     ],
 )
 def test_steps_are_judged(measured: dict[str, Any], told: list[tuple[str, str]]) -> None:
@@ -394,7 +398,7 @@ def test_batch_that_fits_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def in_process(config: Config, lists: Any) -> dict[str, Any]:
         too_big = config.batch_size > 5
-        return {"error": "the memory is too small", "out_of_memory": True} if too_big else {"loss": 1.0}
+        return {"error": "the memory is too small", "out_of_memory": True} if too_big else {"losses": [1.0]}
 
     monkeypatch.setattr(tools.doctor_step, "_in_own_process", in_process)
     config = Config.model_validate({**NEEDED, "batch_size": 32})
@@ -436,12 +440,14 @@ def test_compiling_is_judged_by_what_both_ways_took(compiled: dict[str, Any], to
     assert (finding.level, finding.text) == (NOTE, told)
 
 
-def test_a_flag_that_trains_steps_and_one_that_trains_none_exclude_each_other(
+def test_flags_that_do_nothing_together_or_alone_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = Planted(tmp_path).config()
     assert doctor.main(["--config", str(config), "--skip_step", "--try_compile"]) == 2
     assert "--try_compile trains steps, and --skip_step none" in capsys.readouterr().err
+    assert doctor.main(["--config", str(config), "--drop_look_alikes"]) == 2
+    assert "--drop_look_alikes changes the lists that --fix writes" in capsys.readouterr().err
 
 
 def test_what_training_would_not_compile_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,7 +455,7 @@ def test_what_training_would_not_compile_is_not_tried(monkeypatch: pytest.Monkey
 
     def in_process(config: Config, lists: Any) -> dict[str, Any]:
         tried.append(config.compile)
-        return {"loss": 1.0}
+        return {"losses": [1.0]}
 
     monkeypatch.setattr(tools.doctor_step, "_in_own_process", in_process)
     nothing = SampleList((), ("a", "b"), ".", ".")

@@ -20,7 +20,13 @@ import torch
 
 import inference
 import train
-from artifacts.checkpoint import CheckpointError, DamagedCheckpointError, load_checkpoint, save_checkpoint
+from artifacts.checkpoint import (
+    CheckpointError,
+    DamagedCheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+    weights_sha256,
+)
 from artifacts.whole import clear_leftovers, drop_earlier, earlier_files
 from deploy import export
 from tests.breaking import (
@@ -174,6 +180,40 @@ def test_resume_takes_the_one_before_a_damaged_last(
     assert what_came_of_it(weights) == what_came_of_it(trained.parent / "whole")
     assert finish(trained, weights, "--set", "num_epochs=1", "--set", "save_interval_steps=0") == 0
     assert not list(earlier_files(last))  # another training's past is not this one's
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_resume_replaces_a_best_checkpoint_that_was_lost(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_there: bool
+) -> None:
+    """Of the last epoch, of an earlier one, and where epochs are left: what is named in the end can be read."""
+    weights = tmp_path / "w"
+    best, last = weights / "net.pth", weights / "net_last.pth"
+    assert finish(trained, weights) == 0
+    whole, of_last = load_checkpoint(best), load_checkpoint(last)
+
+    def lose() -> None:
+        best.write_bytes(best.read_bytes()[:-1]) if is_there else best.unlink()
+
+    for step in (of_last.progress["step"], 1):
+        lose()
+        of_last.progress["best"]["step"] = step
+        save_checkpoint(of_last, last)
+        capsys.readouterr()
+        assert finish(trained, weights, "--resume") == 0
+        out = capsys.readouterr().out
+        assert f"warning: {best} {'is damaged' if is_there else 'is not there'}: " in out
+        assert ("written again from the last" in out) == (step != 1) and ("takes its place" in out) == (step == 1)
+        assert weights_sha256(load_checkpoint(best).deployed()) == weights_sha256(of_last.deployed())
+        assert load_checkpoint(last).progress["best"] == load_checkpoint(best).progress["best"]
+    lose()
+    assert finish(trained, weights, "--resume", "--set", "num_epochs=4") == 0
+    assert load_checkpoint(best).progress["epoch"] >= 3
+    lose()
+    before = best.read_bytes() if is_there else None
+    assert finish(trained, weights) == 0  # begun anew, it asks for nothing that was there
+    assert best.read_bytes() != before
+    assert weights_sha256(load_checkpoint(best).net) == weights_sha256(whole.net)
 
 
 # --- faults ---

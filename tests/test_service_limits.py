@@ -73,6 +73,7 @@ def test_headers_have_their_limit(served: Served, sent: bytes) -> None:
         head, _, body = all_of(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 431 ")
     assert json.loads(body)["msg"] == "the first line and headers have more than 16384 bytes"
+    assert b'service_errors_total{code="431",route="other"}' in served.get("/metrics")[1]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +204,7 @@ def test_so_many_connections(strict: Served) -> None:
     assert answer.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1\r\n" in answer
     assert b"20 connections are open; try again later" in answer
     wait(lambda: strict.get("/healthz")[0] == 200)
+    assert b'service_errors_total{code="503",route="other"}' in strict.get("/metrics")[1]
 
 
 def test_a_client_that_leaves_leaves_nothing(served: Served) -> None:

@@ -402,7 +402,7 @@ def test_each_stage_alone_and_both_resumed(
     capsys.readouterr()
     assert train.main([*half, "--resume"]) == 0
     told = capsys.readouterr().out
-    assert "resuming in epoch 3 at step 6" in told and "resuming in epoch 2 at step" in told
+    assert "resuming after epoch 2, the last, at step 6" in told and "resuming in epoch 2 at step" in told
     parts = [load_checkpoint(dataset / "half" / name).net for name in names]
     assert weights_sha256(parts[0]) == weights_sha256(whole[0])
     assert weights_sha256(parts[1]) == weights_sha256(whole[1])

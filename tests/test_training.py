@@ -347,6 +347,23 @@ def test_a_signal_saves_and_leaves_with_a_word(
     load_checkpoint(dataset / "weights/net_last.pth")
 
 
+def test_a_second_interrupt_is_no_failure_and_names_no_other_trainings_checkpoint(
+    make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_train(make_config(num_epochs=1)) == 0
+
+    def press_twice(task: ClassifyTask, batch: Any, generator: Any) -> Any:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ClassifyTask, "training_step", press_twice)
+    capsys.readouterr()
+    assert run_train(make_config(num_epochs=1)) == 130
+    out = capsys.readouterr().out
+    assert "interrupted by SIGINT before the first validation" in out and "last checkpoint" not in out
+    assert json.loads((dataset / "weights/report.json").read_text())["status"] == "interrupted by SIGINT"
+
+
 def test_a_loss_that_is_no_number_stops_the_training(
     make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     config = process_config(args.config, args.set, checks=[net_problems])
     if args.skip_step and args.try_compile:
         raise DoctorError("--try_compile trains steps, and --skip_step none: give one of them")
+    if args.drop_look_alikes and not args.fix:
+        raise DoctorError("--drop_look_alikes changes the lists that --fix writes: give --fix DIR as well")
     if args.workers < 0:
         raise DoctorError(f"--workers must be at least 0, got {args.workers}")
     output = args.output or Path(config.save_path)

@@ -43,7 +43,7 @@ def dropped_rows(study: Study, *, look_alikes: bool = False) -> dict[int, str]:
         elif val and study.leaks_matter:
             dropped |= dict.fromkeys(train, "also in validation")
         else:
-            dropped |= dict.fromkeys(train[1:], "there already")
+            dropped |= dict.fromkeys(train[1:], "a copy of one that stays")
         if len(study.labels(val)) > 1:
             dropped |= dict.fromkeys(val, "contradictory labels")
     for group in study.alike if look_alikes and study.leaks_matter else []:

@@ -77,8 +77,10 @@ def judge_step(step: Step) -> Iterator[Finding]:
         yield Finding(PROBLEM, "training step", step["error"] + advice)
     elif "error" in step:
         yield Finding(PROBLEM, "training step", f"a training step fails: {step['error']}")
-    elif not math.isfinite(step["loss"]):
-        yield Finding(PROBLEM, "training step", f"the loss of the first step is {step['loss']}")
+    elif odd := [(number, loss) for number, loss in enumerate(step["losses"]) if not math.isfinite(loss)]:
+        number, loss = odd[0]
+        when = f"after {number} steps: a smaller learning_rate may help" if number else "in the first step"
+        yield Finding(PROBLEM, "training step", f"the loss is {loss} {when}")
     elif step["memory_free"] and step["memory_peak"] > CLOSE * step["memory_free"]:
         peak, free = size_text(step["memory_peak"]), size_text(step["memory_free"])
         yield Finding(WARNING, "training step", f"a step takes {peak} of memory, and {free} were free")

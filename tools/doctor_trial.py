@@ -59,10 +59,9 @@ class TrialTrainer(Trainer):
                 break
         return seconds
 
-    def first_loss(self) -> float:
-        """Give the mean loss of the first step."""
-        _, _, losses = self.pending[0]
-        return float(losses.sums[0]) / self._plan(start=0)[0].num_samples
+    def losses(self) -> list[float]:
+        """Give the mean loss of each step."""
+        return [float(losses.sums[0]) / len(losses.indices) for *_, losses in self.pending]
 
     def checkpoint_bytes(self) -> dict[str, int]:
         """Give the bytes of the tensors of both checkpoints."""
@@ -100,7 +99,7 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
         "seconds_of_the_others": sum(seconds) - sum(whole),  # the first one and the rest, each of a new size
         "steps_an_epoch": len(epoch),
         "seconds_an_epoch": a_step * len(epoch),
-        "loss": trainer.first_loss(),
+        "losses": trainer.losses(),
         "memory_of": "GPU" if device.type == "cuda" else "main",
         "memory_peak": _peak_memory(device),
         "memory_free": free,

@@ -92,7 +92,7 @@ def finish(report: TrainingReport, config: Config, trainer: Trainer, say: Callab
         say(f"  best checkpoint  {config.best_checkpoint()}")
     else:
         say(f"{report.status} before the first validation")
-    if config.last_checkpoint().is_file():
+    if trainer.saver.has_last:
         hint = "" if report.status in ENDED else "  (go on with train.py --resume)"
         say(f"  last checkpoint  {config.last_checkpoint()}{hint}")
     say(f"  report           {page}")

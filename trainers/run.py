@@ -126,7 +126,9 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
         )
         if checkpoint is not None:
             trainer.load(checkpoint)
-            say(f"resuming in epoch {progress.epoch + 1} at step {progress.step}")
+            is_over = progress.epoch >= config.num_epochs
+            where = f"after epoch {progress.epoch}, the last," if is_over else f"in epoch {progress.epoch + 1}"
+            say(f"resuming {where} at step {progress.step}")
         trainer.logger.config_text(config.model_dump())
         status = fit_and_report(config, trainer, skipped, say, earlier)
     if trainer.stop.received is not None:  # at the very end too: whoever stops a training wants no second stage
@@ -141,6 +143,9 @@ def fit_and_report(
     status = "failed"
     try:
         status = trainer.fit()
+    except KeyboardInterrupt:  # a second Ctrl-C
+        status = "interrupted by SIGINT"
+        raise
     except TrainingError as error:
         if trainer.world.is_first or error.one_process:
             print(f"train.py: {error}", file=sys.stderr)

@@ -18,6 +18,11 @@ class Saver:
         self._earlier = keep - 1
         self._has_saved = False
 
+    @property
+    def has_last(self) -> bool:
+        """Say whether there is something of this training's to go on from."""
+        return self._has_saved or self.goes_on
+
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Write the best checkpoint. Raises CheckpointError."""
         with children_wait():

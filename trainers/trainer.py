@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint, CheckpointError
 from artifacts.facts import Facts
+from artifacts.whole import is_whole
 from configs.schema import Config
 from data_loader.augment import mirrored_half
 from data_loader.loaders import (
@@ -146,6 +147,8 @@ class Trainer:
 
     def _fit(self) -> str:
         progress, config = self.progress, self.config
+        if self.saver.goes_on:
+            self._replace_lost_best()
         updates = config.train_mode == "update"
         if (config.evaluate_before_train or updates) and progress.step == 0:
             result = self._validate()
@@ -373,6 +376,23 @@ class Trainer:
                 progress.best, progress.best_result = before  # the file does not hold this net
                 raise
         return point
+
+    def _replace_lost_best(self) -> None:
+        """Put the present net where the best one was lost: a training must not end with the name of a spoilt file."""
+        progress, path = self.progress, self.saver.best
+        is_lost = bool(progress.best) and self.world.is_first and not is_whole(path)
+        if not any(self.world.gather([is_lost])):
+            return
+        what = "is damaged" if path.exists() else "is not there"
+        if progress.best["step"] == progress.step:
+            self.say(f"warning: {path} {what}: it is written again from the last checkpoint")
+            if self.world.is_first:
+                self.saver.save_best(self._checkpoint(with_training_state=False))
+        else:
+            self.say(f"warning: {path} {what}: epoch {progress.best['epoch']}'s net is lost, the last takes its place")
+            progress.best, progress.best_result = {}, {}
+            self._keep_if_best(self._validate())
+            self._save_last()
 
     def _save_last(self) -> None:
         """Save what `--resume` goes on from. Raises TrainingError where the weights are no numbers, CheckpointError."""

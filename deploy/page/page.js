@@ -44,7 +44,7 @@ export const TEXTS = {
     problems: {
       0: "No answer from the service: it is not running, not reachable, or closed the connection.",
       400: "The service does not understand the request.",
-      401: "The service wants an access token. Enter it above; the pictures that wait are then sent.",
+      401: "The service wants an access token. Enter it below; the pictures that wait are then sent.",
       408: "It took too long, and the service gave up waiting.",
       413: "This is larger than the service takes.",
       422: "The service cannot use this picture.",
@@ -93,7 +93,7 @@ export const TEXTS = {
     problems: {
       0: "服务没有应答：可能未启动、无法连接，或连接已被关闭。",
       400: "服务无法理解此请求。",
-      401: "服务需要访问令牌。请在上方输入，等待中的图片随后会自动发送。",
+      401: "服务需要访问令牌。请在下方输入，等待中的图片随后会自动发送。",
       408: "耗时过长，服务已停止等待。",
       413: "超出了服务允许的大小。",
       422: "服务无法使用此图片。",
