@@ -82,9 +82,10 @@ class Admission:
             raise QueueFullError
         self.held += pictures
 
-    def let_out(self, pictures: int) -> None:
-        """Hold so many less."""
+    def let_out(self, pictures: int, without_work: int = 0) -> None:
+        """Hold so many less, of which some were no pictures or wanted by nobody: they are not reckoned."""
         self.held -= pictures
+        self._reckoned = min(self._reckoned, max(self._reckoned - without_work, 0.0))
 
     def tick(self) -> None:
         """Give a sign of life, each TICK_S: where it is late, the process was not at work."""
@@ -96,7 +97,7 @@ class Admission:
         usual = min(stage.pictures_a_second() for stage in self._stages)
         done = usual * (now - self._reckoned_at)
         paused_s = max(now - max(self._ticked_at + TICK_S, self._reckoned_at), 0.0)
-        missed = -usual * paused_s  # so many may have come in a pause
+        missed = -min(usual * paused_s, self._long)  # so many may have come in a pause, and no more are held
         left = min(self._reckoned + done, missed) if self._reckoned < 0 else max(self._reckoned - done, missed)
         self._reckoned = min(left + pictures, 2.0 * self._queue_size)  # no more: it should soon be over
         self._reckoned_at = now

@@ -219,7 +219,10 @@ class MicroBatcher:
 
     def _take(self, results: Sequence[_Result]) -> None:
         """Note what became of pictures; this runs in the event loop."""
-        self._admission.let_out(len(results))
+        without_work = sum(
+            outcome is None or (isinstance(outcome, Answer) and bool(outcome.error)) for *_, outcome in results
+        )
+        self._admission.let_out(len(results), without_work)
         for job, index, outcome in results:
             job.left -= 1
             if job.answered.done():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.archives import rewritten
 from deploy.runtimes import BackendError, reason
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ OPERATORS = re.compile(
     r"|torch\.sym_(float|int|max|min|not|sum)|math\.(ceil|floor|trunc)"
     r"|_operator\.(add|sub|mul|truediv|floordiv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
 )
+CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict")  # None: a tensor
 NAMES = re.compile(r"[\w.-]*", re.ASCII)
 SYMBOL = re.compile(r"Symbol\('\w+'(, \w+=(True|False))*\)")
 EXPRESSION = re.compile(  # torch hands it to sympy, which evaluates it
@@ -42,14 +44,20 @@ def read_program(path: Path) -> ExportedProgram:
     from torch.export.pt2_archive import PT2ArchiveReader
 
     try:
-        with PT2ArchiveReader(str(path)) as archive:
+        copy = rewritten(path)
+        with PT2ArchiveReader(copy) as archive:
             problem = next(_find_risks(archive), "")
         if not problem:
-            with path.open("rb") as file:
-                return torch.export.load(file)
+            copy.seek(0)
+            program = torch.export.load(copy)
+            given = len(program.graph_signature.user_outputs)
     except Exception as error:  # on a damaged file torch raises anything
         raise BackendError(f"{path}: it is damaged, or no torch.export file: {reason(error)}") from error
-    raise BackendError(f"{path}: it holds more than a net of plain tensors, and was not loaded: {problem}")
+    if problem:
+        raise BackendError(f"{path}: it holds more than a net of plain tensors, and was not loaded: {problem}")
+    if given != 1:
+        raise BackendError(f"{path}: it must give one tensor for a batch, and gives {given}")
+    return program
 
 
 def _find_risks(archive: PT2ArchiveReader) -> Iterator[str]:
@@ -66,7 +74,7 @@ def _find_risks(archive: PT2ArchiveReader) -> Iterator[str]:
                 yield f'"{tensor}" is pickled'
     torch.load(io.BytesIO(archive.read_bytes("data/sample_inputs/model.pt")), weights_only=True)
     for key, value in _texts(json.loads(archive.read_bytes("models/model.json"))):
-        if key == "target" and not OPERATORS.fullmatch(value):
+        if key in ("target", "as_operator") and not OPERATORS.fullmatch(value):
             yield f'the operator "{value}"'
         elif key == "expr_str" and not EXPRESSION.fullmatch(SYMBOL.sub("", value)):
             yield f'the expression "{value}"'
@@ -74,6 +82,23 @@ def _find_risks(archive: PT2ArchiveReader) -> Iterator[str]:
             yield f'the name "{value}"'
         elif key == "guards_code":
             yield f'the guard "{value}"'
+        elif key in ("in_spec", "out_spec") and not _is_plain_spec(value):
+            yield f'the structure "{value[:200]}"'
+
+
+def _is_plain_spec(text: str) -> bool:
+    """Say whether a structure of arguments is one of tuples, lists, and dictionaries with plain keys.
+
+    Those of other types, and keys that are members of an enum, make torch import modules by name.
+    """
+
+    def is_plain(spec: dict[str, Any]) -> bool:
+        keys = json.loads(spec["context"]) if spec["context"] else None
+        are_plain = keys is None or (isinstance(keys, list) and all(isinstance(key, str | int) for key in keys))
+        return spec["type"] in CONTAINERS and are_plain and all(map(is_plain, spec["children_spec"]))
+
+    version, spec = json.loads(text)
+    return version == 1 and is_plain(spec)
 
 
 def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from deploy.service_flags import Limits
 
@@ -36,6 +36,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _is_in_head = True  # of a request that has begun, or that is to come
     _is_in_body = False
     _is_refused = False
+    _unanswered: tuple[RequestResponseCycle, ...] = ()  # uvicorn itself remembers the newest alone
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock, or refuse one connection too many."""
@@ -48,11 +49,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Let a request end whose sender has gone."""
         self._within(None)
-        if self.cycle is not None and not self.cycle.response_complete:
-            state = self.cycle.scope["state"]
-            state[HAS_LEFT] = True
-            if PENDING in state:
-                state[PENDING].cancel()
+        self._end_requests()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -78,15 +75,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hold the headers to their limit, and start the clock of the body."""
-        self._is_in_head, self._is_in_body, self._head_bytes, self._gap_bytes = False, True, 0, 0
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.limits.max_header_bytes:
             self._refusal = self._too_long()
             raise ValueError(self._refusal[1])  # ends the parser, which has send_400_response called
+        self._is_in_head, self._is_in_body, self._head_bytes, self._gap_bytes = False, True, 0, 0
         if len(self.pipeline) >= MAX_AHEAD:
             self._take_no_more()
         self._within(self.limits.request_timeout_s + GRACE_S)
         super().on_headers_complete()
+        self._unanswered = (*self._still_unanswered(), self.cycle)
 
     def on_body(self, body: bytes) -> None:
         """Take what `data_received` has counted for a body's."""
@@ -110,12 +108,20 @@ class LimitedProtocol(HttpToolsProtocol):
         self.refuse(*(self._refusal or (400, "this is not a request of HTTP/1.1")))
 
     def refuse(self, status: int, sentence: str) -> None:
-        """Answer without a request, and close: after a while, since what is still sent would wipe the answer out."""
+        """Answer without a request, and close: after a while, since what is still sent would wipe the answer out.
+
+        Where a whole request waits for its answer, that one alone comes before the end.
+        """
         self._unset_keepalive_if_required()
         self._within(None)
         if self._is_refused or self.transport.is_closing():
             return
         self._is_refused = True
+        if self.pipeline or (self._is_answering() and not self._is_in_body):
+            (self.pipeline[0][0] if self.pipeline else self.cycle).keep_alive = False  # the newest
+            self._abort_later()
+            return
+        self._end_requests()
         self.on_refusal(status)
         body = json.dumps({"code": status, "msg": sentence, "data": []}).encode()
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
@@ -132,6 +138,22 @@ class LimitedProtocol(HttpToolsProtocol):
         """Close an idle connection, also where its answer is never read."""
         super().timeout_keep_alive_handler()
         self._abort_later()
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _still_unanswered(self) -> Iterator[RequestResponseCycle]:
+        return (cycle for cycle in self._unanswered if not cycle.response_complete)
+
+    def _end_requests(self) -> None:
+        """Tell the requests that are being answered that nobody waits any more, and let them write nothing."""
+        for cycle in self._still_unanswered():
+            state = cycle.scope["state"]
+            state[HAS_LEFT] = True
+            if PENDING in state:
+                state[PENDING].cancel()
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _take_no_more(self) -> None:
         """Answer what waits, and close: uvicorn would read on after each answer, thousands of requests at a time."""
@@ -152,7 +174,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _out_of_time(self) -> None:
         if self._is_in_body or self._is_refused:
             self.transport.close()
-        elif self.cycle is None or self.cycle.response_complete:
+        elif not self._is_answering():
             self.refuse(408, f"the headers did not come within {self.limits.header_timeout_s:g} seconds")
         else:
             self.cycle.keep_alive = False  # a second request is half there; the first is still being answered

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import struct
 import warnings
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +58,40 @@ class FromBytes(nn.Module):
         pixels = pixels.flip(1) if self.bgr else pixels
         logits: torch.Tensor = self.net((pixels - self.mean) / self.std)
         return logits
+
+
+def write_two_in_one(path: Path, for_python: Mapping[str, bytes], for_torch: Mapping[str, bytes]) -> None:
+    """Write a file in which `zipfile` finds some records and torch's reader others.
+
+    Where a directory lies is told by a record of ZIP64: `zipfile` takes the one just before its locator, torch's reader
+    the one that the locator points to.
+    """
+    file, directories = io.BytesIO(), []
+    for records in (for_python, for_torch):
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in records.items():
+                archive.writestr(name, content)
+            start = archive.start_dir
+        file.seek(start)
+        directories.append(file.read()[:-22])  # without the end
+        file.seek(start)
+        file.truncate()
+    ends = []
+    for directory, count in zip(reversed(directories), (len(for_torch), len(for_python)), strict=True):
+        start = file.tell()
+        file.write(directory)
+        ends.append(file.tell())
+        sizes = (count, count, len(directory), start)
+        file.write(struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, *sizes))
+    file.write(struct.pack("<4sIQI", b"PK\6\7", 0, ends[0], 1))
+    file.write(struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0))
+    path.write_bytes(file.getvalue())
+
+
+def records_of(path: Path) -> dict[str, bytes]:
+    """Read an archive."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def facts_of(size_px: int = 16, **changes: Any) -> Facts:

@@ -175,6 +175,24 @@ def test_a_pause_lets_in_no_more_for_long_where_too_much_comes() -> None:
     assert played.longest(2, 20) == 32
 
 
+def test_a_long_pause_brings_no_more_than_is_held() -> None:
+    """Ten minutes with a request now and then, and then too much: the queue is short after seconds."""
+
+    def at_work(now: float) -> float:
+        return now if now < 1 or now >= 600 else 600.0
+
+    played = play(640, lambda now: 2 * USUAL if now >= 600 else 0.2, lambda now: USUAL, USUAL, at_work)
+    assert min(played.refused) < 620 and played.longest(620, 640) == 32
+
+
+def test_what_was_no_work_is_not_reckoned() -> None:
+    admission = Admission(64, [known_pace()], Clock())
+    for _ in range(20):
+        admission.let_in(16)
+        admission.let_out(16, 16)
+    assert admission.has_room(4 * 64)
+
+
 def test_a_burst_after_a_pause_that_nobody_waited_in_is_one() -> None:
     clock = Clock()
     admission = Admission(64, [known_pace()], clock)

@@ -46,7 +46,19 @@ from nets.net_interface import build_net
 from pytorch2json import engine_runner
 from pytorch2json.converter import convert
 from pytorch2json.network import write_description as write_network
-from tests.exported import NET, WRITERS, FromBytes, TinyNet, example_of, facts_of, write_engine_facts, write_onnx
+from tests.exported import (
+    NET,
+    WRITERS,
+    FromBytes,
+    TinyNet,
+    example_of,
+    facts_of,
+    records_of,
+    write_engine_facts,
+    write_onnx,
+    write_pt2,
+    write_two_in_one,
+)
 
 SIZE_PX = 32
 FORMATS = {  # the name of what answers: ending, runtime
@@ -371,9 +383,32 @@ def foreign_expression(model: dict[str, Any]) -> None:
     sizes[0] = {"as_expr": {"expr_str": "__import__('os').getpid()", "hint": None}}
 
 
+class TwoHeads(TinyNet):
+    """Gives two tensors."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        logits = super().forward(images)
+        return logits, logits
+
+
+def foreign_enum(model: dict[str, Any]) -> None:
+    """A key that makes torch import a module, and ask it for a name: here, what ctypes would link."""
+    context = json.dumps([{"__enum__": True, "fqn": "ctypes:cdll", "name": "evil.so"}])
+    leaf: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+    spec = [1, {"type": "builtins.dict", "context": context, "children_spec": [leaf]}]
+    model["graph_module"]["module_call_graph"][0]["signature"]["out_spec"] = json.dumps(spec)
+
+
+def foreign_container(model: dict[str, Any]) -> None:
+    spec = [1, {"type": "collections.namedtuple", "context": '"os.system"', "children_spec": []}]
+    model["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = json.dumps(spec)
+
+
 @pytest.mark.parametrize(
     ("record", "change", "text"),
     [
+        ("models/model.json", foreign_enum, 'the structure "[1, {'),
+        ("models/model.json", foreign_container, 'the structure "[1, {'),
         ("data/weights/model_weights_config.json", pickled, '"conv.weight" is pickled'),
         ("models/model.json", foreign_operator, 'the operator "torch.os.system"'),
         ("models/model.json", file_operator, 'the operator "torch.ops.aten.from_file.default"'),
@@ -408,6 +443,41 @@ def test_what_torch_would_unpickle_or_link_is_refused(record: str, tiny: Path, t
     with pytest.raises(BackendError, match=f'and was not loaded: "{record}"'):
         load_backend(path, device="cpu")
     assert not (tmp_path / "made").exists()
+
+
+def test_records_that_torch_alone_finds_are_not_read(tiny: Path, tmp_path: Path) -> None:
+    """One archive for zipfile and another for torch's reader, in either way: what torch 2.7 wrote is unpickled."""
+    records = records_of(tiny / "model.pt2")
+    torch.save(Evil(tmp_path / "made"), tmp_path / "evil")
+    evil, path = (tmp_path / "evil").read_bytes(), tmp_path / "model.pt2"
+    old = {name: content for name, content in records.items() if name.endswith(("archive_format", "facts.json"))}
+    old |= {"version": b"8.8", "serialized_exported_program.json": records["model/models/model.json"]}
+    old |= {f"serialized_{name}.pt": evil for name in ("state_dict", "constants", "example_inputs")}
+    write_two_in_one(path, old, records)
+    with pytest.raises(BackendError, match="its records lie in several folders"):
+        load_backend(path, device="cpu")
+    write_two_in_one(path, records, {**records, "model/data/sample_inputs/model.pt": evil})
+    assert load_backend(path, device="cpu")[0](np.zeros((2, 3, 16, 16), np.float32)).shape == (2, 3)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["model/Version", "other/version"])
+def test_records_that_may_be_mistaken_for_others(name: str, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    shutil.copy(tiny / "model.pt2", path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model/version", b"1")
+        archive.writestr(name, b"2")
+    with pytest.raises(
+        BackendError, match=r"model\.pt2: it is damaged, .*: it(s records lie in| holds a record twice)"
+    ):
+        load_backend(path, device="cpu")
+
+
+def test_a_program_gives_one_tensor(tmp_path: Path) -> None:
+    path = write_pt2(TwoHeads().eval(), tmp_path / "model.pt2", facts_of(), example_of(facts_of()))
+    with pytest.raises(BackendError, match=r"model\.pt2: it must give one tensor for a batch, and gives 2"):
+        load_backend(path, device="cpu")
 
 
 def test_sample_inputs_that_are_more_than_tensors(tiny: Path, tmp_path: Path) -> None:

@@ -440,9 +440,7 @@ def test_compiling_is_judged_by_what_both_ways_took(compiled: dict[str, Any], to
     assert (finding.level, finding.text) == (NOTE, told)
 
 
-def test_flags_that_do_nothing_together_or_alone_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_flags_that_do_nothing_together_or_alone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Planted(tmp_path).config()
     assert doctor.main(["--config", str(config), "--skip_step", "--try_compile"]) == 2
     assert "--try_compile trains steps, and --skip_step none" in capsys.readouterr().err

@@ -76,6 +76,22 @@ def test_headers_have_their_limit(served: Served, sent: bytes) -> None:
     assert b'service_errors_total{code="431",route="other"}' in served.get("/metrics")[1]
 
 
+@pytest.mark.parametrize("after", [b"x" * 30 + b"\r\n\r\n", b"GET / HTTP/1.1\r\nx: " + b"a" * 20_000 + b"\r\n\r\n"])
+def test_what_comes_after_a_request_costs_it_no_answer(
+    served: Served, after: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = json.dumps({"content": base64_of(png())}).encode()
+    served.backend.gate.clear()
+    with served.connect() as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n")
+        connection.sendall(b"content-length: %d\r\n\r\n" % len(body) + body + after)
+        time.sleep(0.2)
+        served.backend.gate.set()
+        answers = all_of(connection)
+    assert answers.startswith(b"HTTP/1.1 200 ") and answers.count(b"HTTP/1.1 ") == 1
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     ("start", "more"),
     [(b"0\r\n", b"x: y\r\n"), (b"0\r\nx: ", b"y"), (b"2;x=", b"y"), (b"", b"0")],
