@@ -269,6 +269,31 @@ def test_a_token_is_asked_for_and_sent(visit: Visit, predictor: Predictor, pictu
         assert not any("secret" in request["url"] for request in page.requests)
 
 
+def test_a_late_refusal_of_an_old_token_does_not_stop_a_new_one(
+    visit: Visit, predictor: Predictor, pictures: list[Path]
+) -> None:
+    with serving(predictor, "a secret") as address, visit(address=address) as page:
+        page.run(
+            """(() => {
+                window.late = [];
+                const send = window.fetch;
+                window.fetch = async (path, options) => {
+                    const response = await send(path, options);
+                    if (response.status === 401 && path === "predict") await new Promise((go) => late.push(go));
+                    return response;
+                };
+            })()"""
+        )
+        page.choose("#files", pictures[:2])
+        enter_token(page, "a guess")
+        page.wait("late.length === 2 && document.querySelector('#notice').innerText.includes('did not accept')")
+        enter_token(page, "a secret")
+        page.wait("document.querySelector('#class-count').innerText")
+        page.run("late.forEach((go) => go())")
+        page.wait(f"{ANSWERED} === 2")
+        assert page.text("#notice") == "" and page.run("document.querySelector('#token-form').hidden")
+
+
 def enter_token(page: Page, token: str) -> None:
     page.click("#token")
     page.run("document.querySelector('#token').select()")

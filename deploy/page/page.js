@@ -215,11 +215,12 @@ function work() {
 async function ask(card) {
   card.stage = "sending";
   show(card);
+  const { token } = state;
   const reply = await send(card.file, wantsMaps(), leaving.signal);
   if (card.isGone) return;
   if (reply.code === 401) {
     card.stage = "waiting";
-    wantToken();
+    wantToken(token);
   } else if (reply.code === 503 && card.tries < BUSY_TRIES) {
     card.tries += 1;
     await waitForTurn(card, reply.retryAfter);
@@ -285,12 +286,13 @@ async function send(file, needsMap, signal) {
 }
 
 async function loadInfo() {
+  const { token } = state;
   try {
     const response = await fetch("info", { headers: authorization() });
     const reply = await response.json().catch(() => ({ code: "?" }));
     const code = reply.code ?? response.status;
     if (code === 200) takeInfo(reply);
-    else if (code === 401) wantToken();
+    else if (code === 401) wantToken(token);
     else setNotice((text) => sentence(text, code));
   } catch {
     setNotice((text) => text.problems[0]);
@@ -308,10 +310,11 @@ function authorization() {
   return state.token ? { Authorization: `Bearer ${state.token}` } : {};
 }
 
-function wantToken() {
+function wantToken(refused) {
+  if (refused !== state.token) return; // a late answer: another token was entered meanwhile
   state.needsToken = true;
   at("token-form").hidden = false;
-  const isWrong = state.token !== "";
+  const isWrong = refused !== "";
   setNotice((text) => (isWrong ? text.wrongToken : text.problems[401]));
 }
 
