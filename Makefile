@@ -1,9 +1,9 @@
-# make demo: train and classify on real scans; make test: the tests; make check: style and types; make bench: against peers;
-# make soak: the service under load; make fuzz: mutated input; make lock: requirements.lock.
+# make demo: train and classify on real scans; make test: the tests; make test-all: with the slow ones; make check: style and
+# types; make bench: against peers; make soak: the service under load; make fuzz: mutated input; make lock: requirements.lock.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check setup format bench soak
+.PHONY: demo test test-all check setup format bench soak
 
 demo: setup
 	$(BIN)/python -m tools.make_digits
@@ -15,6 +15,9 @@ demo: setup
 	@echo "curves     $(BIN)/tensorboard --logdir logs"
 
 test: setup
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: setup
 	$(BIN)/python -m pytest -n 2
 
 fuzz: setup

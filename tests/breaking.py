@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -18,6 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -76,6 +78,20 @@ def forked(work: Callable[[], Any], told: str = os.devnull) -> int:
 
 def exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def ranks(count: int, work: Callable[[], Any], told: str | Path = os.devnull) -> list[int]:
+    """Run something in copies of this process that are a torchrun agent's processes; give their exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def work_as(rank: int) -> Any:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        os.environ.update({name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
+        return work()
+
+    return [exit_code(pid) for pid in [forked(partial(work_as, rank), str(told)) for rank in range(count)]]
 
 
 # --- kill -9 ---

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,22 @@ from data_loader import allocation
 from deploy import parity
 
 torch.set_num_threads(1)  # the tests run side by side
+# Once torch.export has made torch believe in a GPU, the first backward pass starts threads for it, and no copy of the
+# process can train any more. A backward pass before that starts none.
+torch.zeros(1, requires_grad=True).sum().backward()
 
 CLASSES = ("circle", "方块", "stripes")
+GEM_RESNET = {"model_module_name": "GeM_ResNet_module", "model_net_name": "GeM_ResNet_AVP", "model_type": "resnet18"}
+
+
+def slow_but(quick: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
+    """Mark as slow the cases of a parametrization that are not among the quick ones: `make test` leaves them out."""
+    known = list(cases)
+    assert set(quick) <= set(known)
+    return [
+        case if case in quick else pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow)
+        for case in known
+    ]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,13 +78,12 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_config(dataset: Path) -> Callable[..., Path]:
-    """Give a function that writes a small, fast config on `dataset`, with any keys changed."""
+    """Give a function that writes a small config on `dataset`, of a net that trains fast, with any keys changed."""
 
     def make(**changes: Any) -> Path:
         values = {
-            "model_module_name": "GeM_ResNet_module",
-            "model_net_name": "GeM_ResNet_AVP",
-            "model_type": "resnet18",
+            "model_module_name": "shufflenet_v2_module",
+            "model_net_name": "shufflenet_v2_x0_5",
             "img_height": 32,
             "img_width": 32,
             "num_classes": 3,

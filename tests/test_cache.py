@@ -52,7 +52,7 @@ LINUX = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux"
 
 RECIPE = {
     "augment_on": "device", "random_crop_scale": [0.6, 1.0], "mixup_alpha": 0.2, "num_epochs": 1, "batch_size": 8,
-    "model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1", "model_type": "",
+    "model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1",
 }  # fmt: skip
 
 

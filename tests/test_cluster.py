@@ -57,7 +57,7 @@ def agents(config: Path, count: int = 2) -> list[subprocess.Popen[str]]:
 def test_two_machines_equal_one_and_go_on_after_the_warning(make_config: ConfigMaker, dataset: Path) -> None:
     """Warned in the middle, resumed by one process, they end where one process ends that was never warned."""
     changes = {
-        "model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1", "model_type": "",
+        "model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1",
         "model_args": {"dropout": 0.0}, "img_height": 32, "img_width": 32, "learning_rate": 1e-3, "num_epochs": 6,
         "save_interval_steps": 1,
     }  # fmt: skip

@@ -28,6 +28,7 @@ from pytorch2json.engine_runner import EngineRunner, read_engine
 from pytorch2json.interpreter import Interpreter
 from pytorch2json.network import DescriptionError, Network, Tensor, write_description
 from pytorch2json.tensorrt_library import DTYPES, create_network, gpu_problem, listen, load_library, logger
+from tests.conftest import slow_but
 from tests.test_pytorch2json import OPERATIONS, Wrapped, lively_net, pictures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -492,7 +493,10 @@ def test_what_the_converter_makes_of_an_operator_is_built(name: str) -> None:
     build_engine(*convert(flat(OPERATIONS[name]), torch.randn(2, 6, 9, 6), precision="fp16"))
 
 
-@pytest.mark.parametrize(("row", "precision"), ROWS)
+QUICK = (("GeM_ResNet_AVP resnet34", "fp16"), ("mobilenet_v3_small", "fp32"), ("shufflenet_v2_x0_5", "fp32"))
+
+
+@pytest.mark.parametrize(("row", "precision"), slow_but(QUICK, ROWS))
 def test_every_family_is_built(row: str, precision: str) -> None:
     net, side = lively_net(row)
     network, weights = convert(net, pictures(2, side), precision=precision)

@@ -686,7 +686,6 @@ def tiny_training(make_config: Callable[..., Path]) -> Callable[..., Path]:
 PIM_CONFIG = {
     "model_module_name": "pim_module",
     "model_net_name": "PIM",
-    "model_type": "",
     "model_args": {"model_type": "resnet18", "fpn_size": 8},
 }
 
@@ -698,7 +697,7 @@ def tensorboard(dataset: Path) -> Iterator[Any]:
         yield EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
 
 
-@pytest.mark.parametrize("changes", [{"ema_decay": 0.5, "freeze": ["layer1"]}, PIM_CONFIG])
+@pytest.mark.parametrize("changes", [{"ema_decay": 0.5, "freeze": ["stage2"]}, PIM_CONFIG])
 def test_heat_maps_are_shown_and_change_no_number(
     tiny_training: Callable[..., Path], dataset: Path, changes: dict[str, Any]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
-from torch.multiprocessing.spawn import spawn
 
+from tests.breaking import exit_code, forked
 from trainers.metrics import ClassificationMetrics, ValidationResult, per_class_scores
 
 NUM_CLASSES = 7
@@ -146,7 +147,8 @@ def one_process(rank: int, partings: list[list[list[int]]], folder: str) -> None
 def test_two_processes_count_every_picture_once(tmp_path: Path) -> None:
     everything = list(range(0, 101, 2)) + list(range(1, 101, 2))  # not in order, as a sampler gives them
     partings = [[everything[:67], everything[67:]], [everything, []]]  # uneven; one process without pictures
-    spawn(one_process, args=(partings, str(tmp_path)), nprocs=2)
+    pids = [forked(partial(one_process, rank, partings, str(tmp_path))) for rank in range(2)]
+    assert [exit_code(pid) for pid in pids] == [0, 0]
     alone = asdict(measured(*made_up(), num_worst=10))
     for rank in range(2):
         for name in range(len(partings)):

@@ -17,6 +17,7 @@ from torch import nn
 from nets.checkpointing import enable_gradient_checkpointing
 from nets.net_interface import NetError, build_net
 from nets.pim_module import HEADS, PIM, Combiner, PimOutputs
+from tests.conftest import slow_but
 
 BACKBONES = [
     *("resnet18", "resnet34", "resnet50"),
@@ -66,7 +67,7 @@ def enlivened(net: PIM) -> PIM:
 # --- every backbone
 
 
-@pytest.mark.parametrize("model_type", BACKBONES)
+@pytest.mark.parametrize("model_type", slow_but(("resnet18", "resnet50", "efficientnet_b0", "swin_t"), BACKBONES))
 def test_every_default_backbone_gives_logits_and_gradients(model_type: str) -> None:
     net = enlivened(PIM(model_type, 5, 3, HEIGHT, WIDTH, fpn_size=16))
     images = torch.randn(3, 3, HEIGHT, WIDTH)

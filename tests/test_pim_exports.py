@@ -28,14 +28,16 @@ from pytorch2json.engine import build_engine
 from pytorch2json.interpreter import Interpreter, relative_error
 from pytorch2json.network import DescriptionError, read_description, write_description
 from pytorch2json.tensorrt_library import load_library
-from tests.conftest import CLASSES, write_picture
+from tests.conftest import CLASSES, slow_but, write_picture
 from tests.test_pim import build, settle
 from tests.test_pytorch2json import pictures
 from trainers.pim import PimLossWeights, PimTask
 
 BLOCKS = {"resnet50": (3, 4, 6, 3), "swin_t": (2, 2, 6, 2)}  # a stage, from their papers
-BACKBONES = list(BLOCKS)
-FORMATS = ["jit", "pt2", "onnx", "int8", "json", "engine"]
+FILES = {
+    "jit": "model.pt", "pt2": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx", "json": "model.json",
+    "engine": "model.engine",
+}  # fmt: skip
 # Few positions of small pictures: two that the net finds equally certain may change places with a rounding error.
 FEW: list[float] = [6, 4, 2, 1]
 SIDE = 32
@@ -55,7 +57,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", slow_but(["resnet50"], BLOCKS))
 def test_description_trace_and_program_answer_as_the_net_at_any_batch_size(backbone: str, tmp_path: Path) -> None:
     net = build(backbone, num_selects=FEW)
     settle(net, pictures(8, 64, seed=1))
@@ -112,7 +114,7 @@ def test_the_switches_are_described_too(args: dict[str, bool]) -> None:
     assert ("topk" in kinds) == (args == {"use_fpn": False})  # what nothing reads is left out
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", slow_but(["resnet50"], BLOCKS))
 def test_onnx_and_int8_run_on_both_runtimes_at_any_batch_size(backbone: str, tmp_path: Path) -> None:
     net = build(backbone, SIDE, num_selects=FEW)
     settle(net, pictures(24, SIDE, seed=1))
@@ -137,21 +139,22 @@ def test_onnx_and_int8_run_on_both_runtimes_at_any_batch_size(backbone: str, tmp
             assert np.abs(rounded(batch) - of_all[:count]).max() < INT8_BATCH_TOLERANCE * scale, (runtime, count)
 
 
-def test_every_format_of_a_trained_net_is_proved(tmp_path: Path) -> None:
+@pytest.mark.parametrize("formats", ["onnx json", pytest.param(" ".join(FILES), marks=pytest.mark.slow)])
+def test_every_format_of_a_trained_net_is_proved(formats: str, tmp_path: Path) -> None:
     weights = trained(tmp_path)
-    formats = FORMATS[:-1] if WITHOUT_TENSORRT else FORMATS
-    status = export_formats(weights, formats, tmp_path / "out", samples=tmp_path / "train.txt", device="cpu")
+    names = [name for name in formats.split() if name != "engine" or not WITHOUT_TENSORRT]
+    status = export_formats(weights, names, tmp_path / "out", samples=tmp_path / "train.txt", device="cpu")
     report = json.loads((tmp_path / "out/export_report.json").read_text(encoding="utf-8"))
     statuses = {entry["format"]: (entry["status"], entry["reason"]) for entry in report["formats"]}
-    for name in FORMATS[:5]:
-        assert statuses[name] == ("written", ""), statuses
+    names = [name for name in names if name != "engine"]
+    assert [statuses[name] for name in names] == [("written", "")] * len(names), statuses
     assert status == 0
     assert report["samples"]["used"] == 36 and report["samples"]["accuracy"] > 0.95
-    names = sorted((tmp_path / "images/train").iterdir())
+    paths = sorted((tmp_path / "images/train").iterdir())
     preprocess = Preprocess(SIDE, SIDE)
-    images = np.stack([preprocess(as_array(preprocess.decode(name))) for name in names])
+    images = np.stack([preprocess(as_array(preprocess.decode(path))) for path in paths])
     expected = load_backend(weights, device="cpu")[0](images)
-    for file in ("model.pt", "model.pt2", "model.onnx", "model.int8.onnx", "model.json"):
+    for file in [FILES[name] for name in names]:
         backend, facts = load_backend(tmp_path / "out" / file, device="cpu")
         assert facts.net["args"]["head"] == "all"
         tolerance = 0.2 if "int8" in file else 1e-4

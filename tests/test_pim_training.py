@@ -37,7 +37,7 @@ from trainers.trainer import Trainer
 
 ConfigMaker = Callable[..., Path]
 PIM_NET: dict[str, Any] = {
-    "model_module_name": "pim_module", "model_net_name": "PIM", "model_type": "",
+    "model_module_name": "pim_module", "model_net_name": "PIM",
     "model_args": {"model_type": "resnet18", "fpn_size": 16}, "img_height": 64, "img_width": 64, "batch_size": 7,
     "learning_rate": 0.001,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from pytorch2json.converter import convert
 from pytorch2json.interpreter import Interpreter, relative_error
 from pytorch2json.network import DescriptionError, Network, read_description, write_description
 from pytorch2json.wts import write_wts
+from tests.conftest import slow_but
 
 FAMILIES = {  # the rows of the table in docs/tensorrt-json.md: net: (module, model_args, side in px)
     "GeM_ResNet_AVP resnet18": ("GeM_ResNet_module.GeM_ResNet_AVP", {"model_type": "resnet18"}, 64),
@@ -76,7 +77,10 @@ def pictures(count: int, side: int, seed: int = 0) -> torch.Tensor:
     return functional.interpolate(coarse, (side, side), mode="bicubic") + torch.randn(1, generator=generator) * 0.1
 
 
-@pytest.mark.parametrize("row", FAMILIES)
+QUICK = ("GeM_ResNet_AVP resnet18", "WideResNet 10-2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "swin_t", "vit_b_32")
+
+
+@pytest.mark.parametrize("row", slow_but(QUICK, FAMILIES))
 def test_the_interpreter_reproduces_every_family_from_the_two_files(row: str, tmp_path: Path) -> None:
     net, side = lively_net(row)
     images = pictures(32, side)
@@ -92,7 +96,9 @@ def test_the_interpreter_reproduces_every_family_from_the_two_files(row: str, tm
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("row", ["GeM_ResNet_AVP resnet18", "densenet121", "swin_t", "mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    "row", slow_but(QUICK[:1], ("GeM_ResNet_AVP resnet18", "densenet121", "swin_t", "mobilenet_v3_small"))
+)
 def test_half_precision_stays_near_the_net_with_float32_at_both_ends(row: str, precision: str) -> None:
     net, side = lively_net(row)
     images = pictures(3, side)

@@ -7,10 +7,10 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from tests.breaking import (
     kill_training,
     number_of,
     numbered_checkpoint,
+    ranks,
     small_training,
     what_came_of_it,
 )
@@ -562,19 +563,10 @@ def test_1_2_and_4_processes_agree_in_fp64(trained: Path, tmp_path: Path, monkey
     monkeypatch.setattr(building, "build_task", lambda config, net, *_: DoubleTask(net))
     monkeypatch.setattr("trainers.reporting.best_heat_maps", lambda *_: {})
     states = []
-    for ranks in (1, 2, 4):
-        more = ["--set", f"batch_size={12 // ranks}", "--set", "accumulation_steps=1", "--set", "mixup_alpha=0"]
-        weights = tmp_path / str(ranks)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": probe.getsockname()[1]}
-        pids = []
-        for rank in range(ranks):
-            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            for name, value in {**shared, **places}.items():
-                monkeypatch.setenv(name, str(value))
-            pids.append(forked(lambda more=more, weights=weights: finish(trained, weights, *more)))
-        assert [exit_code(pid) for pid in pids] == [0] * ranks
+    for count in (1, 2, 4):
+        more = ["--set", f"batch_size={12 // count}", "--set", "accumulation_steps=1", "--set", "mixup_alpha=0"]
+        weights = tmp_path / str(count)
+        assert ranks(count, partial(finish, trained, weights, *more)) == [0] * count
         states.append(load_checkpoint(weights / "net_last.pth"))
     one = states[0]
     for other in states[1:]:

@@ -58,7 +58,7 @@ def test_a_training_reports_what_its_device_does_not_repeat(
 ) -> None:
     """With dropout, mixup and views, which are random and the same each time; the CPU stands for a GPU."""
     settings: dict[str, Any] = {"model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1"}
-    settings |= {"model_type": "", "mixup_alpha": 0.2, "num_epochs": 1, "learning_rate": 1e-4}
+    settings |= {"mixup_alpha": 0.2, "num_epochs": 1, "learning_rate": 1e-4}
     assert train.main(["--config", str(make_config(**settings, save_path=str(dataset / "not_asked")))]) == 0
     assert json.loads((dataset / "not_asked/report.json").read_text())["differing_gradients"] is None
     assert "Repeatable?" not in (dataset / "not_asked/report.html").read_text()

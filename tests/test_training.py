@@ -22,6 +22,7 @@ from artifacts.checkpoint import load_checkpoint, weights_sha256
 from artifacts.facts import facts_of
 from configs.schema import Config, process_config
 from data_loader.preprocess import Preprocess
+from tests.conftest import GEM_RESNET, slow_but
 from trainers import building
 from trainers import run as training
 from trainers.classify import ClassifyTask, balanced_class_weights
@@ -164,6 +165,7 @@ def test_training_learns_and_leaves_everything(
     make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(
+        **GEM_RESNET,
         seed=1,
         num_epochs=8,
         batch_size=7,
@@ -193,6 +195,7 @@ def test_training_learns_and_leaves_everything(
 
 
 GOLDEN = {
+    **GEM_RESNET,
     "channels_last": False,
     "learning_rate": 0.001,
     "num_epochs": 2,
@@ -236,7 +239,7 @@ def test_accumulated_batches_equal_the_big_batch(make_config: ConfigMaker, datas
     results = []
     for size, accumulation in ((12, 1), (4, 3)):
         config = make_config(
-            model_module_name="squeezenet_module", model_net_name="squeezenet1_1", model_type="",
+            model_module_name="squeezenet_module", model_net_name="squeezenet1_1",
             model_args={"dropout": 0.0}, img_height=64, img_width=64, batch_size=size,
             accumulation_steps=accumulation, optimizer=optimizer, learning_rate=1e-3, num_epochs=1,
             class_weights=[1.0, 2.0, 0.5],
@@ -269,7 +272,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     A step is two batches of 4, so an epoch of 21 pictures has three steps.
     """
     module, _, name = net.partition(".")
-    changes = {**RECIPE, "model_module_name": module, "model_net_name": name, "model_type": ""}
+    changes = {**RECIPE, "model_module_name": module, "model_net_name": name}
     assert run_train(make_config(**changes, save_path=str(dataset / "whole"))) == 0
     whole = load_checkpoint(dataset / "whole/net_last.pth")
     save = Trainer._save_last
@@ -296,35 +299,42 @@ def test_interrupted_and_resumed_equals_uninterrupted(
             assert whole.progress[key] == resumed.progress[key], stop_at
 
 
-def test_two_processes_equal_one_with_twice_the_batch(make_config: ConfigMaker, dataset: Path) -> None:
+LAUNCHERS = {
+    "train.py": ["train.py", "--set", "num_processes=2"],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"],
+}
+
+
+@pytest.mark.parametrize("launcher", slow_but(["train.py"], LAUNCHERS))
+def test_two_processes_equal_one_with_twice_the_batch(make_config: ConfigMaker, dataset: Path, launcher: str) -> None:
     """21 pictures in batches of 8 leave a rest of 5, which is shared 3 to 2; validation's 9 are shared 5 to 4."""
     changes = {
-        "model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1", "model_type": "",
+        "model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1",
         "model_args": {"dropout": 0.0}, "img_height": 64, "img_width": 64, "learning_rate": 1e-3, "num_epochs": 2,
         "test_time_views": 6,
     }  # fmt: skip
     assert train.main(["--config", str(make_config(**changes, batch_size=8))]) == 0
     single = load_checkpoint(dataset / "weights/net_last.pth")
-    for launcher in (
-        ["train.py", "--set", "num_processes=2"],
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"],
-    ):
-        two = program(*launcher, "--config", str(make_config(**changes, batch_size=4)))
-        assert two.returncode == 0, two.stderr
-        assert "2 processes" in two.stdout
-        assert two.stdout.count("epoch 2/2") == 1  # one process speaks for all
-        double = load_checkpoint(dataset / "weights/net_last.pth")
-        largest = max(float((value - double.net[name]).abs().max()) for name, value in single.net.items())
-        assert largest < 1e-5
-        for mine, theirs in zip(single.progress["curves"]["val"], double.progress["curves"]["val"], strict=True):
-            assert (mine["top1"], mine["top1_views"]) == (theirs["top1"], theirs["top1_views"])
-            assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        confusion = double.progress["best_result"]["confusion"]
-        assert int(confusion.sum()) == 9
+    two = program(*LAUNCHERS[launcher], "--config", str(make_config(**changes, batch_size=4)))
+    assert two.returncode == 0, two.stderr
+    assert "2 processes" in two.stdout
+    assert two.stdout.count("epoch 2/2") == 1  # one process speaks for all
+    double = load_checkpoint(dataset / "weights/net_last.pth")
+    largest = max(float((value - double.net[name]).abs().max()) for name, value in single.net.items())
+    assert largest < 1e-5
+    for mine, theirs in zip(single.progress["curves"]["val"], double.progress["curves"]["val"], strict=True):
+        assert (mine["top1"], mine["top1_views"]) == (theirs["top1"], theirs["top1_views"])
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    confusion = double.progress["best_result"]["confusion"]
+    assert int(confusion.sum()) == 9
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("processes", [1, 2])
+SIGNALS = [
+    (number, code, processes) for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)) for processes in (1, 2)
+]
+
+
+@pytest.mark.parametrize(("number", "code", "processes"), slow_but([SIGNALS[0], SIGNALS[3]], SIGNALS))
 def test_a_signal_saves_and_leaves_with_a_word(
     make_config: ConfigMaker, dataset: Path, number: signal.Signals, code: int, processes: int
 ) -> None:
@@ -392,7 +402,9 @@ def test_a_loss_that_is_no_number_stops_the_training(
 
 
 def test_early_stopping(make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = make_config(num_epochs=50, early_stopping_epochs=2, freeze=["conv1", "bn1", "layer*"], learning_rate=1e-9)
+    config = make_config(
+        **GEM_RESNET, num_epochs=50, early_stopping_epochs=2, freeze=["conv1", "bn1", "layer*"], learning_rate=1e-9
+    )
     assert run_train(config) == 0
     assert "no better top-1 for 2 epochs: stopped early" in capsys.readouterr().out
     assert json.loads((dataset / "weights/report.json").read_text())["status"] == "stopped early"
@@ -447,9 +459,9 @@ def test_bad_pictures_stop_or_are_skipped_and_counted(
 
 
 def test_finetune_and_update(make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_train(make_config(num_epochs=1)) == 0
+    assert run_train(make_config(**GEM_RESNET, num_epochs=1)) == 0
     first = load_checkpoint(dataset / "weights/net.pth")
-    start = {"pretrained_path": str(dataset / "weights"), "pretrained_file": "net.pth", "num_epochs": 1}
+    start = {**GEM_RESNET, "pretrained_path": str(dataset / "weights"), "pretrained_file": "net.pth", "num_epochs": 1}
     capsys.readouterr()
     frozen = {"freeze": ["conv1", "bn1", "layer*"]}
     assert run_train(make_config(**start, **frozen, train_mode="finetune", save_name="fine.pth", seed=7)) == 0
@@ -457,15 +469,18 @@ def test_finetune_and_update(make_config: ConfigMaker, dataset: Path, capsys: py
     fine = load_checkpoint(dataset / "weights/fine.pth").net
     assert torch.equal(fine["layer4.1.conv2.weight"], first.net["layer4.1.conv2.weight"])
     assert not torch.allclose(fine["fc.weight"], first.net["fc.weight"], atol=1e-2)
-    assert run_train(make_config(**start, train_mode="update", model_type="resnet34")) == 2
+    assert run_train(make_config(**{**start, "model_type": "resnet34"}, train_mode="update")) == 2
     assert "missing" in capsys.readouterr().err
 
 
 def test_update_never_replaces_a_better_net(make_config: ConfigMaker, dataset: Path) -> None:
-    assert run_train(make_config(num_epochs=6)) == 0
+    assert run_train(make_config(**GEM_RESNET, num_epochs=6)) == 0
     best = load_checkpoint(dataset / "weights/net.pth")
     assert best.progress["best"]["top1"] > 0.5
-    assert run_train(make_config(train_mode="update", num_epochs=1, learning_rate=30.0, clip_grad_norm=0.1)) == 0
+    assert (
+        run_train(make_config(**GEM_RESNET, train_mode="update", num_epochs=1, learning_rate=30.0, clip_grad_norm=0.1))
+        == 0
+    )
     after = load_checkpoint(dataset / "weights/net.pth")
     assert after.progress["best"]["top1"] == best.progress["best"]["top1"]
     assert weights_sha256(after.net) == weights_sha256(best.net)
@@ -506,8 +521,11 @@ def test_an_overflow_leaves_sgd_as_it_was() -> None:
 def test_resume_takes_the_new_settings_and_refuses_another_net(
     make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_train(make_config(num_epochs=1)) == 0
-    assert run_train(make_config(num_epochs=2, weight_decay=0.5, ema_decay=0.9, batch_size=7), "--resume") == 0
+    assert run_train(make_config(**GEM_RESNET, num_epochs=1)) == 0
+    assert (
+        run_train(make_config(**GEM_RESNET, num_epochs=2, weight_decay=0.5, ema_decay=0.9, batch_size=7), "--resume")
+        == 0
+    )
     out = capsys.readouterr().out
     assert "resuming with another weight_decay: 0.0001 before, 0.5 now" in out
     last = load_checkpoint(dataset / "weights/net_last.pth")
@@ -515,7 +533,7 @@ def test_resume_takes_the_new_settings_and_refuses_another_net(
     assert last.ema is not None
     distance = (last.ema["conv1.weight"] - last.net["conv1.weight"]).abs().mean()
     assert distance < 0.5 * last.net["conv1.weight"].abs().mean()  # not still a random net's average
-    assert run_train(make_config(model_type="resnet34"), "--resume") == 2
+    assert run_train(make_config(**{**GEM_RESNET, "model_type": "resnet34"}), "--resume") == 2
     assert "--resume cannot go on with another net or optimizer: model_type was 'resnet18', is 'resnet34'" in (
         capsys.readouterr().err
     )
@@ -595,11 +613,11 @@ def test_a_mistake_is_told_under_torchrun_whichever_process_is_faster(make_confi
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model_net_name": "GeM_ResNet_APV"}, 'did you mean "GeM_ResNet_AVP"'),
+        ({**GEM_RESNET, "model_net_name": "GeM_ResNet_APV"}, 'did you mean "GeM_ResNet_AVP"'),
         ({"model_module_name": "../train"}, "../train"),
         ({"num_classes": 5}, "classes.txt: 3 class names, but num_classes is 5"),
         ({"freeze": ["layer7"]}, 'freeze: "layer7" fits no parameter'),
-        ({"model_type": "resnet17"}, "resnet17"),
+        ({**GEM_RESNET, "model_type": "resnet17"}, "resnet17"),
         ({"model_args": {"widht": 3}}, "widht"),
     ],
 )
