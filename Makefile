@@ -15,10 +15,10 @@ demo: setup
 	@echo "curves     $(BIN)/tensorboard --logdir logs"
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 fuzz: setup
 	FUZZ_TIMES=10 $(BIN)/python -m pytest tests/test_fuzz.py

@@ -18,6 +18,7 @@ import nets
 from nets import net_interface
 from nets.GeM_ResNet_module import GeM_ResNet_AVP
 from nets.net_interface import NetError, available_nets, build_net, check_model_args, check_names, parameter_groups
+from tests.conftest import slow_but
 
 SMALLEST = {  # each family's smallest member and a side at which no feature map is a single pixel in training
     "GeM_ResNet_module": ("GeM_ResNet_AVP", 64),
@@ -75,7 +76,9 @@ def build(module: str, name: str, size_px: int | tuple[int, int], **given: Any) 
     return build_net(module, name, img_height=height, img_width=width, **values)
 
 
-@pytest.mark.parametrize("module", SMALLEST)
+@pytest.mark.parametrize(
+    "module", slow_but(SMALLEST.keys() - {"vgg_module", "convnext_module", "swin_module"}, SMALLEST)
+)
 def test_smallest_of_family_gives_logits_and_gradients_for_colour_and_grey(module: str) -> None:
     name, size_px = SMALLEST[module]
     can_skip_blocks = module in ("convnext_module", "efficientnet_module", "swin_module")

@@ -426,7 +426,7 @@ class Interrupted(Exception):
     """Stands for the power going off."""
 
 
-@pytest.mark.parametrize("stop_at", [2, 5])
+@pytest.mark.parametrize("stop_at", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed_equals_uninterrupted(
     make_config: ConfigMaker, dataset: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
