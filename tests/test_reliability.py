@@ -28,6 +28,7 @@ from artifacts.checkpoint import (
     weights_sha256,
 )
 from artifacts.whole import clear_leftovers, drop_earlier, earlier_files
+from data_loader.cache import Fitting
 from deploy import export
 from tests.breaking import (
     Faults,
@@ -344,6 +345,41 @@ def test_a_killed_loader_process_is_told_within_five_seconds(
     err = capsys.readouterr().err
     assert "train.py: a loader process died: lower dataloader_workers, or give the machine more memory or shared" in err
     assert "docker: --shm-size" in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(104, "Connection reset by peer"), EOFError(), RuntimeError("received 0 items of ancdata")],
+)
+def test_a_loader_process_that_dies_while_it_sends_a_batch_is_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def lose(*_: object) -> Any:
+        raise error
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data", lose)
+    assert finish(trained, tmp_path / "w", "--set", "dataloader_workers=1") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("train.py: a loader process died: lower dataloader_workers") and err.count("\n") == 1
+
+
+def test_a_loader_process_that_dies_while_pictures_are_fitted_is_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, row = os.getpid(), Fitting.row
+
+    def die(fitting: Fitting, path: str) -> Any:
+        if os.getpid() != home:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return row(fitting, path)
+
+    monkeypatch.setattr(Fitting, "row", die)
+    monkeypatch.setattr("data_loader.cache_building.BLOCK", 4)
+    cached = ("--set", "data_cache=disk", "--set", f"data_cache_dir={tmp_path / 'kept'}")
+    assert finish(trained, tmp_path / "w", "--set", "dataloader_workers=1", *cached) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("train.py: a loader process died: lower dataloader_workers") and "Traceback" not in err
+    assert not list((tmp_path / "kept").iterdir())
 
 
 def test_a_loader_process_that_dies_during_a_save_spoils_no_checkpoint(

@@ -36,6 +36,7 @@ from trainers.progress import Progress
 from trainers.reporting import PROJECT, Skipped, build_report, finish
 from trainers.trainer import Trainer
 
+FAILURES = (RuntimeError, ValueError, ConnectionError, EOFError)  # what `_known_failure` is asked about
 FIXED_ON_RESUME = (
     *("model_module_name", "model_net_name", "model_type", "model_args", "num_classes", "num_channels"),
     *("optimizer", "freeze", "decay_norm_and_bias"),
@@ -104,7 +105,11 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
             say(f"an earlier {config.best_checkpoint()} stays until this training has a best epoch of its own")
         _check_writable(config.save_path, *([config.log_path] if config.is_tensorboard else []))
     with joined(world, device):
-        train, val, skipped = read_data(config, world, say)
+        try:
+            train, val, skipped = read_data(config, world, say)
+        except FAILURES as error:
+            _tell_known_failure(error)
+            return 1
         net = build_start_net(config, say if checkpoint is None else _say_nothing, with_weights=checkpoint is None)
         progress = Progress.from_dict(checkpoint.progress) if checkpoint else Progress(log_dir=_log_dir(config))
         trainer = build_trainer(
@@ -149,11 +154,8 @@ def fit_and_report(
     except TrainingError as error:
         if trainer.world.is_first or error.one_process:
             print(f"train.py: {error}", file=sys.stderr)
-    except (RuntimeError, ValueError) as error:
-        sentence = _known_failure(error)
-        if sentence is None:
-            raise
-        print(f"train.py: {sentence}", file=sys.stderr)
+    except FAILURES as error:
+        _tell_known_failure(error)
     finally:
         if trainer.world.is_first:
             with trainer.stop:
@@ -264,12 +266,21 @@ def _first_step_to_come(progress: Progress) -> int:
     return progress.step + (1 if progress.step and not progress.consumed else 0)
 
 
+def _tell_known_failure(error: Exception) -> None:
+    """Say what torch reports of the machine in a sentence; raise the error again where it is none of that."""
+    sentence = _known_failure(error)
+    if sentence is None:
+        raise error
+    print(f"train.py: {sentence}", file=sys.stderr)
+
+
 def _known_failure(error: Exception) -> str | None:
     """Put what torch reports of the machine into a sentence; None for what it does not know."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small: lower batch_size and raise accumulation_steps ({text})"
-    if "DataLoader worker" in str(error):
+    lost = isinstance(error, (ConnectionError, EOFError)) or "ancdata" in text  # it died while it sent a batch
+    if lost or "DataLoader worker" in str(error):
         advice = "lower dataloader_workers, or give the machine more memory or shared memory (docker: --shm-size)"
         told = str(error).rstrip().splitlines()[-1] if text.startswith("Caught") else text  # the last line is the why
         return f"a loader process died: {advice} ({told})"
