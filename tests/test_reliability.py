@@ -363,6 +363,17 @@ def test_a_loader_process_that_dies_while_it_sends_a_batch_is_told(
     assert err.startswith("train.py: a loader process died: lower dataloader_workers") and err.count("\n") == 1
 
 
+def test_a_closed_pipe_is_no_lost_loader_process(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(Trainer, "_look", close)
+    assert finish(trained, tmp_path / "w", "--set", "dataloader_workers=1") == 2
+    assert capsys.readouterr().err == "train.py: Broken pipe\n"
+
+
 def test_a_loader_process_that_dies_while_pictures_are_fitted_is_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ from trainers.progress import Progress
 from trainers.reporting import PROJECT, Skipped, build_report, finish
 from trainers.trainer import Trainer
 
-FAILURES = (RuntimeError, ValueError, ConnectionError, EOFError)  # what `_known_failure` is asked about
+LOST = (ConnectionResetError, ConnectionRefusedError, EOFError)  # what a loader process leaves that dies while it sends
 FIXED_ON_RESUME = (
     *("model_module_name", "model_net_name", "model_type", "model_args", "num_classes", "num_channels"),
     *("optimizer", "freeze", "decay_norm_and_bias"),
@@ -107,7 +107,7 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
     with joined(world, device):
         try:
             train, val, skipped = read_data(config, world, say)
-        except FAILURES as error:
+        except (RuntimeError, *LOST) as error:  # a ValueError is a mistake of the user's
             _tell_known_failure(error)
             return 1
         net = build_start_net(config, say if checkpoint is None else _say_nothing, with_weights=checkpoint is None)
@@ -154,7 +154,7 @@ def fit_and_report(
     except TrainingError as error:
         if trainer.world.is_first or error.one_process:
             print(f"train.py: {error}", file=sys.stderr)
-    except FAILURES as error:
+    except (RuntimeError, ValueError, *LOST) as error:
         _tell_known_failure(error)
     finally:
         if trainer.world.is_first:
@@ -279,8 +279,7 @@ def _known_failure(error: Exception) -> str | None:
     text = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small: lower batch_size and raise accumulation_steps ({text})"
-    lost = isinstance(error, (ConnectionError, EOFError)) or "ancdata" in text  # it died while it sent a batch
-    if lost or "DataLoader worker" in str(error):
+    if isinstance(error, LOST) or text == "received 0 items of ancdata" or "DataLoader worker" in str(error):
         advice = "lower dataloader_workers, or give the machine more memory or shared memory (docker: --shm-size)"
         told = str(error).rstrip().splitlines()[-1] if text.startswith("Caught") else text  # the last line is the why
         return f"a loader process died: {advice} ({told})"
