@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import Config
-from deploy.answering import Tally, answer_all, as_program, line_columns, report_end, until_unreadable
-from deploy.answers import Answer, ResultsFile, check_folder, check_results_path, open_results
-from deploy.arguments import DEFAULT_IMAGES, DEFAULT_RESULT, make_parser
-from deploy.asking import (
+from deploy.inference.cli_args import DEFAULT_IMAGES, DEFAULT_RESULT, make_parser
+from deploy.inference.cli_inputs import (
     AskedError,
     check_flags_of_a_checkpoint,
     load_asked,
@@ -25,15 +23,17 @@ from deploy.asking import (
     pictures_below,
     weights_and_config,
 )
-from deploy.lines import LineLayout
+from deploy.inference.cli_loop import Tally, answer_all, as_program, line_columns, report_end, until_unreadable
+from deploy.inference.console_table import LineLayout
+from deploy.inference.result_writer import Answer, ResultsFile, check_folder, check_results_path, open_results
 from trainers.signals import StopRequest
 
 if TYPE_CHECKING:
-    from artifacts.facts import Facts
-    from deploy.copies import AnnotatedCopies, SortedCopies
-    from deploy.heatmaps import HeatMapCopies
-    from deploy.predictor import Predictor
-    from deploy.runtimes import Backend
+    from artifacts.metadata import Facts
+    from deploy.backends.base import Backend
+    from deploy.inference.heatmap_writer import HeatMapCopies
+    from deploy.inference.image_writers import AnnotatedCopies, SortedCopies
+    from deploy.inference.predictor import Predictor
 
     Copies = AnnotatedCopies | SortedCopies | HeatMapCopies
 
@@ -84,14 +84,14 @@ def check(args: argparse.Namespace) -> Request:
 
 def run(args: argparse.Namespace, request: Request) -> int:
     """Load the net, answer for every picture, tell the sum; give the exit code. Raises ValueError."""
-    from artifacts.reading import TITLES, artifact_kind
+    from artifacts.metadata_reader import TITLES, artifact_kind
 
     kind = artifact_kind(request.weights)  # a file that nothing loads is told before torch is there
     if request.heatmap is not None and kind != "checkpoint":
-        from deploy.heatmaps import refuse_without_gradients
+        from deploy.inference.heatmap_writer import refuse_without_gradients
 
         refuse_without_gradients(request.weights, TITLES[kind])
-    from deploy.predictor import Predictor
+    from deploy.inference.predictor import Predictor
 
     backend, facts = load_asked(args, PROGRAM, request.weights, request.config)
     predictor = Predictor(backend, facts)
@@ -128,11 +128,11 @@ def convert(args: argparse.Namespace) -> int:
     if args.image_dir:
         next(pictures_below(args.image_dir))
     weights, config = weights_and_config(args)
-    from artifacts.reading import artifact_kind
+    from artifacts.metadata_reader import artifact_kind
 
     if artifact_kind(weights) == "checkpoint":
         check_flags_of_a_checkpoint(args, weights)
-    from deploy.export import export_formats
+    from deploy.export.exporter import export_formats
 
     place = weights.parent
     return export_formats(weights, conversions(args), place, samples=args.image_dir, config=config, device=args.device)
@@ -174,7 +174,7 @@ def _places(request: Request) -> str:
 
 def _copies(args: argparse.Namespace, request: Request, backend: Backend, facts: Facts) -> list[Copies]:
     """Make what gives pictures back. Raises ValueError where a heat map cannot be made."""
-    from deploy.copies import AnnotatedCopies, SortedCopies
+    from deploy.inference.image_writers import AnnotatedCopies, SortedCopies
 
     made: list[Copies] = []
     if request.save_images is not None and args.save_as == "annotated":
@@ -182,8 +182,8 @@ def _copies(args: argparse.Namespace, request: Request, backend: Backend, facts:
     elif request.save_images is not None:
         made.append(SortedCopies(request.save_images, facts.class_names))
     if request.heatmap is not None:
-        from deploy.backends import CheckpointBackend
-        from deploy.heatmaps import HeatMapCopies, label_of
+        from deploy.backends.loading import CheckpointBackend
+        from deploy.inference.heatmap_writer import HeatMapCopies, label_of
 
         assert isinstance(backend, CheckpointBackend)  # other kinds of files have been refused
         label = None if args.heatmap_class is None else label_of(args.heatmap_class, facts)

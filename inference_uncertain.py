@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.schema import Config
-from deploy.answering import Tally, answer_all, as_program, line_columns, report_end, until_unreadable
-from deploy.answers import Answer, ResultsFile, check_results_path, open_results
-from deploy.arguments import DEFAULT_IMAGES
-from deploy.asking import AskedError, load_asked, one_picture, pictures_below, weights_and_config
-from deploy.lines import LineLayout
-from deploy.uncertainty import ACCEPTED, SET_ASIDE
-from deploy.uncertainty_arguments import DEFAULT_OUTPUT, make_parser
-from deploy.uncertainty_copies import SetAside, check_new_folder
+from deploy.inference.cli_args import DEFAULT_IMAGES
+from deploy.inference.cli_inputs import AskedError, load_asked, one_picture, pictures_below, weights_and_config
+from deploy.inference.cli_loop import Tally, answer_all, as_program, line_columns, report_end, until_unreadable
+from deploy.inference.console_table import LineLayout
+from deploy.inference.decision import ACCEPTED, SET_ASIDE
+from deploy.inference.result_writer import Answer, ResultsFile, check_results_path, open_results
+from deploy.uncertainty.cli_args import DEFAULT_OUTPUT, make_parser
+from deploy.uncertainty.review_folder import SetAside, check_new_folder
 from trainers.signals import StopRequest
 
 if TYPE_CHECKING:
-    from artifacts.facts import Facts
-    from deploy.predictor import Predictor
-    from deploy.runtimes import Backend
+    from artifacts.metadata import Facts
+    from deploy.backends.base import Backend
+    from deploy.inference.predictor import Predictor
 
 PROGRAM = "inference_uncertain.py"
 OF_ANSWERS = ("image", "image_dir", "output", "set_aside")  # flags, without their dashes
@@ -71,7 +71,7 @@ def calibrate(args: argparse.Namespace) -> int:
         raise AskedError(f"{args.calibrate}: no such list or folder (relative paths start from {Path.cwd()})")
     weights, config = weights_and_config(args)
     check_is_checkpoint(weights)
-    from deploy.uncertainty_fitting import calibrate_checkpoint
+    from deploy.uncertainty.calibrate_command import calibrate_checkpoint
 
     backend, facts = load_asked(args, PROGRAM, weights, config)
     print(calibrate_checkpoint(args, weights, backend, facts))
@@ -88,7 +88,7 @@ def evaluate(args: argparse.Namespace) -> int:
             raise AskedError(f"{path}: no such {what} (relative paths start from {Path.cwd()})")
     weights, config = weights_and_config(args)
     _check_known(weights, *args.others)
-    from deploy.uncertainty_evaluating import evaluate_asked
+    from deploy.uncertainty.evaluate_command import evaluate_asked
 
     backend, facts = _load_calibrated(args, weights, config)
     print(evaluate_asked(args, weights, backend, facts))
@@ -97,7 +97,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def check_is_checkpoint(weights: Path) -> None:
     """Raise AskedError for a file that cannot be calibrated: an exported one, whose facts are sealed."""
-    from artifacts.reading import TITLES, artifact_kind
+    from artifacts.metadata_reader import TITLES, artifact_kind
 
     if (kind := artifact_kind(weights)) != "checkpoint":
         mend = "calibrate the checkpoint (.pth) that it was made from, and export it again"
@@ -124,9 +124,9 @@ def check(args: argparse.Namespace) -> Request:
 def run(args: argparse.Namespace, request: Request) -> int:
     """Load the net, answer and decide for every picture, tell the sum; give the exit code. Raises ValueError."""
     _check_known(request.weights, *args.others)
-    from deploy.predictor import Predictor
-    from deploy.uncertainty_asking import passes_of
-    from deploy.uncertainty_repeat import Repetition
+    from deploy.inference.predictor import Predictor
+    from deploy.uncertainty.cli_passes import passes_of
+    from deploy.uncertainty.multi_pass import Repetition
 
     backend, facts = _load_calibrated(args, request.weights, request.config)
     passes = passes_of(args, backend, facts, request.weights)
@@ -186,7 +186,7 @@ def _answer_all(
 
 def _check_known(*files: Path) -> None:
     """Raise ValueError for a file that nothing loads, before torch is there."""
-    from artifacts.reading import artifact_kind
+    from artifacts.metadata_reader import artifact_kind
 
     for file in files:
         artifact_kind(file)

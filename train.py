@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from configs.schema import DEFAULT_CONFIG, ConfigError, describe_config, process_config
-from trainers.rules import net_problems
+from trainers.config_checks import net_problems
 
 FIRST_TELLS_S = 3.0
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.print_config:
             print(describe_config(config, args.config, args.set, stage=args.stage))
             return 0
-        from trainers.run import run, run_stages  # late: --help and a mistake in the config answer without torch
+        from trainers.runner import run, run_stages  # late: --help and a mistake in the config answer without torch
 
         if args.earlier:
             return run(config, resume=args.resume, earlier=args.earlier)

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from artifacts.facts import Facts
-from artifacts.reading import ArtifactError
-from artifacts.whole import check_whole, earlier_files, is_whole, write_archive
+from artifacts.archive import check_whole, earlier_files, is_whole, write_archive
+from artifacts.metadata import Facts
+from artifacts.metadata_reader import ArtifactError
 
 FORMAT = "classic-trainer checkpoint"
 FORMAT_VERSION = 1

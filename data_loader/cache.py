@@ -1,6 +1,6 @@
 """Fitted pictures of a list as uint8 rows (N, H, W, C) in one file, which every process maps instead of reading.
 
-Behind the rows stands a JSON object {"bad": {"row": reason}}. `data_loader.cache_building` writes such files.
+Behind the rows stands a JSON object {"bad": {"row": reason}}. `data_loader.cache_builder` writes such files.
 """
 
 from __future__ import annotations

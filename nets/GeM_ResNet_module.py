@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from nets.net_interface import NetError
-from nets.torchvision_family import require_rate, torchvision_net
+from nets.support.torchvision_builder import require_rate, torchvision_net
 
 MODEL_TYPES = ("resnet18", "resnet34", "resnet50", "resnet101")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nets.torchvision_family import torchvision_net
+from nets.support.torchvision_builder import torchvision_net
 
 
 def efficientnet_b0(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nets.torchvision_family import torchvision_net
+from nets.support.torchvision_builder import torchvision_net
 
 MIN_SIZE_PX = 75  # below it the last reduction has no pixel left
 

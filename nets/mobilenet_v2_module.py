@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nets.torchvision_family import torchvision_net
+from nets.support.torchvision_builder import torchvision_net
 
 
 def mobilenet_v2(*, num_classes: int, num_channels: int = 3, dropout: float = 0.2) -> nn.Module:

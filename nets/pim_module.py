@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from nets.net_interface import NetError
-from nets.torchvision_family import require_rate, torchvision_net
+from nets.support.torchvision_builder import require_rate, torchvision_net
 
 STAGES = {  # by the start of torchvision's names: four modules, from stride 4 to 32
     "resn": ("layer1", "layer2", "layer3", "layer4"),

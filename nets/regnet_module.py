@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nets.torchvision_family import torchvision_net
+from nets.support.torchvision_builder import torchvision_net
 
 
 def regnet_x_400mf(*, num_classes: int, num_channels: int = 3) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nets.torchvision_family import torchvision_net
+from nets.support.torchvision_builder import torchvision_net
 
 
 def shufflenet_v2_x0_5(*, num_classes: int, num_channels: int = 3) -> nn.Module:

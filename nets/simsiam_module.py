@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from nets.net_interface import NetError
-from nets.torchvision_family import torchvision_net, use_small_stem
+from nets.support.torchvision_builder import torchvision_net, use_small_stem
 
 STEMS = ("auto", "small", "imagenet")
 SMALL_INPUT = 64  # pixels: up to this height and width "auto" means the small stem

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from nets.torchvision_family import require_rate, torchvision_net
+from nets.support.torchvision_builder import require_rate, torchvision_net
 
 MIN_SIZE_PX = 4  # one patch; feature maps are padded to whole windows
 

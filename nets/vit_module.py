@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from nets.net_interface import NetError
-from nets.torchvision_family import torchvision_net
+from nets.support.torchvision_builder import torchvision_net
 
 
 def vit_b_16(

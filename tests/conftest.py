@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_loader import allocation
-from deploy import parity
+from common import malloc
+from deploy.export import parity
 
 torch.set_num_threads(1)  # the tests run side by side
 # Once torch.export has made torch believe in a GPU, the first backward pass starts threads for it, and no copy of the
@@ -38,7 +38,7 @@ def slow_but(quick: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
 def freed_memory_is_given_back() -> Iterator[None]:
     """Two processes do all tests: what each of them once took would stay theirs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(allocation, "keep_freed_memory", lambda: None)
+        patch.setattr(malloc, "keep_freed_memory", lambda: None)
         yield
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.paths import ROOT
+
 ROOMS = {
     "configs",
     "data_loader",
@@ -23,7 +24,7 @@ ROOMS = {
     "tools",
 }
 PREPROCESS = {"data_loader.preprocess", "data_loader.samples"}
-ALLOCATION = "data_loader.allocation"
+ALLOCATION = "common.malloc"
 ALLOWED = {  # what a room's files may import of ours, by prefix
     "configs": {"configs"},
     "figures": {"figures"},

@@ -13,13 +13,13 @@ import torch
 
 import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
+from common.paths import ROOT
 from configs.schema import process_config
 from data_loader.loaders import collate
-from tools.benchmark_ours import make_trainer
-from trainers.multi_crop import mean_logits
+from tools.benchmark.own_runner import make_trainer
+from trainers.evaluation.test_time_augmentation import mean_logits
 from trainers.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parent.parent
 ConfigMaker = Callable[..., Path]
 FLIPS: dict[str, Any] = {
     "random_crop_scale": [1.0, 1.0], "random_crop_ratio": [1.0, 1.0], "color_jitter": [0.0, 0.0, 0.0, 0.0],

@@ -17,8 +17,8 @@ import pytest
 
 import train
 from artifacts.checkpoint import load_checkpoint
+from common.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 CLUSTER = ROOT / "docs" / "cluster.md"
 PATIENCE_S = 120
 ConfigMaker = Callable[..., Path]

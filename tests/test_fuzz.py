@@ -28,21 +28,23 @@ from torch.nn import functional
 import train
 from artifacts.calibration import Calibration
 from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights, save_checkpoint
-from artifacts.facts import Facts, preprocess_of
-from artifacts.reading import ArtifactError, read_facts
+from artifacts.metadata import Facts, preprocess_of
+from artifacts.metadata_reader import ArtifactError, read_facts
+from common.paths import ROOT
 from configs.schema import Config, ConfigError, process_config
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, read_class_names, read_list, read_unlabelled
-from deploy.predictor import Predictor
-from deploy.service import NATIVE
-from deploy.service_server import service_of
-from deploy.uncertainty import decide
-from deploy.uploads import RequestError, read_upload
+from deploy.inference.decision import decide
+from deploy.inference.predictor import Predictor
+from deploy.service.launcher import NATIVE
+from deploy.service.request_parser import RequestError, read_upload
+from deploy.service.server import service_of
 from nets import net_interface
 from pytorch2json.converter import convert
 from pytorch2json.interpreter import Interpreter
 from pytorch2json.network import DescriptionError, read_description, write_description
-from tests.fuzzing import (
+from tests.deploy.service.test_batching import FACTS, GatedBackend, png
+from tests.helpers.fuzzing import (
     BYTES,
     DIGITS,
     EDITS,
@@ -58,14 +60,12 @@ from tests.fuzzing import (
     mutated,
     watched,
 )
-from tests.serving import OTHER, flags, write_page
-from tests.test_batching import FACTS, GatedBackend, png
-from trainers.progress import Progress
-from trainers.rules import net_problems
+from tests.helpers.serving import OTHER, flags, write_page
+from trainers.config_checks import net_problems
+from trainers.train_state import Progress
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs a timer that interrupts")
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*_config.json"))
 CALIBRATED = Facts(
     ("cat", "狗", "bird"),
@@ -399,7 +399,7 @@ def test_forms_and_uploads() -> None:
 
 
 def flags_of_limits() -> Any:
-    from deploy.service_flags import limits_of
+    from deploy.service.cli_args import limits_of
 
     return limits_of(flags())
 

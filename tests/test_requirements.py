@@ -6,14 +6,14 @@ import platform
 import re
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.paths import ROOT
+
 TARGET = {  # what the lock is for
     "python_version": "3.11",
     "python_full_version": "3.11.9",

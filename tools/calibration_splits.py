@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from artifacts.calibration import ACCEPT, CONFORMAL, SCORES
-from artifacts.facts import Facts
-from deploy.uncertainty_calibration import Promise, calibrate
-from deploy.uncertainty_measures import area_under_risks, reliability
-from deploy.uncertainty_scores import UncertaintyError, softmax, uncertainty_of
+from artifacts.metadata import Facts
+from deploy.inference.uncertainty_scores import UncertaintyError, softmax, uncertainty_of
+from deploy.uncertainty.calibration import Promise, calibrate
+from deploy.uncertainty.metrics import area_under_risks, reliability
 
 PROGRAM = "python -m tools.calibration_splits"
 
@@ -158,8 +158,8 @@ def _spread(splits_done: Sequence[Split]) -> tuple[Split, Split, Split]:
 
 
 def _ask(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    from deploy.backends import load_torch
-    from deploy.uncertainty_collect import check_not_trained_on, collect, config_of, labelled_samples, trained_on
+    from deploy.backends.loading import load_torch
+    from deploy.uncertainty.outputs import check_not_trained_on, collect, config_of, labelled_samples, trained_on
 
     backend, facts = load_torch(args.weights, args.device, None)
     config = config_of(args.weights)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from configs.schema import process_config
 from data_loader.samples import IMAGE_SUFFIXES, iter_images
-from deploy.answering import as_program
-from deploy.answers import check_folder
-from deploy.arguments import RUNTIMES
-from deploy.lines import printable
+from deploy.inference.cli_args import RUNTIMES
+from deploy.inference.cli_loop import as_program
+from deploy.inference.console_table import printable
+from deploy.inference.result_writer import check_folder
 
 if TYPE_CHECKING:
-    from deploy.embedding import Embedder, Embeddings
+    from deploy.inference.feature_extractor import Embedder, Embeddings
 
 PROGRAM = "tools.embed"
 
@@ -61,7 +61,7 @@ def embed_folder(program: str, embedder: Embedder, root: Path, batch_size: int, 
     import numpy as np
     from tqdm import tqdm
 
-    from deploy.embedding import Embeddings
+    from deploy.inference.feature_extractor import Embeddings
 
     held, files, failed = bytearray(), [], 0  # bytes grow in place, where joining arrays would hold them twice
     embedded = embedder.embed_files(pictures_below(root), batch_size, workers)
@@ -95,7 +95,7 @@ def pictures_below(root: Path) -> Iterator[str]:
 def embedder_of(args: argparse.Namespace) -> Embedder:
     """Load what the flags of `add_net_flags` name. Raises ValueError."""
     config = process_config(args.config, check_files=False) if args.config else None
-    from deploy.embedding import load_embedder  # after what needs no torch has been checked
+    from deploy.inference.feature_extractor import load_embedder  # after what needs no torch has been checked
 
     return load_embedder(args.weights, device=args.device, config=config, runtime=args.runtime)
 

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.benchmark_sides import ROOT
+from common.paths import ROOT
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +161,7 @@ def training_config(folder: Path, **values: Any) -> Config:
 
 def median_rate(config: Config, epochs: int) -> float:
     """Train for some epochs after the first two, and give the median of their images a second."""
-    from tools.benchmark_ours import make_trainer
+    from tools.benchmark.own_runner import make_trainer
 
     class Enough(Exception):
         pass

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_loader.samples import iter_images
-from deploy.answering import as_program
-from deploy.lines import elide, printable
+from deploy.inference.cli_loop import as_program
+from deploy.inference.console_table import elide, printable
 from tools.embed import (
     EmbedError,
     add_net_flags,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from deploy.embedding import Embedder, Embeddings
+    from deploy.inference.feature_extractor import Embedder, Embeddings
 
 PROGRAM = "tools.search"
 SHEET_QUERIES = 30  # more would make a picture that few programs open
@@ -134,8 +134,8 @@ def lines_of(found: Found) -> list[str]:
 
 def write_csv(path: Path, root: Path, answers: Sequence[Found]) -> None:
     """Write a line a hit: query, rank, similarity, file; UTF-8 with the mark that Excel needs. Raises ResultsError."""
-    from deploy.answers import writing
-    from deploy.copies import whole
+    from deploy.inference.image_writers import whole
+    from deploy.inference.result_writer import writing
 
     text = io.StringIO()
     table = csv.writer(text)
@@ -151,8 +151,8 @@ def write_csv(path: Path, root: Path, answers: Sequence[Found]) -> None:
 
 def write_sheet(path: Path, root: Path, answers: Sequence[Found], max_pixels: int) -> None:
     """Draw the queries, each beside what was found for it. Raises ResultsError, PictureError."""
-    from deploy.answers import writing
-    from deploy.copies import whole
+    from deploy.inference.image_writers import whole
+    from deploy.inference.result_writer import writing
 
     if len(answers) > SHEET_QUERIES:
         print(f"{PROGRAM}: {path} shows the first {SHEET_QUERIES} of {len(answers)} queries", file=sys.stderr)
@@ -181,7 +181,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _known(args: argparse.Namespace, embedder: Embedder) -> Embeddings:
     """Read the folder's embeddings, and hold them against the weights and the folder. Raises ValueError, OSError."""
-    from deploy.embedding import Embeddings
+    from deploy.inference.feature_extractor import Embeddings
 
     path, root = args.embeddings, args.images
     embeddings = Embeddings.read(path)
@@ -213,7 +213,7 @@ def _block(found: Found, root: Path, max_pixels: int) -> Image.Image:
     """Draw one query, large and framed, and the hits to its right."""
     from PIL import Image
 
-    from figures.draw import PAPER, image_grid
+    from visualization.raster import PAPER, image_grid
 
     name = Path(found.query)
     query = image_grid(
@@ -249,7 +249,7 @@ def _framed(pixels: np.ndarray) -> np.ndarray:
     import numpy as np
     from PIL import Image, ImageOps
 
-    from figures.draw import HIT, thumbnail
+    from visualization.raster import HIT, thumbnail
 
     side_px = QUERY_PX - 6 - 2 * FRAME_PX  # 6: the margin of the cell
     picture = ImageOps.contain(thumbnail(pixels, side_px), (side_px, side_px), Image.Resampling.NEAREST)
@@ -260,7 +260,7 @@ def _stacked(blocks: Sequence[Image.Image]) -> Image.Image:
     """Lay the blocks below each other."""
     from PIL import Image
 
-    from figures.draw import PAPER
+    from visualization.raster import PAPER
 
     sheet = Image.new("RGB", (max(block.width for block in blocks), sum(block.height for block in blocks)), PAPER)
     top = 0

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from artifacts.archive import is_whole
 from artifacts.checkpoint import Checkpoint, CheckpointError
-from artifacts.facts import Facts
-from artifacts.whole import is_whole
+from artifacts.metadata import Facts
 from configs.schema import Config
 from data_loader.augment import mirrored_half
 from data_loader.loaders import (
@@ -30,28 +30,22 @@ from data_loader.loaders import (
     validation_loader,
 )
 from data_loader.preprocess import as_array
-from trainers.bars import Bars, show_speed
-from trainers.classify import Batch, ClassifyTask, picture_captions
-from trainers.distributed import World
-from trainers.failures import (
-    MemoryTooSmallError,
-    StoppedBySignalError,
-    TrainingError,
-    no_number,
-    pictures_of_the_step,
-)
-from trainers.hardware import DeviceCopy
-from trainers.heatmaps import worst_heat_maps
-from trainers.learner import Learner, StepLosses
-from trainers.logger import TrainingLogger
-from trainers.memory import AtHand, is_out_of_memory, too_small
-from trainers.metrics import ValidationResult
-from trainers.multi_crop import right_answers
-from trainers.progress import Progress
-from trainers.repeating import LOOKED_AT, differing_gradients
-from trainers.saving import Saver
-from trainers.schedule import schedule_of
+from trainers.checkpoint_saver import Saver
+from trainers.errors import MemoryTooSmallError, StoppedBySignalError, TrainingError, no_number, pictures_of_the_step
+from trainers.evaluation.classification_metrics import ValidationResult
+from trainers.evaluation.test_time_augmentation import right_answers
+from trainers.optim.lr_schedule import schedule_of
+from trainers.reporting.heatmaps import worst_heat_maps
+from trainers.reporting.progress_bar import Bars, show_speed
+from trainers.reporting.tensorboard_logger import TrainingLogger
+from trainers.runtime.determinism import LOOKED_AT, differing_gradients
+from trainers.runtime.device import DeviceCopy
+from trainers.runtime.distributed import World
+from trainers.runtime.out_of_memory import AtHand, is_out_of_memory, too_small
 from trainers.signals import StopRequest
+from trainers.tasks.classification import Batch, ClassifyTask, picture_captions
+from trainers.train_state import Progress
+from trainers.train_step import Learner, StepLosses
 
 MAX_HEAT_MAPS = 12  # a validation
 

@@ -1,0 +1,229 @@
+"""Backends: a weights file becomes a call from a batch of pictures to logits, whatever made the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifacts.metadata import Facts, class_names_of, facts_of
+from artifacts.metadata_reader import TITLES, artifact_kind, check_archive, read_facts
+from configs.schema import Config
+from deploy.backends.base import (
+    Backend,
+    BackendError,
+    OnnxRuntimeBackend,
+    OpenVinoBackend,
+    TorchBackend,
+    check_declared,
+    choose_device,
+    choose_runtime,
+    failure,
+    parse_device,
+    sizes_of,
+    within_profile,
+)
+from deploy.inference.cli_args import PRECISIONS
+from deploy.inference.heatmap_writer import HeatMap, HeatMapper
+from visualization.heatmap_overlay import Marks
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+
+def load_backend(
+    weights: str | Path,
+    *,
+    device: str = "auto",
+    config: Config | None = None,
+    runtime: str = "auto",
+    precision: str = "auto",
+) -> tuple[Backend, Facts]:
+    """Load what the file is, by its ending or what is in it, with its facts.
+
+    `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. `config` describes weights that carry no facts.
+    `runtime` is what runs an ONNX file, auto: see `choose_runtime`. `precision` fp32 or bf16 is what a checkpoint, or
+    an ONNX file on OpenVINO, computes floating point in, auto: the file's own.
+    Raises BackendError, ArtifactError, CheckpointError, DescriptionError, NetError, ListError.
+    """
+    path = Path(weights)
+    kind = artifact_kind(path)
+    if kind != "onnx" and runtime != "auto":
+        raise BackendError(f"{path}: a runtime is chosen for ONNX files; this is a {TITLES[kind]}")
+    if kind not in ("onnx", "checkpoint") and precision != "auto":
+        raise BackendError(f"{path}: a precision is chosen for checkpoints and ONNX files; this is a {TITLES[kind]}")
+    if precision not in PRECISIONS:
+        raise BackendError(f'precision must be one of {", ".join(PRECISIONS)}, got "{precision}"')
+    if kind == "checkpoint":
+        return load_torch(path, device, config, precision)
+    facts = read_facts(path)
+    if kind == "onnx":
+        return load_onnx(path, device, facts, runtime, precision), facts
+    return LOADERS[kind](path, device, facts), facts
+
+
+def load_torch(
+    path: Path, device: str, config: Config | None, precision: str = "auto"
+) -> tuple[CheckpointBackend, Facts]:
+    """Load a checkpoint, or bare weights with the config that describes them; in bf16 as training and validation are.
+
+    Raises BackendError, CheckpointError, NetError, ListError.
+    """
+    import torch
+
+    from artifacts.checkpoint import CheckpointError, is_checkpoint, load_checkpoint, load_weights
+
+    target = choose_device(device)
+    if is_checkpoint(path):
+        checkpoint = load_checkpoint(path)
+        facts, weights = checkpoint.facts, checkpoint.deployed()
+    elif config is not None:
+        names = class_names_of(config) or tuple(map(str, range(config.num_classes)))
+        facts, weights = facts_of(config, names), load_weights(path)
+    else:
+        raise CheckpointError(f"{path}: bare weights do not say which net they are of; name their config with --config")
+    net = _net_of(path, facts, weights).eval().to(target).to(memory_format=torch.channels_last)
+    if not facts.weights_sha256:  # bare weights: the config does not say what the net gives
+        facts = replace(facts, output=getattr(net, "output", "logits"))
+    return CheckpointBackend(net, target, is_bf16=precision == "bf16"), facts
+
+
+class CheckpointBackend(TorchBackend):
+    """A checkpoint's net: the one backend that has gradients, and so heat maps."""
+
+    def __init__(self, net: nn.Module, device: torch.device, *, is_bf16: bool = False) -> None:
+        super().__init__(_in_bf16(net, device) if is_bf16 else net, device, channels_last=True)
+        self.net, self._target = net, device
+
+    def heat_mapper(self, facts: Facts) -> HeatMapper:
+        """Give what makes an image's heat maps; it raises BackendError. Raises NetError for a net that has none."""
+        import torch
+
+        from nets.support.saliency import heat_mapper
+
+        preprocess = facts.preprocess
+        mapper = heat_mapper(self.net, preprocess.channels, preprocess.height, preprocess.width)
+
+        def map_of(image: np.ndarray, label: int) -> HeatMap:
+            try:
+                made = mapper(
+                    torch.from_numpy(image[None]).to(self._target), torch.tensor([label], device=self._target)
+                )
+            except (RuntimeError, MemoryError) as error:
+                raise failure(self, 1, error) from error
+            marks = (
+                Marks(str(stage), selected.rows, selected.columns, selected.positions[0].tolist())
+                for stage, selected in enumerate(made.selected, 1)
+            )
+            return HeatMap(made.maps[0].numpy(), tuple(marks))
+
+        return map_of
+
+
+def _in_bf16(net: nn.Module, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    import torch
+
+    def call(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            given: torch.Tensor = net(images)
+        return given
+
+    return call
+
+
+def load_jit(path: Path, device: str, facts: Facts) -> Backend:
+    """Load TorchScript. Raises BackendError."""
+    import torch
+
+    from deploy.backends.safe_torchscript import read_script
+
+    target = choose_device(device)
+    check_archive(path)
+    net = read_script(path, target)
+    channels_last = facts.input == "float32 NCHW"
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    return TorchBackend(net, target, "jit", channels_last=channels_last)
+
+
+def load_pt2(path: Path, device: str, facts: Facts) -> Backend:
+    """Load what torch.export.save wrote. Raises BackendError."""
+    from torch.export.passes import move_to_device_pass
+
+    from deploy.backends.safe_torch_export import read_program
+
+    target = choose_device(device)
+    check_archive(path)
+    program = move_to_device_pass(read_program(path), target)
+    return TorchBackend(program.module(), target, "pt2")
+
+
+def load_json(path: Path, device: str, facts: Facts) -> Backend:
+    """Load a network description and the weights beside it. Raises BackendError, DescriptionError."""
+    from pytorch2json.interpreter import Interpreter
+
+    target = choose_device(device)
+    interpreter = Interpreter.load(path, target)
+    network = interpreter.network
+    check_declared(path, facts, [sizes_of(end.shape) for end in (network.inputs[0], network.outputs[0])])
+    return TorchBackend(interpreter, target, "json")
+
+
+def load_engine(path: Path, device: str, facts: Facts) -> Backend:
+    """Load a TensorRT engine; batches of other sizes than its profile's are cut or padded.
+
+    Raises BackendError, DescriptionError.
+    """
+    from pytorch2json.engine_runner import EngineRunner
+
+    target = choose_device(device)
+    if target.type != "cuda":
+        raise BackendError(f"{path}: a TensorRT engine runs on a CUDA GPU, not on {target}; use another of the formats")
+    runner = EngineRunner(path, target)
+    check_declared(path, facts, [sizes_of(runner.shape), ()])  # the runner does not tell its output's
+    return TorchBackend(within_profile(runner, runner.min_batch, runner.max_batch), target, "engine")
+
+
+def load_onnx(path: Path, device: str, facts: Facts, runtime: str = "auto", precision: str = "auto") -> Backend:
+    """Load an ONNX file, whose facts were read from it, into onnxruntime or OpenVINO. Raises BackendError."""
+    chosen = choose_runtime(runtime, device)
+    if precision != "auto" and chosen != "openvino":
+        raise BackendError(f"{chosen} computes in the file's own precision; {precision} needs the runtime openvino")
+    if chosen == "openvino":
+        if parse_device(device)[0] == "cuda":
+            raise BackendError("openvino has no CUDA; use --device cpu, or --runtime onnxruntime")
+        computed_in = facts.precision if precision == "auto" else precision
+        backend: OpenVinoBackend | OnnxRuntimeBackend
+        backend = OpenVinoBackend(path, computed_in, is_int8=facts.precision == "int8")
+    else:
+        backend = OnnxRuntimeBackend(path, device)
+    check_declared(path, facts, backend.declared)
+    return backend
+
+
+def _net_of(path: Path, facts: Facts, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """Build the net that the facts name, with its weights. Raises BackendError."""
+    from nets.net_interface import NetError, build_net
+    from nets.support.pretrained import load_start_weights
+
+    try:
+        net = build_net(
+            facts.net["module"],
+            facts.net["name"],
+            num_classes=facts.num_classes,
+            num_channels=facts.preprocess.channels,
+            img_height=facts.preprocess.height,
+            img_width=facts.preprocess.width,
+            model_args=facts.net["args"],
+        )
+        load_start_weights(net, weights, new_head=False)
+    except NetError as error:
+        sentence = str(error).partition('. train_mode "update"')[0]  # what follows is advice for training
+        raise BackendError(f"{path}: {sentence}") from error
+    return net
+
+
+LOADERS = {"jit": load_jit, "pt2": load_pt2, "json": load_json, "engine": load_engine}

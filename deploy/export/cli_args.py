@@ -1,0 +1,110 @@
+"""The flags of deploy.export."""
+
+from __future__ import annotations
+
+import argparse
+
+from deploy.export.console import PROGRAM
+from deploy.inference.cli_args import named_path
+
+FORMATS = ("jit", "pt2", "onnx", "int8", "json", "engine", "all")  # in the order in which they are made
+PRECISIONS = ("fp32", "fp16", "bf16")
+WTS = "model.wts"
+MAX_BATCH = 65536
+MAX_SAMPLES = 1000  # of which one may change its class
+EPILOG = """\
+formats:
+  jit     model.pt         TorchScript (deprecated by torch in favour of pt2)
+  pt2     model.pt2        torch.export
+  onnx    model.onnx       ONNX
+  int8    model.int8.onnx  ONNX in 8 bits, calibrated on training pictures
+  json    model.json       network description for TensorRT, with its weights
+                           in model.safetensors
+  engine  model.engine     TensorRT engine, with its facts beside it; makes the
+                           description too
+  all                      all of them; without TensorRT all but the engine,
+                           which the table's last line then says
+Every file is held against the net on real pictures; export_report.json tells
+all that was measured. Exit codes: 0 written, 2 a mistake in what was asked,
+3 a file did not answer as the net does and was not kept, 128 + n stopped by
+signal n (the files already proved are kept)."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of deploy.export."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Write a trained net in other formats, each file proved on real pictures.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_files(parser)
+    _add_pictures(parser)
+    return parser
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--weights", metavar="F", type=named_path, required=True, help="a checkpoint, or bare weights with --config")
+    add("--formats", metavar="A,B", type=_formats, required=True, help=f"of {', '.join(FORMATS)}")
+    add("--output_dir", metavar="DIR", type=named_path, help="where the files go (default: beside the weights)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of jit, pt2, onnx, json and engine (default fp32)")
+    add(
+        "--with_preprocess",
+        nargs="?",
+        const="rgb",
+        default="",
+        choices=("rgb", "bgr"),
+        help="put scale, mean and std into the graph: it takes uint8 (N, H, W, C), RGB or BGR (default rgb)",
+    )
+    add(
+        "--batch_profile",
+        metavar="A,B,C",
+        type=_profile,
+        help="least, best and most pictures at once, for engines (default 1,8,64)",
+    )
+    add("--wts", action="store_true", help=f"also write {WTS}, the state dict as tensorrtx's text weights")
+    add("--config", metavar="F", type=named_path, help="describes bare weights, and how their lists are written")
+
+
+def _add_pictures(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--samples",
+        metavar="F",
+        type=named_path,
+        help="a list (path, separator, label a line) or a folder of pictures (default: the net's validation data)",
+    )
+    add(
+        "--samples_root",
+        metavar="DIR",
+        type=named_path,
+        help="what the paths in that list start from (default: the config's folders or the list's own, whichever has "
+        "most of the pictures)",
+    )
+    add(
+        "--max_samples",
+        metavar="N",
+        type=_count,
+        help=f"pictures of it, evenly spread; 0: all (default {MAX_SAMPLES}, or what fits in 2 GB); each is held in "
+        "memory with height x width x 3 bytes",
+    )
+    add("--device", metavar="D", default="auto", help="where it is proved: auto (default), cpu, cuda or cuda:N")
+
+
+def _formats(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _profile(text: str) -> tuple[int, int, int]:
+    sizes = [int(size) for size in text.split(",") if size.isdecimal()]
+    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2] <= MAX_BATCH:
+        raise argparse.ArgumentTypeError(f'must be three rising batch sizes such as 1,8,64, got "{text}"')
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f'must be a whole number from 0, got "{text}"')
+    return int(text)

@@ -1,0 +1,184 @@
+"""A net as an ONNX file: by torch's current exporter, folded, checked, every node named by its module."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from artifacts.metadata import PRODUCER, Facts
+from artifacts.metadata_reader import DIGEST_DIGITS, DIGEST_KEY, FACTS_KEY, onnx_digest, read_onnx
+from deploy.export.model_wrapper import ExportProblem, export_program, first_line
+
+OPSET = 20
+OPSET_BF16 = 22  # the first whose convolution takes bf16
+LARGEST_FILE = 2**31 - 2**20  # bytes; protobuf holds no more, so beyond it the weights go beside the file
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules around a node, and at its end the operator
+KEPT_METADATA = (SCOPES, "namespace")  # the others tell how it was made, with the paths of the machine that did
+
+
+def export_onnx(net: nn.Module, images: torch.Tensor, path: Path, facts: Facts) -> None:
+    """Write `net` as ONNX with input "images" (any batch size), output "logits", its facts and its digest.
+
+    `images` is a real batch of at least two. Raises ExportProblem; OSError where it cannot be written.
+    """
+    import onnx
+
+    model = _exported(net, images, OPSET_BF16 if facts.precision == "bf16" else OPSET)
+    graph = model.graph
+    _settle_weight_types(graph)
+    _name_by_module(graph, {name for name, _ in [*net.named_parameters(), *net.named_buffers()]})
+    _drop_metadata(model)
+    model.producer_name = PRODUCER
+    model.metadata_props[FACTS_KEY] = facts.to_json()
+    size = sum(value.const_value.nbytes for value in graph.initializers.values())
+    _save(model, path, external=size > LARGEST_FILE)
+    write_digest(path)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportProblem(f"the exported graph is not valid ONNX: {first_line(error)}") from error
+
+
+def write_digest(path: Path) -> None:
+    """Write into an ONNX file's metadata the digest that `read_onnx` will hold it against. Raises OSError."""
+    model = read_onnx(path)
+    entry = model.metadata_props.add(key=DIGEST_KEY, value="0" * DIGEST_DIGITS)
+    entry.value = onnx_digest(path, model, model.SerializeToString())
+    path.write_bytes(model.SerializeToString())
+
+
+def module_ends(nodes: Iterator[tuple[tuple[str, ...], str]]) -> dict[tuple[str, int], str]:
+    """Find by module and number of its call the value that ends the call, from (modules around, value) of each node.
+
+    The nodes come in execution order; a call of a module is a run of nodes inside it.
+    """
+    ends: dict[tuple[str, int], str] = {}
+    calls: Counter[str] = Counter()
+    inside: dict[str, str] = {}
+    for modules, value in nodes:
+        for module in [module for module in inside if module not in modules]:
+            ends[module, calls[module]] = inside.pop(module)
+            calls[module] += 1
+        inside.update(dict.fromkeys(modules, value))
+    return ends | {(module, calls[module]): value for module, value in inside.items()}
+
+
+def scopes_of(node: Any) -> tuple[str, ...]:
+    """Give the modules around a node of an ONNX file, outermost first, without the net itself."""
+    text = next((prop.value for prop in node.metadata_props if prop.key == SCOPES), "[]")
+    return tuple(module for module in ast.literal_eval(text)[:-1] if module)
+
+
+def _exported(net: nn.Module, images: torch.Tensor, opset: int) -> Any:
+    # Given the net itself, torch.onnx would fall back on a trace that fixes the batch size where torch.export refuses.
+    program = export_program(net, images)
+    with _quiet_exporter(), torch.no_grad():
+        try:
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=({0: "batch"},),  # its name in the file
+                optimize=True,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises anything, around what went wrong
+            raise ExportProblem(f"torch.onnx cannot take the net: {first_line(error.__cause__ or error)}") from error
+    assert made is not None  # None only where it was asked to write the file itself
+    return made.model
+
+
+def _settle_weight_types(graph: Any) -> None:
+    """Give a convolution's weights the type that it computes in: the exporter's folding leaves bf16 ones in float32."""
+    import onnx_ir
+
+    for node in graph:
+        if node.op_type != "Conv":
+            continue
+        wanted = node.outputs[0].dtype
+        for value in node.inputs[1:]:
+            if value is not None and value.const_value is not None and value.dtype != wanted:
+                array = value.const_value.numpy().astype(wanted.numpy())
+                value.const_value = onnx_ir.tensor(array, dtype=wanted, name=value.name)
+                value.dtype = wanted
+
+
+def _name_by_module(graph: Any, weights: set[str]) -> None:
+    """Name nodes and what they give `<module>/<operator>`, made constants `<node>.<input>`; weights keep theirs."""
+    taken: Counter[str] = Counter()
+    waiting = set(graph.initializers) - weights
+    for node in graph:
+        name = f"{_module(node)}/{node.op_type}".removeprefix("/")
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        for position, value in enumerate(node.outputs):
+            if not value.is_graph_output():
+                value.name = node.name if position == 0 else f"{node.name}:{position}"
+        for position, value in enumerate(node.inputs):
+            if value is None or value.name not in waiting:
+                continue
+            waiting.discard(value.name)
+            norm = value.name.removesuffix(".weight_bias")  # a batch norm's that went into the convolution
+            is_bias = norm != value.name and f"{norm}.bias" not in graph.initializers
+            _rename(graph, value, f"{norm}.bias" if is_bias else f"{node.name}.{position}")
+
+
+def _module(node: Any) -> str:
+    """Give a node's module; a convolution with a batch norm in it is called by its own name, not by the norm's."""
+    weight = node.inputs[1] if node.op_type == "Conv" else None
+    if weight is not None and weight.name and weight.name.endswith(".weight"):
+        return str(weight.name).removesuffix(".weight")
+    scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "['', '']"))
+    return str(scopes[-2] if len(scopes) > 1 else "")
+
+
+def _rename(graph: Any, value: Any, name: str) -> None:
+    del graph.initializers[value.name]
+    value.name = name
+    value.const_value.name = name
+    graph.initializers[name] = value
+
+
+def _drop_metadata(model: Any) -> None:
+    graph = model.graph
+    for node in graph:
+        for key in [key for key in node.metadata_props if key not in KEPT_METADATA]:
+            del node.metadata_props[key]
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*graph.inputs, *graph.outputs, *graph.initializers.values()]:
+        value.metadata_props.clear()
+
+
+def _save(model: Any, path: Path, external: bool) -> None:
+    import onnx_ir
+
+    onnx_ir.save(model, path, external_data=f"{path.name}.data" if external else None)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence the exporter's warnings about itself; what it makes is checked and proved."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,135 @@
+"""Making the files of an export: each maker writes one format of the net under the name it is given."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from artifacts.metadata import Facts, library_versions
+from deploy.export.model_wrapper import deployed_net, export_program
+from deploy.export.onnx_writer import export_onnx
+from deploy.export.parity import moves
+from deploy.export.sample_images import NetInputs, Pictures, net_input
+
+FILES = {  # in the order in which they are made; the first name is the one that is loaded
+    "jit": ("model.pt",),
+    "pt2": ("model.pt2",),
+    "onnx": ("model.onnx",),
+    "int8": ("model.int8.onnx",),
+    "json": ("model.json", "model.safetensors"),
+    "engine": ("model.engine", "model.engine.facts.json"),
+}
+TRACED = 4  # pictures that a net is traced with, and that a description keeps as its parity sample
+FLOAT_ONNX = "float.onnx"  # what int8 was made from, beside it
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the files are made of: the net (float32, on the CPU), its facts, and real pictures."""
+
+    net: nn.Module
+    facts: Facts
+    pictures: Pictures
+    calibration: Pictures | None
+    precision: str
+    net_input: str  # one of facts.INPUTS
+
+    def facts_in(self, precision: str) -> Facts:
+        """Give the facts that a file of this precision carries."""
+        return replace(self.facts, input=self.net_input, precision=precision, versions=library_versions())
+
+    def pixels(self, count: int) -> np.ndarray:
+        """Give so many pictures, uint8 (count, H, W, C), evenly spread, so that their classes differ."""
+        pixels = self.pictures.pixels
+        return pixels[[index * len(pixels) // count for index in range(count)]]
+
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """TRACED pictures, uint8 (TRACED, H, W, C): of some more, those whose answers a rounding moves least."""
+        candidates = self.pixels(4 * TRACED)
+        moved = moves(self._answer, candidates, self.facts, self.precision, draws=8)
+        return candidates[np.sort(np.argsort(moved, kind="stable")[:TRACED])]
+
+    def images(self) -> torch.Tensor:
+        """Give the sample as the deployed net takes it."""
+        return torch.from_numpy(net_input(self.sample, self.facts.preprocess, self.net_input))
+
+    def _answer(self, images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            logits: np.ndarray = self.net(torch.from_numpy(images)).float().numpy()
+        return logits
+
+    def deployed(self, precision: str) -> nn.Module:
+        """Give the net as it is deployed."""
+        return deployed_net(self.net, self.facts.preprocess, self.net_input, precision)
+
+
+def make_jit(source: Source, path: Path) -> None:
+    """Write TorchScript by tracing: deprecated by torch, and still what some deployments load."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")  # known, and why there is model.pt2
+        # It warns of Python conditions on the input; the proof at other batch sizes shows whether one mattered.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        with torch.no_grad():
+            traced = torch.jit.trace(source.deployed(source.precision), source.images(), check_trace=False)
+        facts = source.facts_in(source.precision).to_json().encode()
+        with path.open("wb") as file:  # torch's own writer tells of a full disk in riddles
+            torch.jit.save(traced, file, _extra_files={"facts.json": facts})
+
+
+def make_pt2(source: Source, path: Path) -> None:
+    """Write what torch.export gives. Raises ExportProblem."""
+    program = export_program(source.deployed(source.precision), source.images())
+    buffer = io.BytesIO()  # on a full disk torch's writer of archives aborts the whole process
+    torch.export.save(program, buffer, extra_files={"facts.json": source.facts_in(source.precision).to_json()})
+    path.write_bytes(buffer.getbuffer())
+
+
+def make_onnx(source: Source, path: Path) -> None:
+    """Write ONNX. Raises ExportProblem."""
+    export_onnx(source.deployed(source.precision), source.images(), path, source.facts_in(source.precision))
+
+
+def make_int8(source: Source, path: Path) -> None:
+    """Write ONNX in int8, from a float32 file that stays beside it. Raises ExportProblem."""
+    from deploy.export.quantization import quantize
+
+    assert source.calibration is not None
+    float_file = path.with_name(FLOAT_ONNX)
+    export_onnx(source.deployed("fp32"), source.images(), float_file, source.facts_in("fp32"))
+    images: Any = NetInputs(source.calibration.pixels, source.facts.preprocess, source.net_input)  # it takes slices
+    quantize(float_file, path, source.facts_in("int8"), images)
+
+
+def make_json(source: Source, path: Path) -> None:
+    """Write the network description and its weights. Raises DescriptionError."""
+    from pytorch2json.converter import convert
+    from pytorch2json.network import write_description
+
+    facts = source.facts_in(source.precision)
+    network, weights = convert(
+        source.deployed("fp32"),  # the converter rounds from the net's own float32 weights
+        source.images(),
+        precision=source.precision,
+        profile=facts.batch_profile,
+        facts=facts.to_dict(),
+    )
+    write_description(path, network, weights)
+
+
+MAKERS: dict[str, Callable[[Source, Path], None]] = {
+    "jit": make_jit,
+    "pt2": make_pt2,
+    "onnx": make_onnx,
+    "int8": make_int8,
+    "json": make_json,
+}

@@ -1,0 +1,168 @@
+"""What was asked of a program that answers for pictures, checked as far as it can be without the net."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.schema import DEFAULT_CONFIG, Config, process_config
+from data_loader.samples import IMAGE_SUFFIXES, iter_images
+
+if TYPE_CHECKING:
+    from artifacts.metadata import Facts
+    from deploy.backends.base import Backend
+
+
+class AskedError(ValueError):
+    """A mistake in what was asked; the message is the sentence to show."""
+
+
+def one_picture(path: Path) -> Iterator[str]:
+    """Give the one picture's path. Raises AskedError."""
+    if path.is_dir():
+        raise AskedError(f"{path}: it is a folder; name it with --image_dir")
+    if not path.exists():
+        raise AskedError(f"{path}: no such file{_current_folder(path)}")
+    return iter([str(path)])
+
+
+def pictures_below(root: Path, *results: Path) -> Iterator[str]:
+    """Stream the pictures of a folder, without those that an earlier run left in the results folders below it.
+
+    Raises AskedError.
+    """
+    if not root.is_dir():
+        raise AskedError(f"{root}: no such folder{_current_folder(root)}; name one with --image_dir")
+    pictures = _outside(results, iter_images(root)) if results else iter_images(root)
+    try:
+        first = next(pictures, None)
+    except OSError as error:
+        raise AskedError(f"{error.filename or root}: cannot read the folder: {error.strerror}") from error
+    if first is None:
+        raise AskedError(f"{root}: no pictures in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
+    return itertools.chain([first], pictures)
+
+
+def weights_and_config(args: argparse.Namespace) -> tuple[Path, Config | None]:
+    """Give the weights file, and the config where one is asked for or needed. Raises ValueError."""
+    if args.weights and not args.config:
+        return args.weights, None
+    if args.model and Path(args.model).is_file():
+        raise AskedError(f"--model {args.model}: it is a file; --model names a module of nets/, --weights a file")
+    path = args.config or Path(DEFAULT_CONFIG)
+    if args.output is not None and args.output.exists() and path.exists() and args.output.samefile(path):
+        raise AskedError(f"{args.output}: it is the config; choose another file for --output")
+    values = {
+        "model_net_name": args.net,
+        "model_module_name": args.model,
+        "num_classes": args.cls,
+        "img_height": args.size,
+        "img_width": args.size,
+    }
+    config = process_config(
+        path, [f"{key}={value}" for key, value in values.items() if value is not None], check_files=False
+    )
+    weights = args.weights or config.best_checkpoint()
+    if not args.weights and not weights.exists():
+        mend = f"train first (python train.py --config {path}), or name a weights file with --weights"
+        raise AskedError(f"{weights}: the net of {path} is not there{_current_folder(weights)}; {mend}")
+    return weights, config
+
+
+def load_asked(args: argparse.Namespace, program: str, weights: Path, config: Config | None) -> tuple[Backend, Facts]:
+    """Load the net and hold its facts against the flags and the config; tells on stderr what counts where they differ.
+
+    Raises ValueError with the sentence to show.
+    """
+    from artifacts.metadata_reader import artifact_kind
+    from deploy.backends.loading import load_backend
+
+    backend, facts = load_backend(
+        weights, device=args.device, config=config, runtime=args.runtime, precision=args.precision
+    )
+    _check_flags(args, weights, facts)
+    is_bare = artifact_kind(weights) == "checkpoint" and not facts.weights_sha256
+    if config is not None and not is_bare:
+        _check_config(program, args.config or Path(DEFAULT_CONFIG), config, weights, facts)
+    if is_bare:
+        means, stds = (", ".join(f"{v:g}" for v in values) for values in (facts.preprocess.mean, facts.preprocess.std))
+        print(
+            f"{program}: {weights} holds bare weights; taken from the config: mean {means}, std {stds}, "
+            f"{facts.num_classes} classes ({facts.class_names[0]}, ...)",
+            file=sys.stderr,
+        )
+    return backend, facts
+
+
+def check_flags_of_a_checkpoint(args: argparse.Namespace, weights: Path) -> None:
+    """Raise AskedError where the flags say something else of a checkpoint's net than its own facts."""
+    if not (args.net or args.model or args.cls or args.size):
+        return
+    from artifacts.checkpoint import is_checkpoint, load_checkpoint
+
+    if is_checkpoint(weights):  # bare weights say nothing that could be contradicted
+        _check_flags(args, weights, load_checkpoint(weights).facts)
+
+
+def _check_flags(args: argparse.Namespace, weights: Path, facts: Facts) -> None:
+    """Raise AskedError where the flags say something else of the net than its own facts."""
+    height, width = facts.preprocess.height, facts.preprocess.width
+    flags = {
+        f"--net {args.net}": args.net in (None, facts.net["name"]),
+        f"--model {args.model}": args.model in (None, facts.net["module"]),
+        f"--cls {args.cls}": args.cls in (None, facts.num_classes),
+        f"--size {args.size}": args.size is None or args.size == height == width,
+    }
+    wrong = ", ".join(flag for flag, agrees in flags.items() if not agrees)
+    if wrong:
+        own = f"{facts.net['module']}.{facts.net['name']} with {facts.num_classes} classes at {height}x{width}"
+        raise AskedError(f"{weights}: it holds {own}, which contradicts {wrong}; leave that out, or name its file")
+
+
+def _check_config(program: str, path: Path, config: Config, weights: Path, facts: Facts) -> None:
+    """Tell what a config says otherwise than the file's own facts, which count.
+
+    Raises AskedError where it has another number of classes: it then is the config of another net.
+    """
+    from artifacts.metadata import preprocess_of
+
+    if config.num_classes != facts.num_classes:
+        mend = "name the config that it was trained with, or --weights alone"
+        raise AskedError(
+            f"{weights}: it has {facts.num_classes} classes, and {path} has num_classes {config.num_classes}; {mend}"
+        )
+    said, own = preprocess_of(config), facts.preprocess
+    pairs = {
+        "model_module_name": (config.model_module_name, facts.net["module"]),
+        "model_net_name": (config.model_net_name, facts.net["name"]),
+        "model_args": (config.net_args(), {key: facts.net["args"].get(key) for key in config.net_args()}),
+        "img_height": (said.height, own.height),
+        "img_width": (said.width, own.width),
+        "num_channels": (said.channels, own.channels),
+        "resize": (said.resize, own.resize),
+        "interpolation": (said.interpolation, own.interpolation),
+        "mean": (said.mean, own.mean),
+        "std": (said.std, own.std),
+    }
+    if differing := [key for key, (asked, there) in pairs.items() if asked != there]:
+        keys = ", ".join(differing)
+        print(f"{program}: {weights} knows its own {keys}; what {path} says of them is not used", file=sys.stderr)
+
+
+def _outside(folders: Sequence[Path], paths: Iterator[str]) -> Iterator[str]:
+    excluded = [folder.resolve() for folder in folders]
+    parent, is_outside = "", True
+    for path in paths:
+        if (name := path.rpartition("/")[0]) != parent:  # paths come folder by folder
+            resolved = Path(name).resolve()
+            parent, is_outside = name, not any(resolved.is_relative_to(folder) for folder in excluded)
+        if is_outside:
+            yield path
+
+
+def _current_folder(path: Path) -> str:
+    return "" if path.is_absolute() else f" (current folder {Path.cwd()})"

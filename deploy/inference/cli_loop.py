@@ -1,0 +1,144 @@
+"""Answering for one picture after the other: lines, results, copies, and how it ended."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deploy.inference.console_table import text_columns
+from deploy.inference.result_writer import Answer
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+EXIT_MISTAKE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE
+
+
+@dataclass
+class Tally:
+    """What has become of the pictures so far, and why it ended before the last one, where it did."""
+
+    answered: int = 0
+    failed: int = 0
+    problem: str = ""
+    exit_code: int = 0
+
+
+def as_program(name: str, work: Callable[[], int]) -> int:
+    """Give the exit code of a program's work: a mistake of the user's becomes a sentence on stderr and 2."""
+    if sys.stdout is None:  # closed by whoever started it: the lines go nowhere
+        sys.stdout = io.StringIO()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
+    try:
+        exit_code = work()
+        sys.stdout.flush()
+        return exit_code
+    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
+        print(f"{name}: {error}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        print(f"{name}: {_refusal(error)}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except KeyboardInterrupt:  # before the first picture, or pressed twice
+        return 128 + signal.SIGINT
+
+
+def answer_all(
+    answers: Generator[Answer, None, None],
+    record: Callable[[Answer], None],
+    line: Callable[[Answer], str],
+    tally: Tally,
+    stopped_by: Callable[[], int | None],
+    is_shown: Callable[[Answer], bool],
+) -> None:
+    """Record and print the answers until they, or the patience of whoever started it, end; `tally` tells how it went.
+
+    `stopped_by` gives the number of the signal that asks for the end; an answer gets a line where it `is_shown`.
+    Raises ValueError where nothing was answered.
+    """
+    from tqdm import tqdm
+
+    # The number of pictures is not known before the folder has been walked, so the bar counts without a percentage.
+    with closing(answers), tqdm(unit=" images", disable=None, leave=False) as bar:
+        try:
+            for answer in answers:
+                record(answer)
+                tally.failed += bool(answer.error)
+                tally.answered += not answer.error
+                if answer.error or is_shown(answer):
+                    _say(line(answer), bar)
+                bar.update()
+                if number := stopped_by():
+                    tally.exit_code = 128 + number
+                    break
+        except BrokenPipeError:  # whoever read the lines has gone
+            _forget_stdout()
+            tally.exit_code = EXIT_BROKEN_PIPE
+        except OSError as error:
+            tally.problem, tally.exit_code = _refusal(error), 2
+        except ValueError as error:  # the net or the disk failed: the results so far are kept
+            if not tally.answered and not tally.failed:
+                raise  # there are none: those of an earlier run stay
+            tally.problem, tally.exit_code = str(error), 2
+
+
+def report_end(program: str, tally: Tally, sums: str, places: str) -> int:
+    """Print the sums and where the results are, and on stderr why it ended early; give the exit code."""
+    if tally.exit_code != EXIT_BROKEN_PIPE:
+        print(with_places(sums, places))
+    if tally.problem:
+        print(f"{program}: {tally.problem}", file=sys.stderr)
+    return tally.exit_code or (1 if tally.failed else 0)
+
+
+def line_columns() -> int | None:
+    """Give the columns that a line may have: a terminal's, or any number (None)."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def with_places(sums: str, places: str) -> str:
+    """Add where the results are: on a terminal that is too narrow, in a line of its own."""
+    line = f"{sums}; results in {places}"
+    if not places:
+        return sums
+    if sys.stdout.isatty() and text_columns(line) >= shutil.get_terminal_size().columns:
+        return f"{sums}\nresults in {places}"
+    return line
+
+
+def until_unreadable(pictures: Iterator[str], tally: Tally) -> Iterator[str]:
+    """End at a folder that cannot be read, so that the pictures before it are still answered."""
+    try:
+        yield from pictures
+    except OSError as error:
+        tally.problem, tally.exit_code = f"{error.filename}: cannot read the folder: {error.strerror}", 2
+
+
+def _say(line: str, bar: tqdm) -> None:
+    if bar.disable:
+        print(line)
+    else:
+        bar.write(line, file=sys.stdout)
+
+
+def _refusal(error: OSError) -> str:
+    """Say what the system refused: a path that may not be entered, or, where it names none, stdout on a full disk."""
+    if error.filename is None:
+        _forget_stdout()
+    return f"{error.filename or 'stdout'}: {error.strerror or error}"
+
+
+def _forget_stdout() -> None:
+    """Let what is still in stdout's buffer go nowhere, so that Python does not complain when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

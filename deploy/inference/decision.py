@@ -1,0 +1,53 @@
+"""The decision, in one place: is an answer accepted or set aside, and which classes may the picture show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from artifacts.calibration import ACCEPT, CONFORMAL
+from artifacts.metadata import Facts
+from deploy.inference.uncertainty_scores import softmax, uncertainty_of
+
+ACCEPTED, SET_ASIDE = "accept", "set_aside"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a calibrated net's facts say of one answer.
+
+    `conformal_set` are labels, the most probable first; it is empty where no class is probable enough.
+    """
+
+    uncertainty: float
+    decision: str
+    conformal_set: tuple[int, ...]
+
+
+def decide(logits: np.ndarray, facts: Facts) -> Sequence[Decision | None]:
+    """Decide on logits (N, K) by the facts: None for every row where the net is not calibrated, or the row not finite.
+
+    Accepted where uncertainty <= `accept`; a class is in the conformal set where 1 - score <= `conformal`.
+    """
+    if facts.calibration is None:
+        return [None] * len(logits)
+    temperature = facts.temperature or 1.0
+    is_finite = np.isfinite(logits).all(axis=1)
+    finite = np.where(is_finite[:, None], logits, 0.0)
+    uncertainties = uncertainty_of(finite, facts.calibration.score, temperature)
+    sets = conformal_sets(softmax(finite, temperature), facts.thresholds[CONFORMAL])
+    return [
+        Decision(uncertainty, ACCEPTED if uncertainty <= facts.thresholds[ACCEPT] else SET_ASIDE, members)
+        if fits
+        else None
+        for uncertainty, members, fits in zip(uncertainties.tolist(), sets, is_finite, strict=True)
+    ]
+
+
+def conformal_sets(scores: np.ndarray, threshold: float) -> list[tuple[int, ...]]:
+    """Give for each row of scores (N, K) the labels whose 1 - score is at most the threshold, the likeliest first."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    fits = 1 - np.take_along_axis(scores, order, axis=1) <= threshold
+    return [tuple(labels[is_in].tolist()) for labels, is_in in zip(order, fits, strict=True)]

@@ -1,0 +1,214 @@
+"""Embeddings: pictures as vectors of length 1, whose scalar product, the cosine, says how alike a net finds them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from artifacts.metadata import Facts
+from configs.schema import Config
+from deploy.backends.base import Backend, BackendError
+from deploy.backends.loading import CheckpointBackend, load_backend
+from deploy.inference.image_writers import whole
+from deploy.inference.predictor import Prepared, prepare_ahead
+from deploy.inference.result_writer import writing
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+LENGTH_TOLERANCE = 1e-3  # of a vector of length 1 in float32, of any number of features
+
+
+class EmbeddingError(ValueError):
+    """Features that cannot be had, or a file of them that cannot be read; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One picture's features, float32 (D,) of length 1, or in `error` why it has none."""
+
+    file: str
+    features: np.ndarray | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The features of a folder's pictures, float32 (N, D), each row of length 1, and what they were made with.
+
+    `files` are paths below the folder, `precision` is the net's, one of PRECISIONS,
+    `preprocess` is the JSON text of what `Preprocess.from_dict` reads.
+    """
+
+    features: np.ndarray
+    files: tuple[str, ...]
+    weights_sha256: str
+    precision: str
+    preprocess: str
+
+    def save(self, path: Path) -> None:
+        """Write an .npz that numpy reads without pickle, whole or not at all. Raises ResultsError."""
+        arrays = {name: np.asarray(value) for name, value in vars(self).items()}
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes them for allow_pickle
+
+    @classmethod
+    def read(cls, path: Path) -> Embeddings:
+        """Read what `save` wrote. Raises EmbeddingError."""
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                read = cls(
+                    arrays["features"],
+                    tuple(arrays["files"].tolist()),
+                    *(str(arrays[name]) for name in ("weights_sha256", "precision", "preprocess")),
+                )
+        except FileNotFoundError as error:
+            raise EmbeddingError(f"{path}: no such file") from error
+        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            mend = "write one with: python -m tools.embed"
+            raise EmbeddingError(f"{path}: it is damaged, or holds no embeddings; {mend}") from error
+        if read.features.ndim != 2 or len(read.features) != len(read.files) or not _are_of_length_1(read.features):
+            raise EmbeddingError(f"{path}: its features are not one vector of length 1 for each of its files")
+        return read
+
+    def ranked(self, features: np.ndarray) -> Iterator[tuple[str, float]]:
+        """Give files and their cosines to features (D,) of length 1, the most similar first, of equals the earlier."""
+        cosines = self.features @ features  # (N,)
+        for row in np.argsort(-cosines, kind="stable"):
+            yield self.files[row], float(cosines[row])
+
+
+class Embedder:
+    """Gives the features of files. A bad one gets an error and takes no other with it."""
+
+    def __init__(self, backend: Backend, facts: Facts) -> None:
+        self.backend, self.facts = backend, facts
+
+    def embed_files(
+        self, paths: Iterable[str], batch_size: int = 32, workers: int = 4
+    ) -> Generator[Embedded, None, None]:
+        """Stream the features in the order of the paths, decoding in `workers` threads ahead of the net.
+
+        At most two batches of pictures and one a worker are held, however many paths there are. Raises BackendError.
+        """
+        if batch_size < 1 or workers < 1:
+            raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
+        prepared = prepare_ahead(paths, self.facts, batch_size + workers, workers)
+        while batch := list(itertools.islice(prepared, batch_size)):
+            yield from self._embed(batch)
+
+    def preprocess_text(self) -> str:
+        """Give the JSON text of the preprocessing."""
+        return json.dumps(self.facts.preprocess.to_dict(), sort_keys=True)
+
+    def _embed(self, batch: Sequence[Prepared]) -> list[Embedded]:
+        pixels = [prepared.pixels for prepared in batch if prepared.pixels is not None]
+        rows = iter(self._features(np.stack(pixels)) if pixels else ())
+        return [
+            Embedded(prepared.file, error=prepared.error)
+            if prepared.pixels is None
+            else _of_length_1(prepared.file, next(rows))
+            for prepared in batch
+        ]
+
+    def _features(self, images: np.ndarray) -> np.ndarray:
+        """Give the features (N, D) of prepared pictures (N, ...). Raises BackendError."""
+        features = self.backend(images)
+        if features.ndim != 2 or len(features) != len(images):
+            raise BackendError(f"the {self.backend.name} net gives {features.shape} instead of ({len(images)}, D)")
+        return features
+
+
+def load_embedder(
+    weights: Path, *, device: str = "auto", config: Config | None = None, runtime: str = "auto"
+) -> Embedder:
+    """Load a net that gives features, whatever file it is in, or a classifier's checkpoint.
+
+    Of a classifier the features are what its head is given: the last linear layer, or where that is a convolution, its
+    input's mean over the positions. Bare weights get their sha256 here. Raises what `load_backend` does, and
+    EmbeddingError for an exported classifier.
+    """
+    backend, facts = load_backend(weights, device=device, config=config, runtime=runtime)
+    if isinstance(backend, CheckpointBackend) and not facts.weights_sha256:
+        from artifacts.checkpoint import weights_sha256
+
+        facts = replace(facts, weights_sha256=weights_sha256(backend.net.state_dict()))
+    if facts.output == "features":
+        return Embedder(backend, facts)
+    if not isinstance(backend, CheckpointBackend):
+        raise EmbeddingError(
+            f"{weights}: it is an exported classifier, which gives classes and no features; "
+            "name the checkpoint that it was exported from"
+        )
+    return Embedder(HeadInput(backend), facts)
+
+
+class HeadInput:
+    """A classifier's checkpoint that gives what its head is given: float32 (N, C, H, W) -> (N, D)."""
+
+    def __init__(self, backend: CheckpointBackend) -> None:
+        self.name, self.device = backend.name, backend.device
+        self._logits: Callable[[np.ndarray], np.ndarray] = backend
+        self._seen: torch.Tensor | None = None
+        self._head, layer = _head_of(backend.net)
+        layer.register_forward_pre_hook(self._look)
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Give the features of a batch. Raises BackendError."""
+        self._seen = None
+        self._logits(images)
+        if self._seen is None:
+            raise BackendError(f"the net does not use its last layer, {self._head}, so it has no features to take")
+        seen = self._seen.float()
+        pooled = seen.flatten(2).mean(dim=2) if seen.ndim == 4 else seen  # (N, C, H, W) -> (N, C)
+        features: np.ndarray = pooled.cpu().numpy()
+        return features
+
+    def _look(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._seen = inputs[0]
+
+
+def _head_of(net: nn.Module) -> tuple[str, nn.Module]:
+    """Give the name of the layer that answers, and the layer: what the net says itself, or its last one with weights.
+
+    Of several heads, PIM's, it is the last: the one that sees all stages.
+    """
+    from torch import nn
+
+    for path, module in net.named_modules():
+        if own := getattr(module, "head_names", None):
+            name = f"{path}.{own[-1]}".lstrip(".")
+            return name, net.get_submodule(name)
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
+    if not layers:
+        raise EmbeddingError(f"{type(net).__name__} has no linear layer at its end, so it has no features to take")
+    return list(layers.items())[-1]
+
+
+def _of_length_1(file: str, features: np.ndarray) -> Embedded:
+    wide = features.astype(np.float64)  # whose squares do not overflow
+    length = float(np.linalg.norm(wide))
+    if not math.isfinite(length):
+        return Embedded(file, error="the net's features are not finite (NaN or infinite)")
+    if length == 0:
+        return Embedded(file, error="the net's features are all zero, a vector without a direction")
+    return Embedded(file, (wide / length).astype(np.float32))
+
+
+def _are_of_length_1(features: np.ndarray) -> bool:
+    if features.dtype != np.float32:
+        return False
+    squares = np.einsum("nd,nd->n", features, features)  # (N,); no second (N, D)
+    return bool((np.abs(squares - 1) < LENGTH_TOLERANCE).all())  # NaN is not below either

@@ -1,0 +1,126 @@
+"""Heat maps of answers: each picture with a map laid over it that says where the net saw its class."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from artifacts.metadata import Facts
+from data_loader.preprocess import PictureError, as_array, decode
+from deploy.inference.image_writers import JPEG_QUALITY, folder_names, whole
+from deploy.inference.result_writer import Answer, writing
+from visualization.heatmap_overlay import Marks, heat_map_picture
+from visualization.raster import annotated
+
+SHOWN_CLASSES = 10
+ENDING = ".heatmap.jpg"
+MAX_NAME_BYTES = 255  # of a file's name, on nearly all file systems
+
+
+class HeatMapError(ValueError):
+    """A heat map that cannot be made; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """One picture's map of one class, float32 (H, W) from 0 to 1 at the net's input size, and PIM's positions."""
+
+    heat: np.ndarray
+    marks: tuple[Marks, ...] = ()
+
+
+HeatMapper = Callable[[np.ndarray, int], HeatMap]  # an image (C, H, W) as the net takes it, and a label
+
+
+class HeatMapCopies:
+    """Writes FOLDER/<path below the image folder>.heatmap.jpg: the picture under the heat map of its answer.
+
+    Where `label` is given, also FOLDER/<path>.<class>.heatmap.jpg with that class's map. Text below says what it is.
+    """
+
+    def __init__(self, folder: Path, mapper: HeatMapper, facts: Facts, label: int | None = None) -> None:
+        self._folder, self._mapper, self._facts, self._label = folder, mapper, facts, label
+        is_pim = facts.net["module"] == "pim_module"
+        self._head = [f"head that answers: {facts.net['args'].get('head', 'all')}"] if is_pim else []
+
+    def add(self, answer: Answer, relative: str) -> None:
+        """Draw the picture of an answer; a bad picture has none. Raises ResultsError, HeatMapError, BackendError."""
+        if answer.error:
+            return
+        preprocess = self._facts.preprocess
+        try:
+            picture = decode(answer.file, 3, preprocess.max_pixels)
+            seen = picture if preprocess.channels == 3 else preprocess.decode(answer.file)
+        except PictureError as error:  # it was there when it was answered
+            raise HeatMapError(f"{answer.file}: no heat map: {error}") from error
+        image = preprocess(as_array(seen))
+        lines = [f"{name}  {score:.4f}" for name, score in answer.top_k[:3]]
+        self._save(picture, self._mapper(image, answer.label), answer.class_name, lines, relative)
+        if self._label is not None:
+            name = self._facts.class_names[self._label]
+            score = next((f"  {score:.4f}" for other, score in answer.top_k if other == name), "")
+            lines = [f"map of {name}{score}", f"answer: {answer.class_name}  {answer.score:.4f}"]
+            beside = f"{relative}.{folder_names(self._facts.class_names)[self._label]}"
+            self._save(picture, self._mapper(image, self._label), name, lines, beside)
+
+    def _save(self, picture: Image.Image, found: HeatMap, name: str, lines: Sequence[str], relative: str) -> None:
+        nothing = [] if found.heat.any() else [f"nothing here speaks for {name}"]
+        drawn = heat_map_picture(picture, found.heat, self._facts.preprocess.resize, found.marks)
+        sheet = annotated(drawn, [*lines[:1], *nothing, *lines[1:], *self._head])
+        target = self._folder / _fitting(f"{relative}{ENDING}")
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole(target) as temporary:
+                sheet.save(temporary, "JPEG", quality=JPEG_QUALITY)
+
+
+def label_of(class_name: str, facts: Facts) -> int:
+    """Give the label of a class. Raises HeatMapError, which names those that are spelt alike."""
+    names = facts.class_names
+    if class_name in names:
+        return names.index(class_name)
+    lowered = {name.lower(): name for name in reversed(names)}
+    near = [lowered[name] for name in difflib.get_close_matches(class_name.lower(), lowered, n=3)]
+    if near:
+        quoted = ", ".join(f'"{name}"' for name in near)
+        hint = f"did you mean {quoted}?"
+    else:
+        more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+        hint = f"it knows {', '.join(names[:SHOWN_CLASSES])}{more}"
+    raise HeatMapError(f'--heatmap_class: the net knows no class "{class_name}"; {hint}')
+
+
+def refuse_without_gradients(weights: Path, title: str) -> None:
+    """Raise HeatMapError for a weights file that is no checkpoint; it names the checkpoint where that is known."""
+    own = _checkpoint_of(weights)
+    mend = f"name {own}, which this one was made from" if own else "name the checkpoint (.pth) that it was made from"
+    raise HeatMapError(f"{weights}: a heat map needs gradients, and this {title} has none; {mend}, with --weights")
+
+
+def _fitting(relative: str) -> Path:
+    """Give a path whose name no file system refuses as too long; what tells a cut one from others is a digest."""
+    path = Path(relative)
+    name = os.fsencode(path.name)
+    if len(name) <= MAX_NAME_BYTES:
+        return path
+    ending = f"~{hashlib.sha256(name).hexdigest()[:8]}{ENDING}"
+    return path.with_name(name[: MAX_NAME_BYTES - len(ending)].decode(errors="ignore") + ending)
+
+
+def _checkpoint_of(weights: Path) -> str:
+    """Give what the report of an export beside the file names as its checkpoint, or ""."""
+    from deploy.export.exporter import REPORT
+
+    try:
+        own = json.loads(weights.with_name(REPORT).read_text(encoding="utf-8"))["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return str(own)

@@ -1,0 +1,111 @@
+"""Pictures given back: sorted into a folder a class, or with their answer written below them."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_loader.preprocess import decode
+from deploy.inference.result_writer import Answer, ResultsError, writing
+
+JPEG_QUALITY = 92
+MAX_FOLDER_NAME = 80  # characters; 240 bytes where each takes three, and file systems allow 255
+_NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # what Windows refuses, and / with it
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORECASE)  # devices on Windows
+
+
+class SortedCopies:
+    """Copies pictures to FOLDER/<class>/<path below the image folder>; bad pictures are left out.
+
+    Nothing is lost: where another picture already has the name, the copy becomes name_2, and nothing that lies in the
+    folder is ever removed, an earlier run's copy under another class neither.
+    """
+
+    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
+        self._folder = folder
+        self._class_folders = folder_names(class_names)
+
+    def add(self, answer: Answer, relative: str) -> None:
+        """Copy the picture of an answer. Raises ResultsError."""
+        if answer.error:
+            return
+        source = Path(answer.file)
+        class_folder = self._class_folders[answer.label]
+        target = self._folder / class_folder / relative
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target = _free_name(source, target)
+            if not target.exists():  # else it is this very picture, copied before
+                with whole(target) as temporary:
+                    shutil.copyfile(source, temporary)
+
+
+class AnnotatedCopies:
+    """Writes FOLDER/<path below the image folder>.answer.jpg: the picture with its answer in a strip below it."""
+
+    def __init__(self, folder: Path, max_pixels: int) -> None:
+        self._folder = folder
+        self._max_pixels = max_pixels
+
+    def add(self, answer: Answer, relative: str) -> None:
+        """Draw the picture of an answer; a bad picture has none. Raises ResultsError, PictureError."""
+        if answer.error:
+            return
+        from visualization.raster import annotated  # late: fonts take a moment
+
+        lines = [f"{answer.class_name}  {answer.score:.4f}"]
+        lines += [f"{name}  {score:.4f}" for name, score in answer.top_k[1:3]]
+        picture = annotated(decode(answer.file, 3, self._max_pixels), lines)
+        target = self._folder / f"{relative}.answer.jpg"
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole(target) as temporary:
+                picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
+
+
+def folder_names(class_names: Sequence[str]) -> list[str]:
+    """Give each class a folder name that every file system takes, no two alike even where case does not count."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for label, class_name in enumerate(class_names):
+        name = _NOT_IN_NAMES.sub("_", class_name).strip(" .")[:MAX_FOLDER_NAME].strip(" .")
+        if not name or _RESERVED.match(name):
+            name = f"class_{label}_{name}".rstrip("_")
+        while name.casefold() in taken:
+            name = f"{name}_{label}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _free_name(source: Path, target: Path) -> Path:
+    """Give the target, or the first of name_2, name_3, ... that is free or holds this very picture."""
+    number = 1
+    candidate = target
+    while candidate.exists() and not (candidate.is_file() and _is_copy(source, candidate)):
+        number += 1
+        candidate = target.with_name(f"{target.stem}_{number}{target.suffix}")
+    return candidate
+
+
+def _is_copy(source: Path, other: Path) -> bool:
+    """Say whether the other file holds the same bytes and is not the source itself under another path."""
+    if other.samefile(source):
+        raise ResultsError(f"{other}: it is the picture {source} itself; choose another folder for the copies")
+    return filecmp.cmp(source, other, shallow=False)
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """Give a temporary path that becomes the target when all is written, and is gone otherwise."""
+    temporary = target.with_name(f".{os.getpid()}.tmp")  # short: the target's own name may be as long as allowed
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,171 @@
+"""The service's application: its routes, and what holds for all of them."""
+
+from __future__ import annotations
+
+import hmac
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from artifacts.metadata import Facts
+from deploy.inference.result_writer import Answer
+from deploy.service.handlers import CODE, Answering
+from deploy.service.launcher import HEATMAP, Route, ServiceError
+from deploy.service.metrics import Metrics
+from deploy.service.openapi import DOCS_POLICY, docs_page, operation
+
+PAGE = Path(__file__).parent / "static"
+PAGE_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+OPEN_PATHS = {*PAGE_FILES, "/healthz", "/readyz", "/docs", "/openapi.json"}  # they tell nothing of pictures or nets
+SAFETY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What there is to serve."""
+
+    routes: Sequence[Route]
+    answering: Answering
+    facts: Facts
+    metrics: Metrics
+    has_heatmaps: bool
+    token: str  # empty: none is asked for
+    departing: threading.Event  # set once the service is about to stop
+
+
+def make_app(served: Served, page: Path = PAGE) -> ASGIApp:
+    """Make the application. Raises ServiceError where a file of the page is missing."""
+    app = FastAPI(title="Image classifier", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    for route in served.routes:
+        _add_route(app, served, route)
+    _add_telling(app, served)
+    _add_page(app, page)
+    mistake = served.answering.mistake
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        sentence = f"there is no {request.url.path} here; see /docs"
+        if error.status_code == 405:
+            sentence = f"{request.url.path} does not take {request.method}; see /docs"
+        response = mistake(request, error.status_code, sentence)
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return mistake(request, 500, "the service failed; its log says why")
+
+    return Door(app, served)
+
+
+class Door:
+    """What every request passes: the token, and the metrics."""
+
+    def __init__(self, app: ASGIApp, served: Served) -> None:
+        self._app, self._metrics, self._mistake = app, served.metrics, served.answering.mistake
+        self._token = served.token.encode()
+        self._departing = served.departing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, and note what became of it."""
+        if scope["type"] != "http":
+            return
+        started, status = time.perf_counter(), 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if self._departing.is_set():  # whoever keeps a connection would send into its end
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        state = scope.setdefault("state", {})
+        app: ASGIApp = self._app
+        if self._token and scope["path"] not in OPEN_PATHS and not self._carries_token(scope):
+            app = self._mistake(Request(scope), 401, "the bearer token is missing or wrong")
+            app.headers["www-authenticate"] = "Bearer"
+        try:
+            await app(scope, receive, noting)
+        finally:
+            self._metrics.on_request(scope["path"], state.get(CODE, status), time.perf_counter() - started)
+
+    def _carries_token(self, scope: Scope) -> bool:
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, token = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
+
+
+def _add_route(app: FastAPI, served: Served, route: Route) -> None:
+    async def predict(request: Request) -> Response:
+        return await served.answering.answer(request, route)
+
+    names = served.facts.class_names
+    best = Answer("", 0, names[0], 0.9, ((names[0], 0.9), (names[1], 0.1)))
+    entry = route.entry(best, served.facts, route.switches)
+    if served.has_heatmaps and f"need_{HEATMAP}" in route.switches:
+        entry[HEATMAP] = "data:image/jpeg;base64,... (with need_heatmap)"
+    mistakes = [code for code in (400, 401, 408, 413, 415, 422, 503) if code != 401 or served.token]
+    app.post(
+        route.path,
+        summary="Classify a picture, or several",
+        openapi_extra=operation(route.switches, entry, mistakes),
+        response_class=JSONResponse,
+    )(predict)
+
+
+def _add_telling(app: FastAPI, served: Served) -> None:
+    facts = served.facts
+
+    @app.get("/info", summary="What the net is")
+    async def info() -> Response:
+        size = f"{facts.preprocess.width}x{facts.preprocess.height}"
+        told: dict[str, Any] = {"classes": list(facts.class_names), "net": facts.net.get("name", ""), "input": size}
+        return JSONResponse({**told, "heatmap": served.has_heatmaps, "calibrated": facts.calibration is not None})
+
+    @app.get("/healthz", summary="Whether the process answers")
+    async def healthz() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz", summary="Whether to send pictures: the net is warm, the queue is not full, and no end is near")
+    async def readyz() -> Response:
+        is_ready = served.answering.is_ready() and not served.departing.is_set()
+        return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+
+    @app.get("/metrics", summary="Prometheus metrics")
+    async def metrics() -> Response:
+        return Response(served.metrics.text(), media_type=served.metrics.content_type)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_page(app.openapi()), headers={**SAFETY, "content-security-policy": DOCS_POLICY})
+
+
+def _add_page(app: FastAPI, folder: Path) -> None:
+    async def give(content: bytes, kind: str) -> Response:
+        return Response(content, headers={**SAFETY, "content-type": kind, "content-security-policy": PAGE_POLICY})
+
+    for path, (name, kind) in PAGE_FILES.items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise ServiceError(f"{folder / name}: cannot read this file of the page: {error.strerror}") from error
+        endpoint: Callable[[], Awaitable[Response]] = partial(give, content, kind)
+        app.add_api_route(path, endpoint, methods=["GET"], include_in_schema=False)

@@ -1,0 +1,59 @@
+"""Heat maps for the service: the map of an answer laid over the picture it was given for, as a data URL."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+from artifacts.metadata import Facts
+from data_loader.preprocess import PictureError, as_array
+from deploy.inference.heatmap_writer import HeatMap, HeatMapper
+from deploy.inference.image_writers import JPEG_QUALITY
+from deploy.service.batching import MicroBatcher
+from deploy.service.image_decoder import PictureDecoder
+from visualization.heatmap_overlay import heat_map_picture
+
+MAX_SIDE_PX = 1024  # of what is sent back
+SIDES_PX = (448, MAX_SIDE_PX)
+
+
+class HeatMaps:
+    """Makes heat maps, `at_once` at a time: each holds its picture, and takes the net longer than an answer."""
+
+    def __init__(
+        self, mapper: HeatMapper, facts: Facts, decoder: PictureDecoder, batcher: MicroBatcher, at_once: int
+    ) -> None:
+        self._mapper, self._facts, self._decoder, self._batcher = mapper, facts, decoder, batcher
+        self._turn = asyncio.Semaphore(at_once)
+
+    async def data_url(self, data: bytes, label: int) -> str:
+        """Give data:image/jpeg;base64,... of an encoded picture under its map. Raises BackendError, PictureError."""
+        async with self._turn:
+            try:
+                picture, image = await asyncio.wrap_future(self._batcher.in_pool(self._seen, data, False))
+            except PictureError:  # it is a large one
+                seen = self._batcher.in_pool(self._seen, data, True, is_large=True)
+                picture, image = await asyncio.wrap_future(seen)
+            found = await asyncio.wrap_future(self._batcher.in_net_thread(self._mapper, image, label))
+            return await asyncio.wrap_future(self._batcher.in_pool(self._drawn, picture, found))
+
+    def _seen(self, data: bytes, may_be_large: bool) -> tuple[Image.Image, np.ndarray]:
+        """Give the picture to draw on, and the net's input, float32 (C, H, W)."""
+        preprocess = self._facts.preprocess
+        picture = seen = self._decoder.decode(data, 3, may_be_large=may_be_large)
+        if preprocess.channels != 3:
+            seen = self._decoder.decode(data, preprocess.channels, may_be_large=may_be_large)
+        image = preprocess(as_array(seen))
+        if max(picture.size) > MAX_SIDE_PX:
+            picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+        return picture, image
+
+    def _drawn(self, picture: Image.Image, found: HeatMap) -> str:
+        made = heat_map_picture(picture, found.heat, self._facts.preprocess.resize, found.marks, SIDES_PX)
+        file = io.BytesIO()
+        made.save(file, "JPEG", quality=JPEG_QUALITY)
+        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,154 @@
+"""The HTTP service: `python -m deploy.service --weights F` answers for pictures that are sent to it.
+
+A program with flags of its own adds `add_service_flags` to its parser, names --device and --service_port itself, and
+calls `serve` with its routes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import ipaddress
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy.service.cli_args import EPILOG, TOKEN_VARIABLE, add_service_flags, number
+
+if TYPE_CHECKING:
+    from artifacts.metadata import Facts
+    from deploy.inference.predictor import Predictor
+    from deploy.inference.result_writer import Answer
+
+HEATMAP = "heatmap"  # the switch that asks for one is need_heatmap
+BACKLOG = 2048
+PROGRAM = "python -m deploy.service"
+
+
+class ServiceError(ValueError):
+    """A service that cannot start; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A path that takes pictures: the boolean fields of its requests, and what it says of one picture's answer."""
+
+    path: str
+    switches: Mapping[str, bool]  # with their defaults
+    entry: Callable[[Answer, Facts, Mapping[str, bool]], dict[str, Any]]
+
+
+def native_entry(answer: Answer, facts: Facts, switches: Mapping[str, bool]) -> dict[str, Any]:
+    """Give an answer as inference.py writes it, without the file."""
+    return {key: value for key, value in answer.to_dict().items() if key != "file"}
+
+
+NATIVE = Route("/predict", {f"need_{HEATMAP}": False}, native_entry)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal comes, and give the exit code: 0, or 2 for a mistake of the user."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Answer for pictures over HTTP.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--weights", metavar="F", type=Path, required=True, help="a checkpoint, or any file that deploy.export wrote")
+    add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    add("--service_port", metavar="N", type=number(0, 65535), default=8080, help="default 8080; 0: any that is free")
+    add_service_flags(parser)
+    args = parser.parse_args(argv)
+    try:
+        return serve(args.weights, [NATIVE], args)
+    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+
+
+def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> int:
+    """Serve the routes until SIGTERM or Ctrl-C, finish what is in flight, and give the exit code 0.
+
+    `args` has what `add_service_flags` adds, `device` and `service_port`. Raises ValueError with the sentence to show.
+    """
+    from artifacts.metadata_reader import artifact_kind
+    from common.malloc import return_freed_memory
+
+    artifact_kind(weights)  # what is not there is told before the libraries are loaded
+    token = _token()
+    return_freed_memory()
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in the pictures that are sent
+    with _bound(args.host, args.service_port) as listener:
+        from deploy.backends.loading import load_backend
+        from deploy.inference.predictor import Predictor
+        from deploy.service.server import service_of, stopped_by_signals
+
+        backend, facts = load_backend(weights, device=args.device, runtime=args.runtime, precision=args.precision)
+        predictor = Predictor(backend, facts)
+        with service_of(predictor, routes, args, token) as server, stopped_by_signals(server):
+            _listen(listener)
+            print(_start(weights, predictor, routes, listener), flush=True)
+            if not token and not _is_loopback(listener):
+                print(f"whoever reaches it may use it: {TOKEN_VARIABLE} sets a bearer token", file=sys.stderr)
+            server.run(sockets=[listener])
+    return 0
+
+
+def _token() -> str:
+    """Give the bearer token of the environment; "" where none is set. Raises ServiceError."""
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is not None and (not token.strip() or token != token.strip() or not token.isprintable()):
+        raise ServiceError(f"{TOKEN_VARIABLE} must be a token without spaces around it; unset it to ask for none")
+    return token or ""
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Take the address; nobody can connect before `_listen`. Raises ServiceError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:  # the latter of a name that no address can have
+        reason = error.strerror if isinstance(error, OSError) else "not a name of a machine"
+        raise ServiceError(f"--host {host}: no such address here: {reason}") from error
+    try:
+        if os.name == "posix":  # elsewhere it would let two programs have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _refused(host, port, error) from error
+    return listener
+
+
+def _listen(listener: socket.socket) -> None:
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:  # another program took the address in the meantime
+        host, port = listener.getsockname()[:2]
+        raise _refused(host, port, error) from error
+
+
+def _refused(host: str, port: int, error: OSError) -> ServiceError:
+    mend = "stop what listens there, or choose another --service_port" if error.errno == errno.EADDRINUSE else ""
+    return ServiceError(f"cannot listen on {host}:{port}: {error.strerror}{mend and '; '}{mend}")
+
+
+def _start(weights: Path, predictor: Predictor, routes: Sequence[Route], listener: socket.socket) -> str:
+    facts, backend = predictor.facts, predictor.backend
+    host, port = listener.getsockname()[:2]
+    size = f"{facts.preprocess.width}x{facts.preprocess.height}"
+    net = f"{facts.net.get('name', 'a net')} ({facts.num_classes} classes, {size}) on {backend.name} {backend.device}"
+    paths = ", ".join(f"POST {route.path}" for route in routes)
+    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"serving {net}\n  address  {where}\n  net      {weights}\n  paths    {paths}; GET / /docs /metrics"
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -1,0 +1,88 @@
+"""The page at /docs, plain HTML made of the OpenAPI description: it loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from deploy.service.request_parser import CONTENT, KINDS
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+    "pre{background:#8882;padding:.7rem;overflow:auto}h2{margin-top:2.5rem}code{font-size:.95em}"
+    ":root{color-scheme:light dark}"
+)
+_DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+DOCS_POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; frame-ancestors 'none'"
+
+
+MISTAKES = {
+    400: "the body cannot be understood",
+    401: "the bearer token is missing or wrong",
+    408: "the request came too slowly",
+    413: "the body, a picture or their number passes a limit",
+    415: "the body is of another type, or compressed",
+    422: "a picture cannot be decoded, or has too many pixels",
+    503: "too much is asked at once, or the net failed: Retry-After says when to try again",
+}
+
+
+def operation(switches: Mapping[str, bool], entry: Mapping[str, Any], mistakes: Iterable[int]) -> dict[str, Any]:
+    """Give what OpenAPI says of a route that takes pictures; `entry` is what its answer may hold for one."""
+    text = {"type": "string", "description": "a picture in base64, or a data URL"}
+    file = {"type": "string", "format": "binary", "description": "a picture's file"}
+    bodies = {KINDS[0]: [text], KINDS[1]: [text], KINDS[2]: [file, text]}
+    good = _answer_of({"code": 200, "msg": "ok", "data": [entry]})
+    bad = {str(code): {"description": MISTAKES[code], "content": _answer_of(_mistake(code))} for code in mistakes}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {kind: {"schema": _body_of(pictures, switches)} for kind, pictures in bodies.items()},
+        },
+        "responses": {"200": {"description": "an entry for each picture, in order", "content": good}, **bad},
+    }
+
+
+def docs_page(description: Mapping[str, Any]) -> str:
+    """Give the page for an OpenAPI description."""
+    parts = []
+    for path, methods in description["paths"].items():
+        for method, told in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(told['summary'])}</p>")
+            for kind, content in told.get("requestBody", {}).get("content", {}).items():
+                parts.append(f"<p>Body, <code>{kind}</code>:</p>{_pre(content['schema'])}")
+            for code, response in told["responses"].items():
+                parts.append(f"<p><b>{code}</b> {escape(response['description'])}</p>")
+                parts += [
+                    _pre(content["example"]) for content in response.get("content", {}).values() if "example" in content
+                ]
+    title = escape(description["info"]["title"])
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+        f'<h1>{title}</h1><p>The same for programs: <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</html>'
+    )
+
+
+def _body_of(pictures: Sequence[Mapping[str, Any]], switches: Mapping[str, bool]) -> dict[str, Any]:
+    one = pictures[0] if len(pictures) == 1 else {"oneOf": [*pictures]}
+    content = {"oneOf": [*pictures, {"type": "array", "items": one, "minItems": 1}]}
+    flags = {name: {"type": "boolean", "default": default} for name, default in switches.items()}
+    return {"type": "object", "required": [CONTENT], "properties": {CONTENT: content, **flags}}
+
+
+def _mistake(code: int) -> dict[str, Any]:
+    return {"code": code, "msg": MISTAKES[code], "data": []}
+
+
+def _answer_of(example: Mapping[str, Any]) -> dict[str, Any]:
+    data = {"type": "array", "items": {"type": "object"}}
+    properties = {"code": {"type": "integer"}, "msg": {"type": "string"}, "data": data}
+    return {KINDS[0]: {"schema": {"type": "object", "properties": properties}, "example": dict(example)}}
+
+
+def _pre(value: object) -> str:
+    return f"<pre>{escape(json.dumps(value, indent=1, ensure_ascii=False))}</pre>"

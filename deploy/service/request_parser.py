@@ -1,0 +1,152 @@
+"""Uploads: the body of a request becomes encoded pictures and switches, within limits."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deploy.service.cli_args import Limits
+from deploy.service.form_parser import Field, FormError, multipart_fields, urlencoded_fields
+
+CONTENT = "content"
+KINDS = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")
+MAX_JSON_VALUES = 10_000  # a body of brackets alone would take twenty times its size in memory
+MAX_DATA_URL_HEAD = 256
+SWITCHES = {"true": True, "1": True, "false": False, "0": False}
+ADDRESS = re.compile(r"\s*[a-zA-Z][a-zA-Z0-9+.-]{0,31}://")
+SHOWN_CHARACTERS = 40
+
+
+class RequestError(Exception):
+    """A request that is not answered: the HTTP status, and the sentence that says why."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The encoded pictures of a request, in order, and its switches."""
+
+    pictures: list[bytes]
+    switches: dict[str, bool]
+
+
+def read_upload(body: bytes, content_type: str, defaults: Mapping[str, bool], limits: Limits) -> Upload:
+    """Read a body that is JSON, an urlencoded or a multipart form. Other fields than the known are ignored.
+
+    `content` is one picture or several: base64 or a data URL, or in multipart a file. Raises RequestError.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    try:
+        if kind == KINDS[0]:
+            contents, given = _of_json(body, defaults)
+        elif kind in KINDS:
+            contents, given = _of_form(_fields(kind, body, content_type, limits), defaults)
+        else:
+            got = f"got {shown(kind)}" if kind else "and there is none"
+            raise RequestError(415, f"the Content-Type must be {', '.join(KINDS[:2])} or {KINDS[2]}, {got}")
+    except FormError as error:
+        raise RequestError(error.status, str(error)) from error
+    if not contents:
+        raise RequestError(400, f'there is no picture: "{CONTENT}" is missing or empty')
+    count, most = len(contents), limits.max_pictures
+    if count > most:
+        raise RequestError(413, f"a request may hold {most} pictures, this one has {count}")
+    pictures = [_encoded_picture(content, name_of(index, count), limits) for index, content in enumerate(contents)]
+    return Upload(pictures, {**defaults, **{name: _switch(name, value) for name, value in given.items()}})
+
+
+def name_of(index: int, count: int) -> str:
+    """Call a picture of a request by what its sender knows it as."""
+    return CONTENT if count == 1 else f"{CONTENT}[{index}]"
+
+
+def shown(value: object) -> str:
+    """Quote what was sent, as far as it is short."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    return json.dumps(text, ensure_ascii=False) if isinstance(value, str) else text
+
+
+def _of_json(body: bytes, defaults: Mapping[str, bool]) -> tuple[list[Any], dict[str, Any]]:
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
+        raise RequestError(413, f"the JSON holds more than {MAX_JSON_VALUES} values")
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, "the body is not JSON") from error
+    if not isinstance(values, dict):
+        raise RequestError(400, f'the JSON must be an object: {{"{CONTENT}": ...}}')
+    content = values.get(CONTENT)
+    contents = content if isinstance(content, list) else [] if content is None else [content]
+    return contents, {name: values[name] for name in defaults if name in values}
+
+
+def _of_form(fields: Sequence[Field], defaults: Mapping[str, bool]) -> tuple[list[Any], dict[str, Any]]:
+    contents: list[Any] = []
+    given: dict[str, Any] = {}
+    for item in fields:
+        if item.name == CONTENT:
+            contents += [item.value] if item.is_file else _texts(item.value)
+        elif item.name in defaults:
+            given[item.name] = item.value.decode("latin-1")
+    return contents, given
+
+
+def _fields(kind: str, body: bytes, content_type: str, limits: Limits) -> list[Field]:
+    if kind == KINDS[1]:
+        return urlencoded_fields(body, limits.max_parts)
+    return multipart_fields(body, content_type, limits.max_parts, limits.max_part_header_bytes)
+
+
+def _texts(value: bytes) -> list[Any]:
+    """Give the texts of a form's field: one, none where it is empty, or those of a list written as JSON."""
+    text = value.decode("latin-1").strip()
+    if not text.startswith("["):
+        # An unescaped "+" of base64 arrives as a space
+        return [text.replace(" ", "+")] if text else []
+    return _of_json(b'{"content": %b}' % value, {})[0]
+
+
+def _encoded_picture(content: object, name: str, limits: Limits) -> bytes:
+    most = limits.max_picture_mb * 10**6
+    if isinstance(content, str):
+        text = _base64_of(content, name)
+        if len(text) * 3 // 4 - text[-2:].count("=") > most:
+            raise RequestError(413, f"{name}: the picture has more than {limits.max_picture_mb} MB")
+        try:
+            return base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise RequestError(400, f"{name}: it is neither base64 nor a data URL") from error
+    if not isinstance(content, bytes):
+        raise RequestError(400, f"{name} must be a text in base64, got {shown(content)}")
+    if len(content) > most:
+        raise RequestError(413, f"{name}: the picture has more than {limits.max_picture_mb} MB")
+    return content
+
+
+def _base64_of(text: str, name: str) -> str:
+    """Give the base64 of a text without line breaks, of a data URL what follows its head."""
+    if ADDRESS.match(text):
+        raise RequestError(400, f"{name}: addresses are not fetched; send the picture itself, in base64")
+    if text[:5].lower() == "data:":
+        head, comma, _ = text[:MAX_DATA_URL_HEAD].partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise RequestError(400, f"{name}: a data URL must be data:image/...;base64,...")
+        text = text[len(head) + 1 :]
+    return "".join(text.split()) if any(space in text for space in " \t\r\n") else text
+
+
+def _switch(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    found = SWITCHES.get(value.strip().lower()) if isinstance(value, str) else None
+    if found is None:
+        raise RequestError(400, f"{name} must be true or false, got {shown(value)}")
+    return found

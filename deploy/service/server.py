@@ -1,0 +1,143 @@
+"""From a predictor to a server that is ready to listen: the threads, the application and uvicorn put together."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from deploy.backends.loading import CheckpointBackend
+from deploy.inference.heatmap_writer import HeatMapper
+from deploy.inference.predictor import Predictor
+from deploy.service.app import PAGE, Served, make_app
+from deploy.service.batching import MicroBatcher
+from deploy.service.cli_args import Limits, limits_of
+from deploy.service.handlers import Answering
+from deploy.service.heatmaps import HeatMaps
+from deploy.service.http_protocol import GRACE_S, protocol_within
+from deploy.service.image_decoder import PictureDecoder
+from deploy.service.launcher import Route, ServiceError
+from deploy.service.metrics import Metrics
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class DepartingServer(uvicorn.Server):
+    """A server that says that it is about to stop before it does.
+
+    Who asks /readyz learns of it, connections are kept no longer, and for `drain_s` requests are still taken.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, drain_s: float, departing: threading.Event, tick: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._drain_s, self._departing, self._tick = drain_s, departing, tick
+        self._stop_at = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; Ctrl-C, a person at a terminal, and a second signal: now."""
+        if sig == signal.SIGTERM and not self._departing.is_set():
+            self._departing.set()
+            self._stop_at = time.monotonic() + self._drain_s
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Say whether it is time to stop; uvicorn asks every tenth of a second (TICK_S)."""
+        self._tick()
+        self.should_exit = self.should_exit or time.monotonic() >= self._stop_at
+        return await super().on_tick(counter)
+
+
+@contextmanager
+def service_of(
+    predictor: Predictor, routes: Sequence[Route], args: argparse.Namespace, token: str = "", page: Path = PAGE
+) -> Iterator[DepartingServer]:
+    """Give a server that is warm; its threads end with the context.
+
+    Raises ServiceError, DecodingError, BackendError.
+    """
+    limits = limits_of(args)
+    if limits.max_pictures > limits.queue:
+        raise ServiceError(f"--queue must be at least --max_pictures, got {limits.queue} and {limits.max_pictures}")
+    metrics = Metrics(route.path for route in routes)
+    decoder = PictureDecoder(
+        predictor.facts, limits.max_megapixels * 10**6, limits.decode_memory_mb * 10**6, args.workers
+    )
+    batcher = MicroBatcher(
+        predictor,
+        decoder,
+        batch_size=1 if args.no_batching else args.batch_size,
+        queue_size=limits.queue,
+        workers=args.workers,
+        batch_wait_ms=args.batch_wait_ms,
+        topk=args.topk,
+        on_batch=metrics.on_batch,
+    )
+    try:
+        metrics.watch_queue(lambda: batcher.held)
+        if error := batcher.warm_up().error:
+            raise ServiceError(f"the net has no answer for a grey picture: {error}")
+        mapper = _heat_mapper(predictor)
+        heatmaps = HeatMaps(mapper, predictor.facts, decoder, batcher, args.workers) if mapper else None
+        answering = Answering(batcher, predictor.facts, limits, heatmaps, always_200=args.http_status == "ok")
+        departing = threading.Event()
+        served = Served(routes, answering, predictor.facts, metrics, mapper is not None, token, departing)
+        yield DepartingServer(_settings(make_app(served, page), limits, metrics), args.drain_s, departing, batcher.tick)
+    finally:
+        batcher.close()
+
+
+@contextmanager
+def stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C stop the server and not the process: once it has stopped, uvicorn sends them again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _heat_mapper(predictor: Predictor) -> HeatMapper | None:
+    """Give what makes heat maps, where the net is a checkpoint and has positions to map."""
+    if not isinstance(predictor.backend, CheckpointBackend):
+        return None
+    try:
+        return predictor.backend.heat_mapper(predictor.facts)
+    except ValueError:
+        return None
+
+
+def _settings(app: object, limits: Limits, metrics: Metrics) -> uvicorn.Config:
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every damaged form
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http=protocol_within(limits, metrics.on_refusal),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=limits.keep_alive_s,
+        timeout_graceful_shutdown=math.ceil(limits.request_timeout_s + 2 * GRACE_S),
+    )

@@ -1,0 +1,140 @@
+"""The flags of inference_uncertain.py."""
+
+from __future__ import annotations
+
+import argparse
+
+from artifacts.calibration import SCORES
+from deploy.inference.cli_args import DEFAULT_RESULT, add_machine, add_net, add_pictures, named_path, whole_number
+
+DEFAULT_OUTPUT = f"{DEFAULT_RESULT}/uncertain.csv"
+DEFAULT_SCORE = "least_confidence"
+DEFAULT_PASSES = 20
+LEAST_SHARE = 1e-6  # nearer to 0 or 1 no list is long enough for a promise
+REPEATS = ("dropout", "views")
+VIEWS = ("flip", "shift", "scale")
+EXAMPLES = """\
+examples:
+  python inference_uncertain.py --weights net.pth --calibrate valset.txt
+      once: fit what decides, and write it into net.pth; later exports carry it
+  python inference_uncertain.py --weights net.pth -idir photos --output a.csv
+      class, score, uncertainty, accept or set_aside, and the classes possible
+  python inference_uncertain.py --weights model.onnx -idir photos --set_aside D
+      copies of the doubtful, a contact sheet and a list to label them in
+  python inference_uncertain.py --weights net.pth --evaluate testset.txt --ood D
+      is what was promised kept? a page with all scores and the worst mistakes
+  python inference_uncertain.py --weights a.pth b.pth c.pth -idir photos
+      also what three nets disagree about; the first one answers and decides
+
+Without --output and --set_aside the results go to data_example/result.
+exit codes: 0 every picture answered, or calibrated, or evaluated; 1 some
+pictures failed; 2 a mistake in what was asked, or no threshold keeps the
+promise; 130 stopped with Ctrl-C (the results so far are kept)"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of inference_uncertain.py."""
+    parser = argparse.ArgumentParser(
+        prog="inference_uncertain.py",
+        description="Classify pictures, and set aside the answers that are too doubtful.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_pictures(parser)
+    add_net(parser, weights="+")
+    _add_calibration(parser)
+    _add_evaluation(parser)
+    _add_repetition(parser)
+    _add_results(parser)
+    add_machine(parser)
+    return parser
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("calibration, once for a checkpoint").add_argument
+    add("--calibrate", metavar="LIST", type=named_path, help="a labelled list, or one folder a class, not trained on")
+    add(
+        "--list_root",
+        metavar="DIR",
+        type=named_path,
+        help="folder that a list's paths start from (default: as trained)",
+    )
+    add("--score", metavar="S", choices=SCORES, help=f"of {', '.join(SCORES)} (default {DEFAULT_SCORE})")
+    add("--target_risk", metavar="R", type=_share, help="share of wrong answers among the accepted (default 0.01)")
+    add("--confidence", metavar="P", type=_share, help="probability that it stays under that (default 0.95)")
+    add("--conformal", metavar="R", type=_share, help="share of conformal sets without the true class (default 0.05)")
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("evaluation of a calibrated net").add_argument
+    add(
+        "--evaluate",
+        metavar="LIST",
+        type=named_path,
+        help="a labelled list, or one folder a class: used for nothing before",
+    )
+    add(
+        "--ood",
+        metavar="DIR",
+        type=named_path,
+        help="a folder of pictures of none of its classes, which it should doubt",
+    )
+    add(
+        "--means",
+        metavar="LIST",
+        type=named_path,
+        help="whose class means give the distance (default: 2,000 trained on)",
+    )
+    add("--report", metavar="DIR", type=named_path, help=f"for uncertainty.html and .json (default {DEFAULT_RESULT})")
+
+
+def _add_repetition(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "repetition",
+        "More columns, by asking several times: predictive_entropy = expected_entropy +\n"
+        "mutual_information. Several --weights ask each net. The decision stays that of\n"
+        "one pass of the first net, which is what was calibrated.",
+    )
+    group.add_argument("--repeat", choices=REPEATS, help="dropout kept on, or several views of each picture")
+    group.add_argument(
+        "--passes", metavar="N", type=whole_number(2, 1000), help=f"with --repeat dropout (default {DEFAULT_PASSES})"
+    )
+    group.add_argument(
+        "--views",
+        metavar="V",
+        type=_views,
+        help=f"with --repeat views: of {','.join(VIEWS)} (default shift,scale, and flip where the training flipped)",
+    )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("results").add_argument
+    add("--topk", metavar="K", type=whole_number(1, 10**9), default=1, help="classes told of a picture (default 1)")
+    add("--output", metavar="F", type=named_path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_OUTPUT})")
+    add(
+        "--set_aside",
+        metavar="DIR",
+        type=named_path,
+        help="a new folder for copies of the doubtful, most doubtful first",
+    )
+    add("--quiet", action="store_true", help="no line for a picture that was accepted")
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f'must be a number between 0 and 1, got "{text}"')
+    if not LEAST_SHARE <= value <= 1 - LEAST_SHARE:
+        raise argparse.ArgumentTypeError(f'must be {LEAST_SHARE:g} away from 0 and from 1 at least, got "{text}"')
+    return value
+
+
+def _views(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in VIEWS]:
+        raise argparse.ArgumentTypeError(f'must be of {",".join(VIEWS)}, got "{unknown[0]}"')
+    return names

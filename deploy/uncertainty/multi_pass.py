@@ -1,0 +1,151 @@
+"""Asking several times: dropout kept on, several views of a picture, several nets; each gives scores (M, N, K)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from artifacts.metadata import Facts
+from deploy.backends.base import Backend
+from deploy.backends.loading import CheckpointBackend
+from deploy.inference.uncertainty_scores import PASSES, UncertaintyError, softmax, split_entropy
+
+SEED = 0
+SHIFT, SCALES = 1 / 16, (0.9, 1.1)  # of the picture's side; a scale above 1 enlarges
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+RATES = ("drop_rate", "dropout", "attention_dropout")  # of DenseNet's layers and of attention, which drop by themselves
+
+Passes = Callable[[np.ndarray], np.ndarray]  # prepared pictures (N, ...) -> scores (M, N, K)
+
+
+class Repetition:
+    """What repeated passes leave open, as a `Measure` of the Predictor: PASSES of `split_entropy`."""
+
+    names: tuple[str, ...] = PASSES
+
+    def __init__(self, passes: Passes) -> None:
+        self._passes = passes
+
+    def __call__(self, images: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Give the three entropies (N,) of a batch. Raises BackendError."""
+        return split_entropy(self._passes(images))
+
+
+@dataclass(frozen=True)
+class View:
+    """A way to look at a picture: flipped or not, moved by shares of its height and width, enlarged by `scale`."""
+
+    flip: bool = False
+    down: float = 0.0
+    right: float = 0.0
+    scale: float = 1.0
+
+
+def dropout_passes(backend: Backend, facts: Facts, count: int, seed: int = SEED) -> Passes:
+    """Give `count` passes with dropout kept on, all else as deployed (Gal & Ghahramani 2016).
+
+    The masks follow from the seed and the batch. Raises UncertaintyError for a net without dropout.
+    """
+    if not isinstance(backend, CheckpointBackend):
+        raise UncertaintyError("only a checkpoint's net can keep its dropout on: exported files have none")
+    layers = [layer for layer in backend.net.modules() if _drops(layer)]
+    if not layers:
+        raise UncertaintyError(
+            f"{facts.net['name']} was trained without dropout, so there is none to keep on; use --repeat views"
+        )
+
+    def passes(images: np.ndarray) -> np.ndarray:
+        devices = [torch.cuda.current_device()] if backend.device.startswith("cuda") else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            try:
+                for layer in layers:
+                    layer.training = True  # not train(), which would reach a normalisation inside it
+                return np.stack([_scores(backend, images, facts) for _ in range(count)])
+            finally:
+                for layer in layers:
+                    layer.training = False
+
+    return passes
+
+
+def view_passes(backend: Backend, facts: Facts, kinds: Sequence[str]) -> Passes:
+    """Give passes over several views of each picture; `kinds` of "flip", "shift", "scale". Any backend has them."""
+    views = views_of(kinds)
+
+    def passes(images: np.ndarray) -> np.ndarray:
+        return np.stack([_scores(backend, seen_as(images, view, facts.input), facts) for view in views])
+
+    return passes
+
+
+def ensemble_passes(members: Sequence[tuple[Backend, Facts]]) -> Passes:
+    """Give one pass of each net (Lakshminarayanan et al. 2017), each at its own temperature.
+
+    Raises UncertaintyError unless all name the same classes and take the same pictures.
+    """
+    first = members[0][1]
+    for _, facts in members[1:]:
+        for what, own, other in (
+            ("classes", first.class_names, facts.class_names),
+            ("preprocessing", first.preprocess, facts.preprocess),
+            ("input", first.input, facts.input),
+            ("output", first.output, facts.output),
+        ):
+            if own != other:
+                raise UncertaintyError(f"the nets of an ensemble must have the same {what}, got {own} and {other}")
+
+    def passes(images: np.ndarray) -> np.ndarray:
+        return np.stack([_scores(backend, images, facts) for backend, facts in members])
+
+    return passes
+
+
+def views_of(kinds: Sequence[str]) -> list[View]:
+    """Give the picture itself, and the views of each kind."""
+    views = [View()]
+    if "flip" in kinds:
+        views.append(View(flip=True))
+    if "shift" in kinds:
+        views += [View(down=SHIFT), View(down=-SHIFT), View(right=SHIFT), View(right=-SHIFT)]
+    if "scale" in kinds:
+        views += [View(scale=scale) for scale in SCALES]
+    return views
+
+
+def seen_as(images: np.ndarray, view: View, kind: str = "float32 NCHW") -> np.ndarray:
+    """Give prepared pictures, of a `kind` of facts.INPUTS, as a view shows them; its edge fills what comes in."""
+    height, width = images.shape[2:] if kind == "float32 NCHW" else images.shape[1:3]
+    rows = _resampling(height, view.scale, view.down)
+    columns = _resampling(width, view.scale, view.right)
+    columns = columns[:, ::-1] if view.flip else columns
+    axes = "ncij" if kind == "float32 NCHW" else "nijc"
+    seen = np.einsum(f"hi,{axes},wj->{axes.replace('i', 'h').replace('j', 'w')}", rows, images, columns, optimize=True)
+    return seen.astype(np.float32) if kind == "float32 NCHW" else np.rint(seen).astype(np.uint8)
+
+
+def _resampling(size: int, scale: float, shift: float) -> np.ndarray:
+    """Give the matrix (size, size) that takes each new place, linearly, from the old ones around it."""
+    centre = (size - 1) / 2
+    wanted = (np.arange(size) - centre) / scale + centre - shift * size
+    places = np.clip(wanted, 0, size - 1)
+    lower = np.minimum(places.astype(int), size - 2) if size > 1 else np.zeros(1, int)
+    share = places - lower
+    matrix = np.zeros((size, size))
+    matrix[np.arange(size), lower] = 1 - share
+    matrix[np.arange(size), np.minimum(lower + 1, size - 1)] += share
+    return matrix
+
+
+def _drops(layer: nn.Module) -> bool:
+    if isinstance(layer, DROPOUTS):
+        return layer.p > 0
+    return any(isinstance(rate := getattr(layer, name, None), float) and rate > 0 for name in RATES)
+
+
+def _scores(backend: Backend, images: np.ndarray, facts: Facts) -> np.ndarray:
+    return softmax(backend(images), facts.temperature or 1.0)

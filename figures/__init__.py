@@ -1,1 +1,0 @@
-"""Pictures and charts; imports nothing else of this project."""

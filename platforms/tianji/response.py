@@ -1,0 +1,29 @@
+"""What the platform's service says of a picture, in the platform's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from artifacts.metadata import Facts
+from deploy.inference.result_writer import Answer
+from deploy.service.launcher import Route
+from platforms.tianji.files import DIGITS, FGVC_PIM, MODULES
+
+VISUAL_DATA, VISUAL_RESULT = "need_visual_data", "need_visual_result"
+
+
+def entry(answer: Answer, facts: Facts, switches: Mapping[str, bool]) -> dict[str, Any]:
+    """Give a picture's entry of `data`; PIM's class carries the score in `infer_data` too."""
+    score = str(round(answer.score, DIGITS))
+    shown = f"{answer.class_name}_{score}"
+    is_pim = facts.net["module"] == MODULES[FGVC_PIM]
+    made: dict[str, Any] = {"infer_data": [shown if is_pim else answer.class_name, score]}
+    if switches[VISUAL_DATA]:
+        made["visual_data"] = {"output_type": "text", "annotation_type": None, "data": shown}
+    if switches[VISUAL_RESULT]:
+        made["visual_result"] = shown
+    return made
+
+
+ROUTE = Route("/autotable/predict", {VISUAL_DATA: True, VISUAL_RESULT: True}, entry)

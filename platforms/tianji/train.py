@@ -1,0 +1,257 @@
+"""The platform's training: a dataset and a few flags become a model's folder and the metric file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.signals import Stopped, ended_by_signals
+from configs.schema import Config
+from deploy.backends.base import parse_device
+from platforms.base import UNFINISHED, Ended, recorded, say, warn
+from platforms.tianji.dataset import SEPARATOR, Dataset, list_text, paths_text, read_dataset, share_valid
+from platforms.tianji.files import (
+    FGVC_PIM,
+    SIMSIAM,
+    PlatformError,
+    Runs,
+    failed_training_metric,
+    generated_name,
+    trained_metric,
+    write_json,
+    write_text,
+    written_accuracy,
+)
+from platforms.tianji.recipes import Places, Settings, make_config, read_annotation, wanted_model
+
+DATASETS = {FGVC_PIM: Path("/data/CUB_200/"), SIMSIAM: Path("/data/flower_classifier/")}
+EXPORTS = ("onnx",)
+SIGNALS = (130, 138, 143)  # exit codes of a training that SIGINT, SIGUSR1 or SIGTERM ended
+# In a model's folder:
+CLASSES, RECIPE = "classes.txt", "config.json"
+PRETRAINING = "pretraining"
+PRETRAINING_LIST, LEARNT_LIST, MEASURED_LIST = "pretraining_train.txt", "refinement_train.txt", "refinement_valid.txt"
+
+
+@dataclass
+class Attempt:
+    """What is known of a training so far, for the metric file of one that fails."""
+
+    model: str | None = None
+    folder: Path | None = None
+
+    def failed(self, error: str) -> dict[str, Any]:
+        """Give the metric file of this training as it stands."""
+        return failed_training_metric(self.model, self.folder, error)
+
+
+def run_training(args: argparse.Namespace, started: float) -> None:
+    """Train, export, and write the metric file. Raises ValueErrors with the sentence to show, and Ended.
+
+    `started` is the `time.perf_counter()` that the total is counted from.
+    """
+    runs = Runs(args.runs_dir)
+    attempt = Attempt()
+    with runs.of_this_run(), recorded(runs.metric, attempt.failed):
+        settings = read_annotation(args.annotation_data)
+        wanted, settings = wanted_model(args.model, settings)
+        parse_device(args.device)
+        dataset = read_dataset(args.dataset_path or default_dataset(wanted))
+        attempt.model = model = chosen_model(wanted, dataset)
+        name = generated_name(model, args.trial_name)
+        if dataset.is_labelled and dataset.loose and model == FGVC_PIM:
+            warn(f"{len(dataset.loose)} pictures of train lie in no class folder and are left out")
+        attempt.folder = folder = runs.make_model_folder()
+        write_json(runs.metric, attempt.failed(UNFINISHED))
+        with _removed_on_a_mistake(attempt):
+            config = plan(model, name, folder, dataset, args.device, settings)
+        with ended_by_signals():
+            _train(config)
+            top1, seconds = measured(config)
+            export(config, args.device)
+            seconds["total"] = time.perf_counter() - started
+            write_json(runs.metric, trained_metric(model, name, folder, top1, seconds))
+    say(f"acc {written_accuracy(model, top1)}, model in {folder}, metric in {runs.metric}")
+
+
+def default_dataset(model: str | None) -> Path:
+    """Give the platform's own folder for a model; where none is asked for, the one of the two that is there."""
+    if model is None:
+        return next((path for path in DATASETS.values() if path.is_dir()), DATASETS[FGVC_PIM])
+    return DATASETS[model]
+
+
+def chosen_model(wanted: str | None, dataset: Dataset) -> str:
+    """Give the model asked for, else the one that the dataset is for. Raises PlatformError where it does not fit."""
+    model = wanted or (FGVC_PIM if dataset.is_labelled else SIMSIAM)
+    if model == FGVC_PIM and not dataset.is_labelled:
+        raise PlatformError(
+            f"{dataset.root / 'train' / 'images'}: no class folders, and {FGVC_PIM} learns from labels; "
+            f"use --model {SIMSIAM}, or sort the pictures into one folder a class"
+        )
+    return model
+
+
+def plan(model: str, name: str, folder: Path, dataset: Dataset, device: str, settings: Settings) -> Config:
+    """Write class names, lists and recipe into the model's folder, and give the checked config. Raises ValueErrors."""
+    write_text(folder / CLASSES, "".join(f"{name}\n" for name in dataset.class_names))
+    uses_cuda = find_cuda(device)
+    gpu_id = _gpu_id(device, uses_cuda=uses_cuda, settings=settings)
+    values: Settings = {
+        "num_classes": len(dataset.class_names),
+        "class_names_file": str(folder / CLASSES),
+        "file_label_separator": SEPARATOR,
+        "train_data_root_dir": str(dataset.root / "train" / "images"),
+        "val_data_root_dir": dataset.valid.root,
+        "train_data_file": "",
+        "val_data_file": "",
+        "log_path": str(folder / "logs"),
+        "save_path": str(folder),
+        "save_name": f"{name}.pth",
+        "model_net_name": "PIM",
+        **({"gpu_id": gpu_id} if gpu_id else {}),
+    }
+    if model == SIMSIAM:
+        seed = settings.get("seed", 0)
+        values |= _simsiam_places(folder, name, dataset, seed if isinstance(seed, int) else 0)
+    else:
+        values["next_stage"] = {}
+    config = make_config(model, uses_cuda=uses_cuda, places=Places(values), settings=settings, say=say)
+    write_text(folder / RECIPE, config.model_dump_json(indent=1) + "\n")  # what train.py --resume needs
+    return config
+
+
+def find_cuda(device: str) -> bool:
+    """Say whether to train on a GPU. Raises PlatformError where one is asked for that torch cannot use."""
+    if device == "cpu":
+        return False
+    import torch
+
+    if torch.cuda.is_available():
+        return True
+    if device != "auto":
+        raise PlatformError(
+            f"--device {device}: torch {torch.__version__} can use no CUDA GPU on this machine; "
+            "use --device cpu, or --device auto for whatever is there"
+        )
+    return False
+
+
+def measured(config: Config) -> tuple[float, dict[str, float]]:
+    """Give the accuracy, 0 to 1, that the checkpoint on the disk has, and the seconds of all stages. Raises Ended."""
+    from artifacts.checkpoint import load_checkpoint
+
+    stages = all_stages(config)
+    best = load_checkpoint(stages[-1].best_checkpoint()).progress["best"]
+    seconds = {"train_time": 0.0, "valid_time": 0.0}
+    for stage in stages:
+        report = Path(stage.save_path) / "report.json"
+        try:
+            values = json.loads(report.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise Ended(f"{report}: the training left no report to take its times from: {error}") from error
+        seconds["train_time"] += values["train_seconds"]
+        seconds["valid_time"] += values["validation_seconds"]
+    return best["top1"], seconds
+
+
+def all_stages(config: Config) -> list[Config]:
+    """Give the trainings of a config in their order; the last one's checkpoint is the model."""
+    following = config.next_config()
+    return [config, following] if following else [config]
+
+
+def export(config: Config, device: str) -> None:
+    """Write the other formats beside the checkpoint, and take the training states away; a refused export is only told.
+
+    The accuracy is the checkpoint's, which is there and complete.
+    """
+    from artifacts.archive import drop_earlier
+    from deploy.export.exporter import REPORT, export_formats
+
+    stages = all_stages(config)
+    final = stages[-1]
+    folder = Path(final.save_path)
+    try:
+        if export_formats(final.best_checkpoint(), EXPORTS, folder, device=device):
+            warn(f"an export was refused, see {folder / REPORT}; the checkpoint itself is complete")
+    except ValueError as error:
+        warn(f"the model was not exported, its checkpoint is complete: {error}")
+    for stage in stages:
+        drop_earlier(stage.last_checkpoint())
+        stage.last_checkpoint().unlink(missing_ok=True)  # three times the size, to go on with what is finished
+
+
+def _train(config: Config) -> None:
+    from trainers.runner import run_stages
+
+    code = run_stages(config)
+    if code in SIGNALS:
+        raise Stopped(code - 128)
+    if code:
+        raise Ended("the training failed, the lines above say why", code)
+
+
+@contextmanager
+def _removed_on_a_mistake(attempt: Attempt) -> Iterator[None]:
+    """Take the model's folder away where a mistake ends a training before it has begun."""
+    try:
+        yield
+    except ValueError:
+        if attempt.folder is not None:
+            shutil.rmtree(attempt.folder, ignore_errors=True)
+            attempt.folder = None
+        raise
+
+
+def _gpu_id(device: str, *, uses_cuda: bool, settings: Settings) -> str:
+    """Give the config's gpu_id that a device stands for; "" where the recipe or the settings choose the GPU."""
+    if not uses_cuda:
+        return "cpu"
+    if settings.get("gpu_id") in ("", "cpu"):
+        raise PlatformError("advance_settings: gpu_id says which GPUs; for none of them use --device cpu")
+    index = parse_device(device)[1]
+    return "" if index is None else str(index)
+
+
+def _simsiam_places(folder: Path, name: str, dataset: Dataset, seed: int) -> Settings:
+    """Write SimSiam's lists, and give what its two stages read and where they write.
+
+    The pretraining gets paths without labels. Where `train` has no labels, it is watched on what the refinement
+    learns from, so that the pictures that `acc` is measured on have no say in it.
+    """
+    train_root = dataset.root / "train" / "images"
+    write_text(folder / PRETRAINING_LIST, paths_text(dataset.unlabelled_paths(), train_root))
+    values: Settings = {
+        "model_net_name": "SimSiam",
+        "train_data_file": str(folder / PRETRAINING_LIST),
+        "save_path": str(folder / PRETRAINING),
+        "save_name": "encoder.pth",
+        "next_stage.model_net_name": "SimSiam_probe",
+        "next_stage.train_data_file": "",
+        "next_stage.val_data_file": "",
+        "next_stage.save_path": str(folder),
+        "next_stage.save_name": f"{name}.pth",
+    }
+    if dataset.is_labelled:
+        return values
+    learnt, kept = share_valid(dataset.valid, seed)
+    say(
+        f"train has no labels: {len(learnt)} pictures of valid are learnt from, "
+        f"acc is measured on the other {len(kept)}"
+    )
+    write_text(folder / LEARNT_LIST, list_text(learnt, dataset.valid.root))
+    write_text(folder / MEASURED_LIST, list_text(kept, dataset.valid.root))
+    return values | {
+        "val_data_file": str(folder / LEARNT_LIST),
+        "next_stage.train_data_root_dir": dataset.valid.root,
+        "next_stage.train_data_file": str(folder / LEARNT_LIST),
+        "next_stage.val_data_file": str(folder / MEASURED_LIST),
+    }

@@ -1,0 +1,281 @@
+"""Checkpoints: what is saved comes back, and what is damaged, hostile, newer or not written whole is refused."""
+
+import errno
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from artifacts import checkpoint as checkpoint_module
+from artifacts.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    is_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    weights_sha256,
+)
+from artifacts.metadata import Facts
+from data_loader.preprocess import Preprocess
+
+
+def make_checkpoint(seed: int = 0, **parts: Any) -> Checkpoint:
+    generator = torch.Generator().manual_seed(seed)
+    net = {
+        "conv.weight": torch.randn(4, 3, 3, 3, generator=generator),
+        "half": torch.randn(5, generator=generator).to(torch.bfloat16),
+        "num_batches": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+    }
+    facts = Facts(("猫", "dog"), Preprocess(32, 24, 1, "crop"), {"module": "m", "name": "n", "args": {"a": 1}})
+    return Checkpoint({"num_classes": 2}, facts, net, **parts)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "net.pth"
+    save_checkpoint(make_checkpoint(), path)
+    return path
+
+
+class Hostile:
+    """Unpickled without care, it makes a file."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.made),)
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    given = make_checkpoint(
+        ema={"w": torch.ones(2)},
+        optimizer=optimizer.state_dict(),
+        scaler={"scale": 2.0},
+        progress={"step": 3, "best": 0.5, "history": [{"epoch": 1}], "rng": torch.get_rng_state()},
+    )
+    save_checkpoint(given, tmp_path / "deeper" / "folders" / "net.pth")
+    got = load_checkpoint(tmp_path / "deeper" / "folders" / "net.pth")
+    assert got.config == given.config
+    assert got.facts.class_names == ("猫", "dog")
+    assert got.facts.preprocess == given.facts.preprocess
+    assert got.facts.net == given.facts.net
+    for name, tensor in given.net.items():
+        assert got.net[name].dtype == tensor.dtype
+        assert torch.equal(got.net[name], tensor)
+    assert given.optimizer is not None
+    momentum = given.optimizer["state"][0]["momentum_buffer"]
+    assert got.optimizer is not None
+    assert torch.equal(got.optimizer["state"][0]["momentum_buffer"], momentum)
+    assert got.scaler == given.scaler
+    assert torch.equal(got.progress.pop("rng"), given.progress.pop("rng"))
+    assert got.progress == given.progress
+    assert torch.equal(got.deployed()["w"], torch.ones(2))
+
+
+def test_without_an_average_the_net_itself_is_deployed(saved: Path) -> None:
+    assert load_checkpoint(saved).deployed().keys() == make_checkpoint().net.keys()
+
+
+def test_the_digest_is_of_names_types_shapes_and_bytes() -> None:
+    one = {"a": torch.arange(4.0), "b": torch.zeros(2)}
+    assert weights_sha256(one) == weights_sha256(dict(reversed(one.items())))
+    others: list[dict[str, torch.Tensor]] = [
+        {"a": torch.arange(4.0), "c": torch.zeros(2)},
+        {"a": torch.arange(4.0).view(2, 2), "b": torch.zeros(2)},
+        {"a": torch.arange(4.0).view(torch.int32), "b": torch.zeros(2)},
+        {"a": torch.arange(4.0) + 1e-6, "b": torch.zeros(2)},
+        {"a": torch.arange(4.0)},
+    ]
+    assert len({weights_sha256(state) for state in [one, *others]}) == 6
+    transposed = torch.arange(6.0).view(2, 3).t()
+    assert weights_sha256({"a": transposed}) == weights_sha256({"a": transposed.contiguous()})
+
+
+def test_nothing_but_the_checkpoint_is_left_in_the_folder(saved: Path) -> None:
+    assert [file.name for file in saved.parent.iterdir()] == ["net.pth"]
+
+
+def test_it_is_told_from_bare_weights(saved: Path, tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "bare.pth")
+    assert is_checkpoint(saved)
+    assert not is_checkpoint(tmp_path / "bare.pth")
+    with pytest.raises(CheckpointError, match=r"bare weights without config and facts; name a config .*--config"):
+        load_checkpoint(tmp_path / "bare.pth")
+
+
+@pytest.mark.parametrize("key", ["", "state_dict", "model", "net"])
+def test_bare_weights_are_read(key: str, tmp_path: Path) -> None:
+    weights = {"w": torch.arange(3.0)}
+    torch.save({key: weights, "epoch": 3} if key else weights, tmp_path / "bare.pth")
+    assert torch.equal(load_weights(tmp_path / "bare.pth")["w"], torch.arange(3.0))
+
+
+def test_the_weights_of_a_checkpoint_are_those_that_are_deployed(tmp_path: Path) -> None:
+    save_checkpoint(make_checkpoint(ema={"w": torch.ones(2)}), tmp_path / "net.pth")
+    assert load_weights(tmp_path / "net.pth").keys() == {"w"}
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_hostile_file_is_refused_and_its_command_not_run(protocol: int, tmp_path: Path) -> None:
+    made, file = tmp_path / "made", tmp_path / "evil.pth"
+    torch.save({"format": checkpoint_module.FORMAT, "net": Hostile(made)}, file)
+    with pytest.raises(CheckpointError, match=r"evil\.pth: it holds more than plain tensors and values"):
+        load_checkpoint(file)
+    file.write_bytes(pickle.dumps(Hostile(made), protocol=protocol))
+    for read in (load_checkpoint, load_weights, is_checkpoint):
+        with pytest.raises(CheckpointError, match=r"evil\.pth: "):
+            read(file)
+    assert not made.exists()
+
+
+def test_a_flipped_byte_in_the_weights_is_detected(saved: Path) -> None:
+    data = bytearray(saved.read_bytes())
+    position = data.find(make_checkpoint().net["conv.weight"].numpy().tobytes())
+    assert position > 0
+    data[position + 17] ^= 1
+    saved.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match=r"net\.pth: .*(sha256|damaged|CRC|cannot read it)"):
+        load_checkpoint(saved)
+
+
+def test_flipped_bytes_anywhere_never_change_what_is_read(saved: Path) -> None:
+    whole = saved.read_bytes()
+    generator = np.random.default_rng(3)
+    for position in generator.integers(0, len(whole), 150):
+        data = bytearray(whole)
+        data[position] ^= 1 << generator.integers(0, 8)
+        saved.write_bytes(bytes(data))
+        try:
+            got = load_checkpoint(saved)
+        except CheckpointError as error:
+            assert str(error).startswith(f"{saved}: ")
+        else:  # padding between the parts
+            assert weights_sha256(got.net) == weights_sha256(make_checkpoint().net)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(saved: Path, share: float) -> None:
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(saved))}: .+"):
+        load_checkpoint(saved)
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    content = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in (content | changes).items() if value != "remove"}, path)
+
+
+def test_a_newer_format_is_refused(saved: Path) -> None:
+    rewrite(saved, format_version=2)
+    with pytest.raises(CheckpointError, match=r"written by a newer program \(format 2, this one reads 1\)"):
+        load_checkpoint(saved)
+
+
+def test_newer_facts_are_refused(saved: Path) -> None:
+    facts = torch.load(saved, weights_only=True)["facts"]
+    rewrite(saved, facts=facts | {"facts_version": 9})
+    with pytest.raises(CheckpointError, match="the facts are of version 9, this program reads version 1"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("key", ["config", "facts", "net", "ema", "optimizer", "progress", "format_version"])
+def test_a_missing_part_is_named(saved: Path, key: str) -> None:
+    rewrite(saved, **{key: "remove"})
+    with pytest.raises(CheckpointError, match=rf"the checkpoint is incomplete: .*{key}"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([1, 2], "holds a list, not a checkpoint or a state dict"),
+        (torch.ones(3), "holds a Tensor, not a checkpoint"),
+        ({}, r"no weights in it \(its keys: none\)"),
+        ({"epoch": 3, "lr": 0.1}, r"no weights in it \(its keys: epoch, lr\)"),
+    ],
+)
+def test_other_contents_are_named(content: Any, text: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=text):
+        load_weights(tmp_path / "x.pth")
+
+
+def test_a_missing_file_is_named_with_the_current_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.pth: no such file \(relative paths start from /"):
+        load_checkpoint(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is a text", b"PK\x03\x04 not really", b"\x80\x02."])
+def test_foreign_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.pth: .+"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_failing_write_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+    real_save = torch.save
+
+    def save_half(content: Any, file: Any) -> None:
+        real_save(content["config"], file)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", save_half)
+    with pytest.raises(CheckpointError, match=r"net\.pth: cannot write the checkpoint: No space left on device"):
+        save_checkpoint(make_checkpoint(1), saved)
+    assert saved.read_bytes() == before
+    assert [file.name for file in saved.parent.iterdir()] == ["net.pth"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_told(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+    real_open = Path.open
+
+    def open_full(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        return real_open(Path("/dev/full") if mode == "w+b" else path, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(CheckpointError, match=r"net\.pth: cannot write the checkpoint: "):
+        save_checkpoint(make_checkpoint(1), saved)
+    assert saved.read_bytes() == before
+
+
+def test_an_interrupted_write_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.read_bytes()
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(make_checkpoint(1), saved)
+    assert saved.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"file/net\.pth: cannot write the checkpoint: (File exists|Not a dir)"):
+        save_checkpoint(make_checkpoint(), tmp_path / "file" / "net.pth")
+
+
+def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refuse)  # root, who may run the tests, has every permission
+    with pytest.raises(CheckpointError, match=r"net\.pth: cannot write the checkpoint: Permission denied"):
+        save_checkpoint(make_checkpoint(), tmp_path / "net.pth")

@@ -1,0 +1,428 @@
+"""Pictures of many requests in one net thread: order, batches, limits, and that nothing stays behind."""
+
+import asyncio
+import base64
+import io
+import threading
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from artifacts.metadata import Facts
+from data_loader import preprocess
+from data_loader.preprocess import PictureError, Preprocess
+from deploy.backends.base import BackendError
+from deploy.inference import predictor
+from deploy.inference.heatmap_writer import HeatMap
+from deploy.inference.predictor import Predictor
+from deploy.service import image_decoder
+from deploy.service.admission import QueueFullError
+from deploy.service.batching import MicroBatcher
+from deploy.service.heatmaps import HeatMaps
+from deploy.service.image_decoder import DecodingError, PictureDecoder
+
+FACTS = Facts(("dark", "bright", "grey"), Preprocess(8, 8), {"module": "m", "name": "n", "args": {}})
+PATIENCE_S = 20
+
+
+class GatedBackend:
+    """Logits from the mean brightness; it waits for `gate`, and keeps what it was given and in which thread."""
+
+    def __init__(self, name: str = "fake") -> None:
+        self.name, self.device = name, "cpu"
+        self.sizes: list[int] = []
+        self.threads: set[str] = set()
+        self.gate, self.entered = threading.Event(), threading.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self.sizes.append(len(images))
+        self.threads.add(threading.current_thread().name)
+        self.entered.set()
+        assert self.gate.wait(PATIENCE_S)
+        if self.failure is not None:
+            raise self.failure
+        mean = images.mean(axis=(1, 2, 3))
+        return np.stack([-mean, mean, np.zeros_like(mean)], axis=1).astype(np.float32)
+
+
+def png(value: int = 128, size: tuple[int, int] = (9, 7)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(file, "PNG")
+    return file.getvalue()
+
+
+@contextmanager
+def batching(
+    backend: GatedBackend, facts: Facts = FACTS, decoder: PictureDecoder | None = None, **changes: Any
+) -> Iterator[MicroBatcher]:
+    values = {"batch_size": 4, "queue_size": 100, "workers": 2, "topk": 2, **changes}
+    decoder = decoder or PictureDecoder(facts, 10**6, 10**9, values["workers"])
+    batcher = MicroBatcher(Predictor(backend, facts), decoder, **values)
+    try:
+        yield batcher
+    finally:
+        backend.gate.set()
+        batcher.close()
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+# --- answers and batches
+
+
+def test_answers_are_the_predictors_in_order() -> None:
+    backend = GatedBackend()
+    requests = [[png(value + 7 * index) for index in range(count)] for value, count in ((0, 3), (100, 1), (200, 5))]
+    decode = FACTS.preprocess.decode
+    expected = [Predictor(GatedBackend(), FACTS).predict_images(list(map(decode, r)), 2) for r in requests]
+
+    async def main() -> None:
+        answers = await asyncio.gather(*map(batcher.submit, requests))
+        for got, wanted in zip(answers, expected, strict=True):
+            assert [(a.label, a.class_name, a.file, a.error) for a in got] == [
+                (a.label, a.class_name, "", "") for a in wanted
+            ]
+            assert [a.score for a in got] == pytest.approx([a.score for a in wanted])
+            assert [len(a.top_k) for a in got] == [2] * len(wanted)
+        assert batcher.held == 0
+
+    with batching(backend) as batcher:
+        run(main)
+    assert backend.threads == {"net"}
+    assert sum(backend.sizes) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "batch_size", "sizes"),
+    [
+        ("fake", "fp32", 4, [1, 4, 3]),
+        ("fake", "fp32", 32, [1, 7]),
+        ("fake", "fp32", 1, [1] * 8),
+        ("fake", "int8", 32, [1, 7]),
+        ("openvino", "int8", 32, [1, 4, 2, 1]),  # programs for powers of two: nothing is filled up
+        ("openvino", "int8", 6, [1, 4, 2, 1]),
+    ],
+)
+def test_what_waits_goes_into_the_next_batch(name: str, precision: str, batch_size: int, sizes: list[int]) -> None:
+    backend = GatedBackend(name)
+    told: list[int] = []
+    facts = Facts(FACTS.class_names, FACTS.preprocess, FACTS.net, precision=precision)
+
+    async def main() -> None:
+        backend.gate.clear()
+        first = batcher.submit([png()])
+        await until(backend.entered.is_set)
+        others = [batcher.submit([png()]) for _ in range(7)]
+        await until(lambda: len(batcher._ready) == 7)
+        backend.gate.set()
+        await asyncio.gather(first, *others)
+
+    with batching(backend, facts, batch_size=batch_size, on_batch=lambda count, _: told.append(count)) as batcher:
+        run(main)
+    assert backend.sizes == told == sizes
+
+
+def test_nothing_waits_for_company_unless_told_to() -> None:
+    async def both() -> float:
+        started = time.perf_counter()
+        first = batcher.submit([png()])
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, batcher.submit([png()]))
+        return time.perf_counter() - started
+
+    backend = GatedBackend()
+    with batching(backend) as batcher:
+        asyncio.run(both())
+    assert backend.sizes == [1, 1]
+    backend = GatedBackend()
+    with batching(backend, batch_size=2, batch_wait_ms=10_000) as batcher:
+        assert asyncio.run(both()) < 5  # full before the time is over
+    assert backend.sizes == [2]
+    with batching(backend, batch_size=2, batch_wait_ms=100) as batcher:
+        started = time.perf_counter()
+
+        async def main() -> None:
+            await batcher.submit([png()])
+
+        run(main)
+        assert time.perf_counter() - started > 0.1
+
+
+def test_the_warm_up_runs_every_size_to_come_in_the_nets_thread() -> None:
+    backend = GatedBackend()
+    with batching(backend, batch_size=6) as batcher:
+        assert batcher.warm_up().class_name == "bright"  # mid grey lies a little above ImageNet's mean
+    assert backend.sizes == [1, 2, 4, 6, 6]
+    assert backend.threads == {"net"}
+
+
+# --- mistakes and limits
+
+
+def test_a_bad_picture_takes_no_other_with_it() -> None:
+    async def main() -> None:
+        other = batcher.submit([png(250)])
+        answers = await batcher.submit([png(0), b"", png(250), b"GIF89a"])
+        assert [answer.class_name for answer in answers] == ["dark", "", "bright", ""]
+        assert answers[1].error == "it is empty (0 bytes)"
+        assert "not a picture of a known format" in answers[3].error or "damaged" in answers[3].error
+        assert (await other)[0].class_name == "bright"
+        only_bad = await batcher.submit([b"", b"x"])
+        assert all(answer.error for answer in only_bad)
+        assert batcher.held == 0
+
+    with batching(GatedBackend()) as batcher:
+        run(main)
+
+
+def test_a_full_queue_takes_nothing_of_a_request() -> None:
+    backend = GatedBackend()
+
+    async def main() -> None:
+        backend.gate.clear()
+        taken = [batcher.submit([png()]), batcher.submit([png()] * 2)]
+        assert batcher.is_ready()
+        with pytest.raises(QueueFullError):
+            batcher.submit([png()] * 2)
+        assert batcher.held == 3 and not batcher.is_ready()
+        with pytest.raises(QueueFullError):
+            batcher.check_room()
+        backend.gate.set()
+        assert [len(answers) for answers in await asyncio.gather(*taken)] == [1, 2]
+        assert batcher.held == 0 and batcher.is_ready()
+
+    with batching(backend, queue_size=4) as batcher:
+        run(main)
+
+
+@pytest.mark.parametrize("failure", [BackendError("no memory"), RuntimeError("a bug")])
+def test_a_net_that_fails_is_told_and_goes_on(failure: Exception) -> None:
+    backend = GatedBackend()
+
+    async def main() -> None:
+        backend.failure = failure
+        told = await asyncio.gather(*(batcher.submit([png()] * 3) for _ in range(3)), return_exceptions=True)
+        assert told == [failure] * 3
+        backend.failure = None
+        assert (await batcher.submit([png(250)]))[0].class_name == "bright"
+        await until(lambda: batcher.held == 0)
+
+    with batching(backend) as batcher:
+        run(main)
+
+
+def test_a_fault_while_decoding_is_told_and_nothing_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(image_decoder, "decode", lambda *_: divmod(1, 0))
+            with pytest.raises(ZeroDivisionError):
+                await batcher.submit([png()] * 3)
+            await until(lambda: batcher.held == 0)
+        assert not (await batcher.submit([png()]))[0].error
+
+    with batching(GatedBackend()) as batcher:
+        run(main)
+
+
+# --- leaving
+
+
+def test_what_nobody_waits_for_is_left_out_and_leaves_nothing() -> None:
+    backend = GatedBackend()
+
+    async def main() -> None:
+        backend.gate.clear()
+        first = batcher.submit([png()])
+        await until(backend.entered.is_set)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(batcher.submit([png()] * 5), 0.05)
+        leaving, staying = batcher.submit([png()] * 2), batcher.submit([png(250)])
+        await until(lambda: len(batcher._ready) == 8)
+        leaving.cancel()
+        backend.gate.set()
+        await asyncio.gather(first, staying)
+        await until(lambda: batcher.held == 0)
+
+    with batching(backend, batch_size=16) as batcher:
+        run(main)
+        assert backend.sizes == [1, 1]  # of the eight that were ready, one
+        assert not batcher._ready
+
+
+def test_no_picture_outlives_its_answer() -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+    prepare = predictor.prepare
+
+    def noted(*args: Any) -> np.ndarray:
+        pixels = prepare(*args)
+        alive.append(weakref.ref(pixels))
+        return pixels
+
+    async def main() -> None:
+        for _ in range(5):
+            answers = await batcher.submit([png()] * 10)
+            assert len(answers) == 10
+        await until(lambda: batcher.held == 0)
+
+    with pytest.MonkeyPatch.context() as patch, batching(GatedBackend()) as batcher:
+        patch.setattr("deploy.service.image_decoder.prepare", noted)
+        run(main)
+        time.sleep(0.05)  # the net's thread goes to sleep
+        assert len(alive) == 50
+        assert not [ref for ref in alive if ref() is not None]
+
+
+def test_closing_finishes_what_was_taken_and_ends_the_threads() -> None:
+    backend = GatedBackend()
+    before = threading.active_count()
+
+    async def main() -> None:
+        backend.gate.clear()
+        waiting = [batcher.submit([png()] * 3) for _ in range(4)]
+        await until(backend.entered.is_set)
+        threading.Timer(0.1, backend.gate.set).start()
+        await asyncio.to_thread(batcher.close)
+        assert [len(answers) for answers in await asyncio.gather(*waiting)] == [3] * 4
+
+    with batching(backend) as batcher:
+        run(main)
+    assert threading.active_count() == before
+
+
+def test_an_event_loop_that_has_gone_stops_nothing() -> None:
+    backend = GatedBackend()
+
+    async def leave() -> None:
+        backend.gate.clear()
+        batcher.submit([png()])
+        await until(backend.entered.is_set)
+
+    async def main() -> None:
+        assert len(await batcher.submit([png()])) == 1
+
+    with batching(backend) as batcher:
+        asyncio.run(leave())
+        backend.gate.set()
+        run(main)
+
+
+def test_calls_run_in_the_nets_thread_between_batches() -> None:
+    backend = GatedBackend()
+
+    async def main() -> None:
+        backend.gate.clear()
+        first = batcher.submit([png()])
+        await until(backend.entered.is_set)
+        calls = [batcher.in_net_thread(lambda n: (threading.current_thread().name, n), n) for n in range(3)]
+        failing = batcher.in_net_thread(divmod, 1, 0)
+        assert calls[1].cancel()
+        backend.gate.set()
+        await first
+        assert [await asyncio.wrap_future(calls[i]) for i in (0, 2)] == [("net", 0), ("net", 2)]
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wrap_future(failing)
+        assert batcher.in_pool(lambda: threading.current_thread().name).result().startswith("decode")
+
+    with batching(backend) as batcher:
+        run(main)
+
+
+# --- decoding
+
+
+def test_large_pictures_are_decoded_one_at_a_time_and_hold_no_small_one_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_decoder, "LEAST_SMALL_PIXELS", 100)
+    whole = preprocess.decode
+    at_once, most, go_on = 0, 0, threading.Event()
+
+    def slow(data: bytes, channels: int, max_pixels: int) -> Image.Image:
+        nonlocal at_once, most
+        picture = whole(data, channels, max_pixels)  # raises for a large one at the first look
+        if picture.width * picture.height > 100:
+            at_once += 1
+            most = max(most, at_once)
+            assert go_on.wait(PATIENCE_S)
+            time.sleep(0.01)
+            at_once -= 1
+        return picture
+
+    async def main() -> None:
+        large = [batcher.submit([png(size=(40, 50))]) for _ in range(5)]
+        small = await asyncio.gather(*(batcher.submit([png(size=(10, 10))]) for _ in range(5)))
+        assert not any(answers[0].error for answers in small)
+        go_on.set()
+        assert not any(answers[0].error for answers in await asyncio.gather(*large))
+        error = (await batcher.submit([png(size=(40, 51))]))[0].error
+        assert error == "40x51 is more than max_pixels (2000) allows"
+
+    monkeypatch.setattr("deploy.service.image_decoder.decode", slow)
+    # 40 bytes a pixel: 2000 for the large one, and 100 for each of two workers
+    decoder = PictureDecoder(FACTS, max_pixels=2000, memory_bytes=40 * 2200, workers=2)
+    with batching(GatedBackend(), decoder=decoder) as batcher:
+        run(main)
+    assert most == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_heat_maps_are_made_of_large_pictures_as_well(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_decoder, "LEAST_SMALL_PIXELS", 100)
+    facts = Facts(FACTS.class_names, Preprocess(8, 8, channels), FACTS.net)
+    decoder = PictureDecoder(facts, max_pixels=2000, memory_bytes=40 * 2100, workers=1)
+    asked: list[tuple[tuple[int, ...], int, str]] = []
+
+    def mapper(image: np.ndarray, label: int) -> HeatMap:
+        asked.append((image.shape, label, threading.current_thread().name))
+        return HeatMap(np.eye(8, dtype=np.float32))
+
+    async def main() -> None:
+        heatmaps = HeatMaps(mapper, facts, decoder, batcher, 1)
+        for size in ((8, 10), (50, 40)):
+            url = await heatmaps.data_url(png(size=size), 2)
+            drawn = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,"))))
+            assert drawn.format == "JPEG" and drawn.width * size[1] == drawn.height * size[0]
+            assert len(set(drawn.convert("L").tobytes())) > 20  # the map is seen on a plain picture
+        with pytest.raises(PictureError, match="more than max_pixels"):
+            await heatmaps.data_url(png(size=(50, 41)), 2)
+
+    with batching(GatedBackend(), facts, decoder) as batcher:
+        run(main)
+    assert asked == [((channels, 8, 8), 2, "net")] * 2
+
+
+def test_a_damaged_avif_is_damaged_and_no_fault() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(file, "AVIF")
+    half = len(file.getvalue()) // 2
+    data = file.getvalue()[:half] + bytes(half)
+    decoder = PictureDecoder(FACTS, 10**6, 10**9, 1)
+    assert decoder.prepared(data, may_be_large=True).error.startswith("it is damaged: Failed to decode ")
+
+
+def test_the_nets_own_pixel_cap_counts_as_well() -> None:
+    facts = Facts(FACTS.class_names, Preprocess(8, 8, max_pixels=50), {})
+    decoder = PictureDecoder(facts, 10**6, 10**9, 1)
+    assert decoder.prepared(png(size=(10, 10)), may_be_large=True).error == "10x10 is more than max_pixels (50) allows"
+
+
+def test_too_little_memory_to_decode_is_told_with_what_it_takes() -> None:
+    sentence = (
+        r"--decode_memory_mb must be at least 420 for pictures of 10 megapixels and 2 workers, got 419"  # 40 * 10.5
+    )
+    with pytest.raises(DecodingError, match=sentence):
+        PictureDecoder(FACTS, 10 * 10**6, 419 * 10**6, 2)
+    PictureDecoder(FACTS, 10 * 10**6, 420 * 10**6, 2)

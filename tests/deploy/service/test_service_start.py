@@ -1,0 +1,240 @@
+"""How the service starts and stops: the program itself, its signals, and mistakes in what is asked of it."""
+
+import base64
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from artifacts.checkpoint import Checkpoint, save_checkpoint
+from artifacts.metadata import Facts
+from common.paths import ROOT
+from data_loader.preprocess import Preprocess
+from deploy.backends.base import BackendError
+from deploy.backends.loading import load_backend
+from deploy.inference.predictor import Predictor
+from deploy.service import launcher
+from deploy.service.cli_args import TOKEN_VARIABLE, Limits
+from nets.net_interface import build_net
+from tests.deploy.service.test_batching import FACTS, GatedBackend, png
+from tests.helpers.serving import PATIENCE_S, Served, base64_of, wait
+
+
+def start(code: str, *arguments: object, **variables: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def port_of(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    assert process.stdout is not None and process.stderr is not None
+    told = "".join(islice(process.stdout, 4))
+    found = re.search(r"http://127\.0\.0\.1:(\d+)", told)
+    assert found, told + process.stderr.read()
+    return int(found[1]), told
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    facts = Facts(
+        ("猫", "dog", "bird"), Preprocess(32, 32), {"module": "resnet_module", "name": "resnet18", "args": {}}
+    )
+    net = build_net("resnet_module", "resnet18", num_classes=3, img_height=32, img_width=32, model_args={})
+    path = tmp_path_factory.mktemp("weights") / "net.pth"
+    save_checkpoint(Checkpoint({}, facts, net.state_dict()), path)
+    return path
+
+
+def noise(size: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_checkpoint_is_served_with_heat_maps_until_a_signal(weights: Path) -> None:
+    program = "import sys; from deploy.service import main; raise SystemExit(main())"
+    process = start(
+        program, "--weights", weights, "--service_port", 0, "--device", "cpu", "--batch_size", 2, "--drain_s", 0
+    )
+    try:
+        port, told_first = port_of(process)
+        one = Served(port, GatedBackend())
+        assert told_first.splitlines() == [
+            "serving resnet18 (3 classes, 32x32) on torch cpu",
+            f"  address  http://127.0.0.1:{port}",
+            f"  net      {weights}",
+            "  paths    POST /predict; GET / /docs /metrics",
+        ]
+        assert one.get("/info")[1]["heatmap"] is True
+        data = noise((60, 40))
+        answer = one.ask("/predict", {"content": base64_of(data), "need_heatmap": True})[1]
+        (entry,) = answer["data"]
+        (told,) = Predictor(*load_backend(weights, device="cpu")).predict_images([Image.open(io.BytesIO(data))])
+        assert (entry["label"], entry["class"]) == (told.label, told.class_name)
+        assert entry["score"] == pytest.approx(told.score, abs=1e-5)
+        head, _, picture = entry["heatmap"].partition(",")
+        assert head == "data:image/jpeg;base64"
+        drawn = Image.open(io.BytesIO(base64.b64decode(picture)))
+        assert drawn.width / drawn.height == 60 / 40 and drawn.getextrema() != ((0, 0),) * 3
+        assert "heatmap" not in one.ask("/predict", {"content": base64_of(data)})[1]["data"][0]
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, output, errors) == (0, "", "")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+SLOW_SERVICE = """
+import sys, time
+import deploy.backends.loading
+from deploy.service import main
+from tests.deploy.service.test_batching import FACTS, GatedBackend
+class Slow(GatedBackend):
+    def __call__(self, images):
+        time.sleep(0.3)
+        return super().__call__(images)
+deploy.backends.loading.load_backend = lambda *_, **__: (Slow(), FACTS)
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_in_flight_is_answered_before_the_end(weights: Path, number: signal.Signals) -> None:
+    process = start(SLOW_SERVICE, "--weights", weights, "--service_port", 0, "--no_batching", "--drain_s", 0)
+    try:
+        port, _ = port_of(process)
+        one = Served(port, GatedBackend())
+        answers: list[tuple[int, Any, Any]] = []
+        body = {"content": [base64_of(png(250))] * 2}
+        threads = [threading.Thread(target=lambda: answers.append(one.ask("/predict", body))) for _ in range(2)]
+        with one.connect():  # it asks for nothing, and holds nothing up
+            for thread in threads:
+                thread.start()
+            wait(lambda: one.metric("service_queue_pictures") >= 3)
+            process.send_signal(number)
+            time.sleep(0.3)
+            with pytest.raises(OSError), one.connect():  # nobody new is let in
+                pass
+            for thread in threads:
+                thread.join()
+        assert [len(answer["data"]) for _, answer, _ in answers] == [2, 2]
+        output, errors = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, output, errors) == (0, "", "")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_readiness_fails_before_nobody_is_let_in(weights: Path) -> None:
+    process = start(SLOW_SERVICE, "--weights", weights, "--service_port", 0, "--drain_s", 1.5)
+    try:
+        port, _ = port_of(process)
+        one = Served(port, GatedBackend())
+        assert one.get("/readyz")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        wait(lambda: one.get("/readyz")[0] == 503)
+        status, answer, headers = one.ask("/predict", {"content": base64_of(png(250))})
+        assert (status, answer["code"], headers["connection"]) == (200, 200, "close")
+        assert process.communicate(timeout=PATIENCE_S) == ("", "") and process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Start with a mistake in it, and give the sentence."""
+    assert launcher.main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err.removeprefix("python -m deploy.service: ").rstrip()
+
+
+def test_mistakes_at_the_start_are_sentences(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert told(capsys, "--weights", tmp_path / "no.pth").startswith(f"{tmp_path / 'no.pth'}: ")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert told(capsys, "--weights", weights, "--service_port", port) == (
+            f"cannot listen on 127.0.0.1:{port}: Address already in use; stop what listens there, or choose another "
+            "--service_port"
+        )
+    at_host = ("--weights", weights, "--service_port", 0, "--host")
+    assert told(capsys, *at_host, "no such host").startswith("--host no such host: no such address here: ")
+    for name in ("a..b", "a" * 70):  # Python itself refuses these, as a UnicodeError
+        assert told(capsys, *at_host, name) == f"--host {name}: no such address here: not a name of a machine"
+    assert told(capsys, *at_host, "192.0.2.1") == "cannot listen on 192.0.2.1:0: Cannot assign requested address"
+    for token in ("", " a", "a\n"):
+        monkeypatch.setenv(TOKEN_VARIABLE, token)
+        sentence = f"{TOKEN_VARIABLE} must be a token without spaces around it; unset it to ask for none"
+        assert told(capsys, "--weights", weights, "--service_port", 0) == sentence
+
+
+def test_a_net_of_features_and_limits_that_disagree(
+    weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = Facts(FACTS.class_names, FACTS.preprocess, FACTS.net, output="features")
+    monkeypatch.setattr("deploy.backends.loading.load_backend", lambda *_, **__: (GatedBackend(), features))
+    common = ("--weights", weights, "--service_port", 0)
+    assert told(capsys, *common).startswith("this net gives features, not classes")
+    monkeypatch.setattr("deploy.backends.loading.load_backend", lambda *_, **__: (GatedBackend(), FACTS))
+    assert told(capsys, *common, "--queue", 3) == "--queue must be at least --max_pictures, got 3 and 16"
+    assert told(capsys, *common, "--decode_memory_mb", 9).startswith("--decode_memory_mb must be at least ")
+    broken = GatedBackend()
+    broken.failure = BackendError("the net failed on fake cpu: no")
+    monkeypatch.setattr("deploy.backends.loading.load_backend", lambda *_, **__: (broken, FACTS))
+    assert told(capsys, *common) == "the net failed on fake cpu: no"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "sentence"),
+    [
+        ("--queue", "0", 'argument --queue: must be a whole number from 1 to 100000, got "0"'),
+        ("--max_body_mb", "1.5", 'argument --max_body_mb: must be a whole number from 1 to 4096, got "1.5"'),
+        ("--request_timeout_s", "nan", 'argument --request_timeout_s: must be a number from 0.1 to 3600, got "nan"'),
+        ("--service_port", "65536", 'argument --service_port: must be a whole number from 0 to 65535, got "65536"'),
+        ("--http_status", "maybe", "argument --http_status: invalid choice: 'maybe'"),
+    ],
+)
+def test_flags_have_ranges(flag: str, value: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        launcher.main(["--weights", "x.pth", flag, value])
+    assert stopped.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+WITHOUT_TORCH = """
+import sys
+from deploy.service import main
+try:
+    main(["--help"])
+finally:
+    assert not {"torch", "fastapi"} & set(sys.modules)
+"""
+
+
+def test_help_comes_without_torch_and_names_every_limit() -> None:
+    process = start(WITHOUT_TORCH)
+    output, errors = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, errors) == (0, "")
+    assert all(f"--{name} " in output for name in Limits.__dataclass_fields__)

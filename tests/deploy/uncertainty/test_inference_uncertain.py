@@ -1,0 +1,509 @@
+"""The program as it is used: calibrated once, then the same decision from every file made of the net."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import http.client
+import io
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+import inference
+import inference_uncertain
+from artifacts.calibration import SCORES
+from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from artifacts.metadata import Facts
+from artifacts.metadata_reader import read_facts
+from deploy.backends.loading import load_backend, load_torch
+from deploy.export.sample_images import find_pictures
+from deploy.export.writers import Source, make_int8, make_json
+from deploy.inference.predictor import Predictor
+from deploy.inference.result_writer import Answer
+from deploy.service.launcher import NATIVE
+from deploy.service.request_parser import CONTENT
+from deploy.service.server import service_of
+from deploy.uncertainty.calibration import for_temperature
+from deploy.uncertainty.outputs import config_of
+from pytorch2json import engine
+from tests.conftest import CLASSES
+from tests.deploy.service.test_service import base64_of
+from tests.deploy.service.test_service import flags as service_flags
+from tests.helpers.exported import ENVIRONMENT, paint, train_net, write_list
+
+PROGRAM = Path(inference_uncertain.__file__)
+
+
+def mix(path: Path, share: float, seed: int) -> None:
+    """Write noise between class 0 and class 1: red by `share`, green by the rest."""
+    pixels = np.random.default_rng(seed).integers(0, 160, (24, 28, 3)).astype(float)
+    pixels[..., 0] += 60 * share
+    pixels[..., 1] += 60 * (1 - share)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def run(*arguments: object) -> int:
+    return inference_uncertain.main([str(argument) for argument in arguments])
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run with a mistake in it, and give the sentence."""
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err.removeprefix("inference_uncertain.py: ").rstrip()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a net, and make 200 pictures to calibrate it on, every fourth of which shows two classes."""
+    folder = tmp_path_factory.mktemp("net")
+    path = train_net(folder)
+    lines = Path(write_list(folder, "held", 150, 1000)).read_text(encoding="utf-8").splitlines()
+    for number in range(50):
+        mix(folder / f"images/held/mixed{number}.png", 0.42 + 0.16 * number / 49, number)
+        lines.insert(4 * number, f"held/mixed{number}.png----{number % 2}")
+    (folder / "held.txt").write_text("\n".join(lines), encoding="utf-8")
+    for number in range(12):
+        mix(folder / f"asked/mixed{number}.png", 0.42 + 0.16 * number / 11, 500 + number)
+        paint(folder / f"asked/deeper/{number}.png", number % 3, 600 + number)
+    (folder / "asked/cut.png").write_bytes(b"\x89PNG")
+    return path
+
+
+@pytest.fixture(scope="module")
+def told(plain: Path) -> list[str]:
+    """Calibrate a copy of the net, calibrated.pth, and give what was told."""
+    checkpoint = load_checkpoint(plain)
+    save_checkpoint(checkpoint, plain.with_name("calibrated.pth"))
+    out = io.StringIO()
+    promise = ("--target_risk", 0.06, "--confidence", 0.9, "--conformal", 0.04)
+    with contextlib.redirect_stdout(out):
+        assert (
+            run("--weights", plain.with_name("calibrated.pth"), "--calibrate", plain.with_name("held.txt"), *promise)
+            == 0
+        )
+    return out.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def weights(plain: Path, told: list[str]) -> Path:
+    return plain.with_name("calibrated.pth")
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Path) -> Path:
+    """Make what `deploy.export` makes, which test_export.py proves: float.onnx, model.int8.onnx, model.json."""
+    folder = weights.parent / "out"
+    folder.mkdir()
+    backend, facts = load_torch(weights, "cpu", None)
+    pictures = find_pictures(weights.with_name("held.txt"), config_of(weights), facts, 30)
+    source = Source(backend.net, facts, pictures, pictures, "fp32", "float32 NCHW")
+    make_int8(source, folder / "model.int8.onnx")  # and float.onnx, which it is made from
+    make_json(source, folder / "model.json")
+    return folder
+
+
+def asked(weights: Path) -> list[str]:
+    return [str(path) for path in sorted((weights.parent / "asked").rglob("*.png")) if path.name != "cut.png"]
+
+
+def answers(weights: Path, paths: list[str], **options: Any) -> list[Answer]:
+    return list(Predictor(*load_backend(weights, device="cpu", **options)).predict_files(paths, workers=1))
+
+
+# --- calibration
+
+
+def test_calibration_tells_what_it_found_and_changes_nothing_else(plain: Path, weights: Path, told: list[str]) -> None:
+    facts = read_facts(weights)
+    assert facts.calibration is not None and facts.temperature is not None
+    assert replace(facts, calibration=None, temperature=None, thresholds={}) == read_facts(plain)
+    before, after = load_checkpoint(plain), load_checkpoint(weights)
+    assert after.config == before.config and all(torch.equal(after.net[name], before.net[name]) for name in before.net)
+    held = plain.with_name("held.txt")
+    kept = facts.calibration
+    assert (kept.target_risk, kept.confidence, kept.conformal_risk, kept.pictures) == (0.06, 0.9, 0.04, 160)
+    assert told[0] == f"{held}: 200 pictures; 40 fit the temperature, 160 the thresholds"
+    assert re.fullmatch(
+        r"accuracy 0\.\d{4}; temperature [\d.]+; negative log likelihood [\d.]+ before, [\d.]+ after", told[1]
+    )
+    assert told[2] == (
+        f"accept where least_confidence <= {facts.thresholds['accept']:.6g}: {kept.accepted} of 160 "
+        f"({kept.accepted / 160:.1%}), {kept.wrong} of them wrong"
+    )
+    assert told[3] == f"so the risk among the accepted is at most {kept.risk_bound:.4f}, with confidence 0.9"
+    assert told[4].endswith("it misses the true class in at most 4.0% of the pictures")
+    assert told[5] == f"written into {weights}; files exported from it before do not have it: export them again"
+
+
+def test_what_was_calibrated_is_what_decides_on_that_list(weights: Path) -> None:
+    lines = [line.split("----") for line in weights.with_name("held.txt").read_text(encoding="utf-8").splitlines()]
+    kept = [line for line, fits_temperature in zip(lines, for_temperature(200), strict=True) if not fits_temperature]
+    decided = answers(weights, [str(weights.parent / "images" / name) for name, _ in kept])
+    accepted = [
+        (answer, int(label)) for answer, (_, label) in zip(decided, kept, strict=True) if answer.decision == "accept"
+    ]
+    calibration = read_facts(weights).calibration
+    assert calibration is not None and 0 < calibration.accepted < 160
+    assert len(accepted) == calibration.accepted
+    assert sum(answer.label != label for answer, label in accepted) == calibration.wrong
+    covered = sum(CLASSES[int(label)] in answer.conformal_set for answer, (_, label) in zip(decided, kept, strict=True))
+    assert covered == 155  # ceil(161 * 0.96)
+
+
+def test_a_net_better_than_its_sets_is_told(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_checkpoint(load_checkpoint(plain), tmp_path / "net.pth")
+    lines = [
+        line for line in plain.with_name("held.txt").read_text(encoding="utf-8").splitlines() if "mixed" not in line
+    ]
+    (tmp_path / "easy.txt").write_text("\n".join(lines), encoding="utf-8")
+    where = ("--calibrate", tmp_path / "easy.txt", "--list_root", plain.parent / "images")
+    assert run("--weights", tmp_path / "net.pth", *where, "--target_risk", 0.1, "--score", "entropy") == 0
+    assert re.search(
+        r"the net is wrong on [\d.]+% of the pictures, and conformal sets may miss 5.00%: those of doubtful pictures "
+        r"will be empty; a --conformal below the net's own error gives sets that name candidates\n",
+        capsys.readouterr().err,
+    )
+    calibration = read_facts(tmp_path / "net.pth").calibration
+    assert calibration is not None and calibration.score == "entropy"
+
+
+# --- the same decision everywhere
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("float.onnx", {"runtime": "onnxruntime"}), ("model.json", {})],  # OpenVINO: as `auto` in the tests below
+)
+def test_every_float_file_decides_as_the_net(name: str, options: dict[str, Any], weights: Path, exported: Path) -> None:
+    paths = asked(weights)
+    expected, got = answers(weights, paths), answers(exported / name, paths, **options)
+    assert {answer.decision for answer in expected} == {"accept", "set_aside"}
+    assert [answer.decision for answer in got] == [answer.decision for answer in expected]
+    assert [answer.conformal_set for answer in got] == [answer.conformal_set for answer in expected]
+    np.testing.assert_allclose([a.uncertainty for a in got], [a.uncertainty for a in expected], rtol=1e-3, atol=1e-6)
+
+
+def test_int8_decides_as_the_net_but_near_the_threshold(weights: Path, exported: Path) -> None:
+    """Scores move by 0.016 at the most and 1 decision in 224 differs where this was written; twice that may be."""
+    paths = [*asked(weights), *map(str, sorted((weights.parent / "images/held").iterdir()))]
+    expected, got = answers(weights, paths), answers(exported / "model.int8.onnx", paths)
+    assert max(abs(a.uncertainty - b.uncertainty) for a, b in zip(expected, got, strict=True)) < 0.032
+    assert sum(a.decision != b.decision for a, b in zip(expected, got, strict=True)) <= 0.02 * len(paths)
+    decided = [answer.decision for answer in expected]
+    assert min(decided.count("accept"), decided.count("set_aside")) > 0.2 * len(paths)  # both are common
+
+
+def test_every_export_carries_the_calibration(weights: Path, exported: Path) -> None:
+    own = read_facts(weights)
+    description = json.loads((exported / "model.json").read_text(encoding="utf-8"))["facts"]
+    assert Facts.from_dict(description).calibration == own.calibration
+    for name in ("float.onnx", "model.int8.onnx", "model.json"):
+        facts = read_facts(exported / name)
+        assert (facts.calibration, facts.temperature, facts.thresholds) == (
+            own.calibration,
+            own.temperature,
+            own.thresholds,
+        )
+
+
+def test_an_engine_carries_the_calibration(weights: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder is replaced, which takes long and copies no facts; what stands beside the engine is the real one."""
+    monkeypatch.setattr(engine, "build_engine", lambda *_, **__: b"plan")
+    monkeypatch.setattr(engine, "load_library", lambda: SimpleNamespace(__name__="tensorrt", __version__="1.0"))
+    target = exported / "model.engine"
+    engine.write_engine(exported / "model.json", target)
+    own, beside = read_facts(weights), read_facts(target)
+    assert own.calibration is not None
+    assert (beside.calibration, beside.temperature, beside.thresholds) == (
+        own.calibration,
+        own.temperature,
+        own.thresholds,
+    )
+
+
+def test_the_service_decides_as_the_net(weights: Path, tmp_path: Path) -> None:
+    paths = asked(weights)[:14]
+    expected = answers(weights, paths)
+    assert {answer.decision for answer in expected} == {"accept", "set_aside"}
+    said = served(
+        Predictor(*load_backend(weights, device="cpu")), tmp_path, [Path(path).read_bytes() for path in paths]
+    )
+    for row, answer in zip(said, expected, strict=True):
+        assert (row["class"], row["decision"]) == (answer.class_name, answer.decision)
+        assert row["conformal_set"] == list(answer.conformal_set)
+        assert row["uncertainty"] == pytest.approx(answer.uncertainty, rel=1e-3, abs=1e-6)
+
+
+def served(predictor: Predictor, page: Path, pictures: list[bytes]) -> list[dict[str, Any]]:
+    """Give what a service in this process says of pictures."""
+    for name in ("index.html", "page.css", "page.js"):
+        (page / name).write_text("", encoding="utf-8")
+    with service_of(predictor, [NATIVE], service_flags(), "", page) as server:
+        listener = socket.create_server(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        connection = http.client.HTTPConnection(*listener.getsockname(), timeout=60)
+        try:
+            body = json.dumps({CONTENT: [base64_of(picture) for picture in pictures]})
+            connection.request("POST", "/predict", body, {"content-type": "application/json"})
+            said: list[dict[str, Any]] = json.loads(connection.getresponse().read())["data"]
+        finally:
+            connection.close()
+            server.should_exit = True
+            thread.join(60)
+    return said
+
+
+# --- evaluation
+
+
+def test_an_evaluation_writes_what_the_net_says(
+    weights: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held, strange = weights.with_name("some.txt"), weights.parent / "asked"
+    held.write_text("".join(weights.with_name("held.txt").read_text(encoding="utf-8").splitlines(True)[:80]), "utf-8")
+    values, printed = {}, {}
+    for file in (weights, exported / "float.onnx"):
+        where = ("--list_root", weights.parent / "images", "--report", tmp_path / file.suffix)
+        assert run("--weights", file, "--evaluate", held, "--ood", strange, *where) == 0
+        printed[file] = capsys.readouterr().out
+        values[file] = json.loads((tmp_path / file.suffix / "uncertainty.json").read_text(encoding="utf-8"))
+    own, other = values.values()
+    lines = [line.split("----") for line in held.read_text(encoding="utf-8").splitlines()]
+    labels = [int(label) for _, label in lines]
+    said = answers(weights, [str(weights.parent / "images" / name) for name, _ in lines])
+    wrong = [answer.label != label for answer, label in zip(said, labels, strict=True)]
+    accepted = [answer.decision == "accept" for answer in said]
+    assert own["accuracy"] == pytest.approx(1 - sum(wrong) / 80) and own["pictures"] == 80
+    assert own["decided"]["accepted"] == sum(accepted)
+    assert own["decided"]["wrong"] == sum(is_wrong for is_wrong, is_in in zip(wrong, accepted, strict=True) if is_in)
+    assert list(own["scores"]) == [*SCORES, "distance"] and list(other["scores"]) == list(SCORES)
+    strangers = answers(weights, asked(weights))
+    assert own["strange"]["pictures"] == 24  # one picture is bad
+    assert own["strange"]["accepted"] == sum(answer.decision == "accept" for answer in strangers)
+    scores = [answer.uncertainty for answer in (*said, *strangers)]
+    area = roc_auc_score([0] * 80 + [1] * 24, scores)
+    assert own["scores"]["least_confidence"]["auroc"] == pytest.approx(area, abs=1e-6)
+    (note,) = own["notes"]
+    assert note.startswith(f"Pictures that cannot be read and were left out: 1; the first: {strange}/cut.png: ")
+    assert other["notes"][0] == "The distance to the class means is left out: an exported file gives no features."
+    for name in ("accuracy", "decided", "strange", "mistakes"):
+        assert json.dumps(other[name])[:60] == json.dumps(own[name])[:60]
+    assert f"{tmp_path}/.pth/uncertainty.html and uncertainty.json beside it\n" in printed[weights]
+    assert "least_confidence *" in printed[weights] and "\ndistance" not in printed[exported / "float.onnx"]
+
+
+def test_an_evaluation_of_repeated_passes(weights: Path, tmp_path: Path) -> None:
+    few = weights.with_name("few.txt")
+    few.write_text("".join(f"held/mixed{number}.png----{number % 2}\n" for number in range(20)), encoding="utf-8")
+    repeat = ("--repeat", "views", "--views", "shift")
+    means = ("--means", few)
+    assert run("--weights", weights, "--evaluate", few, *repeat, *means, "--report", tmp_path) == 0
+    values = json.loads((tmp_path / "uncertainty.json").read_text(encoding="utf-8"))
+    assert list(values["scores"])[5:] == ["distance", "predictive_entropy", "expected_entropy", "mutual_information"]
+    assert values["passes"]["count"] == 5 and values["strange"] is None and values["notes"] == []
+
+
+# --- answers
+
+
+def test_a_folder_is_answered_decided_and_its_doubtful_pictures_set_aside(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = weights.parent / "asked"
+    where = ("--output", tmp_path / "a.csv", "--set_aside", tmp_path / "aside")
+    assert run("--weights", weights, "-idir", folder, *where) == 1  # one picture is bad
+    *lines, sums = capsys.readouterr().out.splitlines()
+    with (tmp_path / "a.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert ",".join(rows[0]) == "file,label,class,score,uncertainty,decision,conformal_set,error"
+    good = [row for row in rows if not row["error"]]
+    assert len(rows) == 25 and len(good) == 24
+    expected = {answer.file: answer for answer in answers(weights, asked(weights))}
+    for row in good:
+        answer = expected[row["file"]]
+        assert (row["class"], row["decision"]) == (answer.class_name, answer.decision)
+        assert float(row["uncertainty"]) == pytest.approx(answer.uncertainty, rel=1e-4)
+        assert json.loads(row["conformal_set"]) == list(answer.conformal_set)
+    doubtful = sorted(
+        (row for row in good if row["decision"] == "set_aside"), key=lambda row: -expected[row["file"]].uncertainty
+    )
+    names = [f"{rank:04d}_{Path(row['file']).name}" for rank, row in enumerate(doubtful, 1)]
+    assert 0 < len(names) < 24
+    made = sorted(path.name for path in (tmp_path / "aside").iterdir())
+    assert made == sorted([*names, "classes.txt", "contact_sheet.png", "to_label.txt"])
+    assert (tmp_path / "aside/to_label.txt").read_text() == "".join(f"{name}----?\n" for name in names)
+    for row, name in zip(doubtful, names, strict=True):
+        assert (tmp_path / "aside" / name).read_bytes() == Path(row["file"]).read_bytes()
+    assert sum(line.endswith("  set_aside") for line in lines) == len(names)
+    assert sum(bool(re.search(r"  0\.\d{4}  [\d.e-]+ +accept$", line)) for line in lines) == 24 - len(names)
+    assert re.fullmatch(
+        rf"{24 - len(names)} accepted, {len(names)} set aside, 1 failed, [\d.]+ images/s on torch cpu; "
+        rf"results in {tmp_path}/a\.csv and {tmp_path}/aside",
+        sums,
+    )
+
+
+def test_one_picture_from_an_exported_file(weights: Path, exported: Path, tmp_path: Path) -> None:
+    picture = weights.parent / "asked/mixed6.png"
+    for file in (weights, exported / "float.onnx"):
+        assert run("--weights", file, "-image", picture, "--output", tmp_path / f"{file.stem}.json") == 0
+    first, second = (json.loads((tmp_path / f"{name}.json").read_text())[0] for name in ("calibrated", "float"))
+    assert list(first) == ["file", "label", "class", "score", "top_k", "uncertainty", "decision", "conformal_set"]
+    assert second | {"score": 0, "top_k": 0, "uncertainty": 0} == first | {"score": 0, "top_k": 0, "uncertainty": 0}
+
+
+def test_inference_writes_the_decision_of_a_calibrated_net_and_prints_as_ever(
+    plain: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = weights.parent / "asked/deeper"
+    columns = {}
+    for file in (plain, weights):
+        output = tmp_path / f"{file.stem}.csv"
+        flags = ["--weights", file, "--image_dir", folder, "--output", output, "--topk", 2]
+        assert inference.main([str(flag) for flag in flags]) == 0
+        columns[file] = output.read_text(encoding="utf-8-sig").splitlines()[0]
+    assert columns[plain] == "file,label,class,score,class_2,score_2,error"
+    assert columns[weights] == "file,label,class,score,class_2,score_2,uncertainty,decision,conformal_set,error"
+    assert "accept" not in capsys.readouterr().out
+
+
+def test_quiet_still_shows_what_was_set_aside(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--weights", weights, "-idir", weights.parent / "asked", "--output", tmp_path / "a.csv", "--quiet") == 1
+    *lines, sums = capsys.readouterr().out.splitlines()
+    assert len(lines) == int(sums.split(", ")[1].split()[0]) + 1 and not any("accept" in line for line in lines)
+
+
+def test_an_ensemble_adds_columns_and_leaves_the_answers(plain: Path, weights: Path, tmp_path: Path) -> None:
+    where = ("-idir", weights.parent / "asked/deeper", "--output", tmp_path / "a.jsonl")
+    assert run("--weights", weights, plain, *where) == 0
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    expected = answers(weights, [row["file"] for row in rows])
+    for row, answer in zip(rows, expected, strict=True):
+        total = row.pop("expected_entropy") + row.pop("mutual_information")
+        assert row.pop("predictive_entropy") == pytest.approx(total, abs=1e-9) and total > 0
+        assert row["decision"] == answer.decision and row["score"] == pytest.approx(answer.score, abs=1e-5)
+        assert list(row) == ["file", "label", "class", "score", "top_k", "uncertainty", "decision", "conformal_set"]
+
+
+# --- mistakes
+
+
+def test_mistakes_are_sentences(
+    plain: Path, weights: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, held = weights.parent / "asked", weights.with_name("held.txt")
+    before = plain.read_bytes()
+    bare = tmp_path / "bare.pth"
+    torch.save(load_checkpoint(plain).net, bare)
+    ask, fit = ("--image_dir", folder), ("--calibrate", held)
+    sentences = {
+        ("--weights", plain, *ask): f"{plain}: it is not calibrated, so nothing decides; do so with: python "
+        "inference_uncertain.py --weights CHECKPOINT --calibrate LIST; then export it again if this was exported",
+        ("--weights", exported / "float.onnx", *fit): f"{exported}/float.onnx: this ONNX file cannot be changed; "
+        "calibrate the checkpoint (.pth) that it was made from, and export it again",
+        ("--weights", plain, *fit): "200 pictures are too few to promise a risk under 0.01 with confidence 0.95 and "
+        "conformal sets that miss 0.05: at least 660 are needed, all of them answered right; a higher --target_risk "
+        "needs fewer",
+        ("--weights", plain, "--calibrate", weights.with_name("train.txt"), "--target_risk", 0.4): f"{plain.parent}/"
+        "train.txt: 30 of its 30 pictures were trained on, and a net is too sure of those; name a list of others, such "
+        "as the validation list",
+        ("--weights", plain, *fit, *ask): "--calibrate fits one net's single pass, and answers for no pictures: leave "
+        "out --image_dir",
+        ("--weights", plain, weights, *fit): "--calibrate fits one net's single pass, and answers for no pictures: "
+        "leave out --weights of several nets",
+        ("--weights", plain, "--calibrate", "none.txt"): f"none.txt: no such list or folder (relative paths start from "
+        f"{Path.cwd()})",
+        ("--weights", weights, *ask, "--ood", folder): "--ood goes with --evaluate LIST",
+        ("--weights", weights, *fit, "--evaluate", held): "--calibrate fits one net's single pass, and answers for no "
+        "pictures: leave out --evaluate",
+        ("--weights", weights, *ask, "--evaluate", held): "--evaluate writes a report, and answers for no pictures: "
+        "leave out --image_dir",
+        ("--weights", weights, "--evaluate", held, "--ood", "none"): f"none: no such folder (relative paths start from "
+        f"{Path.cwd()})",
+        ("--weights", exported / "float.onnx", "--evaluate", held, "--means", held): "--means goes with a checkpoint: "
+        "an exported file gives no features",
+        ("--weights", weights, "--evaluate", weights.with_name("train.txt")): f"{weights.parent}/train.txt: 30 of its "
+        "30 pictures were trained on, and a net is too sure of those; name a list of others, such as the validation "
+        "list",
+        ("--weights", weights, *ask, "--score", "energy"): "--score goes with --calibrate LIST; the net's own "
+        "calibration decides",
+        ("--weights", weights, *ask, "--passes", 5): "--passes goes with --repeat dropout",
+        ("--weights", weights, *ask, "--views", "flip"): "--views goes with --repeat views",
+        ("--weights", weights, weights, *ask, "--repeat", "views"): "several --weights are asked once each: leave out "
+        "--repeat",
+        ("--weights", weights, *ask, "--repeat", "dropout"): "GeM_ResNet_AVP was trained without dropout, so there is "
+        "none to keep on; use --repeat views",
+        ("--weights", weights, *ask, "--set_aside", held.parent): f"{held.parent}: it is not empty; name a new folder "
+        "with --set_aside",
+        ("--weights", weights, tmp_path / "none.pth", *ask): f"{tmp_path}/none.pth: no such file (relative paths start "
+        f"from {Path.cwd()})",
+        ("--weights", bare, *ask): f"{bare}: bare weights do not say which net they are of; name their config with "
+        "--config",
+    }
+    for flags, sentence in sentences.items():
+        assert mistake(capsys, *flags) == sentence
+    assert plain.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--target_risk", "0"), 'argument --target_risk: must be a number between 0 and 1, got "0"'),
+        (
+            ("--conformal", "1e-320"),
+            'argument --conformal: must be 1e-06 away from 0 and from 1 at least, got "1e-320"',
+        ),
+        (("--confidence", "x"), 'argument --confidence: must be a number between 0 and 1, got "x"'),
+        (("--views", "flip,turn"), 'argument --views: must be of flip,shift,scale, got "turn"'),
+    ],
+)
+def test_mistakes_in_flags(flags: tuple[str, str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(*flags)
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_without_the_training_list_it_is_told(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = load_checkpoint(plain)
+    config = checkpoint.config | {"train_data_file": str(tmp_path / "gone.txt")}
+    save_checkpoint(Checkpoint(config, checkpoint.facts, checkpoint.net), tmp_path / "net.pth")
+    held = plain.with_name("held.txt")
+    assert run("--weights", tmp_path / "net.pth", "--calibrate", held, "--target_risk", 0.2) == 0
+    err = capsys.readouterr().err
+    assert (
+        f"the training pictures of {tmp_path}/net.pth are not on this machine: take care that {held} has none\n" in err
+    )
+
+
+def test_help_and_mistakes_come_without_torch() -> None:
+    code = (
+        "import sys, inference_uncertain as program\n"
+        "assert program.main(['--weights', 'none.pth', '-idir', '/']) == 2\n"
+        "try: program.main(['--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=PROGRAM.parent, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80

@@ -1,0 +1,75 @@
+"""Random calibration splits, as `python -m tools.calibration_splits` draws them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from artifacts.checkpoint import Checkpoint, save_checkpoint
+from deploy.inference.decision import decide
+from deploy.uncertainty.calibration import Promise, calibrate
+from tests.deploy.uncertainty.test_uncertainty import facts_with, some_logits, true_labels
+from tools import calibration_splits
+from tools.calibration_splits import measure, splits
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[str]:
+    """Keep logits whose labels are drawn at temperature 2, and a checkpoint of other weights; give the flags."""
+    logits = some_logits(6000, 3, spread=9.0)
+    np.savez(tmp_path / "kept.npz", logits=logits, labels=true_labels(logits, 2.0))
+    facts = facts_with(calibration=None, temperature=None, thresholds={})
+    save_checkpoint(Checkpoint({}, facts, torch.nn.Linear(3, 3).state_dict()), tmp_path / "net.pth")
+    return ["--weights", str(tmp_path / "net.pth"), "--logits", str(tmp_path / "kept.npz"), "--pictures", "2000"]
+
+
+def test_a_split_is_measured_as_its_decisions_are() -> None:
+    logits = some_logits(4000, 3, spread=9.0)
+    labels = true_labels(logits, 2.0)
+    fitted = calibrate(logits[:2000], labels[:2000], facts_with(), Promise(0.05, 0.9, 0.1, "margin"))
+    found = measure(logits[2000:], labels[2000:], fitted)
+    decisions = [decision for decision in decide(logits[2000:], fitted) if decision is not None]
+    accepted = [number for number, decision in enumerate(decisions) if decision.decision == "accept"]
+    wrong = [number for number in accepted if logits[2000 + number].argmax() != labels[2000 + number]]
+    assert 0 < len(wrong) < len(accepted) < 2000
+    assert found.coverage == pytest.approx(len(accepted) / 2000)
+    assert found.error == pytest.approx(len(wrong) / len(accepted))
+    hits = [label in decision.conformal_set for label, decision in zip(labels[2000:], decisions, strict=True)]
+    assert found.conformal_coverage == pytest.approx(sum(hits) / 2000)
+    assert found.set_size == pytest.approx(sum(len(decision.conformal_set) for decision in decisions) / 2000)
+
+
+def test_splits_differ_and_repeat_themselves() -> None:
+    logits = some_logits(3000, 3, spread=9.0)
+    labels = true_labels(logits, 2.0)
+    first, again = (splits(logits, labels, facts_with(), Promise(0.05, 0.9, 0.1), 1500, 3) for _ in range(2))
+    assert first == again and len(set(first)) == 3 and None not in first
+    assert splits(logits, labels, facts_with(), Promise(0.0005), 1500, 2) == [None, None]
+
+
+def test_the_promises_are_told_beside_what_became_of_them(asked: list[str], capsys: Any) -> None:
+    flags = ["--splits", "6", "--target_risk", "0.05", "--scores", "margin", "evidence"]
+    assert calibration_splits.main([*asked, *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "6 splits, calibrated on 2000, measured on 4000"
+    margin = re.fullmatch(r"margin +6/6 +([\d.]+)% +([\d.]+)% \([\d.]+%-([\d.]+)%\) +(\d) +[\d.]+", lines[3])
+    assert margin is not None and 20 < float(margin[1]) < 100
+    assert float(margin[2]) < 5 and int(margin[4]) == (float(margin[3]) > 5)
+    assert re.fullmatch(r"evidence +0/6  no threshold keeps the promise", lines[4])
+    sets = re.match(r"conformal sets: the true class in ([\d.]+)% \([\d.]+%-[\d.]+%\), promised 0.95;", lines[5])
+    assert sets is not None and abs(float(sets[1]) - 95) < 1.5
+    after = re.match(r"temperature ([\d.]+) .*; ECE before ([\d.]+)%, after ([\d.]+)%", lines[6])
+    assert after is not None and abs(float(after[1]) - 2) < 0.3 and 3 * float(after[3]) < float(after[2])
+    assert max(map(len, lines)) <= 100
+
+
+def test_mistakes_are_sentences(asked: list[str], capsys: Any) -> None:
+    assert calibration_splits.main([*asked[:4], "--pictures", "6000"]) == 2
+    assert "--pictures must be less than the 6000 there are, got 6000\n" in capsys.readouterr().err
+    assert calibration_splits.main(asked[:2]) == 2
+    assert "name the labelled pictures with --lists\n" in capsys.readouterr().err

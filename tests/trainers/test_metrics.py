@@ -1,0 +1,156 @@
+"""Expected numbers come from scikit-learn, or are worked out by hand where that is said."""
+
+import math
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
+
+from tests.helpers.breaking import exit_code, forked
+from trainers.evaluation.classification_metrics import ClassificationMetrics, ValidationResult, per_class_scores
+
+NUM_CLASSES = 7
+NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
+PATHS = [f"{i}.jpg" for i in range(101)]
+
+
+def made_up(num_samples: int = 101) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, NUM_CLASSES - 1, (num_samples,), generator=generator)  # the last class has no picture
+    logits = torch.randn(num_samples, NUM_CLASSES, generator=generator)
+    logits[torch.arange(num_samples), labels] += 1.0
+    return logits, labels
+
+
+def measured(
+    logits: torch.Tensor, labels: torch.Tensor, *, batch_size: int = 16, num_worst: int = 24
+) -> ValidationResult:
+    metrics = ClassificationMetrics(logits.shape[1], "cpu", num_worst)
+    for indices in torch.arange(len(labels)).split(batch_size):
+        metrics.update(logits[indices], labels[indices], indices)
+    return metrics.compute([f"{i}.jpg" for i in range(len(labels))], [f"class {i}" for i in range(logits.shape[1])])
+
+
+def test_numbers_are_those_of_scikit_learn() -> None:
+    logits, labels = made_up()
+    result = measured(logits, labels)
+    scores, answers, classes = logits.double().softmax(1).numpy(), logits.argmax(1), list(range(NUM_CLASSES))
+    assert result.num_samples == 101
+    assert result.confusion == confusion_matrix(labels, answers, labels=classes).tolist()
+    assert result.top1 == pytest.approx(top_k_accuracy_score(labels, scores, k=1, labels=classes))
+    assert result.top5 == pytest.approx(top_k_accuracy_score(labels, scores, k=5, labels=classes))
+    assert result.loss == pytest.approx(log_loss(labels, scores, labels=classes), rel=1e-6)
+    expected = precision_recall_fscore_support(labels, answers, labels=classes, zero_division=0)
+    for name, column in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        assert [row[name] for row in result.per_class] == pytest.approx(column.tolist()), name
+    assert [row["class"] for row in result.per_class] == NAMES
+
+
+def test_top5_of_three_classes_is_top3() -> None:
+    assert measured(torch.tensor([[3.0, 2.0, 1.0]] * 4), torch.tensor([0, 1, 2, 2])).top5 == 1.0
+
+
+def test_half_precision_logits_are_measured_in_float32() -> None:
+    logits, labels = made_up()
+    assert measured(logits.bfloat16(), labels) == measured(logits.bfloat16().float(), labels)
+
+
+def test_worst_are_the_wrong_ones_of_highest_loss_whatever_the_batches() -> None:
+    logits, labels = made_up()
+    scores = logits.double().softmax(1).numpy()
+    losses = -np.log(scores[np.arange(len(labels)), labels])
+    wrong = [i for i in range(len(labels)) if scores[i].argmax() != labels[i]]
+    expected = sorted(wrong, key=lambda i: -losses[i])[:10]
+    result = measured(logits, labels, num_worst=10)
+    assert [picture.path for picture in result.worst] == [f"{i}.jpg" for i in expected]
+    for picture, i in zip(result.worst, expected, strict=True):
+        assert (picture.label, picture.answer) == (labels[i], scores[i].argmax())
+        assert picture.score == pytest.approx(scores[i].max(), rel=1e-5)
+        assert picture.loss == pytest.approx(losses[i], rel=1e-5)
+    assert measured(logits, labels, num_worst=10, batch_size=101).worst == result.worst
+    assert len(measured(logits, labels, num_worst=1000).worst) == len(wrong)
+
+
+def test_logits_without_a_softmax_are_wrong() -> None:
+    nan, inf = math.nan, math.inf
+    logits = torch.tensor([[nan, 1.0, 0.0], [5.0, 0.0, nan], [inf, inf, 0.0], [-inf] * 3, [9.0, -inf, 0.0]])
+    result = measured(logits, torch.tensor([0, 0, 0, 1, 0]))
+    assert result.top1 == result.top5 == pytest.approx(1 / 5)  # only the last has an answer, and it is right
+    assert sum(map(sum, result.confusion)) == 5
+    assert result.loss == inf
+    assert [(picture.loss, picture.score) for picture in result.worst] == [(inf, 0.0)] * 4
+    assert [(picture.label, picture.answer) for picture in result.worst] == [(0, 1), (0, 1), (0, 1), (1, 0)]
+
+
+def test_reset_forgets() -> None:
+    logits, labels = made_up()
+    metrics = ClassificationMetrics(NUM_CLASSES, "cpu")
+    for _ in range(2):
+        metrics.update(logits, labels, torch.arange(101))
+        result = metrics.compute(PATHS, NAMES)
+        metrics.reset()
+    assert result == measured(logits, labels)
+
+
+def test_no_picture_at_all() -> None:
+    result = ClassificationMetrics(3, "cpu").compute([], ["a", "b", "c"])
+    assert result.num_samples == 0
+    assert math.isnan(result.top1)
+    assert math.isnan(result.loss)
+
+
+def test_deterministic_algorithms_change_nothing() -> None:
+    logits, labels = made_up()
+    expected = measured(logits, labels)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert measured(logits, labels) == expected
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
+        ClassificationMetrics(1, "cpu")
+    metrics = ClassificationMetrics(3, "cpu")
+    with pytest.raises(ValueError, match=r"must be \(N, 3\), \(N,\) and \(N,\), got \(2, 4\), \(2,\) and \(2,\)"):
+        metrics.update(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+    for _ in range(2):
+        metrics.update(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match="counted 2 pictures, but the list has 1: some were counted twice"):
+        metrics.compute(["a.jpg"], ["a", "b", "c"])
+
+
+def test_scores_of_a_hand_made_confusion() -> None:
+    rows = per_class_scores(np.array([[3, 1], [0, 0]]), ["a", "b"])
+    assert rows[0] == {"class": "a", "precision": 1.0, "recall": 0.75, "f1": pytest.approx(6 / 7), "support": 4}
+    assert rows[1] == {"class": "b", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+
+
+def one_process(rank: int, partings: list[list[list[int]]], folder: str) -> None:
+    """Run in a process of its own: measure its part of the pictures, for one parting after another."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    logits, labels = made_up()
+    for name, parts in enumerate(partings):
+        metrics = ClassificationMetrics(NUM_CLASSES, "cpu", num_worst=10)
+        for indices in torch.tensor(parts[rank], dtype=torch.long).split(16) if parts[rank] else ():
+            metrics.update(logits[indices], labels[indices], indices)
+        torch.save(asdict(metrics.compute(PATHS, NAMES)), f"{folder}/{rank}.{name}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_count_every_picture_once(tmp_path: Path) -> None:
+    everything = list(range(0, 101, 2)) + list(range(1, 101, 2))  # not in order, as a sampler gives them
+    partings = [[everything[:67], everything[67:]], [everything, []]]  # uneven; one process without pictures
+    pids = [forked(partial(one_process, rank, partings, str(tmp_path))) for rank in range(2)]
+    assert [exit_code(pid) for pid in pids] == [0, 0]
+    alone = asdict(measured(*made_up(), num_worst=10))
+    for rank in range(2):
+        for name in range(len(partings)):
+            got = torch.load(tmp_path / f"{rank}.{name}.pt", weights_only=True)
+            assert got == alone | {"loss": pytest.approx(alone["loss"], rel=1e-12)}  # added up in another order

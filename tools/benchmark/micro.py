@@ -1,0 +1,174 @@
+"""What `tools.benchmark` measures: by set, and in it by name, what takes a batch and does its work."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nets.pim_module import PIM
+from tools.benchmark.protocol import RATE, Round
+from tools.benchmark.runners import BenchmarkError
+from trainers.tasks.pim import PimLossWeights, PimTask
+
+Answer = Callable[[np.ndarray], object]
+Contenders = dict[str, tuple[Answer, tuple[int, ...]]]  # with the shape of one picture; the first is the base
+BASE = "torch eager fp32"
+CUB_CLASSES = 200
+PROBE_BASE, PROBE_CLASSES, BATCH = "backbone run in each epoch", 10, 256
+
+
+class PerSamplePim(PIM):
+    """PIM that selects one sample after the other, as a straightforward selector does."""
+
+    def select(
+        self, logits: torch.Tensor, features: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Choose as PIM does, all positions ranked."""
+        ranked, tokens, orders = [], [], []
+        for sample in range(logits.shape[0]):
+            certainty = logits[sample].float().softmax(dim=1).amax(dim=1)  # (S,)
+            order = certainty.argsort(descending=True)
+            ranked.append(torch.cat([logits[sample, order[:count]], logits[sample, order[count:]]]))
+            tokens.append(features[sample, order[:count]])
+            orders.append(order)
+        return torch.stack(ranked), torch.stack(tokens), torch.stack(orders)
+
+
+def batch_round(answer: Answer, shape: tuple[int, ...], seconds: float, seed: int) -> Round:
+    """Have batches of random numbers (N, C, H, W) answered for so long, after two to warm up."""
+    images = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.compile's about itself
+        for _ in range(2):  # the caches are the neighbour's
+            answer(images)
+    started, count = time.perf_counter(), 0
+    while (spent := time.perf_counter() - started) < seconds:
+        answer(images)
+        count += shape[0]
+    return {RATE: count / spent}
+
+
+def probe_contenders(model_type: str, size: int, pictures: int) -> dict[str, Callable[[], Round]]:
+    """Give a probe of 90 epochs on kept features, and what it costs to run the backbone in each, in probes an hour.
+
+    The pictures are random numbers that lie in memory, fitted and normalised, for both. Of the second one epoch is run,
+    and 90 times its time counted. Raises NetError.
+    """
+    from nets.simsiam_module import SimSiam
+    from trainers.evaluation.feature_probes import PROBE_EPOCHS, PROBE_RATE, embed, fit_probe
+
+    torch.manual_seed(0)
+    net = SimSiam(model_type, 3, size, size).eval()
+    images = torch.randn(pictures, 3, size, size)
+    labels = torch.arange(pictures) % PROBE_CLASSES
+    parts = torch.arange(pictures).split(BATCH)
+    layer = torch.nn.Linear(net(images[:1]).shape[1], PROBE_CLASSES)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=PROBE_RATE, momentum=0.9)
+
+    def kept() -> None:
+        embedded = embed(net, ({"image": images[part], "label": labels[part], "index": part} for part in parts))
+        fit_probe(embedded, PROBE_CLASSES, seed=0)
+
+    def epoch() -> None:
+        for part in parts:
+            with torch.no_grad():
+                features = net(images[part])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(layer(features), labels[part]).backward()
+            optimizer.step()
+
+    return {"features kept": lambda: _per_hour(kept, 1), PROBE_BASE: lambda: _per_hour(epoch, PROBE_EPOCHS)}
+
+
+def _per_hour(work: Callable[[], None], times: int) -> Round:
+    started = time.perf_counter()
+    work()
+    return {RATE: 3600 / (times * (time.perf_counter() - started))}
+
+
+def pim_contenders(model_type: str, size: int, batch: int) -> dict[str, Contenders]:
+    """Give a training step and inference of PIM with 200 classes, both per sample and batched. Raises NetError."""
+    sets: dict[str, Contenders] = {"training step": {}, "inference": {}}
+    labels = torch.arange(batch) % CUB_CLASSES
+    for name, kind in (("a loop over samples", PerSamplePim), ("batched topk and gather", PIM)):
+        torch.manual_seed(0)
+        net = kind(model_type, CUB_CLASSES, 3, size, size)
+        trained = kind(model_type, CUB_CLASSES, 3, size, size)
+        sets["training step"][name] = _training_step(PimTask(trained, PimLossWeights()), labels), (3, size, size)
+        sets["inference"][name] = _torch_answer(net.eval(), half=False), (3, size, size)
+    return sets
+
+
+def _training_step(task: PimTask, labels: torch.Tensor) -> Answer:
+    optimizer = torch.optim.SGD(task.parameters(), lr=1e-4, momentum=0.9, fused=True)
+    generator = np.random.default_rng(0)
+
+    def step(images: np.ndarray) -> object:
+        optimizer.zero_grad()
+        loss = task({"image": torch.from_numpy(images), "label": labels}, generator)["loss"]
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def inference_contenders(weights: Path, artefacts: Path) -> Contenders:
+    """Give by name what answers a batch, with the shape of one picture: the checkpoint in torch, and its exports.
+
+    Raises ValueError.
+    """
+    from artifacts.checkpoint import load_checkpoint
+    from deploy.backends.loading import load_backend
+    from nets.net_interface import build_net
+    from nets.support.pretrained import load_start_weights
+
+    checkpoint = load_checkpoint(weights)
+    facts, prepared = checkpoint.facts, checkpoint.facts.preprocess
+    shape = (prepared.channels, prepared.height, prepared.width)
+
+    def net() -> torch.nn.Module:
+        made = build_net(
+            facts.net["module"], facts.net["name"], num_classes=facts.num_classes, num_channels=prepared.channels,
+            img_height=prepared.height, img_width=prepared.width, model_args=facts.net["args"],
+        )  # fmt: skip
+        load_start_weights(made, checkpoint.deployed(), new_head=False)
+        return made.eval()
+
+    half_net = net().bfloat16().to(memory_format=torch.channels_last)
+    found: dict[str, Answer] = {
+        BASE: _torch_answer(net(), half=False),
+        "torch eager bf16 channels_last": _torch_answer(half_net, half=True),
+        "torch compiled bf16 channels_last": _torch_answer(torch.compile(half_net), half=True),
+    }
+    exported: list[tuple[str, str, dict[str, str]]] = [
+        ("TorchScript", "model.pt", {}),
+        ("torch.export", "model.pt2", {}),
+        ("onnxruntime fp32", "model.onnx", {"runtime": "onnxruntime"}),
+        ("onnxruntime int8", "model.int8.onnx", {"runtime": "onnxruntime"}),
+        ("openvino fp32", "model.onnx", {"runtime": "openvino"}),
+        ("openvino bf16", "model.onnx", {"runtime": "openvino", "precision": "bf16"}),
+        ("openvino int8", "model.int8.onnx", {"runtime": "openvino"}),
+        ("openvino int8, rest bf16", "model.int8.onnx", {"runtime": "openvino", "precision": "bf16"}),
+    ]
+    for name, file, options in exported:
+        if (artefacts / file).is_file():
+            found[name], own = load_backend(artefacts / file, device="cpu", **options)  # type: ignore[arg-type]
+            if own.weights_sha256 != facts.weights_sha256 or own.input != "float32 NCHW":
+                raise BenchmarkError(f"{artefacts / file}: it is not the export of {weights} with float32 input")
+    return {name: (answer, shape) for name, answer in found.items()}
+
+
+def _torch_answer(net: Callable[[torch.Tensor], torch.Tensor], *, half: bool) -> Answer:
+    def answer(images: np.ndarray) -> object:
+        with torch.inference_mode():
+            batch = torch.from_numpy(images)
+            batch = batch.bfloat16().contiguous(memory_format=torch.channels_last) if half else batch
+            return net(batch).float().numpy()
+
+    return answer

@@ -1,0 +1,180 @@
+"""This program's own sides of a benchmark, each a process that speaks `tools.benchmark.protocol`' protocol.
+
+What runs is what train.py and inference.py run, through the functions that they call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools.benchmark.protocol import RATE, Round, Turns
+
+if TYPE_CHECKING:
+    from configs.schema import Config
+    from trainers.trainer import Trainer
+
+ENDLESS = 1_000_000  # epochs
+
+
+class _OverError(Exception):
+    """There is no further round."""
+
+
+def train(turns: Turns, config: Config) -> None:
+    """Train; a round is an epoch, its rate the trainer's own images a second, without saving."""
+    before = (0, 0.0)
+
+    def say(text: str) -> None:
+        nonlocal before
+        if not text.startswith("epoch "):
+            return
+        after = trainer.progress.pictures_trained, trainer.progress.train_seconds
+        turns.tell({RATE: (after[0] - before[0]) / (after[1] - before[1])})
+        before = after
+        if not turns.wait():
+            raise _OverError
+
+    trainer = make_trainer(config, say)
+    turns.ready("torch")
+    if turns.wait():
+        with contextlib.suppress(_OverError):
+            trainer.fit()
+
+
+def make_trainer(config: Config, say: Callable[[str], None]) -> Trainer:
+    """Put together what train.py puts together, on one process. Raises ValueError."""
+    from trainers.builder import build_start_net, build_trainer
+    from trainers.runner import read_data
+    from trainers.runtime.device import choose_device
+    from trainers.runtime.distributed import World
+
+    device, _ = choose_device(config.gpu_ids())
+    train, val, _ = read_data(config, World(), _say_nothing)
+    return build_trainer(config, build_start_net(config, _say_nothing), train, val, device=device, say=say)
+
+
+def load(turns: Turns, config: Config, *, is_first: bool) -> None:
+    """Read the training pictures, ready for the net; a round is an epoch, `is_first`: one with all before it anew."""
+    pictures = EpochOfPictures(config)
+
+    def play() -> Round:
+        nonlocal pictures
+        started = time.perf_counter()
+        if is_first:
+            pictures = EpochOfPictures(config)
+        count = pictures.read()
+        return {RATE: count / (time.perf_counter() - started)}
+
+    turns.play(play, "torch")
+
+
+class EpochOfPictures:
+    """The training batches of a config, augmented and normalised, float32 (N, C, H, W)."""
+
+    def __init__(self, config: Config) -> None:
+        import torch
+
+        from artifacts.metadata import facts_of
+        from common.malloc import keep_freed_memory
+        from data_loader.augment import mirrored_half
+        from data_loader.loaders import EpochBatches, training_loader
+        from trainers.builder import batch_views, training_pictures
+        from trainers.runner import read_data
+        from trainers.runtime.device import choose_device
+        from trainers.runtime.distributed import World
+
+        keep_freed_memory()
+        samples, _, _ = read_data(config, World(), _say_nothing)
+        self.config, self.samples, self.epoch = config, samples, 0
+        self.preprocess = facts_of(config, samples.class_names).preprocess
+        self.views = batch_views(config, self.preprocess, 1)
+        self.batches = EpochBatches()
+        self.mirrored_half = torch.from_numpy(mirrored_half(config.seed, len(samples.samples)))
+        data = training_pictures(config, samples, self.preprocess, 1)
+        self.device, _ = choose_device(config.gpu_ids())
+        self.loader = training_loader(data, self.batches, config.dataloader_workers, device=self.device)
+
+    def read(self) -> int:
+        """Read an epoch; give the number of pictures."""
+        import numpy as np
+
+        from data_loader.loaders import checked, epoch_order, plan_epoch
+
+        labels = np.array([sample.label for sample in self.samples.samples])
+        order = epoch_order(labels, self.epoch, self.config.seed)
+        self.batches.set_epoch(self.epoch, order, plan_epoch(len(labels), self.config.batch_size))
+        self.epoch += 1
+        count = 0
+        for batch in self.loader:
+            images = checked(batch)["image"].to(self.device)
+            if self.views is not None:
+                mirrored = self.mirrored_half[batch["index"]] == (self.epoch % 2 == 0)
+                images = self.views(images, mirrored.to(self.device))
+            images = self.preprocess.normalize(images)
+            count += len(images)
+        if self.device.type == "cuda":
+            images[:1].cpu()  # wait for the device
+        return count
+
+
+def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: int, precision: str) -> None:
+    """Answer for all pictures of a folder and write a CSV, as inference.py does; a round is the folder."""
+    from data_loader.samples import iter_images
+    from deploy.backends.loading import load_backend
+    from deploy.inference.predictor import Predictor
+    from deploy.inference.result_writer import open_results
+
+    predictor = Predictor(*load_backend(weights, precision=precision))
+    with tempfile.TemporaryDirectory() as place:
+
+        def play() -> Round:
+            started, count = time.perf_counter(), 0
+            with open_results(Path(place, "results.csv"), 1, predictor.details) as results:
+                for answer in predictor.predict_files(iter_images(images), batch_size, 1, workers):
+                    results.write(answer)
+                    count += 1
+            return {RATE: count / (time.perf_counter() - started)}
+
+        turns.play(play, "torch")
+
+
+def main() -> None:
+    """Be a side until there is no further round."""
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmark.own_runner", allow_abbrev=False)
+    parser.add_argument("what", choices=("train", "load", "first_load", "folder"))
+    parser.add_argument("--config", help="the config itself, as JSON")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--precision", default="auto")
+    args = parser.parse_args()
+    turns = Turns()
+    if args.what == "folder":
+        folder(turns, args.weights, args.images, args.batch_size, args.workers, args.precision)
+        return
+    from configs.schema import Config
+
+    with tempfile.TemporaryDirectory() as place:
+        own = {"save_path": place, "log_path": place, "is_tensorboard": False}
+        endless = {"num_epochs": ENDLESS, "validation_interval": ENDLESS, "next_stage": {}}
+        config = Config.model_validate({**json.loads(args.config), **own, **endless})
+        if args.what == "train":
+            train(turns, config)
+        else:
+            load(turns, config, is_first=args.what == "first_load")
+
+
+def _say_nothing(text: str) -> None:
+    """Stay silent."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The environment that the peers run in: made on request, with the project's own torch, and apart from it."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from common.paths import ROOT
+from tools.benchmark.runners import BenchmarkError
+
+REQUIREMENTS = ROOT / "tools" / "peers.txt"
+DEFAULT_PEERS = "logs/peers"
+MARK = "project.pth"
+
+
+def make_peers(folder: Path) -> None:
+    """Make the environment, about 100 MB. Raises BenchmarkError.
+
+    It finds the project's packages through a .pth file: both sides then run on the same torch, and 5 GB are saved. Its
+    own packages come first, are pinned, and are installed without their requirements, so that nothing replaces the
+    project's.
+    """
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        raise BenchmarkError("torch is not installed here: make setup")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
+        raise BenchmarkError(f"{folder}: it is a folder with something else in it; name another for the peers")
+    venv.create(folder, with_pip=True, clear=True, symlinks=sys.platform != "win32")
+    python = str(_python_in(folder))
+    wanted = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([python, "-c", wanted], capture_output=True, text=True, check=True).stdout.strip()
+    Path(packages, MARK).write_text(f"{Path(found.origin).parent.parent}\n", encoding="utf-8")
+    command = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "-q",
+        "--no-deps",
+        "-r",
+        str(REQUIREMENTS),
+    ]
+    if subprocess.run(command).returncode:
+        raise BenchmarkError(f"{folder}: pip could not install {REQUIREMENTS.relative_to(ROOT)}; it says why above")
+
+
+def peer_python(folder: Path) -> str:
+    """Give the Python of the peers' environment. Raises BenchmarkError."""
+    python = _python_in(folder)
+    if not python.exists():
+        mend = f"make it with python -m tools.benchmark --make_peers {folder}"
+        raise BenchmarkError(f"{folder}: the peers' environment is not there; {mend}")
+    return str(python)
+
+
+def peer_versions(python: str, package: str) -> dict[str, str]:
+    """Give the version of one of the peers, by its name."""
+    asked = f"from importlib.metadata import version; print(version('{package}'))"
+    told = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True).stdout
+    return {package: told.strip()}
+
+
+def _python_in(folder: Path) -> Path:
+    return folder / "Scripts" / "python.exe" if sys.platform == "win32" else folder / "bin" / "python"

@@ -1,0 +1,247 @@
+"""The kinds of measurement: which sides there are, and what they are given."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from configs.schema import Config, process_config
+from tools.benchmark.peer_env import peer_python, peer_versions
+from tools.benchmark.runners import BenchmarkError, CallSide, ProcessSide, Side, started
+from tools.benchmark.statistics import Measured, measure
+
+Starter = Callable[[], Side]
+IMAGES_A_SECOND = "images/s"
+OURS = "tools.benchmark.own_runner"
+CROPS = {"data_aug": True, "color_jitter": [0.0] * 4, "random_grayscale": 0.0, "gaussian_blur": 0.0}
+TIMM_WORKERS, TIMM_BATCH = 4, 256  # the defaults of its train.py, and of its inference.py, which has 2 workers
+TIMM_BEST = "timm, bf16"  # --amp --amp-dtype bfloat16 --channels-last
+
+
+def train(args: argparse.Namespace) -> list[Measured]:
+    """Train an epoch a round: ours as its config says, timm with its default flags and with its best."""
+    with _pictures_of(args) as place:
+        configs = {"train.py": _config(args, place)}
+        for variant in args.variant:
+            name, _, keys = variant.partition(":")
+            configs[f"train.py, {name}"] = _config(args, place, keys.split(",") if keys else [])
+        config = configs["train.py"]
+        starters = [_ours(name, "train", own) for name, own in configs.items()]
+        bases = []
+        if "timm" in args.against:
+            python = peer_python(args.peers)
+            common = _timm_arguments("train", config, config.train_data_root_dir, config.batch_size)
+            flags = {
+                "timm, default flags": ("--workers", TIMM_WORKERS),
+                TIMM_BEST: ("--workers", TIMM_WORKERS, "--amp"),
+                f"{TIMM_BEST}, 2 workers": ("--workers", 2, "--amp"),
+            }
+            bases = list(flags)
+            for name, more in flags.items():
+                starters.append(partial(ProcessSide, name, "tools.benchmark.peers.timm", [*common, *more], python))
+        return [_measured("training", IMAGES_A_SECOND, starters, bases, args.rounds)]
+
+
+def load(args: argparse.Namespace) -> list[Measured]:
+    """Read an epoch a round: the later ones, and the first with all that comes before it."""
+    plain = f"ImageFolder + DataLoader, {args.workers} workers"
+    with _pictures_of(args) as place:
+        config = _config(args, place)
+        changes: dict[str, dict[str, Any]] = {"crop": CROPS, "config": {}, "none": {"data_aug": False}}
+        config = _changed(config, {**changes[args.augment], "dataloader_workers": args.workers, "data_cache": "none"})
+        few = Path(place, "few")  # to validate on: what is not measured
+        chosen_pictures(Path(config.train_data_root_dir), config.num_classes, few)
+        config = _changed(config, {"val_data_root_dir": str(few)})
+        on_cpu = _changed(config, {"augment_on": "cpu"})
+        cached = _changed(config, {"augment_on": "device", "data_cache": "ram"})
+        sets = []
+        for title, what, flags in (("later epochs", "load", ()), ("first epoch", "first_load", ("--first",))):
+            peer = ["--config", _json_of(config), "--workers", args.workers, *flags]
+            starters: list[Starter] = [
+                partial(ProcessSide, plain, "tools.benchmark.peers.imagefolder", peer),
+                _ours("data_cache none", what, on_cpu),
+                _ours("data_cache ram, augment_on device", what, cached),
+            ]
+            sets.append(_measured(title, IMAGES_A_SECOND, starters, [plain], args.rounds))
+        return sets
+
+
+def simsiam(args: argparse.Namespace) -> list[Measured]:
+    """Train an epoch of some pictures a round, with the same net and augmentation as lightly's loop."""
+    with _pictures_of(args) as place:
+        config = _config(args, place)
+        sizes = {"projector_size": 2048, "predictor_size": 512, **config.net_args(), "projector_layers": 3}
+        net = {"model_args": {**sizes, "stem": args.stem}, "model_type": "resnet18", "batch_size": args.batch_size}
+        config = _changed(config, {**net, "learning_rate_batch": 0, "next_stage": {}})
+        starters = [_ours("train.py", "train", config)]
+        python = peer_python(args.peers)
+        peer = ["--config", _json_of(config)]
+        flags = {"lightly's loop, bf16": (), "lightly's loop, bf16, channels_last": ("--channels_last",)}
+        for name, more in flags.items():
+            starters.append(partial(ProcessSide, name, "tools.benchmark.peers.lightly", [*peer, *more], python))
+        title = f"SimSiam, {args.stem} stem, batch {args.batch_size}"
+        return [_measured(title, IMAGES_A_SECOND, starters, list(flags), args.rounds)]
+
+
+def infer(args: argparse.Namespace) -> list[Measured]:
+    """Answer batches of numbers by every export, and a folder from JPEG to CSV beside timm's script."""
+    if not (args.artefacts or args.images):
+        raise BenchmarkError("name --artefacts DIR (exports that answer batches), --images DIR (a folder), or both")
+    sets = []
+    if args.artefacts:
+        from tools.benchmark.micro import inference_contenders
+
+        sets.append(_contest("batches", inference_contenders(args.weights, args.artefacts), args))
+    if args.images:
+        sets.append(_folder(args))
+    return sets
+
+
+def pim(args: argparse.Namespace) -> list[Measured]:
+    """Run PIM's training step and its inference with both ways of selecting."""
+    from tools.benchmark.micro import pim_contenders
+
+    sets = pim_contenders(args.model_type, args.size, args.batch)
+    return [_contest(title, contenders, args) for title, contenders in sets.items()]
+
+
+def serve(args: argparse.Namespace) -> list[Measured]:
+    """Load the service, the same one picture by picture, and litserve's."""
+    from tools.loadtest.service_process import ServiceSide
+
+    weights = str(args.weights.resolve())
+    side = partial(ServiceSide, clients=args.clients, seconds=args.seconds)
+    own = [sys.executable, "-m", "deploy.service", "--weights", weights, "--service_port", "{port}"]
+    starters: list[Starter] = [partial(side, "deploy.service", own, "/readyz")]
+    bases = []
+    if "unbatched" in args.against:
+        bases.append("no batching")
+        starters.append(partial(side, bases[-1], [*own, "--no_batching"], "/readyz"))
+    if "litserve" in args.against:
+        peer = [
+            peer_python(args.peers),
+            "-m",
+            "tools.benchmark.peers.litserve",
+            "--weights",
+            weights,
+            "--port",
+            "{port}",
+        ]
+        for size, workers in ((8, 1), (32, 1), (8, 2)):
+            bases.append(f"litserve {size}" + (f", {workers} workers" if workers > 1 else ""))
+            flags = ["--batch_size", str(size), "--workers", str(workers)]
+            starters.append(partial(side, bases[-1], [*peer, *flags], "/health"))
+    measured = _measured(f"{args.clients} clients, {args.seconds:g} s", "requests/s", starters, bases, args.rounds)
+    if "litserve" in args.against:
+        measured.versions.update(peer_versions(peer_python(args.peers), "litserve"))
+    return [measured]
+
+
+def probe(args: argparse.Namespace) -> list[Measured]:
+    """Fit a linear probe on features that are kept, and with the backbone run in each epoch."""
+    from tools.benchmark.micro import PROBE_BASE, probe_contenders
+
+    plays = probe_contenders(args.model_type, args.size, args.pictures)
+    starters: list[Starter] = [partial(CallSide, name, play) for name, play in plays.items()]
+    return [_measured(f"{args.pictures} pictures, {args.size} px", "probes/h", starters, [PROBE_BASE], args.rounds)]
+
+
+KINDS: Mapping[str, Callable[[argparse.Namespace], list[Measured]]] = {
+    kind.__name__: kind for kind in (train, load, infer, pim, serve, simsiam, probe)
+}
+
+
+def chosen_pictures(root: Path, count: int, place: Path) -> None:
+    """Link `count` pictures of class folders into class folders at `place`, the first of each class by name."""
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
+    if not folders:
+        raise BenchmarkError(f"{root}: no class folders in it; the peers read nothing else")
+    shares = [count // len(folders) + (number < count % len(folders)) for number in range(len(folders))]
+    for folder, share in zip(folders, shares, strict=True):
+        (place / folder.name).mkdir(parents=True)
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+        for file in itertools.islice(files, share):
+            (place / folder.name / file.name).symlink_to(file.resolve())
+
+
+@contextmanager
+def _pictures_of(args: argparse.Namespace) -> Iterator[str]:
+    """Give a folder that is gone in the end, with the chosen training pictures where not all are wanted."""
+    config = process_config(args.config, args.set)
+    if config.train_data_file:
+        raise BenchmarkError(f"{args.config}: train_data_file is set; the peers read class folders")
+    with tempfile.TemporaryDirectory() as place:
+        if args.pictures:
+            chosen_pictures(Path(config.train_data_root_dir), args.pictures, Path(place, "train"))
+        yield place
+
+
+def _config(args: argparse.Namespace, place: str, overrides: Sequence[str] = ()) -> Config:
+    config = process_config(args.config, [*args.set, *overrides])
+    root = Path(place, "train") if args.pictures else Path(config.train_data_root_dir).resolve()
+    return _changed(config, {"train_data_root_dir": str(root)})
+
+
+def _changed(config: Config, values: Mapping[str, Any]) -> Config:
+    return Config.model_validate({**config.model_dump(), **values})
+
+
+def _json_of(config: Config) -> str:
+    return json.dumps(config.model_dump())
+
+
+def _ours(name: str, what: str, config: Config) -> Starter:
+    return partial(ProcessSide, name, OURS, [what, "--config", _json_of(config)])
+
+
+def _timm_arguments(what: str, config: Config, data: str, batch_size: int) -> list[object]:
+    model = str(config.net_args().get("model_type", "resnet34"))
+    common: list[object] = [what, "--data", data, "--model", model, "--num_classes", config.num_classes]
+    return [*common, "--size", config.img_height, "--batch_size", batch_size]
+
+
+def _folder(args: argparse.Namespace) -> Measured:
+    from artifacts.checkpoint import load_checkpoint
+
+    images = str(args.images.resolve())
+    ways = [(args.weights, "auto"), (args.weights, "bf16")]
+    if args.artefacts:
+        exported = [("model.onnx", "auto"), ("model.onnx", "bf16"), ("model.int8.onnx", "auto")]
+        ways += [(args.artefacts / name, precision) for name, precision in exported]
+    starters: list[Starter] = []
+    for file, precision in ways:
+        if file.is_file():
+            name = f"inference.py, {file.name}" + (", bf16" if precision == "bf16" else "")
+            own = ["folder", "--weights", file.resolve(), "--images", images, "--batch_size", args.batch]
+            starters.append(partial(ProcessSide, name, OURS, [*own, "--precision", precision]))
+    config = Config.model_validate(load_checkpoint(args.weights).config)
+    peer = [*_timm_arguments("folder", config, images, TIMM_BATCH), "--workers", 2]
+    names = {"timm, default flags": (), TIMM_BEST: ("--amp",)}
+    python = peer_python(args.peers)
+    for name, flags in names.items():
+        starters.append(partial(ProcessSide, name, "tools.benchmark.peers.timm", [*peer, *flags], python))
+    return _measured("a folder, JPEG to CSV", IMAGES_A_SECOND, starters, list(names), args.rounds)
+
+
+def _contest(title: str, contenders: Any, args: argparse.Namespace) -> Measured:
+    """Measure what answers batches in this process; the first is what the others are compared with."""
+    from tools.benchmark.micro import batch_round
+
+    starters: list[Starter] = [
+        partial(CallSide, name, partial(batch_round, answer, (args.batch, *shape), args.seconds, args.seed))
+        for name, (answer, shape) in contenders.items()
+    ]
+    return _measured(f"{title}, batch {args.batch}", IMAGES_A_SECOND, starters, [next(iter(contenders))], args.rounds)
+
+
+def _measured(title: str, unit: str, starters: Sequence[Starter], against: Sequence[str], rounds: int) -> Measured:
+    with started(starters) as sides:
+        return measure(title, unit, sides, against, rounds)

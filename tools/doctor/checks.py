@@ -1,0 +1,272 @@
+"""What the pictures and labels of a training are judged by: findings, each a sentence with the pictures it is about."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from configs.schema import Config
+from data_loader.preprocess import Preprocess
+from data_loader.samples import NO_LABEL, Sample, SampleList
+from tools.doctor.near_duplicates import alike_groups, same_groups
+from tools.doctor.scan import ODDITIES, Pictures, enlargement
+
+PROBLEM, WARNING, NOTE = "problem", "warning", "note"  # spoils the training; may; is good to know
+LEVELS = (PROBLEM, WARNING, NOTE)
+IMBALANCED = 10.0  # largest class to smallest, from which weights are advised
+MISSHAPEN = 2.0  # of a picture's sides to the input's, from which `resize` changes much
+MANY = 0.1  # share of the pictures from which an oddity is a warning
+WARNED_OF = ("one colour", "very long", "much smaller than the input")
+_RESIZED = {
+    "squash": "stretched by more than {0:g} times: {2}; resize crop or letterbox keeps their shape",
+    "crop": "losing more than {1:.0%} of the area to resize crop: {2}; letterbox keeps all of it",
+    "letterbox": "leaving more than {1:.0%} of the input black: {2}; resize crop, or another input shape, fills it",
+}
+
+
+@dataclass
+class Finding:
+    """One thing found. `groups` holds the rows of the pictures it is about, those that belong together in one."""
+
+    level: str
+    kind: str
+    text: str
+    groups: list[list[int]] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)  # by row, where each has its own
+
+
+@dataclass(frozen=True)
+class Study:
+    """The lists of a training and what was seen of their pictures; a row counts through both, training first."""
+
+    config: Config
+    train: SampleList
+    val: SampleList
+    preprocess: Preprocess
+    pictures: Pictures
+    same: list[list[int]]
+    alike: list[list[int]]
+
+    @classmethod
+    def of(cls, config: Config, train: SampleList, val: SampleList, preprocess: Preprocess, found: Pictures) -> Study:
+        """Compare the pictures."""
+        same = same_groups(found)
+        return cls(config, train, val, preprocess, found, same, alike_groups(found, same))
+
+    @property
+    def leaks_matter(self) -> bool:
+        """Whether a picture in both lists flatters the accuracy; without labels nothing is learnt that could."""
+        return not self.config.learns_without_labels() or self.train.is_labelled
+
+    def is_train(self, row: int) -> bool:
+        """Say whether a row is of the training list."""
+        return row < len(self.train.samples)
+
+    def sample(self, row: int) -> Sample:
+        """Give a row's sample."""
+        return self.list_of(row).samples[self.index(row)]
+
+    def list_of(self, row: int) -> SampleList:
+        """Give the list that a row is of."""
+        return self.train if self.is_train(row) else self.val
+
+    def index(self, row: int) -> int:
+        """Give a row's place in its own list."""
+        return row if self.is_train(row) else row - len(self.train.samples)
+
+    def file(self, row: int) -> str:
+        """Give a row's path below its root, as a list names it."""
+        root = self.list_of(row).root
+        return self.sample(row).path.removeprefix("" if root == "." else root.rstrip("/") + "/")
+
+    def where(self, row: int) -> str:
+        """Say where a row is listed; of class folders, of which split it is."""
+        samples = self.list_of(row)
+        return samples.where(self.index(row)) if samples.line_numbers else self.split(row)
+
+    def split(self, row: int) -> str:
+        """Name the list that a row is of."""
+        return "training" if self.is_train(row) else "validation"
+
+    def class_name(self, row: int) -> str:
+        """Give a row's class; "" where it is not known."""
+        label = self.sample(row).label
+        return "" if label == NO_LABEL else self.train.class_names[label]
+
+    def parted(self, rows: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Part rows into those of training and those of validation."""
+        rows = list(rows)
+        return [row for row in rows if self.is_train(row)], [row for row in rows if not self.is_train(row)]
+
+    def labels(self, rows: Iterable[int]) -> set[int]:
+        """Give the labels of rows, as far as they are known."""
+        return {self.sample(row).label for row in rows} - {NO_LABEL}
+
+
+def check(study: Study) -> list[Finding]:
+    """Give all findings about pictures and labels, the worst first."""
+    findings = [
+        *_unreadable(study),
+        *_twins(study),
+        *_lookalikes(study),
+        *_classes(study),
+        *_odd(study),
+        *_shapes(study),
+    ]
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def sizes_of(study: Study) -> dict[str, Any]:
+    """Sum up widths, heights, their ratios and the enlargement to the input, over all pictures that can be read."""
+    sizes = study.pictures.sizes[study.pictures.readable()]
+    if not len(sizes):
+        return {}
+    enlarged = enlargement(sizes, study.preprocess)
+    return {
+        "width": _spread(sizes[:, 0]),
+        "height": _spread(sizes[:, 1]),
+        "aspect_ratio": _spread(sizes[:, 0] / sizes[:, 1]),
+        "enlarged_share": float(np.mean(enlarged > 1)),
+        "misshapen_share": float(np.mean(_misshape(sizes, study.preprocess) > MISSHAPEN)),
+    }
+
+
+def counted(number: int, noun: str = "picture") -> str:
+    """Write a count with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _unreadable(study: Study) -> Iterator[Finding]:
+    errors = study.pictures.errors
+    for name, rows in zip(("training", "validation"), study.parted(sorted(errors)), strict=True):
+        if not rows:
+            continue
+        total = len(study.list_of(rows[0]).samples)
+        text = f"{len(rows):,} of {counted(total, name + ' picture')} cannot be read"
+        level = WARNING
+        missing = [row for row in rows if errors[row] in ("no such file", "it is a folder")]
+        if missing and study.list_of(rows[0]).line_numbers:
+            level, text = PROBLEM, f"{text}; the training refuses a list whose files are missing"
+        elif study.config.bad_images == "error":
+            level, text = PROBLEM, f'{text}; bad_images is "error": the training stops there'
+        elif len(rows) / total > study.config.max_bad_share:
+            level, text = PROBLEM, f"{text}; max_bad_share allows {study.config.max_bad_share:.2%}"
+        yield Finding(level, "unreadable", text, [[row] for row in rows], {row: errors[row] for row in rows})
+
+
+def _twins(study: Study) -> Iterator[Finding]:
+    """Find what stands there several times pixel for pixel."""
+    contradictory = [group for group in study.same if len(study.labels(group)) > 1]
+    parts = [study.parted(group) for group in study.same]
+    leaks = [train + val for train, val in parts if train and val]
+    if contradictory:
+        text = f"{counted(len(contradictory))} with two labels or more: one of them is wrong"
+        yield Finding(PROBLEM, "contradictory labels", text, contradictory)
+    if leaks:
+        count = sum(len(val) for train, val in parts if train and val)
+        text = f"{count:,} of {counted(len(study.val.samples), 'validation picture')} also in training: "
+        if study.leaks_matter:
+            yield Finding(PROBLEM, "leakage", f"{text}the accuracy will flatter the net", leaks)
+        else:
+            yield Finding(NOTE, "leakage", f"{text}no harm where nothing is learnt from labels", leaks)
+    for number, (name, effect) in enumerate([("training", "they weigh more"), ("validation", "they count twice")]):
+        groups = [part[number] for part in parts if len(part[number]) > 1 and len(study.labels(part[number])) < 2]
+        if groups:
+            extra = sum(len(group) - 1 for group in groups)
+            text = f"{counted(extra, name + ' picture')} more than once, pixel for pixel: {effect}"
+            yield Finding(WARNING, f"duplicates in {name}", text, groups)
+
+
+def _lookalikes(study: Study) -> Iterator[Finding]:
+    """Find what looks the same; whether it is, only a person can say."""
+    across = [group for group in study.alike if all(study.parted(group))]
+    if across:
+        count = sum(len(study.parted(group)[1]) for group in across)
+        of = counted(len(study.val.samples), "validation picture")
+        text = f"look-alikes of training pictures: {count:,} of {of}; see whether they are the same"
+        yield Finding(WARNING if study.leaks_matter else NOTE, "look-alikes across the lists", text, across)
+    torn = [group for group in study.alike if len(study.labels(group)) > 1]
+    if torn:
+        text = f"look-alikes with two labels or more: {counted(len(torn), 'group')}"
+        yield Finding(WARNING, "look-alikes with two labels", text, torn)
+    for number, name in enumerate(("training", "validation")):
+        groups = [part for part in (study.parted(group)[number] for group in study.alike) if len(part) > 1]
+        groups = [group for group in groups if not _are_copies(study, group)]
+        if groups:
+            text = f"look-alikes in {name}: {counted(len(groups), 'group')}"
+            yield Finding(NOTE, f"look-alikes in {name}", text, groups)
+
+
+def _are_copies(study: Study, rows: list[int]) -> bool:
+    return len(np.unique(study.pictures.digests[rows], axis=0)) == 1
+
+
+def _classes(study: Study) -> Iterator[Finding]:
+    names = study.train.class_names
+    folded = Counter(unicodedata.normalize("NFKC", name).casefold().strip() for name in names)
+    for name in (name for name, count in folded.items() if count > 1):
+        same = ", ".join(f'"{n}"' for n in names if unicodedata.normalize("NFKC", n).casefold().strip() == name)
+        yield Finding(WARNING, "class names", f"the class names {same} differ in their spelling alone")
+    if names == tuple(str(label) for label in range(len(names))) and study.train.line_numbers:
+        text = (
+            "the classes have no names but their numbers; class_names_file, or classes.txt beside the list, gives them"
+        )
+        yield Finding(NOTE, "class names", text)
+    if not study.config.learns_without_labels():
+        yield from _counts(study)
+    empty = [name for name, count in zip(names, study.val.class_counts(), strict=True) if not count]
+    if empty:
+        yield Finding(WARNING, "classes without validation", f"no validation picture of {_listed(empty)}: unmeasured")
+
+
+def _counts(study: Study) -> Iterator[Finding]:
+    counts = study.train.class_counts()
+    missing = [name for name, count in zip(study.train.class_names, counts, strict=True) if not count]
+    if missing:
+        yield Finding(PROBLEM, "missing classes", f"no training picture of {_listed(missing)}: it cannot be learnt")
+    present = [count for count in counts if count]
+    ratio = max(present) / min(present) if present else 1.0
+    if ratio >= IMBALANCED and not (study.config.class_weights or study.config.balanced_sampling):
+        text = (
+            f"the largest class has {ratio:.0f} times the pictures of the smallest: class_weights or balanced_sampling"
+        )
+        yield Finding(WARNING, "imbalance", text)
+
+
+def _odd(study: Study) -> Iterator[Finding]:
+    total = len(study.pictures.odd)
+    for oddity, consequence in ODDITIES.items():
+        rows = study.pictures.has(oddity).tolist()
+        if rows:
+            level = WARNING if oddity in WARNED_OF and len(rows) >= MANY * total else NOTE
+            yield Finding(level, oddity, f"{counted(len(rows))}: {oddity} ({consequence})", [[row] for row in rows])
+
+
+def _shapes(study: Study) -> Iterator[Finding]:
+    readable = np.flatnonzero(study.pictures.readable())
+    rows = readable[_misshape(study.pictures.sizes[readable], study.preprocess) > MISSHAPEN].tolist()
+    if rows:
+        level = WARNING if len(rows) >= 2 * MANY * len(study.pictures.odd) else NOTE
+        limits = MISSHAPEN, 1 - 1 / MISSHAPEN, counted(len(rows))
+        yield Finding(level, "shape", _RESIZED[study.preprocess.resize].format(*limits), [[row] for row in rows])
+
+
+def _misshape(sizes: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """Give how many times longer than the input each picture (M, 2) is in one direction, (M,), 1 and above."""
+    ratio = sizes[:, 0] / np.maximum(sizes[:, 1], 1) / (preprocess.width / preprocess.height)
+    return np.asarray(np.maximum(ratio, 1 / np.maximum(ratio, 1e-9)))
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    numbers = zip(("smallest", "median", "largest"), np.percentile(values, [0, 50, 100]).tolist(), strict=True)
+    return {name: round(number, 3) for name, number in numbers}
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return f"{len(names)} classes ({shown}, ...)" if len(names) > most else shown

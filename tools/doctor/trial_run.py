@@ -1,0 +1,131 @@
+"""A few training steps, done by the trainer itself, and what they take: memory, time, and bytes of checkpoints."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+import traceback
+from typing import Any
+
+import torch
+
+from configs.schema import Config
+from data_loader.cache import Fitting
+from data_loader.cache_builder import free_memory
+from data_loader.loaders import enlarged, plan_epoch, without
+from data_loader.preprocess import Preprocess
+from data_loader.samples import ListError, SampleList
+from tools.doctor.step_check import Step, size_text
+from trainers.builder import build_start_net, build_trainer
+from trainers.runner import processes_wanted
+from trainers.runtime.device import choose_device, describe_device
+from trainers.trainer import Trainer
+
+MOST_STEPS, MOST_SECONDS = 25, 15.0  # after the first step, which warms up
+
+
+def measure(config: Config, train: SampleList, val: SampleList, bad_train: set[int], bad_val: set[int]) -> Step:
+    """Train a few steps in this process, of which the memory is told; see `doctor_step.try_steps`."""
+    too_small = f"the memory is too small for batch_size {config.batch_size}"
+    try:
+        return _measure(config, without(train, bad_train), without(val, bad_val))
+    except (torch.OutOfMemoryError, MemoryError):
+        return {"error": too_small, "out_of_memory": True}
+    except (ValueError, RuntimeError) as error:
+        if "can't allocate memory" in str(error):  # torch's word on the CPU
+            return {"error": too_small, "out_of_memory": True}
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        return {"error": text, "traceback": traceback.format_exc()}
+
+
+class TrialTrainer(Trainer):
+    """The trainer, stopped after a few steps; it saves nothing."""
+
+    def trial(self, most_steps: int, most_seconds: float) -> list[float]:
+        """Train the first steps of an epoch; give the seconds of each, the first with the loaders' start."""
+        self.plan = steps = self._plan(start=0)[: most_steps + 1]
+        batches = self._start_epoch(steps)
+        seconds: list[float] = []
+        for step in steps:
+            start = time.perf_counter()
+            self._optimizer_step(step, batches, show_pictures=False)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds.append(time.perf_counter() - start)
+            self.progress.step += 1
+            self.progress.consumed += step.num_samples
+            if sum(seconds[1:]) > most_seconds:
+                break
+        return seconds
+
+    def losses(self) -> list[float]:
+        """Give the mean loss of each step."""
+        return [float(losses.sums[0]) / len(losses.indices) for *_, losses in self.pending]
+
+    def checkpoint_bytes(self) -> dict[str, int]:
+        """Give the bytes of the tensors of both checkpoints."""
+        best, last = (self._checkpoint(with_training_state=state) for state in (False, True))
+        return {"checkpoint_best": _tensor_bytes(vars(best)), "checkpoint_last": _tensor_bytes(vars(last))}
+
+
+def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
+    if len(train.samples) < 2 or not val.samples:
+        raise ListError([f"{train.origin}: fewer than two training pictures, or no validation picture, can be read"])
+    device, _ = choose_device(config.gpu_ids())
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    notes: list[str] = []
+    net = build_start_net(config, notes.append)
+    trainer = build_trainer(config, net, train, val, device=device, say=notes.append, kind=TrialTrainer)
+    assert isinstance(trainer, TrialTrainer)
+    seconds = trainer.trial(MOST_STEPS, MOST_SECONDS)
+    rests = [step.num_samples != trainer.plan[0].num_samples for step in trainer.plan]
+    whole = [a_step for a_step, is_rest in zip(seconds, rests, strict=False) if not is_rest][1:] or seconds
+    processes = processes_wanted(config)
+    epoch = plan_epoch(len(train.samples), config.batch_size, processes, config.accumulation_steps)
+    warm = seconds[1:] or seconds
+    a_step = sum(warm) / len(warm)
+    if config.data_cache != "none":
+        notes.append(_cache_note(config, train, val, trainer.facts.preprocess))
+    return {
+        "device": describe_device(device),
+        "precision": trainer.precision,
+        "batch_size": config.batch_size,
+        "processes": processes,
+        "steps_measured": len(warm),
+        "seconds_a_step": a_step,
+        "whole_steps_measured": len(whole),
+        "seconds_a_whole_step": sum(whole) / len(whole),
+        "seconds_of_the_others": sum(seconds) - sum(whole),  # the first one and the rest, each of a new size
+        "steps_an_epoch": len(epoch),
+        "seconds_an_epoch": a_step * len(epoch),
+        "losses": trainer.losses(),
+        "memory_of": "GPU" if device.type == "cuda" else "main",
+        "memory_peak": _peak_memory(device),
+        "memory_free": free,
+        "parameters": sum(parameter.numel() for parameter in trainer.task.net.parameters()),
+        **trainer.checkpoint_bytes(),
+        "notes": notes,
+    }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Give the most bytes that this process has held: of the GPU where it trains on one, else of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _cache_note(config: Config, train: SampleList, val: SampleList, preprocess: Preprocess) -> str:
+    source = enlarged(preprocess, config.fitted_scale) if config.data_aug else preprocess
+    size = Fitting(source).num_bytes(train) + Fitting(preprocess).num_bytes(val)
+    where = "memory" if config.data_cache == "ram" else config.data_cache_dir
+    return f'data_cache "{config.data_cache}" will take {size_text(size)} of {where}; the time is measured without it'
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(_tensor_bytes, items))

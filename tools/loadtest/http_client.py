@@ -1,0 +1,109 @@
+"""The load of `tools.benchmark serve`: clients that each send one picture over and over, on connections of their own.
+
+`python -m tools.loadtest.http_client --port P --clients 32 --seconds 60` prints a line of JSON. Its requests are made
+before it starts, and of an answer it reads no more than status and length: it shares the cores with the service.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+PICTURE = (320, 240)  # width, height
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+CONTENT = "content"
+SENTENCE = 200  # bytes shown of a bad answer
+
+
+@dataclass
+class Seen:
+    """What the clients have met."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+def picture(seed: int) -> bytes:
+    """Make a JPEG of coloured clouds, about 12 kB."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (15, 20, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize(PICTURE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def request(path: str, content: bytes) -> bytes:
+    """Write a request with a picture in base64."""
+    body = json.dumps({CONTENT: base64.b64encode(content).decode()}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def load(port: int, requests: Sequence[bytes], seconds: float) -> Seen:
+    """Keep a client for each request asking for so long; what is under way at the end is waited for."""
+    seen = Seen()
+    until = time.perf_counter() + seconds
+    await asyncio.gather(*(_client(port, asked, until, seen) for asked in requests))
+    return seen
+
+
+async def _client(port: int, asked: bytes, until: float, seen: Seen) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while (started := time.perf_counter()) < until:
+        try:
+            writer.write(asked)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = LENGTH.search(head)
+            body = await reader.readexactly(int(length[1]) if length else 0)
+        except (OSError, EOFError) as error:
+            seen.errors[type(error).__name__] += 1
+            writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            continue
+        if head[9:12] == b"200" and body:
+            seen.latencies_s.append(time.perf_counter() - started)
+        else:
+            seen.errors[(head[:12] + b" " + body[:SENTENCE]).decode(errors="replace")] += 1
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+def main() -> None:
+    """Load a service and print requests a second, latencies, errors and the client's own processor time."""
+    parser = argparse.ArgumentParser(prog="python -m tools.loadtest.http_client", allow_abbrev=False)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--path", default="/predict")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    args = parser.parse_args()
+    if sys.platform != "win32":
+        import uvloop
+
+        uvloop.install()
+    requests = [request(args.path, picture(number)) for number in range(args.clients)]
+    started, used = time.perf_counter(), time.process_time()
+    seen = asyncio.run(load(args.port, requests, args.seconds))
+    wall = time.perf_counter() - started
+    found = np.array(seen.latencies_s or [float("nan")]) * 1000
+    for sentence, count in seen.errors.most_common(3):
+        print(f"{count} times: {sentence}", file=sys.stderr)
+    told = {"rate": len(seen.latencies_s) / wall, "seconds": wall, "errors": seen.errors.total()}
+    told |= {f"p{rank} ms": float(np.percentile(found, rank)) for rank in (50, 99)}
+    print(json.dumps({**told, "client cores": (time.process_time() - used) / wall}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The sides of `tools.benchmark serve`: a service in a process of its own, loaded by a client in another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from common.paths import ROOT
+from tools.benchmark.protocol import RATE, Round
+from tools.benchmark.runners import BenchmarkError
+
+START_S, STOP_S = 120.0, 20.0
+TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # a second
+
+
+class Service:
+    """A service in a process of its own, ready once `health` is answered with 200. Raises BenchmarkError."""
+
+    def __init__(self, name: str, command: Sequence[str], health: str) -> None:
+        self.name = name
+        self.port = _free_port()
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (closed by `close`)
+        self.process = subprocess.Popen(
+            [part.format(port=self.port) for part in command],
+            stdout=self._log,
+            stderr=self._log,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        try:
+            self._wait_for(f"http://127.0.0.1:{self.port}{health}")
+        except BaseException:
+            self.close()
+            raise
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and to all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def close(self) -> None:
+        """Stop it and all that it has started."""
+        if not self._log.closed:
+            for numbers in ((signal.SIGTERM, signal.SIGCONT), (signal.SIGKILL,)):
+                for number in numbers:
+                    self.signal(number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(STOP_S)
+            self._log.close()
+
+    def _wait_for(self, url: str) -> None:
+        until = time.monotonic() + START_S
+        while time.monotonic() < until and self.process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+                if answer.status == 200:
+                    return
+            time.sleep(0.2)
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        raise BenchmarkError(f"{self.name}: it did not start: {lines[-1] if lines else 'without a word'}")
+
+
+class ServiceSide(Service):
+    """A service that is loaded for `seconds` a round.
+
+    Between its rounds it is halted, with all that it has started: litserve's processes ask their queues all the time,
+    a tenth of a core, which the others' rounds would lack.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], health: str, clients: int, seconds: float) -> None:
+        super().__init__(name, command, health)
+        self.clients, self.seconds = clients, seconds
+        self.versions: dict[str, str] = {}
+        self.signal(signal.SIGSTOP)
+
+    def play(self) -> Round:
+        """Load it for `seconds`."""
+        self.signal(signal.SIGCONT)
+        try:
+            return self._loaded()
+        finally:
+            self.signal(signal.SIGSTOP)
+
+    def _loaded(self) -> Round:
+        command = [sys.executable, "-m", "tools.loadtest.http_client", "--port", str(self.port)]
+        command += ["--clients", str(self.clients), "--seconds", str(self.seconds)]
+        pid = self.process.pid
+        before, used = memory_mb(pid), processor_s(pid)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines()
+            raise BenchmarkError(f"{self.name}: the client failed: {lines[-1] if lines else done.returncode}")
+        if done.stderr:
+            print(f"{self.name}: {done.stderr.strip()}", file=sys.stderr)
+        figures: Round = json.loads(done.stdout)
+        used = max(processor_s(pid) - used, 1 / TICKS)  # it is told no finer
+        cores = used / figures.pop("seconds")
+        per_core = {"cores": cores, "requests/s a core": figures[RATE] / cores}
+        return {**figures, **per_core, "MB at start": before, "MB at end": memory_mb(pid)}
+
+
+def memory_mb(pid: int) -> float:
+    """Give the memory of a process and all that it has started, in MB; pages that several share count once.
+
+    Linux's Pss; 0 of a process that has ended. Raises OSError where a process may not be looked at.
+    """
+    return sum(_kilobytes(each) for each in _with_children(pid)) * 1024 / 1e6
+
+
+def processor_s(pid: int) -> float:
+    """Give the processor time that a process, and all that it has started and still runs, have taken so far."""
+    ticks = 0
+    for each in _with_children(pid):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            fields = Path(f"/proc/{each}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # utime and stime: fields 14 and 15 of proc(5)
+    return ticks / TICKS
+
+
+def _kilobytes(pid: int) -> int:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except (ProcessLookupError, FileNotFoundError):
+        return 0
+    found = re.search(r"^Pss: +(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def _with_children(pid: int) -> Iterator[int]:
+    yield pid
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            for child in file.read_text(encoding="ascii").split():
+                yield from _with_children(int(child))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
