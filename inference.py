@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.atomic_io import check_folder
+from common.cli import as_program
+from common.signals import StopRequest
 from configs.schema import Config
 from deploy.inference.cli_args import DEFAULT_IMAGES, DEFAULT_RESULT, make_parser
 from deploy.inference.cli_inputs import (
@@ -23,10 +26,10 @@ from deploy.inference.cli_inputs import (
     pictures_below,
     weights_and_config,
 )
-from deploy.inference.cli_loop import Tally, answer_all, as_program, line_columns, report_end, until_unreadable
+from deploy.inference.cli_loop import Tally, answer_all, line_columns, report_end, until_unreadable
 from deploy.inference.console_table import LineLayout
-from deploy.inference.result_writer import Answer, ResultsFile, check_folder, check_results_path, open_results
-from trainers.signals import StopRequest
+from deploy.inference.prediction import Answer
+from deploy.inference.result_writer import ResultsFile, check_results_path, open_results
 
 if TYPE_CHECKING:
     from artifacts.metadata import Facts
@@ -84,7 +87,7 @@ def check(args: argparse.Namespace) -> Request:
 
 def run(args: argparse.Namespace, request: Request) -> int:
     """Load the net, answer for every picture, tell the sum; give the exit code. Raises ValueError."""
-    from artifacts.metadata_reader import TITLES, artifact_kind
+    from artifacts.formats import TITLES, artifact_kind
 
     kind = artifact_kind(request.weights)  # a file that nothing loads is told before torch is there
     if request.heatmap is not None and kind != "checkpoint":
@@ -128,7 +131,7 @@ def convert(args: argparse.Namespace) -> int:
     if args.image_dir:
         next(pictures_below(args.image_dir))
     weights, config = weights_and_config(args)
-    from artifacts.metadata_reader import artifact_kind
+    from artifacts.formats import artifact_kind
 
     if artifact_kind(weights) == "checkpoint":
         check_flags_of_a_checkpoint(args, weights)
@@ -182,7 +185,7 @@ def _copies(args: argparse.Namespace, request: Request, backend: Backend, facts:
     elif request.save_images is not None:
         made.append(SortedCopies(request.save_images, facts.class_names))
     if request.heatmap is not None:
-        from deploy.backends.loading import CheckpointBackend
+        from deploy.backends.torch_backend import CheckpointBackend
         from deploy.inference.heatmap_writer import HeatMapCopies, label_of
 
         assert isinstance(backend, CheckpointBackend)  # other kinds of files have been refused

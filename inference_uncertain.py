@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.cli import as_program
+from common.signals import StopRequest
 from configs.schema import Config
 from deploy.inference.cli_args import DEFAULT_IMAGES
 from deploy.inference.cli_inputs import AskedError, load_asked, one_picture, pictures_below, weights_and_config
-from deploy.inference.cli_loop import Tally, answer_all, as_program, line_columns, report_end, until_unreadable
+from deploy.inference.cli_loop import Tally, answer_all, line_columns, report_end, until_unreadable
 from deploy.inference.console_table import LineLayout
 from deploy.inference.decision import ACCEPTED, SET_ASIDE
-from deploy.inference.result_writer import Answer, ResultsFile, check_results_path, open_results
+from deploy.inference.prediction import Answer
+from deploy.inference.result_writer import ResultsFile, check_results_path, open_results
 from deploy.uncertainty.cli_args import DEFAULT_OUTPUT, make_parser
 from deploy.uncertainty.review_folder import SetAside, check_new_folder
-from trainers.signals import StopRequest
 
 if TYPE_CHECKING:
     from artifacts.metadata import Facts
@@ -97,7 +99,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def check_is_checkpoint(weights: Path) -> None:
     """Raise AskedError for a file that cannot be calibrated: an exported one, whose facts are sealed."""
-    from artifacts.metadata_reader import TITLES, artifact_kind
+    from artifacts.formats import TITLES, artifact_kind
 
     if (kind := artifact_kind(weights)) != "checkpoint":
         mend = "calibrate the checkpoint (.pth) that it was made from, and export it again"
@@ -186,7 +188,7 @@ def _answer_all(
 
 def _check_known(*files: Path) -> None:
     """Raise ValueError for a file that nothing loads, before torch is there."""
-    from artifacts.metadata_reader import artifact_kind
+    from artifacts.formats import artifact_kind
 
     for file in files:
         artifact_kind(file)

@@ -6,13 +6,17 @@ import hashlib
 import itertools
 import os
 import shutil
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from artifacts.metadata_reader import ArtifactError, check_archive
+from artifacts.errors import ArtifactError
+
+_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, struct.error)
 
 MARK = b"sha256 "  # what the archive's comment starts with; the digest of all that stands before the comment follows
 SEAL_BYTES = len(MARK) + 64
@@ -152,3 +156,23 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_archive(path: Path) -> None:
+    """Hold every part of a torch archive against its checksum, which torch does not. Raises ArtifactError."""
+    try:
+        with _open_archive(path) as archive:
+            damaged = archive.testzip()
+    except _ARCHIVE_ERRORS as error:
+        raise ArtifactError(f"{path}: it is damaged: {error}") from error
+    if damaged:
+        raise ArtifactError(f'{path}: it is damaged: "{damaged}" in it does not match its checksum')
+
+
+def _open_archive(path: Path) -> zipfile.ZipFile:
+    """Open a zip archive; raises BadZipFile also where it only ends in one, as a cut file that held another does."""
+    archive = zipfile.ZipFile(path)
+    if min((entry.header_offset for entry in archive.infolist()), default=0):
+        archive.close()
+        raise zipfile.BadZipFile("it is not whole")
+    return archive

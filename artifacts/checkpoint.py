@@ -14,19 +14,11 @@ from typing import Any
 import torch
 
 from artifacts.archive import check_whole, earlier_files, is_whole, write_archive
+from artifacts.errors import ArtifactError, CheckpointError, DamagedCheckpointError
 from artifacts.metadata import Facts
-from artifacts.metadata_reader import ArtifactError
 
 FORMAT = "classic-trainer checkpoint"
 FORMAT_VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written; the message names the file and the reason."""
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A checkpoint that is no longer what was written; the message names another one that is whole, if there is."""
 
 
 @dataclass

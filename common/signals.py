@@ -1,11 +1,17 @@
-"""Signals that end a program in the way of an error, so that nothing half-made is left."""
+"""Signals as an exception that ends a program, as a flag that a loop reads, or held back for a while."""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+# SIGUSR1 is what schedulers such as SLURM send some time before the end (sbatch --signal); Windows has none.
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,3 +39,53 @@ def ended_by_signals(*others: signal.Signals) -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, before[number])
+
+
+class StopRequest:
+    """While entered, the first of STOPPING is only noted in `received`; a second Ctrl-C interrupts at once."""
+
+    def __init__(self, word: str = "") -> None:
+        self.word = word  # said at once, when the signal arrives
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in STOPPING:
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: whoever started the thread handles signals
+                break
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def receive(self, number: int) -> None:
+        """Note a signal that another process received."""
+        self.received = signal.Signals(number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is None and self.word:
+            os.write(2, f"\n{self.word}\n".encode())  # a handler may interrupt a print, so not print
+        self.received = signal.Signals(number)
+
+
+@contextmanager
+def children_wait() -> Iterator[None]:
+    """Hear of a child that died only afterwards: the loaders' handler raises wherever it interrupts, also a write."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+    if came and callable(before):
+        before(signal.SIGCHLD, None)

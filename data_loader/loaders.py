@@ -65,14 +65,14 @@ class PictureDataset(Dataset[dict[str, Any]]):
         epoch, index = key
         sample = self.samples.samples[index]
         try:
-            picture = self._picture(index)
+            decoded = self._picture(index)
         except PictureError as error:
             return {"error": bad_picture_sentence(self.samples, index, error), "index": index}
         if self.view is None:
-            pixels = self.preprocess.fit(picture)
+            pixels = self.preprocess.fit(decoded)
         else:
             with seeded(self.seed, epoch, index):
-                pixels = self.view(picture, bool(self.mirrored_half[index]) == (epoch % 2 == 0))
+                pixels = self.view(decoded, bool(self.mirrored_half[index]) == (epoch % 2 == 0))
         image = torch.from_numpy(pixels).movedim(-1, -3)  # (C, H, W) or (V, C, H, W)
         return {"image": image, "label": sample.label, "index": index}
 

@@ -156,8 +156,8 @@ class Preprocess:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels or 0 in image.shape:
             expected = f"(H, W, {self.channels})"
             raise ValueError(f"expected uint8 {expected} with pixels, got {image.dtype} {image.shape}")
-        picture = Image.fromarray(image[:, :, 0] if self.channels == 1 else image)
-        pixels = self.fit(picture).transpose(2, 0, 1).astype(np.float32)  # (C, height, width)
+        fitted = Image.fromarray(image[:, :, 0] if self.channels == 1 else image)
+        pixels = self.fit(fitted).transpose(2, 0, 1).astype(np.float32)  # (C, height, width)
         scale, shift = self.scale_and_shift()
         return np.asarray(pixels * scale[:, None, None] + shift[:, None, None])
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nets.support.errors import NetError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -17,10 +19,6 @@ NETS_DIR = Path(__file__).resolve().parent
 CONFIG_KEYS = ("num_classes", "num_channels", "img_height", "img_width")
 FROM_THE_CONFIG = {**{key: key for key in CONFIG_KEYS}, "in_size": "img_height"}  # a net's parameter: its config key
 NOT_NETS = ("__init__", "net_interface", "torchvision_family", "checkpointing", "start_weights", "heat_maps")
-
-
-class NetError(ValueError):
-    """A net that cannot be built, loaded or changed as asked; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -129,37 +127,6 @@ def net_parameters(module_name: str, net_name: str) -> list[NetParameter]:
             f"it has: {', '.join(sorted(nets)) or 'none'}"
         )
     return nets[net_name]
-
-
-def parameter_groups(
-    net: nn.Module, learning_rate: float, weight_decay: float, *, no_decay_norm_bias: bool = False
-) -> list[dict[str, Any]]:
-    """Split the trainable parameters into an optimizer's groups, each parameter in exactly one.
-
-    GeM's exponents get no weight decay (Radenovic et al. 2018, their published training); `no_decay_norm_bias` also
-    frees biases and norm layers, all that has fewer than two dimensions. The parts that a net names in `constant_rate`
-    stand in groups of their own, marked "constant_rate". Raises NetError where nothing is trainable.
-    """
-    from nets.GeM_ResNet_module import GeM
-
-    exponents = {id(module.p) for module in net.modules() if isinstance(module, GeM)}
-    constant = tuple(f"{part}." for part in getattr(net, "constant_rate", ()))
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}  # by (constant rate, free of decay)
-    for name, parameter in net.named_parameters():
-        if parameter.requires_grad:
-            is_free = id(parameter) in exponents or (no_decay_norm_bias and parameter.ndim < 2)
-            groups.setdefault((name.startswith(constant) if constant else False, is_free), []).append(parameter)
-    if not groups:
-        raise NetError("the net has no trainable parameter: requires_grad is False on all of them")
-    return [
-        {
-            "params": parameters,
-            "lr": learning_rate,
-            "weight_decay": 0.0 if is_free else weight_decay,
-            "constant_rate": is_constant,
-        }
-        for (is_constant, is_free), parameters in sorted(groups.items(), key=lambda group: group[0])
-    ]
 
 
 def _module_path(module_name: str) -> Path:

@@ -18,7 +18,7 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from nets.net_interface import NetError
+from nets.support.errors import NetError
 from nets.support.torchvision_builder import require_rate, torchvision_net
 
 STAGES = {  # by the start of torchvision's names: four modules, from stride 4 to 32

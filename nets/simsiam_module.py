@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from nets.net_interface import NetError
+from nets.support.errors import NetError
 from nets.support.torchvision_builder import torchvision_net, use_small_stem
 
 STEMS = ("auto", "small", "imagenet")

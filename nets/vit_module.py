@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from nets.net_interface import NetError
+from nets.support.errors import NetError
 from nets.support.torchvision_builder import torchvision_net
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nets.net_interface import NetError
+from nets.support.errors import NetError
 from nets.support.torchvision_builder import require_rate
 
 STEM_WIDTH = 16  # table 1

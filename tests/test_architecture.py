@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 from pathlib import Path
@@ -11,31 +12,22 @@ import pytest
 
 from common.paths import ROOT
 
-ROOMS = {
-    "configs",
-    "data_loader",
-    "nets",
-    "trainers",
-    "artifacts",
-    "figures",
-    "deploy",
-    "pytorch2json",
-    "platforms",
-    "tools",
+DATA = ("data_loader.preprocess", "data_loader.samples")  # what a room without torch's loaders may have of it
+ALLOWED = {  # what a package's files may import of ours, by prefix; `common` for all
+    "common": (),
+    "configs": (),
+    "visualization": (),
+    "nets": (),
+    "pytorch2json": (),
+    "data_loader": ("configs",),
+    "artifacts": ("configs", *DATA),
+    "trainers": ("artifacts", "configs", "data_loader", "nets", "visualization"),
+    "deploy.backends": ("artifacts", "configs", *DATA, "nets", "pytorch2json", "visualization"),
+    "deploy.inference": ("artifacts", "configs", *DATA, "deploy.backends", "visualization"),
+    "deploy.uncertainty": ("artifacts", "configs", *DATA, "deploy.backends", "deploy.inference", "visualization"),
+    "deploy.service": ("artifacts", *DATA, "deploy.backends", "deploy.inference", "visualization"),
+    "deploy.export": ("artifacts", "configs", *DATA, "deploy.backends", "pytorch2json"),
 }
-PREPROCESS = {"data_loader.preprocess", "data_loader.samples"}
-ALLOCATION = "common.malloc"
-ALLOWED = {  # what a room's files may import of ours, by prefix
-    "configs": {"configs"},
-    "figures": {"figures"},
-    "nets": {"nets"},
-    "data_loader": {"data_loader", "configs"},
-    "artifacts": {"artifacts", "configs", *PREPROCESS},
-    "pytorch2json": {"pytorch2json"},
-    "trainers": {"trainers", "artifacts", "data_loader", "nets", "configs", "figures"},
-    "deploy": {"deploy", "artifacts", "pytorch2json", "configs", "figures", "nets", ALLOCATION, *PREPROCESS},
-}
-ONLY_WITH_NETS = {"deploy/backends.py", "deploy/export.py"}  # the files of deploy that may touch nets
 
 
 def sources() -> list[Path]:
@@ -43,26 +35,66 @@ def sources() -> list[Path]:
     return [path for path in sorted(ROOT.rglob("*.py")) if not set(path.relative_to(ROOT).parts) & others]
 
 
-def imports(path: Path) -> set[str]:
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sources()}
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """Return the modules of ours that a file imports, early or late; a package stands for itself."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{name.name}" for name in node.names}
-    return {name for name in found if name.partition(".")[0] in ROOMS}
+            of_package = [f"{node.module}.{name.name}" for name in node.names]
+            found |= {name if name in MODULES else node.module for name in of_package}
+    return frozenset(name for name in found if name in MODULES)
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_follow_the_layers(path: Path) -> None:
-    name = path.relative_to(ROOT)
-    if len(name.parts) == 1:
-        return  # a root program may import every room
-    allowed = ALLOWED.get(name.parts[0], ROOMS - {"platforms", "tools"} | {name.parts[0]})
-    if name.parts[0] == "deploy" and name.as_posix() not in ONLY_WITH_NETS:
-        allowed = allowed - {"nets"}
+    name = module_of(path)
+    own = next((package for package in ALLOWED if name == package or name.startswith(f"{package}.")), "")
+    if not own:
+        forbidden = () if "." not in name else ("platforms",) if name.startswith("tools") else ("tools",)
+        assert not {item for item in imports(path) if item.startswith(forbidden or "-")}
+        return
+    allowed = (own, "common", *ALLOWED[own])
     wrong = {item for item in imports(path) if not any(item == a or item.startswith(f"{a}.") for a in allowed)}
     assert not wrong, f"{name} imports {wrong}; allowed: {allowed}"
+
+
+def test_no_import_circle() -> None:
+    """Late imports count: a circle that waits for a function to be called is one."""
+    graph = {name: imports(path) - {name} for name, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for item in sorted(graph[name]):
+                visit(item, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_flags_belong_to_their_own_command() -> None:
+    """A command's flags are its own; what another command needs of them is no flag, and lies elsewhere."""
+    sisters = {"deploy.uncertainty": "deploy.inference"}  # inference_uncertain.py takes inference.py's flags too
+    for path in sources():
+        package = module_of(path).rpartition(".")[0]
+        if not package or path.name == "cli.py":  # the programs themselves
+            continue
+        for item in imports(path):
+            owner = item.removesuffix(".cli_args")
+            assert owner == item or owner in (package, sisters.get(package)), f"{path} imports {item}"
 
 
 def test_configs_come_without_torch() -> None:

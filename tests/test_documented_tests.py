@@ -16,7 +16,10 @@ def test_every_command_of_a_promise_runs_something(page: Path) -> None:
     commands = re.findall(r"`([^`]*\btest_\w+\.py[^`]*)`", page.read_text(encoding="utf-8"))
     assert len(commands) > 10
     for command in commands:
-        files = [(TESTS / file).read_text(encoding="utf-8") for file in re.findall(r"(?:tests/)?([\w/]*test_\w+\.py)", command)]
+        files = [
+            (TESTS / file).read_text(encoding="utf-8")
+            for file in re.findall(r"(?:tests/)?([\w/]*test_\w+\.py)", command)
+        ]
         names = [name for text in files for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)]
         assert names, command
         chosen = re.search(r'-k "?([\w ]+)"?', command)

@@ -27,17 +27,18 @@ from torch.nn import functional
 
 import train
 from artifacts.calibration import Calibration
-from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from artifacts.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from artifacts.errors import ArtifactError, CheckpointError
 from artifacts.metadata import Facts, preprocess_of
-from artifacts.metadata_reader import ArtifactError, read_facts
+from artifacts.metadata_reader import read_facts
 from common.paths import ROOT
 from configs.schema import Config, ConfigError, process_config
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, read_class_names, read_list, read_unlabelled
 from deploy.inference.decision import decide
 from deploy.inference.predictor import Predictor
-from deploy.service.launcher import NATIVE
 from deploy.service.request_parser import RequestError, read_upload
+from deploy.service.routes import NATIVE
 from deploy.service.server import service_of
 from nets import net_interface
 from pytorch2json.converter import convert

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.atomic_io import check_folder
+from common.cli import as_program
+from common.console import printable
 from configs.schema import process_config
 from data_loader.samples import IMAGE_SUFFIXES, iter_images
-from deploy.inference.cli_args import RUNTIMES
-from deploy.inference.cli_loop import as_program
-from deploy.inference.console_table import printable
-from deploy.inference.result_writer import check_folder
+from deploy.backends.base import RUNTIMES
 
 if TYPE_CHECKING:
     from deploy.inference.feature_extractor import Embedder, Embeddings

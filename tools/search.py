@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.cli import as_program
+from common.console import elide, printable
 from data_loader.samples import iter_images
-from deploy.inference.cli_loop import as_program
-from deploy.inference.console_table import elide, printable
 from tools.embed import (
     EmbedError,
     add_net_flags,
@@ -134,8 +134,7 @@ def lines_of(found: Found) -> list[str]:
 
 def write_csv(path: Path, root: Path, answers: Sequence[Found]) -> None:
     """Write a line a hit: query, rank, similarity, file; UTF-8 with the mark that Excel needs. Raises ResultsError."""
-    from deploy.inference.image_writers import whole
-    from deploy.inference.result_writer import writing
+    from common.atomic_io import whole, writing
 
     text = io.StringIO()
     table = csv.writer(text)
@@ -151,8 +150,7 @@ def write_csv(path: Path, root: Path, answers: Sequence[Found]) -> None:
 
 def write_sheet(path: Path, root: Path, answers: Sequence[Found], max_pixels: int) -> None:
     """Draw the queries, each beside what was found for it. Raises ResultsError, PictureError."""
-    from deploy.inference.image_writers import whole
-    from deploy.inference.result_writer import writing
+    from common.atomic_io import whole, writing
 
     if len(answers) > SHEET_QUERIES:
         print(f"{PROGRAM}: {path} shows the first {SHEET_QUERIES} of {len(answers)} queries", file=sys.stderr)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from artifacts.archive import clear_leftovers, drop_earlier, is_whole
 from artifacts.checkpoint import Checkpoint, save_checkpoint
-from trainers.signals import children_wait
+from common.signals import children_wait
 
 
 class Saver:

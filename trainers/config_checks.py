@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from configs.schema import Config
-from nets.net_interface import NetError, check_model_args, check_names
+from nets.net_interface import check_model_args, check_names
+from nets.support.errors import NetError
 
 NEED_LABELS = ("label_smoothing", "class_weights", "balanced_sampling", "mixup_alpha", "cutmix_alpha")
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_whole_checkpoint
+from artifacts.checkpoint import Checkpoint, load_checkpoint, newest_whole_checkpoint
+from artifacts.errors import CheckpointError
 from artifacts.metadata import facts_of
 from common.paths import ROOT
 from configs.schema import Config

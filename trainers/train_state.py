@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from artifacts.checkpoint import CheckpointError
+from artifacts.errors import CheckpointError
 
 MAX_CURVE_POINTS = 4000
 

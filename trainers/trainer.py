@@ -14,8 +14,10 @@ import torch
 from tqdm import tqdm
 
 from artifacts.archive import is_whole
-from artifacts.checkpoint import Checkpoint, CheckpointError
+from artifacts.checkpoint import Checkpoint
+from artifacts.errors import CheckpointError
 from artifacts.metadata import Facts
+from common.signals import StopRequest
 from configs.schema import Config
 from data_loader.augment import mirrored_half
 from data_loader.loaders import (
@@ -42,7 +44,6 @@ from trainers.runtime.determinism import LOOKED_AT, differing_gradients
 from trainers.runtime.device import DeviceCopy
 from trainers.runtime.distributed import World
 from trainers.runtime.out_of_memory import AtHand, is_out_of_memory, too_small
-from trainers.signals import StopRequest
 from trainers.tasks.classification import Batch, ClassifyTask, picture_captions
 from trainers.train_state import Progress
 from trainers.train_step import Learner, StepLosses
@@ -407,13 +408,13 @@ class Trainer:
     def _to_device(
         self, batch: dict[str, Any], augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Move a batch, and augment and normalise its pictures there: four times fewer bytes travel."""
+        """Move a batch, and augment and normalise its pixels there: four times fewer bytes travel."""
         moved = self.copy(batch)
-        pictures = moved["image"]
+        pixels = moved["image"]
         if augment is not None:
             is_even = self.progress.epoch % 2 == 0
-            pictures = augment(pictures, self.mirrored_half[moved["index"]] == is_even)
-        images = self.facts.preprocess.normalize(pictures)
+            pixels = augment(pixels, self.mirrored_half[moved["index"]] == is_even)
+        images = self.facts.preprocess.normalize(pixels)
         return {**moved, "image": images.contiguous(memory_format=self.learner.layout)}
 
     def _leave_if_asked(self) -> None:
@@ -456,13 +457,13 @@ class Trainer:
                 self.validated.predict(images)
 
     def _show_pictures(self, batch: dict[str, torch.Tensor], seed: int) -> None:
-        """Log up to 16 pictures of a batch as the net sees them, mixed ones too."""
+        """Log up to 16 pixels of a batch as the net sees them, mixed ones too."""
         if not self.logger.enabled:
             return
         images, labels = self.task.shown(batch, np.random.default_rng(seed))
-        pictures = self.facts.preprocess.denormalize(images[:16]).numpy()
+        pixels = self.facts.preprocess.denormalize(images[:16]).numpy()
         captions = picture_captions(labels[:16].cpu(), self.facts.class_names)
-        self.logger.train_pictures(pictures, captions, self.progress.step)
+        self.logger.train_pictures(pixels, captions, self.progress.step)
 
     def load_picture(self, path: str) -> np.ndarray:
         """Give a picture to look at, uint8 (H, W, C), at its own size."""

@@ -146,24 +146,24 @@ def image_grid(
 
 def thumbnail(image: np.ndarray, side_px: int) -> Image.Image:
     """Fit an image (H, W, 3), (H, W, 1) or (H, W) uint8 into a square; a small one grows by whole pixels."""
-    picture = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image).convert("RGB")
-    longest = max(picture.size)
+    drawn = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image).convert("RGB")
+    longest = max(drawn.size)
     if longest * 2 <= side_px:
-        return ImageOps.scale(picture, side_px // longest, Image.Resampling.NEAREST)
-    width, height = (max(1, round(side / longest * side_px)) for side in picture.size)  # a line stays one
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+        return ImageOps.scale(drawn, side_px // longest, Image.Resampling.NEAREST)
+    width, height = (max(1, round(side / longest * side_px)) for side in drawn.size)  # a line stays one
+    return drawn.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def annotated(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """Put a strip with lines of text below a picture; the first line is the strongest.
+    """Put a strip with lines of text below a drawn; the first line is the strongest.
 
-    The letters grow with the picture. One too small to be read beside them (longer side below 224 px) is enlarged by a
+    The letters grow with the drawn. One too small to be read beside them (longer side below 224 px) is enlarged by a
     whole factor, pixel by pixel. A long line is broken up to twice, then cut. Returns RGB.
     """
-    picture = image.convert("RGB")
-    picture = ImageOps.scale(picture, max(1, math.ceil(224 / max(picture.size))), Image.Resampling.NEAREST)
-    width = max(picture.width, 224)  # a narrow picture gets bars at its sides
-    size_px = max(14, round(math.sqrt(picture.width * picture.height) / 36))
+    drawn = image.convert("RGB")
+    drawn = ImageOps.scale(drawn, max(1, math.ceil(224 / max(drawn.size))), Image.Resampling.NEAREST)
+    width = max(drawn.width, 224)  # a narrow drawn gets bars at its sides
+    size_px = max(14, round(math.sqrt(drawn.width * drawn.height) / 36))
     margin, line_px = round(size_px * 0.8), round(size_px * 1.45)
     pieces = [
         (piece, INK if i == 0 else MUTED)
@@ -171,11 +171,11 @@ def annotated(image: Image.Image, lines: Sequence[str]) -> Image.Image:
         for piece in fonts.wrap(line, width - 2 * margin, size_px, max_lines=3)
     ]
     strip_px = 2 * margin + line_px * len(pieces) - (line_px - size_px) if pieces else 0
-    sheet = Image.new("RGB", (width, picture.height + strip_px), PAPER)
-    sheet.paste(picture, ((width - picture.width) // 2, 0))
+    sheet = Image.new("RGB", (width, drawn.height + strip_px), PAPER)
+    sheet.paste(drawn, ((width - drawn.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
     for i, (piece, colour) in enumerate(pieces):
-        baseline = picture.height + margin + i * line_px + round(size_px * 0.88)
+        baseline = drawn.height + margin + i * line_px + round(size_px * 0.88)
         fonts.draw_text(draw, (margin, baseline), piece, size_px, colour)
     return sheet
 

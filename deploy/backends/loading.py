@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artifacts.archive import check_archive
+from artifacts.formats import TITLES, artifact_kind
 from artifacts.metadata import Facts, class_names_of, facts_of
-from artifacts.metadata_reader import TITLES, artifact_kind, check_archive, read_facts
+from artifacts.metadata_reader import read_facts
 from configs.schema import Config
 from deploy.backends.base import (
+    PRECISIONS,
     Backend,
     BackendError,
-    OnnxRuntimeBackend,
-    OpenVinoBackend,
-    TorchBackend,
     check_declared,
-    choose_device,
-    choose_runtime,
-    failure,
-    parse_device,
     sizes_of,
     within_profile,
 )
-from deploy.inference.cli_args import PRECISIONS
-from deploy.inference.heatmap_writer import HeatMap, HeatMapper
-from visualization.heatmap_overlay import Marks
+from deploy.backends.devices import choose_device, choose_runtime, parse_device
+from deploy.backends.onnx_backends import OnnxRuntimeBackend, OpenVinoBackend
+from deploy.backends.torch_backend import CheckpointBackend, TorchBackend
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import nn
 
@@ -74,7 +68,8 @@ def load_torch(
     """
     import torch
 
-    from artifacts.checkpoint import CheckpointError, is_checkpoint, load_checkpoint, load_weights
+    from artifacts.checkpoint import is_checkpoint, load_checkpoint, load_weights
+    from artifacts.errors import CheckpointError
 
     target = choose_device(device)
     if is_checkpoint(path):
@@ -89,49 +84,6 @@ def load_torch(
     if not facts.weights_sha256:  # bare weights: the config does not say what the net gives
         facts = replace(facts, output=getattr(net, "output", "logits"))
     return CheckpointBackend(net, target, is_bf16=precision == "bf16"), facts
-
-
-class CheckpointBackend(TorchBackend):
-    """A checkpoint's net: the one backend that has gradients, and so heat maps."""
-
-    def __init__(self, net: nn.Module, device: torch.device, *, is_bf16: bool = False) -> None:
-        super().__init__(_in_bf16(net, device) if is_bf16 else net, device, channels_last=True)
-        self.net, self._target = net, device
-
-    def heat_mapper(self, facts: Facts) -> HeatMapper:
-        """Give what makes an image's heat maps; it raises BackendError. Raises NetError for a net that has none."""
-        import torch
-
-        from nets.support.saliency import heat_mapper
-
-        preprocess = facts.preprocess
-        mapper = heat_mapper(self.net, preprocess.channels, preprocess.height, preprocess.width)
-
-        def map_of(image: np.ndarray, label: int) -> HeatMap:
-            try:
-                made = mapper(
-                    torch.from_numpy(image[None]).to(self._target), torch.tensor([label], device=self._target)
-                )
-            except (RuntimeError, MemoryError) as error:
-                raise failure(self, 1, error) from error
-            marks = (
-                Marks(str(stage), selected.rows, selected.columns, selected.positions[0].tolist())
-                for stage, selected in enumerate(made.selected, 1)
-            )
-            return HeatMap(made.maps[0].numpy(), tuple(marks))
-
-        return map_of
-
-
-def _in_bf16(net: nn.Module, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    import torch
-
-    def call(images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            given: torch.Tensor = net(images)
-        return given
-
-    return call
 
 
 def load_jit(path: Path, device: str, facts: Facts) -> Backend:
@@ -206,7 +158,8 @@ def load_onnx(path: Path, device: str, facts: Facts, runtime: str = "auto", prec
 
 def _net_of(path: Path, facts: Facts, weights: dict[str, torch.Tensor]) -> nn.Module:
     """Build the net that the facts name, with its weights. Raises BackendError."""
-    from nets.net_interface import NetError, build_net
+    from nets.net_interface import build_net
+    from nets.support.errors import NetError
     from nets.support.pretrained import load_start_weights
 
     try:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from common.cli import named_path
 from deploy.export.console import PROGRAM
-from deploy.inference.cli_args import named_path
+from deploy.export.formats import FORMATS, MAX_BATCH, MAX_SAMPLES, PRECISIONS, WTS
 
-FORMATS = ("jit", "pt2", "onnx", "int8", "json", "engine", "all")  # in the order in which they are made
-PRECISIONS = ("fp32", "fp16", "bf16")
-WTS = "model.wts"
-MAX_BATCH = 65536
-MAX_SAMPLES = 1000  # of which one may change its class
 EPILOG = """\
 formats:
   jit     model.pt         TorchScript (deprecated by torch in favour of pt2)

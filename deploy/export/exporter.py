@@ -15,16 +15,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artifacts.formats import REPORT
 from common.signals import Stopped, ended_by_signals
 from configs.schema import Config, process_config
-from deploy.export.cli_args import FORMATS, PRECISIONS, WTS, make_parser
+from deploy.export.cli_args import make_parser
 from deploy.export.console import PROGRAM, tell
+from deploy.export.formats import FORMATS, PRECISIONS, WTS
 from deploy.export.staging import ExportError, workshop
 
 if TYPE_CHECKING:
     from deploy.export.pipeline import Job
 
-REPORT = "export_report.json"
 EXIT_MISTAKE, EXIT_REFUSED, EXIT_BROKEN_PIPE = 2, 3, 141
 
 
@@ -119,7 +120,7 @@ def check_request(
     weights: Path, formats: Sequence[str], precision: str = "fp32", with_preprocess: str = ""
 ) -> list[str]:
     """Check what was asked without torch; give the formats in the order in which they are made. Raises ValueError."""
-    from artifacts.metadata_reader import TITLES, artifact_kind
+    from artifacts.formats import TITLES, artifact_kind
 
     for name in formats:
         if name not in FORMATS:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploy.backends.base import openvino_core
+from deploy.backends.onnx_backends import openvino_core
 from deploy.export.onnx_writer import module_ends, scopes_of
 
 Key = tuple[str, int]  # a module's dotted name, and the number of its call

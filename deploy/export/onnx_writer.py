@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from artifacts.formats import FACTS_KEY
 from artifacts.metadata import PRODUCER, Facts
-from artifacts.metadata_reader import DIGEST_DIGITS, DIGEST_KEY, FACTS_KEY, onnx_digest, read_onnx
+from artifacts.onnx_file import DIGEST_DIGITS, DIGEST_KEY, onnx_digest, read_onnx
 from deploy.export.model_wrapper import ExportProblem, export_program, first_line
 
 OPSET = 20

@@ -13,17 +13,19 @@ from pydantic import ValidationError
 
 from artifacts.checkpoint import is_checkpoint, load_checkpoint, weights_sha256
 from artifacts.metadata import Facts
+from artifacts.sample_sources import SamplesError
 from configs.schema import Config
 from data_loader.samples import ListError
 from deploy.backends.loading import load_torch
 from deploy.export.console import PROGRAM, progress, tell
+from deploy.export.formats import FILES
 from deploy.export.model_wrapper import exact_float32, first_line
 from deploy.export.parity import Reference
 from deploy.export.report import MISSING, REFUSED, UNPROVED, WRITTEN, Outcome
-from deploy.export.sample_images import Pictures, SamplesError, find_calibration, find_pictures, has_no_memory
+from deploy.export.sample_images import Pictures, find_calibration, find_pictures, has_no_memory
 from deploy.export.staging import ExportError, keep_copies, put_in_place, raise_disk_error
 from deploy.export.verification import prove
-from deploy.export.writers import FILES, MAKERS, Source
+from deploy.export.writers import MAKERS, Source
 
 CALIBRATION_SAMPLES = 300
 LEAST_TO_SHARE = 16  # pictures: below it int8 is calibrated and proved on the same ones

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from artifacts.formats import FACTS_KEY
 from artifacts.metadata import PRODUCER, Facts
-from artifacts.metadata_reader import FACTS_KEY
 from deploy.export.model_wrapper import ExportProblem, first_line
 from deploy.export.onnx_writer import scopes_of, write_digest
 

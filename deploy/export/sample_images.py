@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,28 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.metadata import Facts
+from artifacts.sample_sources import SamplesError, _config_samples, _has_data, _named_samples, _readable, _spread
 from configs.schema import Config
 from data_loader.preprocess import PictureError, Preprocess
 from data_loader.samples import (
-    IMAGE_SUFFIXES,
     NO_LABEL,
-    ListError,
     Sample,
-    iter_images,
-    read_class_folders,
-    read_list,
-    read_unlabelled,
 )
 from deploy.backends.base import NO_MEMORY
-from deploy.export.cli_args import MAX_SAMPLES
+from deploy.export.formats import MAX_SAMPLES
 
-SEPARATOR = "----"  # of a list whose config is not known
 MOST_BYTES = 2_000_000_000  # of pictures held, where nobody asked for more
-LOOKED_FOR = 100  # pictures of a list, to find the folder that its paths start from
-
-
-class SamplesError(ValueError):
-    """Pictures that cannot be had; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -134,15 +123,6 @@ def find_calibration(config: Config | None, facts: Facts, count: int) -> Picture
     return pictures if len(pictures) > len(pictures.skipped) else None
 
 
-def listed_samples(samples: Path, config: Config | None, facts: Facts, root: Path | None = None) -> list[Sample]:
-    """Give the pictures that a list or a folder names, as `find_pictures` does, without reading them.
-
-    Raises SamplesError, ListError.
-    """
-    with _readable(samples):
-        return _named_samples(samples, config, facts, root)
-
-
 def net_input(pixels: np.ndarray, preprocess: Preprocess, kind: str) -> np.ndarray:
     """Turn uint8 (N, H, W, C) into what a net takes: `kind` is one of facts.INPUTS. Raises SamplesError."""
     import torch
@@ -158,85 +138,6 @@ def net_input(pixels: np.ndarray, preprocess: Preprocess, kind: str) -> np.ndarr
 def has_no_memory(error: BaseException) -> bool:
     """Say whether an error tells of too little memory; torch tells it in a RuntimeError."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
-
-
-def _named_samples(samples: Path, config: Config | None, facts: Facts, root: Path | None) -> list[Sample]:
-    if samples.is_dir():
-        return _folder_samples(samples, facts)
-    if not samples.exists():
-        raise SamplesError(f"{samples}: no such list or folder (relative paths start from {Path.cwd()})")
-    if samples.suffix.lower() in IMAGE_SUFFIXES:
-        raise SamplesError(f"{samples}: it is one picture; name a list or a folder of pictures with --samples")
-    if root is not None:
-        return _list_samples(str(samples), str(root), config, facts)
-    roots = [str(samples.parent)]
-    if config is not None:
-        roots[:0] = [config.val_data_root_dir, config.train_data_root_dir]
-    return _best_rooted(samples, dict.fromkeys(roots), config, facts)
-
-
-def _best_rooted(samples: Path, roots: Iterable[str], config: Config | None, facts: Facts) -> list[Sample]:
-    """Read a list from the root under which most of its pictures lie, the first of equals. Raises ListError."""
-    best: list[Sample] = []
-    most, first_error = -1, None
-    for root in roots:
-        try:
-            found = _list_samples(str(samples), root, config, facts)
-        except ListError as error:  # its paths may leave this root, and be right from the next
-            first_error = first_error or error
-            continue
-        looked_for = _spread(len(found), min(len(found), LOOKED_FOR))
-        there = sum(Path(found[index].path).is_file() for index in looked_for)
-        if there > most:
-            best, most = found, there
-    if best:
-        return best
-    assert first_error is not None  # a list without lines is one
-    raise first_error
-
-
-def _folder_samples(folder: Path, facts: Facts) -> list[Sample]:
-    """Give the pictures of a folder, labelled where its folders are the class names and no picture lies beside them."""
-    folders = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    if folders and folders <= set(facts.class_names) and not any(iter_images(folder, recursive=False)):
-        return list(read_class_folders(folder, facts.class_names).samples)
-    found = [Sample(path, NO_LABEL) for path in iter_images(folder)]
-    if not found:
-        raise SamplesError(f"{folder}: no pictures in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
-    return found
-
-
-def _config_samples(file: str, root: str, config: Config, facts: Facts) -> list[Sample]:
-    if facts.output == "features":  # learnt from pictures that need no labels
-        names, separator = facts.class_names, config.file_label_separator
-        return list(read_unlabelled(file, root, separator, names, check_files=False).samples)
-    if file:
-        return _list_samples(file, root, config, facts)
-    names = facts.class_names if facts.class_names != tuple(map(str, range(facts.num_classes))) else ()
-    return list(read_class_folders(root, names).samples)
-
-
-def _list_samples(file: str, root: str, config: Config | None, facts: Facts) -> list[Sample]:
-    separator = config.file_label_separator if config else SEPARATOR
-    try:
-        found = read_list(
-            file,
-            root,
-            separator,
-            facts.num_classes,
-            facts.class_names,
-            check_files=False,  # a picture that is gone is skipped and counted, as one that is damaged
-            allow_outside_root=config.allow_outside_root if config else False,
-        )
-    except ListError as error:
-        if config is not None or "file_label_separator" not in error.problems[0]:
-            raise
-        raise ListError([f"{error.problems[0]}, in a config named with --config", *error.problems[1:]]) from error
-    return list(found.samples)
-
-
-def _has_data(file: str, root: str) -> bool:
-    return Path(file).is_file() if file else bool(root) and Path(root).is_dir()
 
 
 def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: int) -> Pictures:
@@ -263,11 +164,6 @@ def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: 
     )
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """Give `wanted` of the indices below `count`, evenly spread: lists are often sorted by class."""
-    return [int(index) for index in np.linspace(0, count - 1, wanted)]
-
-
 def _fitting(count: int, preprocess: Preprocess) -> int:
     """Give `count`, or how many pictures fit in MOST_BYTES, and one at the least."""
     return max(1, min(count, MOST_BYTES // (preprocess.height * preprocess.width * preprocess.channels)))
@@ -284,15 +180,6 @@ def _fitted(samples: Sequence[Sample], preprocess: Preprocess) -> Iterator[np.nd
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16), thread_name_prefix="decode") as pool:
         yield from pool.map(fitted, samples)
-
-
-@contextmanager
-def _readable(samples: Path | None) -> Iterator[None]:
-    """Turn the system's refusal to read a list or a folder into a SamplesError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise SamplesError(f"{error.filename or samples}: cannot read it: {error.strerror}") from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from artifacts.metadata import Facts
-from deploy.backends.base import choose_runtime
+from deploy.backends.devices import choose_runtime
 from deploy.backends.loading import load_backend
 from deploy.export import layer_diff
 from deploy.export.model_wrapper import exact_float32, first_line

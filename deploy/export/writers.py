@@ -20,14 +20,6 @@ from deploy.export.onnx_writer import export_onnx
 from deploy.export.parity import moves
 from deploy.export.sample_images import NetInputs, Pictures, net_input
 
-FILES = {  # in the order in which they are made; the first name is the one that is loaded
-    "jit": ("model.pt",),
-    "pt2": ("model.pt2",),
-    "onnx": ("model.onnx",),
-    "int8": ("model.int8.onnx",),
-    "json": ("model.json", "model.safetensors"),
-    "engine": ("model.engine", "model.engine.facts.json"),
-}
 TRACED = 4  # pictures that a net is traced with, and that a description keeps as its parity sample
 FLOAT_ONNX = "float.onnx"  # what int8 was made from, beside it
 

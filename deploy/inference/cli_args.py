@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
-from pathlib import Path
 
+from common.cli import named_path, whole_number
 from configs.schema import DEFAULT_CONFIG
+from deploy.backends.base import PRECISION_HELP, PRECISIONS, RUNTIMES
 
 DEFAULT_IMAGES, DEFAULT_RESULT = "data_example/images", "data_example/result"
-RUNTIMES = ("auto", "onnxruntime", "openvino")  # what may run an ONNX file
-PRECISIONS = ("auto", "fp32", "bf16")  # what a checkpoint, or an ONNX file on OpenVINO, may be computed in
-PRECISION_HELP = (
-    "what a checkpoint, or an ONNX file on OpenVINO, computes in (default auto: what the file is in); bf16 is faster "
-    "where the hardware multiplies it, and its scores are a little off"
-)
 EXAMPLES = """\
 examples:
   python inference.py
@@ -158,21 +152,3 @@ def _truth(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise argparse.ArgumentTypeError(f'must be True or False, or nothing, got "{text}"')
     return text.lower() in ("true", "1")
-
-
-def named_path(text: str) -> Path:
-    """Read a path. Raises ArgumentTypeError for an empty text, which would be the present folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("must be a path, got an empty text")
-    return Path(text)
-
-
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """Give what reads a flag's whole number from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text[:10]) <= high:
-            raise argparse.ArgumentTypeError(f'must be a whole number from {low} to {high}, got "{text}"')
-        return int(text)
-
-    return parse

@@ -78,7 +78,7 @@ def load_asked(args: argparse.Namespace, program: str, weights: Path, config: Co
 
     Raises ValueError with the sentence to show.
     """
-    from artifacts.metadata_reader import artifact_kind
+    from artifacts.formats import artifact_kind
     from deploy.backends.loading import load_backend
 
     backend, facts = load_backend(

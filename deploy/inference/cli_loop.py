@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploy.inference.console_table import text_columns
-from deploy.inference.result_writer import Answer
+from common.cli import EXIT_BROKEN_PIPE, _forget_stdout, _refusal
+from common.console import text_columns
+from deploy.inference.prediction import Answer
 
 if TYPE_CHECKING:
     from tqdm import tqdm
-
-EXIT_MISTAKE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE
 
 
 @dataclass
@@ -29,29 +25,6 @@ class Tally:
     failed: int = 0
     problem: str = ""
     exit_code: int = 0
-
-
-def as_program(name: str, work: Callable[[], int]) -> int:
-    """Give the exit code of a program's work: a mistake of the user's becomes a sentence on stderr and 2."""
-    if sys.stdout is None:  # closed by whoever started it: the lines go nowhere
-        sys.stdout = io.StringIO()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
-    try:
-        exit_code = work()
-        sys.stdout.flush()
-        return exit_code
-    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
-        print(f"{name}: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except BrokenPipeError:
-        _forget_stdout()
-        return EXIT_BROKEN_PIPE
-    except OSError as error:
-        print(f"{name}: {_refusal(error)}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except KeyboardInterrupt:  # before the first picture, or pressed twice
-        return 128 + signal.SIGINT
 
 
 def answer_all(
@@ -130,15 +103,3 @@ def _say(line: str, bar: tqdm) -> None:
         print(line)
     else:
         bar.write(line, file=sys.stdout)
-
-
-def _refusal(error: OSError) -> str:
-    """Say what the system refused: a path that may not be entered, or, where it names none, stdout on a full disk."""
-    if error.filename is None:
-        _forget_stdout()
-    return f"{error.filename or 'stdout'}: {error.strerror or error}"
-
-
-def _forget_stdout() -> None:
-    """Let what is still in stdout's buffer go nowhere, so that Python does not complain when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deploy.inference.result_writer import Answer
+from common.console import elide, printable, text_columns
+from deploy.inference.prediction import Answer
 
 MAX_FILE_COLUMNS, MIN_FILE_COLUMNS, MAX_CLASS_COLUMNS = 60, 16, 28
 SCORE_COLUMNS, GAP = 6, "  "
-DOTS = "..."
 
 
 @dataclass(frozen=True)
@@ -41,40 +40,3 @@ class LineLayout:
     def _column(self, text: str, columns: int) -> str:
         text = elide(text, columns) if self.elides else text
         return text + " " * (columns - text_columns(text))
-
-
-def text_columns(text: str) -> int:
-    """Count the terminal columns of a text: two for a wide (Chinese) character, none for a combining mark."""
-    return sum(_columns(character) for character in text)
-
-
-def elide(text: str, columns: int) -> str:
-    """Cut the middle out of a text that is wider than `columns`; the end, where a file's name stands, keeps more."""
-    if text_columns(text) <= columns:
-        return text
-    room = columns - len(DOTS)
-    front = _fitting(text, room // 3)
-    back = _fitting(text[::-1], room - text_columns(front))[::-1]
-    return front + DOTS + back
-
-
-def printable(text: str) -> str:
-    """Escape what would break a line or move the cursor: control characters, and bytes that are not UTF-8."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def _fitting(text: str, columns: int) -> str:
-    """Give the longest beginning of a text that fits."""
-    for length, character in enumerate(text):
-        columns -= _columns(character)
-        if columns < 0:
-            return text[:length]
-    return text
-
-
-def _columns(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from artifacts.metadata import Facts
+from common.atomic_io import whole, writing
 from configs.schema import Config
 from deploy.backends.base import Backend, BackendError
-from deploy.backends.loading import CheckpointBackend, load_backend
-from deploy.inference.image_writers import whole
+from deploy.backends.loading import load_backend
+from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.predictor import Prepared, prepare_ahead
-from deploy.inference.result_writer import writing
 
 if TYPE_CHECKING:
     import torch

@@ -6,18 +6,18 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from artifacts.metadata import Facts
+from common.atomic_io import whole, writing
 from data_loader.preprocess import PictureError, as_array, decode
-from deploy.inference.image_writers import JPEG_QUALITY, folder_names, whole
-from deploy.inference.result_writer import Answer, writing
-from visualization.heatmap_overlay import Marks, heat_map_picture
+from deploy.backends.base import HeatMap, HeatMapper
+from deploy.inference.image_writers import JPEG_QUALITY, folder_names
+from deploy.inference.prediction import Answer
+from visualization.heatmap_overlay import heat_map_picture
 from visualization.raster import annotated
 
 SHOWN_CLASSES = 10
@@ -27,17 +27,6 @@ MAX_NAME_BYTES = 255  # of a file's name, on nearly all file systems
 
 class HeatMapError(ValueError):
     """A heat map that cannot be made; the message is one sentence for the user."""
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """One picture's map of one class, float32 (H, W) from 0 to 1 at the net's input size, and PIM's positions."""
-
-    heat: np.ndarray
-    marks: tuple[Marks, ...] = ()
-
-
-HeatMapper = Callable[[np.ndarray, int], HeatMap]  # an image (C, H, W) as the net takes it, and a label
 
 
 class HeatMapCopies:
@@ -52,24 +41,24 @@ class HeatMapCopies:
         self._head = [f"head that answers: {facts.net['args'].get('head', 'all')}"] if is_pim else []
 
     def add(self, answer: Answer, relative: str) -> None:
-        """Draw the picture of an answer; a bad picture has none. Raises ResultsError, HeatMapError, BackendError."""
+        """Draw the decoded of an answer; a bad decoded has none. Raises ResultsError, HeatMapError, BackendError."""
         if answer.error:
             return
         preprocess = self._facts.preprocess
         try:
-            picture = decode(answer.file, 3, preprocess.max_pixels)
-            seen = picture if preprocess.channels == 3 else preprocess.decode(answer.file)
+            decoded = decode(answer.file, 3, preprocess.max_pixels)
+            seen = decoded if preprocess.channels == 3 else preprocess.decode(answer.file)
         except PictureError as error:  # it was there when it was answered
             raise HeatMapError(f"{answer.file}: no heat map: {error}") from error
         image = preprocess(as_array(seen))
         lines = [f"{name}  {score:.4f}" for name, score in answer.top_k[:3]]
-        self._save(picture, self._mapper(image, answer.label), answer.class_name, lines, relative)
+        self._save(decoded, self._mapper(image, answer.label), answer.class_name, lines, relative)
         if self._label is not None:
             name = self._facts.class_names[self._label]
             score = next((f"  {score:.4f}" for other, score in answer.top_k if other == name), "")
             lines = [f"map of {name}{score}", f"answer: {answer.class_name}  {answer.score:.4f}"]
             beside = f"{relative}.{folder_names(self._facts.class_names)[self._label]}"
-            self._save(picture, self._mapper(image, self._label), name, lines, beside)
+            self._save(decoded, self._mapper(image, self._label), name, lines, beside)
 
     def _save(self, picture: Image.Image, found: HeatMap, name: str, lines: Sequence[str], relative: str) -> None:
         nothing = [] if found.heat.any() else [f"nothing here speaks for {name}"]
@@ -117,7 +106,7 @@ def _fitting(relative: str) -> Path:
 
 def _checkpoint_of(weights: Path) -> str:
     """Give what the report of an export beside the file names as its checkpoint, or ""."""
-    from deploy.export.exporter import REPORT
+    from artifacts.formats import REPORT
 
     try:
         own = json.loads(weights.with_name(REPORT).read_text(encoding="utf-8"))["weights"]

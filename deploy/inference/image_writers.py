@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import filecmp
-import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
+from common.atomic_io import ResultsError, whole, writing
 from data_loader.preprocess import decode
-from deploy.inference.result_writer import Answer, ResultsError, writing
+from deploy.inference.prediction import Answer
 
 JPEG_QUALITY = 92
 MAX_FOLDER_NAME = 80  # characters; 240 bytes where each takes three, and file systems allow 255
@@ -98,14 +97,3 @@ def _is_copy(source: Path, other: Path) -> bool:
     if other.samefile(source):
         raise ResultsError(f"{other}: it is the picture {source} itself; choose another folder for the copies")
     return filecmp.cmp(source, other, shallow=False)
-
-
-@contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """Give a temporary path that becomes the target when all is written, and is gone otherwise."""
-    temporary = target.with_name(f".{os.getpid()}.tmp")  # short: the target's own name may be as long as allowed
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

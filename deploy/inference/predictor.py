@@ -17,7 +17,7 @@ from artifacts.metadata import Facts
 from data_loader.preprocess import PictureError, as_array
 from deploy.backends.base import Backend, BackendError
 from deploy.inference.decision import Decision, decide
-from deploy.inference.result_writer import DECISION_COLUMNS, Answer
+from deploy.inference.prediction import DECISION_COLUMNS, Answer
 from deploy.inference.uncertainty_scores import softmax as softmax  # where it has always been found
 
 

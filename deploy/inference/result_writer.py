@@ -8,57 +8,13 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-DECISION_COLUMNS = ("uncertainty", "decision", "conformal_set")
+from common.atomic_io import ResultsError, check_folder, writing
+from deploy.inference.prediction import Answer
+
 RESULT_SUFFIXES = (".csv", ".json", ".jsonl")
-
-
-class ResultsError(ValueError):
-    """Results that cannot be written; the message is one sentence for the user."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the net says of one picture, or in `error` why it says nothing.
-
-    `top_k` holds the classes with the highest scores, best first; the first is the answer itself. `decision` is
-    accept or set_aside where the net is calibrated, else empty, and `conformal_set` the classes that the picture may
-    show. `measures` are further numbers by name.
-    """
-
-    file: str
-    label: int = -1
-    class_name: str = ""
-    score: float = 0.0
-    top_k: tuple[tuple[str, float], ...] = ()
-    error: str = ""
-    uncertainty: float = 0.0
-    decision: str = ""
-    conformal_set: tuple[str, ...] = ()
-    measures: tuple[tuple[str, float], ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON: {"file", "label", "class", "score", "top_k"}, or {"file", "error"}.
-
-        Where the net is calibrated DECISION_COLUMNS follow, and then the measures.
-        """
-        if self.error:
-            return {"file": self.file, "error": self.error}
-        return {
-            "file": self.file,
-            "label": self.label,
-            "class": self.class_name,
-            "score": self.score,
-            "top_k": [[name, score] for name, score in self.top_k],
-            **self._details(),
-        }
-
-    def _details(self) -> dict[str, Any]:
-        decided = (self.uncertainty, self.decision, list(self.conformal_set)) if self.decision else ()
-        return dict(zip(DECISION_COLUMNS, decided, strict=False)) | dict(self.measures)
 
 
 class ResultsFile:
@@ -125,15 +81,6 @@ def open_results(path: str | Path, topk: int, details: Sequence[str] = ()) -> It
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into a ResultsError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot write it: {error.strerror or error}") from error
-
-
 def check_results_path(path: Path) -> None:
     """Raise ResultsError unless a results file may be written there, as far as can be told before."""
     if path.suffix.lower() not in RESULT_SUFFIXES:
@@ -141,17 +88,6 @@ def check_results_path(path: Path) -> None:
     if path.is_dir():
         raise ResultsError(f"{path}: it is a folder; name a file for the results")
     check_folder(path.parent)
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ResultsError unless the folder is there, or can be made, and may be written to."""
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists() or parent.is_symlink())
-    if not there.exists():
-        raise ResultsError(f"{there}: it is a link to {there.readlink()}, which is not there")
-    if not there.is_dir():
-        raise ResultsError(f"{folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK):
-        raise ResultsError(f"{folder}: no permission to write there")
 
 
 def _csv_row(answer: Answer, topk: int, details: Sequence[str]) -> list[str | int]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
-import threading
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,40 +10,20 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from artifacts.metadata import Facts
-from deploy.inference.result_writer import Answer
-from deploy.service.handlers import CODE, Answering
-from deploy.service.launcher import HEATMAP, Route, ServiceError
-from deploy.service.metrics import Metrics
+from deploy.inference.prediction import Answer
+from deploy.service.middleware import Door
 from deploy.service.openapi import DOCS_POLICY, docs_page, operation
+from deploy.service.routes import HEATMAP, PAGE_FILES, Route, ServiceError
+from deploy.service.state import Served
 
 PAGE = Path(__file__).parent / "static"
-PAGE_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-OPEN_PATHS = {*PAGE_FILES, "/healthz", "/readyz", "/docs", "/openapi.json"}  # they tell nothing of pictures or nets
 SAFETY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
-
-
-@dataclass(frozen=True)
-class Served:
-    """What there is to serve."""
-
-    routes: Sequence[Route]
-    answering: Answering
-    facts: Facts
-    metrics: Metrics
-    has_heatmaps: bool
-    token: str  # empty: none is asked for
-    departing: threading.Event  # set once the service is about to stop
 
 
 def make_app(served: Served, page: Path = PAGE) -> ASGIApp:
@@ -73,44 +49,6 @@ def make_app(served: Served, page: Path = PAGE) -> ASGIApp:
         return mistake(request, 500, "the service failed; its log says why")
 
     return Door(app, served)
-
-
-class Door:
-    """What every request passes: the token, and the metrics."""
-
-    def __init__(self, app: ASGIApp, served: Served) -> None:
-        self._app, self._metrics, self._mistake = app, served.metrics, served.answering.mistake
-        self._token = served.token.encode()
-        self._departing = served.departing
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass, and note what became of it."""
-        if scope["type"] != "http":
-            return
-        started, status = time.perf_counter(), 500
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if self._departing.is_set():  # whoever keeps a connection would send into its end
-                    message["headers"] = [*message["headers"], (b"connection", b"close")]
-            await send(message)
-
-        state = scope.setdefault("state", {})
-        app: ASGIApp = self._app
-        if self._token and scope["path"] not in OPEN_PATHS and not self._carries_token(scope):
-            app = self._mistake(Request(scope), 401, "the bearer token is missing or wrong")
-            app.headers["www-authenticate"] = "Bearer"
-        try:
-            await app(scope, receive, noting)
-        finally:
-            self._metrics.on_request(scope["path"], state.get(CODE, status), time.perf_counter() - started)
-
-    def _carries_token(self, scope: Scope) -> bool:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        scheme, _, token = given.partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
 
 
 def _add_route(app: FastAPI, served: Served, route: Route) -> None:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from deploy.inference.prediction import Answer
 from deploy.inference.predictor import Predictor, Prepared, prepare
-from deploy.inference.result_writer import Answer
 from deploy.service.admission import Admission, Pace
 from deploy.service.image_decoder import PictureDecoder
 

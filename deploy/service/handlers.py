@@ -16,14 +16,14 @@ from starlette.requests import ClientDisconnect
 from artifacts.metadata import Facts
 from data_loader.preprocess import PictureError
 from deploy.backends.base import BackendError
-from deploy.inference.result_writer import Answer
+from deploy.inference.prediction import Answer
 from deploy.service.admission import QueueFullError
 from deploy.service.batching import MicroBatcher
-from deploy.service.cli_args import Limits
 from deploy.service.heatmaps import HeatMaps
 from deploy.service.http_protocol import HAS_LEFT, PENDING
-from deploy.service.launcher import HEATMAP, Route
+from deploy.service.limits import Limits
 from deploy.service.request_parser import RequestError, Upload, name_of, read_upload
+from deploy.service.routes import HEATMAP, Route
 
 SMALL_BODY_BYTES = 65_536  # is read in less time than it takes to hand it to a thread
 CODE = "code"  # in the scope's state: the true one of the answer, for the metrics

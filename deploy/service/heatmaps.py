@@ -11,7 +11,7 @@ from PIL import Image
 
 from artifacts.metadata import Facts
 from data_loader.preprocess import PictureError, as_array
-from deploy.inference.heatmap_writer import HeatMap, HeatMapper
+from deploy.backends.base import HeatMap, HeatMapper
 from deploy.inference.image_writers import JPEG_QUALITY
 from deploy.service.batching import MicroBatcher
 from deploy.service.image_decoder import PictureDecoder
@@ -31,26 +31,26 @@ class HeatMaps:
         self._turn = asyncio.Semaphore(at_once)
 
     async def data_url(self, data: bytes, label: int) -> str:
-        """Give data:image/jpeg;base64,... of an encoded picture under its map. Raises BackendError, PictureError."""
+        """Give data:image/jpeg;base64,... of an encoded decoded under its map. Raises BackendError, PictureError."""
         async with self._turn:
             try:
-                picture, image = await asyncio.wrap_future(self._batcher.in_pool(self._seen, data, False))
+                decoded, image = await asyncio.wrap_future(self._batcher.in_pool(self._seen, data, False))
             except PictureError:  # it is a large one
                 seen = self._batcher.in_pool(self._seen, data, True, is_large=True)
-                picture, image = await asyncio.wrap_future(seen)
+                decoded, image = await asyncio.wrap_future(seen)
             found = await asyncio.wrap_future(self._batcher.in_net_thread(self._mapper, image, label))
-            return await asyncio.wrap_future(self._batcher.in_pool(self._drawn, picture, found))
+            return await asyncio.wrap_future(self._batcher.in_pool(self._drawn, decoded, found))
 
     def _seen(self, data: bytes, may_be_large: bool) -> tuple[Image.Image, np.ndarray]:
-        """Give the picture to draw on, and the net's input, float32 (C, H, W)."""
+        """Give the decoded to draw on, and the net's input, float32 (C, H, W)."""
         preprocess = self._facts.preprocess
-        picture = seen = self._decoder.decode(data, 3, may_be_large=may_be_large)
+        decoded = seen = self._decoder.decode(data, 3, may_be_large=may_be_large)
         if preprocess.channels != 3:
             seen = self._decoder.decode(data, preprocess.channels, may_be_large=may_be_large)
         image = preprocess(as_array(seen))
-        if max(picture.size) > MAX_SIDE_PX:
-            picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-        return picture, image
+        if max(decoded.size) > MAX_SIDE_PX:
+            decoded.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
+        return decoded, image
 
     def _drawn(self, picture: Image.Image, found: HeatMap) -> str:
         made = heat_map_picture(picture, found.heat, self._facts.preprocess.resize, found.marks, SIDES_PX)

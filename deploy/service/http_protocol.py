@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from deploy.service.cli_args import Limits
+from deploy.service.limits import Limits
 
 PENDING = "pending"  # in the scope's state: the future that the request waits for
 HAS_LEFT = "has_left"  # there too: its sender has gone

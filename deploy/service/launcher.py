@@ -13,42 +13,19 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from deploy.service.cli_args import EPILOG, TOKEN_VARIABLE, add_service_flags, number
+from common.cli import number
+from deploy.service.cli_args import EPILOG, TOKEN_VARIABLE, add_service_flags
+from deploy.service.routes import NATIVE, Route, ServiceError
 
 if TYPE_CHECKING:
-    from artifacts.metadata import Facts
     from deploy.inference.predictor import Predictor
-    from deploy.inference.result_writer import Answer
 
-HEATMAP = "heatmap"  # the switch that asks for one is need_heatmap
 BACKLOG = 2048
 PROGRAM = "python -m deploy.service"
-
-
-class ServiceError(ValueError):
-    """A service that cannot start; the message is one sentence for the user."""
-
-
-@dataclass(frozen=True)
-class Route:
-    """A path that takes pictures: the boolean fields of its requests, and what it says of one picture's answer."""
-
-    path: str
-    switches: Mapping[str, bool]  # with their defaults
-    entry: Callable[[Answer, Facts, Mapping[str, bool]], dict[str, Any]]
-
-
-def native_entry(answer: Answer, facts: Facts, switches: Mapping[str, bool]) -> dict[str, Any]:
-    """Give an answer as inference.py writes it, without the file."""
-    return {key: value for key, value in answer.to_dict().items() if key != "file"}
-
-
-NATIVE = Route("/predict", {f"need_{HEATMAP}": False}, native_entry)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +55,7 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
 
     `args` has what `add_service_flags` adds, `device` and `service_port`. Raises ValueError with the sentence to show.
     """
-    from artifacts.metadata_reader import artifact_kind
+    from artifacts.formats import artifact_kind
     from common.malloc import return_freed_memory
 
     artifact_kind(weights)  # what is not there is told before the libraries are loaded

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.service.cli_args import Limits
 from deploy.service.form_parser import Field, FormError, multipart_fields, urlencoded_fields
+from deploy.service.limits import Limits
 
 CONTENT = "content"
 KINDS = ("application/json", "application/x-www-form-urlencoded", "multipart/form-data")

@@ -15,18 +15,20 @@ from types import FrameType
 
 import uvicorn
 
-from deploy.backends.loading import CheckpointBackend
-from deploy.inference.heatmap_writer import HeatMapper
+from deploy.backends.base import HeatMapper
+from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.predictor import Predictor
-from deploy.service.app import PAGE, Served, make_app
+from deploy.service.app import PAGE, make_app
 from deploy.service.batching import MicroBatcher
-from deploy.service.cli_args import Limits, limits_of
+from deploy.service.cli_args import limits_of
 from deploy.service.handlers import Answering
 from deploy.service.heatmaps import HeatMaps
 from deploy.service.http_protocol import GRACE_S, protocol_within
 from deploy.service.image_decoder import PictureDecoder
-from deploy.service.launcher import Route, ServiceError
+from deploy.service.limits import Limits
 from deploy.service.metrics import Metrics
+from deploy.service.routes import Route, ServiceError
+from deploy.service.state import Served
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.calibration import ACCEPT, CONFORMAL
-from artifacts.checkpoint import CheckpointError, rewrite_facts
+from artifacts.checkpoint import rewrite_facts
+from artifacts.errors import CheckpointError
 from artifacts.metadata import Facts
 from deploy.backends.base import Backend
 from deploy.uncertainty.calibration import Promise, calibrate, for_temperature, negative_log_likelihood

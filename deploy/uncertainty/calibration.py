@@ -10,7 +10,8 @@ import numpy as np
 from artifacts.calibration import ACCEPT, CONFORMAL, Calibration
 from artifacts.metadata import Facts
 from deploy.inference.uncertainty_scores import UncertaintyError, log_sum_exp, softmax, uncertainty_of
-from deploy.uncertainty.cli_args import DEFAULT_SCORE
+
+DEFAULT_SCORE = "least_confidence"
 
 EVERY = 5  # one picture in five fits the temperature, the others the thresholds
 SEED = 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 
 from artifacts.calibration import SCORES
-from deploy.inference.cli_args import DEFAULT_RESULT, add_machine, add_net, add_pictures, named_path, whole_number
+from common.cli import named_path, whole_number
+from deploy.inference.cli_args import DEFAULT_RESULT, add_machine, add_net, add_pictures
+from deploy.uncertainty.calibration import DEFAULT_SCORE
 
 DEFAULT_OUTPUT = f"{DEFAULT_RESULT}/uncertain.csv"
-DEFAULT_SCORE = "least_confidence"
 DEFAULT_PASSES = 20
 LEAST_SHARE = 1e-6  # nearer to 0 or 1 no list is long enough for a promise
 REPEATS = ("dropout", "views")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from artifacts.formats import artifact_kind
 from artifacts.metadata import Facts
-from artifacts.metadata_reader import artifact_kind
 from deploy.backends.base import Backend
 from deploy.backends.loading import load_backend
 from deploy.uncertainty.cli_args import DEFAULT_PASSES

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from artifacts.formats import artifact_kind
 from artifacts.metadata import Facts
-from artifacts.metadata_reader import artifact_kind
+from artifacts.sample_sources import listed_samples
+from common.console import elide
 from configs.schema import Config
 from data_loader.samples import NO_LABEL, Sample, iter_images
 from deploy.backends.base import Backend
-from deploy.export.sample_images import listed_samples
 from deploy.inference.cli_args import DEFAULT_RESULT
-from deploy.inference.console_table import elide
 from deploy.inference.uncertainty_scores import ClassMeans, UncertaintyError
 from deploy.uncertainty.cli_passes import passes_of
 from deploy.uncertainty.evaluation import evaluate

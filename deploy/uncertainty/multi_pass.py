@@ -11,7 +11,7 @@ from torch import nn
 
 from artifacts.metadata import Facts
 from deploy.backends.base import Backend
-from deploy.backends.loading import CheckpointBackend
+from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.uncertainty_scores import PASSES, UncertaintyError, softmax, split_entropy
 
 SEED = 0

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from artifacts.metadata import Facts
+from artifacts.sample_sources import listed_samples
 from configs.schema import Config
 from data_loader.samples import NO_LABEL, ListError, Sample, read_unlabelled
 from deploy.backends.base import Backend, BackendError
-from deploy.backends.loading import CheckpointBackend
-from deploy.export.sample_images import listed_samples
+from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.feature_extractor import HeadInput
 from deploy.inference.predictor import Prepared, prepare_ahead
 from deploy.inference.uncertainty_scores import UncertaintyError

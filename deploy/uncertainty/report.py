@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from common.atomic_io import check_folder, whole, writing
 from data_loader.preprocess import PictureError, decode
-from deploy.inference.image_writers import whole
-from deploy.inference.result_writer import check_folder, writing
 from visualization.uncertainty_charts import histogram_chart, reliability_chart, risk_chart
 
 PAGE, VALUES = "uncertainty.html", "uncertainty.json"

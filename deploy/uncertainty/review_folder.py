@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.metadata import Facts
+from common.atomic_io import ResultsError, check_folder, whole, writing
 from data_loader.preprocess import PictureError, decode
 from deploy.inference.decision import SET_ASIDE
-from deploy.inference.image_writers import whole
-from deploy.inference.result_writer import Answer, ResultsError, check_folder, writing
+from deploy.inference.prediction import Answer
 
 SHEET, LIST, CLASSES = "contact_sheet.png", "to_label.txt", "classes.txt"
 SHOWN, COLUMNS = 100, 10  # pictures of the contact sheet

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.regnet import AnyStage
 
-from nets.net_interface import NetError
+from nets.support.errors import NetError
 
 STAGE_NAMES = (
     *("layer1", "layer2", "layer3", "layer4"),  # ResNet, ResNeXt

@@ -13,7 +13,8 @@ import torchvision
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from nets.net_interface import NetError, net_parameters
+from nets.net_interface import net_parameters
+from nets.support.errors import NetError
 from nets.support.torchvision_builder import first_conv_name, fit_input_channels
 
 Shape = tuple[int, ...]

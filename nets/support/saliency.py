@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from nets.net_interface import NetError
 from nets.pim_module import PIM, PimOutputs
+from nets.support.errors import NetError
 
 POOLS_TO_A_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)  # what they give is no feature map of the net's own
 

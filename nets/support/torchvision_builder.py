@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from nets.net_interface import NetError
+from nets.support.errors import NetError
 
 RATES = {  # torchvision's name of a dropping probability: ours
     "dropout": "dropout",

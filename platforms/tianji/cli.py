@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.cli import number
 from common.paths import ROOT
-from deploy.service.cli_args import EPILOG, add_service_flags, number
-from deploy.service.launcher import NATIVE, serve
+from deploy.service.cli_args import EPILOG, add_service_flags
+from deploy.service.launcher import serve
+from deploy.service.routes import NATIVE
 from platforms.base import told
 from platforms.tianji.evaluate import run_test
 from platforms.tianji.files import MODULES, find_model

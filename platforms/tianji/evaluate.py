@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from artifacts.metadata import Facts
 from common.signals import ended_by_signals
 from data_loader.samples import Sample
-from deploy.backends.base import parse_device
+from deploy.backends.devices import parse_device
 from platforms.base import recorded, say, warn
 from platforms.tianji.dataset import read_test
 from platforms.tianji.files import (

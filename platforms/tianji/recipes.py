@@ -152,7 +152,7 @@ def flattened(settings: Settings) -> Settings:
 
 def why_no_published_weights(config: Config) -> str:
     """Fetch torchvision's weights for a config's net, and give "", or why they cannot be had."""
-    from nets.net_interface import NetError
+    from nets.support.errors import NetError
     from nets.support.pretrained import published_state_dict
 
     before = socket.getdefaulttimeout()

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.metadata import Facts
-from deploy.inference.result_writer import Answer
-from deploy.service.launcher import Route
+from deploy.inference.prediction import Answer
+from deploy.service.routes import Route
 from platforms.tianji.files import DIGITS, FGVC_PIM, MODULES
 
 VISUAL_DATA, VISUAL_RESULT = "need_visual_data", "need_visual_result"

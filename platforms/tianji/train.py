@@ -14,7 +14,7 @@ from typing import Any
 
 from common.signals import Stopped, ended_by_signals
 from configs.schema import Config
-from deploy.backends.base import parse_device
+from deploy.backends.devices import parse_device
 from platforms.base import UNFINISHED, Ended, recorded, say, warn
 from platforms.tianji.dataset import SEPARATOR, Dataset, list_text, paths_text, read_dataset, share_valid
 from platforms.tianji.files import (
@@ -174,7 +174,8 @@ def export(config: Config, device: str) -> None:
     The accuracy is the checkpoint's, which is there and complete.
     """
     from artifacts.archive import drop_earlier
-    from deploy.export.exporter import REPORT, export_formats
+    from artifacts.formats import REPORT
+    from deploy.export.exporter import export_formats
 
     stages = all_stages(config)
     final = stages[-1]

@@ -14,13 +14,13 @@ import torch
 from artifacts import checkpoint as checkpoint_module
 from artifacts.checkpoint import (
     Checkpoint,
-    CheckpointError,
     is_checkpoint,
     load_checkpoint,
     load_weights,
     save_checkpoint,
     weights_sha256,
 )
+from artifacts.errors import CheckpointError
 from artifacts.metadata import Facts
 from data_loader.preprocess import Preprocess
 

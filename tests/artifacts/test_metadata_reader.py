@@ -16,16 +16,13 @@ import pytest
 import torch
 
 from artifacts import metadata_reader
-from artifacts.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from artifacts.archive import check_archive
+from artifacts.checkpoint import Checkpoint, save_checkpoint
+from artifacts.errors import ArtifactError, CheckpointError
+from artifacts.formats import artifact_kind, engine_facts_file
 from artifacts.metadata import Facts
-from artifacts.metadata_reader import (
-    ArtifactError,
-    artifact_kind,
-    check_archive,
-    engine_facts_file,
-    read_facts,
-    read_onnx,
-)
+from artifacts.metadata_reader import read_facts
+from artifacts.onnx_file import read_onnx
 from tests.helpers.exported import WRITERS, TinyNet, example_of, facts_of, write_engine_facts
 
 FACTS = facts_of(temperature=1.5, thresholds={"cautious": 0.75}, batch_profile=(1, 4, 16), precision="int8")

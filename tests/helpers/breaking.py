@@ -28,7 +28,8 @@ import torch
 
 import train
 from artifacts.archive import earlier_files
-from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint, weights_sha256
+from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
+from artifacts.errors import CheckpointError
 from artifacts.metadata import Facts
 from data_loader.preprocess import Preprocess
 from tests.conftest import write_picture

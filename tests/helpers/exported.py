@@ -168,7 +168,7 @@ def write_list(folder: Path, split: str, count: int, seed: int) -> str:
 
 
 def train_net(folder: Path) -> Path:
-    """Train a small net for a few steps on 30 pictures, and give its checkpoint, whose config names its data."""
+    """Train a small net for a few steps on 30 samples, and give its checkpoint, whose config names its data."""
     values = {
         "model_module_name": NET["module"],
         "model_net_name": NET["name"],
@@ -187,10 +187,10 @@ def train_net(folder: Path) -> Path:
         NET["module"], NET["name"], num_classes=3, img_height=32, img_width=32, model_args={"model_type": "resnet18"}
     )
     facts = Facts(CLASSES, Preprocess(32, 32), NET)
-    pictures = find_calibration(config, facts, 30)
-    assert pictures is not None and pictures.labels is not None
-    images = torch.from_numpy(net_input(pictures.pixels, facts.preprocess, facts.input))
-    labels = torch.from_numpy(pictures.labels)
+    samples = find_calibration(config, facts, 30)
+    assert samples is not None and samples.labels is not None
+    images = torch.from_numpy(net_input(samples.pixels, facts.preprocess, facts.input))
+    labels = torch.from_numpy(samples.labels)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     net.train()
     for _ in range(8):

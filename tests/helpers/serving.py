@@ -16,7 +16,7 @@ from typing import Any
 
 from deploy.inference.predictor import Predictor
 from deploy.service.cli_args import add_service_flags
-from deploy.service.launcher import NATIVE, Route
+from deploy.service.routes import NATIVE, Route
 from deploy.service.server import service_of
 from tests.deploy.service.test_batching import FACTS, GatedBackend
 

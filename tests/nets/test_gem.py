@@ -11,7 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
-from nets.GeM_ResNet_module import MODEL_TYPES, GeM, GeM_ResNet_AVP
+from nets.GeM_ResNet_module import MODEL_TYPES, GeM_ResNet_AVP
+from nets.support.gem import GeM
 
 
 @pytest.fixture(autouse=True)

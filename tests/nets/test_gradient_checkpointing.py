@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from nets.net_interface import NetError, build_net
+from nets.net_interface import build_net
+from nets.support.errors import NetError
 from nets.support.gradient_checkpointing import CheckpointedSequential, enable_gradient_checkpointing
 
 

@@ -18,8 +18,10 @@ import nets
 from common.paths import ROOT
 from nets import net_interface
 from nets.GeM_ResNet_module import GeM_ResNet_AVP
-from nets.net_interface import NetError, available_nets, build_net, check_model_args, check_names, parameter_groups
+from nets.net_interface import available_nets, build_net, check_model_args, check_names
+from nets.support.errors import NetError
 from tests.conftest import slow_but
+from trainers.optim.param_groups import parameter_groups
 
 SMALLEST = {  # each family's smallest member and a side at which no feature map is a single pixel in training
     "GeM_ResNet_module": ("GeM_ResNet_AVP", 64),

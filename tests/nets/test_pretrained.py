@@ -12,7 +12,8 @@ import torchvision
 from torch import nn
 
 from nets.GeM_ResNet_module import GeM_ResNet_AVP
-from nets.net_interface import NetError, build_net
+from nets.net_interface import build_net
+from nets.support.errors import NetError
 from nets.support.pretrained import load_start_weights, published_state_dict
 
 State = dict[str, torch.Tensor]

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional
 
 from deploy.export.onnx_writer import export_onnx
-from nets.net_interface import NetError, build_net
+from nets.net_interface import build_net
 from nets.simsiam_module import SimSiam_probe
+from nets.support.errors import NetError
 from nets.support.gradient_checkpointing import enable_gradient_checkpointing
 from nets.support.saliency import heat_mapper
 from nets.wide_resnet_module import WideResNet

@@ -22,7 +22,7 @@ from common.paths import ROOT
 from configs.schema import ConfigError, process_config
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import Sample, SampleList
-from deploy.inference.result_writer import Answer
+from deploy.inference.prediction import Answer
 from platforms.tianji import cli, recipes
 from platforms.tianji import train as training
 from platforms.tianji.dataset import read_dataset, share_valid

@@ -30,7 +30,7 @@ from pytorch2json.interpreter import Interpreter
 from pytorch2json.network import DescriptionError, Network, Tensor, write_description
 from pytorch2json.tensorrt_library import DTYPES, create_network, gpu_problem, listen, load_library, logger
 from tests.conftest import slow_but
-from tests.pytorch2json.test_pytorch2json import OPERATIONS, Wrapped, lively_net, pictures
+from tests.pytorch2json.test_pytorch2json import OPERATIONS, Wrapped, lively_net, random_images
 
 try:
     trt = load_library()
@@ -499,7 +499,7 @@ QUICK = (("GeM_ResNet_AVP resnet34", "fp16"), ("mobilenet_v3_small", "fp32"), ("
 @pytest.mark.parametrize(("row", "precision"), slow_but(QUICK, ROWS))
 def test_every_family_is_built(row: str, precision: str) -> None:
     net, side = lively_net(row)
-    network, weights = convert(net, pictures(2, side), precision=precision)
+    network, weights = convert(net, random_images(2, side), precision=precision)
     plan = build_engine(network, weights)
     used = {name for layer in network.layers for name in layer.weights.values()}
     assert len(plan) > 0.9 * sum(weights[name].nbytes for name in used)  # the weights are in it
@@ -1022,7 +1022,7 @@ def test_what_the_converter_makes_of_operators_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("row", "precision"), ROWS)
 def test_every_family_runs(row: str, precision: str, tmp_path: Path) -> None:
     net, side = lively_net(row)
-    images = pictures(9, side)
+    images = random_images(9, side)
     held(tmp_path, *convert(net, images[:2], precision=precision))
     runner = EngineRunner(tmp_path / "model.engine")
     with torch.no_grad():

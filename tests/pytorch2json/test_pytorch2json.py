@@ -67,11 +67,11 @@ def lively_net(row: str) -> tuple[nn.Module, int]:
         if parameter.ndim and not bool(parameter.detach().any()):
             nn.init.normal_(parameter, std=0.1)
     with torch.no_grad():
-        net.train()(pictures(8, side, seed=1))
+        net.train()(random_images(8, side, seed=1))
     return net.eval(), side
 
 
-def pictures(count: int, side: int, seed: int = 0) -> torch.Tensor:
+def random_images(count: int, side: int, seed: int = 0) -> torch.Tensor:
     """Give smooth coloured pictures, float32 (count, 3, side, side)."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 5, 5, generator=generator) * 2
@@ -84,7 +84,7 @@ QUICK = ("GeM_ResNet_AVP resnet18", "WideResNet 10-2", "mobilenet_v3_small", "sh
 @pytest.mark.parametrize("row", slow_but(QUICK, FAMILIES))
 def test_the_interpreter_reproduces_every_family_from_the_two_files(row: str, tmp_path: Path) -> None:
     net, side = lively_net(row)
-    images = pictures(32, side)
+    images = random_images(32, side)
     write_description(tmp_path / "model.json", *convert(net, images[:2], facts={"net": row}))
     interpreter = Interpreter.load(tmp_path / "model.json")
     assert interpreter.network.facts == {"net": row}
@@ -102,7 +102,7 @@ def test_the_interpreter_reproduces_every_family_from_the_two_files(row: str, tm
 )
 def test_half_precision_stays_near_the_net_with_float32_at_both_ends(row: str, precision: str) -> None:
     net, side = lively_net(row)
-    images = pictures(3, side)
+    images = random_images(3, side)
     described, weights = convert(net, images[:1], precision=precision)
     assert {described.inputs[0].dtype, described.outputs[0].dtype} == {"float32"}
     kernels = [weights[layer.weights["kernel"]] for layer in described.layers if layer.type == "convolution"]
@@ -115,7 +115,7 @@ def test_half_precision_stays_near_the_net_with_float32_at_both_ends(row: str, p
 
 def test_gem_is_pinned_to_float32() -> None:
     net, side = lively_net("GeM_ResNet_AVP resnet18")
-    described, weights = convert(net, pictures(1, side), precision="fp16")
+    described, weights = convert(net, random_images(1, side), precision="fp16")
     gem = [layer for layer in described.layers if layer.name.startswith("gem.")]
     assert [layer.type for layer in gem if layer.type != "constant"] == [
         "cast", "elementwise", "elementwise", "reduce", "elementwise"
@@ -126,7 +126,7 @@ def test_gem_is_pinned_to_float32() -> None:
 
 def test_residual_additions_and_names_are_the_modules() -> None:
     net, side = lively_net("GeM_ResNet_AVP resnet18")
-    described, weights = convert(net, pictures(1, side))
+    described, weights = convert(net, random_images(1, side))
     by_name = {layer.name: layer for layer in described.layers}
     assert by_name["conv1"].type == "convolution" and by_name["conv1"].outputs[0].name == "bn1"
     assert by_name["layer1.0.elementwise"].inputs == ("layer1.0.bn2", "maxpool")
@@ -140,7 +140,7 @@ def test_residual_additions_and_names_are_the_modules() -> None:
 
 def test_the_parity_sample_is_the_nets_own_answer(tmp_path: Path) -> None:
     net, side = lively_net("resnet18")
-    images = pictures(2, side)
+    images = random_images(2, side)
     write_description(tmp_path / "model.json", *convert(net, images))
     described, weights = read_description(tmp_path / "model.json")
     with torch.no_grad():

@@ -373,12 +373,12 @@ def test_mnist_download_writes_pngs_and_goes_on_after_an_interruption(
     monkeypatch.setattr(make_mnist.read_splits, "__defaults__", (10,))
     assert make_mnist.main(["--output", str(tmp_path)]) == 0
     assert '_data_root_dir": "' + f'{tmp_path}/images"' in capsys.readouterr().out
-    picture = tmp_path / "images/train/3/00013.png"
-    with Image.open(picture) as image:
+    path = tmp_path / "images/train/3/00013.png"
+    with Image.open(path) as image:
         assert (image.size, image.mode, image.getpixel((0, 0))) == ((28, 28), "L", 13)
     assert (tmp_path / "images/test/9/60009.png").is_file()
     assert len(read_list(tmp_path / "test.txt", tmp_path / "images", "----", 10).samples) == 10
-    picture.unlink()
+    path.unlink()
     assert make_mnist.write_images(tmp_path / "images", tmp_path) == 1
 
 

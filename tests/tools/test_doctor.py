@@ -17,10 +17,10 @@ from PIL import Image
 
 import tools.doctor.step_check
 import train
+from common.console import text_columns
 from configs.schema import Config, process_config
 from data_loader.preprocess import Preprocess, decode
 from data_loader.samples import SampleList, read_list, read_unlabelled
-from deploy.inference.console_table import text_columns
 from tools.doctor import __main__ as doctor
 from tools.doctor.checks import NOTE, PROBLEM
 from tools.doctor.near_duplicates import MAX_BITS, MIN_CORRELATION, alike_pairs
@@ -497,7 +497,7 @@ def test_look_alikes_are_resized_compressed_or_brighter(
     change: Callable[[Image.Image], Image.Image], is_found: bool
 ) -> None:
     pictures = [soft_picture(7, 160, 120), change(soft_picture(7, 160, 120)), soft_picture(8, 160, 120)]
-    hashes = np.array([difference_hash(picture) for picture in pictures], np.uint64)
+    hashes = np.array([difference_hash(each) for each in pictures], np.uint64)
     small = np.stack([np.asarray(p.resize((SMALL_PX, SMALL_PX), Image.Resampling.BOX)) for p in pictures])
     pairs = alike_pairs(hashes, small, np.arange(3))
     assert pairs.tolist() == ([[0, 1]] if is_found else [])

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.metrics.pairwise import cosine_similarity
 from torch import nn
 
-from deploy.inference.console_table import text_columns
+from common.console import text_columns
 from deploy.inference.feature_extractor import Embeddings
 from tests.tools.test_embed import SIMSIAM, input_of, made, write_pictures
 from tools import embed, search

@@ -14,8 +14,9 @@ import torch
 import torchvision
 from torch import nn
 
-from nets.net_interface import NetError, build_net
+from nets.net_interface import build_net
 from nets.pim_module import HEADS, PIM, Combiner, PimOutputs
+from nets.support.errors import NetError
 from nets.support.gradient_checkpointing import enable_gradient_checkpointing
 from tests.conftest import slow_but
 

@@ -26,8 +26,8 @@ from configs.schema import Config, process_config
 from data_loader.augment import BatchMixer
 from data_loader.preprocess import Preprocess
 from deploy.backends.loading import load_backend
-from nets.net_interface import NetError
 from nets.pim_module import HEADS, PIM, PimOutputs
+from nets.support.errors import NetError
 from nets.support.pretrained import load_start_weights, published_state_dict
 from trainers import builder
 from trainers import runner as training

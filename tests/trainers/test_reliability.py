@@ -21,13 +21,8 @@ import torch
 import inference
 import train
 from artifacts.archive import clear_leftovers, drop_earlier, earlier_files
-from artifacts.checkpoint import (
-    CheckpointError,
-    DamagedCheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-    weights_sha256,
-)
+from artifacts.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
+from artifacts.errors import CheckpointError, DamagedCheckpointError
 from data_loader.cache import Fitting
 from deploy.export import exporter
 from tests.helpers.breaking import (
@@ -512,13 +507,13 @@ def test_too_little_memory_proposes_the_batch_size_that_fits(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     key: str, largest: int, sentence: str,
 ) -> None:  # fmt: skip
-    """The device stands in for one that has no room for more than `largest` pictures: no GPU is filled here."""
+    """The device stands in for one that has no room for more than `largest` images_of: no GPU is filled here."""
 
-    def limited(name: str, pictures: Callable[[Any], torch.Tensor]) -> None:
+    def limited(name: str, images_of: Callable[[Any], torch.Tensor]) -> None:
         real = getattr(ClassifyTask, name)
 
         def method(task: ClassifyTask, given: Any, *rest: Any) -> Any:
-            if len(pictures(given)) > largest:
+            if len(images_of(given)) > largest:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
             return real(task, given, *rest)
 

@@ -24,8 +24,8 @@ from data_loader.preprocess import Preprocess
 from data_loader.samples import NO_LABEL, ListError, read_unlabelled
 from deploy.backends.loading import load_backend
 from deploy.export.exporter import export_formats
-from nets.net_interface import NetError, parameter_groups
 from nets.simsiam_module import SimSiam, SimSiam_probe
+from nets.support.errors import NetError
 from nets.support.pretrained import load_start_weights
 from tests.conftest import CLASSES
 from tests.helpers.breaking import ranks
@@ -33,6 +33,7 @@ from trainers import builder
 from trainers.evaluation.feature_probes import Embedded, embed, fit_probe, knn_votes, plain_batches, probe_accuracy
 from trainers.optim.lr_schedule import scaled_rate
 from trainers.optim.optimizer import build_optimizer, freeze_parameters, hold_frozen_in_eval, set_learning_rate
+from trainers.optim.param_groups import parameter_groups
 from trainers.tasks import simsiam
 from trainers.tasks.simsiam import SimSiamTask, embedding_std, symmetric_loss
 
@@ -524,8 +525,8 @@ def test_one_batch_is_learnt(dataset: Path) -> None:
     task = SimSiamTask(net, lambda: iter(()), bank_is_validation=True)
     optimizer = torch.optim.SGD(task.parameters(), lr=0.05, momentum=0.9)
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.rand(8, 3, 16, 16, generator=generator)
-    images = pictures.repeat_interleave(2, dim=0) + 0.05 * torch.randn(16, 3, 16, 16, generator=generator)
+    originals = torch.rand(8, 3, 16, 16, generator=generator)
+    images = originals.repeat_interleave(2, dim=0) + 0.05 * torch.randn(16, 3, 16, 16, generator=generator)
     losses = []
     for _ in range(60):
         terms = task({"image": images, "label": torch.zeros(8)}, np.random.default_rng(0))

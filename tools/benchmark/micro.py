@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.errors import BenchmarkError
 from nets.pim_module import PIM
 from tools.benchmark.protocol import RATE, Round
-from tools.benchmark.runners import BenchmarkError
 from trainers.tasks.pim import PimLossWeights, PimTask
 
 Answer = Callable[[np.ndarray], object]
@@ -53,10 +53,10 @@ def batch_round(answer: Answer, shape: tuple[int, ...], seconds: float, seed: in
     return {RATE: count / spent}
 
 
-def probe_contenders(model_type: str, size: int, pictures: int) -> dict[str, Callable[[], Round]]:
+def probe_contenders(model_type: str, size: int, count: int) -> dict[str, Callable[[], Round]]:
     """Give a probe of 90 epochs on kept features, and what it costs to run the backbone in each, in probes an hour.
 
-    The pictures are random numbers that lie in memory, fitted and normalised, for both. Of the second one epoch is run,
+    The count are random numbers that lie in memory, fitted and normalised, for both. Of the second one epoch is run,
     and 90 times its time counted. Raises NetError.
     """
     from nets.simsiam_module import SimSiam
@@ -64,9 +64,9 @@ def probe_contenders(model_type: str, size: int, pictures: int) -> dict[str, Cal
 
     torch.manual_seed(0)
     net = SimSiam(model_type, 3, size, size).eval()
-    images = torch.randn(pictures, 3, size, size)
-    labels = torch.arange(pictures) % PROBE_CLASSES
-    parts = torch.arange(pictures).split(BATCH)
+    images = torch.randn(count, 3, size, size)
+    labels = torch.arange(count) % PROBE_CLASSES
+    parts = torch.arange(count).split(BATCH)
     layer = torch.nn.Linear(net(images[:1]).shape[1], PROBE_CLASSES)
     optimizer = torch.optim.SGD(layer.parameters(), lr=PROBE_RATE, momentum=0.9)
 

@@ -8,8 +8,8 @@ import sys
 import venv
 from pathlib import Path
 
+from common.errors import BenchmarkError
 from common.paths import ROOT
-from tools.benchmark.runners import BenchmarkError
 
 REQUIREMENTS = ROOT / "tools" / "peers.txt"
 DEFAULT_PEERS = "logs/peers"

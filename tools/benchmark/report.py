@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common.errors import BenchmarkError
 from common.paths import ROOT
-from tools.benchmark.runners import BenchmarkError
 from tools.benchmark.statistics import BUSY, Figure, Measured, Ratio
 
 PAGE = ROOT / "docs" / "benchmarks.md"

@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
+from common.errors import BenchmarkError
 from common.paths import ROOT
 from tools.benchmark.protocol import GO, Round
 
 PATIENCE_S = 30.0  # for a side that has been told that there is no further round
-
-
-class BenchmarkError(ValueError):
-    """A measurement that cannot be made; the message is one sentence for the user."""
 
 
 class Side(Protocol):

@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.errors import BenchmarkError
 from configs.schema import Config, process_config
 from tools.benchmark.peer_env import peer_python, peer_versions
-from tools.benchmark.runners import BenchmarkError, CallSide, ProcessSide, Side, started
+from tools.benchmark.runners import CallSide, ProcessSide, Side, started
 from tools.benchmark.statistics import Measured, measure
 
 Starter = Callable[[], Side]
@@ -115,7 +116,7 @@ def pim(args: argparse.Namespace) -> list[Measured]:
 
 def serve(args: argparse.Namespace) -> list[Measured]:
     """Load the service, the same one picture by picture, and litserve's."""
-    from tools.loadtest.service_process import ServiceSide
+    from tools.benchmark.serve_runner import ServiceSide
 
     weights = str(args.weights.resolve())
     side = partial(ServiceSide, clients=args.clients, seconds=args.seconds)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.metadata import preprocess_of
+from common.atomic_io import check_folder
+from common.cli import as_program
 from configs.schema import DEFAULT_CONFIG, Config, process_config
-from deploy.inference.cli_loop import as_program
-from deploy.inference.result_writer import check_folder
 from trainers.config_checks import net_problems
 from trainers.data.sample_lists import read_lists
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.console import elide, printable, text_columns
+from common.formatting import size_text
+from common.json_values import plain
 from data_loader.preprocess import PictureError, as_array
-from deploy.inference.console_table import elide, printable, text_columns
 from tools.doctor.checks import LEVELS, Finding, Study, sizes_of
-from tools.doctor.step_check import size_text
-from trainers.reporting.report import plain
 from visualization import fonts, raster
 
 COLUMNS = 79  # some terminals wrap a full line
@@ -256,10 +256,10 @@ def _shown(finding: dict[str, Any], study: Study) -> list[list[dict[str, Any]]]:
     return groups
 
 
-def _thumbnail(picture: dict[str, Any], study: Study) -> str:
-    """Give a picture as a data URI; "" where it cannot be read."""
+def _thumbnail(row: dict[str, Any], study: Study) -> str:
+    """Give a row as a data URI; "" where it cannot be read."""
     try:
-        image = as_array(study.preprocess.decode(study.sample(picture["row"]).path))
+        image = as_array(study.preprocess.decode(study.sample(row["row"]).path))
     except PictureError:
         return ""
     small = raster.thumbnail(image, THUMBNAIL_PX)

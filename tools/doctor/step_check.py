@@ -11,14 +11,15 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from common.formatting import size_text
 from configs.schema import Config
 from data_loader.samples import SampleList
 from tools.doctor.checks import NOTE, PROBLEM, WARNING, Finding
+from tools.doctor.types import Step
 from trainers.config_checks import net_problems
 
 ENOUGH_STEPS = 5  # to believe the mean of
 CLOSE = 0.9  # of the free memory, from which a step is told to be near the limit
-Step = dict[str, Any]
 Lists = tuple[SampleList, SampleList, set[int], set[int]]  # training, validation, and the bad pictures' places
 
 
@@ -106,11 +107,6 @@ def judge_disk(config: Config, step: Step) -> tuple[dict[str, Any], list[Finding
     if disk["free"] < 2 * disk["needed"]:
         return disk, [Finding(WARNING, "disk", f"{has}, and the checkpoints need {wants}: hardly more than enough")]
     return disk, []
-
-
-def size_text(num_bytes: float) -> str:
-    """Write a size as people do."""
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _compiled_step(config: Config, lists: Lists) -> Step:

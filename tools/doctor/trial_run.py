@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from common.formatting import size_text
 from configs.schema import Config
 from data_loader.cache import Fitting
 from data_loader.cache_builder import free_memory
 from data_loader.loaders import enlarged, plan_epoch, without
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, SampleList
-from tools.doctor.step_check import Step, size_text
+from tools.doctor.types import Step
 from trainers.builder import build_start_net, build_trainer
 from trainers.runner import processes_wanted
 from trainers.runtime.device import choose_device, describe_device

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common.errors import BenchmarkError
 from common.paths import ROOT
-from tools.benchmark.protocol import RATE, Round
-from tools.benchmark.runners import BenchmarkError
 
 START_S, STOP_S = 120.0, 20.0
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # a second
@@ -69,45 +66,6 @@ class Service:
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
         raise BenchmarkError(f"{self.name}: it did not start: {lines[-1] if lines else 'without a word'}")
-
-
-class ServiceSide(Service):
-    """A service that is loaded for `seconds` a round.
-
-    Between its rounds it is halted, with all that it has started: litserve's processes ask their queues all the time,
-    a tenth of a core, which the others' rounds would lack.
-    """
-
-    def __init__(self, name: str, command: Sequence[str], health: str, clients: int, seconds: float) -> None:
-        super().__init__(name, command, health)
-        self.clients, self.seconds = clients, seconds
-        self.versions: dict[str, str] = {}
-        self.signal(signal.SIGSTOP)
-
-    def play(self) -> Round:
-        """Load it for `seconds`."""
-        self.signal(signal.SIGCONT)
-        try:
-            return self._loaded()
-        finally:
-            self.signal(signal.SIGSTOP)
-
-    def _loaded(self) -> Round:
-        command = [sys.executable, "-m", "tools.loadtest.http_client", "--port", str(self.port)]
-        command += ["--clients", str(self.clients), "--seconds", str(self.seconds)]
-        pid = self.process.pid
-        before, used = memory_mb(pid), processor_s(pid)
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            raise BenchmarkError(f"{self.name}: the client failed: {lines[-1] if lines else done.returncode}")
-        if done.stderr:
-            print(f"{self.name}: {done.stderr.strip()}", file=sys.stderr)
-        figures: Round = json.loads(done.stdout)
-        used = max(processor_s(pid) - used, 1 / TICKS)  # it is told no finer
-        cores = used / figures.pop("seconds")
-        per_core = {"cores": cores, "requests/s a core": figures[RATE] / cores}
-        return {**figures, **per_core, "MB at start": before, "MB at end": memory_mb(pid)}
 
 
 def memory_mb(pid: int) -> float:

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tools.benchmark.runners import BenchmarkError
+from common.errors import BenchmarkError
 from tools.loadtest.generators import LOST, Outcome, answer_of, closed_loop, drip, harass, steady
 from tools.loadtest.http_client import picture, request
 from tools.loadtest.service_process import Service, memory_mb
@@ -206,7 +206,7 @@ def equal(args: argparse.Namespace) -> Iterator[Finding]:
     """Answers under load beside those of the files."""
     from deploy.backends.loading import load_backend
     from deploy.inference.predictor import Predictor
-    from deploy.service.launcher import native_entry
+    from deploy.service.routes import native_entry
 
     backend, facts = load_backend(args.weights, device="auto")
     pictures = [picture(number) for number in range(CLIENTS)]

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from nets.net_interface import parameter_groups
+from trainers.optim.param_groups import parameter_groups
 
 
 class FreezeError(ValueError):

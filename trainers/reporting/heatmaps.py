@@ -17,13 +17,13 @@ from nets.support.saliency import heat_mapper
 from visualization.heatmap_overlay import heat_map_picture
 
 SIDES_PX = (192, 384)  # of the pictures, which become thumbnails
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def worst_heat_maps(
     net: torch.nn.Module, preprocess: Preprocess, pictures: Sequence[tuple[str, int]], device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Give by its path each picture, uint8 (H, W, 3), under the map of the class that stands beside the path.
+    """Give by its path each decoded, uint8 (H, W, 3), under the map of the class that stands beside the path.
 
     An ornament, which never stops a training: what cannot be made is missing, and the log says why. The net stays as
     it was.
@@ -33,12 +33,12 @@ def worst_heat_maps(
         mapper = heat_mapper(net, preprocess.channels, preprocess.height, preprocess.width)
         for path, label in pictures:
             with suppress(PictureError):  # it is gone
-                picture = preprocess.decode(path)
-                image = torch.from_numpy(preprocess(as_array(picture)))[None].to(device)  # (1, C, H, W)
+                decoded = preprocess.decode(path)
+                image = torch.from_numpy(preprocess(as_array(decoded)))[None].to(device)  # (1, C, H, W)
                 heat = mapper(image, torch.tensor([label], device=device)).maps[0].numpy()
-                made[path] = np.asarray(heat_map_picture(picture, heat, preprocess.resize, sides_px=SIDES_PX))
+                made[path] = np.asarray(heat_map_picture(decoded, heat, preprocess.resize, sides_px=SIDES_PX))
     except Exception as error:  # whatever it is: too little memory, a net of unknown build
-        log.info("heat maps of the worst pictures: %s", error)
+        logger.info("heat maps of the worst pictures: %s", error)
     return made
 
 
@@ -63,6 +63,6 @@ def best_heat_maps(
         net.load_state_dict(saved.deployed())
         net = net.to(device).eval()
     except Exception as error:
-        log.info("heat maps of the worst pictures: %s", error)
+        logger.info("heat maps of the worst pictures: %s", error)
         return {}
     return worst_heat_maps(net, facts.preprocess, pictures, device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from common.json_values import plain
 from visualization import fonts, raster, svg_charts
 
 HIT, MISS = (31, 111, 235), (219, 109, 40)  # seen on white and on black alike
@@ -125,21 +125,6 @@ def render_html(
     )
 
 
-def plain(value: Any) -> Any:
-    """Turn a value into what strict JSON in UTF-8 can hold: None for NaN, text for what is neither number nor list."""
-    if isinstance(value, dict):
-        return {plain(str(key)): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    return str(value).encode("utf-8", "backslashreplace").decode()  # file names may hold bytes that are not UTF-8
-
-
 def _charts(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]], str]]:
     """Return (title, legend of (style, name), svg) for each chart; svg is "" where there is nothing to draw."""
     train, val = report["curves"].get("train", []), report["curves"].get("val", [])
@@ -226,13 +211,13 @@ def _worst(
 
 
 def _thumbnail(image: np.ndarray) -> str:
-    """Encode as JPEG; a picture of few pixels as PNG, which is smaller there and sharp."""
-    picture = raster.thumbnail(image, THUMBNAIL_PX)
+    """Encode as JPEG; a small of few pixels as PNG, which is smaller there and sharp."""
+    small = raster.thumbnail(image, THUMBNAIL_PX)
     buffer = io.BytesIO()
     if max(image.shape[:2]) * 2 <= THUMBNAIL_PX:
-        picture.save(buffer, format="PNG", optimize=True)
+        small.save(buffer, format="PNG", optimize=True)
         return _data_uri("image/png", buffer.getvalue())
-    picture.save(buffer, format="JPEG", quality=85)
+    small.save(buffer, format="JPEG", quality=85)
     return _data_uri("image/jpeg", buffer.getvalue())
 
 

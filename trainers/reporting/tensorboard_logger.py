@@ -23,7 +23,7 @@ MAX_CLASS_CURVES = 50  # more curves than that make TensorBoard slow and help no
 MAX_PROJECTED = 1000  # points of the projector: 512 features each are 10 MB of text
 SPRITE_PX = 64  # of a thumbnail; 32 x 32 of them make 2048 px, and TensorBoard takes up to 8192
 UNKNOWN = "unknown"  # TensorBoard drops an empty line of metadata, and every later point would get another's label
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 Method = Callable[Concatenate["TrainingLogger", P], None]
 
@@ -176,7 +176,7 @@ class TrainingLogger:
     def _class_scalars(self, result: ValidationResult, class_names: Sequence[str], step: int) -> None:
         if len(class_names) > MAX_CLASS_CURVES and not self._said_cap:
             self._said_cap = True
-            log.info(
+            logger.info(
                 "TensorBoard gets precision and recall of the first %d of %d classes; report.html has them all",
                 MAX_CLASS_CURVES,
                 len(class_names),
@@ -212,11 +212,11 @@ def _loaded(load_image: Callable[[Any], np.ndarray], key: str | int) -> np.ndarr
 
 
 def _sprite(image: np.ndarray) -> np.ndarray:
-    """Fit a picture into a white square, (64, 64, 3)."""
-    picture = raster.thumbnail(image, SPRITE_PX)
+    """Fit a small into a white square, (64, 64, 3)."""
+    small = raster.thumbnail(image, SPRITE_PX)
     square = np.full((SPRITE_PX, SPRITE_PX, 3), 255, np.uint8)
-    top, left = (SPRITE_PX - picture.height) // 2, (SPRITE_PX - picture.width) // 2
-    square[top : top + picture.height, left : left + picture.width] = np.asarray(picture)
+    top, left = (SPRITE_PX - small.height) // 2, (SPRITE_PX - small.width) // 2
+    square[top : top + small.height, left : left + small.width] = np.asarray(small)
     return square
 
 

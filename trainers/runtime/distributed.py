@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainers.signals import STOPPING
+from common.signals import STOPPING
 
 GRACE_S = 30.0  # how long the others may take to leave once one process has failed
 

@@ -13,8 +13,8 @@ import torch
 
 from artifacts.metadata import Facts
 from data_loader.augment import BatchMixer
-from nets.net_interface import NetError
 from nets.pim_module import HEADS, PIM, PimOutputs
+from nets.support.errors import NetError
 from trainers.evaluation.classification_metrics import ClassificationMetrics, ValidationResult
 from trainers.tasks.classification import Batch, ClassifyTask
 

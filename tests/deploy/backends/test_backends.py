@@ -25,23 +25,16 @@ from PIL import Image
 from torch import nn
 
 from artifacts.checkpoint import Checkpoint, save_checkpoint
+from artifacts.errors import ArtifactError
 from artifacts.metadata import Facts
-from artifacts.metadata_reader import ArtifactError
 from deploy.backends import base, loading, safe_torch_export
-from deploy.backends.base import (
-    BackendError,
-    OnnxRuntimeBackend,
-    OpenVinoBackend,
-    TorchBackend,
-    check_declared,
-    choose_runtime,
-    reason,
-    sizes_of,
-    within_profile,
-)
+from deploy.backends.base import BackendError, check_declared, reason, sizes_of, within_profile
+from deploy.backends.devices import choose_runtime
 from deploy.backends.loading import load_backend
+from deploy.backends.onnx_backends import OnnxRuntimeBackend, OpenVinoBackend
+from deploy.backends.torch_backend import TorchBackend
+from deploy.inference.prediction import Answer
 from deploy.inference.predictor import Predictor
-from deploy.inference.result_writer import Answer
 from nets.net_interface import build_net
 from pytorch2json import engine_runner
 from pytorch2json.converter import convert
@@ -134,12 +127,12 @@ def test_every_backend_answers_as_the_net(
     backend, facts = load_backend(exported / f"model.{ending}", device="cpu", runtime=runtime)
     assert (backend.name, backend.device) == (name, "cpu")
     assert facts.to_dict() | {"weights_sha256": ""} == facts_of(SIZE_PX).to_dict()
-    images = example_of(facts, batch_size)
+    batch = example_of(facts, batch_size)
     for _ in range(3):  # the second and third call of a size may run on other kernels
-        logits = backend(images.numpy())
+        logits = backend(batch.numpy())
         assert (logits.dtype, logits.shape) == (np.float32, (batch_size, 3))
         with torch.no_grad():
-            np.testing.assert_allclose(logits, net(images).numpy(), atol=2e-6)
+            np.testing.assert_allclose(logits, net(batch).numpy(), atol=2e-6)
     got = answers(exported / f"model.{ending}", pictures, batch_size, runtime)
     expected = answers(exported / "model.pth", pictures, batch_size=1)
     assert [answer.label for answer in got] == [answer.label for answer in expected]

@@ -28,6 +28,7 @@ from deploy.backends.base import BackendError, failure
 from deploy.backends.loading import load_backend
 from deploy.export import exporter, parity, verification, writers
 from deploy.export.exporter import export_formats
+from deploy.export.formats import FILES
 from deploy.export.layer_diff import Call, first_departing, first_noisy, record_calls
 from deploy.export.parity import Measured, ParityError, Reference, compare, is_guessing, measure, time_in_turn
 from deploy.export.pipeline import share_for_int8
@@ -88,7 +89,7 @@ def validation(trained: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_every_format_is_written_with_its_report_and_nothing_else(exported: Path) -> None:
-    files = [name for name in CPU_FORMATS for name in writers.FILES[name]]
+    files = [name for name in CPU_FORMATS for name in FILES[name]]
     assert names_in(exported) == sorted([*files, "export_report.json"])
 
 
@@ -176,7 +177,7 @@ def test_with_preprocessing_the_file_takes_the_picture_itself(
     net, _ = load_backend(trained, device="cpu")
     expected = net(np.stack([preprocess(image) for image in pixels]))
     for file_format in formats:
-        backend, facts = load_backend(tmp_path / writers.FILES[file_format][0], device="cpu")
+        backend, facts = load_backend(tmp_path / FILES[file_format][0], device="cpu")
         assert facts.input == kind
         right = pixels if order == "rgb" else pixels[..., ::-1]
         np.testing.assert_allclose(backend(np.ascontiguousarray(right)), expected, atol=1e-5 * np.abs(expected).max())
@@ -192,9 +193,9 @@ def test_half_precision_takes_and_gives_float32(
     images, _ = validation(trained)
     expected = load_backend(trained, device="cpu")[0](images)
     for file_format in formats:
-        path = tmp_path / writers.FILES[file_format][-1]
+        path = tmp_path / FILES[file_format][-1]
         assert path.stat().st_size < 0.6 * trained.stat().st_size
-        backend, facts = load_backend(tmp_path / writers.FILES[file_format][0], device="cpu")
+        backend, facts = load_backend(tmp_path / FILES[file_format][0], device="cpu")
         assert facts.precision == precision
         error = np.abs(backend(images) - expected).max() / np.abs(expected).max()
         assert 1e-5 < error < parity.TOLERANCES[precision]
@@ -276,7 +277,7 @@ def test_a_spoilt_file_is_refused_and_its_layer_named(
         SPOILERS[file_format](path, LAYER)
 
     monkeypatch.setitem(writers.MAKERS, file_format, make_and_spoil)
-    older = tmp_path / writers.FILES[file_format][0]
+    older = tmp_path / FILES[file_format][0]
     older.write_bytes(b"of an earlier export")
     assert export_formats(trained, [file_format], tmp_path, device="cpu") == 3
     assert older.read_bytes() == b"of an earlier export"
@@ -336,10 +337,10 @@ def test_the_other_runtime_only_warns(exported: Path, trained: Path, monkeypatch
 
     facts, config = facts_and_config(trained)
     facts = replace(facts, weights_sha256=read_facts(exported / "model.onnx").weights_sha256)
-    pictures = find_pictures(None, config, facts, 40)
+    samples = find_pictures(None, config, facts, 40)
     net, _ = load_backend(trained, device="cpu")
-    reference = Reference.of(net, pictures, facts)
-    source = writers.Source(load_torch_net(trained), facts, pictures, pictures, "fp32", facts.input)
+    reference = Reference.of(net, samples, facts)
+    source = writers.Source(load_torch_net(trained), facts, samples, samples, "fp32", facts.input)
     load = load_backend
     for wrong, is_refused in (("onnxruntime", False), ("openvino", True)):
 

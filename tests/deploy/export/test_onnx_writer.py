@@ -16,7 +16,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from artifacts.metadata_reader import ArtifactError, read_facts, read_onnx
+from artifacts.errors import ArtifactError
+from artifacts.metadata_reader import read_facts
+from artifacts.onnx_file import read_onnx
 from deploy.backends.loading import load_backend
 from deploy.export import onnx_writer
 from deploy.export.model_wrapper import ExportProblem, deployed_net

@@ -44,14 +44,14 @@ def selecting(images: np.ndarray, nudge: float = 0.0, share: int = 8) -> np.ndar
     return logits
 
 
-def pictures(count: int = 400) -> Pictures:
+def random_images(count: int = 400) -> Pictures:
     pixels = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     pixels[:, 0, 0, 0] = pixels[:, 0, 1, 0]  # the two that are compared are equal
     return Pictures(pixels, None, tuple(f"{row}.png" for row in range(count)), "made", count)
 
 
 def test_a_smooth_net_gets_no_slack() -> None:
-    reference = Reference.of(Function(smooth), pictures(), FACTS)
+    reference = Reference.of(Function(smooth), random_images(), FACTS)
     for precision, tolerance in TOLERANCES.items():
         assert reference.allowed(precision) == tolerance
     departed = compare(reference.logits + 0.02, reference, FACTS)
@@ -59,7 +59,7 @@ def test_a_smooth_net_gets_no_slack() -> None:
 
 
 def test_a_net_that_selects_among_equals_is_held_to_its_own_movement() -> None:
-    reference = Reference.of(Function(selecting), pictures(), FACTS)
+    reference = Reference.of(Function(selecting), random_images(), FACTS)
     assert TOLERANCES["fp32"] < reference.allowed("fp32") <= MOST_MOVED
     other = measure(Function(lambda images: selecting(images, nudge=-1e-6)), reference, FACTS)
     assert other.worst > TOLERANCES["fp32"] and 0 < other.over < 0.25 and other.agreement == 1
@@ -73,7 +73,7 @@ def test_a_net_that_selects_among_equals_is_held_to_its_own_movement() -> None:
 
 
 def test_movement_of_each_picture() -> None:
-    some = pictures()
+    some = random_images()
     moved = moves(selecting, some.pixels, FACTS, "fp32")
     assert moved.shape == (400,)
     assert 0.02 < (moved > 0.01).mean() < 0.2  # of an eighth, half are moved by the draw
@@ -85,7 +85,7 @@ def test_the_sample_of_a_description_is_of_pictures_that_hold_still() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(selecting(images.numpy(), share=2))
 
-    source = Source(Selecting(), FACTS, pictures(), None, "fp32", "float32 NCHW")
+    source = Source(Selecting(), FACTS, random_images(), None, "fp32", "float32 NCHW")
     assert source.sample.shape == (TRACED, 4, 4, 3)
     candidates = moves(selecting, source.pixels(4 * TRACED), FACTS, "fp32")
     assert (candidates > 0.01).any()  # there was something to avoid
@@ -100,7 +100,7 @@ def test_features_are_held_by_their_direction(angle: float, problem: bool) -> No
     def features(images: np.ndarray) -> np.ndarray:
         return np.concatenate([smooth(images), smooth(images)[:, ::-1]], axis=1)
 
-    reference = Reference.of(Function(features), pictures(), facts)
+    reference = Reference.of(Function(features), random_images(), facts)
     assert reference.accuracy() is None
     turned = reference.logits + angle * np.abs(reference.logits).max() * generator.normal(size=(400, 4))
     told = compare(turned.astype(np.float32), reference, facts)

@@ -29,7 +29,7 @@ from pytorch2json.interpreter import Interpreter, relative_error
 from pytorch2json.network import DescriptionError, read_description, write_description
 from pytorch2json.tensorrt_library import load_library
 from tests.conftest import CLASSES, slow_but, write_picture
-from tests.pytorch2json.test_pytorch2json import pictures
+from tests.pytorch2json.test_pytorch2json import random_images
 from tests.trainers.test_pim import build, settle
 from trainers.tasks.pim import PimLossWeights, PimTask
 
@@ -60,9 +60,9 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("backbone", slow_but(["resnet50"], BLOCKS))
 def test_description_trace_and_program_answer_as_the_net_at_any_batch_size(backbone: str, tmp_path: Path) -> None:
     net = build(backbone, num_selects=FEW)
-    settle(net, pictures(8, 64, seed=1))
+    settle(net, random_images(8, 64, seed=1))
     net.eval()
-    images = pictures(32, 64)
+    images = random_images(32, 64)
     write_description(tmp_path / "model.json", *convert(net, images[:2]))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit is deprecated; it tells of Python conditions on sizes
@@ -94,7 +94,7 @@ def block_functions(backbone: str) -> set[str]:
 @pytest.mark.parametrize("head", ["stage3", "combiner"])
 def test_the_declared_head_is_what_is_described(head: str) -> None:
     net = build(head=head).eval()
-    images = pictures(3, 64)
+    images = random_images(3, 64)
     described, weights = convert(net, images[:1])
     with torch.no_grad():
         expected = net.head_logits(net.outputs(images))[head]
@@ -106,7 +106,7 @@ def test_the_declared_head_is_what_is_described(head: str) -> None:
 @pytest.mark.parametrize("args", [{"use_selection": False}, {"use_combiner": False}, {"use_fpn": False}], ids=str)
 def test_the_switches_are_described_too(args: dict[str, bool]) -> None:
     net = build(**args).eval()
-    images = pictures(3, 64)
+    images = random_images(3, 64)
     described, weights = convert(net, images[:1])
     with torch.no_grad():
         assert relative_error(Interpreter(described, weights)(images), net(images)) < 1e-4
@@ -117,9 +117,9 @@ def test_the_switches_are_described_too(args: dict[str, bool]) -> None:
 @pytest.mark.parametrize("backbone", slow_but(["resnet50"], BLOCKS))
 def test_onnx_and_int8_run_on_both_runtimes_at_any_batch_size(backbone: str, tmp_path: Path) -> None:
     net = build(backbone, SIDE, num_selects=FEW)
-    settle(net, pictures(24, SIDE, seed=1))
+    settle(net, random_images(24, SIDE, seed=1))
     net.eval()
-    images = pictures(32, SIDE)
+    images = random_images(32, SIDE)
     args = {"model_type": backbone, "fpn_size": 16, "num_selects": FEW}
     facts = Facts(tuple("abcde"), Preprocess(SIDE, SIDE), {"module": "pim_module", "name": "PIM", "args": args})
     export_onnx(net, images[:2], tmp_path / "model.onnx", facts)

@@ -14,9 +14,10 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from artifacts.metadata_reader import ArtifactError, read_onnx
-from deploy.backends.base import OpenVinoBackend
+from artifacts.errors import ArtifactError
+from artifacts.onnx_file import read_onnx
 from deploy.backends.loading import load_backend
+from deploy.backends.onnx_backends import OpenVinoBackend
 from deploy.export import quantization
 from deploy.export.onnx_writer import export_onnx, scopes_of
 from deploy.export.parity import INT8_BATCH_TOLERANCE

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from artifacts.checkpoint import load_checkpoint, save_checkpoint
+from artifacts.sample_sources import SamplesError
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import ListError
 from deploy.export import exporter, sample_images
 from deploy.export.pipeline import share_for_int8
-from deploy.export.sample_images import NetInputs, SamplesError, find_calibration, find_pictures, net_input
+from deploy.export.sample_images import NetInputs, find_calibration, find_pictures, net_input
 from tests.conftest import CLASSES
 from tests.helpers.exported import facts_and_config, mistake, names_in, paint, train_net
 

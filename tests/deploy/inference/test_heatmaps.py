@@ -22,9 +22,10 @@ import train
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
 from artifacts.metadata import Facts
 from data_loader.preprocess import Preprocess, as_array
+from deploy.backends.base import HeatMap
 from deploy.inference import heatmap_writer
-from deploy.inference.heatmap_writer import HeatMap, HeatMapCopies, HeatMapError, label_of
-from deploy.inference.result_writer import Answer
+from deploy.inference.heatmap_writer import HeatMapCopies, HeatMapError, label_of
+from deploy.inference.prediction import Answer
 from nets.net_interface import build_net
 from nets.pim_module import PIM
 from nets.support.saliency import GradCam, NoHeatMapError, PimMapper, heat_mapper
@@ -590,9 +591,9 @@ def test_names_too_long_for_a_file_system_are_cut_and_stay_apart(resnet: Path, i
 def test_the_text_names_the_head_that_answers(head: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[list[str]] = []
 
-    def note(picture: Image.Image, lines: list[str]) -> Image.Image:
+    def note(drawn: Image.Image, lines: list[str]) -> Image.Image:
         told.append(lines)
-        return picture
+        return drawn
 
     monkeypatch.setattr(heatmap_writer, "annotated", note)
     facts = Facts(
@@ -730,21 +731,21 @@ def test_a_failing_heat_map_stops_no_training(
 
 
 def test_the_report_shows_the_best_checkpoints_maps(resnet: Path, images: Path) -> None:
-    pictures = [(str(images / name), 1) for name in (*GOOD, "gone.png")]
-    made = training_maps.best_heat_maps(resnet, pictures, torch.device("cpu"))
-    assert set(made) == {path for path, _ in pictures[:-1]}
+    asked = [(str(images / name), 1) for name in (*GOOD, "gone.png")]
+    made = training_maps.best_heat_maps(resnet, asked, torch.device("cpu"))
+    assert set(made) == {path for path, _ in asked[:-1]}
     net = build_net(
         "resnet_module", "resnet18", num_classes=3, num_channels=1, img_height=64, img_width=64, model_args={}
     )
     preprocess = load_checkpoint(resnet).facts.preprocess
-    other = training_maps.worst_heat_maps(net, preprocess, pictures, torch.device("cpu"))
+    other = training_maps.worst_heat_maps(net, preprocess, asked, torch.device("cpu"))
     net.load_state_dict(load_checkpoint(resnet).net)
-    same = training_maps.worst_heat_maps(net, preprocess, pictures, torch.device("cpu"))
+    same = training_maps.worst_heat_maps(net, preprocess, asked, torch.device("cpu"))
     for path, picture in made.items():
         assert picture.dtype == np.uint8 and picture.shape == (90, 270, 3)
         assert np.array_equal(picture, same[path])
     assert any(not np.array_equal(made[path], other[path]) for path in made)
-    assert training_maps.best_heat_maps(images / "absent.pth", pictures, torch.device("cpu")) == {}
+    assert training_maps.best_heat_maps(images / "absent.pth", asked, torch.device("cpu")) == {}
 
 
 def test_the_page_shows_a_map_beside_its_picture_alone(tmp_path: Path) -> None:

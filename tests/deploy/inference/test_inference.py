@@ -23,7 +23,8 @@ import inference
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.metadata import Facts
 from data_loader.preprocess import Preprocess
-from deploy.backends.base import BackendError, TorchBackend
+from deploy.backends.base import BackendError
+from deploy.backends.torch_backend import TorchBackend
 from deploy.inference import cli_inputs
 from deploy.inference.cli_loop import with_places
 from nets.net_interface import build_net

@@ -11,18 +11,23 @@ import pytest
 import torch
 from PIL import Image
 
-from artifacts.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from artifacts.checkpoint import Checkpoint, save_checkpoint
+from artifacts.errors import CheckpointError
 from artifacts.metadata import Facts
+from common.atomic_io import ResultsError, check_folder
+from common.console import elide, text_columns
 from configs.schema import Config
 from data_loader.loaders import PictureDataset, validation_loader
 from data_loader.preprocess import Preprocess, as_array, decode
 from data_loader.samples import ListError, Sample, SampleList
-from deploy.backends.base import BackendError, choose_device
+from deploy.backends.base import BackendError
+from deploy.backends.devices import choose_device
 from deploy.backends.loading import load_backend
-from deploy.inference.console_table import LineLayout, elide, text_columns
+from deploy.inference.console_table import LineLayout
 from deploy.inference.image_writers import AnnotatedCopies, SortedCopies, folder_names
+from deploy.inference.prediction import Answer
 from deploy.inference.predictor import Predictor, softmax
-from deploy.inference.result_writer import Answer, ResultsError, check_folder, open_results
+from deploy.inference.result_writer import open_results
 from nets.net_interface import build_net
 
 NAMES = ("猫", "dog", "bird/s")

@@ -17,9 +17,8 @@ from PIL import Image
 from artifacts.metadata import Facts
 from data_loader import preprocess
 from data_loader.preprocess import PictureError, Preprocess
-from deploy.backends.base import BackendError
+from deploy.backends.base import BackendError, HeatMap
 from deploy.inference import predictor
-from deploy.inference.heatmap_writer import HeatMap
 from deploy.inference.predictor import Predictor
 from deploy.service import image_decoder
 from deploy.service.admission import QueueFullError

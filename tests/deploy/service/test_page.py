@@ -18,10 +18,10 @@ from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.metadata import Facts
 from data_loader.preprocess import Preprocess
 from deploy.backends.loading import load_backend
+from deploy.inference.prediction import Answer
 from deploy.inference.predictor import Predictor
-from deploy.inference.result_writer import Answer
 from deploy.service.cli_args import add_service_flags
-from deploy.service.launcher import NATIVE
+from deploy.service.routes import NATIVE
 from deploy.service.server import service_of
 from nets.net_interface import build_net
 from tests.conftest import write_picture

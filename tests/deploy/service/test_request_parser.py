@@ -9,7 +9,7 @@ from urllib.parse import quote_plus, urlencode
 
 import pytest
 
-from deploy.service.cli_args import Limits
+from deploy.service.limits import Limits
 from deploy.service.request_parser import RequestError, Upload, read_upload
 
 SWITCHES = {"need_a": True, "need_b": False}

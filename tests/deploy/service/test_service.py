@@ -11,8 +11,7 @@ import pytest
 
 from deploy.backends.base import BackendError
 from deploy.inference.predictor import Predictor
-from deploy.service import launcher
-from deploy.service.launcher import NATIVE
+from deploy.service.routes import NATIVE, ServiceError
 from deploy.service.server import service_of
 from tests.deploy.service.test_batching import FACTS, GatedBackend, png
 from tests.deploy.service.test_request_parser import multipart
@@ -183,7 +182,7 @@ def test_the_page_comes_whole_with_a_strict_policy(served: Served) -> None:
 def test_a_missing_file_of_the_page_is_named(tmp_path: Path) -> None:
     sentence = r"index\.html: cannot read this file of the page: No such file"
     one = service_of(Predictor(GatedBackend(), FACTS), [NATIVE], flags(), page=tmp_path)
-    with pytest.raises(launcher.ServiceError, match=sentence), one:
+    with pytest.raises(ServiceError, match=sentence), one:
         pass
 
 

@@ -27,7 +27,8 @@ from deploy.backends.base import BackendError
 from deploy.backends.loading import load_backend
 from deploy.inference.predictor import Predictor
 from deploy.service import launcher
-from deploy.service.cli_args import TOKEN_VARIABLE, Limits
+from deploy.service.cli_args import TOKEN_VARIABLE
+from deploy.service.limits import Limits
 from nets.net_interface import build_net
 from tests.deploy.service.test_batching import FACTS, GatedBackend, png
 from tests.helpers.serving import PATIENCE_S, Served, base64_of, wait

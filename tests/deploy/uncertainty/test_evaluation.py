@@ -17,8 +17,8 @@ import scipy.special
 import sklearn.metrics
 
 from artifacts.calibration import SCORES
+from common.atomic_io import ResultsError
 from data_loader.samples import Sample
-from deploy.inference.result_writer import ResultsError
 from deploy.inference.uncertainty_scores import ClassMeans, UncertaintyError, softmax
 from deploy.uncertainty.calibration import Promise, calibrate
 from deploy.uncertainty.evaluate_command import strange_samples, told

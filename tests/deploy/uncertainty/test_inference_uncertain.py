@@ -32,10 +32,10 @@ from artifacts.metadata_reader import read_facts
 from deploy.backends.loading import load_backend, load_torch
 from deploy.export.sample_images import find_pictures
 from deploy.export.writers import Source, make_int8, make_json
+from deploy.inference.prediction import Answer
 from deploy.inference.predictor import Predictor
-from deploy.inference.result_writer import Answer
-from deploy.service.launcher import NATIVE
 from deploy.service.request_parser import CONTENT
+from deploy.service.routes import NATIVE
 from deploy.service.server import service_of
 from deploy.uncertainty.calibration import for_temperature
 from deploy.uncertainty.outputs import config_of

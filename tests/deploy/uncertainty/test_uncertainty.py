@@ -21,17 +21,20 @@ from PIL import Image
 from sklearn.preprocessing import normalize
 
 from artifacts.calibration import SCORES, Calibration
-from artifacts.checkpoint import Checkpoint, CheckpointError, load_checkpoint, rewrite_facts, save_checkpoint
+from artifacts.checkpoint import Checkpoint, load_checkpoint, rewrite_facts, save_checkpoint
+from artifacts.errors import CheckpointError
 from artifacts.metadata import Facts
+from common.atomic_io import ResultsError
 from common.paths import ROOT
 from configs.schema import Config
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, Sample, read_list
 from deploy.backends.base import BackendError
-from deploy.backends.loading import CheckpointBackend
+from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.decision import Decision, decide
+from deploy.inference.prediction import Answer
 from deploy.inference.predictor import Predictor
-from deploy.inference.result_writer import Answer, ResultsError, open_results
+from deploy.inference.result_writer import open_results
 from deploy.inference.uncertainty_scores import ClassMeans, UncertaintyError, split_entropy, uncertainty_of
 from deploy.uncertainty.calibration import (
     Promise,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import BenchmarkError
 from common.paths import ROOT
 from configs.schema import Config, process_config
 from tests.conftest import write_picture
@@ -21,7 +22,7 @@ from tools.benchmark.micro import PROBE_BASE, batch_round, probe_contenders
 from tools.benchmark.own_runner import EpochOfPictures, train
 from tools.benchmark.peers.imagefolder import make_loader
 from tools.benchmark.protocol import Round, Turns
-from tools.benchmark.runners import BenchmarkError, CallSide, ProcessSide, started
+from tools.benchmark.runners import CallSide, ProcessSide, started
 from tools.benchmark.statistics import Figure, Measured, Ratio, measure, paired_ratio, share_of_others
 
 SIDE = """
@@ -241,9 +242,9 @@ def test_our_training_side_tells_a_figure_an_epoch(
 def test_both_loading_sides_read_the_same_pictures(make_flowers: Callable[..., Config]) -> None:
     config = make_flowers(data_aug=False)
     theirs = torch.cat([images for images, _ in make_loader(config, 0)])
-    pictures = EpochOfPictures(config)
-    assert pictures.read() == len(theirs) == 12
-    ours = torch.cat([pictures.preprocess.normalize(batch["image"]) for batch in pictures.loader])
+    epoch = EpochOfPictures(config)
+    assert epoch.read() == len(theirs) == 12
+    ours = torch.cat([epoch.preprocess.normalize(batch["image"]) for batch in epoch.loader])
     ours, theirs = (images[images.flatten(1).sum(1).argsort()] for images in (ours, theirs))  # orders differ
     assert torch.allclose(ours, theirs, atol=1e-5)
 

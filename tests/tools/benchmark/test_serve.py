@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tools.benchmark.runners import BenchmarkError
+from common.errors import BenchmarkError
+from tools.benchmark.serve_runner import ServiceSide
 from tools.loadtest import http_client, service_process
-from tools.loadtest.service_process import ServiceSide, memory_mb
+from tools.loadtest.service_process import memory_mb
 
 SERVICE = """
 import sys

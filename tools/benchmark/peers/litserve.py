@@ -12,8 +12,8 @@ from PIL import Image
 
 from data_loader.preprocess import decode
 from deploy.backends.loading import load_backend
+from deploy.inference.prediction import Answer
 from deploy.inference.predictor import Predictor
-from deploy.inference.result_writer import Answer
 
 TOP_K = 5
 

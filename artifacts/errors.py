@@ -1,0 +1,15 @@
+"""Errors of files that hold a trained net."""
+
+from __future__ import annotations
+
+
+class ArtifactError(ValueError):
+    """An artefact that cannot be read, or that carries no facts; the message is one sentence for the user."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or written; the message names the file and the reason."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that is no longer what was written; the message names another one that is whole, if there is."""

@@ -1,0 +1,77 @@
+"""The device and the runtime that a file runs on."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from deploy.backends.base import RUNTIMES, BackendError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_runtime(name: str, device: str) -> str:
+    """Give what runs an ONNX file where `name` is auto; any other name stands.
+
+    The rule: onnxruntime where a GPU is asked for, or where its CUDA provider is installed and the device is auto;
+    else OpenVINO where it is installed; else onnxruntime.
+    """
+    if name not in RUNTIMES:
+        raise BackendError(f'runtime must be {", ".join(RUNTIMES)}, got "{name}"')
+    if name != "auto":
+        if find_spec(name) is None:
+            raise BackendError(f"{name} is not installed: pip install {name}")
+        return name
+    if device != "cpu" and (device != "auto" or _has_cuda_provider()):
+        return "onnxruntime"
+    return "openvino" if find_spec("openvino") else "onnxruntime"
+
+
+def choose_device(name: str) -> torch.device:
+    """Give the torch device that auto, cpu, cuda or cuda:N names. Raises BackendError where it is not there."""
+    import torch
+
+    kind, index = parse_device(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "auto":
+        return torch.device("cuda" if count else "cpu")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if count == 0:
+        raise BackendError(f'device "{name}" asks for a CUDA GPU, and torch {torch.__version__} sees none; use cpu')
+    if index is not None and index >= count:
+        raise BackendError(f'device "{name}" is not there; torch sees cuda:0 to cuda:{count - 1}')
+    return torch.device(name)
+
+
+def parse_device(name: str) -> tuple[str, int | None]:
+    """Give auto, cpu or cuda, and N of cuda:N. Raises BackendError for any other name."""
+    kind, _, index = name.partition(":")
+    if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
+        raise BackendError(f'device must be auto, cpu, cuda or cuda:N, got "{name}"')
+    return kind, int(index) if index else None
+
+
+def _provider(device: str, available: list[str], version: str) -> tuple[tuple[str, dict[str, str]], str]:
+    """Give onnxruntime's provider with its options, and the device's name. Raises BackendError."""
+    kind, index = parse_device(device)
+    if kind == "cpu" or (kind == "auto" and not _has_cuda_provider()):
+        return ("CPUExecutionProvider", {}), "cpu"
+    if "CUDAExecutionProvider" not in available:
+        mend = "pip install onnxruntime-gpu, or use --device cpu"
+        raise BackendError(f'device "{device}" asks for CUDA, and this onnxruntime {version} has none; {mend}')
+    return ("CUDAExecutionProvider", {"device_id": str(index or 0)}), "cuda" if index is None else f"cuda:{index}"
+
+
+def _has_cuda_provider() -> bool:
+    """Say whether onnxruntime can use CUDA, and there is a GPU for it."""
+    if find_spec("onnxruntime") is None:
+        return False
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return False
+    import torch  # only here: a CPU answers from an ONNX file without it
+
+    return torch.cuda.is_available()

@@ -1,0 +1,40 @@
+"""The service's routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from artifacts.metadata import Facts
+    from deploy.inference.prediction import Answer
+
+HEATMAP = "heatmap"  # the switch that asks for one is need_heatmap
+PAGE_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+OPEN_PATHS = {*PAGE_FILES, "/healthz", "/readyz", "/docs", "/openapi.json"}  # they tell nothing of pictures or nets
+
+
+class ServiceError(ValueError):
+    """A service that cannot start; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A path that takes pictures: the boolean fields of its requests, and what it says of one picture's answer."""
+
+    path: str
+    switches: Mapping[str, bool]  # with their defaults
+    entry: Callable[[Answer, Facts, Mapping[str, bool]], dict[str, Any]]
+
+
+def native_entry(answer: Answer, facts: Facts, switches: Mapping[str, bool]) -> dict[str, Any]:
+    """Give an answer as inference.py writes it, without the file."""
+    return {key: value for key, value in answer.to_dict().items() if key != "file"}
+
+
+NATIVE = Route("/predict", {f"need_{HEATMAP}": False}, native_entry)
