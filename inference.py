@@ -1,4 +1,4 @@
-"""Classify pictures with a trained net: `python inference.py --image_dir DIR`; nothing given: the classic start.
+"""Classify images with a trained net: `python inference.py --image_dir DIR`; nothing given: the classic start.
 
 `--pytorch2onnx` and its like convert the net instead.
 """
@@ -21,18 +21,18 @@ from deploy.inference.cli_args import DEFAULT_IMAGES, DEFAULT_RESULT, make_parse
 from deploy.inference.cli_inputs import (
     AskedError,
     check_flags_of_a_checkpoint,
+    images_below,
     load_asked,
-    one_picture,
-    pictures_below,
+    one_image,
     weights_and_config,
 )
-from deploy.inference.cli_loop import Tally, answer_all, line_columns, report_end, until_unreadable
+from deploy.inference.cli_loop import Tally, line_columns, predict_all, report_end, until_unreadable
 from deploy.inference.console_table import LineLayout
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.inference.result_writer import ResultsFile, check_results_path, open_results
 
 if TYPE_CHECKING:
-    from artifacts.metadata import Facts
+    from artifacts.metadata import ModelMetadata
     from deploy.backends.base import Backend
     from deploy.inference.heatmap_writer import HeatMapCopies
     from deploy.inference.image_writers import AnnotatedCopies, SortedCopies
@@ -49,8 +49,8 @@ class Request:
 
     weights: Path
     config: Config | None
-    root: Path | None  # the image folder; None: one picture
-    pictures: Iterator[str]
+    root: Path | None  # the image folder; None: one image
+    images: Iterator[str]
     output: Path | None
     save_images: Path | None
     heatmap: Path | None
@@ -80,13 +80,13 @@ def check(args: argparse.Namespace) -> Request:
         check_folder(folder)
         if asked.resolve().is_relative_to(folder.resolve()):
             raise AskedError(f"{asked}: it lies inside {folder}, where the {what} go; choose another folder")
-    pictures = one_picture(asked) if args.image else pictures_below(asked, *folders)
+    images = one_image(asked) if args.image else images_below(asked, *folders)
     weights, config = weights_and_config(args)
-    return Request(weights, config, None if args.image else asked, pictures, output, save_images, args.heatmap)
+    return Request(weights, config, None if args.image else asked, images, output, save_images, args.heatmap)
 
 
 def run(args: argparse.Namespace, request: Request) -> int:
-    """Load the net, answer for every picture, tell the sum; give the exit code. Raises ValueError."""
+    """Load the net, answer for every image, tell the sum; give the exit code. Raises ValueError."""
     from artifacts.formats import TITLES, artifact_kind
 
     kind = artifact_kind(request.weights)  # a file that nothing loads is told before torch is there
@@ -96,14 +96,14 @@ def run(args: argparse.Namespace, request: Request) -> int:
         refuse_without_gradients(request.weights, TITLES[kind])
     from deploy.inference.predictor import Predictor
 
-    backend, facts = load_asked(args, PROGRAM, request.weights, request.config)
-    predictor = Predictor(backend, facts)
-    copies = _copies(args, request, backend, facts)
-    topk = min(args.topk, facts.num_classes)
+    backend, metadata = load_asked(args, PROGRAM, request.weights, request.config)
+    predictor = Predictor(backend, metadata)
+    copies = _copies(args, request, backend, metadata)
+    topk = min(args.topk, metadata.num_classes)
     tally = Tally()
     started = time.perf_counter()
     with open_results(request.output, topk, predictor.details) if request.output else nullcontext() as results:
-        _answer_all(args, request, predictor, results, copies, tally)
+        _predict_all(args, request, predictor, results, copies, tally)
     rate = (tally.answered + tally.failed) / (time.perf_counter() - started)
     sums = f"{tally.answered} answered, {tally.failed} failed, {rate:.1f} images/s on {backend.name} {backend.device}"
     return report_end(PROGRAM, tally, sums, _places(request))
@@ -127,9 +127,9 @@ def convert(args: argparse.Namespace) -> int:
     if args.heatmap or args.heatmap_class:
         raise AskedError("a conversion makes no heat maps: leave out --heatmap and --heatmap_class")
     if args.image:
-        raise AskedError(f"{args.image}: one picture proves no conversion right; name a folder with --image_dir")
+        raise AskedError(f"{args.image}: one image proves no conversion right; name a folder with --image_dir")
     if args.image_dir:
-        next(pictures_below(args.image_dir))
+        next(images_below(args.image_dir))
     weights, config = weights_and_config(args)
     from artifacts.formats import artifact_kind
 
@@ -141,7 +141,7 @@ def convert(args: argparse.Namespace) -> int:
     return export_formats(weights, conversions(args), place, samples=args.image_dir, config=config, device=args.device)
 
 
-def _answer_all(
+def _predict_all(
     args: argparse.Namespace,
     request: Request,
     predictor: Predictor,
@@ -149,24 +149,24 @@ def _answer_all(
     copies: Sequence[Copies],
     tally: Tally,
 ) -> None:
-    """Answer for the pictures until they, or the patience of whoever started it, end; `tally` tells how it went."""
-    layout = LineLayout.of(predictor.facts.class_names, line_columns())
-    pictures = until_unreadable(request.pictures, tally)
+    """Answer for the images until they, or the patience of whoever started it, end; `tally` tells how it went."""
+    layout = LineLayout.of(predictor.metadata.class_names, line_columns())
+    images = until_unreadable(request.images, tally)
     with StopRequest() as stop:
-        answers = predictor.predict_files(pictures, args.batch_size, args.topk, args.workers)
+        predictions = predictor.predict_files(images, args.batch_size, args.topk, args.workers)
 
-        def record(answer: Answer) -> None:
-            _record(answer, request.root, results, copies)
+        def record(prediction: Prediction) -> None:
+            _record(prediction, request.root, results, copies)
 
-        answer_all(answers, record, layout.line, tally, lambda: stop.received, lambda answer: not args.quiet)
+        predict_all(predictions, record, layout.line, tally, lambda: stop.received, lambda prediction: not args.quiet)
 
 
-def _record(answer: Answer, root: Path | None, results: ResultsFile | None, copies: Sequence[Copies]) -> None:
+def _record(prediction: Prediction, root: Path | None, results: ResultsFile | None, copies: Sequence[Copies]) -> None:
     if results is not None:
-        results.write(answer)
-    path = Path(answer.file)
+        results.write(prediction)
+    path = Path(prediction.file)
     for kind in copies:
-        kind.add(answer, path.name if root is None else path.relative_to(root).as_posix())
+        kind.add(prediction, path.name if root is None else path.relative_to(root).as_posix())
 
 
 def _places(request: Request) -> str:
@@ -175,22 +175,22 @@ def _places(request: Request) -> str:
     return " and ".join(dict.fromkeys(map(str, places)))
 
 
-def _copies(args: argparse.Namespace, request: Request, backend: Backend, facts: Facts) -> list[Copies]:
-    """Make what gives pictures back. Raises ValueError where a heat map cannot be made."""
+def _copies(args: argparse.Namespace, request: Request, backend: Backend, metadata: ModelMetadata) -> list[Copies]:
+    """Make what gives images back. Raises ValueError where a heat map cannot be made."""
     from deploy.inference.image_writers import AnnotatedCopies, SortedCopies
 
     made: list[Copies] = []
     if request.save_images is not None and args.save_as == "annotated":
-        made.append(AnnotatedCopies(request.save_images, facts.preprocess.max_pixels))
+        made.append(AnnotatedCopies(request.save_images, metadata.preprocess.max_pixels))
     elif request.save_images is not None:
-        made.append(SortedCopies(request.save_images, facts.class_names))
+        made.append(SortedCopies(request.save_images, metadata.class_names))
     if request.heatmap is not None:
         from deploy.backends.torch_backend import CheckpointBackend
         from deploy.inference.heatmap_writer import HeatMapCopies, label_of
 
         assert isinstance(backend, CheckpointBackend)  # other kinds of files have been refused
-        label = None if args.heatmap_class is None else label_of(args.heatmap_class, facts)
-        made.append(HeatMapCopies(request.heatmap, backend.heat_mapper(facts), facts, label))
+        label = None if args.heatmap_class is None else label_of(args.heatmap_class, metadata)
+        made.append(HeatMapCopies(request.heatmap, backend.heat_mapper(metadata), metadata, label))
     return made
 
 

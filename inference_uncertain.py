@@ -19,17 +19,17 @@ from common.cli import as_program
 from common.signals import StopRequest
 from configs.schema import Config
 from deploy.inference.cli_args import DEFAULT_IMAGES
-from deploy.inference.cli_inputs import AskedError, load_asked, one_picture, pictures_below, weights_and_config
-from deploy.inference.cli_loop import Tally, answer_all, line_columns, report_end, until_unreadable
+from deploy.inference.cli_inputs import AskedError, images_below, load_asked, one_image, weights_and_config
+from deploy.inference.cli_loop import Tally, line_columns, predict_all, report_end, until_unreadable
 from deploy.inference.console_table import LineLayout
 from deploy.inference.decision import ACCEPTED, SET_ASIDE
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.inference.result_writer import ResultsFile, check_results_path, open_results
 from deploy.uncertainty.cli_args import DEFAULT_OUTPUT, make_parser
 from deploy.uncertainty.review_folder import SetAside, check_new_folder
 
 if TYPE_CHECKING:
-    from artifacts.metadata import Facts
+    from artifacts.metadata import ModelMetadata
     from deploy.backends.base import Backend
     from deploy.inference.predictor import Predictor
 
@@ -46,7 +46,7 @@ class Request:
 
     weights: Path
     config: Config | None
-    pictures: Iterator[str]
+    images: Iterator[str]
     output: Path | None
     set_aside: Path | None
 
@@ -68,22 +68,22 @@ def calibrate(args: argparse.Namespace) -> int:
     asked = (*OF_ANSWERS, *OF_EVALUATION, "repeat", "passes", "views", "others")
     if surplus := [name for name in asked if getattr(args, name)]:
         flag = "--weights of several nets" if surplus[0] == "others" else f"--{surplus[0]}"
-        raise AskedError(f"--calibrate fits one net's single pass, and answers for no pictures: leave out {flag}")
+        raise AskedError(f"--calibrate fits one net's single pass, and answers for no images: leave out {flag}")
     if not args.calibrate.exists():
         raise AskedError(f"{args.calibrate}: no such list or folder (relative paths start from {Path.cwd()})")
     weights, config = weights_and_config(args)
     check_is_checkpoint(weights)
     from deploy.uncertainty.calibrate_command import calibrate_checkpoint
 
-    backend, facts = load_asked(args, PROGRAM, weights, config)
-    print(calibrate_checkpoint(args, weights, backend, facts))
+    backend, metadata = load_asked(args, PROGRAM, weights, config)
+    print(calibrate_checkpoint(args, weights, backend, metadata))
     return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Show what a calibrated net is worth on a labelled list, and on strange pictures. Raises ValueError."""
+    """Show what a calibrated net is worth on a labelled list, and on strange images. Raises ValueError."""
     if surplus := [name for name in (*OF_FITTING, *OF_ANSWERS) if getattr(args, name) is not None]:
-        raise AskedError(f"--evaluate writes a report, and answers for no pictures: leave out --{surplus[0]}")
+        raise AskedError(f"--evaluate writes a report, and answers for no images: leave out --{surplus[0]}")
     _check_repetition(args)
     for path, what in ((args.evaluate, "list or folder"), (args.ood, "folder"), (args.means, "list or folder")):
         if path is not None and not path.exists():
@@ -92,18 +92,18 @@ def evaluate(args: argparse.Namespace) -> int:
     _check_known(weights, *args.others)
     from deploy.uncertainty.evaluate_command import evaluate_asked
 
-    backend, facts = _load_calibrated(args, weights, config)
-    print(evaluate_asked(args, weights, backend, facts))
+    backend, metadata = _load_calibrated(args, weights, config)
+    print(evaluate_asked(args, weights, backend, metadata))
     return 0
 
 
 def check_is_checkpoint(weights: Path) -> None:
-    """Raise AskedError for a file that cannot be calibrated: an exported one, whose facts are sealed."""
+    """Raise AskedError for a file that cannot be calibrated: an exported one, whose metadata is sealed."""
     from artifacts.formats import TITLES, artifact_kind
 
     if (kind := artifact_kind(weights)) != "checkpoint":
-        mend = "calibrate the checkpoint (.pth) that it was made from, and export it again"
-        raise AskedError(f"{weights}: this {TITLES[kind]} cannot be changed; {mend}")
+        hint = "calibrate the checkpoint (.pth) that it was made from, and export it again"
+        raise AskedError(f"{weights}: this {TITLES[kind]} cannot be changed; {hint}")
 
 
 def check(args: argparse.Namespace) -> Request:
@@ -118,27 +118,27 @@ def check(args: argparse.Namespace) -> Request:
         if asked.resolve().is_relative_to(args.set_aside.resolve()):
             raise AskedError(f"{asked}: it lies inside {args.set_aside}, where copies go; choose another folder")
     below = (args.set_aside,) if args.set_aside is not None else ()
-    pictures = one_picture(asked) if args.image else pictures_below(asked, *below)
+    images = one_image(asked) if args.image else images_below(asked, *below)
     weights, config = weights_and_config(args)
-    return Request(weights, config, pictures, output, args.set_aside)
+    return Request(weights, config, images, output, args.set_aside)
 
 
 def run(args: argparse.Namespace, request: Request) -> int:
-    """Load the net, answer and decide for every picture, tell the sum; give the exit code. Raises ValueError."""
+    """Load the net, answer and decide for every image, tell the sum; give the exit code. Raises ValueError."""
     _check_known(request.weights, *args.others)
     from deploy.inference.predictor import Predictor
     from deploy.uncertainty.cli_passes import passes_of
     from deploy.uncertainty.multi_pass import Repetition
 
-    backend, facts = _load_calibrated(args, request.weights, request.config)
-    passes = passes_of(args, backend, facts, request.weights)
-    predictor = Predictor(backend, facts, Repetition(passes) if passes else None)
-    aside = SetAside(request.set_aside, facts) if request.set_aside is not None else None
+    backend, metadata = _load_calibrated(args, request.weights, request.config)
+    passes = passes_of(args, backend, metadata, request.weights)
+    predictor = Predictor(backend, metadata, Repetition(passes) if passes else None)
+    aside = SetAside(request.set_aside, metadata) if request.set_aside is not None else None
     decisions: Counter[str] = Counter()
-    tally, topk = Tally(), min(args.topk, facts.num_classes)
+    tally, topk = Tally(), min(args.topk, metadata.num_classes)
     started = time.perf_counter()
     with open_results(request.output, topk, predictor.details) if request.output else nullcontext() as results:
-        _answer_all(args, request, predictor, results, aside, decisions, tally)
+        _predict_all(args, request, predictor, results, aside, decisions, tally)
     rate = (tally.answered + tally.failed) / (time.perf_counter() - started)
     if aside is not None:
         aside.finish()
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace, request: Request) -> int:
     return report_end(PROGRAM, tally, sums, places)
 
 
-def _answer_all(
+def _predict_all(
     args: argparse.Namespace,
     request: Request,
     predictor: Predictor,
@@ -160,29 +160,29 @@ def _answer_all(
     tally: Tally,
 ) -> None:
     columns = line_columns()
-    layout = LineLayout.of(predictor.facts.class_names, columns and columns - DECISION_WIDTH)
+    layout = LineLayout.of(predictor.metadata.class_names, columns and columns - DECISION_WIDTH)
 
-    def record(answer: Answer) -> None:
-        decisions[answer.decision] += 1
+    def record(prediction: Prediction) -> None:
+        decisions[prediction.decision] += 1
         if results is not None:
-            results.write(answer)
+            results.write(prediction)
         if aside is not None:
-            aside.add(answer)
+            aside.add(prediction)
 
-    def line(answer: Answer) -> str:
-        decided = "" if answer.error else f"  {answer.uncertainty:<9.3g}  {answer.decision}"
-        return layout.line(answer) + decided
+    def line(prediction: Prediction) -> str:
+        decided = "" if prediction.error else f"  {prediction.uncertainty:<9.3g}  {prediction.decision}"
+        return layout.line(prediction) + decided
 
-    pictures = until_unreadable(request.pictures, tally)
+    images = until_unreadable(request.images, tally)
     with StopRequest() as stop:
-        answers = predictor.predict_files(pictures, args.batch_size, args.topk, args.workers)
-        answer_all(
-            answers,
+        predictions = predictor.predict_files(images, args.batch_size, args.topk, args.workers)
+        predict_all(
+            predictions,
             record,
             line,
             tally,
             lambda: stop.received,
-            is_shown=lambda answer: not args.quiet or answer.decision != ACCEPTED,
+            is_shown=lambda prediction: not args.quiet or prediction.decision != ACCEPTED,
         )
 
 
@@ -194,12 +194,12 @@ def _check_known(*files: Path) -> None:
         artifact_kind(file)
 
 
-def _load_calibrated(args: argparse.Namespace, weights: Path, config: Config | None) -> tuple[Backend, Facts]:
-    backend, facts = load_asked(args, PROGRAM, weights, config)
-    if facts.calibration is None:
-        mend = f"python {PROGRAM} --weights CHECKPOINT --calibrate LIST; then export it again if this was exported"
-        raise AskedError(f"{weights}: it is not calibrated, so nothing decides; do so with: {mend}")
-    return backend, facts
+def _load_calibrated(args: argparse.Namespace, weights: Path, config: Config | None) -> tuple[Backend, ModelMetadata]:
+    backend, metadata = load_asked(args, PROGRAM, weights, config)
+    if metadata.calibration is None:
+        hint = f"python {PROGRAM} --weights CHECKPOINT --calibrate LIST; then export it again if this was exported"
+        raise AskedError(f"{weights}: it is not calibrated, so nothing decides; do so with: {hint}")
+    return backend, metadata
 
 
 def _check_flags(args: argparse.Namespace) -> None:

@@ -13,15 +13,15 @@ SCORES = (
     "energy",
     "evidence",
 )  # of the logits alone: all files have them
-ACCEPT, CONFORMAL = "accept", "conformal"  # the facts' thresholds that decide
+ACCEPT, CONFORMAL = "accept", "conformal"  # the metadata' thresholds that decide
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the thresholds `accept` and `conformal` of the same facts were chosen for, on a labelled list.
+    """What the thresholds `accept` and `conformal` of the same metadata was chosen for, on a labelled list.
 
     The error among the accepted is under `target_risk` with probability `confidence`; the conformal set misses the
-    true class with probability at most `conformal_risk`. Of `pictures` the threshold accepted `accepted`, of which
+    true class with probability at most `conformal_risk`. Of `images` the threshold accepted `accepted`, of which
     `wrong` were; `risk_bound` is what that bounds the error by.
     """
 

@@ -15,7 +15,7 @@ import torch
 
 from artifacts.archive import check_whole, earlier_files, is_whole, write_archive
 from artifacts.errors import ArtifactError, CheckpointError, DamagedCheckpointError
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 
 FORMAT = "classic-trainer checkpoint"
 FORMAT_VERSION = 1
@@ -26,11 +26,11 @@ class Checkpoint:
     """What a run needs to go on, and a deployment to answer.
 
     `net` and `ema` are state dicts; where `ema` is there, it is the one that was validated and is deployed.
-    `progress` holds step, epoch, pictures consumed of the epoch, best metric and history: plain values.
+    `progress` holds step, epoch, images consumed of the epoch, best metric and history: plain values.
     """
 
     config: dict[str, Any]
-    facts: Facts
+    metadata: ModelMetadata
     net: dict[str, torch.Tensor]
     ema: dict[str, torch.Tensor] | None = None
     optimizer: dict[str, Any] | None = None
@@ -53,7 +53,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, *, earlier: int = 
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "config": checkpoint.config,
-        "facts": checkpoint.facts.to_dict() | {"weights_sha256": weights_sha256(checkpoint.deployed())},
+        "facts": checkpoint.metadata.to_dict() | {"weights_sha256": weights_sha256(checkpoint.deployed())},
         "net": checkpoint.net,
         "ema": checkpoint.ema,
         "optimizer": checkpoint.optimizer,
@@ -63,16 +63,16 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, *, earlier: int = 
     _write(content, path, earlier)
 
 
-def rewrite_facts(path: str | Path, facts: Facts) -> None:
-    """Put other facts into a checkpoint, whole or not at all; all else in it stays, and a link still leads to it.
+def rewrite_metadata(path: str | Path, metadata: ModelMetadata) -> None:
+    """Put other metadata into a checkpoint, whole or not at all; all else in it stays, and a link still leads to it.
 
-    Raises CheckpointError where it is damaged, bare weights, or the facts are of other weights.
+    Raises CheckpointError where it is damaged, bare weights, or the metadata is of other weights.
     """
     path = Path(path).resolve()
-    own = load_checkpoint(path).facts
-    if facts.weights_sha256 != own.weights_sha256:
-        raise CheckpointError(f"{path}: the facts are of other weights than the checkpoint's")
-    _write(_load(path) | {"facts": facts.to_dict()}, path)
+    own = load_checkpoint(path).metadata
+    if metadata.weights_sha256 != own.weights_sha256:
+        raise CheckpointError(f"{path}: the metadata is of other weights than the checkpoint's")
+    _write(_load(path) | {"facts": metadata.to_dict()}, path)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -80,7 +80,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return _checkpoint_of(_load(Path(path)), path)
 
 
-def newest_whole_checkpoint(path: str | Path, say: Callable[[str], None]) -> Checkpoint:
+def newest_whole_checkpoint(path: str | Path, log: Callable[[str], None]) -> Checkpoint:
     """Read a checkpoint, or where it is damaged or gone the newest whole one of those kept before it, and say so.
 
     Raises CheckpointError.
@@ -98,7 +98,7 @@ def newest_whole_checkpoint(path: str | Path, say: Callable[[str], None]) -> Che
             except CheckpointError:
                 others += f"; {earlier.name} is damaged too"
                 continue
-            say(f"warning: {error}; going on from {earlier.name}, the one before")
+            log(f"warning: {error}; going on from {earlier.name}, the one before")
             return checkpoint
         raise type(error)(f"{error}{others}") from error
 
@@ -136,7 +136,7 @@ def weights_sha256(state: dict[str, torch.Tensor]) -> str:
 
 def _checkpoint_of(content: dict[str, Any], path: str | Path) -> Checkpoint:
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: bare weights without config and facts; name a config for them with --config")
+        raise CheckpointError(f"{path}: bare weights without config and metadata; name a config for them with --config")
     version = content.get("format_version")
     if not isinstance(version, int):
         raise CheckpointError(f"{path}: the checkpoint is incomplete: 'format_version'")
@@ -148,14 +148,14 @@ def _checkpoint_of(content: dict[str, Any], path: str | Path) -> Checkpoint:
                 raise TypeError(f"'{part}' is no dictionary")
         checkpoint = Checkpoint(
             config=content["config"],
-            facts=Facts.from_dict(content["facts"]),
+            metadata=ModelMetadata.from_dict(content["facts"]),
             net=content["net"],
             ema=content["ema"],
             optimizer=content["optimizer"],
             scaler=content["scaler"],
             progress=content["progress"],
         )
-        is_whole = weights_sha256(checkpoint.deployed()) == checkpoint.facts.weights_sha256
+        is_whole = weights_sha256(checkpoint.deployed()) == checkpoint.metadata.weights_sha256
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: the checkpoint is incomplete: {error}") from error
     if not is_whole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ArtifactError(ValueError):
-    """An artefact that cannot be read, or that carries no facts; the message is one sentence for the user."""
+    """An artefact that cannot be read, or that carries no metadata; the message is one sentence for the user."""
 
 
 class CheckpointError(ValueError):

@@ -23,8 +23,8 @@ TITLES = {
     "json": "network description",
     "engine": "TensorRT engine",
 }
-FACTS_FILE = "facts.json"  # among TorchScript's and torch.export's extra files, and behind an engine's name
-FACTS_KEY = "facts"  # of ONNX metadata and of a description
+METADATA_FILE = "facts.json"  # among TorchScript's and torch.export's extra files, and behind an engine's name
+METADATA_KEY = "facts"  # of ONNX metadata and of a description
 REPORT = "export_report.json"
 
 
@@ -48,10 +48,10 @@ def artifact_kind(path: str | Path) -> str:
     return found or promised or ""
 
 
-def engine_facts_file(path: str | Path) -> Path:
-    """Name the file beside an engine that holds its facts."""
+def engine_metadata_file(path: str | Path) -> Path:
+    """Name the file beside an engine that holds its metadata."""
     path = Path(path)
-    return path.with_name(f"{path.name}.{FACTS_FILE}")
+    return path.with_name(f"{path.name}.{METADATA_FILE}")
 
 
 def _archive_kind(path: Path) -> str:

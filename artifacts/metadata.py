@@ -1,4 +1,4 @@
-"""Facts: what a deployment must know about a trained net. They travel inside every artefact."""
+"""Metadata: what a deployment must know about a trained net. They travel inside every artefact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from configs.schema import Config
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, read_class_names
 
-FACTS_VERSION = 1
+METADATA_VERSION = 1
 PRODUCER = "classic-trainer"
 INPUTS = ("float32 NCHW", "uint8 NHWC RGB", "uint8 NHWC BGR")  # a grey net's one channel is RGB and BGR alike
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -26,7 +26,7 @@ OUTPUTS = ("logits", "features")  # (N, K), whose softmax gives the scores; (N, 
 
 
 @dataclass(frozen=True)
-class Facts:
+class ModelMetadata:
     """Class names in order, the preprocessing, the batch profile, and what was fitted after training."""
 
     class_names: tuple[str, ...]
@@ -50,7 +50,7 @@ class Facts:
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON."""
         return {
-            "facts_version": FACTS_VERSION,
+            "facts_version": METADATA_VERSION,
             "producer": PRODUCER,
             "class_names": list(self.class_names),
             "preprocess": self.preprocess.to_dict(),
@@ -71,13 +71,13 @@ class Facts:
         return json.dumps(self.to_dict(), ensure_ascii=False, sort_keys=True)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Facts:
-        """Read what `to_dict` wrote. Raises ValueError, a sentence that starts with "the facts", for anything else."""
-        if (version := values.get("facts_version")) != FACTS_VERSION:
+    def from_dict(cls, values: dict[str, Any]) -> ModelMetadata:
+        """Read what `to_dict` wrote. Raises ValueError, a sentence that starts with "the metadata", for others."""
+        if (version := values.get("facts_version")) != METADATA_VERSION:
             got = reprlib.repr(version)
-            raise ValueError(f"the facts are of version {got}, this program reads version {FACTS_VERSION}")
+            raise ValueError(f"the metadata is of version {got}, this program reads version {METADATA_VERSION}")
         try:
-            facts = cls(
+            metadata = cls(
                 class_names=_listed(values, "class_names"),
                 preprocess=Preprocess.from_dict(values["preprocess"]),
                 net=values["net"],
@@ -92,11 +92,11 @@ class Facts:
                 versions=values["versions"],
             )
         except KeyError as error:
-            raise ValueError(f"the facts are incomplete: {error}") from error
+            raise ValueError(f"the metadata is incomplete: {error}") from error
         except (ValueError, TypeError, AttributeError, OverflowError) as error:  # Preprocess has all for odd values
-            raise ValueError(f"the facts are damaged: {error}") from error
-        facts._check()
-        return facts
+            raise ValueError(f"the metadata is damaged: {error}") from error
+        metadata._check()
+        return metadata
 
     def _check(self) -> None:
         """Raise ValueError where a value cannot be what was written."""
@@ -120,7 +120,7 @@ class Facts:
         values = vars(self.preprocess) | vars(self)
         wrong = [f"{name} cannot be {reprlib.repr(values[name])}" for name, fits in right.items() if not fits]
         if wrong:
-            raise ValueError(f"the facts are damaged: {', '.join(wrong)}")
+            raise ValueError(f"the metadata is damaged: {', '.join(wrong)}")
 
     def _has_what_decides(self) -> bool:
         is_there = isinstance(self.thresholds, dict) and {ACCEPT, CONFORMAL} <= set(self.thresholds)
@@ -189,10 +189,10 @@ def preprocess_of(config: Config) -> Preprocess:
     )
 
 
-def facts_of(config: Config, class_names: Sequence[str]) -> Facts:
-    """Give the facts of a net that a config describes, before anything is fitted."""
+def build_metadata(config: Config, class_names: Sequence[str]) -> ModelMetadata:
+    """Give the metadata of a net that a config describes, before anything is fitted."""
     net = {"module": config.model_module_name, "name": config.model_net_name, "args": config.net_args()}
-    return Facts(tuple(class_names), preprocess_of(config), net, versions=library_versions())
+    return ModelMetadata(tuple(class_names), preprocess_of(config), net, versions=library_versions())
 
 
 def library_versions() -> dict[str, str]:

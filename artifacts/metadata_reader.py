@@ -1,4 +1,4 @@
-"""Reading facts back: whatever kind of artefact carries them, nothing in the file is executed."""
+"""Reading metadata back: whatever kind of artefact carries them, nothing in the file is executed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from artifacts.archive import _ARCHIVE_ERRORS, _open_archive
 from artifacts.errors import ArtifactError
-from artifacts.formats import FACTS_FILE, FACTS_KEY, TITLES, _refused, artifact_kind, engine_facts_file
-from artifacts.metadata import Facts
+from artifacts.formats import METADATA_FILE, METADATA_KEY, TITLES, _refused, artifact_kind, engine_metadata_file
+from artifacts.metadata import ModelMetadata
 from artifacts.onnx_file import read_onnx
 
-MAX_FACTS_BYTES = 16 * 2**20
+MAX_METADATA_BYTES = 16 * 2**20
 MAX_DESCRIPTION_BYTES = 256 * 2**20
 
 
-def read_facts(path: str | Path) -> Facts:
-    """Read the facts of a checkpoint, TorchScript, torch.export, ONNX or description file, or of an engine.
+def read_metadata(path: str | Path) -> ModelMetadata:
+    """Read the metadata of a checkpoint, TorchScript, torch.export, ONNX or description file, or of an engine.
 
     Raises ArtifactError, and CheckpointError for a checkpoint.
     """
@@ -27,32 +27,34 @@ def read_facts(path: str | Path) -> Facts:
     if kind == "checkpoint":
         from artifacts.checkpoint import load_checkpoint  # late: it needs torch
 
-        return load_checkpoint(path).facts
+        return load_checkpoint(path).metadata
     try:
-        values = _facts_values(path, kind)
+        values = _metadata_values(path, kind)
         if not isinstance(values, dict):
-            raise ArtifactError(f"{path}: the facts in this {TITLES[kind]} are no JSON object")
+            raise ArtifactError(f"{path}: the metadata in this {TITLES[kind]} are no JSON object")
     except OSError as error:
         raise _refused(path, error) from error
     try:
-        return Facts.from_dict(values)
+        return ModelMetadata.from_dict(values)
     except ValueError as error:
         raise ArtifactError(f"{path}: in this {TITLES[kind]} {error}") from error
 
 
-def _facts_values(path: Path, kind: str) -> Any:
+def _metadata_values(path: Path, kind: str) -> Any:
     if kind == "onnx":
         return _parsed(path, kind, _from_onnx(path))
     if kind == "json":
         description = _parsed(path, kind, _read_at_most(path, MAX_DESCRIPTION_BYTES))
-        if not isinstance(description, dict) or FACTS_KEY not in description:
-            raise _without_facts(path, kind)
-        return description[FACTS_KEY]
+        if not isinstance(description, dict) or METADATA_KEY not in description:
+            raise _without_metadata(path, kind)
+        return description[METADATA_KEY]
     if kind == "engine":
-        file = engine_facts_file(path)
+        file = engine_metadata_file(path)
         if not file.is_file():
-            raise ArtifactError(f"{path}: its facts are not beside it; copy {file.name} too, or build the engine again")
-        return _parsed(file, kind, _read_at_most(file, MAX_FACTS_BYTES))
+            raise ArtifactError(
+                f"{path}: its metadata is not beside it; copy {file.name} too, or build the engine again"
+            )
+        return _parsed(file, kind, _read_at_most(file, MAX_METADATA_BYTES))
     return _parsed(path, kind, _from_archive(path, kind))
 
 
@@ -60,7 +62,7 @@ def _parsed(path: Path, kind: str, text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: this {TITLES[kind]} is damaged, its facts are no JSON: {error}") from error
+        raise ArtifactError(f"{path}: this {TITLES[kind]} is damaged, its metadata is no JSON: {error}") from error
 
 
 def _from_archive(path: Path, kind: str) -> bytes:
@@ -68,27 +70,27 @@ def _from_archive(path: Path, kind: str) -> bytes:
     path.open("rb").close()  # what the system refuses is no damage
     try:
         with _open_archive(path) as archive:
-            found = [entry for entry in archive.infolist() if entry.filename.endswith(f"/extra/{FACTS_FILE}")]
+            found = [entry for entry in archive.infolist() if entry.filename.endswith(f"/extra/{METADATA_FILE}")]
             # The caps keep what unpacks to more than it says, or to too much, from being unpacked.
-            if len(found) == 1 and found[0].file_size > MAX_FACTS_BYTES:
-                raise zipfile.BadZipFile(f"its facts are too large ({found[0].file_size} bytes)")
+            if len(found) == 1 and found[0].file_size > MAX_METADATA_BYTES:
+                raise zipfile.BadZipFile(f"its metadata is too large ({found[0].file_size} bytes)")
             if len(found) == 1 and found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise zipfile.BadZipFile("torch does not compress this way")
             text = archive.read(found[0]) if len(found) == 1 else b""
     except _ARCHIVE_ERRORS as error:
         raise ArtifactError(f"{damaged}: {error}") from error
     if not found:
-        raise _without_facts(path, kind)
+        raise _without_metadata(path, kind)
     if len(found) > 1:
-        raise ArtifactError(f"{damaged}: it holds {len(found)} times facts")
+        raise ArtifactError(f"{damaged}: it holds {len(found)} times metadata")
     return text
 
 
 def _from_onnx(path: Path) -> str:
     for entry in read_onnx(path).metadata_props:
-        if entry.key == FACTS_KEY:
+        if entry.key == METADATA_KEY:
             return str(entry.value)
-    raise _without_facts(path, "onnx")
+    raise _without_metadata(path, "onnx")
 
 
 def _read_at_most(path: Path, limit: int) -> bytes:
@@ -99,6 +101,6 @@ def _read_at_most(path: Path, limit: int) -> bytes:
     return content
 
 
-def _without_facts(path: Path, kind: str) -> ArtifactError:
-    mend = f"make one with: python -m deploy.export --weights CHECKPOINT --formats {kind}"
-    return ArtifactError(f"{path}: this {TITLES[kind]} carries no facts (class names, preprocessing); {mend}")
+def _without_metadata(path: Path, kind: str) -> ArtifactError:
+    hint = f"make one with: python -m deploy.export --weights CHECKPOINT --formats {kind}"
+    return ArtifactError(f"{path}: this {TITLES[kind]} carries no metadata (class names, preprocessing); {hint}")

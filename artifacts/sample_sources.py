@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from configs.schema import Config
 from data_loader.samples import (
     IMAGE_SUFFIXES,
@@ -22,44 +22,46 @@ from data_loader.samples import (
 )
 
 SEPARATOR = "----"  # of a list whose config is not known
-LOOKED_FOR = 100  # pictures of a list, to find the folder that its paths start from
+LOOKED_FOR = 100  # images of a list, to find the folder that its paths start from
 
 
 class SamplesError(ValueError):
-    """Pictures that cannot be had; the message is one sentence for the user."""
+    """Images that cannot be had; the message is one sentence for the user."""
 
 
-def listed_samples(samples: Path, config: Config | None, facts: Facts, root: Path | None = None) -> list[Sample]:
-    """Give the pictures that a list or a folder names, as `find_pictures` does, without reading them.
+def listed_samples(
+    samples: Path, config: Config | None, metadata: ModelMetadata, root: Path | None = None
+) -> list[Sample]:
+    """Give the images that a list or a folder names, as `find_pictures` does, without reading them.
 
     Raises SamplesError, ListError.
     """
     with _readable(samples):
-        return _named_samples(samples, config, facts, root)
+        return _named_samples(samples, config, metadata, root)
 
 
-def _named_samples(samples: Path, config: Config | None, facts: Facts, root: Path | None) -> list[Sample]:
+def _named_samples(samples: Path, config: Config | None, metadata: ModelMetadata, root: Path | None) -> list[Sample]:
     if samples.is_dir():
-        return _folder_samples(samples, facts)
+        return _folder_samples(samples, metadata)
     if not samples.exists():
         raise SamplesError(f"{samples}: no such list or folder (relative paths start from {Path.cwd()})")
     if samples.suffix.lower() in IMAGE_SUFFIXES:
-        raise SamplesError(f"{samples}: it is one picture; name a list or a folder of pictures with --samples")
+        raise SamplesError(f"{samples}: it is one image; name a list or a folder of images with --samples")
     if root is not None:
-        return _list_samples(str(samples), str(root), config, facts)
+        return _list_samples(str(samples), str(root), config, metadata)
     roots = [str(samples.parent)]
     if config is not None:
         roots[:0] = [config.val_data_root_dir, config.train_data_root_dir]
-    return _best_rooted(samples, dict.fromkeys(roots), config, facts)
+    return _best_rooted(samples, dict.fromkeys(roots), config, metadata)
 
 
-def _best_rooted(samples: Path, roots: Iterable[str], config: Config | None, facts: Facts) -> list[Sample]:
-    """Read a list from the root under which most of its pictures lie, the first of equals. Raises ListError."""
+def _best_rooted(samples: Path, roots: Iterable[str], config: Config | None, metadata: ModelMetadata) -> list[Sample]:
+    """Read a list from the root under which most of its images lie, the first of equals. Raises ListError."""
     best: list[Sample] = []
     most, first_error = -1, None
     for root in roots:
         try:
-            found = _list_samples(str(samples), root, config, facts)
+            found = _list_samples(str(samples), root, config, metadata)
         except ListError as error:  # its paths may leave this root, and be right from the next
             first_error = first_error or error
             continue
@@ -73,37 +75,37 @@ def _best_rooted(samples: Path, roots: Iterable[str], config: Config | None, fac
     raise first_error
 
 
-def _folder_samples(folder: Path, facts: Facts) -> list[Sample]:
-    """Give the pictures of a folder, labelled where its folders are the class names and no picture lies beside them."""
+def _folder_samples(folder: Path, metadata: ModelMetadata) -> list[Sample]:
+    """Give the images of a folder, labelled where its folders are the class names and no image lies beside them."""
     folders = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    if folders and folders <= set(facts.class_names) and not any(iter_images(folder, recursive=False)):
-        return list(read_class_folders(folder, facts.class_names).samples)
+    if folders and folders <= set(metadata.class_names) and not any(iter_images(folder, recursive=False)):
+        return list(read_class_folders(folder, metadata.class_names).samples)
     found = [Sample(path, NO_LABEL) for path in iter_images(folder)]
     if not found:
-        raise SamplesError(f"{folder}: no pictures in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
+        raise SamplesError(f"{folder}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
     return found
 
 
-def _config_samples(file: str, root: str, config: Config, facts: Facts) -> list[Sample]:
-    if facts.output == "features":  # learnt from pictures that need no labels
-        names, separator = facts.class_names, config.file_label_separator
+def _config_samples(file: str, root: str, config: Config, metadata: ModelMetadata) -> list[Sample]:
+    if metadata.output == "features":  # learnt from images that need no labels
+        names, separator = metadata.class_names, config.file_label_separator
         return list(read_unlabelled(file, root, separator, names, check_files=False).samples)
     if file:
-        return _list_samples(file, root, config, facts)
-    names = facts.class_names if facts.class_names != tuple(map(str, range(facts.num_classes))) else ()
+        return _list_samples(file, root, config, metadata)
+    names = metadata.class_names if metadata.class_names != tuple(map(str, range(metadata.num_classes))) else ()
     return list(read_class_folders(root, names).samples)
 
 
-def _list_samples(file: str, root: str, config: Config | None, facts: Facts) -> list[Sample]:
+def _list_samples(file: str, root: str, config: Config | None, metadata: ModelMetadata) -> list[Sample]:
     separator = config.file_label_separator if config else SEPARATOR
     try:
         found = read_list(
             file,
             root,
             separator,
-            facts.num_classes,
-            facts.class_names,
-            check_files=False,  # a picture that is gone is skipped and counted, as one that is damaged
+            metadata.num_classes,
+            metadata.class_names,
+            check_files=False,  # an image that is gone is skipped and counted, as one that is damaged
             allow_outside_root=config.allow_outside_root if config else False,
         )
     except ListError as error:

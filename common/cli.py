@@ -68,7 +68,7 @@ def as_program(name: str, work: Callable[[], int]) -> int:
     except OSError as error:
         print(f"{name}: {_refusal(error)}", file=sys.stderr)
         return EXIT_MISTAKE
-    except KeyboardInterrupt:  # before the first picture, or pressed twice
+    except KeyboardInterrupt:  # before the first image, or pressed twice
         return 128 + signal.SIGINT
 
 

@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
 def return_freed_memory() -> None:
     """Have glibc give blocks of a megabyte and more back to the system as soon as they are freed.
 
-    By itself it learns to keep blocks of up to 32 MB: a service that had answered for pictures of 24 megapixels would
+    By itself it learns to keep blocks of up to 32 MB: a service that had answered for images of 24 megapixels would
     stay 200 MB larger. Without glibc nothing changes.
     """
     _set({M_MMAP_THRESHOLD: 1 << 20})

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 SCHEMA_FILE = Path(__file__).with_name("config.schema.json")
 TABLE_FILE = SCHEMA_FILE.parent.parent / "docs" / "config.md"
 DEFAULT_CONFIG = "configs/config.json"
-LEAST_STD = 1e-9  # a picture divided by less has no float32
-ON_CPU_ONLY = ("rotation_degrees", "auto_augment")  # augmentations that take one picture at a time
+LEAST_STD = 1e-9  # an image divided by less has no float32
+ON_CPU_ONLY = ("rotation_degrees", "auto_augment")  # augmentations that take one image at a time
 
 
 PLACEHOLDERS = {  # stand in for required keys that are missing or wrong, so that the others can still be checked
@@ -64,10 +64,10 @@ class Config(BaseModel):
         "", description="one class name a line; empty: classes.txt beside the list, else the numbers"
     )
     allow_outside_root: bool = Field(False, description="let list paths leave the root dir")
-    bad_images: Literal["error", "skip"] = Field("error", description="stop at a picture that cannot be read, or skip")
-    max_bad_share: float = Field(0.01, ge=0, le=1, description="largest share of pictures that may be skipped")
+    bad_images: Literal["error", "skip"] = Field("error", description="stop at an image that cannot be read, or skip")
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="largest share of images that may be skipped")
     max_pixels: int = Field(
-        64_000_000, ge=1, le=178_956_970, description="a picture with more pixels is refused before decoding"
+        64_000_000, ge=1, le=178_956_970, description="an image with more pixels is refused before decoding"
     )
     resize: Literal["squash", "letterbox", "crop"] = Field(
         "squash", description="stretch to the input size, pad to it, or cover it and cut the middle out"
@@ -78,14 +78,14 @@ class Config(BaseModel):
     dataloader_workers: int = Field(2, ge=0, le=256, description="loader processes (0: load in the main process)")
     data_cache: Literal["none", "ram", "disk"] = Field(
         "none",
-        description="keep the pictures decoded and fitted: in memory for this run, or in a file for later ones too",
+        description="keep the images decoded and fitted: in memory for this run, or in a file for later ones too",
     )
     data_cache_dir: str = Field("logs/cache", min_length=1, description='folder of the files of data_cache "disk"')
     fitted_scale: float = Field(
         1.0,
         ge=1,
         le=4,
-        description="sides, in input sizes, of the fitted pictures that views are made from (data_cache, augment_on)",
+        description="sides, in input sizes, of the fitted images that views are made from (data_cache, augment_on)",
     )
     fast_decode: Literal["off", "training", "all"] = Field(
         "training",
@@ -105,7 +105,7 @@ class Config(BaseModel):
     )
     horizontal_flip: float = Field(0.5, ge=0, le=1, description="probability")
     horizontal_flip_alternates: bool = Field(
-        False, description="mirror every picture in each second epoch, half of them in the even ones, not by chance"
+        False, description="mirror every image in each second epoch, half of them in the even ones, not by chance"
     )
     vertical_flip: float = Field(0.0, ge=0, le=1, description="probability")
     rotation_degrees: float = Field(0.0, ge=0, le=180, description="largest rotation either way")
@@ -121,7 +121,7 @@ class Config(BaseModel):
     mixup_alpha: float = Field(0.0, ge=0, description="mixup's beta parameter; 0: off")
     cutmix_alpha: float = Field(0.0, ge=0, description="cutmix's beta parameter; 0: off; with mixup: one at random")
     augment_on: Literal["cpu", "device"] = Field(
-        "cpu", description="each picture in the loaders, or a whole batch of fitted pictures on the device"
+        "cpu", description="each image in the loaders, or a whole batch of fitted images on the device"
     )
 
     # Optimisation
@@ -134,7 +134,7 @@ class Config(BaseModel):
     learning_rate_batch: int = Field(
         0,
         ge=0,
-        description="pictures a step that the rate is for; it is scaled to the real number; 0: not scaled",
+        description="images a step that the rate is for; it is scaled to the real number; 0: not scaled",
     )
     learning_rate_schedule: Literal["step", "cosine", "linear", "constant"] = Field(
         "step", description="step: the classic decay; linear: with warmup_epochs the triangular rate"
@@ -162,7 +162,7 @@ class Config(BaseModel):
     pim_combiner_weight: float = Field(1.0, ge=0, description="PIM: of the combiner in the loss")
     simsiam_knn_neighbours: int = Field(200, ge=1, description="SimSiam: k of the kNN accuracy")
     simsiam_on_collapse: Literal["warn", "stop"] = Field(
-        "warn", description="SimSiam: what to do when all pictures get the same embedding"
+        "warn", description="SimSiam: what to do when all images get the same embedding"
     )
     evaluate_before_train: bool = Field(False, description="validate before the first epoch")
     validation_interval: int = Field(1, ge=1, description="epochs from one validation to the next; the last has one")
@@ -212,7 +212,7 @@ class Config(BaseModel):
         return {**self.model_args, **({"model_type": self.model_type} if self.model_type else {})}
 
     def learns_without_labels(self) -> bool:
-        """Say whether the net learns from pictures alone."""
+        """Say whether the net learns from images alone."""
         return (self.model_module_name, self.model_net_name) == ("simsiam_module", "SimSiam")
 
     def gpu_ids(self) -> list[int]:
@@ -483,7 +483,7 @@ def _contradictions(config: Config) -> list[str]:
             problems.append(f"class_weights must be at least 0 and not all 0, got {_short(config.class_weights)}")
     if config.augment_on == "device":
         problems += [
-            f'{key} is for one picture at a time; set augment_on to "cpu", or leave it out'
+            f'{key} is for one image at a time; set augment_on to "cpu", or leave it out'
             for key in ON_CPU_ONLY
             if getattr(config, key)
         ]

@@ -1,6 +1,6 @@
-"""Training views: the random crop, colours and erasing of one picture; and mixup and cutmix of a batch.
+"""Training views: the random crop, colours and erasing of one image; and mixup and cutmix of a batch.
 
-What happens to a picture follows from (seed, epoch, index) alone, so the number of loader processes changes nothing.
+What happens to an image follows from (seed, epoch, index) alone, so the number of loader processes changes nothing.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class AugmentSettings:
 
 
 class TrainingView:
-    """A decoded picture -> an augmented uint8 array (H, W, C) of the net's input size.
+    """A decoded image -> an augmented uint8 array (H, W, C) of the net's input size.
 
     The crop is sampled in the frame that `Preprocess.fit` would give, so that training and validation agree on the
-    aspect: of the picture itself for "squash", of the net's input for "letterbox" (after padding) and "crop".
+    aspect: of the image itself for "squash", of the net's input for "letterbox" (after padding) and "crop".
     """
 
     def __init__(self, preprocess: Preprocess, settings: AugmentSettings) -> None:
         self.preprocess = preprocess
         self.settings = settings
-        self.on_picture = _picture_transforms(settings, preprocess)
+        self.on_image = _image_transforms(settings, preprocess)
         self.erase = v2.RandomErasing(p=settings.random_erasing, value=0) if settings.random_erasing else None
 
     def __call__(self, image: Image.Image, mirrored: bool = False) -> np.ndarray:
@@ -55,7 +55,7 @@ class TrainingView:
         view = self._crop(image)
         if mirrored and self.settings.horizontal_flip_alternates:
             view = ImageOps.mirror(view)
-        for transform in self.on_picture:
+        for transform in self.on_image:
             view = transform(view)
         pixels = as_array(view)
         if self.erase is not None:
@@ -79,7 +79,7 @@ class TrainingView:
 
 
 class TwoViews:
-    """A decoded picture -> two independent training views, uint8 (2, H, W, C)."""
+    """A decoded image -> two independent training views, uint8 (2, H, W, C)."""
 
     def __init__(self, view: TrainingView) -> None:
         self.view = view
@@ -102,9 +102,9 @@ class BatchMixer:
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor, generator: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix every picture with another of the batch. images (N, C, H, W), labels (N,) int64."""
+        """Mix every image with another of the batch. images (N, C, H, W), labels (N,) int64."""
         name, alpha = self.alphas[generator.integers(len(self.alphas))]
-        share = float(generator.beta(alpha, alpha))  # of the picture itself
+        share = float(generator.beta(alpha, alpha))  # of the image itself
         order = torch.from_numpy(generator.permutation(len(labels))).to(labels.device)
         if name == "mixup":
             images = images.lerp(images[order], 1 - share)
@@ -132,9 +132,9 @@ def mixed_seed(*key: int) -> int:
 
 
 def mirrored_half(seed: int, count: int) -> np.ndarray:
-    """Choose which of `count` pictures, half of them (N,), are mirrored in even epochs; the others are in odd ones.
+    """Choose which of `count` images, half of them (N,), are mirrored in even epochs; the others are in odd ones.
 
-    Two epochs in a row show every picture both ways (Jordan 2024, sec. 3.6, https://arxiv.org/abs/2404.00498).
+    Two epochs in a row show every image both ways (Jordan 2024, sec. 3.6, https://arxiv.org/abs/2404.00498).
     """
     return np.random.default_rng(mixed_seed(seed, 3)).permutation(count) % 2 == 0
 
@@ -154,7 +154,7 @@ def random_crop_box(
     return left, top, left + max(1, drawn["width"]), top + max(1, drawn["height"])
 
 
-def _picture_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Image.Image]]:
+def _image_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Image.Image]]:
     chosen: list[Callable[..., Image.Image]] = []
     if settings.horizontal_flip and not settings.horizontal_flip_alternates:
         chosen.append(v2.RandomHorizontalFlip(settings.horizontal_flip))

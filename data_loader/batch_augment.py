@@ -1,6 +1,6 @@
-"""Training views of a whole batch at once, on the CPU or a GPU: what `TrainingView` does to one picture at a time.
+"""Training views of a whole batch at once, on the CPU or a GPU: what `TrainingView` does to one image at a time.
 
-Every picture draws its own numbers, with the distributions of `TrainingView` for a picture that already has the net's
+Every image draws its own numbers, with the distributions of `TrainingView` for an image that already has the net's
 input size; each operation gives Pillow's or torchvision's pixels, at most 1 of 255 away (2: crops that a GPU reduces;
 6: hue). Behind the crop,
 pixels are float32 whole numbers 0..255 between the operations, as each of Pillow's leaves whole numbers behind.
@@ -30,20 +30,20 @@ CPU_SHARE = 2**20  # numbers augmented at a time on a CPU: 4 MiB stays in its ca
 
 
 class BatchViewsError(ValueError):
-    """Settings that are only known for one picture at a time."""
+    """Settings that are only known for one image at a time."""
 
 
 class BatchViews:
     """Augments a uint8 batch at once; on a GPU nothing waits for the device.
 
-    Crops are resized bilinearly, to `size` (height, width), at most that of the pictures; None: their own.
+    Crops are resized bilinearly, to `size` (height, width), at most that of the images; None: their own.
     Raises BatchViewsError for settings it does not know.
     """
 
     def __init__(self, settings: AugmentSettings, views: int = 1, size: tuple[int, int] | None = None) -> None:
         single = [name for name in ON_CPU_ONLY if getattr(settings, name)]
         if single:
-            raise BatchViewsError(f'{" and ".join(single)}: for one picture at a time; set augment_on to "cpu"')
+            raise BatchViewsError(f'{" and ".join(single)}: for one image at a time; set augment_on to "cpu"')
         self.settings = settings
         self.views = views
         self.size = size
@@ -51,10 +51,10 @@ class BatchViews:
         self.changes_pixels = any(settings.color_jitter) or any(getattr(settings, name) for name in changes)
 
     def __call__(self, images: torch.Tensor, mirrored: torch.Tensor | None = None) -> torch.Tensor:
-        """Draw the views of each picture, side by side, from torch's default random numbers of the images' device.
+        """Draw the views of each image, side by side, from torch's default random numbers of the images' device.
 
-        uint8 (N, C, H, W), C 1 or 3 -> uint8 (N * views, C, *size); rows 2i and 2i + 1 are picture i's for two views.
-        `mirrored` (N,) says which pictures are mirrored where flips alternate; None: none of them.
+        uint8 (N, C, H, W), C 1 or 3 -> uint8 (N * views, C, *size); rows 2i and 2i + 1 are image i's for two views.
+        `mirrored` (N,) says which images are mirrored where flips alternate; None: none of them.
         """
         if self.views > 1:
             images = images.repeat_interleave(self.views, 0)  # (N * views, C, H, W)
@@ -134,7 +134,7 @@ class BatchViews:
 
 
 def shift(pixels: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Move each picture by its own whole numbers of pixels (N,), and fill with black, as v2.RandomAffine does."""
+    """Move each image by its own whole numbers of pixels (N,), and fill with black, as v2.RandomAffine does."""
     rows, in_rows = _moved(pixels.shape[2], down)  # (N, H) each
     columns, in_columns = _moved(pixels.shape[3], right)  # (N, W)
     moved = pixels.gather(2, rows[:, None, :, None].expand_as(pixels))
@@ -143,18 +143,18 @@ def shift(pixels: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torc
 
 
 def adjust_brightness(pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Blend with black: 0 is black, 1 the picture. factors (N,)."""
+    """Blend with black: 0 is black, 1 the image. factors (N,)."""
     return _blend(torch.zeros_like(pixels[:1, :1, :1, :1]), pixels, factors)
 
 
 def adjust_contrast(pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Blend with the picture's mean grey, a whole number as in Pillow. factors (N,)."""
+    """Blend with the image's mean grey, a whole number as in Pillow. factors (N,)."""
     mean = _grey(pixels).mean((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
     return _blend((mean + 0.5).floor_(), pixels, factors)
 
 
 def adjust_saturation(pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Blend with the grey picture. pixels (N, 3, H, W), factors (N,)."""
+    """Blend with the grey image. pixels (N, 3, H, W), factors (N,)."""
     return _blend(_grey(pixels), pixels, factors)
 
 
@@ -185,7 +185,7 @@ def blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def _moved(length: int, distances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where along a side each of its pixels comes from (N, length), and whether that lies inside the picture."""
+    """Where along a side each of its pixels comes from (N, length), and whether that lies inside the image."""
     sources = torch.arange(length, device=distances.device) - distances[:, None].long()
     places = sources.clamp(0, length - 1)
     return places, places == sources
@@ -194,7 +194,7 @@ def _moved(length: int, distances: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 def _on_chosen(
     operation: Callable[..., torch.Tensor], pixels: torch.Tensor, chosen: torch.Tensor, *parameters: torch.Tensor
 ) -> torch.Tensor:
-    """Apply an operation to the chosen (N,) pictures, each with its own parameters (N,); may overwrite `pixels`."""
+    """Apply an operation to the chosen (N,) images, each with its own parameters (N,); may overwrite `pixels`."""
     if pixels.device.type != "cpu":  # counting the chosen would wait for the device: all are computed, the rest dropped
         return torch.where(chosen[:, None, None, None], operation(pixels, *parameters), pixels)
     rows = chosen.nonzero()[:, 0]
@@ -230,7 +230,7 @@ def _to_hsv(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def _uniform(low: float, high: float, pixels: torch.Tensor) -> torch.Tensor:
-    """One number a picture, (N,)."""
+    """One number an image, (N,)."""
     return torch.empty(len(pixels), device=pixels.device).uniform_(low, high)
 
 

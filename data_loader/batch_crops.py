@@ -10,12 +10,12 @@ import math
 import torch
 from torch.nn import functional
 
-ERASED_SHARE = (0.02, 0.33)  # of the picture's area: v2.RandomErasing's defaults, after Zhong et al. 2017
+ERASED_SHARE = (0.02, 0.33)  # of the image's area: v2.RandomErasing's defaults, after Zhong et al. 2017
 ERASED_RATIO = (1 / 3.3, 1 / 0.3)  # width / height
 
 
 def crop_boxes(pixels: torch.Tensor, scale: tuple[float, float], ratio: tuple[float, float]) -> torch.Tensor:
-    """Draw a box (N, 4) (top, left, height, width) a picture, as `random_crop_box` does; ratio is width / height."""
+    """Draw a box (N, 4) (top, left, height, width) an image, as `random_crop_box` does; ratio is width / height."""
     height, width = pixels.shape[2:]
     boxes, found = _draw_boxes(pixels, scale, ratio, least=1, most=(height, width))
     bounded = min(max(width / height, ratio[0]), ratio[1])
@@ -26,7 +26,7 @@ def crop_boxes(pixels: torch.Tensor, scale: tuple[float, float], ratio: tuple[fl
 
 
 def erased_boxes(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw the boxes (N, 4) that random erasing blanks, and which pictures (N,) got one, as v2.RandomErasing does."""
+    """Draw the boxes (N, 4) that random erasing blanks, and which images (N,) got one, as v2.RandomErasing does."""
     height, width = pixels.shape[2:]
     return _draw_boxes(pixels, ERASED_SHARE, ERASED_RATIO, least=0, most=(height - 1, width - 1))
 
@@ -45,7 +45,7 @@ def crops_on_cpu(
 ) -> torch.Tensor:
     """Resize each box (N, 4) of uint8 (N, C, H, W) to `size`, and flip the chosen (N,): uint8, channels last in memory.
 
-    One after the other by torch's resize of bytes, which has Pillow's arithmetic: 1.2 ms for 32 pictures of 128 px
+    One after the other by torch's resize of bytes, which has Pillow's arithmetic: 1.2 ms for 32 images of 128 px
     instead of 2.8 by grid_sample in float32.
     """
     count, channels = images.shape[:2]

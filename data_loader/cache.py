@@ -1,4 +1,4 @@
-"""Fitted pictures of a list as uint8 rows (N, H, W, C) in one file, which every process maps instead of reading.
+"""Fitted images of a list as uint8 rows (N, H, W, C) in one file, which every process maps instead of reading.
 
 Behind the rows stands a JSON object {"bad": {"row": reason}}. `data_loader.cache_builder` writes such files.
 """
@@ -23,12 +23,12 @@ from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 
 FORMAT = 1  # of the file; files of another are not found
-GPU_SHARE = 0.25  # of a GPU's free memory that pictures may take: the net needs the rest
+GPU_SHARE = 0.25  # of a GPU's free memory that images may take: the net needs the rest
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """How a picture becomes a row: fitted by `preprocess`, a JPEG from a reduced decoding where `is_fast`."""
+    """How an image becomes a row: fitted by `preprocess`, a JPEG from a reduced decoding where `is_fast`."""
 
     preprocess: Preprocess
     is_fast: bool = False
@@ -43,7 +43,7 @@ class Fitting:
         return len(samples.samples) * prod(self.shape)
 
     def row(self, path: str) -> np.ndarray:
-        """Decode and fit a picture, uint8 (H, W, C). Raises PictureError."""
+        """Decode and fit an image, uint8 (H, W, C). Raises ImageError."""
         at_least = (self.preprocess.width, self.preprocess.height) if self.is_fast else None
         return self.preprocess.fit(self.preprocess.decode(path, at_least))
 
@@ -53,11 +53,11 @@ class Fitting:
         return {**settings, "is_fast": self.is_fast, "pillow": PIL.__version__}
 
     def file_name(self, samples: SampleList) -> str:
-        """Name the file by all that it follows from: path, size and time of each picture, and the settings."""
+        """Name the file by all that it follows from: path, size and time of each image, and the settings."""
         digest = hashlib.sha256(json.dumps([FORMAT, self.pixel_settings()]).encode())
         for sample in samples.samples:
             try:
-                found = os.stat(sample.path)  # noqa: PTH116  (a Path for each of a million pictures takes as long again)
+                found = os.stat(sample.path)  # noqa: PTH116  (a Path for each of a million images takes as long again)
                 size, time_ns = found.st_size, found.st_mtime_ns
             except OSError:
                 size = time_ns = -1
@@ -66,8 +66,8 @@ class Fitting:
         return f"{digest.hexdigest()[:32]}.pictures"
 
 
-class PictureCache:
-    """The mapped rows of a complete file: sample i's picture is row `rows[i]`; `bad` gives reasons by row.
+class ImageCache:
+    """The mapped rows of a complete file: sample i's image is row `rows[i]`; `bad` gives reasons by row.
 
     Pickled, it is mapped anew from its path. Raises OSError or ValueError for a file that is not there or not whole.
     """
@@ -78,7 +78,7 @@ class PictureCache:
         fitting: Fitting,
         count: int,
         rows: np.ndarray | None = None,
-        whole: PictureCache | None = None,
+        whole: ImageCache | None = None,
     ) -> None:
         self.path, self.fitting, self.count = path, fitting, count
         self.whole = whole  # which a file in memory lives as long as
@@ -91,17 +91,17 @@ class PictureCache:
             warnings.simplefilter("ignore")  # torch warns that the memory is read-only: nobody writes to it
             self.pixels = torch.from_numpy(mapped)
 
-    def __reduce__(self) -> tuple[type[PictureCache], tuple[str, Fitting, int, np.ndarray]]:
-        return PictureCache, (self.path, self.fitting, self.count, self.rows)
+    def __reduce__(self) -> tuple[type[ImageCache], tuple[str, Fitting, int, np.ndarray]]:
+        return ImageCache, (self.path, self.fitting, self.count, self.rows)
 
-    def picture(self, index: int) -> Image.Image:
-        """Give the fitted picture of a sample."""
+    def image(self, index: int) -> Image.Image:
+        """Give the fitted image of a sample."""
         pixels = self.pixels[int(self.rows[index])].numpy()
         return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
-    def chosen(self, keep: Sequence[int]) -> PictureCache:
+    def chosen(self, keep: Sequence[int]) -> ImageCache:
         """Give the cache of some of the samples."""
-        return PictureCache(self.path, self.fitting, self.count, self.rows[np.asarray(keep, np.int64)], self)
+        return ImageCache(self.path, self.fitting, self.count, self.rows[np.asarray(keep, np.int64)], self)
 
     def on(self, device: torch.device) -> torch.Tensor:
         """Give all rows (N, H, W, C): on a GPU with room for them a copy that stays there, else as they are mapped."""
@@ -112,6 +112,6 @@ class PictureCache:
 
 @dataclass(frozen=True)
 class CachedSamples(SampleList):
-    """Samples whose fitted pictures are in a cache."""
+    """Samples whose fitted images are in a cache."""
 
-    cache: PictureCache = field(kw_only=True, repr=False)
+    cache: ImageCache = field(kw_only=True, repr=False)

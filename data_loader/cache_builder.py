@@ -15,20 +15,20 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from data_loader.cache import Fitting, PictureCache
+from data_loader.cache import Fitting, ImageCache
 from data_loader.loaders import start_loader_process
-from data_loader.preprocess import PictureError
+from data_loader.preprocess import ImageError
 from data_loader.samples import SampleList
 
-BLOCK = 64  # pictures that a process fits before it is heard of
+BLOCK = 64  # images that a process fits before it is heard of
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 BadRow = tuple[int, str]  # row, reason
-Fitted = tuple[int, list[BadRow], str]  # pictures looked at, which of them cannot be read, and why one cannot be kept
+Fitted = tuple[int, list[BadRow], str]  # images looked at, which of them cannot be read, and why one cannot be kept
 
 
 class CacheError(ValueError):
-    """No room for the pictures, or nowhere to put them; the message is the sentence to show."""
+    """No room for the images, or nowhere to put them; the message is the sentence to show."""
 
     one_process = False  # of several, all know of it
 
@@ -84,7 +84,7 @@ def new_file(folder: Path | None) -> NewFile:
 
 
 def fit_all(path: str, samples: SampleList, fitting: Fitting, indices: range, workers: int) -> Iterator[Fitted]:
-    """Fit pictures of a list into their rows of a file, on so many loader processes at most, and say how it goes."""
+    """Fit images of a list into their rows of a file, on so many loader processes at most, and say how it goes."""
     blocks = _Blocks(path, samples, fitting, indices)
     loader: DataLoader[Fitted] = DataLoader(
         blocks,
@@ -107,12 +107,12 @@ def make_folder(folder: Path) -> None:
 
 
 def is_usable(name: Path, fitting: Fitting, samples: SampleList) -> bool:
-    """Say whether a file is there, and whole; one that is damaged, or with a picture that has been mended, is removed.
+    """Say whether a file is there, and whole; one that is damaged, or with an image that has been mended, is removed.
 
-    What cannot be read is looked at again, because rights can change without the picture's size or time.
+    What cannot be read is looked at again, because rights can change without the image's size or time.
     """
     try:
-        bad = PictureCache(str(name), fitting, len(samples.samples)).bad
+        bad = ImageCache(str(name), fitting, len(samples.samples)).bad
         if not any(_is_readable(fitting, samples.samples[row].path) for row in bad):
             return True
     except FileNotFoundError:
@@ -155,7 +155,7 @@ def size_text(num_bytes: int) -> str:
 
 
 class _Blocks(Dataset[Fitted]):
-    """Blocks of pictures; to ask for one fits it into its rows of the file."""
+    """Blocks of images; to ask for one fits it into its rows of the file."""
 
     def __init__(self, path: str, samples: SampleList, fitting: Fitting, indices: range) -> None:
         self.path, self.samples, self.fitting, self.indices = path, samples, fitting, indices
@@ -171,7 +171,7 @@ class _Blocks(Dataset[Fitted]):
                 for index in chosen:
                     try:
                         pixels = self.fitting.row(self.samples.samples[index].path)
-                    except PictureError as error:
+                    except ImageError as error:
                         bad.append((index, str(error)))
                         continue
                     file.seek(index * prod(self.fitting.shape))
@@ -184,7 +184,7 @@ class _Blocks(Dataset[Fitted]):
 def _is_readable(fitting: Fitting, path: str) -> bool:
     try:
         fitting.row(path)
-    except PictureError:
+    except ImageError:
         return False
     return True
 

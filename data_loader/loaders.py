@@ -16,25 +16,25 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data_loader.augment import mirrored_half, mixed_seed, seeded
-from data_loader.cache import CachedSamples, Fitting, PictureCache
-from data_loader.preprocess import PictureError, Preprocess
+from data_loader.cache import CachedSamples, Fitting, ImageCache
+from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import SampleList
 
 Key = tuple[int, int]  # (epoch, index of the sample)
 
 
-class BadPictureError(ValueError):
-    """A listed picture that cannot be read; the message names list, line, path and reason."""
+class BadImageError(ValueError):
+    """A listed image that cannot be read; the message names list, line, path and reason."""
 
-    one_process = True  # of several, only the one that met the picture knows of it
+    one_process = True  # of several, only the one that met the image knows of it
 
 
-class PictureDataset(Dataset[dict[str, Any]]):
+class ImageDataset(Dataset[dict[str, Any]]):
     """Samples -> {"image": uint8 (C, H, W), "label": int, "index": int}, or {"error": sentence, "index": int}.
 
-    Without a view the picture is fitted as in validation. With one, its random numbers, and where flips alternate whose
-    turn it is, follow from (seed, epoch, index); several views of a picture are (V, C, H, W). Of cached samples a view
-    is made from the fitted picture, and the file is not read. `at_least` (width, height) lets large JPEGs be decoded at
+    Without a view the image is fitted as in validation. With one, its random numbers, and where flips alternate whose
+    turn it is, follow from (seed, epoch, index); several views of an image are (V, C, H, W). Of cached samples a view
+    is made from the fitted image, and the file is not read. `at_least` (width, height) lets large JPEGs be decoded at
     a reduced size.
     """
 
@@ -49,7 +49,7 @@ class PictureDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.samples = samples
         self.at_least = at_least
-        self.cache: PictureCache | None = None
+        self.cache: ImageCache | None = None
         fitting = Fitting(preprocess, is_fast=at_least is not None)
         if isinstance(samples, CachedSamples) and (view or samples.cache.fitting == fitting):
             self.cache = samples.cache
@@ -65,9 +65,9 @@ class PictureDataset(Dataset[dict[str, Any]]):
         epoch, index = key
         sample = self.samples.samples[index]
         try:
-            decoded = self._picture(index)
-        except PictureError as error:
-            return {"error": bad_picture_sentence(self.samples, index, error), "index": index}
+            decoded = self._image(index)
+        except ImageError as error:
+            return {"error": bad_image_sentence(self.samples, index, error), "index": index}
         if self.view is None:
             pixels = self.preprocess.fit(decoded)
         else:
@@ -76,17 +76,17 @@ class PictureDataset(Dataset[dict[str, Any]]):
         image = torch.from_numpy(pixels).movedim(-1, -3)  # (C, H, W) or (V, C, H, W)
         return {"image": image, "label": sample.label, "index": index}
 
-    def _picture(self, index: int) -> Image.Image:
+    def _image(self, index: int) -> Image.Image:
         if self.cache is not None:
-            return self.cache.picture(index)
+            return self.cache.image(index)
         return self.preprocess.decode(self.samples.samples[index].path, self.at_least)
 
 
 class WholeBatches:
-    """Batches of cached pictures, each cut out of the mapped rows at once, or on a GPU that has room for all of them.
+    """Batches of cached images, each cut out of the mapped rows at once, or on a GPU that has room for all of them.
 
     `parts` gives the samples' indices (N,) of each batch, asked anew for every iteration. No loader processes: that a
-    row is copied, 0.2 ms for 32 pictures of 128 pixels, takes less than to hand it from one process to another.
+    row is copied, 0.2 ms for 32 images of 128 pixels, takes less than to hand it from one process to another.
     """
 
     def __init__(
@@ -133,16 +133,16 @@ class Step:
 
     @property
     def num_samples(self) -> int:
-        """Pictures of the step over all batches and processes."""
+        """Images of the step over all batches and processes."""
         return self.batches[-1][1] - self.batches[0][0]
 
 
 def plan_epoch(
     num_samples: int, batch_size: int, world_size: int = 1, accumulation_steps: int = 1, start: int = 0
 ) -> list[Step]:
-    """Cut an epoch's order, from place `start` on, into optimizer steps; every picture is used exactly once.
+    """Cut an epoch's order, from place `start` on, into optimizer steps; every image is used exactly once.
 
-    A rest too small for batch norm (fewer than two pictures a process) joins the batch before it; but for such a rest,
+    A rest too small for batch norm (fewer than two images a process) joins the batch before it; but for such a rest,
     the cut depends on batch_size * world_size alone, so that several processes do what one with a bigger batch does.
     A rest after `start` that has no batch before it, which only a changed batch size can leave, is given up.
     """
@@ -161,9 +161,9 @@ def plan_epoch(
 def epoch_order(
     labels: np.ndarray, epoch: int, seed: int, *, shuffle: bool = True, balanced: bool = False
 ) -> np.ndarray:
-    """Give the order of an epoch's pictures as indices (N,), the same on every process.
+    """Give the order of an epoch's images as indices (N,), the same on every process.
 
-    `balanced` draws every class equally often, so rare classes' pictures come several times and some others not.
+    `balanced` draws every class equally often, so rare classes' images come several times and some others not.
     """
     generator = np.random.default_rng([seed, epoch, 0])
     if not balanced:
@@ -196,7 +196,7 @@ class EpochBatches:
             yield [(self.epoch, int(index)) for index in part]
 
     def parts(self) -> list[np.ndarray]:
-        """Give the indices of this process's pictures in each batch."""
+        """Give the indices of this process's images in each batch."""
         edges = [edge for step in self.steps for edge in step.batches]
         return [np.array_split(self.order[start:stop], self.world_size)[self.rank] for start, stop in edges]
 
@@ -205,7 +205,7 @@ class EpochBatches:
 
 
 def training_loader(
-    dataset: PictureDataset,
+    dataset: ImageDataset,
     batches: EpochBatches,
     workers: int,
     *,
@@ -214,7 +214,7 @@ def training_loader(
 ) -> Loader:
     """Give the loader of the training batches; its processes stay alive between epochs.
 
-    Of cached pictures without a view for each there are none, and the pictures may lie on `device` already.
+    Of cached images without a view for each there are none, and the images may lie on `device` already.
     """
     if dataset.cache is not None and dataset.view is None:
         return _whole_batches(dataset, batches.parts, device, pin_memory)
@@ -222,7 +222,7 @@ def training_loader(
 
 
 def validation_loader(
-    dataset: PictureDataset,
+    dataset: ImageDataset,
     batch_size: int,
     workers: int,
     *,
@@ -231,7 +231,7 @@ def validation_loader(
     pin_memory: bool = False,
     device: torch.device | None = None,
 ) -> Loader:
-    """Give the loader of one process's part of the validation pictures: every picture once, none twice."""
+    """Give the loader of one process's part of the validation images: every image once, none twice."""
     mine = np.arange(rank, len(dataset), world_size)
     parts = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     if dataset.cache is not None and dataset.view is None:
@@ -242,7 +242,7 @@ def validation_loader(
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack samples to {"image": uint8 (N, C, H, W), "label": (N,), "index": (N,)}; any error comes alone.
 
-    The channels are last in memory. Of V views a picture the image is (N V, C, H, W), the views of one side by side.
+    The channels are last in memory. Of V views an image the image is (N V, C, H, W), the views of one side by side.
     """
     errors = [item["error"] for item in items if "error" in item]
     if errors:
@@ -256,27 +256,27 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def checked(batch: dict[str, Any]) -> dict[str, Any]:
-    """Raise BadPictureError where a picture of the batch could not be read."""
+    """Raise BadPictureError where an image of the batch could not be read."""
     if "errors" in batch:
-        raise BadPictureError("\n".join(batch["errors"]))
+        raise BadImageError("\n".join(batch["errors"]))
     return batch
 
 
-def bad_picture_sentence(samples: SampleList, index: int, reason: Exception | str) -> str:
-    """Say which listed picture cannot be read, where it is listed, and why."""
+def bad_image_sentence(samples: SampleList, index: int, reason: Exception | str) -> str:
+    """Say which listed image cannot be read, where it is listed, and why."""
     return f"{samples.where(index)}: {samples.samples[index].path}: {reason}"
 
 
-def find_bad_pictures(
+def find_bad_images(
     samples: SampleList, preprocess: Preprocess, workers: int, indices: Sequence[int]
 ) -> Iterator[tuple[int, str] | None]:
-    """Decode listed pictures; give, in order, None for a good one and (index, sentence) for a bad one."""
+    """Decode listed images; give, in order, None for a good one and (index, sentence) for a bad one."""
 
     def look(index: int) -> tuple[int, str] | None:
         try:
             preprocess.decode(samples.samples[index].path)
-        except PictureError as error:
-            return index, bad_picture_sentence(samples, index, error)
+        except ImageError as error:
+            return index, bad_image_sentence(samples, index, error)
         return None
 
     block = 1024
@@ -302,7 +302,7 @@ def enlarged(preprocess: Preprocess, scale: float) -> Preprocess:
 
 
 def least_source_size(preprocess: Preprocess, scale: Sequence[float], ratio: Sequence[float]) -> tuple[int, int]:
-    """Give the (width, height) of a picture whose smallest random crop still has the net's input size."""
+    """Give the (width, height) of an image whose smallest random crop still has the net's input size."""
     width = preprocess.width / math.sqrt(scale[0] * ratio[0])
     return math.ceil(width), math.ceil(preprocess.height / math.sqrt(scale[0] / ratio[1]))
 
@@ -326,13 +326,13 @@ def start_loader_process(_: int) -> None:
 
 
 def _whole_batches(
-    dataset: PictureDataset, parts: Callable[[], list[np.ndarray]], device: torch.device | None, pin_memory: bool
+    dataset: ImageDataset, parts: Callable[[], list[np.ndarray]], device: torch.device | None, pin_memory: bool
 ) -> WholeBatches:
     assert isinstance(dataset.samples, CachedSamples)
     return WholeBatches(dataset.samples, parts, device or torch.device("cpu"), pin_memory=pin_memory)
 
 
-def _loader(dataset: PictureDataset, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Any]:
+def _loader(dataset: ImageDataset, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -42,8 +42,8 @@ DAMAGED = (OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError,
 _warnings_lock = threading.Lock()
 
 
-class PictureError(ValueError):
-    """A picture that cannot be used; the message says why, without the path."""
+class ImageError(ValueError):
+    """An image that cannot be used; the message says why, without the path."""
 
 
 def decode(
@@ -52,49 +52,49 @@ def decode(
     max_pixels: int = MAX_PIXELS,
     at_least: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """Decode a file or its bytes into an 8-bit picture, mode "RGB" (channels 3) or "L" (channels 1).
+    """Decode a file or its bytes into an 8-bit image, mode "RGB" (channels 3) or "L" (channels 1).
 
     Settled here, once: EXIF orientation is applied; of an animation the first frame counts; transparency is laid on
     white; 16-bit values are scaled to 8 bits (Pillow's plain conversion clips them); CMYK, palette, YCbCr, Lab and
-    1-bit pictures are converted. The pixel cap is checked on the header, before any pixel is decoded.
+    1-bit images are converted. The pixel cap is checked on the header, before any pixel is decoded.
     With `at_least` (width, height) a JPEG that has twice as many pixels or more in both directions is decoded at a
     half, a quarter or an eighth of its size, whichever still has so many.
-    Raises PictureError with the reason.
+    Raises ImageError with the reason.
     """
     try:
         if isinstance(source, bytes) and not source:
-            raise PictureError("it is empty (0 bytes)")
+            raise ImageError("it is empty (0 bytes)")
         with _open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise PictureError(f"{width}x{height} is more than max_pixels ({max_pixels}) allows")
+                raise ImageError(f"{width}x{height} is more than max_pixels ({max_pixels}) allows")
             if at_least is not None and isinstance(image, JpegImageFile):
                 return _to_8bit(_upright(_reduced(image, at_least)), channels)
             image.load()
             return _to_8bit(_upright(image), channels)
-    except PictureError:
+    except ImageError:
         raise
     except UnidentifiedImageError as error:
         if not isinstance(source, bytes) and Path(source).is_file() and Path(source).stat().st_size == 0:
-            raise PictureError("it is empty (0 bytes)") from error
-        raise PictureError(f"it is not a picture of a known format ({', '.join(FORMATS)})") from error
+            raise ImageError("it is empty (0 bytes)") from error
+        raise ImageError(f"it is not an image of a known format ({', '.join(FORMATS)})") from error
     except FileNotFoundError as error:
-        raise PictureError("no such file") from error
+        raise ImageError("no such file") from error
     except IsADirectoryError as error:
-        raise PictureError("it is a folder") from error
+        raise ImageError("it is a folder") from error
     except PermissionError as error:
-        raise PictureError("no permission to read it") from error
+        raise ImageError("no permission to read it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(f"it has more pixels than max_pixels ({max_pixels}) allows") from error
+        raise ImageError(f"it has more pixels than max_pixels ({max_pixels}) allows") from error
     except MemoryError as error:
-        raise PictureError("it is too large for the memory") from error
+        raise ImageError("it is too large for the memory") from error
     except DAMAGED as error:
-        raise PictureError(_damage(error)) from error
+        raise ImageError(_damage(error)) from error
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """From a decoded picture to the net's input. The one place that knows resize, mean and std.
+    """From a decoded image to the net's input. The one place that knows resize, mean and std.
 
     `mean` and `std` are per channel, for values from 0 to 1.
     """
@@ -136,11 +136,11 @@ class Preprocess:
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     def decode(self, source: str | Path | bytes, at_least: tuple[int, int] | None = None) -> Image.Image:
-        """Decode a picture with this net's channels and pixel cap, as `decode` does. Raises PictureError."""
+        """Decode an image with this net's channels and pixel cap, as `decode` does. Raises ImageError."""
         return decode(source, self.channels, self.max_pixels, at_least)
 
     def fit(self, image: Image.Image) -> np.ndarray:
-        """Resize a decoded picture to (height, width, channels) uint8."""
+        """Resize a decoded image to (height, width, channels) uint8."""
         resample = RESAMPLING[self.interpolation]
         size = (self.width, self.height)
         if self.resize == "squash":
@@ -165,7 +165,7 @@ class Preprocess:
         """Turn a uint8 batch (N, C, H, W) into float32 on its own device; equal to `__call__` to the bit.
 
         Where the channels come last in memory, so do those of the result, and whole rows are scaled at once: a CPU
-        takes 0.35 ms instead of 1.1 for 32 pictures of 128 px.
+        takes 0.35 ms instead of 1.1 for 32 images of 128 px.
         """
         scale, shift = (batch.new_tensor(values, dtype=_float32()) for values in self.scale_and_shift())
         # Two steps, not a fused multiply-add, so that numpy's result is met to the bit.
@@ -190,13 +190,13 @@ class Preprocess:
 
 
 def as_array(image: Image.Image) -> np.ndarray:
-    """Give an "L" or "RGB" picture as uint8 (H, W, C)."""
+    """Give an "L" or "RGB" image as uint8 (H, W, C)."""
     pixels = np.array(image)  # a copy: torch wants memory it may write to
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def _damage(error: Exception) -> str:
-    """Say why a picture cannot be read; what the system refuses, which has a number, is no damage."""
+    """Say why an image cannot be read; what the system refuses, which has a number, is no damage."""
     if isinstance(error, OSError) and error.errno:
         return "no such file" if error.errno == errno.ELOOP else f"it cannot be read: {error.strerror}"
     return f"it is damaged: {str(error) or type(error).__name__}"
@@ -216,7 +216,7 @@ def _open(source: io.BytesIO | str | Path) -> Image.Image:
 def _reduced(image: JpegImageFile, at_least: tuple[int, int]) -> Image.Image:
     """Decode a JPEG at a reduced size, which leaves out the high frequencies of each block of 8x8 pixels.
 
-    Pillow rounds the size up; to the nearest, the picture is stretched by half a pixel at the most.
+    Pillow rounds the size up; to the nearest, the image is stretched by half a pixel at the most.
     """
     width, height = at_least
     if _orientation(image) in TURNED:
@@ -250,7 +250,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Silence what Pillow warns of odd metadata; the picture itself is checked when it is decoded.
+    """Silence what Pillow warns of odd metadata; the image itself is checked when it is decoded.
 
     The filters belong to the whole process, so two threads in here at once would leave them changed for good.
     """

@@ -158,14 +158,14 @@ def read_unlabelled(
     check_files: bool = True,
     allow_outside_root: bool = False,
 ) -> SampleList:
-    """Read pictures to learn from without labels: a txt list, or without one every picture below the root folder.
+    """Read images to learn from without labels: a txt list, or without one every image below the root folder.
 
     A line is a path, or path and label; a label that is none of the classes', or the name of a folder that is none,
     becomes NO_LABEL. Raises ListError with every problem.
     """
     root = Path(root_dir).as_posix()
     if not list_file:
-        return _read_pictures(root, class_names)
+        return _read_images(root, class_names)
     origin = os.fspath(list_file)
     lines = _Lines([], [], [], [])
     for number, whole_line in enumerate(_read_utf8(origin).split("\n"), 1):
@@ -207,7 +207,7 @@ def read_class_names(file: StrPath) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_pictures(root: str, class_names: Sequence[str]) -> SampleList:
+def _read_images(root: str, class_names: Sequence[str]) -> SampleList:
     labels = {name: label for label, name in enumerate(class_names)}
     prefix = _prefix(root)
     try:
@@ -215,7 +215,7 @@ def _read_pictures(root: str, class_names: Sequence[str]) -> SampleList:
     except OSError as error:
         raise ListError([f"{error.filename or root}: the folder cannot be read: {error.strerror}"]) from error
     if not paths:
-        raise ListError([f"{root}: no pictures in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}"])
+        raise ListError([f"{root}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}"])
     folders = (path.removeprefix(prefix).partition("/")[0] for path in paths)
     samples = tuple(Sample(path, labels.get(folder, NO_LABEL)) for path, folder in zip(paths, folders, strict=True))
     return SampleList(samples, tuple(class_names), root, root)
@@ -320,8 +320,8 @@ def _parse_lines(text: str, separator: str, class_names: Sequence[str]) -> _Line
             continue
         path, found, label_text = line.rpartition(separator)
         if not found:
-            mend = f"write path{separator}label, or set file_label_separator to what stands between them"
-            lines.problems.append((number, f'separator "{separator}" is missing in "{_shorten(line)}"; {mend}'))
+            hint = f"write path{separator}label, or set file_label_separator to what stands between them"
+            lines.problems.append((number, f'separator "{separator}" is missing in "{_shorten(line)}"; {hint}'))
             continue
         if blank_separator:
             path = path.rstrip()  # "a.jpg  3" has two separators in a row
@@ -473,8 +473,8 @@ def _missing_hint(path: str) -> str:
 
 def _not_an_integer(text: str, class_names: Sequence[str]) -> str:
     allowed = f"allowed are 0..{len(class_names) - 1}"
-    mend = f"; class {text} has label {class_names.index(text)}" if text in class_names else ""
-    return f'label "{_shorten(text)}" is not an integer; {allowed}{mend}'
+    hint = f"; class {text} has label {class_names.index(text)}" if text in class_names else ""
+    return f'label "{_shorten(text)}" is not an integer; {allowed}{hint}'
 
 
 def _unknown_folder(root: str, folder: str, class_names: Sequence[str]) -> str:

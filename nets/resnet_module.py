@@ -2,7 +2,7 @@
 https://arxiv.org/abs/1605.07146.
 
 `zero_init_residual` starts every residual branch at zero (Goyal et al. 2017, section 5.1). The stem "small" is that for
-CIFAR: a 3x3 convolution of stride 1 and no max pool, so that the last feature map is an eighth of the picture, not a
+CIFAR: a 3x3 convolution of stride 1 and no max pool, so that the last feature map is an eighth of the image, not a
 thirty-second; "imagenet" is the published one.
 """
 

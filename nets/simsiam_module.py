@@ -1,4 +1,4 @@
-"""SimSiam: representations learnt from unlabelled pictures, and the classifier that is fitted to them.
+"""SimSiam: representations learnt from unlabelled images, and the classifier that is fitted to them.
 
 Chen & He 2021, "Exploring Simple Siamese Representation Learning", https://arxiv.org/abs/2011.10566. In shapes N is the
 batch, D the backbone's features, P the projections, K the classes.

@@ -1,4 +1,4 @@
-"""Wide ResNet for small pictures: Zagoruyko & Komodakis 2016, https://arxiv.org/abs/1605.07146.
+"""Wide ResNet for small images: Zagoruyko & Komodakis 2016, https://arxiv.org/abs/1605.07146.
 
 In shapes N is the batch, C the image's channels, K the classes, k the widen factor.
 """

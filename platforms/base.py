@@ -61,7 +61,7 @@ def recorded(metric: Path, failed: Callable[[str], Mapping[str, Any]]) -> Iterat
         raise
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Write a line to stdout."""
     print(text, flush=True)
 

@@ -35,7 +35,7 @@ def convert(
     *,
     precision: str = "fp32",
     profile: tuple[int, int, int] = (1, 8, 64),
-    facts: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> tuple[Network, dict[str, torch.Tensor]]:
     """Describe a net that takes images (N, ...) and gives logits (N, K), and prove nothing yet.
 
@@ -59,7 +59,7 @@ def convert(
         profile=Profile(min=profile[0], best=profile[1], max=profile[2]),
         weights=WeightsFile(file="model.safetensors", sha256="0" * 64),  # set by write_description
         parity=Parity(input="parity.images", output="parity.logits", tolerance=TOLERANCES[precision]),
-        facts=dict(facts or {}),
+        facts=dict(metadata or {}),
         layers=graph.finished(logits),
     )
     used = {name for layer in network.layers for name in layer.weights.values()}

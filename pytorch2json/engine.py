@@ -2,7 +2,7 @@
 
 `python -m pytorch2json.engine --description D/model.json --output D/model.engine` builds with the package `tensorrt`
 where it is installed, else with `tensorrt_rtx`, which builds on a machine without a GPU. Beside the engine stands
-`model.engine.facts.json`: the description's facts, and under "engine" what built it and its sha256.
+`model.engine.facts.json`: the description's metadata, and under "engine" what built it and its sha256.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytorch2json.engine_layers import Definition, define
-from pytorch2json.engine_runner import EngineRunner, facts_file
+from pytorch2json.engine_runner import EngineRunner, metadata_file
 from pytorch2json.network import DescriptionError, Network, find_problems, read_description, whole
 from pytorch2json.tensorrt_library import (
     Heard,
@@ -72,7 +72,7 @@ def write_engine(
     compute_capabilities: Sequence[str] = (),
     log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Build NAME.engine and NAME.engine.facts.json, each whole or not at all; give what the facts say of the engine.
+    """Build NAME.engine and NAME.engine.facts.json, each whole or not at all; return the metadata of the engine.
 
     What is interrupted between the two is told by the sha256 when the engine is loaded. Raises DescriptionError.
     """
@@ -97,12 +97,12 @@ def write_engine(
     }
     with whole(target) as temporary:
         temporary.write_bytes(plan)
-    with whole(facts_file(target)) as temporary:
+    with whole(metadata_file(target)) as temporary:
         profile = network.profile
-        facts = {**network.facts, "engine": info}
-        if "batch_profile" in facts:
-            facts["batch_profile"] = [profile.min, profile.best, profile.max]
-        temporary.write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        metadata = {**network.facts, "engine": info}
+        if "batch_profile" in metadata:
+            metadata["batch_profile"] = [profile.min, profile.best, profile.max]
+        temporary.write_text(json.dumps(metadata, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return info
 
 
@@ -201,7 +201,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit codes: 0 built, 2 a mistake in what was asked or a network that TensorRT refuses",
     )
     parser.add_argument("--description", metavar="JSON", help="the description, its weights beside it")
-    parser.add_argument("--output", metavar="ENGINE", help="the engine to write; its facts go to ENGINE.facts.json")
+    parser.add_argument(
+        "--output", metavar="ENGINE", help="the engine to write; its metadata goes to ENGINE.facts.json"
+    )
     parser.add_argument("--device_info", action="store_true", help="tell the library, the GPU, and what is built for")
     parser.add_argument("--tf32", action="store_true", help="let float32 products be rounded to TF32 (10 bits)")
     parser.add_argument(

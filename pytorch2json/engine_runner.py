@@ -1,4 +1,4 @@
-"""The engine at work: NAME.engine and the facts beside it are read, checked, and answer on a CUDA GPU."""
+"""The engine at work: NAME.engine and the metadata beside it are read, checked, and answer on a CUDA GPU."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class EngineRunner:
     """
 
     def __init__(self, path: str | Path, device: str | torch.device = "cuda", *, cuda_graph: bool = False) -> None:
-        plan, facts = read_engine(path)
+        plan, metadata = read_engine(path)
         self.path = Path(path)
-        self.info: dict[str, Any] = facts["engine"]
+        self.info: dict[str, Any] = metadata["engine"]
         self._trt = trt = load_library()
         self.device = _cuda_device(self.path, device)
         self._cuda_graph = cuda_graph
@@ -73,7 +73,7 @@ class EngineRunner:
             )
         if not self.min_batch <= batch <= self.max_batch:
             raise DescriptionError(
-                f"{self.path}: built for batches of {self.min_batch} to {self.max_batch} pictures, got {batch}"
+                f"{self.path}: built for batches of {self.min_batch} to {self.max_batch} images, got {batch}"
             )
 
     def _run(self, context: Any, images: torch.Tensor, heard: Heard) -> torch.Tensor:
@@ -144,27 +144,27 @@ class EngineRunner:
 
 
 def read_engine(path: str | Path) -> tuple[bytes, dict[str, Any]]:
-    """Read an engine's bytes and the facts beside it, and check that they belong together. Raises DescriptionError."""
+    """Read an engine's bytes and the metadata beside it, check that both belong together. Raises DescriptionError."""
     path = Path(path)
-    file = facts_file(path)
+    file = metadata_file(path)
     try:
         plan, text = path.read_bytes(), file.read_bytes()
     except OSError as error:
         raise DescriptionError(f"{error.filename}: cannot read it: {error.strerror}") from error
     try:
-        facts = json.loads(text)
-        expected = str(facts["engine"]["sha256"])
+        metadata = json.loads(text)
+        expected = str(metadata["engine"]["sha256"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DescriptionError(f"{file}: it does not hold the facts of an engine") from error
+        raise DescriptionError(f"{file}: it does not hold the metadata of an engine") from error
     if (sha256 := hashlib.sha256(plan).hexdigest()) != expected:
         raise DescriptionError(
             f"{path}: not the engine of {file.name}: sha256 {sha256[:12]}..., not {expected[:12]}..."
         )
-    return plan, facts
+    return plan, metadata
 
 
-def facts_file(path: str | Path) -> Path:
-    """Name the file beside an engine that holds its facts."""
+def metadata_file(path: str | Path) -> Path:
+    """Name the file beside an engine that holds its metadata."""
     return Path(path).with_name(f"{Path(path).name}.facts.json")
 
 

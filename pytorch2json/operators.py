@@ -324,7 +324,7 @@ def select(b: Builder, x: Value, axis: int, position: int) -> Value:
     axis %= len(x.shape)
     size = x.shape[axis]
     if not isinstance(size, int):
-        raise DescriptionError("one picture picked out of the batch")
+        raise DescriptionError("one image picked out of the batch")
     chosen = Constant(torch.tensor(position % size, dtype=torch.int32), torch.int32, f"number.{position % size}")
     return b.add(network.Gather, (x, b.value(chosen)), mode="default", axis=axis)
 

@@ -1,4 +1,4 @@
-"""Small pictures and configs that the tests make for themselves."""
+"""Small images and configs that the tests make for themselves."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def freed_memory_is_given_back() -> Iterator[None]:
         yield
 
 
-def write_picture(path: Path, label: int, seed: int, size: int = 24) -> None:
-    """Write a noisy picture of class 0, 1 or 2: a bright disc, square or stripes."""
+def write_image(path: Path, label: int, seed: int, size: int = 24) -> None:
+    """Write a noisy image of class 0, 1 or 2: a bright disc, square or stripes."""
     generator = np.random.default_rng(seed)
     pixels = generator.integers(0, 80, (size, size, 3))
     y, x = np.mgrid[:size, :size] - size // 2 + generator.integers(-3, 4, 2)[:, None, None]
@@ -64,12 +64,12 @@ def one_round() -> Iterator[None]:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Make 21 training and 9 validation pictures of three classes with their lists and classes.txt."""
+    """Make 21 training and 9 validation images of three classes with their lists and classes.txt."""
     for split, count in (("train", 21), ("val", 9)):
         lines = []
         for number in range(count):
             name = f"{split}/{number:02d}.png"
-            write_picture(tmp_path / "images" / name, number % 3, seed=number + 100 * (split == "val"))
+            write_image(tmp_path / "images" / name, number % 3, seed=number + 100 * (split == "val"))
             lines.append(f"{name}----{number % 3}\n")
         (tmp_path / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
     (tmp_path / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")

@@ -31,7 +31,7 @@ def trainer_of(config: Path) -> Trainer:
     return make_trainer(process_config(config), lambda text: None)
 
 
-def test_pictures_and_batches_are_mirrored_alike_and_both_ways_in_two_epochs(make_config: ConfigMaker) -> None:
+def test_images_and_batches_are_mirrored_alike_and_both_ways_in_two_epochs(make_config: ConfigMaker) -> None:
     one_by_one = trainer_of(make_config(**FLIPS))
     at_once = trainer_of(make_config(**FLIPS, augment_on="device"))
     assert one_by_one.augment is None and at_once.augment is not None
@@ -94,7 +94,7 @@ def test_a_recipe_trains_and_reports_six_views_apart(
     )
     best = [point for point in apart["curves"]["val"] if point["epoch"] == apart["best"]["epoch"]]
     right = best[0]["top1_views"] * 9
-    assert right == pytest.approx(round(right)) and 0 <= right <= 9  # of 9 validation pictures
+    assert right == pytest.approx(round(right)) and 0 <= right <= 9  # of 9 validation images
 
 
 def tagged(folder: Path, tag: str) -> list[float]:

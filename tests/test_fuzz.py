@@ -1,4 +1,4 @@
-"""Configs, lists, checkpoints, facts, descriptions and requests, right but for a thing or two: every answer a sentence.
+"""Configs, lists, checkpoints, metadata, descriptions and requests, right but for a thing or two: a sentence each.
 
 1,000 cases, always the same; `make fuzz` runs 10,000 others.
 """
@@ -29,8 +29,8 @@ import train
 from artifacts.calibration import Calibration
 from artifacts.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from artifacts.errors import ArtifactError, CheckpointError
-from artifacts.metadata import Facts, preprocess_of
-from artifacts.metadata_reader import read_facts
+from artifacts.metadata import ModelMetadata, preprocess_of
+from artifacts.metadata_reader import read_metadata
 from common.paths import ROOT
 from configs.schema import Config, ConfigError, process_config
 from data_loader.preprocess import Preprocess
@@ -44,7 +44,7 @@ from nets import net_interface
 from pytorch2json.converter import convert
 from pytorch2json.interpreter import Interpreter
 from pytorch2json.network import DescriptionError, read_description, write_description
-from tests.deploy.service.test_batching import FACTS, GatedBackend, png
+from tests.deploy.service.test_batching import METADATA, GatedBackend, png
 from tests.helpers.fuzzing import (
     BYTES,
     DIGITS,
@@ -68,7 +68,7 @@ from trainers.train_state import Progress
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs a timer that interrupts")
 
 RECIPES = sorted((ROOT / "configs").glob("*_config.json"))
-CALIBRATED = Facts(
+CALIBRATED = ModelMetadata(
     ("cat", "狗", "bird"),
     Preprocess(16, 16),
     {"module": "m", "name": "n", "args": {"depth": 2, "parts": [1, 2]}},
@@ -172,10 +172,10 @@ def test_train_prints_any_config(tmp_path: Path) -> None:
 
 
 def test_lists(tmp_path: Path) -> None:
-    pictures, file, seen = tmp_path / "images", tmp_path / "list.txt", Counter[str]()
-    (pictures / "猫").mkdir(parents=True)
+    images, file, seen = tmp_path / "images", tmp_path / "list.txt", Counter[str]()
+    (images / "猫").mkdir(parents=True)
     for name in ("a.jpg", "b.jpg", "猫/c d.jpg"):
-        Image.new("RGB", (4, 4)).save(pictures / name)
+        Image.new("RGB", (4, 4)).save(images / name)
     lines = [["a.jpg", "----", 0], ["b.jpg", "----", 1], ["猫/c d.jpg", "----", 2], ["./a.jpg", "----", 0]][:3]
     names = ("cat", "狗", "bird")
 
@@ -188,15 +188,15 @@ def test_lists(tmp_path: Path) -> None:
         file.write_bytes(changed_bytes(text.replace("----", separator).encode("utf-8", "surrogatepass"), changes))
         with watched():
             flags = {"check_files": checks, "allow_outside_root": not checks}
-            refused(lambda: read_list(file, pictures, separator, 3, names, **flags), ListError, seen)
-            refused(lambda: read_unlabelled(file, pictures, separator, names, **flags), ListError, seen)
+            refused(lambda: read_list(file, images, separator, 3, names, **flags), ListError, seen)
+            refused(lambda: read_unlabelled(file, images, separator, names, **flags), ListError, seen)
             refused(lambda: read_class_names(file), ListError, seen)
 
     case()
     assert min(seen["read"], seen["refused"]) > 20, seen
 
 
-# --- checkpoints and facts
+# --- checkpoints and metadata
 
 
 def test_checkpoints_metadata(tmp_path: Path) -> None:
@@ -222,24 +222,24 @@ def test_checkpoints_metadata(tmp_path: Path) -> None:
     assert min(seen["read"], seen["refused"]) > 15, seen
 
 
-def test_facts_and_calibrations(tmp_path: Path) -> None:
+def test_metadata_and_calibrations(tmp_path: Path) -> None:
     """Beside an engine they are JSON; whatever file carries them, the same function reads them."""
-    engine, facts_file, seen = tmp_path / "a.engine", tmp_path / "a.engine.facts.json", Counter[str]()
+    engine, metadata_file, seen = tmp_path / "a.engine", tmp_path / "a.engine.facts.json", Counter[str]()
     engine.write_bytes(b"engine")
     logits = np.random.default_rng(0).normal(0, 3, (5, 3)).astype(np.float32)
-    picture = np.zeros((9, 7, 3), np.uint8)
+    image = np.zeros((9, 7, 3), np.uint8)
 
     @fuzzed(160, EDITS, FEW_BYTES)
     def case(edits: Any, changes: Any) -> None:
-        facts_file.write_bytes(changed_bytes(as_json(mutated(CALIBRATED.to_dict(), edits)), changes))
+        metadata_file.write_bytes(changed_bytes(as_json(mutated(CALIBRATED.to_dict(), edits)), changes))
         with watched():
-            if refused(lambda: read_facts(engine), ArtifactError, seen):
+            if refused(lambda: read_metadata(engine), ArtifactError, seen):
                 return
-            facts = read_facts(engine)
-            assert Facts.from_dict(json.loads(facts.to_json())) == facts
-            assert len(decide(logits[:, : facts.num_classes], facts)) == 5
-            if facts.preprocess.height * facts.preprocess.width < 10**6 and facts.preprocess.channels == 3:
-                assert facts.preprocess(picture).shape == (3, facts.preprocess.height, facts.preprocess.width)
+            metadata = read_metadata(engine)
+            assert ModelMetadata.from_dict(json.loads(metadata.to_json())) == metadata
+            assert len(decide(logits[:, : metadata.num_classes], metadata)) == 5
+            if metadata.preprocess.height * metadata.preprocess.width < 10**6 and metadata.preprocess.channels == 3:
+                assert metadata.preprocess(image).shape == (3, metadata.preprocess.height, metadata.preprocess.width)
 
     case()
     assert min(seen["read"], seen["refused"]) > 10, seen
@@ -252,7 +252,7 @@ def test_facts_and_calibrations(tmp_path: Path) -> None:
 def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("described") / "model.json"
-    write_description(path, *convert(SmallNet(), torch.randn(2, 3, 8, 8), facts=CALIBRATED.to_dict()))
+    write_description(path, *convert(SmallNet(), torch.randn(2, 3, 8, 8), metadata=CALIBRATED.to_dict()))
     return path
 
 
@@ -392,7 +392,7 @@ def test_forms_and_uploads() -> None:
                 assert 400 <= error.status < 500
                 seen["no JSON" if "not JSON" in str(error) else "refused"] += 1
             else:
-                assert upload.pictures and all(isinstance(picture, bytes) for picture in upload.pictures)
+                assert upload.images and all(isinstance(image, bytes) for image in upload.images)
                 seen["read"] += 1
 
     case()
@@ -411,7 +411,7 @@ App = Callable[..., Any]
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     page = write_page(tmp_path_factory.mktemp("page"))
-    predictor = Predictor(GatedBackend(), replace(FACTS, preprocess=Preprocess(8, 8)))
+    predictor = Predictor(GatedBackend(), replace(METADATA, preprocess=Preprocess(8, 8)))
     with service_of(predictor, [NATIVE, OTHER], flags("--workers", 1), "", page) as server:
         yield server.config.app
 
@@ -456,11 +456,11 @@ def test_requests(app: App) -> None:
             "headers": [*headers, (b"content-type", kind.encode())], "client": ("127.0.0.1", 1), "server": ("a", 1),
         }  # fmt: skip
         with watched():
-            status, answer = loop.run_until_complete(asked(app, scope, [content[:50], content[50:]]))
+            status, prediction = loop.run_until_complete(asked(app, scope, [content[:50], content[50:]]))
         seen[status] += 1
-        assert status < 500, answer
+        assert status < 500, prediction
         if status >= 400:
-            values = json.loads(answer)
+            values = json.loads(prediction)
             assert values["code"] == status
             check_sentence(values["msg"])
 
@@ -487,11 +487,11 @@ def test_a_checkpoint_of_which_a_part_is_something_else(tmp_path: Path, part: st
         load_checkpoint(path)
 
 
-def test_facts_whose_std_float32_cannot_hold() -> None:
+def test_metadata_whose_std_float32_cannot_hold() -> None:
     values = CALIBRATED.to_dict()
     values["preprocess"]["std"][1] = 1e-320
-    with pytest.raises(ValueError, match=r"the facts are damaged: std cannot be \(0\.229, 1e-320, 0\.225\)"):
-        Facts.from_dict(values)
+    with pytest.raises(ValueError, match=r"the metadata is damaged: std cannot be \(0\.229, 1e-320, 0\.225\)"):
+        ModelMetadata.from_dict(values)
 
 
 def test_descriptions_beyond_what_tensors_can_be(described: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Is what calibration promises kept? Many random splits of labelled pictures, and how far each score can be relied on.
+"""Is what calibration promises kept? Many random splits of labelled images, and how far each score can be relied on.
 
 python -m tools.calibration_splits --weights net.pth --lists val.txt test.txt [--target_risk 0.01 ...]
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from artifacts.calibration import ACCEPT, CONFORMAL, SCORES
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from deploy.inference.uncertainty_scores import UncertaintyError, softmax, uncertainty_of
 from deploy.uncertainty.calibration import Promise, calibrate
 from deploy.uncertainty.metrics import area_under_risks, reliability
@@ -24,7 +24,7 @@ PROGRAM = "python -m tools.calibration_splits"
 
 
 class Split(NamedTuple):
-    """What was seen on the pictures of a split that calibrated nothing; shares are from 0 to 1."""
+    """What was seen on the images of a split that calibrated nothing; shares are from 0 to 1."""
 
     coverage: float
     error: float
@@ -40,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Ask the net about the lists, calibrate on each split, and print a table; give the exit code."""
     args = make_parser().parse_args(argv)
     try:
-        logits, labels, facts = answers_of(args)
-        print(f"{len(labels)} pictures, accuracy {np.mean(logits.argmax(axis=1) == labels):.4f}")
-        print(f"{args.splits} splits, calibrated on {args.pictures}, measured on {len(labels) - args.pictures}")
+        logits, labels, metadata = answers_of(args)
+        print(f"{len(labels)} images, accuracy {np.mean(logits.argmax(axis=1) == labels):.4f}")
+        print(f"{args.splits} splits, calibrated on {args.images}, measured on {len(labels) - args.images}")
         promise = Promise(args.target_risk, args.confidence, args.conformal)
         found = {
-            score: splits(logits, labels, facts, replace(promise, score=score), args.pictures, args.splits)
+            score: splits(logits, labels, metadata, replace(promise, score=score), args.pictures, args.splits)
             for score in args.scores
         }
         print("\n".join(told(found, promise)))
@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--logits", metavar="NPZ", type=Path, help="logits and labels of the lists, kept here: read where it is there")
     add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--splits", metavar="N", type=int, default=20, help="random splits (default 20)")
-    add("--pictures", metavar="N", type=int, default=5000, help="pictures that calibrate (default 5000)")
+    add("--pictures", metavar="N", type=int, default=5000, help="images that calibrate (default 5000)")
     add("--scores", metavar="S", nargs="+", choices=SCORES, default=SCORES, help="(default: all)")
     add("--target_risk", metavar="R", type=float, default=standard.target_risk, help="(default %(default)s)")
     add("--confidence", metavar="P", type=float, default=standard.confidence, help="(default %(default)s)")
@@ -72,11 +72,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def answers_of(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, Facts]:
-    """Give logits (N, K) and labels (N,) of the lists, and the net's facts. Raises ValueError."""
+def answers_of(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, ModelMetadata]:
+    """Give logits (N, K) and labels (N,) of the lists, and the net's metadata. Raises ValueError."""
     from artifacts.checkpoint import load_checkpoint
 
-    facts = load_checkpoint(args.weights).facts
+    metadata = load_checkpoint(args.weights).metadata
     if args.logits is not None and args.logits.exists():
         with np.load(args.logits) as kept:
             logits, labels = kept["logits"], kept["labels"]
@@ -85,22 +85,22 @@ def answers_of(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, Facts]
         if args.logits is not None:
             np.savez(args.logits, logits=logits, labels=labels)
     else:
-        raise UncertaintyError("name the labelled pictures with --lists")
+        raise UncertaintyError("name the labelled images with --lists")
     if not 0 < args.pictures < len(labels):
-        raise UncertaintyError(f"--pictures must be less than the {len(labels)} there are, got {args.pictures}")
-    return logits, labels, facts
+        raise UncertaintyError(f"--pictures must be less than the {len(labels)} there are, got {args.images}")
+    return logits, labels, metadata
 
 
 def splits(
-    logits: np.ndarray, labels: np.ndarray, facts: Facts, promise: Promise, pictures: int, count: int
+    logits: np.ndarray, labels: np.ndarray, metadata: ModelMetadata, promise: Promise, images: int, count: int
 ) -> list[Split | None]:
-    """Calibrate on `pictures` drawn by chance, measure on the others, so often; None where there is no threshold."""
+    """Calibrate on `images` drawn by chance, measure on the others, so often; None where there is no threshold."""
     found: list[Split | None] = []
     for seed in range(count):
         order = np.random.default_rng(seed).permutation(len(labels))
-        held, rest = order[:pictures], order[pictures:]
+        held, rest = order[:images], order[images:]
         try:
-            fitted = calibrate(logits[held], labels[held], facts, promise)
+            fitted = calibrate(logits[held], labels[held], metadata, promise)
         except UncertaintyError:
             found.append(None)
         else:
@@ -108,20 +108,20 @@ def splits(
     return found
 
 
-def measure(logits: np.ndarray, labels: np.ndarray, facts: Facts) -> Split:
-    """Measure what calibrated facts make of logits (N, K) and labels (N,)."""
-    assert facts.calibration is not None and facts.temperature is not None
-    scores = softmax(logits, facts.temperature)
-    uncertainty = uncertainty_of(logits, facts.calibration.score, facts.temperature)
+def measure(logits: np.ndarray, labels: np.ndarray, metadata: ModelMetadata) -> Split:
+    """Measure what calibrated metadata make of logits (N, K) and labels (N,)."""
+    assert metadata.calibration is not None and metadata.temperature is not None
+    scores = softmax(logits, metadata.temperature)
+    uncertainty = uncertainty_of(logits, metadata.calibration.score, metadata.temperature)
     wrong = logits.argmax(axis=1) != labels
-    accepted = uncertainty <= facts.thresholds[ACCEPT]
-    sets = 1 - scores <= facts.thresholds[CONFORMAL]
+    accepted = uncertainty <= metadata.thresholds[ACCEPT]
+    sets = 1 - scores <= metadata.thresholds[CONFORMAL]
     return Split(
         float(accepted.mean()),
         float(wrong[accepted].mean()) if accepted.any() else 0.0,
         float(sets[np.arange(len(labels)), labels].mean()),
         float(sets.sum(axis=1).mean()),
-        facts.temperature,
+        metadata.temperature,
         reliability(softmax(logits), labels).error,
         reliability(scores, labels).error,
         area_under_risks(uncertainty, wrong)[0],
@@ -161,14 +161,14 @@ def _ask(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     from deploy.backends.loading import load_torch
     from deploy.uncertainty.outputs import check_not_trained_on, collect, config_of, labelled_samples, trained_on
 
-    backend, facts = load_torch(args.weights, args.device, None)
+    backend, metadata = load_torch(args.weights, args.device, None)
     config = config_of(args.weights)
-    trained, samples = trained_on(config, facts) or frozenset(), []
+    trained, samples = trained_on(config, metadata) or frozenset(), []
     for source in args.lists:
-        found = labelled_samples(source, config, facts)
+        found = labelled_samples(source, config, metadata)
         check_not_trained_on(found, source, trained)
         samples += found
-    outputs = collect(backend, facts, samples, batch_size=128)
+    outputs = collect(backend, metadata, samples, batch_size=128)
     return outputs.logits, outputs.labels
 
 

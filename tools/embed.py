@@ -1,4 +1,4 @@
-"""Write the features of a folder's pictures: `python -m tools.embed --weights W --images DIR --output E.npz`.
+"""Write the features of a folder's images: `python -m tools.embed --weights W --images DIR --output E.npz`.
 
 W is a net that gives features, such as a pretrained SimSiam (a checkpoint or any file exported from it), or any
 classifier's checkpoint, of which the features before the last layer are taken. The file holds `features`, float32
@@ -33,7 +33,7 @@ class EmbedError(ValueError):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Embed a folder; 0 all pictures, 1 some could not be read, 2 a mistake of the user's."""
+    """Embed a folder; 0 all images, 1 some could not be read, 2 a mistake of the user's."""
     args = make_parser().parse_args(argv)
     return as_program(PROGRAM, lambda: run(args))
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Embed, write, tell the sum; give the exit code. Raises ValueError, OSError."""
     check_target(args.output, ".npz")
-    next(pictures_below(args.images))
+    next(images_below(args.images))
     embedder = embedder_of(args)
     started = time.perf_counter()
     embeddings, failed = embed_folder(PROGRAM, embedder, args.images, args.batch_size, args.workers)
@@ -49,14 +49,14 @@ def run(args: argparse.Namespace) -> int:
     count, size = embeddings.features.shape
     rate = (count + failed) / (time.perf_counter() - started)
     where = f"{embedder.backend.name} {embedder.backend.device}"
-    print(f"{args.output}: {count} pictures, {size} features each; {failed} failed, {rate:.1f} images/s on {where}")
+    print(f"{args.output}: {count} images, {size} features each; {failed} failed, {rate:.1f} images/s on {where}")
     return 1 if failed else 0
 
 
 def embed_folder(program: str, embedder: Embedder, root: Path, batch_size: int, workers: int) -> tuple[Embeddings, int]:
-    """Embed the pictures below a folder, telling of each that fails; give the embeddings and how many failed.
+    """Embed the images below a folder, telling of each that fails; give the embeddings and how many failed.
 
-    Only features are held. Raises EmbedError where no picture is left, and what `Embedder.embed_files` does.
+    Only features are held. Raises EmbedError where no image is left, and what `Embedder.embed_files` does.
     """
     import numpy as np
     from tqdm import tqdm
@@ -64,32 +64,34 @@ def embed_folder(program: str, embedder: Embedder, root: Path, batch_size: int, 
     from deploy.inference.feature_extractor import Embeddings
 
     held, files, failed = bytearray(), [], 0  # bytes grow in place, where joining arrays would hold them twice
-    embedded = embedder.embed_files(pictures_below(root), batch_size, workers)
-    for picture in tqdm(embedded, unit=" images", disable=None, leave=False):
-        relative = Path(picture.file).relative_to(root).as_posix()
-        error = picture.error or ("" if _is_utf8(relative) else "its name is not UTF-8; rename it")
-        if error or picture.features is None:
+    embedded = embedder.embed_files(images_below(root), batch_size, workers)
+    for image in tqdm(embedded, unit=" images", disable=None, leave=False):
+        relative = Path(image.file).relative_to(root).as_posix()
+        error = image.error or ("" if _is_utf8(relative) else "its name is not UTF-8; rename it")
+        if error or image.features is None:
             failed += 1
-            tqdm.write(f"{program}: {printable(picture.file)}: {printable(error)}", file=sys.stderr)
+            tqdm.write(f"{program}: {printable(image.file)}: {printable(error)}", file=sys.stderr)
             continue
-        held += picture.features.tobytes()
+        held += image.features.tobytes()
         files.append(relative)
     if not files:
-        raise EmbedError(f"{root}: none of its {failed} pictures could be embedded")
+        raise EmbedError(f"{root}: none of its {failed} images could be embedded")
     features = np.frombuffer(held, np.float32).reshape(len(files), -1)  # (N, D)
-    facts = embedder.facts
-    return Embeddings(features, tuple(files), facts.weights_sha256, facts.precision, embedder.preprocess_text()), failed
+    metadata = embedder.metadata
+    return Embeddings(
+        features, tuple(files), metadata.weights_sha256, metadata.precision, embedder.preprocess_text()
+    ), failed
 
 
-def pictures_below(root: Path) -> Iterator[str]:
-    """Stream the pictures of a folder. Raises EmbedError where it is none, or empty."""
+def images_below(root: Path) -> Iterator[str]:
+    """Stream the images of a folder. Raises EmbedError where it is none, or empty."""
     if not root.is_dir():
         raise EmbedError(f"{root}: no such folder (relative paths start from {Path.cwd()})")
-    pictures = iter_images(root)
-    first = next(pictures, None)
+    images = iter_images(root)
+    first = next(images, None)
     if first is None:
-        raise EmbedError(f"{root}: no pictures in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
-    return itertools.chain([first], pictures)
+        raise EmbedError(f"{root}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
+    return itertools.chain([first], images)
 
 
 def embedder_of(args: argparse.Namespace) -> Embedder:
@@ -127,9 +129,9 @@ def add_net_flags(parser: argparse.ArgumentParser) -> None:
     """Add what names the net, the folder and how the net is run."""
     add = parser.add_argument
     add("--weights", metavar="W", type=Path, required=True, help="a checkpoint, or a file exported from one")
-    add("--images", metavar="DIR", type=Path, required=True, help="a folder of pictures, with all below it")
+    add("--images", metavar="DIR", type=Path, required=True, help="a folder of images, with all below it")
     add("--config", metavar="F", type=Path, help="of weights that do not say which net they are of")
-    add("--batch_size", metavar="N", type=int, default=32, help="pictures at once (default 32)")
+    add("--batch_size", metavar="N", type=int, default=32, help="images at once (default 32)")
     add("--workers", metavar="N", type=int, default=4, help="threads that decode (default 4)")
     add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--runtime", choices=RUNTIMES, default="auto", help="what runs an ONNX file (default auto)")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from configs.schema import Config
 
-PICTURES, CLASSES = 8192, 5  # made, for the training's speed
+IMAGES, CLASSES = 8192, 5  # made, for the training's speed
 WARM_EPOCHS = 2
 CIFAR10_EPOCHS = 40
 REPEATS = 50
@@ -134,7 +134,7 @@ def line_of(figure: Figure) -> str:
 def train(args: argparse.Namespace) -> Iterator[Figure]:
     """Images a second of GeM_ResNet_AVP resnet34 at 128 px, as it is, compiled, and compiled with CUDA graphs."""
     with tempfile.TemporaryDirectory() as folder:
-        make_pictures(Path(folder), PICTURES, 128)
+        make_images(Path(folder), IMAGES, 128)
         for way, mode in {"": False, ", compiled": True, ", compiled, CUDA graphs": "reduce-overhead"}.items():
             config = training_config(Path(folder), compile=mode)
             name = f"resnet34 128 px, batch {config.batch_size}{way}"
@@ -166,7 +166,7 @@ def median_rate(config: Config, epochs: int) -> float:
     class Enough(Exception):
         pass
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         if text.startswith("epoch "):
             progress = trainer.progress
             seen.append((progress.pictures_trained, progress.train_seconds))
@@ -174,7 +174,7 @@ def median_rate(config: Config, epochs: int) -> float:
                 raise Enough
 
     seen: list[tuple[int, float]] = []
-    trainer = make_trainer(config, say)
+    trainer = make_trainer(config, log)
     with contextlib.suppress(Enough):
         trainer.fit()
     pairs = zip(seen[WARM_EPOCHS - 1 :], seen[WARM_EPOCHS:], strict=False)
@@ -237,7 +237,7 @@ def forward_ms(call: Callable[[], object], device: torch.device, repeats: int = 
 
 
 def cifar10(args: argparse.Namespace) -> Iterator[Figure]:
-    """Seconds until a ResNet-18 classifies 95 and 96 % of CIFAR-10's test pictures, trained by train.py."""
+    """Seconds until a ResNet-18 classifies 95 and 96 % of CIFAR-10's test images, trained by train.py."""
     overrides = {"num_epochs": CIFAR10_EPOCHS, "validation_interval": 2}
     report, seconds = trained("configs/cifar10_resnet18_config.json", args.cifar10, overrides)
     best = report["best"]["top1"] * 100
@@ -271,7 +271,7 @@ def trained(config: str, data: Path, overrides: Mapping[str, object], *flags: st
         return json.loads(Path(folder, "report.json").read_text(encoding="utf-8")), seconds
 
 
-def make_pictures(folder: Path, count: int, size: int) -> None:
+def make_images(folder: Path, count: int, size: int) -> None:
     """Write coloured clouds into class folders."""
     import numpy as np
     from PIL import Image

@@ -1,4 +1,4 @@
-"""Find the pictures of a folder that look most alike: `python -m tools.search --weights W --images DIR --query Q`.
+"""Find the images of a folder that look most alike: `python -m tools.search --weights W --images DIR --query Q`.
 
 Alike is what the net finds alike: the cosine of its features, at most 1. W is as in tools.embed, whose
 file --embeddings saves embedding the folder again. A query that lies in the folder is not found itself.
@@ -26,7 +26,7 @@ from tools.embed import (
     check_target,
     embed_folder,
     embedder_of,
-    pictures_below,
+    images_below,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from deploy.inference.feature_extractor import Embedder, Embeddings
 
 PROGRAM = "tools.search"
-SHEET_QUERIES = 30  # more would make a picture that few programs open
+SHEET_QUERIES = 30  # more would make an image that few programs open
 CELL_PX, FRAME_PX = 160, 4
 QUERY_PX = 388  # as high as two rows of hits, whose captions have three lines
 MAX_COLUMNS = 6
@@ -45,7 +45,7 @@ LEFT_COLUMNS = 2 + 3 + 2 + 7 + 2  # of a line, before the path
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture that was found, its path below the folder, and its cosine to the query."""
+    """One image that was found, its path below the folder, and its cosine to the query."""
 
     file: str
     similarity: float
@@ -60,7 +60,7 @@ class Found:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Search; 0 all answered, 1 some pictures could not be read, 2 a mistake of the user's."""
+    """Search; 0 all answered, 1 some images could not be read, 2 a mistake of the user's."""
     args = make_parser().parse_args(argv)
     return as_program(PROGRAM, lambda: run(args))
 
@@ -74,17 +74,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         embeddings, failed = embed_folder(PROGRAM, embedder, args.images, args.batch_size, args.workers)
     answers = []
-    for picture in embedder.embed_files(queries_of(args.query), args.batch_size, args.workers):
-        if picture.features is None:
+    for image in embedder.embed_files(queries_of(args.query), args.batch_size, args.workers):
+        if image.features is None:
             failed += 1
-            print(f"{PROGRAM}: {printable(picture.file)}: {printable(picture.error)}", file=sys.stderr)
+            print(f"{PROGRAM}: {printable(image.file)}: {printable(image.error)}", file=sys.stderr)
             continue
-        hits = most_similar(embeddings, args.images, picture.file, picture.features, args.k)
-        answers.append(Found(picture.file, tuple(hits)))
+        hits = most_similar(embeddings, args.images, image.file, image.features, args.k)
+        answers.append(Found(image.file, tuple(hits)))
     if args.output and answers:
         write_csv(args.output, args.images, answers)
     if args.sheet and answers:
-        write_sheet(args.sheet, args.images, answers, embedder.facts.preprocess.max_pixels)
+        write_sheet(args.sheet, args.images, answers, embedder.metadata.preprocess.max_pixels)
     for number, found in enumerate(answers):  # last: who reads them may stop reading
         print("\n" * bool(number) + "\n".join(lines_of(found)))
     return 1 if failed else 0
@@ -94,9 +94,9 @@ def check(args: argparse.Namespace) -> None:
     """Check what was asked without torch. Raises ValueError with the sentence to show."""
     if args.k < 1:
         raise EmbedError(f"--k must be at least 1, got {args.k}")
-    next(pictures_below(args.images))
+    next(images_below(args.images))
     if not args.query.exists():
-        raise EmbedError(f"{args.query}: no such picture or folder (relative paths start from {Path.cwd()})")
+        raise EmbedError(f"{args.query}: no such image or folder (relative paths start from {Path.cwd()})")
     next(queries_of(args.query))
     if args.output:
         check_target(args.output, ".csv")
@@ -104,16 +104,16 @@ def check(args: argparse.Namespace) -> None:
         check_target(args.sheet, ".png")
         for folder in (args.images, args.query):
             if folder.is_dir() and args.sheet.resolve().is_relative_to(folder.resolve()):
-                raise EmbedError(f"{args.sheet}: it would be one of the pictures of {folder}; choose another folder")
+                raise EmbedError(f"{args.sheet}: it would be one of the images of {folder}; choose another folder")
 
 
 def queries_of(query: Path) -> Iterator[str]:
-    """Give the picture, or those below the folder. Raises EmbedError for an empty folder."""
-    return pictures_below(query) if query.is_dir() else iter([str(query)])
+    """Give the image, or those below the folder. Raises EmbedError for an empty folder."""
+    return images_below(query) if query.is_dir() else iter([str(query)])
 
 
 def most_similar(embeddings: Embeddings, root: Path, query: str, features: np.ndarray, count: int) -> Iterator[Hit]:
-    """Give the `count` pictures most similar to a query's features (D,), without the query's own file."""
+    """Give the `count` images most similar to a query's features (D,), without the query's own file."""
     for file, cosine in embeddings.ranked(features):
         if count == 0:
             return
@@ -129,7 +129,7 @@ def lines_of(found: Found) -> list[str]:
     for rank, hit in enumerate(found.hits, 1):
         path = _fitting(hit.file, None if columns is None else max(columns - LEFT_COLUMNS, 16))
         lines.append(f"  {rank:>3}  {hit.similarity:7.4f}  {path}")
-    return lines if found.hits else [*lines, "  no other picture"]
+    return lines if found.hits else [*lines, "  no other image"]
 
 
 def write_csv(path: Path, root: Path, answers: Sequence[Found]) -> None:
@@ -149,7 +149,7 @@ def write_csv(path: Path, root: Path, answers: Sequence[Found]) -> None:
 
 
 def write_sheet(path: Path, root: Path, answers: Sequence[Found], max_pixels: int) -> None:
-    """Draw the queries, each beside what was found for it. Raises ResultsError, PictureError."""
+    """Draw the queries, each beside what was found for it. Raises ResultsError, ImageError."""
     from common.atomic_io import whole, writing
 
     if len(answers) > SHEET_QUERIES:
@@ -169,11 +169,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_net_flags(parser)
     add = parser.add_argument
-    add("--query", metavar="Q", type=Path, required=True, help="a picture, or a folder of them")
-    add("--k", metavar="K", type=int, default=8, help="pictures to find for each (default 8)")
+    add("--query", metavar="Q", type=Path, required=True, help="an image, or a folder of them")
+    add("--k", metavar="K", type=int, default=8, help="images to find for each (default 8)")
     add("--embeddings", metavar="E.npz", type=Path, help="what tools.embed wrote for the folder")
     add("--output", metavar="S.csv", type=Path, help="the answers as a table as well")
-    add("--sheet", metavar="S.png", type=Path, help="the answers as a picture as well")
+    add("--sheet", metavar="S.png", type=Path, help="the answers as an image as well")
     return parser
 
 
@@ -183,11 +183,11 @@ def _known(args: argparse.Namespace, embedder: Embedder) -> Embeddings:
 
     path, root = args.embeddings, args.images
     embeddings = Embeddings.read(path)
-    own = embedder.facts.weights_sha256
+    own = embedder.metadata.weights_sha256
     if not own or embeddings.weights_sha256 != own:
         raise EmbedError(f"{path}: it was made with other weights than {args.weights}; leave it out, or make it again")
-    if embeddings.precision != embedder.facts.precision:
-        made = f"it was made in {embeddings.precision}, and {args.weights} is {embedder.facts.precision}"
+    if embeddings.precision != embedder.metadata.precision:
+        made = f"it was made in {embeddings.precision}, and {args.weights} is {embedder.metadata.precision}"
         raise EmbedError(f"{path}: {made}; leave it out, or make it again")
     if embeddings.preprocess != embedder.preprocess_text():
         raise EmbedError(f"{path}: it was made with another preprocessing than {args.weights} has; make it again")
@@ -195,11 +195,11 @@ def _known(args: argparse.Namespace, embedder: Embedder) -> Embeddings:
     gone = [file for file in embeddings.files if file not in there]
     if gone:
         raise EmbedError(
-            f"{path}: {len(gone)} of its {len(embeddings.files)} pictures are not below {root}, first {gone[0]}; "
+            f"{path}: {len(gone)} of its {len(embeddings.files)} images are not below {root}, first {gone[0]}; "
             "name the folder that it was made of, or make it again"
         )
     if unknown := len(there) - len(embeddings.files):
-        print(f"{PROGRAM}: {unknown} of {len(there)} pictures below {root} are not in {path}", file=sys.stderr)
+        print(f"{PROGRAM}: {unknown} of {len(there)} images below {root} are not in {path}", file=sys.stderr)
     return embeddings
 
 
@@ -232,26 +232,26 @@ def _block(found: Found, root: Path, max_pixels: int) -> Image.Image:
 
 
 def _pixels(path: Path, cell_px: int, max_pixels: int) -> np.ndarray:
-    """Read a picture for a cell; a large one is shrunk at once, to twice the cell, so that a sheet holds none."""
+    """Read an image for a cell; a large one is shrunk at once, to twice the cell, so that a sheet holds none."""
     import numpy as np
 
     from data_loader.preprocess import decode
 
-    picture = decode(path, 3, max_pixels)
-    picture.thumbnail((2 * cell_px, 2 * cell_px))
-    return np.asarray(picture)
+    image = decode(path, 3, max_pixels)
+    image.thumbnail((2 * cell_px, 2 * cell_px))
+    return np.asarray(image)
 
 
 def _framed(pixels: np.ndarray) -> np.ndarray:
-    """Fit a picture into the query's cell, with a frame round it."""
+    """Fit an image into the query's cell, with a frame round it."""
     import numpy as np
     from PIL import Image, ImageOps
 
     from visualization.raster import HIT, thumbnail
 
     side_px = QUERY_PX - 6 - 2 * FRAME_PX  # 6: the margin of the cell
-    picture = ImageOps.contain(thumbnail(pixels, side_px), (side_px, side_px), Image.Resampling.NEAREST)
-    return np.asarray(ImageOps.expand(picture, FRAME_PX, HIT))
+    image = ImageOps.contain(thumbnail(pixels, side_px), (side_px, side_px), Image.Resampling.NEAREST)
+    return np.asarray(ImageOps.expand(image, FRAME_PX, HIT))
 
 
 def _stacked(blocks: Sequence[Image.Image]) -> Image.Image:

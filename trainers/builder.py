@@ -1,4 +1,4 @@
-"""From a config and its lists to a trainer: net, start weights, loss, pictures, views."""
+"""From a config and its lists to a trainer: net, start weights, loss, images, views."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from artifacts.checkpoint import load_weights
-from artifacts.metadata import facts_of, preprocess_of
+from artifacts.metadata import build_metadata, preprocess_of
 from common import malloc
 from configs.schema import Config
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView, TwoViews
 from data_loader.batch_augment import BatchViews
-from data_loader.loaders import PictureDataset, enlarged, least_source_size, net_seed
+from data_loader.loaders import ImageDataset, enlarged, least_source_size, net_seed
 from data_loader.preprocess import Preprocess
 from data_loader.samples import NO_LABEL, ListError, SampleList
 from nets.net_interface import build_net
@@ -44,7 +44,7 @@ def build_trainer(
     world: World | None = None,
     logger: TrainingLogger | None = None,
     progress: Progress | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     show_progress: bool = False,
     kind: type[Trainer] = Trainer,
 ) -> Trainer:
@@ -54,26 +54,26 @@ def build_trainer(
     """
     if device.type == "cpu":
         malloc.keep_freed_memory()
-    task = build_task(config, net, train, val, device, say)
-    facts = replace(facts_of(config, train.class_names), output=task.output)
+    task = build_task(config, net, train, val, device, log)
+    metadata = replace(build_metadata(config, train.class_names), output=task.output)
     return kind(
         config,
         task,
-        training_pictures(config, train, facts.preprocess, task.views),
-        validation_pictures(config, val, facts.preprocess),
-        facts,
+        training_images(config, train, metadata.preprocess, task.views),
+        validation_images(config, val, metadata.preprocess),
+        metadata,
         device=device,
         precision=choose_precision(config.precision, device),
         world=world or World(),
         logger=logger or TrainingLogger("", enabled=False),
         progress=progress or Progress(),
-        say=say,
-        augment=batch_views(config, facts.preprocess, task.views),
+        log=log,
+        augment=batch_views(config, metadata.preprocess, task.views),
         show_progress=show_progress,
     )
 
 
-def build_start_net(config: Config, say: Callable[[str], None], *, with_weights: bool = True) -> torch.nn.Module:
+def build_start_net(config: Config, log: Callable[[str], None], *, with_weights: bool = True) -> torch.nn.Module:
     """Build the net with its start weights, as `train_mode` says. Raises NetError, CheckpointError, FreezeError."""
     torch.manual_seed(net_seed(config.seed))
     fresh: set[str] = set()
@@ -93,7 +93,7 @@ def build_start_net(config: Config, say: Callable[[str], None], *, with_weights:
         else:
             weights = load_weights(config.start_weights())
         report = load_start_weights(net, weights, new_head=config.train_mode == "finetune")
-        say(report.summary())
+        log(report.summary())
         fresh = {*report.skipped_head, *report.missing, *(name for name, _, _ in report.skipped_shape)}
     if config.freeze:
         frozen = freeze_parameters(net, config.freeze)
@@ -102,7 +102,7 @@ def build_start_net(config: Config, say: Callable[[str], None], *, with_weights:
                 f"freeze: {random[0]} and {len(random) - 1} more of the frozen parameters were not loaded, and would "
                 "stay random; another model_type, stem or input size than the weights' may be why"
             )
-        say(f"{len(frozen)} parameters are frozen")
+        log(f"{len(frozen)} parameters are frozen")
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(net)
     return net
@@ -114,16 +114,16 @@ def build_task(
     train: SampleList,
     val: SampleList,
     device: torch.device,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> ClassifyTask:
     """Put the loss around the net. Raises ListError where there is nothing to measure it by."""
     if isinstance(net, SimSiam):
         known = train if train.is_labelled else val
         if len(known.samples) < 2:
-            raise ListError([f"{known.origin}: one picture has no neighbours; the kNN accuracy needs two and more"])
+            raise ListError([f"{known.origin}: one image has no neighbours; the kNN accuracy needs two and more"])
         unknown = sum(sample.label == NO_LABEL for sample in train.samples)
-        why = f"each other's, as {unknown} training pictures have no label of the {config.num_classes} classes"
-        say(f"kNN: a validation picture's neighbours are {why if unknown else 'the training pictures'}")
+        why = f"each other's, as {unknown} training images have no label of the {config.num_classes} classes"
+        log(f"kNN: a validation image's neighbours are {why if unknown else 'the training pictures'}")
         return SimSiamTask(
             net,
             plain_batches(known, preprocess_of(config), config.dataloader_workers, device),
@@ -154,18 +154,18 @@ def build_task(
     return ClassifyTask(net, **options)
 
 
-def training_pictures(config: Config, samples: SampleList, preprocess: Preprocess, views: int) -> PictureDataset:
-    """Give the pictures to learn from: views of them, or fitted ones where batches are augmented, or nothing is."""
+def training_images(config: Config, samples: SampleList, preprocess: Preprocess, views: int) -> ImageDataset:
+    """Give the images to learn from: views of them, or fitted ones where batches are augmented, or nothing is."""
     is_fast = config.fast_decode != "off"
     if not (config.data_aug or views > 1):
-        return PictureDataset(samples, preprocess, at_least=_size(preprocess) if is_fast else None)
+        return ImageDataset(samples, preprocess, at_least=_size(preprocess) if is_fast else None)
     if config.augment_on == "device":
         source = enlarged(preprocess, config.fitted_scale)
-        return PictureDataset(samples, source, at_least=_size(source) if is_fast else None)
+        return ImageDataset(samples, source, at_least=_size(source) if is_fast else None)
     settings = _augment_settings(config)
     view = TrainingView(preprocess, settings)
     least = least_source_size(preprocess, settings.random_crop_scale, settings.random_crop_ratio)
-    return PictureDataset(
+    return ImageDataset(
         samples,
         preprocess,
         TwoViews(view) if views > 1 else view,
@@ -174,13 +174,13 @@ def training_pictures(config: Config, samples: SampleList, preprocess: Preproces
     )
 
 
-def validation_pictures(config: Config, samples: SampleList, preprocess: Preprocess) -> PictureDataset:
-    """Give the pictures to validate on, decoded in full unless `fast_decode` says "all"."""
-    return PictureDataset(samples, preprocess, at_least=_size(preprocess) if config.fast_decode == "all" else None)
+def validation_images(config: Config, samples: SampleList, preprocess: Preprocess) -> ImageDataset:
+    """Give the images to validate on, decoded in full unless `fast_decode` says "all"."""
+    return ImageDataset(samples, preprocess, at_least=_size(preprocess) if config.fast_decode == "all" else None)
 
 
 def batch_views(config: Config, preprocess: Preprocess, views: int) -> BatchViews | None:
-    """Give the augmentation of a whole batch, or nothing where each picture is augmented by itself, or none."""
+    """Give the augmentation of a whole batch, or nothing where each image is augmented by itself, or none."""
     if config.augment_on == "cpu" or not (config.data_aug or views > 1):
         return None
     return BatchViews(_augment_settings(config), views, (preprocess.height, preprocess.width))

@@ -19,10 +19,10 @@ def net_problems(config: Config) -> list[str]:
     problems = []
     if config.learns_without_labels():
         given = [key for key in NEED_LABELS if getattr(config, key)]
-        mend = "leave it out, or put it into next_stage"
-        problems = [f"{key} needs labels, which SimSiam does not learn from; {mend}" for key in given]
+        hint = "leave it out, or put it into next_stage"
+        problems = [f"{key} needs labels, which SimSiam does not learn from; {hint}" for key in given]
         if not config.data_aug:
-            problems.append("data_aug cannot be off: SimSiam learns from two different views of a picture")
+            problems.append("data_aug cannot be off: SimSiam learns from two different views of an image")
     if config.compile and (config.learns_without_labels() or config.model_module_name == "pim_module"):
         name = config.model_net_name
         problems.append(f"compile is for nets that are trained by their logits alone, not for {name}")

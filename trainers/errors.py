@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-MAX_NAMED = 64  # pictures of a step
+MAX_NAMED = 64  # images of a step
 
 
 class TrainingError(RuntimeError):
@@ -33,8 +33,8 @@ def no_number(what: str, *, epoch: int, step: int, rate: float, precision: str, 
     )
 
 
-def pictures_of_the_step(paths: Sequence[str]) -> str:
-    """Name the pictures of a step, to follow a sentence."""
+def list_step_images(paths: Sequence[str]) -> str:
+    """Name the images of a step, to follow a sentence."""
     lines = [f"  {path}" for path in paths[:MAX_NAMED]]
     more = [f"  ... and {len(paths) - MAX_NAMED} more"] if len(paths) > MAX_NAMED else []
-    return "\n".join([". The pictures of that step:", *lines, *more])
+    return "\n".join([". The images of that step:", *lines, *more])

@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint, load_checkpoint, newest_whole_checkpoint
 from artifacts.errors import CheckpointError
-from artifacts.metadata import facts_of
+from artifacts.metadata import build_metadata
 from common.paths import ROOT
 from configs.schema import Config
 from data_loader.cache import CachedSamples
 from data_loader.loaders import (
-    BadPictureError,
-    bad_picture_sentence,
-    find_bad_pictures,
+    BadImageError,
+    bad_image_sentence,
+    find_bad_images,
     without,
 )
 from data_loader.preprocess import Preprocess
@@ -62,8 +62,8 @@ def run_stages(config: Config, *, resume: bool = False, stage: int = 0) -> int:
         exit_code = run(config, resume=resume)
         if exit_code:
             return exit_code
-        if world.is_first:
-            _say(f"next stage: {following.model_module_name}.{following.model_net_name}")
+        if world.is_main:
+            _log(f"next stage: {following.model_module_name}.{following.model_net_name}")
         return run(following, resume=resume and _is_newer(following, config), earlier=config.save_path)
 
 
@@ -93,26 +93,26 @@ def processes_wanted(config: Config) -> int:
 
 def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -> int:
     """Be one process of a training; give its exit code."""
-    say = _say if world.is_first else _say_nothing
+    log = _log if world.is_main else _log_nothing
     if world.local_size > 1 and not torch.distributed.is_initialized():  # else a stage before has done it
         torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
     device, line = choose_device(config.gpu_ids(), world.local_rank, world.local_size)
     precision = choose_precision(config.precision, device)
-    say(f"{line}, {precision}" + (f", {world.size} processes" if world.size > 1 else ""))
-    checkpoint = _checkpoint_to_resume(config, say) if resume else None
-    if world.is_first:
+    log(f"{line}, {precision}" + (f", {world.size} processes" if world.size > 1 else ""))
+    checkpoint = _checkpoint_to_resume(config, log) if resume else None
+    if world.is_main:
         if checkpoint is None:
-            _tell_of_unfinished(config.last_checkpoint(), say)
+            _tell_of_unfinished(config.last_checkpoint(), log)
         if checkpoint is None and config.best_checkpoint().is_file() and config.train_mode != "update":
-            say(f"an earlier {config.best_checkpoint()} stays until this training has a best epoch of its own")
+            log(f"an earlier {config.best_checkpoint()} stays until this training has a best epoch of its own")
         _check_writable(config.save_path, *([config.log_path] if config.is_tensorboard else []))
     with joined(world, device):
         try:
-            train, val, skipped = read_data(config, world, say)
+            train, val, skipped = read_data(config, world, log)
         except (RuntimeError, *LOST) as error:  # a ValueError is a mistake of the user's
             _tell_known_failure(error)
             return 1
-        net = build_start_net(config, say if checkpoint is None else _say_nothing, with_weights=checkpoint is None)
+        net = build_start_net(config, log if checkpoint is None else _log_nothing, with_weights=checkpoint is None)
         progress = Progress.from_dict(checkpoint.progress) if checkpoint else Progress(log_dir=_log_dir(config))
         trainer = build_trainer(
             config,
@@ -123,28 +123,28 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
             world=world,
             logger=TrainingLogger(
                 progress.log_dir,
-                enabled=config.is_tensorboard and world.is_first,
+                enabled=config.is_tensorboard and world.is_main,
                 purge_step=_first_step_to_come(progress) if checkpoint else None,
-                say=say,
+                log=log,
             ),
             progress=progress,
-            say=say,
+            log=log,
             show_progress=True,
         )
         if checkpoint is not None:
             trainer.load(checkpoint)
             is_over = progress.epoch >= config.num_epochs
             where = f"after epoch {progress.epoch}, the last," if is_over else f"in epoch {progress.epoch + 1}"
-            say(f"resuming {where} at step {progress.step}")
+            log(f"resuming {where} at step {progress.step}")
         trainer.logger.config_text(config.model_dump())
-        status = fit_and_report(config, trainer, skipped, say, earlier)
+        status = fit_and_report(config, trainer, skipped, log, earlier)
     if trainer.stop.received is not None:  # at the very end too: whoever stops a training wants no second stage
         return 128 + trainer.stop.received  # as shells count
     return 1 if status == "failed" else 0
 
 
 def fit_and_report(
-    config: Config, trainer: Trainer, skipped: Skipped, say: Callable[[str], None], earlier: str = ""
+    config: Config, trainer: Trainer, skipped: Skipped, log: Callable[[str], None], earlier: str = ""
 ) -> str:
     """Train, and whatever happens leave the report; give the status, "failed" where a sentence says why."""
     status = "failed"
@@ -154,16 +154,16 @@ def fit_and_report(
         status = "interrupted by SIGINT"
         raise
     except TrainingError as error:
-        if trainer.world.is_first or error.one_process:
+        if trainer.world.is_main or error.one_process:
             print(f"train.py: {error}", file=sys.stderr)
     except (RuntimeError, ValueError, *LOST) as error:
         _tell_known_failure(error)
     finally:
-        if trainer.world.is_first:
+        if trainer.world.is_main:
             with trainer.stop:
                 report = build_report(config, trainer, skipped, status, earlier)
                 try:
-                    finish(report, config, trainer, say)
+                    finish(report, config, trainer, log)
                 except OSError as error:
                     print(f"train.py: {config.save_path}: cannot write the report: {error.strerror}", file=sys.stderr)
         trainer.logger.close()
@@ -172,22 +172,22 @@ def fit_and_report(
     return status
 
 
-def read_data(config: Config, world: World, say: Callable[[str], None]) -> tuple[SampleList, SampleList, Skipped]:
-    """Read and check both lists. Raises ListError; BadPictureError where more pictures are bad than allowed."""
+def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple[SampleList, SampleList, Skipped]:
+    """Read and check both lists. Raises ListError; BadPictureError where more images are bad than allowed."""
     train, val = read_lists(config)
     if train.origin == val.origin:
-        say(f"warning: training and validation read the same pictures ({val.origin}); the accuracy will say little")
-    say(f"{len(train.samples)} training and {len(val.samples)} validation pictures, {config.num_classes} classes")
+        log(f"warning: training and validation read the same images ({val.origin}); the accuracy will say little")
+    log(f"{len(train.samples)} training and {len(val.samples)} validation images, {config.num_classes} classes")
     skipped: Skipped = []
-    preprocess = facts_of(config, train.class_names).preprocess
+    preprocess = build_metadata(config, train.class_names).preprocess
     if config.data_cache != "none":
-        train, val = with_caches(config, train, val, preprocess, world, say)
+        train, val = with_caches(config, train, val, preprocess, world, log)
     if config.bad_images == "skip":
-        train, of_train = _without_bad(config, train, preprocess, world, say)
-        val, of_val = _without_bad(config, val, preprocess, world, say)
+        train, of_train = _without_bad(config, train, preprocess, world, log)
+        val, of_val = _without_bad(config, val, preprocess, world, log)
         skipped = of_train + of_val
     if len(train.samples) < 2 * world.size or not val.samples:
-        counts = f"{len(train.samples)} training and {len(val.samples)} validation pictures"
+        counts = f"{len(train.samples)} training and {len(val.samples)} validation images"
         raise ListError([f"{train.origin}: {counts} are too few for {world.size} process(es): two and one at least"])
     return train, val, skipped
 
@@ -206,8 +206,8 @@ def changed_since(before: dict[str, Any], config: Config) -> list[str]:
     return lines
 
 
-def _checkpoint_to_resume(config: Config, say: Callable[[str], None]) -> Checkpoint:
-    checkpoint = newest_whole_checkpoint(config.last_checkpoint(), say)
+def _checkpoint_to_resume(config: Config, log: Callable[[str], None]) -> Checkpoint:
+    checkpoint = newest_whole_checkpoint(config.last_checkpoint(), log)
     if checkpoint.optimizer is None:
         raise CheckpointError(f"{config.last_checkpoint()}: holds no training state, --resume cannot go on with it")
     fixed = [key for key in FIXED_ON_RESUME if checkpoint.config.get(key) != getattr(config, key)]
@@ -217,7 +217,7 @@ def _checkpoint_to_resume(config: Config, say: Callable[[str], None]) -> Checkpo
             f"{config.last_checkpoint()}: --resume cannot go on with another net or optimizer: {pairs}"
         )
     for line in changed_since(checkpoint.config, config):
-        say(line)
+        log(line)
     return checkpoint
 
 
@@ -231,10 +231,10 @@ def _try_out(following: Config) -> None:
         read_lists(following)
     except ListError as error:
         raise ListError([f"next_stage: {problem}" for problem in error.problems]) from error
-    build_start_net(following, _say_nothing, with_weights=False)
+    build_start_net(following, _log_nothing, with_weights=False)
 
 
-def _tell_of_unfinished(last: Path, say: Callable[[str], None]) -> None:
+def _tell_of_unfinished(last: Path, log: Callable[[str], None]) -> None:
     """Say what a training that starts anew will write over, while there is time to stop it."""
     try:
         before = load_checkpoint(last)
@@ -243,7 +243,7 @@ def _tell_of_unfinished(last: Path, say: Callable[[str], None]) -> None:
         return
     if epoch < epochs:
         whole = f"{last} holds a training that stopped after {epoch} of {epochs} epochs"
-        say(f"warning: {whole}; --resume goes on with it, this one writes over it with its first save")
+        log(f"warning: {whole}; --resume goes on with it, this one writes over it with its first save")
 
 
 def _is_newer(following: Config, config: Config) -> bool:
@@ -295,25 +295,25 @@ def _known_failure(error: Exception) -> str | None:
 
 
 def _without_bad(
-    config: Config, samples: SampleList, preprocess: Preprocess, world: World, say: Callable[[str], None]
+    config: Config, samples: SampleList, preprocess: Preprocess, world: World, log: Callable[[str], None]
 ) -> tuple[SampleList, Skipped]:
-    """Leave out the pictures that cannot be read, found by decoding every one before training."""
-    if isinstance(samples, CachedSamples):  # every picture has been decoded for it
+    """Leave out the images that cannot be read, found by decoding every one before training."""
+    if isinstance(samples, CachedSamples):  # every image has been decoded for it
         reasons = sorted(samples.cache.bad.items())
-        bad = [(index, bad_picture_sentence(samples, index, reason)) for index, reason in reasons]
+        bad = [(index, bad_image_sentence(samples, index, reason)) for index, reason in reasons]
     else:
         mine = range(world.rank, len(samples.samples), world.size)
-        looks = find_bad_pictures(samples, preprocess, config.dataloader_workers, mine)
-        hidden = None if world.is_first else True
-        bar = tqdm(looks, desc="checking pictures", total=len(mine), leave=False, disable=hidden)
+        looks = find_bad_images(samples, preprocess, config.dataloader_workers, mine)
+        hidden = None if world.is_main else True
+        bar = tqdm(looks, desc="checking images", total=len(mine), leave=False, disable=hidden)
         bad = sorted(world.gather([look for look in bar if look]))
     share = len(bad) / len(samples.samples)
     if bad:
-        say(f"{samples.origin}: {len(bad)} of {len(samples.samples)} pictures cannot be read and are skipped")
+        log(f"{samples.origin}: {len(bad)} of {len(samples.samples)} images cannot be read and are skipped")
     if share > config.max_bad_share:
         most = f"max_bad_share allows {config.max_bad_share:.2%}"
         lines = [sentence for _, sentence in bad[:20]]
-        raise BadPictureError("\n".join([f"{samples.origin}: {share:.2%} of the pictures are bad, {most}:", *lines]))
+        raise BadImageError("\n".join([f"{samples.origin}: {share:.2%} of the images are bad, {most}:", *lines]))
     skipped = []
     for index, sentence in bad:
         path, where = samples.samples[index].path, samples.where(index)
@@ -326,10 +326,10 @@ def _log_dir(config: Config) -> str:
     return str(Path(config.log_path) / "tensorboard" / f"{config.best_checkpoint().stem}-{stamp}")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
 
 
-def _say_nothing(text: str) -> None:
+def _log_nothing(text: str) -> None:
     """Stay silent: another process speaks for all."""

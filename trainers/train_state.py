@@ -16,9 +16,9 @@ class Progress:
 
     step: int = 0
     epoch: int = 0
-    consumed: int = 0  # pictures of this epoch, over all processes
-    num_train: int = 0  # pictures listed, to notice another list on resuming
-    loss_sum: float = 0.0  # over the pictures of this epoch that were consumed
+    consumed: int = 0  # images of this epoch, over all processes
+    num_train: int = 0  # images listed, to notice another list on resuming
+    loss_sum: float = 0.0  # over the images of this epoch that were consumed
     best: dict[str, Any] = field(default_factory=dict)
     best_result: dict[str, Any] = field(default_factory=dict)
     epochs_without_gain: int = 0

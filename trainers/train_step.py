@@ -22,9 +22,9 @@ from trainers.tasks.classification import Batch, ClassifyTask
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What a step gave, still on the device: its terms' names, their sums over its pictures, which pictures they were.
+    """What a step gave, still on the device: its terms' names, their sums over its images, which images they were.
 
-    The first term is the loss. `sums` (terms,) and `indices` (pictures,) are this process's part.
+    The first term is the loss. `sums` (terms,) and `indices` (images,) are this process's part.
     """
 
     terms: tuple[str, ...]
@@ -71,7 +71,7 @@ class Learner:
         hold_frozen_in_eval(self.task.net)
 
     def step(self, step: Step, batches: Iterator[Batch], *, number: int, rate: float, seed: int) -> StepLosses:
-        """Do a step over its batches, which are on the device; the gradient is the mean over all its pictures.
+        """Do a step over its batches, which are on the device; the gradient is the mean over all its images.
 
         `number` counts the training's steps. Everything random in the step follows from `seed`.
         """

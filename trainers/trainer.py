@@ -16,13 +16,13 @@ from tqdm import tqdm
 from artifacts.archive import is_whole
 from artifacts.checkpoint import Checkpoint
 from artifacts.errors import CheckpointError
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.signals import StopRequest
 from configs.schema import Config
 from data_loader.augment import mirrored_half
 from data_loader.loaders import (
     EpochBatches,
-    PictureDataset,
+    ImageDataset,
     Step,
     checked,
     epoch_order,
@@ -33,7 +33,7 @@ from data_loader.loaders import (
 )
 from data_loader.preprocess import as_array
 from trainers.checkpoint_saver import Saver
-from trainers.errors import MemoryTooSmallError, StoppedBySignalError, TrainingError, no_number, pictures_of_the_step
+from trainers.errors import MemoryTooSmallError, StoppedBySignalError, TrainingError, list_step_images, no_number
 from trainers.evaluation.classification_metrics import ValidationResult
 from trainers.evaluation.test_time_augmentation import right_answers
 from trainers.optim.lr_schedule import schedule_of
@@ -44,7 +44,7 @@ from trainers.runtime.determinism import LOOKED_AT, differing_gradients
 from trainers.runtime.device import DeviceCopy
 from trainers.runtime.distributed import World
 from trainers.runtime.out_of_memory import AtHand, is_out_of_memory, too_small
-from trainers.tasks.classification import Batch, ClassifyTask, picture_captions
+from trainers.tasks.classification import Batch, ClassifyTask, image_captions
 from trainers.train_state import Progress
 from trainers.train_step import Learner, StepLosses
 
@@ -62,24 +62,24 @@ class Trainer:
         self,
         config: Config,
         task: ClassifyTask,
-        train_data: PictureDataset,
-        val_data: PictureDataset,
-        facts: Facts,
+        train_data: ImageDataset,
+        val_data: ImageDataset,
+        metadata: ModelMetadata,
         *,
         device: torch.device,
         precision: str,
         world: World,
         logger: TrainingLogger,
         progress: Progress,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         show_progress: bool = True,
     ) -> None:
-        self.config, self.facts, self.world = config, facts, world
-        self.device, self.precision, self.logger, self.say = device, precision, logger, say
+        self.config, self.metadata, self.world = config, metadata, world
+        self.device, self.precision, self.logger, self.log = device, precision, logger, log
         self.train_data, self.val_data, self.progress = train_data, val_data, progress
         self.augment = augment
-        self.bars = Bars(config.num_epochs, are_shown=show_progress and world.is_first)
+        self.bars = Bars(config.num_epochs, are_shown=show_progress and world.is_main)
         self.copy = DeviceCopy(device, is_asynchronous=config.async_loading)
         self.schedule = schedule_of(config, world.size)
         self.learner = Learner(config, task, device=device, precision=precision, world=world, rate=self.schedule.rate)
@@ -108,8 +108,8 @@ class Trainer:
         self.saver = Saver(config.best_checkpoint(), config.last_checkpoint(), config.keep_checkpoints)
         self.warned_in = -1  # epoch
         self.differing_gradients: list[str] | None = None  # see `repeating`; None: not looked at
-        self.interval_start, self.interval_pictures = time.perf_counter(), 0
-        self.stop = StopRequest("stopping: saving first" if world.is_first else "")
+        self.interval_start, self.interval_images = time.perf_counter(), 0
+        self.stop = StopRequest("stopping: saving first" if world.is_main else "")
 
     def fit(self) -> str:
         """Train to the end and give the status: "finished", "stopped early" or "interrupted by" a signal's name.
@@ -147,7 +147,7 @@ class Trainer:
         updates = config.train_mode == "update"
         if (config.evaluate_before_train or updates) and progress.step == 0:
             result = self._validate()
-            self.say(f"before training: val loss {result.loss:.4f}, {self.task.measure} {result.top1:.2%}")
+            self.log(f"before training: val loss {result.loss:.4f}, {self.task.measure} {result.top1:.2%}")
             if updates:  # what the net can already do is the mark to beat
                 self._keep_if_best(result)
         if progress.epoch >= config.num_epochs and self.task.output == "features":
@@ -155,7 +155,7 @@ class Trainer:
         while progress.epoch < config.num_epochs:
             patience = config.early_stopping_epochs
             if patience and progress.epochs_without_gain >= patience:
-                self.say(f"no better {self.task.measure} for {patience} epochs: stopped early")
+                self.log(f"no better {self.task.measure} for {patience} epochs: stopped early")
                 return "stopped early"
             self._train_epoch()
             is_due = (progress.epoch + 1) % config.validation_interval == 0 or progress.epoch + 1 == config.num_epochs
@@ -172,7 +172,7 @@ class Trainer:
             return differing_gradients(self.task.net, lambda: self.learner.loss(batch, seed))
         except (RuntimeError, ValueError) as error:  # what is trained is trained
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            self.say(f"note: whether this GPU repeats itself was not looked at: {reason}")
+            self.log(f"note: whether this GPU repeats itself was not looked at: {reason}")
             return None
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -187,7 +187,7 @@ class Trainer:
     def _load(self, checkpoint: Checkpoint) -> None:
         self.learner.load(checkpoint)
         if self.progress.consumed and self.progress.num_train != len(self.labels):
-            self.say("the training list has another length: the epoch begins again")
+            self.log("the training list has another length: the epoch begins again")
             self.progress.consumed, self.progress.loss_sum = 0, 0.0
         self.progress.num_train = len(self.labels)
 
@@ -199,15 +199,15 @@ class Trainer:
         """Train what is left of the epoch. Raises StoppedBySignalError where a signal cuts it short."""
         config, progress = self.config, self.progress
         steps = self._plan(progress.consumed)
-        self.interval_start, self.interval_pictures = time.perf_counter(), 0
+        self.interval_start, self.interval_images = time.perf_counter(), 0
         done = self.steps_per_epoch - len(steps)
         with self.bars.epoch(progress.epoch, self.steps_per_epoch, done) as bar:
             batches = self._start_epoch(steps)
             for number, step in enumerate(steps):
-                self._optimizer_step(step, batches, show_pictures=number == 0)
+                self._optimizer_step(step, batches, show_images=number == 0)
                 progress.step += 1
                 progress.consumed += step.num_samples
-                self.interval_pictures += step.num_samples
+                self.interval_images += step.num_samples
                 bar.update()
                 at_interval = progress.step % config.log_interval == 0
                 if at_interval or number == len(steps) - 1:
@@ -227,19 +227,19 @@ class Trainer:
         self.learner.get_ready()
         return iter(self.train_loader)
 
-    def _optimizer_step(self, step: Step, batches: Iterator[dict[str, Any]], *, show_pictures: bool) -> None:
+    def _optimizer_step(self, step: Step, batches: Iterator[dict[str, Any]], *, show_images: bool) -> None:
         number, rate = self.progress.step, self._rate()
         seed = step_seed(self.config.seed, number, self.world.rank)
-        moved = self._moved(batches, seed if show_pictures else None)
+        moved = self._moved(batches, seed if show_images else None)
         self.pending.append((number, rate, self.learner.step(step, moved, number=number, rate=rate, seed=seed)))
 
     def _moved(self, batches: Iterator[dict[str, Any]], shown_with: int | None) -> Iterator[Batch]:
-        """Give training batches on the device; log the first one's pictures where a seed is given to show them with."""
+        """Give training batches on the device; log the first one's images where a seed is given to show them with."""
         for batch in batches:
             moved = self._to_device(checked(batch), self.augment)
             self.at_hand = AtHand("batch_size", len(moved["label"]), tuple(moved["image"].shape))
             if shown_with is not None:
-                self._show_pictures(moved, shown_with)
+                self._show_images(moved, shown_with)
                 shown_with = None
             yield moved
 
@@ -255,26 +255,26 @@ class Trainer:
         for (step, rate, losses), means in zip(self.pending, (sums / counts[:, None]).tolist(), strict=True):
             if not math.isfinite(means[0]):
                 samples = self.train_data.samples.samples
-                pictures = [samples[index].path for index in self.world.gather(losses.indices.tolist())]
+                images = [samples[index].path for index in self.world.gather(losses.indices.tolist())]
                 sentence = self._no_number(f"the loss became {means[0]}", step, rate)
-                raise TrainingError(sentence + pictures_of_the_step(pictures))
+                raise TrainingError(sentence + list_step_images(images))
             terms = {f"train/{term}": mean for term, mean in zip(losses.terms, means, strict=True)}
             self.logger.scalars({**terms, "train/learning_rate": rate}, step)
         now = time.perf_counter()
         seconds = now - self.interval_start
-        speed = self.interval_pictures / max(seconds, 1e-9)
+        speed = self.interval_images / max(seconds, 1e-9)
         last, rate, losses = self.pending[-1]
         self.progress.loss_sum += float(sums[:, 0].sum())
         self.progress.train_seconds += seconds
-        self.progress.pictures_trained += self.interval_pictures
-        self.interval_start, self.interval_pictures = now, 0
+        self.progress.pictures_trained += self.interval_images
+        self.interval_start, self.interval_images = now, 0
         mean = float(sums[:, 0].sum() / counts.sum())
         self.logger.scalars({"train/images_per_second": speed}, last)
         self.progress.add_train_point(last, mean, rate)
         self.pending.clear()
         self._heed(dict(zip(losses.terms, (sums.sum(dim=0) / counts.sum()).tolist(), strict=True)))
         epochs_left = self.config.num_epochs - self.progress.epoch - self.progress.consumed / len(self.labels)
-        show_speed(bar, loss=mean, rate=rate, speed=speed, pictures_left=epochs_left * len(self.labels))
+        show_speed(bar, loss=mean, rate=rate, speed=speed, images_left=epochs_left * len(self.labels))
 
     def _heed(self, terms: Mapping[str, float]) -> None:
         """Pass on what the task finds wrong, once an epoch. Raises TrainingError where the task wants that."""
@@ -284,7 +284,7 @@ class Trainer:
         self.warned_in = self.progress.epoch
         if self.task.stops_on_warning:
             raise TrainingError(f"{sentence} (epoch {self.progress.epoch + 1}, step {self.progress.step})")
-        self.say(f"warning: {sentence}")
+        self.log(f"warning: {sentence}")
 
     def _rate(self) -> float:
         """Give the learning rate at the present place."""
@@ -298,16 +298,16 @@ class Trainer:
         self.validated = task = self.task if net is self.task.net else self.task.with_net(net)
         task.heed = self._leave_if_asked
         paths = [sample.path for sample in self.val_data.samples.samples]
-        result = task.validate(self._validation_batches(), self.config.num_classes, paths, self.facts.class_names)
+        result = task.validate(self._validation_batches(), self.config.num_classes, paths, self.metadata.class_names)
         if self.config.test_time_views > 1:
             count = right_answers(task, self._validation_batches(), self.config.test_time_views)
             count = int(self.world.sum(torch.tensor(count, device=self.device)))
             result = replace(result, top1_views=count / len(paths))
             self.logger.scalars({"val/top1_views": count / len(paths)}, self.progress.step)
-        self.facts = self.task.declare(self.facts, result)
+        self.metadata = self.task.declare(self.metadata, result)
         self.progress.validation_seconds += time.perf_counter() - start
         self.logger.validation(
-            result, self.facts.class_names, self.load_picture, self.progress.step, self._worst_heat_maps(net, result)
+            result, self.metadata.class_names, self.load_image, self.progress.step, self._worst_heat_maps(net, result)
         )
         if not math.isfinite(result.loss):
             what = f"the validation loss became {result.loss}"
@@ -315,11 +315,11 @@ class Trainer:
         return result
 
     def _worst_heat_maps(self, net: torch.nn.Module, result: ValidationResult) -> dict[str, np.ndarray]:
-        """Give the worst pictures under the heat maps of their answers, by path, where they are looked at."""
+        """Give the worst images under the heat maps of their answers, by path, where they are looked at."""
         if not self.logger.enabled or self.task.output != "logits":
             return {}
-        pictures = [(picture.path, picture.answer) for picture in result.worst[:MAX_HEAT_MAPS]]
-        return worst_heat_maps(net, self.facts.preprocess, pictures, self.device)
+        images = [(image.path, image.answer) for image in result.worst[:MAX_HEAT_MAPS]]
+        return worst_heat_maps(net, self.metadata.preprocess, images, self.device)
 
     def _validation_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Give the batches on the device. Raises StoppedBySignalError, on several processes at the same batch."""
@@ -351,7 +351,7 @@ class Trainer:
         self._save_last()
         self.logger.scalars({"train/epoch_loss": train_loss}, progress.step)
         self.logger.flush()
-        self.say(f"{line}  {progress.images_per_second():.0f} img/s")
+        self.log(f"{line}  {progress.images_per_second():.0f} img/s")
 
     def _keep_if_best(self, result: ValidationResult) -> dict[str, Any]:
         """Save the net where it is the best so far; give the validation's point for the curves."""
@@ -365,7 +365,7 @@ class Trainer:
             progress.best = point
             progress.best_result = {**asdict(result), "confusion": torch.tensor(result.confusion)}
             try:
-                if self.world.is_first:
+                if self.world.is_main:
                     self.saver.save_best(self._checkpoint(with_training_state=False))
             except CheckpointError:
                 progress.best, progress.best_result = before  # the file does not hold this net
@@ -375,16 +375,16 @@ class Trainer:
     def _replace_lost_best(self) -> None:
         """Put the present net where the best one was lost: a training must not end with the name of a spoilt file."""
         progress, path = self.progress, self.saver.best
-        is_lost = bool(progress.best) and self.world.is_first and not is_whole(path)
+        is_lost = bool(progress.best) and self.world.is_main and not is_whole(path)
         if not any(self.world.gather([is_lost])):
             return
         what = "is damaged" if path.exists() else "is not there"
         if progress.best["step"] == progress.step:
-            self.say(f"warning: {path} {what}: it is written again from the last checkpoint")
-            if self.world.is_first:
+            self.log(f"warning: {path} {what}: it is written again from the last checkpoint")
+            if self.world.is_main:
                 self.saver.save_best(self._checkpoint(with_training_state=False))
         else:
-            self.say(f"warning: {path} {what}: epoch {progress.best['epoch']}'s net is lost, the last takes its place")
+            self.log(f"warning: {path} {what}: epoch {progress.best['epoch']}'s net is lost, the last takes its place")
             progress.best, progress.best_result = {}, {}
             self._keep_if_best(self._validate())
             self._save_last()
@@ -394,13 +394,13 @@ class Trainer:
         if not all(bool(value.isfinite().all()) for value in self.task.net.parameters()):
             step = max(self.progress.step - 1, 0)
             raise TrainingError(self._no_number("the weights became no numbers", step, self._rate()))
-        if self.world.is_first:
+        if self.world.is_main:
             self.saver.save_last(self._checkpoint(with_training_state=True))
 
     def _checkpoint(self, *, with_training_state: bool) -> Checkpoint:
         return Checkpoint(
             config=self.config.model_dump(),
-            facts=self.facts,
+            metadata=self.metadata,
             progress=asdict(self.progress),
             **self.learner.state(with_training_state=with_training_state),
         )
@@ -414,7 +414,7 @@ class Trainer:
         if augment is not None:
             is_even = self.progress.epoch % 2 == 0
             pixels = augment(pixels, self.mirrored_half[moved["index"]] == is_even)
-        images = self.facts.preprocess.normalize(pixels)
+        images = self.metadata.preprocess.normalize(pixels)
         return {**moved, "image": images.contiguous(memory_format=self.learner.layout)}
 
     def _leave_if_asked(self) -> None:
@@ -447,7 +447,7 @@ class Trainer:
         return too_small(self.at_hand, self._attempt, accumulation_steps=steps, last=self.saver.last, reason=reason)
 
     def _attempt(self, size: int) -> None:
-        """Do what the batch at hand was for, with one of `size` pictures."""
+        """Do what the batch at hand was for, with one of `size` images."""
         images = self.at_hand.images(size, self.device, self.learner.layout)
         label = torch.zeros(size, dtype=torch.int64, device=self.device)
         if self.at_hand.key == "batch_size":
@@ -456,15 +456,15 @@ class Trainer:
             with torch.inference_mode():
                 self.validated.predict(images)
 
-    def _show_pictures(self, batch: dict[str, torch.Tensor], seed: int) -> None:
+    def _show_images(self, batch: dict[str, torch.Tensor], seed: int) -> None:
         """Log up to 16 pixels of a batch as the net sees them, mixed ones too."""
         if not self.logger.enabled:
             return
         images, labels = self.task.shown(batch, np.random.default_rng(seed))
-        pixels = self.facts.preprocess.denormalize(images[:16]).numpy()
-        captions = picture_captions(labels[:16].cpu(), self.facts.class_names)
-        self.logger.train_pictures(pixels, captions, self.progress.step)
+        pixels = self.metadata.preprocess.denormalize(images[:16]).numpy()
+        captions = image_captions(labels[:16].cpu(), self.metadata.class_names)
+        self.logger.train_images(pixels, captions, self.progress.step)
 
-    def load_picture(self, path: str) -> np.ndarray:
-        """Give a picture to look at, uint8 (H, W, C), at its own size."""
-        return as_array(self.facts.preprocess.decode(path))
+    def load_image(self, path: str) -> np.ndarray:
+        """Give an image to look at, uint8 (H, W, C), at its own size."""
+        return as_array(self.metadata.preprocess.decode(path))

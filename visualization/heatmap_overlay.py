@@ -1,4 +1,4 @@
-"""Heat maps laid over the pictures they were made from."""
+"""Heat maps laid over the images they were made from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from visualization import fonts
 from visualization.raster import INK, PAPER
 
 COLOURS = "inferno"  # black to yellow: its lightness rises all the way, so that it reads without colours as well
-COLOUR_LEFT = 0.25  # of the picture's own saturation: what is red is hot, and no rose
-COVER = (0.3, 0.62)  # of the picture by the map's colour, where it is 0 and where it is 1
+COLOUR_LEFT = 0.25  # of the image's own saturation: what is red is hot, and no rose
+COVER = (0.3, 0.62)  # of the image by the map's colour, where it is 0 and where it is 1
 UNSEEN = 0.25  # brightness of what the net's input leaves out
 STAGE_COLOURS = ((120, 220, 255), (130, 255, 140), (255, 255, 255), (255, 150, 230))
 LEAST_WIDTH_PX = 224  # of the line below
@@ -36,9 +36,9 @@ class Marks:
 
 @dataclass(frozen=True)
 class Placement:
-    """How the net's input lies on the picture: `inside` of the input is picture, and shows what is `seen` of it.
+    """How the net's input lies on the image: `inside` of the input is image, and shows what is `seen` of it.
 
-    Each is left, top, right, bottom in pixels of its own. A picture so narrow that letterbox leaves nothing of it has
+    Each is left, top, right, bottom in pixels of its own. An image so narrow that letterbox leaves nothing of it has
     an empty `inside`.
     """
 
@@ -47,27 +47,27 @@ class Placement:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing of the picture reached the net."""
+        """Whether nothing of the image reached the net."""
         left, top, right, bottom = self.inside
         return right <= left or bottom <= top
 
 
-def heat_map_picture(
-    picture: Image.Image,
+def heat_map_image(
+    image: Image.Image,
     heat: np.ndarray,
     resize: str,
     marks: Sequence[Marks] = (),
     sides_px: tuple[int, int] = (448, 2048),
 ) -> Image.Image:
-    """Lay a heat map (H, W), 0 to 1 at the net's input size, over the picture that was resized to that input.
+    """Lay a heat map (H, W), 0 to 1 at the net's input size, over the image that was resized to that input.
 
     `resize` is squash, letterbox or crop, as the preprocessing did it. What the net did not see is dark. `marks` get
-    STAGE_COLOURS in turn, told in a line below. A picture whose longer side is below the first of `sides_px` is
+    STAGE_COLOURS in turn, told in a line below. An image whose longer side is below the first of `sides_px` is
     enlarged by a whole factor, so that map and marks are seen; one above the second is made smaller. Gives RGB.
     """
-    placed = placement(resize, picture.size, (heat.shape[1], heat.shape[0]))
-    shown = _between(picture, *sides_px)
-    across, down = shown.width / picture.width, shown.height / picture.height
+    placed = placement(resize, image.size, (heat.shape[1], heat.shape[0]))
+    shown = _between(image, *sides_px)
+    across, down = shown.width / image.width, shown.height / image.height
     left, top, right, bottom = placed.seen
     placed = Placement(placed.inside, (left * across, top * down, right * across, bottom * down))
     made = laid_over(shown, heat, placed)
@@ -77,9 +77,9 @@ def heat_map_picture(
     return with_legend(made, [mark.name for mark in marks])
 
 
-def placement(resize: str, picture_size: tuple[int, int], input_size: tuple[int, int]) -> Placement:
-    """Say where a picture of (width, height) lies in an input of (width, height), as Pillow's pad and fit place it."""
-    (width, height), (input_width, input_height) = picture_size, input_size
+def placement(resize: str, image_size: tuple[int, int], input_size: tuple[int, int]) -> Placement:
+    """Say where an image of (width, height) lies in an input of (width, height), as Pillow's pad and fit place it."""
+    (width, height), (input_width, input_height) = image_size, input_size
     left, top, used_width, used_height = 0, 0, input_width, input_height
     seen = (0.0, 0.0, float(width), float(height))
     is_wider = width * input_height > input_width * height  # than the input, for its height
@@ -98,9 +98,9 @@ def placement(resize: str, picture_size: tuple[int, int], input_size: tuple[int,
     return Placement((left, top, left + used_width, top + used_height), seen)
 
 
-def laid_over(picture: Image.Image, heat: np.ndarray, placed: Placement) -> Image.Image:
-    """Colour the seen part of a picture, nearly grey, by its map (H, W); the rest of the picture is dimmed."""
-    sheet = picture.convert("RGB").point([round(value * UNSEEN) for value in range(256)] * 3)
+def laid_over(image: Image.Image, heat: np.ndarray, placed: Placement) -> Image.Image:
+    """Colour the seen part of an image, nearly grey, by its map (H, W); the rest of the image is dimmed."""
+    sheet = image.convert("RGB").point([round(value * UNSEEN) for value in range(256)] * 3)
     if placed.is_empty:
         return sheet
     left, top, right, bottom = _whole_pixels(placed.seen)
@@ -112,13 +112,13 @@ def laid_over(picture: Image.Image, heat: np.ndarray, placed: Placement) -> Imag
     cover = hot.point([round(255 * (least + (most - least) * (level / 255) ** 0.7)) for level in range(256)])
     coloured = hot.copy()
     coloured.putpalette(_palette())
-    greyish = ImageEnhance.Color(picture.convert("RGB").crop((left, top, right, bottom))).enhance(COLOUR_LEFT)
+    greyish = ImageEnhance.Color(image.convert("RGB").crop((left, top, right, bottom))).enhance(COLOUR_LEFT)
     sheet.paste(Image.composite(coloured.convert("RGB"), greyish, cover), (left, top))
     return sheet
 
 
 def draw_marks(sheet: Image.Image, heat_shape: tuple[int, int], placed: Placement, marks: Sequence[Marks]) -> None:
-    """Draw a small square, the larger the coarser the grid, in the middle of each marked position that is picture."""
+    """Draw a small square, the larger the coarser the grid, in the middle of each marked position that is image."""
     draw = ImageDraw.Draw(sheet)
     (left, top, right, bottom), (seen_left, seen_top, seen_right, seen_bottom) = placed.inside, placed.seen
     across, down = (seen_right - seen_left) / (right - left), (seen_bottom - seen_top) / (bottom - top)
@@ -134,18 +134,18 @@ def draw_marks(sheet: Image.Image, heat_shape: tuple[int, int], placed: Placemen
                 draw.rectangle((x - half, y - half, x + half, y + half), outline=colour, width=line)
 
 
-def with_legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:
-    """Put a line below a picture that says which colour of STAGE_COLOURS is which."""
-    width = max(picture.width, LEAST_WIDTH_PX)  # a narrow picture gets bars at its sides
-    size_px = max(14, round(math.sqrt(picture.width * picture.height) / 36))
+def with_legend(image: Image.Image, names: Sequence[str]) -> Image.Image:
+    """Put a line below an image that says which colour of STAGE_COLOURS is which."""
+    width = max(image.width, LEAST_WIDTH_PX)  # a narrow image gets bars at its sides
+    size_px = max(14, round(math.sqrt(image.width * image.height) / 36))
     needed = sum(fonts.text_width(text, size_px) + 2 * size_px for text in (LEGEND, *names))
     size_px = max(8, min(size_px, int(size_px * width / needed)))
     side, gap = round(size_px * 0.75), size_px * 0.5
-    sheet = Image.new("RGB", (width, picture.height + round(size_px * 1.6)), INK)
-    sheet.paste(PAPER, (0, 0, width, picture.height))
-    sheet.paste(picture, ((width - picture.width) // 2, 0))
+    sheet = Image.new("RGB", (width, image.height + round(size_px * 1.6)), INK)
+    sheet.paste(PAPER, (0, 0, width, image.height))
+    sheet.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
-    x, y = gap, picture.height + round(size_px * 1.15)
+    x, y = gap, image.height + round(size_px * 1.15)
     fonts.draw_text(draw, (x, y), LEGEND, size_px, MUTED_ON_INK)
     x += fonts.text_width(LEGEND, size_px) + 1.5 * gap
     for name, colour in zip(names, STAGE_COLOURS, strict=False):
@@ -155,14 +155,14 @@ def with_legend(picture: Image.Image, names: Sequence[str]) -> Image.Image:
     return sheet
 
 
-def _between(picture: Image.Image, least_side_px: int, most_side_px: int) -> Image.Image:
-    """Bring a picture's longer side into a range; of one with few pixels each stays a square."""
-    factor = math.ceil(least_side_px / max(picture.size))
+def _between(image: Image.Image, least_side_px: int, most_side_px: int) -> Image.Image:
+    """Bring an image's longer side into a range; of one with few pixels each stays a square."""
+    factor = math.ceil(least_side_px / max(image.size))
     if factor > 1:
-        return ImageOps.scale(picture, factor, Image.Resampling.BICUBIC if factor < 4 else Image.Resampling.NEAREST)
-    if max(picture.size) <= most_side_px:
-        return picture
-    smaller = picture.copy()
+        return ImageOps.scale(image, factor, Image.Resampling.BICUBIC if factor < 4 else Image.Resampling.NEAREST)
+    if max(image.size) <= most_side_px:
+        return image
+    smaller = image.copy()
     smaller.thumbnail((most_side_px, most_side_px))
     return smaller
 

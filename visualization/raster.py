@@ -1,4 +1,4 @@
-"""Pictures as pixels, for TensorBoard, the report and the answers of inference: uint8 RGB, (H, W, 3)."""
+"""Images as pixels, for TensorBoard, the report and the answers of inference: uint8 RGB, (H, W, 3)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_NUMBERED_CLASSES = 20
 MAX_LABEL_PX = 190
 
 
-def confusion_matrix_picture(confusion: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str]) -> np.ndarray:
+def confusion_matrix_image(confusion: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str]) -> np.ndarray:
     """Draw confusion (K, K), counts by label (row) and answer (column): hits blue, mistakes orange.
 
     A cell's strength is its share of the row, as a square root for mistakes, so that a rare one is still seen. Up to
@@ -85,7 +85,7 @@ def confusion_strength(confusion: np.ndarray) -> np.ndarray:
     return np.where(np.eye(len(confusion), dtype=bool), share, np.sqrt(share))
 
 
-def curves_picture(
+def curves_image(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x_label: str, y_label: str
 ) -> np.ndarray:
     """Draw lines, {name: (xs, ys)}, into one pair of axes; NaN leaves a gap. Returns (H, W, 3) uint8."""

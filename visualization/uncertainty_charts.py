@@ -9,8 +9,8 @@ from html import escape
 from typing import Any
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 22, 10, 44
-UNSTEADY = 0.05  # share of the pictures below which a risk is of too few to scale a chart by
-HIGHEST = 1.5  # times the risk of all pictures: a score whose risks are above that is of no use
+UNSTEADY = 0.05  # share of the images below which a risk is of too few to scale a chart by
+HIGHEST = 1.5  # times the risk of all images: a score whose risks are above that is of no use
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def reliability_chart(bins: Sequence[Mapping[str, Any]], label: str) -> str:
     for i, part in enumerate(bins):
         if not part["count"]:
             continue
-        pictures = f"{part['count']:,} pictures ({part['count'] / total:.1%})"
-        title = f"{pictures}: mean score {part['score']:.4f}, {part['accuracy']:.4f} right"
+        images = f"{part['count']:,} images ({part['count'] / total:.1%})"
+        title = f"{images}: mean score {part['score']:.4f}, {part['accuracy']:.4f} right"
         sides = (i / count, (i + 1) / count)
         gap = "too_sure" if part["score"] > part["accuracy"] else "not_sure"
         parts.append(frame.box(*sides, max(part["score"], part["accuracy"]), gap, title))
@@ -108,7 +108,7 @@ def risk_chart(curves: Mapping[str, Sequence[Sequence[float]]], styles: Mapping[
 
 
 def histogram_chart(histogram: Mapping[str, Any], score: str) -> str:
-    """Draw how an uncertainty spreads over known and, where there are any, strange pictures, as shares of each."""
+    """Draw how an uncertainty spreads over known and, where there are any, strange images, as shares of each."""
     edges, sides = histogram["edges"], (("known", histogram["known"]), ("strange", histogram["strange"]))
     shares = {name: [count / sum(counts) for count in counts] for name, counts in sides if sum(counts)}
     y_ticks = _ticks(max(share for values in shares.values() for share in values), lambda value: f"{value * 100:.3g}%")
@@ -117,12 +117,12 @@ def histogram_chart(histogram: Mapping[str, Any], score: str) -> str:
     is_decades = is_log and len(decades) > 1
     x_ticks = decades if is_decades else _between(edges[0], edges[-1], is_log)
     x_range = (edges[0], edges[-1])
-    frame = Frame("Uncertainty", x_label, "share of the pictures", x_ticks, y_ticks, x_range, width=1080, height=320)
+    frame = Frame("Uncertainty", x_label, "share of the images", x_ticks, y_ticks, x_range, width=1080, height=320)
     parts = []
     for name, values in shares.items():
         for low, high, share in zip(edges, edges[1:], values, strict=False):
             if share:
-                parts.append(frame.box(low, high, share, name, f"{share:.2%} of the {name} pictures"))
+                parts.append(frame.box(low, high, share, name, f"{share:.2%} of the {name} images"))
     parts.append(frame.mark(histogram["threshold"], "threshold", "set aside right of it"))
     return frame.svg(parts)
 

@@ -1,4 +1,4 @@
-"""Runtimes: nets in memory, whatever runs them, behind one call from a batch of pictures to logits."""
+"""Runtimes: nets in memory, whatever runs them, behind one call from a batch of images to logits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from visualization.heatmap_overlay import Marks
 if TYPE_CHECKING:
     import torch
 
-    from artifacts.metadata import Facts
+    from artifacts.metadata import ModelMetadata
 
 RUNTIMES = ("auto", "onnxruntime", "openvino")  # what may run an ONNX file
 PRECISIONS = ("auto", "fp32", "bf16")  # what a checkpoint, or an ONNX file on OpenVINO, may be computed in
@@ -33,7 +33,7 @@ class BackendError(ValueError):
 
 
 class Backend(Protocol):
-    """A net that answers: float32 (N, C, H, W), or uint8 (N, H, W, C), as its facts say -> logits float32 (N, K)."""
+    """A net: float32 (N, C, H, W), or uint8 (N, H, W, C), as its metadata says -> logits float32 (N, K)."""
 
     name: str
     device: str
@@ -42,20 +42,20 @@ class Backend(Protocol):
         """Give the logits of a batch. Raises BackendError."""
 
 
-def check_declared(path: Path, facts: Facts, declared: Sequence[Sizes]) -> None:
-    """Hold the sizes that a file declares for its input and then its output against its facts. Raises BackendError."""
-    shape = facts.preprocess
+def check_declared(path: Path, metadata: ModelMetadata, declared: Sequence[Sizes]) -> None:
+    """Check the sizes that a file declares, of its input and its output, against its metadata. Raises BackendError."""
+    shape = metadata.preprocess
     pixels = (shape.height, shape.width)
-    image = (shape.channels, *pixels) if facts.input == "float32 NCHW" else (*pixels, shape.channels)
-    outputs = facts.num_classes if facts.output == "logits" else None
-    expected = {f"takes pictures ({facts.input})": (None, *image), f"gives {facts.output}": (None, outputs)}
+    image = (shape.channels, *pixels) if metadata.input == "float32 NCHW" else (*pixels, shape.channels)
+    outputs = metadata.num_classes if metadata.output == "logits" else None
+    expected = {f"takes images ({metadata.input})": (None, *image), f"gives {metadata.output}": (None, outputs)}
     if len(declared) != len(expected):
         raise BackendError(f"{path}: its net must take one input and give one output")
     for (what, wanted), sizes in zip(expected.items(), declared, strict=True):
         pairs = zip(sizes, wanted, strict=False)
         if sizes and (len(sizes) != len(wanted) or any(None not in pair and pair[0] != pair[1] for pair in pairs)):
             own, told = (", ".join("N" if size is None else str(size) for size in part) for part in (sizes, wanted))
-            raise BackendError(f"{path}: its net {what} ({own}), its facts say ({told}): they are not of one net")
+            raise BackendError(f"{path}: its net {what} ({own}), its metadata says ({told}): they are not of one net")
 
 
 def sizes_of(shape: Iterable[object]) -> Sizes:
@@ -66,7 +66,7 @@ def sizes_of(shape: Iterable[object]) -> Sizes:
 def within_profile(
     net: Callable[[torch.Tensor], torch.Tensor], least: int, most: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Let a net that takes `least` to `most` pictures at once take any number: by parts, a small one padded.
+    """Let a net that takes `least` to `most` images at once take any number: by parts, a small one padded.
 
     The net may write each answer into the same memory.
     """
@@ -84,9 +84,9 @@ def within_profile(
 
 
 def failure(backend: Backend, count: int, error: BaseException) -> BackendError:
-    """Say in a sentence why a batch of `count` pictures failed."""
+    """Say in a sentence why a batch of `count` images failed."""
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or NO_MEMORY.search(str(error)):
-        batch = "a single picture" if count == 1 else f"{count} pictures at once; lower --batch_size"
+        batch = "a single image" if count == 1 else f"{count} images at once; lower --batch_size"
         return BackendError(f"{backend.device} has too little memory for {batch}")
     return BackendError(f"the net failed on {backend.name} {backend.device}: {reason(error)}")
 
@@ -103,7 +103,7 @@ def reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One picture's map of one class, float32 (H, W) from 0 to 1 at the net's input size, and PIM's positions."""
+    """One image's map of one class, float32 (H, W) from 0 to 1 at the net's input size, and PIM's positions."""
 
     heat: np.ndarray
     marks: tuple[Marks, ...] = ()

@@ -59,8 +59,8 @@ def _provider(device: str, available: list[str], version: str) -> tuple[tuple[st
     if kind == "cpu" or (kind == "auto" and not _has_cuda_provider()):
         return ("CPUExecutionProvider", {}), "cpu"
     if "CUDAExecutionProvider" not in available:
-        mend = "pip install onnxruntime-gpu, or use --device cpu"
-        raise BackendError(f'device "{device}" asks for CUDA, and this onnxruntime {version} has none; {mend}')
+        hint = "pip install onnxruntime-gpu, or use --device cpu"
+        raise BackendError(f'device "{device}" asks for CUDA, and this onnxruntime {version} has none; {hint}')
     return ("CUDAExecutionProvider", {"device_id": str(index or 0)}), "cuda" if index is None else f"cuda:{index}"
 
 

@@ -1,4 +1,4 @@
-"""Backends: a weights file becomes a call from a batch of pictures to logits, whatever made the file."""
+"""Backends: a weights file becomes a call from a batch of images to logits, whatever made the file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from artifacts.archive import check_archive
 from artifacts.formats import TITLES, artifact_kind
-from artifacts.metadata import Facts, class_names_of, facts_of
-from artifacts.metadata_reader import read_facts
+from artifacts.metadata import ModelMetadata, build_metadata, class_names_of
+from artifacts.metadata_reader import read_metadata
 from configs.schema import Config
 from deploy.backends.base import (
     PRECISIONS,
@@ -35,10 +35,10 @@ def load_backend(
     config: Config | None = None,
     runtime: str = "auto",
     precision: str = "auto",
-) -> tuple[Backend, Facts]:
-    """Load what the file is, by its ending or what is in it, with its facts.
+) -> tuple[Backend, ModelMetadata]:
+    """Load what the file is, by its ending or what is in it, with its metadata.
 
-    `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. `config` describes weights that carry no facts.
+    `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. `config` describes weights that carry no metadata.
     `runtime` is what runs an ONNX file, auto: see `choose_runtime`. `precision` fp32 or bf16 is what a checkpoint, or
     an ONNX file on OpenVINO, computes floating point in, auto: the file's own.
     Raises BackendError, ArtifactError, CheckpointError, DescriptionError, NetError, ListError.
@@ -53,15 +53,15 @@ def load_backend(
         raise BackendError(f'precision must be one of {", ".join(PRECISIONS)}, got "{precision}"')
     if kind == "checkpoint":
         return load_torch(path, device, config, precision)
-    facts = read_facts(path)
+    metadata = read_metadata(path)
     if kind == "onnx":
-        return load_onnx(path, device, facts, runtime, precision), facts
-    return LOADERS[kind](path, device, facts), facts
+        return load_onnx(path, device, metadata, runtime, precision), metadata
+    return LOADERS[kind](path, device, metadata), metadata
 
 
 def load_torch(
     path: Path, device: str, config: Config | None, precision: str = "auto"
-) -> tuple[CheckpointBackend, Facts]:
+) -> tuple[CheckpointBackend, ModelMetadata]:
     """Load a checkpoint, or bare weights with the config that describes them; in bf16 as training and validation are.
 
     Raises BackendError, CheckpointError, NetError, ListError.
@@ -74,19 +74,19 @@ def load_torch(
     target = choose_device(device)
     if is_checkpoint(path):
         checkpoint = load_checkpoint(path)
-        facts, weights = checkpoint.facts, checkpoint.deployed()
+        metadata, weights = checkpoint.metadata, checkpoint.deployed()
     elif config is not None:
         names = class_names_of(config) or tuple(map(str, range(config.num_classes)))
-        facts, weights = facts_of(config, names), load_weights(path)
+        metadata, weights = build_metadata(config, names), load_weights(path)
     else:
         raise CheckpointError(f"{path}: bare weights do not say which net they are of; name their config with --config")
-    net = _net_of(path, facts, weights).eval().to(target).to(memory_format=torch.channels_last)
-    if not facts.weights_sha256:  # bare weights: the config does not say what the net gives
-        facts = replace(facts, output=getattr(net, "output", "logits"))
-    return CheckpointBackend(net, target, is_bf16=precision == "bf16"), facts
+    net = _net_of(path, metadata, weights).eval().to(target).to(memory_format=torch.channels_last)
+    if not metadata.weights_sha256:  # bare weights: the config does not say what the net gives
+        metadata = replace(metadata, output=getattr(net, "output", "logits"))
+    return CheckpointBackend(net, target, is_bf16=precision == "bf16"), metadata
 
 
-def load_jit(path: Path, device: str, facts: Facts) -> Backend:
+def load_jit(path: Path, device: str, metadata: ModelMetadata) -> Backend:
     """Load TorchScript. Raises BackendError."""
     import torch
 
@@ -95,13 +95,13 @@ def load_jit(path: Path, device: str, facts: Facts) -> Backend:
     target = choose_device(device)
     check_archive(path)
     net = read_script(path, target)
-    channels_last = facts.input == "float32 NCHW"
+    channels_last = metadata.input == "float32 NCHW"
     if channels_last:
         net = net.to(memory_format=torch.channels_last)
     return TorchBackend(net, target, "jit", channels_last=channels_last)
 
 
-def load_pt2(path: Path, device: str, facts: Facts) -> Backend:
+def load_pt2(path: Path, device: str, metadata: ModelMetadata) -> Backend:
     """Load what torch.export.save wrote. Raises BackendError."""
     from torch.export.passes import move_to_device_pass
 
@@ -113,18 +113,18 @@ def load_pt2(path: Path, device: str, facts: Facts) -> Backend:
     return TorchBackend(program.module(), target, "pt2")
 
 
-def load_json(path: Path, device: str, facts: Facts) -> Backend:
+def load_json(path: Path, device: str, metadata: ModelMetadata) -> Backend:
     """Load a network description and the weights beside it. Raises BackendError, DescriptionError."""
     from pytorch2json.interpreter import Interpreter
 
     target = choose_device(device)
     interpreter = Interpreter.load(path, target)
     network = interpreter.network
-    check_declared(path, facts, [sizes_of(end.shape) for end in (network.inputs[0], network.outputs[0])])
+    check_declared(path, metadata, [sizes_of(end.shape) for end in (network.inputs[0], network.outputs[0])])
     return TorchBackend(interpreter, target, "json")
 
 
-def load_engine(path: Path, device: str, facts: Facts) -> Backend:
+def load_engine(path: Path, device: str, metadata: ModelMetadata) -> Backend:
     """Load a TensorRT engine; batches of other sizes than its profile's are cut or padded.
 
     Raises BackendError, DescriptionError.
@@ -135,42 +135,44 @@ def load_engine(path: Path, device: str, facts: Facts) -> Backend:
     if target.type != "cuda":
         raise BackendError(f"{path}: a TensorRT engine runs on a CUDA GPU, not on {target}; use another of the formats")
     runner = EngineRunner(path, target)
-    check_declared(path, facts, [sizes_of(runner.shape), ()])  # the runner does not tell its output's
+    check_declared(path, metadata, [sizes_of(runner.shape), ()])  # the runner does not tell its output's
     return TorchBackend(within_profile(runner, runner.min_batch, runner.max_batch), target, "engine")
 
 
-def load_onnx(path: Path, device: str, facts: Facts, runtime: str = "auto", precision: str = "auto") -> Backend:
-    """Load an ONNX file, whose facts were read from it, into onnxruntime or OpenVINO. Raises BackendError."""
+def load_onnx(
+    path: Path, device: str, metadata: ModelMetadata, runtime: str = "auto", precision: str = "auto"
+) -> Backend:
+    """Load an ONNX file, whose metadata was read from it, into onnxruntime or OpenVINO. Raises BackendError."""
     chosen = choose_runtime(runtime, device)
     if precision != "auto" and chosen != "openvino":
         raise BackendError(f"{chosen} computes in the file's own precision; {precision} needs the runtime openvino")
     if chosen == "openvino":
         if parse_device(device)[0] == "cuda":
             raise BackendError("openvino has no CUDA; use --device cpu, or --runtime onnxruntime")
-        computed_in = facts.precision if precision == "auto" else precision
+        computed_in = metadata.precision if precision == "auto" else precision
         backend: OpenVinoBackend | OnnxRuntimeBackend
-        backend = OpenVinoBackend(path, computed_in, is_int8=facts.precision == "int8")
+        backend = OpenVinoBackend(path, computed_in, is_int8=metadata.precision == "int8")
     else:
         backend = OnnxRuntimeBackend(path, device)
-    check_declared(path, facts, backend.declared)
+    check_declared(path, metadata, backend.declared)
     return backend
 
 
-def _net_of(path: Path, facts: Facts, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """Build the net that the facts name, with its weights. Raises BackendError."""
+def _net_of(path: Path, metadata: ModelMetadata, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """Build the net that the metadata names, with its weights. Raises BackendError."""
     from nets.net_interface import build_net
     from nets.support.errors import NetError
     from nets.support.pretrained import load_start_weights
 
     try:
         net = build_net(
-            facts.net["module"],
-            facts.net["name"],
-            num_classes=facts.num_classes,
-            num_channels=facts.preprocess.channels,
-            img_height=facts.preprocess.height,
-            img_width=facts.preprocess.width,
-            model_args=facts.net["args"],
+            metadata.net["module"],
+            metadata.net["name"],
+            num_classes=metadata.num_classes,
+            num_channels=metadata.preprocess.channels,
+            img_height=metadata.preprocess.height,
+            img_width=metadata.preprocess.width,
+            model_args=metadata.net["args"],
         )
         load_start_weights(net, weights, new_head=False)
     except NetError as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from deploy.backends.base import HeatMap, HeatMapper, failure
 from visualization.heatmap_overlay import Marks
 
@@ -51,13 +51,13 @@ class CheckpointBackend(TorchBackend):
         super().__init__(_in_bf16(net, device) if is_bf16 else net, device, channels_last=True)
         self.net, self._target = net, device
 
-    def heat_mapper(self, facts: Facts) -> HeatMapper:
+    def heat_mapper(self, metadata: ModelMetadata) -> HeatMapper:
         """Give what makes an image's heat maps; it raises BackendError. Raises NetError for a net that has none."""
         import torch
 
         from nets.support.saliency import heat_mapper
 
-        preprocess = facts.preprocess
+        preprocess = metadata.preprocess
         mapper = heat_mapper(self.net, preprocess.channels, preprocess.height, preprocess.width)
 
         def map_of(image: np.ndarray, label: int) -> HeatMap:

@@ -13,14 +13,14 @@ formats:
   jit     model.pt         TorchScript (deprecated by torch in favour of pt2)
   pt2     model.pt2        torch.export
   onnx    model.onnx       ONNX
-  int8    model.int8.onnx  ONNX in 8 bits, calibrated on training pictures
+  int8    model.int8.onnx  ONNX in 8 bits, calibrated on training images
   json    model.json       network description for TensorRT, with its weights
                            in model.safetensors
-  engine  model.engine     TensorRT engine, with its facts beside it; makes the
+  engine  model.engine     TensorRT engine, with its metadata beside it; makes the
                            description too
   all                      all of them; without TensorRT all but the engine,
                            which the table's last line then says
-Every file is held against the net on real pictures; export_report.json tells
+Every file is held against the net on real images; export_report.json tells
 all that was measured. Exit codes: 0 written, 2 a mistake in what was asked,
 3 a file did not answer as the net does and was not kept, 128 + n stopped by
 signal n (the files already proved are kept)."""
@@ -30,13 +30,13 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of deploy.export."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Write a trained net in other formats, each file proved on real pictures.",
+        description="Write a trained net in other formats, each file proved on real images.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     _add_files(parser)
-    _add_pictures(parser)
+    _add_images(parser)
     return parser
 
 
@@ -58,32 +58,32 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         "--batch_profile",
         metavar="A,B,C",
         type=_profile,
-        help="least, best and most pictures at once, for engines (default 1,8,64)",
+        help="least, best and most images at once, for engines (default 1,8,64)",
     )
     add("--wts", action="store_true", help=f"also write {WTS}, the state dict as tensorrtx's text weights")
     add("--config", metavar="F", type=named_path, help="describes bare weights, and how their lists are written")
 
 
-def _add_pictures(parser: argparse.ArgumentParser) -> None:
+def _add_images(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--samples",
         metavar="F",
         type=named_path,
-        help="a list (path, separator, label a line) or a folder of pictures (default: the net's validation data)",
+        help="a list (path, separator, label a line) or a folder of images (default: the net's validation data)",
     )
     add(
         "--samples_root",
         metavar="DIR",
         type=named_path,
         help="what the paths in that list start from (default: the config's folders or the list's own, whichever has "
-        "most of the pictures)",
+        "most of the images)",
     )
     add(
         "--max_samples",
         metavar="N",
         type=_count,
-        help=f"pictures of it, evenly spread; 0: all (default {MAX_SAMPLES}, or what fits in 2 GB); each is held in "
+        help=f"images of it, evenly spread; 0: all (default {MAX_SAMPLES}, or what fits in 2 GB); each is held in "
         "memory with height x width x 3 bytes",
     )
     add("--device", metavar="D", default="auto", help="where it is proved: auto (default), cpu, cuda or cuda:N")

@@ -1,4 +1,4 @@
-"""Export: one checkpoint, every deployment file, each proved on real pictures before it gets its name.
+"""Export: one checkpoint, every deployment file, each proved on real images before it gets its name.
 
 `python -m deploy.export --weights W --formats jit,onnx --output_dir D`
 """
@@ -81,9 +81,9 @@ def export_formats(
 ) -> int:
     """Write the formats into `output_dir`, print the table, and give 0, or 3 where a file was refused.
 
-    `samples` is a list or a folder of pictures; by default the checkpoint's own validation data; of them at most
+    `samples` is a list or a folder of images; by default the checkpoint's own validation data; of them at most
     `max_samples` (None: 1000, or what fits in 2 GB; 0: all). `with_preprocess` is "", "rgb" or "bgr": the file then
-    takes uint8 (N, H, W, C). `config` describes bare weights. `batch_profile` (min, best, max) stands for the facts'
+    takes uint8 (N, H, W, C). `config` describes bare weights. `batch_profile` (min, best, max) stands for the metadata'
     own; `wts` also writes the state dict as tensorrtx's text. 2 is given where "engine" was asked for by name and no
     TensorRT library is there. Raises ValueError with the sentence to show, BrokenPipeError where nobody reads stdout.
     """
@@ -143,8 +143,8 @@ def _check_places(output_dir: Path, samples: Path | None, samples_root: Path | N
     try:
         str(output_dir).encode()
     except UnicodeEncodeError as error:
-        mend = "which some of the libraries that write the files cannot open; choose another --output_dir"
-        raise ExportError(f"{output_dir}: this path is not UTF-8, {mend}") from error
+        hint = "which some of the libraries that write the files cannot open; choose another --output_dir"
+        raise ExportError(f"{output_dir}: this path is not UTF-8, {hint}") from error
     if samples_root is not None and (samples is None or samples.is_dir()):
         raise ExportError("--samples_root is what the paths of a list start from; name the list with --samples")
     if samples_root is not None and not samples_root.is_dir():

@@ -21,7 +21,7 @@ class ExportProblem(ValueError):
 
 
 def deployed_net(net: nn.Module, preprocess: Preprocess, net_input: str, precision: str) -> nn.Module:
-    """Give a copy of a net in eval mode that takes `net_input` (one of facts.INPUTS) and gives float32 logits (N, K).
+    """Return a copy of a net in eval mode that takes `net_input` (of metadata.INPUTS) and gives float32 logits (N, K).
 
     Parts that the net names in `training_only` are left out of it. Every module and weight keeps its name: the copy is
     of a class derived from the net's own.
@@ -86,7 +86,7 @@ class _HalfPrecision(nn.Module):
 
 
 class _Uint8Input(nn.Module):
-    """What stands before a net that is fed the picture itself: Preprocess's scale and shift, in float32."""
+    """What stands before a net that is fed the image itself: Preprocess's scale and shift, in float32."""
 
     input_scale: torch.Tensor
     input_shift: torch.Tensor

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from artifacts.formats import FACTS_KEY
-from artifacts.metadata import PRODUCER, Facts
+from artifacts.formats import METADATA_KEY
+from artifacts.metadata import PRODUCER, ModelMetadata
 from artifacts.onnx_file import DIGEST_DIGITS, DIGEST_KEY, onnx_digest, read_onnx
 from deploy.export.model_wrapper import ExportProblem, export_program, first_line
 
@@ -26,20 +26,20 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules arou
 KEPT_METADATA = (SCOPES, "namespace")  # the others tell how it was made, with the paths of the machine that did
 
 
-def export_onnx(net: nn.Module, images: torch.Tensor, path: Path, facts: Facts) -> None:
-    """Write `net` as ONNX with input "images" (any batch size), output "logits", its facts and its digest.
+def export_onnx(net: nn.Module, images: torch.Tensor, path: Path, metadata: ModelMetadata) -> None:
+    """Write `net` as ONNX with input "images" (any batch size), output "logits", its metadata and its digest.
 
     `images` is a real batch of at least two. Raises ExportProblem; OSError where it cannot be written.
     """
     import onnx
 
-    model = _exported(net, images, OPSET_BF16 if facts.precision == "bf16" else OPSET)
+    model = _exported(net, images, OPSET_BF16 if metadata.precision == "bf16" else OPSET)
     graph = model.graph
     _settle_weight_types(graph)
     _name_by_module(graph, {name for name, _ in [*net.named_parameters(), *net.named_buffers()]})
     _drop_metadata(model)
     model.producer_name = PRODUCER
-    model.metadata_props[FACTS_KEY] = facts.to_json()
+    model.metadata_props[METADATA_KEY] = metadata.to_json()
     size = sum(value.const_value.nbytes for value in graph.initializers.values())
     _save(model, path, external=size > LARGEST_FILE)
     write_digest(path)

@@ -1,4 +1,4 @@
-"""One export's work: the net and the pictures are loaded, then each format is made, proved and put in its place."""
+"""One export's work: the net and the images are loaded, then each format is made, proved and put in its place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from artifacts.checkpoint import is_checkpoint, load_checkpoint, weights_sha256
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from artifacts.sample_sources import SamplesError
 from configs.schema import Config
 from data_loader.samples import ListError
@@ -22,13 +22,13 @@ from deploy.export.formats import FILES
 from deploy.export.model_wrapper import exact_float32, first_line
 from deploy.export.parity import Reference
 from deploy.export.report import MISSING, REFUSED, UNPROVED, WRITTEN, Outcome
-from deploy.export.sample_images import Pictures, find_calibration, find_pictures, has_no_memory
+from deploy.export.sample_images import SampleImages, find_calibration, find_images, has_no_memory
 from deploy.export.staging import ExportError, keep_copies, put_in_place, raise_disk_error
 from deploy.export.verification import prove
 from deploy.export.writers import MAKERS, Source
 
 CALIBRATION_SAMPLES = 300
-LEAST_TO_SHARE = 16  # pictures: below it int8 is calibrated and proved on the same ones
+LEAST_TO_SHARE = 16  # images: below it int8 is calibrated and proved on the same ones
 DESCRIPTION = "description"  # the folder of what an engine is built from: this export's own model.json
 
 
@@ -45,7 +45,7 @@ class Request:
     max_samples: int | None
     device: str
     precision: str
-    net_input: str  # one of facts.INPUTS
+    net_input: str  # one of metadata.INPUTS
     batch_profile: tuple[int, int, int] | None
     wts: bool
 
@@ -58,51 +58,53 @@ class Job:
 
     source: Source
     reference: Reference
-    int8_reference: Reference  # without the pictures that int8 was calibrated on
+    int8_reference: Reference  # without the images that int8 was calibrated on
     folder: Path  # temporary, inside output_dir
     outcomes: list[Outcome]
     placed: list[str] = field(default_factory=list)  # names of the files that lie in output_dir
 
 
 def prepare(request: Request, folder: Path) -> Job:
-    """Load the net and the pictures, and ask the net about them. Raises ValueError."""
+    """Load the net and the images, and ask the net about them. Raises ValueError."""
     weights, wanted, output_dir = request.weights, request.wanted, request.output_dir
     _spare_the_checkpoint(weights, wanted, output_dir)
-    progress("loading the net and the pictures")
-    backend, facts = load_torch(weights, request.device, request.config)
+    progress("loading the net and the images")
+    backend, metadata = load_torch(weights, request.device, request.config)
     net = copy.deepcopy(backend.net).cpu()
-    if not facts.weights_sha256:  # bare weights
-        facts = replace(facts, weights_sha256=weights_sha256(net.state_dict()))
+    if not metadata.weights_sha256:  # bare weights
+        metadata = replace(metadata, weights_sha256=weights_sha256(net.state_dict()))
     config = request.config or _config_of(weights)
-    pictures = find_pictures(request.samples, config, facts, request.max_samples, request.samples_root)
+    images = find_images(request.samples, config, metadata, request.max_samples, request.samples_root)
     with exact_float32():
-        reference = Reference.of(backend, pictures, facts)
+        reference = Reference.of(backend, images, metadata)
     calibration, int8_reference = None, reference
     if "int8" in wanted:
-        calibration, int8_reference = share_for_int8(reference, config, facts)
-    made_facts = replace(facts, batch_profile=request.batch_profile or facts.batch_profile)
-    source = Source(net, made_facts, pictures, calibration, request.precision, request.net_input)
+        calibration, int8_reference = share_for_int8(reference, config, metadata)
+    made_metadata = replace(metadata, batch_profile=request.batch_profile or metadata.batch_profile)
+    source = Source(net, made_metadata, images, calibration, request.precision, request.net_input)
     outcomes = [Outcome(name, FILES[name], MISSING, older=(output_dir / FILES[name][0]).exists()) for name in wanted]
     return Job(request, source, reference, int8_reference, folder, outcomes)
 
 
-def share_for_int8(reference: Reference, config: Config | None, facts: Facts) -> tuple[Pictures, Reference]:
+def share_for_int8(
+    reference: Reference, config: Config | None, metadata: ModelMetadata
+) -> tuple[SampleImages, Reference]:
     """Choose what int8 is calibrated on and what it is proved on.
 
-    Calibrated on training pictures where they are on this machine, else on every second of the others.
+    Calibrated on training images where they are on this machine, else on every second of the others.
     """
-    pictures = reference.pictures
+    images = reference.images
     try:
-        training = find_calibration(config, facts, CALIBRATION_SAMPLES)
+        training = find_calibration(config, metadata, CALIBRATION_SAMPLES)
     except (ListError, SamplesError) as error:  # the list may have changed since the training
         training = None
-        tell(f"{PROGRAM}: warning: int8 cannot be calibrated on the training pictures: {first_line(error)}")
+        tell(f"{PROGRAM}: warning: int8 cannot be calibrated on the training images: {first_line(error)}")
     if training is not None:
         return training, reference
-    if len(pictures) < LEAST_TO_SHARE:
-        return pictures, reference
-    kept = replace(reference, pictures=pictures.every_second(0), logits=reference.logits[::2])
-    return pictures.every_second(1).at_most(CALIBRATION_SAMPLES), kept
+    if len(images) < LEAST_TO_SHARE:
+        return images, reference
+    kept = replace(reference, images=images.every_second(0), logits=reference.logits[::2])
+    return images.every_second(1).at_most(CALIBRATION_SAMPLES), kept
 
 
 def make_and_prove(job: Job, outcome: Outcome) -> None:
@@ -151,8 +153,8 @@ def _config_of(weights: Path) -> Config | None:
     except ValidationError as error:
         first = error.errors()[0]
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        mend = "its lists and folders are not known; name their config with --config"
-        tell(f"{PROGRAM}: warning: {weights}: the config in it is not of this version ({what}): {mend}")
+        hint = "its lists and folders are not known; name their config with --config"
+        tell(f"{PROGRAM}: warning: {weights}: the config in it is not of this version ({what}): {hint}")
         return None
 
 

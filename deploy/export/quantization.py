@@ -1,4 +1,4 @@
-"""An ONNX file in int8: quantized and dequantized around what integer kernels compute (QDQ), calibrated on pictures."""
+"""An ONNX file in int8: quantized and dequantized around what integer kernels compute (QDQ), calibrated on images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.formats import FACTS_KEY
-from artifacts.metadata import PRODUCER, Facts
+from artifacts.formats import METADATA_KEY
+from artifacts.metadata import PRODUCER, ModelMetadata
 from deploy.export.model_wrapper import ExportProblem, first_line
 from deploy.export.onnx_writer import scopes_of, write_digest
 
@@ -23,8 +23,8 @@ INTEGER_KERNELS = ("Conv", "Gemm", "MatMul")
 GATHERS = ("Gather", "GatherElements", "GatherND")
 
 
-def quantize(source: Path, target: Path, facts: Facts, images: np.ndarray) -> None:
-    """Write the float ONNX file `source` in int8, its ranges taken from `images`, the net's input of real pictures.
+def quantize(source: Path, target: Path, metadata: ModelMetadata, images: np.ndarray) -> None:
+    """Write the float ONNX file `source` in int8, its ranges taken from `images`, the net's input of real images.
 
     Activations are uint8 and weights int8 per channel: what VNNI and AMX multiply. On a machine without them weights
     get 7 bits, because older instructions add pairs of products in 16 bits that would overflow. Ranges are smallest
@@ -47,7 +47,7 @@ def quantize(source: Path, target: Path, facts: Facts, images: np.ndarray) -> No
                 reduce_range=not has_int8_dot_product(),
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=sorted(float_nodes(model.graph, has_classifier=facts.output == "logits")),
+                nodes_to_exclude=sorted(float_nodes(model.graph, has_classifier=metadata.output == "logits")),
                 calibrate_method=CalibrationMethod.MinMax,
             )
     except OSError:
@@ -55,7 +55,7 @@ def quantize(source: Path, target: Path, facts: Facts, images: np.ndarray) -> No
     except Exception as error:  # the quantizer raises anything
         raise ExportProblem(f"onnxruntime cannot quantize it: {first_line(error)}") from error
     model = onnx.load(target)
-    onnx.helper.set_model_props(model, {FACTS_KEY: facts.to_json()})
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     model.producer_name = PRODUCER
     onnx.save(model, target)
     write_digest(target)
@@ -107,7 +107,7 @@ def _reader(images: np.ndarray) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
-        """The calibration pictures, a batch at a time."""
+        """The calibration images, a batch at a time."""
 
         def __init__(self) -> None:
             self._batches: Iterator[np.ndarray] = iter(_batches(images))

@@ -24,11 +24,11 @@ from deploy.export.parity import (
     Reference,
     is_guessing,
 )
-from deploy.export.sample_images import Pictures
+from deploy.export.sample_images import SampleImages
 
 COLUMNS = 79
-FEW_PICTURES, FEW_FOR_INT8 = 8, 50  # of 50 pictures one is two points of accuracy
-ENOUGH_TO_DOUBT = 50  # labelled pictures, from which an accuracy like a guesser's tells of wrong labels
+FEW_IMAGES, FEW_FOR_INT8 = 8, 50  # of 50 images one is two points of accuracy
+ENOUGH_TO_DOUBT = 50  # labelled images, from which an accuracy like a guesser's tells of wrong labels
 BUSY = 2  # times as long as the fastest round
 FLIPS_SHOWN = 20  # of each file, in the report
 WRITTEN, REFUSED, UNPROVED, MISSING = "written", "refused", "not proved", "not made"
@@ -68,7 +68,7 @@ class ExportReport:
     outcomes: Sequence[Outcome]
     precision: str
     net_input: str
-    calibration: Pictures | None
+    calibration: SampleImages | None
     output_dir: str
     placed: Sequence[str]
 
@@ -87,20 +87,20 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain values for JSON; what was not measured is null."""
-        pictures = self.reference.pictures
+        images = self.reference.images
         return {
             "weights": self.weights,
-            "weights_sha256": self.reference.facts.weights_sha256,
-            "net": self.reference.facts.net,
+            "weights_sha256": self.reference.metadata.weights_sha256,
+            "net": self.reference.metadata.net,
             "precision": self.precision,
             "input": self.net_input,
             "formats": [_outcome_values(outcome) for outcome in self.outcomes],
             "samples": {
-                "source": pictures.source,
-                "listed": pictures.listed,
-                "used": len(pictures),
-                "skipped": list(pictures.skipped),
-                "labelled": pictures.labels is not None,
+                "source": images.source,
+                "listed": images.listed,
+                "used": len(images),
+                "skipped": list(images.skipped),
+                "labelled": images.labels is not None,
                 "accuracy": self.reference.accuracy(),
             },
             "calibration": None
@@ -130,17 +130,17 @@ class ExportReport:
             temporary.unlink(missing_ok=True)
 
     def _notes(self) -> Iterator[str]:
-        pictures = self.reference.pictures
-        of_all = f" of {pictures.listed}" if pictures.listed > len(pictures) + len(pictures.skipped) else ""
+        images = self.reference.images
+        of_all = f" of {images.listed}" if images.listed > len(images) + len(images.skipped) else ""
         yield (
             "worst, mean: difference of a logit from the net's, as a share of the largest "
-            f"({self.reference.scale:.3g}), over {counted(len(pictures))}{of_all} of {pictures.source}"
+            f"({self.reference.scale:.3g}), over {counted(len(images))}{of_all} of {images.source}"
         )
         eager = [run.eager_ms for outcome in self.outcomes for _, run in outcome.runs if math.isfinite(run.eager_ms)]
         beside = f" ({sorted(eager)[len(eager) // 2]:.0f} ms)" if eager else ""
-        kept = "top-1: % of the pictures that keep the net's class"
-        if self.reference.facts.output == "features":
-            kept = "top-1: % of the pictures whose features point where the net's do"
+        kept = "top-1: % of the images that keep the net's class"
+        if self.reference.metadata.output == "features":
+            kept = "top-1: % of the images whose features point where the net's do"
         yield (
             f"{kept}. ms: median for a batch of {BATCH}. "
             f"speed: against eager torch fp32 on {self.reference.backend.device}{beside}, timed in turn with it"
@@ -155,42 +155,42 @@ class ExportReport:
         yield from self._accuracy_notes()
         for outcome in self.outcomes:
             yield from _outcome_notes(outcome)
-        yield from self._picture_notes()
+        yield from self._image_notes()
         left_out = [f"{outcome.format} ({outcome.status})" for outcome in self.outcomes if not outcome.is_there]
         beside = f"; left out, for the reason above: {', '.join(left_out)}" if left_out else ""
         yield f"written to {self.output_dir}: {', '.join(self.placed)}{beside}"
 
     def _accuracy_notes(self) -> Iterator[str]:
-        own, count = self.reference.accuracy(), len(self.reference.pictures)
+        own, count = self.reference.accuracy(), len(self.reference.images)
         if own is None:
             return
         yield f"the net itself gets {100 * own:.2f} % of {counted(count, 'labelled picture')} right"
-        classes = self.reference.facts.num_classes
+        classes = self.reference.metadata.num_classes
         if count >= ENOUGH_TO_DOUBT and is_guessing(own, classes, count):
             yield f"warning: guessing among {classes} classes does as well: are these labels the net's own?"
 
-    def _picture_notes(self) -> Iterator[str]:
-        pictures, calibration = self.reference.pictures, self.calibration
+    def _image_notes(self) -> Iterator[str]:
+        images, calibration = self.reference.images, self.calibration
         if calibration is not None:
             yield f"int8 was calibrated on {counted(len(calibration))} of {calibration.source}"
-            if calibration is pictures:
-                yield "warning: int8 was calibrated and proved on the same pictures, which flatters it"
-        if pictures.skipped:
-            verb = "was" if len(pictures.skipped) == 1 else "were"
-            yield f"{counted(len(pictures.skipped))} {verb} left out, unreadable; the first: {pictures.skipped[0]}"
-        if len(pictures) > 1 and float(self.reference.logits.std(axis=0).max()) == 0:
-            yield "warning: the net gives the same logits for every picture, so that nothing is proved by them"
-        if len(pictures) < FEW_PICTURES:
-            yield f"warning: {counted(len(pictures))} can prove little; name more with --samples"
-        if self.net_input != "float32 NCHW" and pictures.are_grey():
+            if calibration is images:
+                yield "warning: int8 was calibrated and proved on the same images, which flatters it"
+        if images.skipped:
+            verb = "was" if len(images.skipped) == 1 else "were"
+            yield f"{counted(len(images.skipped))} {verb} left out, unreadable; the first: {images.skipped[0]}"
+        if len(images) > 1 and float(self.reference.logits.std(axis=0).max()) == 0:
+            yield "warning: the net gives the same logits for every image, so that nothing is proved by them"
+        if len(images) < FEW_IMAGES:
+            yield f"warning: {counted(len(images))} can prove little; name more with --samples"
+        if self.net_input != "float32 NCHW" and images.are_grey():
             yield (
-                "warning: every picture is grey, so that the order of the channels is not proved; name coloured ones "
+                "warning: every image is grey, so that the order of the channels is not proved; name coloured ones "
                 "with --samples"
             )
 
 
 def counted(count: int, noun: str = "picture") -> str:
-    """Give a number with its noun: 1 picture, 2 pictures."""
+    """Give a number with its noun: 1 image, 2 images."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
@@ -215,7 +215,7 @@ def _outcome_notes(outcome: Outcome) -> Iterator[str]:
                 change = " -> ".join(f"{100 * share:.2f}" for share in run.accuracy)
                 yield f"int8 on {runtime}: top-1 accuracy {change} % of {counted(run.count)}"
         count = max((run.count for _, run in outcome.runs), default=0)
-        if FEW_PICTURES <= count < FEW_FOR_INT8:
+        if FEW_IMAGES <= count < FEW_FOR_INT8:
             yield f"warning: int8 was proved on {counted(count)}, of which each is {100 / count:.1f} points"
     if outcome.reason:
         names = " and ".join(outcome.files)

@@ -1,4 +1,4 @@
-"""The pictures that prove an exported net, and those that int8 is calibrated on: real ones, through the one decoder."""
+"""The images that prove an exported net, and those that int8 is calibrated on: real ones, through the one decoder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from artifacts.sample_sources import SamplesError, _config_samples, _has_data, _named_samples, _readable, _spread
 from configs.schema import Config
-from data_loader.preprocess import PictureError, Preprocess
+from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import (
     NO_LABEL,
     Sample,
@@ -22,14 +22,14 @@ from data_loader.samples import (
 from deploy.backends.base import NO_MEMORY
 from deploy.export.formats import MAX_SAMPLES
 
-MOST_BYTES = 2_000_000_000  # of pictures held, where nobody asked for more
+MOST_BYTES = 2_000_000_000  # of images held, where nobody asked for more
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Decoded and fitted pictures, uint8 (N, H, W, C), with their labels (N,) where they are known.
+class SampleImages:
+    """Decoded and fitted images, uint8 (N, H, W, C), with their labels (N,) where they are known.
 
-    `source` names the list or folder, `listed` how many pictures it has, `skipped` those that could not be read.
+    `source` names the list or folder, `listed` how many images it has, `skipped` those that could not be read.
     """
 
     pixels: np.ndarray
@@ -43,35 +43,35 @@ class Pictures:
         return len(self.pixels)
 
     def are_grey(self) -> bool:
-        """Say whether no picture has a colour in it, so that the order of its three channels shows nowhere."""
+        """Say whether no image has a colour in it, so that the order of its three channels shows nowhere."""
         first, last = self.pixels[..., 0], self.pixels[..., -1]
         return self.pixels.shape[-1] == 3 and all(map(np.array_equal, first, last))
 
-    def every_second(self, first: int) -> Pictures:
-        """Give every second picture, from the first (0) or the second (1) on; they share these pictures' memory."""
+    def every_second(self, first: int) -> SampleImages:
+        """Give every second image, from the first (0) or the second (1) on; they share these images' memory."""
         labels = None if self.labels is None else self.labels[first::2]
         source = f"{self.source} (every second)"
-        return Pictures(self.pixels[first::2], labels, self.files[first::2], source, self.listed)
+        return SampleImages(self.pixels[first::2], labels, self.files[first::2], source, self.listed)
 
-    def at_most(self, count: int) -> Pictures:
-        """Give `count` of the pictures, evenly spread; all where there are no more."""
+    def at_most(self, count: int) -> SampleImages:
+        """Give `count` of the images, evenly spread; all where there are no more."""
         if len(self) <= count:
             return self
         chosen = _spread(len(self), count)
         labels = None if self.labels is None else self.labels[chosen]
-        return Pictures(self.pixels[chosen], labels, tuple(self.files[i] for i in chosen), self.source, self.listed)
+        return SampleImages(self.pixels[chosen], labels, tuple(self.files[i] for i in chosen), self.source, self.listed)
 
 
 @dataclass(frozen=True)
 class NetInputs:
-    """What a net takes for pictures that are held as bytes, made only for the slice that is asked for.
+    """What a net takes for images that are held as bytes, made only for the slice that is asked for.
 
     As float32 all of them at once would take four times the memory.
     """
 
     pixels: np.ndarray  # uint8 (N, H, W, C)
     preprocess: Preprocess
-    kind: str  # one of facts.INPUTS
+    kind: str  # one of metadata.INPUTS
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -80,35 +80,39 @@ class NetInputs:
         return net_input(self.pixels[part], self.preprocess, self.kind)
 
 
-def find_pictures(
-    samples: Path | None, config: Config | None, facts: Facts, most: int | None = None, root: Path | None = None
-) -> Pictures:
-    """Read at most `most` pictures (None: 1000, or what fits in 2 GB; 0: all), evenly spread over `samples`.
+def find_images(
+    samples: Path | None,
+    config: Config | None,
+    metadata: ModelMetadata,
+    most: int | None = None,
+    root: Path | None = None,
+) -> SampleImages:
+    """Read at most `most` images (None: 1000, or what fits in 2 GB; 0: all), evenly spread over `samples`.
 
     `samples` is a list, whose paths start from `root` if it is given, or a folder, labelled where its folders are the
-    class names. Without it the pictures are those of the config's validation data. Raises SamplesError, ListError.
+    class names. Without it the images are those of the config's validation data. Raises SamplesError, ListError.
     """
     with _readable(samples):
         if samples is not None:
-            found, source = _named_samples(samples, config, facts, root), str(samples)
+            found, source = _named_samples(samples, config, metadata, root), str(samples)
         elif config is not None and _has_data(config.val_data_file, config.val_data_root_dir):
             source = config.val_data_file or config.val_data_root_dir
-            found = _config_samples(config.val_data_file, config.val_data_root_dir, config, facts)
+            found = _config_samples(config.val_data_file, config.val_data_root_dir, config, metadata)
         else:
             known = f" (its config names {config.val_data_file or config.val_data_root_dir})" if config else ""
             raise SamplesError(
-                f"the net's validation pictures are not on this machine{known}; an export is proved on real pictures: "
+                f"the net's validation images are not on this machine{known}; an export is proved on real images: "
                 "name a list or a folder with --samples (inference.py: a folder with --image_dir)"
             )
-        most = _fitting(MAX_SAMPLES, facts.preprocess) if most is None else most
-        pictures = _read(found, source, facts.preprocess, most)
-    if not len(pictures):
-        raise SamplesError(f"{source}: none of its pictures can be read; the first: {pictures.skipped[0]}")
-    return pictures
+        most = _fitting(MAX_SAMPLES, metadata.preprocess) if most is None else most
+        images = _read(found, source, metadata.preprocess, most)
+    if not len(images):
+        raise SamplesError(f"{source}: none of its images can be read; the first: {images.skipped[0]}")
+    return images
 
 
-def find_calibration(config: Config | None, facts: Facts, count: int) -> Pictures | None:
-    """Read `count` training pictures (or what fits in 2 GB), evenly spread; None where they are not on this machine.
+def find_calibration(config: Config | None, metadata: ModelMetadata, count: int) -> SampleImages | None:
+    """Read `count` training images (or what fits in 2 GB), evenly spread; None where they are not on this machine.
 
     Raises SamplesError, ListError.
     """
@@ -118,13 +122,13 @@ def find_calibration(config: Config | None, facts: Facts, count: int) -> Picture
         if not _has_data(config.train_data_file, config.train_data_root_dir):
             return None
         source = config.train_data_file or config.train_data_root_dir
-        found = _config_samples(config.train_data_file, config.train_data_root_dir, config, facts)
-        pictures = _read(found, source, facts.preprocess, _fitting(count, facts.preprocess))
-    return pictures if len(pictures) > len(pictures.skipped) else None
+        found = _config_samples(config.train_data_file, config.train_data_root_dir, config, metadata)
+        images = _read(found, source, metadata.preprocess, _fitting(count, metadata.preprocess))
+    return images if len(images) > len(images.skipped) else None
 
 
 def net_input(pixels: np.ndarray, preprocess: Preprocess, kind: str) -> np.ndarray:
-    """Turn uint8 (N, H, W, C) into what a net takes: `kind` is one of facts.INPUTS. Raises SamplesError."""
+    """Turn uint8 (N, H, W, C) into what a net takes: `kind` is one of metadata.INPUTS. Raises SamplesError."""
     import torch
 
     with _enough_memory(len(pixels), preprocess, 4 if kind == "float32 NCHW" else 1):
@@ -140,7 +144,7 @@ def has_no_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
-def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: int) -> Pictures:
+def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: int) -> SampleImages:
     count = len(samples) if most == 0 else min(most, len(samples))
     chosen = [samples[index] for index in _spread(len(samples), count)]
     good: list[Sample] = []
@@ -154,7 +158,7 @@ def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: 
                 pixels[len(good)] = made
                 good.append(sample)
     labels = np.array([sample.label for sample in good], dtype=np.int64)
-    return Pictures(
+    return SampleImages(
         pixels[: len(good)],
         None if (labels == NO_LABEL).any() else labels,
         tuple(sample.path for sample in good),
@@ -165,17 +169,17 @@ def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: 
 
 
 def _fitting(count: int, preprocess: Preprocess) -> int:
-    """Give `count`, or how many pictures fit in MOST_BYTES, and one at the least."""
+    """Give `count`, or how many images fit in MOST_BYTES, and one at the least."""
     return max(1, min(count, MOST_BYTES // (preprocess.height * preprocess.width * preprocess.channels)))
 
 
 def _fitted(samples: Sequence[Sample], preprocess: Preprocess) -> Iterator[np.ndarray | str]:
-    """Give each picture as uint8 (H, W, C), or why it cannot be read."""
+    """Give each image as uint8 (H, W, C), or why it cannot be read."""
 
     def fitted(sample: Sample) -> np.ndarray | str:
         try:
             return preprocess.fit(preprocess.decode(sample.path))
-        except PictureError as error:
+        except ImageError as error:
             return str(error)
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16), thread_name_prefix="decode") as pool:
@@ -193,6 +197,6 @@ def _enough_memory(count: int, preprocess: Preprocess, bytes_a_value: int = 1) -
         size = f"{preprocess.height}x{preprocess.width}"
         gigabytes = count * preprocess.height * preprocess.width * preprocess.channels * bytes_a_value / 1e9
         raise SamplesError(
-            f"there is too little memory for {count} pictures of {size} ({gigabytes:.1f} GB); hold fewer with "
+            f"there is too little memory for {count} images of {size} ({gigabytes:.1f} GB); hold fewer with "
             "--max_samples"
         ) from error

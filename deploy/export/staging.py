@@ -127,8 +127,8 @@ def _look_at_others(output_dir: Path, own: Path) -> None:
         try:
             is_locked = _try_lock(lock)
         except BlockingIOError as error:
-            mend = "wait for it, or choose another --output_dir"
-            raise ExportError(f"{output_dir}: another export is at work in this folder; {mend}") from error
+            hint = "wait for it, or choose another --output_dir"
+            raise ExportError(f"{output_dir}: another export is at work in this folder; {hint}") from error
         finally:
             os.close(lock)
         if is_locked and (folder.name.startswith(UNNAMED) or folder.name.rpartition("-")[0] == _own_prefix()):

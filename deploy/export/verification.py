@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from deploy.backends.devices import choose_runtime
 from deploy.backends.loading import load_backend
 from deploy.export import layer_diff
@@ -21,7 +21,7 @@ from deploy.export.parity import TOLERANCES, Measured, Reference, measure
 from deploy.export.sample_images import net_input
 from deploy.export.writers import FLOAT_ONNX, Source
 
-LOOKED_AT = 8  # pictures that the layers of a refused file are looked at with
+LOOKED_AT = 8  # images that the layers of a refused file are looked at with
 
 
 @dataclass
@@ -39,24 +39,24 @@ class Proof:
 
 def prove(file_format: str, path: Path, source: Source, reference: Reference, device: str) -> Proof:
     """Hold a file against the net on each runtime that is here; where it is refused, look for the layer."""
-    facts = source.facts_in("int8" if file_format == "int8" else source.precision)
+    metadata = source.metadata_in("int8" if file_format == "int8" else source.precision)
     proof = Proof()
     for runtime in _runtimes(file_format, device):
-        proof.runs.append(_run(path, facts, reference, device, runtime))
+        proof.runs.append(_run(path, metadata, reference, device, runtime))
     if proof.problem:
         proof.departs = _departing(file_format, path, source)
     return proof
 
 
-def _run(path: Path, facts: Facts, reference: Reference, device: str, runtime: str) -> tuple[str, Measured]:
+def _run(path: Path, metadata: ModelMetadata, reference: Reference, device: str, runtime: str) -> tuple[str, Measured]:
     name = runtime
     try:
-        backend, own_facts = load_backend(path, device=device, runtime=runtime or "auto")
+        backend, own_metadata = load_backend(path, device=device, runtime=runtime or "auto")
         name = backend.name
-        if own_facts != facts:
-            return name, Measured(problem="the facts in it are not those that were written")
+        if own_metadata != metadata:
+            return name, Measured(problem="the metadata in it are not those that were written")
         with exact_float32():
-            return name, measure(backend, reference, facts)
+            return name, measure(backend, reference, metadata)
     except ValueError as error:  # the backend's own words
         return name, Measured(problem=_without_place(str(error), path))
 
@@ -74,10 +74,12 @@ def _departing(file_format: str, path: Path, source: Source) -> str:
     """Name the first layer of a refused file that departs from the net; "" where it shows no layers."""
     if file_format == "engine":
         return ""
-    pixels, preprocess = source.pixels(LOOKED_AT), source.facts.preprocess
+    pixels, preprocess = source.pixels(LOOKED_AT), source.metadata.preprocess
     images = net_input(pixels, preprocess, source.net_input)
     try:
-        calls = layer_diff.record_calls(source.net, torch.from_numpy(net_input(pixels, preprocess, source.facts.input)))
+        calls = layer_diff.record_calls(
+            source.net, torch.from_numpy(net_input(pixels, preprocess, source.metadata.input))
+        )
         if file_format == "int8":
             return layer_diff.first_noisy(calls, layer_diff.int8_values(path, path.with_name(FLOAT_ONNX), images))
         values = _layer_values(file_format, path, images, calls)

@@ -14,46 +14,46 @@ import numpy as np
 import torch
 from torch import nn
 
-from artifacts.metadata import Facts, library_versions
+from artifacts.metadata import ModelMetadata, library_versions
 from deploy.export.model_wrapper import deployed_net, export_program
 from deploy.export.onnx_writer import export_onnx
 from deploy.export.parity import moves
-from deploy.export.sample_images import NetInputs, Pictures, net_input
+from deploy.export.sample_images import NetInputs, SampleImages, net_input
 
-TRACED = 4  # pictures that a net is traced with, and that a description keeps as its parity sample
+TRACED = 4  # images that a net is traced with, and that a description keeps as its parity sample
 FLOAT_ONNX = "float.onnx"  # what int8 was made from, beside it
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the files are made of: the net (float32, on the CPU), its facts, and real pictures."""
+    """What the files are made of: the net (float32, on the CPU), its metadata, and real images."""
 
     net: nn.Module
-    facts: Facts
-    pictures: Pictures
-    calibration: Pictures | None
+    metadata: ModelMetadata
+    images: SampleImages
+    calibration: SampleImages | None
     precision: str
-    net_input: str  # one of facts.INPUTS
+    net_input: str  # one of metadata.INPUTS
 
-    def facts_in(self, precision: str) -> Facts:
-        """Give the facts that a file of this precision carries."""
-        return replace(self.facts, input=self.net_input, precision=precision, versions=library_versions())
+    def metadata_in(self, precision: str) -> ModelMetadata:
+        """Give the metadata that a file of this precision carries."""
+        return replace(self.metadata, input=self.net_input, precision=precision, versions=library_versions())
 
     def pixels(self, count: int) -> np.ndarray:
-        """Give so many pictures, uint8 (count, H, W, C), evenly spread, so that their classes differ."""
-        pixels = self.pictures.pixels
+        """Give so many images, uint8 (count, H, W, C), evenly spread, so that their classes differ."""
+        pixels = self.images.pixels
         return pixels[[index * len(pixels) // count for index in range(count)]]
 
     @cached_property
     def sample(self) -> np.ndarray:
-        """TRACED pictures, uint8 (TRACED, H, W, C): of some more, those whose answers a rounding moves least."""
+        """TRACED images, uint8 (TRACED, H, W, C): of some more, those whose answers a rounding moves least."""
         candidates = self.pixels(4 * TRACED)
-        moved = moves(self._answer, candidates, self.facts, self.precision, draws=8)
+        moved = moves(self._answer, candidates, self.metadata, self.precision, draws=8)
         return candidates[np.sort(np.argsort(moved, kind="stable")[:TRACED])]
 
-    def images(self) -> torch.Tensor:
-        """Give the sample as the deployed net takes it."""
-        return torch.from_numpy(net_input(self.sample, self.facts.preprocess, self.net_input))
+    def example(self) -> torch.Tensor:
+        """Return the sample as the deployed net takes it."""
+        return torch.from_numpy(net_input(self.sample, self.metadata.preprocess, self.net_input))
 
     def _answer(self, images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -62,7 +62,7 @@ class Source:
 
     def deployed(self, precision: str) -> nn.Module:
         """Give the net as it is deployed."""
-        return deployed_net(self.net, self.facts.preprocess, self.net_input, precision)
+        return deployed_net(self.net, self.metadata.preprocess, self.net_input, precision)
 
 
 def make_jit(source: Source, path: Path) -> None:
@@ -72,23 +72,23 @@ def make_jit(source: Source, path: Path) -> None:
         # It warns of Python conditions on the input; the proof at other batch sizes shows whether one mattered.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         with torch.no_grad():
-            traced = torch.jit.trace(source.deployed(source.precision), source.images(), check_trace=False)
-        facts = source.facts_in(source.precision).to_json().encode()
+            traced = torch.jit.trace(source.deployed(source.precision), source.example(), check_trace=False)
+        metadata = source.metadata_in(source.precision).to_json().encode()
         with path.open("wb") as file:  # torch's own writer tells of a full disk in riddles
-            torch.jit.save(traced, file, _extra_files={"facts.json": facts})
+            torch.jit.save(traced, file, _extra_files={"facts.json": metadata})
 
 
 def make_pt2(source: Source, path: Path) -> None:
     """Write what torch.export gives. Raises ExportProblem."""
-    program = export_program(source.deployed(source.precision), source.images())
+    program = export_program(source.deployed(source.precision), source.example())
     buffer = io.BytesIO()  # on a full disk torch's writer of archives aborts the whole process
-    torch.export.save(program, buffer, extra_files={"facts.json": source.facts_in(source.precision).to_json()})
+    torch.export.save(program, buffer, extra_files={"facts.json": source.metadata_in(source.precision).to_json()})
     path.write_bytes(buffer.getbuffer())
 
 
 def make_onnx(source: Source, path: Path) -> None:
     """Write ONNX. Raises ExportProblem."""
-    export_onnx(source.deployed(source.precision), source.images(), path, source.facts_in(source.precision))
+    export_onnx(source.deployed(source.precision), source.example(), path, source.metadata_in(source.precision))
 
 
 def make_int8(source: Source, path: Path) -> None:
@@ -97,9 +97,9 @@ def make_int8(source: Source, path: Path) -> None:
 
     assert source.calibration is not None
     float_file = path.with_name(FLOAT_ONNX)
-    export_onnx(source.deployed("fp32"), source.images(), float_file, source.facts_in("fp32"))
-    images: Any = NetInputs(source.calibration.pixels, source.facts.preprocess, source.net_input)  # it takes slices
-    quantize(float_file, path, source.facts_in("int8"), images)
+    export_onnx(source.deployed("fp32"), source.example(), float_file, source.metadata_in("fp32"))
+    images: Any = NetInputs(source.calibration.pixels, source.metadata.preprocess, source.net_input)  # it takes slices
+    quantize(float_file, path, source.metadata_in("int8"), images)
 
 
 def make_json(source: Source, path: Path) -> None:
@@ -107,13 +107,13 @@ def make_json(source: Source, path: Path) -> None:
     from pytorch2json.converter import convert
     from pytorch2json.network import write_description
 
-    facts = source.facts_in(source.precision)
+    metadata = source.metadata_in(source.precision)
     network, weights = convert(
         source.deployed("fp32"),  # the converter rounds from the net's own float32 weights
-        source.images(),
+        source.example(),
         precision=source.precision,
-        profile=facts.batch_profile,
-        facts=facts.to_dict(),
+        profile=metadata.batch_profile,
+        metadata=metadata.to_dict(),
     )
     write_description(path, network, weights)
 

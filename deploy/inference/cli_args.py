@@ -15,7 +15,7 @@ examples:
   python inference.py
       data_example/images, sorted into data_example/result
   python inference.py --image cat.jpg --weights net.pth
-      one picture
+      one image
   python inference.py --image_dir photos --weights model.onnx --output a.csv
       a folder, with all below it; the file itself knows classes and size
   python inference.py --weights net.pth --pytorch2onnx --pytorch2json
@@ -25,7 +25,7 @@ examples:
 
 Without --output, --save_images and --heatmap the first two go to
 data_example/result.
-exit codes: 0 every picture answered, or every file written; 1 some pictures
+exit codes: 0 every image answered, or every file written; 1 some images
 failed; 2 a mistake in what was asked; 3 a conversion did not answer as the net
 does, and was not kept; 130 stopped with Ctrl-C (the results so far are kept)"""
 
@@ -34,12 +34,12 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of inference.py."""
     parser = argparse.ArgumentParser(
         prog="inference.py",
-        description="Classify pictures with a trained net, or convert it.",
+        description="Classify images with a trained net, or convert it.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_pictures(parser)
+    add_images(parser)
     add_net(parser)
     _add_conversions(parser)
     _add_results(parser)
@@ -47,10 +47,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_pictures(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name the pictures."""
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name the images."""
     add = parser.add_argument_group("pictures").add_mutually_exclusive_group().add_argument
-    add("-image", "--image", metavar="FILE", type=named_path, help="one picture")
+    add("-image", "--image", metavar="FILE", type=named_path, help="one image")
     add(
         "-idir",
         "--image_dir",
@@ -88,7 +88,7 @@ def _add_conversions(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "conversions",
         "Write the net in other formats beside its weights, and classify nothing. The\n"
-        "pictures prove the files right (default: the checkpoint's validation list).\n"
+        "images prove the files right (default: the checkpoint's validation list).\n"
         "python -m deploy.export has more formats and options.",
     )
     for file_format, text in (
@@ -103,7 +103,7 @@ def _add_conversions(parser: argparse.ArgumentParser) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
-    add("--topk", metavar="K", type=whole_number(1, 10**9), default=5, help="classes told of a picture (default 5)")
+    add("--topk", metavar="K", type=whole_number(1, 10**9), default=5, help="classes told of an image (default 5)")
     add(
         "--output",
         metavar="F",
@@ -114,7 +114,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "--save_images",
         metavar="DIR",
         type=named_path,
-        help=f"a folder for copies of the pictures (default {DEFAULT_RESULT})",
+        help=f"a folder for copies of the images (default {DEFAULT_RESULT})",
     )
     add(
         "--save_as",
@@ -126,16 +126,16 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "--heatmap",
         metavar="DIR",
         type=named_path,
-        help="a folder for the pictures with a map over them of where the net saw its answer; needs a checkpoint",
+        help="a folder for the images with a map over them of where the net saw its answer; needs a checkpoint",
     )
     add("--heatmap_class", metavar="NAME", help="with --heatmap: also a map of where this class could be")
-    add("--quiet", action="store_true", help="no line for a picture that was answered")
+    add("--quiet", action="store_true", help="no line for an image that was answered")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how and where it runs."""
     add = parser.add_argument_group("machine").add_argument
-    add("--batch_size", metavar="N", type=whole_number(1, 65536), default=32, help="pictures at once (default 32)")
+    add("--batch_size", metavar="N", type=whole_number(1, 65536), default=32, help="images at once (default 32)")
     workers = min(os.cpu_count() or 1, 16)
     add("--workers", metavar="N", type=whole_number(1, 256), default=workers, help="threads that decode")
     add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")

@@ -1,4 +1,4 @@
-"""What was asked of a program that answers for pictures, checked as far as it can be without the net."""
+"""What was asked of a program that answers for images, checked as far as it can be without the net."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from configs.schema import DEFAULT_CONFIG, Config, process_config
 from data_loader.samples import IMAGE_SUFFIXES, iter_images
 
 if TYPE_CHECKING:
-    from artifacts.metadata import Facts
+    from artifacts.metadata import ModelMetadata
     from deploy.backends.base import Backend
 
 
@@ -21,8 +21,8 @@ class AskedError(ValueError):
     """A mistake in what was asked; the message is the sentence to show."""
 
 
-def one_picture(path: Path) -> Iterator[str]:
-    """Give the one picture's path. Raises AskedError."""
+def one_image(path: Path) -> Iterator[str]:
+    """Give the one image's path. Raises AskedError."""
     if path.is_dir():
         raise AskedError(f"{path}: it is a folder; name it with --image_dir")
     if not path.exists():
@@ -30,21 +30,21 @@ def one_picture(path: Path) -> Iterator[str]:
     return iter([str(path)])
 
 
-def pictures_below(root: Path, *results: Path) -> Iterator[str]:
-    """Stream the pictures of a folder, without those that an earlier run left in the results folders below it.
+def images_below(root: Path, *results: Path) -> Iterator[str]:
+    """Stream the images of a folder, without those that an earlier run left in the results folders below it.
 
     Raises AskedError.
     """
     if not root.is_dir():
         raise AskedError(f"{root}: no such folder{_current_folder(root)}; name one with --image_dir")
-    pictures = _outside(results, iter_images(root)) if results else iter_images(root)
+    images = _outside(results, iter_images(root)) if results else iter_images(root)
     try:
-        first = next(pictures, None)
+        first = next(images, None)
     except OSError as error:
         raise AskedError(f"{error.filename or root}: cannot read the folder: {error.strerror}") from error
     if first is None:
-        raise AskedError(f"{root}: no pictures in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
-    return itertools.chain([first], pictures)
+        raise AskedError(f"{root}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
+    return itertools.chain([first], images)
 
 
 def weights_and_config(args: argparse.Namespace) -> tuple[Path, Config | None]:
@@ -68,78 +68,82 @@ def weights_and_config(args: argparse.Namespace) -> tuple[Path, Config | None]:
     )
     weights = args.weights or config.best_checkpoint()
     if not args.weights and not weights.exists():
-        mend = f"train first (python train.py --config {path}), or name a weights file with --weights"
-        raise AskedError(f"{weights}: the net of {path} is not there{_current_folder(weights)}; {mend}")
+        hint = f"train first (python train.py --config {path}), or name a weights file with --weights"
+        raise AskedError(f"{weights}: the net of {path} is not there{_current_folder(weights)}; {hint}")
     return weights, config
 
 
-def load_asked(args: argparse.Namespace, program: str, weights: Path, config: Config | None) -> tuple[Backend, Facts]:
-    """Load the net and hold its facts against the flags and the config; tells on stderr what counts where they differ.
+def load_asked(
+    args: argparse.Namespace, program: str, weights: Path, config: Config | None
+) -> tuple[Backend, ModelMetadata]:
+    """Load the net and check its metadata against the flags and the config; log on stderr where they differ.
 
     Raises ValueError with the sentence to show.
     """
     from artifacts.formats import artifact_kind
     from deploy.backends.loading import load_backend
 
-    backend, facts = load_backend(
+    backend, metadata = load_backend(
         weights, device=args.device, config=config, runtime=args.runtime, precision=args.precision
     )
-    _check_flags(args, weights, facts)
-    is_bare = artifact_kind(weights) == "checkpoint" and not facts.weights_sha256
+    _check_flags(args, weights, metadata)
+    is_bare = artifact_kind(weights) == "checkpoint" and not metadata.weights_sha256
     if config is not None and not is_bare:
-        _check_config(program, args.config or Path(DEFAULT_CONFIG), config, weights, facts)
+        _check_config(program, args.config or Path(DEFAULT_CONFIG), config, weights, metadata)
     if is_bare:
-        means, stds = (", ".join(f"{v:g}" for v in values) for values in (facts.preprocess.mean, facts.preprocess.std))
+        means, stds = (
+            ", ".join(f"{v:g}" for v in values) for values in (metadata.preprocess.mean, metadata.preprocess.std)
+        )
         print(
             f"{program}: {weights} holds bare weights; taken from the config: mean {means}, std {stds}, "
-            f"{facts.num_classes} classes ({facts.class_names[0]}, ...)",
+            f"{metadata.num_classes} classes ({metadata.class_names[0]}, ...)",
             file=sys.stderr,
         )
-    return backend, facts
+    return backend, metadata
 
 
 def check_flags_of_a_checkpoint(args: argparse.Namespace, weights: Path) -> None:
-    """Raise AskedError where the flags say something else of a checkpoint's net than its own facts."""
+    """Raise AskedError where the flags say something else of a checkpoint's net than its own metadata."""
     if not (args.net or args.model or args.cls or args.size):
         return
     from artifacts.checkpoint import is_checkpoint, load_checkpoint
 
     if is_checkpoint(weights):  # bare weights say nothing that could be contradicted
-        _check_flags(args, weights, load_checkpoint(weights).facts)
+        _check_flags(args, weights, load_checkpoint(weights).metadata)
 
 
-def _check_flags(args: argparse.Namespace, weights: Path, facts: Facts) -> None:
-    """Raise AskedError where the flags say something else of the net than its own facts."""
-    height, width = facts.preprocess.height, facts.preprocess.width
+def _check_flags(args: argparse.Namespace, weights: Path, metadata: ModelMetadata) -> None:
+    """Raise AskedError where the flags say something else of the net than its own metadata."""
+    height, width = metadata.preprocess.height, metadata.preprocess.width
     flags = {
-        f"--net {args.net}": args.net in (None, facts.net["name"]),
-        f"--model {args.model}": args.model in (None, facts.net["module"]),
-        f"--cls {args.cls}": args.cls in (None, facts.num_classes),
+        f"--net {args.net}": args.net in (None, metadata.net["name"]),
+        f"--model {args.model}": args.model in (None, metadata.net["module"]),
+        f"--cls {args.cls}": args.cls in (None, metadata.num_classes),
         f"--size {args.size}": args.size is None or args.size == height == width,
     }
     wrong = ", ".join(flag for flag, agrees in flags.items() if not agrees)
     if wrong:
-        own = f"{facts.net['module']}.{facts.net['name']} with {facts.num_classes} classes at {height}x{width}"
+        own = f"{metadata.net['module']}.{metadata.net['name']} with {metadata.num_classes} classes at {height}x{width}"
         raise AskedError(f"{weights}: it holds {own}, which contradicts {wrong}; leave that out, or name its file")
 
 
-def _check_config(program: str, path: Path, config: Config, weights: Path, facts: Facts) -> None:
-    """Tell what a config says otherwise than the file's own facts, which count.
+def _check_config(program: str, path: Path, config: Config, weights: Path, metadata: ModelMetadata) -> None:
+    """Tell what a config says otherwise than the file's own metadata, which count.
 
     Raises AskedError where it has another number of classes: it then is the config of another net.
     """
     from artifacts.metadata import preprocess_of
 
-    if config.num_classes != facts.num_classes:
-        mend = "name the config that it was trained with, or --weights alone"
+    if config.num_classes != metadata.num_classes:
+        hint = "name the config that it was trained with, or --weights alone"
         raise AskedError(
-            f"{weights}: it has {facts.num_classes} classes, and {path} has num_classes {config.num_classes}; {mend}"
+            f"{weights}: it has {metadata.num_classes} classes, and {path} has num_classes {config.num_classes}; {hint}"
         )
-    said, own = preprocess_of(config), facts.preprocess
+    said, own = preprocess_of(config), metadata.preprocess
     pairs = {
-        "model_module_name": (config.model_module_name, facts.net["module"]),
-        "model_net_name": (config.model_net_name, facts.net["name"]),
-        "model_args": (config.net_args(), {key: facts.net["args"].get(key) for key in config.net_args()}),
+        "model_module_name": (config.model_module_name, metadata.net["module"]),
+        "model_net_name": (config.model_net_name, metadata.net["name"]),
+        "model_args": (config.net_args(), {key: metadata.net["args"].get(key) for key in config.net_args()}),
         "img_height": (said.height, own.height),
         "img_width": (said.width, own.width),
         "num_channels": (said.channels, own.channels),

@@ -1,4 +1,4 @@
-"""Answering for one picture after the other: lines, results, copies, and how it ended."""
+"""Answering for one image after the other: lines, results, copies, and how it ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from common.cli import EXIT_BROKEN_PIPE, _forget_stdout, _refusal
 from common.console import text_columns
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """What has become of the pictures so far, and why it ended before the last one, where it did."""
+    """What has become of the images so far, and why it ended before the last one, where it did."""
 
     answered: int = 0
     failed: int = 0
@@ -27,13 +27,13 @@ class Tally:
     exit_code: int = 0
 
 
-def answer_all(
-    answers: Generator[Answer, None, None],
-    record: Callable[[Answer], None],
-    line: Callable[[Answer], str],
+def predict_all(
+    predictions: Generator[Prediction, None, None],
+    record: Callable[[Prediction], None],
+    line: Callable[[Prediction], str],
     tally: Tally,
     stopped_by: Callable[[], int | None],
-    is_shown: Callable[[Answer], bool],
+    is_shown: Callable[[Prediction], bool],
 ) -> None:
     """Record and print the answers until they, or the patience of whoever started it, end; `tally` tells how it went.
 
@@ -42,15 +42,15 @@ def answer_all(
     """
     from tqdm import tqdm
 
-    # The number of pictures is not known before the folder has been walked, so the bar counts without a percentage.
-    with closing(answers), tqdm(unit=" images", disable=None, leave=False) as bar:
+    # The number of images is not known before the folder has been walked, so the bar counts without a percentage.
+    with closing(predictions), tqdm(unit=" images", disable=None, leave=False) as bar:
         try:
-            for answer in answers:
-                record(answer)
-                tally.failed += bool(answer.error)
-                tally.answered += not answer.error
-                if answer.error or is_shown(answer):
-                    _say(line(answer), bar)
+            for prediction in predictions:
+                record(prediction)
+                tally.failed += bool(prediction.error)
+                tally.answered += not prediction.error
+                if prediction.error or is_shown(prediction):
+                    _log(line(prediction), bar)
                 bar.update()
                 if number := stopped_by():
                     tally.exit_code = 128 + number
@@ -90,15 +90,15 @@ def with_places(sums: str, places: str) -> str:
     return line
 
 
-def until_unreadable(pictures: Iterator[str], tally: Tally) -> Iterator[str]:
-    """End at a folder that cannot be read, so that the pictures before it are still answered."""
+def until_unreadable(images: Iterator[str], tally: Tally) -> Iterator[str]:
+    """End at a folder that cannot be read, so that the images before it are still answered."""
     try:
-        yield from pictures
+        yield from images
     except OSError as error:
         tally.problem, tally.exit_code = f"{error.filename}: cannot read the folder: {error.strerror}", 2
 
 
-def _say(line: str, bar: tqdm) -> None:
+def _log(line: str, bar: tqdm) -> None:
     if bar.disable:
         print(line)
     else:

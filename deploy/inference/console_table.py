@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.console import elide, printable, text_columns
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 
 MAX_FILE_COLUMNS, MIN_FILE_COLUMNS, MAX_CLASS_COLUMNS = 60, 16, 28
 SCORE_COLUMNS, GAP = 6, "  "
@@ -30,12 +30,13 @@ class LineLayout:
         left = columns - 1 - class_columns - SCORE_COLUMNS - 2 * len(GAP)  # some terminals wrap a full line
         return cls(min(MAX_FILE_COLUMNS, max(MIN_FILE_COLUMNS, left)), class_columns, elides=True)
 
-    def line(self, answer: Answer, file: str | None = None) -> str:
+    def line(self, prediction: Prediction, file: str | None = None) -> str:
         """Write an answer, or its error, as one line; `file` stands for the answer's own path."""
-        name = self._column(printable(answer.file if file is None else file), self.file_columns)
-        if answer.error:
-            return f"{name}{GAP}error: {printable(answer.error)}"
-        return f"{name}{GAP}{self._column(printable(answer.class_name), self.class_columns)}{GAP}{answer.score:.4f}"
+        name = self._column(printable(prediction.file if file is None else file), self.file_columns)
+        if prediction.error:
+            return f"{name}{GAP}error: {printable(prediction.error)}"
+        class_name = self._column(printable(prediction.class_name), self.class_columns)
+        return f"{name}{GAP}{class_name}{GAP}{prediction.score:.4f}"
 
     def _column(self, text: str, columns: int) -> str:
         text = elide(text, columns) if self.elides else text

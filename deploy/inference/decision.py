@@ -1,4 +1,4 @@
-"""The decision, in one place: is an answer accepted or set aside, and which classes may the picture show."""
+"""The decision, in one place: is an answer accepted or set aside, and which classes may the image show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts.calibration import ACCEPT, CONFORMAL
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from deploy.inference.uncertainty_scores import softmax, uncertainty_of
 
 ACCEPTED, SET_ASIDE = "accept", "set_aside"
@@ -16,7 +16,7 @@ ACCEPTED, SET_ASIDE = "accept", "set_aside"
 
 @dataclass(frozen=True)
 class Decision:
-    """What a calibrated net's facts say of one answer.
+    """What a calibrated net's metadata says of one answer.
 
     `conformal_set` are labels, the most probable first; it is empty where no class is probable enough.
     """
@@ -26,20 +26,20 @@ class Decision:
     conformal_set: tuple[int, ...]
 
 
-def decide(logits: np.ndarray, facts: Facts) -> Sequence[Decision | None]:
-    """Decide on logits (N, K) by the facts: None for every row where the net is not calibrated, or the row not finite.
+def decide(logits: np.ndarray, metadata: ModelMetadata) -> Sequence[Decision | None]:
+    """Decide on logits (N, K) by the metadata: None for rows that are not finite, or where the net is not calibrated.
 
     Accepted where uncertainty <= `accept`; a class is in the conformal set where 1 - score <= `conformal`.
     """
-    if facts.calibration is None:
+    if metadata.calibration is None:
         return [None] * len(logits)
-    temperature = facts.temperature or 1.0
+    temperature = metadata.temperature or 1.0
     is_finite = np.isfinite(logits).all(axis=1)
     finite = np.where(is_finite[:, None], logits, 0.0)
-    uncertainties = uncertainty_of(finite, facts.calibration.score, temperature)
-    sets = conformal_sets(softmax(finite, temperature), facts.thresholds[CONFORMAL])
+    uncertainties = uncertainty_of(finite, metadata.calibration.score, temperature)
+    sets = conformal_sets(softmax(finite, temperature), metadata.thresholds[CONFORMAL])
     return [
-        Decision(uncertainty, ACCEPTED if uncertainty <= facts.thresholds[ACCEPT] else SET_ASIDE, members)
+        Decision(uncertainty, ACCEPTED if uncertainty <= metadata.thresholds[ACCEPT] else SET_ASIDE, members)
         if fits
         else None
         for uncertainty, members, fits in zip(uncertainties.tolist(), sets, is_finite, strict=True)

@@ -1,4 +1,4 @@
-"""Embeddings: pictures as vectors of length 1, whose scalar product, the cosine, says how alike a net finds them."""
+"""Embeddings: images as vectors of length 1, whose scalar product, the cosine, says how alike a net finds them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.atomic_io import whole, writing
 from configs.schema import Config
 from deploy.backends.base import Backend, BackendError
@@ -35,7 +35,7 @@ class EmbeddingError(ValueError):
 
 @dataclass(frozen=True)
 class Embedded:
-    """One picture's features, float32 (D,) of length 1, or in `error` why it has none."""
+    """One image's features, float32 (D,) of length 1, or in `error` why it has none."""
 
     file: str
     features: np.ndarray | None = None
@@ -44,7 +44,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The features of a folder's pictures, float32 (N, D), each row of length 1, and what they were made with.
+    """The features of a folder's images, float32 (N, D), each row of length 1, and what they were made with.
 
     `files` are paths below the folder, `precision` is the net's, one of PRECISIONS,
     `preprocess` is the JSON text of what `Preprocess.from_dict` reads.
@@ -77,8 +77,8 @@ class Embeddings:
         except FileNotFoundError as error:
             raise EmbeddingError(f"{path}: no such file") from error
         except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            mend = "write one with: python -m tools.embed"
-            raise EmbeddingError(f"{path}: it is damaged, or holds no embeddings; {mend}") from error
+            hint = "write one with: python -m tools.embed"
+            raise EmbeddingError(f"{path}: it is damaged, or holds no embeddings; {hint}") from error
         if read.features.ndim != 2 or len(read.features) != len(read.files) or not _are_of_length_1(read.features):
             raise EmbeddingError(f"{path}: its features are not one vector of length 1 for each of its files")
         return read
@@ -93,25 +93,25 @@ class Embeddings:
 class Embedder:
     """Gives the features of files. A bad one gets an error and takes no other with it."""
 
-    def __init__(self, backend: Backend, facts: Facts) -> None:
-        self.backend, self.facts = backend, facts
+    def __init__(self, backend: Backend, metadata: ModelMetadata) -> None:
+        self.backend, self.metadata = backend, metadata
 
     def embed_files(
         self, paths: Iterable[str], batch_size: int = 32, workers: int = 4
     ) -> Generator[Embedded, None, None]:
         """Stream the features in the order of the paths, decoding in `workers` threads ahead of the net.
 
-        At most two batches of pictures and one a worker are held, however many paths there are. Raises BackendError.
+        At most two batches of images and one a worker are held, however many paths there are. Raises BackendError.
         """
         if batch_size < 1 or workers < 1:
             raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
-        prepared = prepare_ahead(paths, self.facts, batch_size + workers, workers)
+        prepared = prepare_ahead(paths, self.metadata, batch_size + workers, workers)
         while batch := list(itertools.islice(prepared, batch_size)):
             yield from self._embed(batch)
 
     def preprocess_text(self) -> str:
         """Give the JSON text of the preprocessing."""
-        return json.dumps(self.facts.preprocess.to_dict(), sort_keys=True)
+        return json.dumps(self.metadata.preprocess.to_dict(), sort_keys=True)
 
     def _embed(self, batch: Sequence[Prepared]) -> list[Embedded]:
         pixels = [prepared.pixels for prepared in batch if prepared.pixels is not None]
@@ -124,7 +124,7 @@ class Embedder:
         ]
 
     def _features(self, images: np.ndarray) -> np.ndarray:
-        """Give the features (N, D) of prepared pictures (N, ...). Raises BackendError."""
+        """Give the features (N, D) of prepared images (N, ...). Raises BackendError."""
         features = self.backend(images)
         if features.ndim != 2 or len(features) != len(images):
             raise BackendError(f"the {self.backend.name} net gives {features.shape} instead of ({len(images)}, D)")
@@ -140,19 +140,19 @@ def load_embedder(
     input's mean over the positions. Bare weights get their sha256 here. Raises what `load_backend` does, and
     EmbeddingError for an exported classifier.
     """
-    backend, facts = load_backend(weights, device=device, config=config, runtime=runtime)
-    if isinstance(backend, CheckpointBackend) and not facts.weights_sha256:
+    backend, metadata = load_backend(weights, device=device, config=config, runtime=runtime)
+    if isinstance(backend, CheckpointBackend) and not metadata.weights_sha256:
         from artifacts.checkpoint import weights_sha256
 
-        facts = replace(facts, weights_sha256=weights_sha256(backend.net.state_dict()))
-    if facts.output == "features":
-        return Embedder(backend, facts)
+        metadata = replace(metadata, weights_sha256=weights_sha256(backend.net.state_dict()))
+    if metadata.output == "features":
+        return Embedder(backend, metadata)
     if not isinstance(backend, CheckpointBackend):
         raise EmbeddingError(
             f"{weights}: it is an exported classifier, which gives classes and no features; "
             "name the checkpoint that it was exported from"
         )
-    return Embedder(HeadInput(backend), facts)
+    return Embedder(HeadInput(backend), metadata)
 
 
 class HeadInput:

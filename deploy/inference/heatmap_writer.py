@@ -1,4 +1,4 @@
-"""Heat maps of answers: each picture with a map laid over it that says where the net saw its class."""
+"""Heat maps of answers: each image with a map laid over it that says where the net saw its class."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.atomic_io import whole, writing
-from data_loader.preprocess import PictureError, as_array, decode
+from data_loader.preprocess import ImageError, as_array, decode
 from deploy.backends.base import HeatMap, HeatMapper
 from deploy.inference.image_writers import JPEG_QUALITY, folder_names
-from deploy.inference.prediction import Answer
-from visualization.heatmap_overlay import heat_map_picture
+from deploy.inference.prediction import Prediction
+from visualization.heatmap_overlay import heat_map_image
 from visualization.raster import annotated
 
 SHOWN_CLASSES = 10
@@ -30,39 +30,39 @@ class HeatMapError(ValueError):
 
 
 class HeatMapCopies:
-    """Writes FOLDER/<path below the image folder>.heatmap.jpg: the picture under the heat map of its answer.
+    """Writes FOLDER/<path below the image folder>.heatmap.jpg: the image under the heat map of its answer.
 
     Where `label` is given, also FOLDER/<path>.<class>.heatmap.jpg with that class's map. Text below says what it is.
     """
 
-    def __init__(self, folder: Path, mapper: HeatMapper, facts: Facts, label: int | None = None) -> None:
-        self._folder, self._mapper, self._facts, self._label = folder, mapper, facts, label
-        is_pim = facts.net["module"] == "pim_module"
-        self._head = [f"head that answers: {facts.net['args'].get('head', 'all')}"] if is_pim else []
+    def __init__(self, folder: Path, mapper: HeatMapper, metadata: ModelMetadata, label: int | None = None) -> None:
+        self._folder, self._mapper, self._metadata, self._label = folder, mapper, metadata, label
+        is_pim = metadata.net["module"] == "pim_module"
+        self._head = [f"head that answers: {metadata.net['args'].get('head', 'all')}"] if is_pim else []
 
-    def add(self, answer: Answer, relative: str) -> None:
+    def add(self, prediction: Prediction, relative: str) -> None:
         """Draw the decoded of an answer; a bad decoded has none. Raises ResultsError, HeatMapError, BackendError."""
-        if answer.error:
+        if prediction.error:
             return
-        preprocess = self._facts.preprocess
+        preprocess = self._metadata.preprocess
         try:
-            decoded = decode(answer.file, 3, preprocess.max_pixels)
-            seen = decoded if preprocess.channels == 3 else preprocess.decode(answer.file)
-        except PictureError as error:  # it was there when it was answered
-            raise HeatMapError(f"{answer.file}: no heat map: {error}") from error
+            decoded = decode(prediction.file, 3, preprocess.max_pixels)
+            seen = decoded if preprocess.channels == 3 else preprocess.decode(prediction.file)
+        except ImageError as error:  # it was there when it was answered
+            raise HeatMapError(f"{prediction.file}: no heat map: {error}") from error
         image = preprocess(as_array(seen))
-        lines = [f"{name}  {score:.4f}" for name, score in answer.top_k[:3]]
-        self._save(decoded, self._mapper(image, answer.label), answer.class_name, lines, relative)
+        lines = [f"{name}  {score:.4f}" for name, score in prediction.top_k[:3]]
+        self._save(decoded, self._mapper(image, prediction.label), prediction.class_name, lines, relative)
         if self._label is not None:
-            name = self._facts.class_names[self._label]
-            score = next((f"  {score:.4f}" for other, score in answer.top_k if other == name), "")
-            lines = [f"map of {name}{score}", f"answer: {answer.class_name}  {answer.score:.4f}"]
-            beside = f"{relative}.{folder_names(self._facts.class_names)[self._label]}"
+            name = self._metadata.class_names[self._label]
+            score = next((f"  {score:.4f}" for other, score in prediction.top_k if other == name), "")
+            lines = [f"map of {name}{score}", f"answer: {prediction.class_name}  {prediction.score:.4f}"]
+            beside = f"{relative}.{folder_names(self._metadata.class_names)[self._label]}"
             self._save(decoded, self._mapper(image, self._label), name, lines, beside)
 
-    def _save(self, picture: Image.Image, found: HeatMap, name: str, lines: Sequence[str], relative: str) -> None:
+    def _save(self, image: Image.Image, found: HeatMap, name: str, lines: Sequence[str], relative: str) -> None:
         nothing = [] if found.heat.any() else [f"nothing here speaks for {name}"]
-        drawn = heat_map_picture(picture, found.heat, self._facts.preprocess.resize, found.marks)
+        drawn = heat_map_image(image, found.heat, self._metadata.preprocess.resize, found.marks)
         sheet = annotated(drawn, [*lines[:1], *nothing, *lines[1:], *self._head])
         target = self._folder / _fitting(f"{relative}{ENDING}")
         with writing(target):
@@ -71,9 +71,9 @@ class HeatMapCopies:
                 sheet.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 
-def label_of(class_name: str, facts: Facts) -> int:
+def label_of(class_name: str, metadata: ModelMetadata) -> int:
     """Give the label of a class. Raises HeatMapError, which names those that are spelt alike."""
-    names = facts.class_names
+    names = metadata.class_names
     if class_name in names:
         return names.index(class_name)
     lowered = {name.lower(): name for name in reversed(names)}
@@ -90,8 +90,8 @@ def label_of(class_name: str, facts: Facts) -> int:
 def refuse_without_gradients(weights: Path, title: str) -> None:
     """Raise HeatMapError for a weights file that is no checkpoint; it names the checkpoint where that is known."""
     own = _checkpoint_of(weights)
-    mend = f"name {own}, which this one was made from" if own else "name the checkpoint (.pth) that it was made from"
-    raise HeatMapError(f"{weights}: a heat map needs gradients, and this {title} has none; {mend}, with --weights")
+    hint = f"name {own}, which this one was made from" if own else "name the checkpoint (.pth) that it was made from"
+    raise HeatMapError(f"{weights}: a heat map needs gradients, and this {title} has none; {hint}, with --weights")
 
 
 def _fitting(relative: str) -> Path:

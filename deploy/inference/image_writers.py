@@ -1,4 +1,4 @@
-"""Pictures given back: sorted into a folder a class, or with their answer written below them."""
+"""Images given back: sorted into a folder a class, or with their answer written below them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.atomic_io import ResultsError, whole, writing
 from data_loader.preprocess import decode
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 
 JPEG_QUALITY = 92
 MAX_FOLDER_NAME = 80  # characters; 240 bytes where each takes three, and file systems allow 255
@@ -19,9 +19,9 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORE
 
 
 class SortedCopies:
-    """Copies pictures to FOLDER/<class>/<path below the image folder>; bad pictures are left out.
+    """Copies images to FOLDER/<class>/<path below the image folder>; bad images are left out.
 
-    Nothing is lost: where another picture already has the name, the copy becomes name_2, and nothing that lies in the
+    Nothing is lost: where another image already has the name, the copy becomes name_2, and nothing that lies in the
     folder is ever removed, an earlier run's copy under another class neither.
     """
 
@@ -29,42 +29,42 @@ class SortedCopies:
         self._folder = folder
         self._class_folders = folder_names(class_names)
 
-    def add(self, answer: Answer, relative: str) -> None:
-        """Copy the picture of an answer. Raises ResultsError."""
-        if answer.error:
+    def add(self, prediction: Prediction, relative: str) -> None:
+        """Copy the image of an answer. Raises ResultsError."""
+        if prediction.error:
             return
-        source = Path(answer.file)
-        class_folder = self._class_folders[answer.label]
+        source = Path(prediction.file)
+        class_folder = self._class_folders[prediction.label]
         target = self._folder / class_folder / relative
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             target = _free_name(source, target)
-            if not target.exists():  # else it is this very picture, copied before
+            if not target.exists():  # else it is this very image, copied before
                 with whole(target) as temporary:
                     shutil.copyfile(source, temporary)
 
 
 class AnnotatedCopies:
-    """Writes FOLDER/<path below the image folder>.answer.jpg: the picture with its answer in a strip below it."""
+    """Writes FOLDER/<path below the image folder>.answer.jpg: the image with its answer in a strip below it."""
 
     def __init__(self, folder: Path, max_pixels: int) -> None:
         self._folder = folder
         self._max_pixels = max_pixels
 
-    def add(self, answer: Answer, relative: str) -> None:
-        """Draw the picture of an answer; a bad picture has none. Raises ResultsError, PictureError."""
-        if answer.error:
+    def add(self, prediction: Prediction, relative: str) -> None:
+        """Draw the image of an answer; a bad image has none. Raises ResultsError, ImageError."""
+        if prediction.error:
             return
         from visualization.raster import annotated  # late: fonts take a moment
 
-        lines = [f"{answer.class_name}  {answer.score:.4f}"]
-        lines += [f"{name}  {score:.4f}" for name, score in answer.top_k[1:3]]
-        picture = annotated(decode(answer.file, 3, self._max_pixels), lines)
+        lines = [f"{prediction.class_name}  {prediction.score:.4f}"]
+        lines += [f"{name}  {score:.4f}" for name, score in prediction.top_k[1:3]]
+        image = annotated(decode(prediction.file, 3, self._max_pixels), lines)
         target = self._folder / f"{relative}.answer.jpg"
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole(target) as temporary:
-                picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
+                image.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 
 def folder_names(class_names: Sequence[str]) -> list[str]:
@@ -83,7 +83,7 @@ def folder_names(class_names: Sequence[str]) -> list[str]:
 
 
 def _free_name(source: Path, target: Path) -> Path:
-    """Give the target, or the first of name_2, name_3, ... that is free or holds this very picture."""
+    """Give the target, or the first of name_2, name_3, ... that is free or holds this very image."""
     number = 1
     candidate = target
     while candidate.exists() and not (candidate.is_file() and _is_copy(source, candidate)):
@@ -95,5 +95,5 @@ def _free_name(source: Path, target: Path) -> Path:
 def _is_copy(source: Path, other: Path) -> bool:
     """Say whether the other file holds the same bytes and is not the source itself under another path."""
     if other.samefile(source):
-        raise ResultsError(f"{other}: it is the picture {source} itself; choose another folder for the copies")
+        raise ResultsError(f"{other}: it is the image {source} itself; choose another folder for the copies")
     return filecmp.cmp(source, other, shallow=False)

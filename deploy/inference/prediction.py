@@ -9,11 +9,11 @@ DECISION_COLUMNS = ("uncertainty", "decision", "conformal_set")
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the net says of one picture, or in `error` why it says nothing.
+class Prediction:
+    """What the net says of one image, or in `error` why it says nothing.
 
     `top_k` holds the classes with the highest scores, best first; the first is the answer itself. `decision` is
-    accept or set_aside where the net is calibrated, else empty, and `conformal_set` the classes that the picture may
+    accept or set_aside where the net is calibrated, else empty, and `conformal_set` the classes that the image may
     show. `measures` are further numbers by name.
     """
 

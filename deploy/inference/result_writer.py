@@ -1,4 +1,4 @@
-"""Answers: what is said of one picture, and the .csv, .json and .jsonl files that collect them as they come."""
+"""Answers: what is said of one image, and the .csv, .json and .jsonl files that collect them as they come."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common.atomic_io import ResultsError, check_folder, writing
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 
 RESULT_SUFFIXES = (".csv", ".json", ".jsonl")
 
@@ -33,14 +33,14 @@ class ResultsFile:
         elif self._suffix == ".json":
             self._write("[")
 
-    def write(self, answer: Answer) -> None:
+    def write(self, prediction: Prediction) -> None:
         """Add one answer. Raises ResultsError."""
         if self._suffix == ".csv":
-            self._write(_csv_line(_csv_row(answer, self._topk, self._details)))
+            self._write(_csv_line(_csv_row(prediction, self._topk, self._details)))
         elif self._suffix == ".jsonl":
-            self._write(json.dumps(answer.to_dict(), ensure_ascii=False) + "\n")
+            self._write(json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n")
         else:
-            self._write((",\n" if self._count else "\n") + json.dumps(answer.to_dict(), ensure_ascii=False))
+            self._write((",\n" if self._count else "\n") + json.dumps(prediction.to_dict(), ensure_ascii=False))
         self._count += 1
 
     def finish(self) -> None:
@@ -90,13 +90,13 @@ def check_results_path(path: Path) -> None:
     check_folder(path.parent)
 
 
-def _csv_row(answer: Answer, topk: int, details: Sequence[str]) -> list[str | int]:
-    if answer.error:
-        return [answer.file, *[""] * (3 + 2 * (topk - 1) + len(details)), answer.error]
-    ranks = [text for name, score in answer.top_k[1:] for text in (name, f"{score:.6f}")]
-    values = answer.to_dict()
+def _csv_row(prediction: Prediction, topk: int, details: Sequence[str]) -> list[str | int]:
+    if prediction.error:
+        return [prediction.file, *[""] * (3 + 2 * (topk - 1) + len(details)), prediction.error]
+    ranks = [text for name, score in prediction.top_k[1:] for text in (name, f"{score:.6f}")]
+    values = prediction.to_dict()
     found = [_csv_text(values[name]) for name in details]
-    return [answer.file, answer.label, answer.class_name, f"{answer.score:.6f}", *ranks, *found, ""]
+    return [prediction.file, prediction.label, prediction.class_name, f"{prediction.score:.6f}", *ranks, *found, ""]
 
 
 def _csv_text(value: Any) -> str:

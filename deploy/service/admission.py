@@ -1,4 +1,4 @@
-"""How many pictures the service lets in: few while more come than it can answer, many while it is slow for a moment."""
+"""How many images the service lets in: few while more come than it can answer, many while it is slow for a moment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TICK_S = 0.1  # between two signs of life
 
 
 class QueueFullError(Exception):
-    """As many pictures are held as may be now; none of this request has been taken."""
+    """As many images are held as may be now; none of this request has been taken."""
 
 
 class Pace:
@@ -22,24 +22,24 @@ class Pace:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._pictures, self._seconds = 0.0, 0.0
+        self._images, self._seconds = 0.0, 0.0
         self._lock = threading.Lock()
 
-    def note(self, pictures: int, seconds: float) -> None:
+    def note(self, images: int, seconds: float) -> None:
         """Add what one thread has done. Any thread may call it."""
         kept = math.exp(-seconds / (self._threads * MEMORY_S))
         with self._lock:
-            self._pictures = self._pictures * kept + pictures
+            self._images = self._images * kept + images
             self._seconds = self._seconds * kept + seconds
 
-    def pictures_a_second(self) -> float:
+    def images_per_second(self) -> float:
         """Give what all threads together do while they are at work; 0 where nothing is known yet."""
         with self._lock:
-            return self._threads * self._pictures / self._seconds if self._seconds else 0.0
+            return self._threads * self._images / self._seconds if self._seconds else 0.0
 
 
 class Admission:
-    """Counts the pictures that are held, and lets in or refuses.
+    """Counts the images that are held, and lets in or refuses.
 
     A full queue makes everybody wait for all of it. Where more comes than can be answered, it would stay full, and a
     short one answers as many: SHORT of `queue_size`. Where the machine is slow for a moment, no more comes than is
@@ -57,34 +57,34 @@ class Admission:
         self._short, self._long = math.ceil(SHORT * queue_size), LONG * queue_size
         self._reckoned, self._reckoned_at = 0.0, clock()  # below 0: so many may still come of a pause
         self._ticked_at = math.inf  # never
-        self.held = 0  # pictures
+        self.held = 0  # images
 
-    def has_room(self, pictures: int = 1) -> bool:
+    def has_room(self, images: int = 1) -> bool:
         """Say whether so many would be let in now."""
         most = self._queue_size
         if self._reckoned > self._queue_size and self.held:
             most = self._short
         elif self._reckoned <= self._queue_size / 2:
             most = self._long
-        return self.held + pictures <= most
+        return self.held + images <= most
 
     def check(self) -> None:
-        """Raise QueueFullError where not one picture would be let in; of a request that is, `let_in` hears later."""
+        """Raise QueueFullError where not one image would be let in; of a request that is, `let_in` hears later."""
         self._reckon(0)
         if not self.has_room():
             self._reckon(1)
             raise QueueFullError
 
-    def let_in(self, pictures: int) -> None:
+    def let_in(self, images: int) -> None:
         """Hold so many more, all or none. Raises QueueFullError."""
-        self._reckon(pictures)
-        if not self.has_room(pictures):
+        self._reckon(images)
+        if not self.has_room(images):
             raise QueueFullError
-        self.held += pictures
+        self.held += images
 
-    def let_out(self, pictures: int, without_work: int = 0) -> None:
-        """Hold so many less, of which some were no pictures or wanted by nobody: they are not reckoned."""
-        self.held -= pictures
+    def let_out(self, images: int, without_work: int = 0) -> None:
+        """Hold so many less, of which some were no images or wanted by nobody: they are not reckoned."""
+        self.held -= images
         self._reckoned = min(self._reckoned, max(self._reckoned - without_work, 0.0))
 
     def tick(self) -> None:
@@ -92,12 +92,12 @@ class Admission:
         self._reckon(0)
         self._ticked_at = self._reckoned_at
 
-    def _reckon(self, pictures: int) -> None:
+    def _reckon(self, images: int) -> None:
         now = self._clock()
-        usual = min(stage.pictures_a_second() for stage in self._stages)
+        usual = min(stage.images_per_second() for stage in self._stages)
         done = usual * (now - self._reckoned_at)
         paused_s = max(now - max(self._ticked_at + TICK_S, self._reckoned_at), 0.0)
         missed = -min(usual * paused_s, self._long)  # so many may have come in a pause, and no more are held
         left = min(self._reckoned + done, missed) if self._reckoned < 0 else max(self._reckoned - done, missed)
-        self._reckoned = min(left + pictures, 2.0 * self._queue_size)  # no more: it should soon be over
+        self._reckoned = min(left + images, 2.0 * self._queue_size)  # no more: it should soon be over
         self._reckoned_at = now

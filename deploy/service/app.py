@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.service.middleware import Door
 from deploy.service.openapi import DOCS_POLICY, docs_page, operation
 from deploy.service.routes import HEATMAP, PAGE_FILES, Route, ServiceError
@@ -55,34 +55,38 @@ def _add_route(app: FastAPI, served: Served, route: Route) -> None:
     async def predict(request: Request) -> Response:
         return await served.answering.answer(request, route)
 
-    names = served.facts.class_names
-    best = Answer("", 0, names[0], 0.9, ((names[0], 0.9), (names[1], 0.1)))
-    entry = route.entry(best, served.facts, route.switches)
+    names = served.metadata.class_names
+    best = Prediction("", 0, names[0], 0.9, ((names[0], 0.9), (names[1], 0.1)))
+    entry = route.entry(best, served.metadata, route.switches)
     if served.has_heatmaps and f"need_{HEATMAP}" in route.switches:
         entry[HEATMAP] = "data:image/jpeg;base64,... (with need_heatmap)"
     mistakes = [code for code in (400, 401, 408, 413, 415, 422, 503) if code != 401 or served.token]
     app.post(
         route.path,
-        summary="Classify a picture, or several",
+        summary="Classify an image, or several",
         openapi_extra=operation(route.switches, entry, mistakes),
         response_class=JSONResponse,
     )(predict)
 
 
 def _add_telling(app: FastAPI, served: Served) -> None:
-    facts = served.facts
+    metadata = served.metadata
 
     @app.get("/info", summary="What the net is")
     async def info() -> Response:
-        size = f"{facts.preprocess.width}x{facts.preprocess.height}"
-        told: dict[str, Any] = {"classes": list(facts.class_names), "net": facts.net.get("name", ""), "input": size}
-        return JSONResponse({**told, "heatmap": served.has_heatmaps, "calibrated": facts.calibration is not None})
+        size = f"{metadata.preprocess.width}x{metadata.preprocess.height}"
+        told: dict[str, Any] = {
+            "classes": list(metadata.class_names),
+            "net": metadata.net.get("name", ""),
+            "input": size,
+        }
+        return JSONResponse({**told, "heatmap": served.has_heatmaps, "calibrated": metadata.calibration is not None})
 
     @app.get("/healthz", summary="Whether the process answers")
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz", summary="Whether to send pictures: the net is warm, the queue is not full, and no end is near")
+    @app.get("/readyz", summary="Whether to send images: the net is warm, the queue is not full, and no end is near")
     async def readyz() -> Response:
         is_ready = served.answering.is_ready() and not served.departing.is_set()
         return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)

@@ -1,4 +1,4 @@
-"""Micro-batching: pictures of many requests are decoded in threads and answered together by one net thread."""
+"""Micro-batching: images of many requests are decoded in threads and answered together by one net thread."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor, Prepared, prepare
 from deploy.service.admission import Admission, Pace
-from deploy.service.image_decoder import PictureDecoder
+from deploy.service.image_decoder import ImageDecoder
 
 T = TypeVar("T")
 
@@ -26,34 +26,34 @@ T = TypeVar("T")
 class _Job:
     """One request. Only the event loop changes it; the threads look whether anybody still waits."""
 
-    answered: asyncio.Future[list[Answer]]
-    answers: list[Answer]
+    answered: asyncio.Future[list[Prediction]]
+    answers: list[Prediction]
     left: int
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Image:
     job: _Job
     index: int
     prepared: Prepared
 
 
-_Result = tuple[_Job, int, Answer | Exception | None]  # None: nobody waited for it
+_Result = tuple[_Job, int, Prediction | Exception | None]  # None: nobody waited for it
 
 
 class MicroBatcher:
-    """Answers for pictures of many requests: whatever is ready when the net is free makes the next batch.
+    """Answers for images of many requests: whatever is ready when the net is free makes the next batch.
 
-    How many pictures are held (decoding, ready, or in the net) follows from `queue_size`: see Admission.
+    How many images are held (decoding, ready, or in the net) follows from `queue_size`: see Admission.
     With `batch_wait_ms` a batch that is not full waits so long for more. `on_batch` hears in the net's thread how many
-    pictures a batch had, and its seconds.
+    images a batch had, and its seconds.
     `submit` belongs to one event loop; the other methods may be called anywhere.
     """
 
     def __init__(
         self,
         predictor: Predictor,
-        decoder: PictureDecoder,
+        decoder: ImageDecoder,
         *,
         batch_size: int,
         queue_size: int,
@@ -65,10 +65,10 @@ class MicroBatcher:
         self._predictor, self._decoder, self._on_batch = predictor, decoder, on_batch
         self._batch_size, self._workers, self._topk = batch_size, workers, topk
         self._batch_wait_s = batch_wait_ms / 1000
-        self._has_fixed_sizes = predictor.backend.name == "openvino" and predictor.facts.precision == "int8"
+        self._has_fixed_sizes = predictor.backend.name == "openvino" and predictor.metadata.precision == "int8"
         self._decoding_pace, self._net_pace = Pace(workers), Pace(1)
         self._admission = Admission(queue_size, [self._decoding_pace, self._net_pace])
-        self._ready: deque[_Picture] = deque()
+        self._ready: deque[_Image] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._is_closed = False
         self._changed = threading.Condition()  # guards the three above
@@ -77,20 +77,20 @@ class MicroBatcher:
         self._net = threading.Thread(target=self._run, name="net", daemon=True)
         self._net.start()
 
-    def submit(self, pictures: Sequence[bytes]) -> asyncio.Future[list[Answer]]:
-        """Take the encoded pictures of a request; a bad one's answer has an error. `file` stays empty.
+    def submit(self, images: Sequence[bytes]) -> asyncio.Future[list[Prediction]]:
+        """Take the encoded images of a request; a bad one's answer has an error. `file` stays empty.
 
         What has not been done yet is left out once the future is done, cancelled say. It raises BackendError where the
         net fails. Raises QueueFullError.
         """
-        self._admission.let_in(len(pictures))
-        job = _Job(asyncio.get_running_loop().create_future(), [Answer("")] * len(pictures), len(pictures))
-        for index, data in enumerate(pictures):
+        self._admission.let_in(len(images))
+        job = _Job(asyncio.get_running_loop().create_future(), [Prediction("")] * len(images), len(images))
+        for index, data in enumerate(images):
             self._pool.submit(self._prepare, job, index, data)
         return job.answered
 
     def in_pool(self, function: Callable[..., T], *args: Any, is_large: bool = False) -> Future[T]:
-        """Run a function in a decoding thread; in the one for large pictures, where it decodes such."""
+        """Run a function in a decoding thread; in the one for large images, where it decodes such."""
         return (self._pool_of_one if is_large else self._pool).submit(function, *args)
 
     def in_net_thread(self, function: Callable[..., T], *args: Any) -> Future[T]:
@@ -110,8 +110,8 @@ class MicroBatcher:
             self._changed.notify()
         return done
 
-    def warm_up(self) -> Answer:
-        """Answer for a grey picture in the batch sizes to come: what they make a runtime compile, no request waits for.
+    def warm_up(self) -> Prediction:
+        """Answer for a grey image in the batch sizes to come: what they make a runtime compile, no request waits for.
 
         Raises BackendError.
         """
@@ -119,11 +119,11 @@ class MicroBatcher:
 
     @property
     def held(self) -> int:
-        """How many pictures are held."""
+        """How many images are held."""
         return self._admission.held
 
     def check_room(self) -> None:
-        """Tell, before a request's body is read, whether a picture would be taken. Raises QueueFullError."""
+        """Tell, before a request's body is read, whether an image would be taken. Raises QueueFullError."""
         self._admission.check()
 
     def tick(self) -> None:
@@ -131,12 +131,12 @@ class MicroBatcher:
         self._admission.tick()
 
     def is_ready(self) -> bool:
-        """Say whether a picture would be taken, and answered."""
+        """Say whether an image would be taken, and answered."""
         return self._admission.has_room() and self._net.is_alive()
 
     def close(self) -> None:
         """Finish what has been taken, then end the threads."""
-        self._pool.shutdown(wait=True)  # first: it hands large pictures on
+        self._pool.shutdown(wait=True)  # first: it hands large images on
         self._pool_of_one.shutdown(wait=True)
         with self._changed:
             self._is_closed = True
@@ -144,7 +144,7 @@ class MicroBatcher:
         self._net.join()
 
     def _prepare(self, job: _Job, index: int, data: bytes, may_be_large: bool = False) -> None:
-        outcome: Answer | Exception | None = None
+        outcome: Prediction | Exception | None = None
         if not job.answered.done():  # else nobody waits for it any more
             started = time.perf_counter()
             try:
@@ -155,17 +155,17 @@ class MicroBatcher:
                 if not prepared.error:
                     seconds = time.perf_counter() - started
                     self._decoding_pace.note(1, seconds * self._workers if may_be_large else seconds)  # one at a time
-                    self._put(_Picture(job, index, prepared))
+                    self._put(_Image(job, index, prepared))
                     return
                 if not may_be_large:  # it is large, or bad: a second look tells which, and holds no small one up
                     self._pool_of_one.submit(self._prepare, job, index, data, True)
                     return
-                outcome = Answer("", error=prepared.error)
+                outcome = Prediction("", error=prepared.error)
         _deliver(self._take, [(job, index, outcome)])
 
-    def _put(self, picture: _Picture) -> None:
+    def _put(self, image: _Image) -> None:
         with self._changed:
-            self._ready.append(picture)
+            self._ready.append(image)
             self._changed.notify()
 
     def _run(self) -> None:
@@ -187,40 +187,40 @@ class MicroBatcher:
         return bool(batch or calls) or not self._is_closed
 
     def _next_size(self, count: int) -> int:
-        """Say how many of the pictures that are ready go into the net.
+        """Say how many of the images that are ready go into the net.
 
         Programs for fixed batch sizes, powers of two, would fill up 5 to 8: 4 go, and the fifth with those that come.
         """
         size = min(count, self._batch_size)
         return 1 << (size.bit_length() - 1) if self._has_fixed_sizes and size else size
 
-    def _answer(self, batch: Sequence[_Picture]) -> None:
+    def _answer(self, batch: Sequence[_Image]) -> None:
         wanted, results = [], list[_Result]()
-        for picture in batch:
-            if picture.job.answered.done():
-                results.append((picture.job, picture.index, None))
+        for image in batch:
+            if image.job.answered.done():
+                results.append((image.job, image.index, None))
             else:
-                wanted.append(picture)
+                wanted.append(image)
         if wanted:
             results += self._answered(wanted)
         _deliver(self._take, results)
 
-    def _answered(self, wanted: Sequence[_Picture]) -> list[_Result]:
+    def _answered(self, wanted: Sequence[_Image]) -> list[_Result]:
         started = time.perf_counter()
-        outcomes: Sequence[Answer | Exception]
+        outcomes: Sequence[Prediction | Exception]
         try:
-            outcomes = self._predictor.answer_prepared([picture.prepared for picture in wanted], self._topk)
+            outcomes = self._predictor.answer_prepared([image.prepared for image in wanted], self._topk)
         except Exception as error:  # each request hears of it, and the thread lives on
             outcomes = [error] * len(wanted)
         seconds = time.perf_counter() - started
         self._net_pace.note(len(wanted), seconds)
         self._on_batch(len(wanted), seconds)
-        return [(picture.job, picture.index, outcome) for picture, outcome in zip(wanted, outcomes, strict=True)]
+        return [(image.job, image.index, outcome) for image, outcome in zip(wanted, outcomes, strict=True)]
 
     def _take(self, results: Sequence[_Result]) -> None:
-        """Note what became of pictures; this runs in the event loop."""
+        """Note what became of images; this runs in the event loop."""
         without_work = sum(
-            outcome is None or (isinstance(outcome, Answer) and bool(outcome.error)) for *_, outcome in results
+            outcome is None or (isinstance(outcome, Prediction) and bool(outcome.error)) for *_, outcome in results
         )
         self._admission.let_out(len(results), without_work)
         for job, index, outcome in results:
@@ -234,10 +234,12 @@ class MicroBatcher:
                 if job.left == 0:
                     job.answered.set_result(job.answers)
 
-    def _warm_up(self) -> Answer:
-        facts = self._predictor.facts
-        size = (facts.preprocess.width, facts.preprocess.height)
-        grey = Prepared("", prepare(Image.new("RGB" if facts.preprocess.channels == 3 else "L", size, "grey"), facts))
+    def _warm_up(self) -> Prediction:
+        metadata = self._predictor.metadata
+        size = (metadata.preprocess.width, metadata.preprocess.height)
+        grey = Prepared(
+            "", prepare(Image.new("RGB" if metadata.preprocess.channels == 3 else "L", size, "grey"), metadata)
+        )
         sizes = [1 << power for power in range((self._batch_size - 1).bit_length())]
         answers = []
         for count in (*sizes, self._batch_size, self._batch_size):  # OpenVINO compiles what comes twice for itself

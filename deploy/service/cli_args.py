@@ -26,13 +26,13 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
         default="true",
         help="HTTP status of a mistake's answer: the true one (default), or 200, with the code in the answer alone",
     )
-    add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes told of a picture (default 5)")
+    add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes told of an image (default 5)")
     add("--runtime", choices=RUNTIMES, default="auto", help="what runs an ONNX file (default auto)")
     add("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
     workers = min(os.cpu_count() or 1, 16)
     add("--workers", metavar="N", type=number(1, 256), default=workers, help=f"threads that decode (default {workers})")
-    add("--batch_size", metavar="N", type=number(1, 1024), default=8, help="pictures in the net at once (default 8)")
-    add("--no_batching", action="store_true", help="the net takes pictures one by one: --batch_size 1")
+    add("--batch_size", metavar="N", type=number(1, 1024), default=8, help="images in the net at once (default 8)")
+    add("--no_batching", action="store_true", help="the net takes images one by one: --batch_size 1")
     add(
         "--batch_wait_ms",
         metavar="MS",

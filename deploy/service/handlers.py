@@ -13,10 +13,10 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
-from artifacts.metadata import Facts
-from data_loader.preprocess import PictureError
+from artifacts.metadata import ModelMetadata
+from data_loader.preprocess import ImageError
 from deploy.backends.base import BackendError
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.service.admission import QueueFullError
 from deploy.service.batching import MicroBatcher
 from deploy.service.heatmaps import HeatMaps
@@ -38,14 +38,20 @@ class Answering:
     """Answers the requests of every route with one net, within the limits."""
 
     def __init__(
-        self, batcher: MicroBatcher, facts: Facts, limits: Limits, heatmaps: HeatMaps | None, *, always_200: bool
+        self,
+        batcher: MicroBatcher,
+        metadata: ModelMetadata,
+        limits: Limits,
+        heatmaps: HeatMaps | None,
+        *,
+        always_200: bool,
     ) -> None:
-        self._batcher, self._facts, self._limits, self._heatmaps = batcher, facts, limits, heatmaps
+        self._batcher, self._metadata, self._limits, self._heatmaps = batcher, metadata, limits, heatmaps
         self._always_200 = always_200
         self._body_bytes = 0  # of all requests that are being answered
 
     async def answer(self, request: Request, route: Route) -> Response:
-        """Give the answer for the pictures of a request, or its mistake."""
+        """Give the answer for the images of a request, or its mistake."""
         deadline = asyncio.get_running_loop().time() + self._limits.request_timeout_s
         try:
             self._batcher.check_room()  # before the body is read: what is too much costs as little as it can
@@ -54,11 +60,11 @@ class Answering:
         except RequestError as error:
             return self.mistake(request, error.status, str(error))
         except QueueFullError:
-            return self.mistake(request, 503, f"{self._batcher.held} pictures are waiting; {LATER}")
+            return self.mistake(request, 503, f"{self._batcher.held} images are waiting; {LATER}")
         except BackendError as error:
             logger.error("%s", error)
             return self.mistake(request, 503, f"the net failed; {LATER}")
-        except PictureError as error:  # of a heat map: memory that was there for the answer
+        except ImageError as error:  # of a heat map: memory that was there for the answer
             return self.mistake(request, 422, str(error))
         except (asyncio.CancelledError, ClientDisconnect) as error:
             if isinstance(error, asyncio.CancelledError) and HAS_LEFT not in request.scope["state"]:
@@ -68,7 +74,7 @@ class Answering:
             return self.mistake(request, 503, f"no answer within {self._limits.request_timeout_s:g} seconds; {LATER}")
 
     def is_ready(self) -> bool:
-        """Say whether a picture would be taken now."""
+        """Say whether an image would be taken now."""
         return self._batcher.is_ready()
 
     def mistake(self, request: Request, code: int, sentence: str) -> Response:
@@ -83,13 +89,13 @@ class Answering:
         self, request: Request, route: Route, hold: Callable[[int], None], deadline: float
     ) -> list[dict[str, Any]]:
         upload = await self._upload(request, route, hold, deadline)
-        answers = await self._waited(request, self._batcher.submit(upload.pictures), deadline)
+        answers = await self._waited(request, self._batcher.submit(upload.images), deadline)
         for index, answer in enumerate(answers):
             if answer.error:
                 raise RequestError(422, f"{name_of(index, len(answers))}: {answer.error}")
-        entries = [route.entry(answer, self._facts, upload.switches) for answer in answers]
+        entries = [route.entry(answer, self._metadata, upload.switches) for answer in answers]
         if self._heatmaps is not None and upload.switches.get(f"need_{HEATMAP}"):
-            for entry, data, answer in zip(entries, upload.pictures, answers, strict=True):
+            for entry, data, answer in zip(entries, upload.images, answers, strict=True):
                 entry[HEATMAP] = await self._waited(request, self._heatmap(data, answer), deadline)
         return entries
 
@@ -104,7 +110,7 @@ class Answering:
             return read_upload(*args)
         return await asyncio.wrap_future(self._batcher.in_pool(read_upload, *args))
 
-    def _heatmap(self, data: bytes, answer: Answer) -> asyncio.Future[str]:
+    def _heatmap(self, data: bytes, answer: Prediction) -> asyncio.Future[str]:
         assert self._heatmaps is not None
         return asyncio.ensure_future(self._heatmaps.data_url(data, answer.label))
 

@@ -1,4 +1,4 @@
-"""The HTTP service: `python -m deploy.service --weights F` answers for pictures that are sent to it.
+"""The HTTP service: `python -m deploy.service --weights F` answers for images that are sent to it.
 
 A program with flags of its own adds `add_service_flags` to its parser, names --device and --service_port itself, and
 calls `serve` with its routes.
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal comes, and give the exit code: 0, or 2 for a mistake of the user."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Answer for pictures over HTTP.",
+        description="Answer for images over HTTP.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -61,14 +61,14 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
     artifact_kind(weights)  # what is not there is told before the libraries are loaded
     token = _token()
     return_freed_memory()
-    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in the pictures that are sent
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in the images that are sent
     with _bound(args.host, args.service_port) as listener:
         from deploy.backends.loading import load_backend
         from deploy.inference.predictor import Predictor
         from deploy.service.server import service_of, stopped_by_signals
 
-        backend, facts = load_backend(weights, device=args.device, runtime=args.runtime, precision=args.precision)
-        predictor = Predictor(backend, facts)
+        backend, metadata = load_backend(weights, device=args.device, runtime=args.runtime, precision=args.precision)
+        predictor = Predictor(backend, metadata)
         with service_of(predictor, routes, args, token) as server, stopped_by_signals(server):
             _listen(listener)
             print(_start(weights, predictor, routes, listener), flush=True)
@@ -113,15 +113,16 @@ def _listen(listener: socket.socket) -> None:
 
 
 def _refused(host: str, port: int, error: OSError) -> ServiceError:
-    mend = "stop what listens there, or choose another --service_port" if error.errno == errno.EADDRINUSE else ""
-    return ServiceError(f"cannot listen on {host}:{port}: {error.strerror}{mend and '; '}{mend}")
+    hint = "stop what listens there, or choose another --service_port" if error.errno == errno.EADDRINUSE else ""
+    return ServiceError(f"cannot listen on {host}:{port}: {error.strerror}{hint and '; '}{hint}")
 
 
 def _start(weights: Path, predictor: Predictor, routes: Sequence[Route], listener: socket.socket) -> str:
-    facts, backend = predictor.facts, predictor.backend
+    metadata, backend = predictor.metadata, predictor.backend
     host, port = listener.getsockname()[:2]
-    size = f"{facts.preprocess.width}x{facts.preprocess.height}"
-    net = f"{facts.net.get('name', 'a net')} ({facts.num_classes} classes, {size}) on {backend.name} {backend.device}"
+    size = f"{metadata.preprocess.width}x{metadata.preprocess.height}"
+    name, classes = metadata.net.get("name", "a net"), metadata.num_classes
+    net = f"{name} ({classes} classes, {size}) on {backend.name} {backend.device}"
     paths = ", ".join(f"POST {route.path}" for route in routes)
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     return f"serving {net}\n  address  {where}\n  net      {weights}\n  paths    {paths}; GET / /docs /metrics"

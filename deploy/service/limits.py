@@ -15,8 +15,8 @@ class Limits:
     """What a request, and all of them together, may cost. Each is a flag of the same name; MB are 10^6 bytes."""
 
     max_body_mb: int = _limit(32, 1, 4096, "of one request")
-    max_picture_mb: int = _limit(16, 1, 4096, "of one picture, encoded; base64 is measured before it is decoded")
-    max_megapixels: int = _limit(24, 1, 1000, "of one picture; the net's own max_pixels counts as well")
+    max_picture_mb: int = _limit(16, 1, 4096, "of one image, encoded; base64 is measured before it is decoded")
+    max_megapixels: int = _limit(24, 1, 1000, "of one image; the net's own max_pixels counts as well")
     max_pictures: int = _limit(16, 1, 10_000, "in one request")
     max_parts: int = _limit(64, 1, 10_000, "fields or parts of a form")
     max_part_header_bytes: int = _limit(4096, 64, 65_536, "headers of one part of a form")
@@ -26,5 +26,5 @@ class Limits:
     keep_alive_s: int = _limit(75, 0, 3600, "an idle connection is kept")
     max_connections: int = _limit(512, 1, 65_536, "at once; one more gets 503")
     max_pending_mb: int = _limit(256, 1, 1_048_576, "of bodies held at once; one more gets 503")
-    queue: int = _limit(64, 1, 100_000, "pictures that may come at once; of more than it can answer, some get 503")
+    queue: int = _limit(64, 1, 100_000, "images that may come at once; of more than it can answer, some get 503")
     decode_memory_mb: int = _limit(1536, 1, 1_048_576, "that decoding may take at once: 40 bytes a pixel at worst")

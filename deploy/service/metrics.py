@@ -25,9 +25,9 @@ class Metrics:
         self._seconds = Histogram(
             "service_request_seconds", "From the headers to the answer", ("route",), buckets=SECONDS, registry=to
         )
-        self._batch = Histogram("service_batch_pictures", "Pictures in a batch", buckets=BATCH_SIZES, registry=to)
+        self._batch = Histogram("service_batch_pictures", "Images in a batch", buckets=BATCH_SIZES, registry=to)
         self._net = Histogram("service_net_seconds", "What the net took for a batch", buckets=SECONDS, registry=to)
-        self._queue = Gauge("service_queue_pictures", "Pictures decoding, waiting or in the net", registry=to)
+        self._queue = Gauge("service_queue_pictures", "Images decoding, waiting or in the net", registry=to)
         ProcessCollector(registry=to)
 
     def watch_queue(self, held: Callable[[], int]) -> None:

@@ -24,26 +24,26 @@ MISTAKES = {
     400: "the body cannot be understood",
     401: "the bearer token is missing or wrong",
     408: "the request came too slowly",
-    413: "the body, a picture or their number passes a limit",
+    413: "the body, an image or their number passes a limit",
     415: "the body is of another type, or compressed",
-    422: "a picture cannot be decoded, or has too many pixels",
+    422: "an image cannot be decoded, or has too many pixels",
     503: "too much is asked at once, or the net failed: Retry-After says when to try again",
 }
 
 
 def operation(switches: Mapping[str, bool], entry: Mapping[str, Any], mistakes: Iterable[int]) -> dict[str, Any]:
-    """Give what OpenAPI says of a route that takes pictures; `entry` is what its answer may hold for one."""
-    text = {"type": "string", "description": "a picture in base64, or a data URL"}
-    file = {"type": "string", "format": "binary", "description": "a picture's file"}
+    """Give what OpenAPI says of a route that takes images; `entry` is what its answer may hold for one."""
+    text = {"type": "string", "description": "an image in base64, or a data URL"}
+    file = {"type": "string", "format": "binary", "description": "an image's file"}
     bodies = {KINDS[0]: [text], KINDS[1]: [text], KINDS[2]: [file, text]}
     good = _answer_of({"code": 200, "msg": "ok", "data": [entry]})
     bad = {str(code): {"description": MISTAKES[code], "content": _answer_of(_mistake(code))} for code in mistakes}
     return {
         "requestBody": {
             "required": True,
-            "content": {kind: {"schema": _body_of(pictures, switches)} for kind, pictures in bodies.items()},
+            "content": {kind: {"schema": _body_of(images, switches)} for kind, images in bodies.items()},
         },
-        "responses": {"200": {"description": "an entry for each picture, in order", "content": good}, **bad},
+        "responses": {"200": {"description": "an entry for each image, in order", "content": good}, **bad},
     }
 
 
@@ -67,9 +67,9 @@ def docs_page(description: Mapping[str, Any]) -> str:
     )
 
 
-def _body_of(pictures: Sequence[Mapping[str, Any]], switches: Mapping[str, bool]) -> dict[str, Any]:
-    one = pictures[0] if len(pictures) == 1 else {"oneOf": [*pictures]}
-    content = {"oneOf": [*pictures, {"type": "array", "items": one, "minItems": 1}]}
+def _body_of(images: Sequence[Mapping[str, Any]], switches: Mapping[str, bool]) -> dict[str, Any]:
+    one = images[0] if len(images) == 1 else {"oneOf": [*images]}
+    content = {"oneOf": [*images, {"type": "array", "items": one, "minItems": 1}]}
     flags = {name: {"type": "boolean", "default": default} for name, default in switches.items()}
     return {"type": "object", "required": [CONTENT], "properties": {CONTENT: content, **flags}}
 

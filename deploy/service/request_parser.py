@@ -1,4 +1,4 @@
-"""Uploads: the body of a request becomes encoded pictures and switches, within limits."""
+"""Uploads: the body of a request becomes encoded images and switches, within limits."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Upload:
-    """The encoded pictures of a request, in order, and its switches."""
+    """The encoded images of a request, in order, and its switches."""
 
-    pictures: list[bytes]
+    images: list[bytes]
     switches: dict[str, bool]
 
 
 def read_upload(body: bytes, content_type: str, defaults: Mapping[str, bool], limits: Limits) -> Upload:
     """Read a body that is JSON, an urlencoded or a multipart form. Other fields than the known are ignored.
 
-    `content` is one picture or several: base64 or a data URL, or in multipart a file. Raises RequestError.
+    `content` is one image or several: base64 or a data URL, or in multipart a file. Raises RequestError.
     """
     kind = content_type.partition(";")[0].strip().lower()
     try:
@@ -54,16 +54,16 @@ def read_upload(body: bytes, content_type: str, defaults: Mapping[str, bool], li
     except FormError as error:
         raise RequestError(error.status, str(error)) from error
     if not contents:
-        raise RequestError(400, f'there is no picture: "{CONTENT}" is missing or empty')
+        raise RequestError(400, f'there is no image: "{CONTENT}" is missing or empty')
     count, most = len(contents), limits.max_pictures
     if count > most:
-        raise RequestError(413, f"a request may hold {most} pictures, this one has {count}")
-    pictures = [_encoded_picture(content, name_of(index, count), limits) for index, content in enumerate(contents)]
-    return Upload(pictures, {**defaults, **{name: _switch(name, value) for name, value in given.items()}})
+        raise RequestError(413, f"a request may hold {most} images, this one has {count}")
+    images = [_encoded_image(content, name_of(index, count), limits) for index, content in enumerate(contents)]
+    return Upload(images, {**defaults, **{name: _switch(name, value) for name, value in given.items()}})
 
 
 def name_of(index: int, count: int) -> str:
-    """Call a picture of a request by what its sender knows it as."""
+    """Call an image of a request by what its sender knows it as."""
     return CONTENT if count == 1 else f"{CONTENT}[{index}]"
 
 
@@ -114,12 +114,12 @@ def _texts(value: bytes) -> list[Any]:
     return _of_json(b'{"content": %b}' % value, {})[0]
 
 
-def _encoded_picture(content: object, name: str, limits: Limits) -> bytes:
+def _encoded_image(content: object, name: str, limits: Limits) -> bytes:
     most = limits.max_picture_mb * 10**6
     if isinstance(content, str):
         text = _base64_of(content, name)
         if len(text) * 3 // 4 - text[-2:].count("=") > most:
-            raise RequestError(413, f"{name}: the picture has more than {limits.max_picture_mb} MB")
+            raise RequestError(413, f"{name}: the image has more than {limits.max_picture_mb} MB")
         try:
             return base64.b64decode(text, validate=True)
         except ValueError as error:
@@ -127,14 +127,14 @@ def _encoded_picture(content: object, name: str, limits: Limits) -> bytes:
     if not isinstance(content, bytes):
         raise RequestError(400, f"{name} must be a text in base64, got {shown(content)}")
     if len(content) > most:
-        raise RequestError(413, f"{name}: the picture has more than {limits.max_picture_mb} MB")
+        raise RequestError(413, f"{name}: the image has more than {limits.max_picture_mb} MB")
     return content
 
 
 def _base64_of(text: str, name: str) -> str:
     """Give the base64 of a text without line breaks, of a data URL what follows its head."""
     if ADDRESS.match(text):
-        raise RequestError(400, f"{name}: addresses are not fetched; send the picture itself, in base64")
+        raise RequestError(400, f"{name}: addresses are not fetched; send the image itself, in base64")
     if text[:5].lower() == "data:":
         head, comma, _ = text[:MAX_DATA_URL_HEAD].partition(",")
         if not comma or not head.lower().endswith(";base64"):

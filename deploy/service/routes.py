@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from artifacts.metadata import Facts
-    from deploy.inference.prediction import Answer
+    from artifacts.metadata import ModelMetadata
+    from deploy.inference.prediction import Prediction
 
 HEATMAP = "heatmap"  # the switch that asks for one is need_heatmap
 PAGE_FILES = {
@@ -16,7 +16,7 @@ PAGE_FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
-OPEN_PATHS = {*PAGE_FILES, "/healthz", "/readyz", "/docs", "/openapi.json"}  # they tell nothing of pictures or nets
+OPEN_PATHS = {*PAGE_FILES, "/healthz", "/readyz", "/docs", "/openapi.json"}  # they tell nothing of images or nets
 
 
 class ServiceError(ValueError):
@@ -25,14 +25,14 @@ class ServiceError(ValueError):
 
 @dataclass(frozen=True)
 class Route:
-    """A path that takes pictures: the boolean fields of its requests, and what it says of one picture's answer."""
+    """A path that takes images: the boolean fields of its requests, and what it says of one image's answer."""
 
     path: str
     switches: Mapping[str, bool]  # with their defaults
-    entry: Callable[[Answer, Facts, Mapping[str, bool]], dict[str, Any]]
+    entry: Callable[[Prediction, ModelMetadata, Mapping[str, bool]], dict[str, Any]]
 
 
-def native_entry(answer: Answer, facts: Facts, switches: Mapping[str, bool]) -> dict[str, Any]:
+def native_entry(answer: Prediction, metadata: ModelMetadata, switches: Mapping[str, bool]) -> dict[str, Any]:
     """Give an answer as inference.py writes it, without the file."""
     return {key: value for key, value in answer.to_dict().items() if key != "file"}
 

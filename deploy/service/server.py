@@ -24,7 +24,7 @@ from deploy.service.cli_args import limits_of
 from deploy.service.handlers import Answering
 from deploy.service.heatmaps import HeatMaps
 from deploy.service.http_protocol import GRACE_S, protocol_within
-from deploy.service.image_decoder import PictureDecoder
+from deploy.service.image_decoder import ImageDecoder
 from deploy.service.limits import Limits
 from deploy.service.metrics import Metrics
 from deploy.service.routes import Route, ServiceError
@@ -73,8 +73,8 @@ def service_of(
     if limits.max_pictures > limits.queue:
         raise ServiceError(f"--queue must be at least --max_pictures, got {limits.queue} and {limits.max_pictures}")
     metrics = Metrics(route.path for route in routes)
-    decoder = PictureDecoder(
-        predictor.facts, limits.max_megapixels * 10**6, limits.decode_memory_mb * 10**6, args.workers
+    decoder = ImageDecoder(
+        predictor.metadata, limits.max_megapixels * 10**6, limits.decode_memory_mb * 10**6, args.workers
     )
     batcher = MicroBatcher(
         predictor,
@@ -89,12 +89,12 @@ def service_of(
     try:
         metrics.watch_queue(lambda: batcher.held)
         if error := batcher.warm_up().error:
-            raise ServiceError(f"the net has no answer for a grey picture: {error}")
+            raise ServiceError(f"the net has no answer for a grey image: {error}")
         mapper = _heat_mapper(predictor)
-        heatmaps = HeatMaps(mapper, predictor.facts, decoder, batcher, args.workers) if mapper else None
-        answering = Answering(batcher, predictor.facts, limits, heatmaps, always_200=args.http_status == "ok")
+        heatmaps = HeatMaps(mapper, predictor.metadata, decoder, batcher, args.workers) if mapper else None
+        answering = Answering(batcher, predictor.metadata, limits, heatmaps, always_200=args.http_status == "ok")
         departing = threading.Event()
-        served = Served(routes, answering, predictor.facts, metrics, mapper is not None, token, departing)
+        served = Served(routes, answering, predictor.metadata, metrics, mapper is not None, token, departing)
         yield DepartingServer(_settings(make_app(served, page), limits, metrics), args.drain_s, departing, batcher.tick)
     finally:
         batcher.close()
@@ -123,7 +123,7 @@ def _heat_mapper(predictor: Predictor) -> HeatMapper | None:
     if not isinstance(predictor.backend, CheckpointBackend):
         return None
     try:
-        return predictor.backend.heat_mapper(predictor.facts)
+        return predictor.backend.heat_mapper(predictor.metadata)
     except ValueError:
         return None
 

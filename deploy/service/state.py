@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from deploy.service.handlers import Answering
 from deploy.service.metrics import Metrics
 from deploy.service.routes import Route
@@ -18,7 +18,7 @@ class Served:
 
     routes: Sequence[Route]
     answering: Answering
-    facts: Facts
+    metadata: ModelMetadata
     metrics: Metrics
     has_heatmaps: bool
     token: str  # empty: none is asked for

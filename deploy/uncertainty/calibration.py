@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from artifacts.calibration import ACCEPT, CONFORMAL, Calibration
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from deploy.inference.uncertainty_scores import UncertaintyError, log_sum_exp, softmax, uncertainty_of
 
 DEFAULT_SCORE = "least_confidence"
 
-EVERY = 5  # one picture in five fits the temperature, the others the thresholds
+EVERY = 5  # one image in five fits the temperature, the others the thresholds
 SEED = 0
-LEAST_FOR_TEMPERATURE = 20  # pictures
+LEAST_FOR_TEMPERATURE = 20  # images
 TEMPERATURES = (0.05, 20.0)
 HALVINGS = 60  # of an interval: to the last digits of a float64
 
@@ -32,7 +32,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Accepts where uncertainty <= `value`; of the calibration pictures `accepted`, of which `wrong` were."""
+    """Accepts where uncertainty <= `value`; of the calibration images `accepted`, of which `wrong` were."""
 
     value: float
     accepted: int
@@ -40,10 +40,10 @@ class Threshold:
     risk_bound: float
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray, facts: Facts, promise: Promise) -> Facts:
-    """Give the facts with temperature, thresholds and calibration fitted to logits (N, K) and labels (N,).
+def calibrate(logits: np.ndarray, labels: np.ndarray, metadata: ModelMetadata, promise: Promise) -> ModelMetadata:
+    """Give the metadata with temperature, thresholds and calibration fitted to logits (N, K) and labels (N,).
 
-    The thresholds come from other pictures than the temperature, since what they promise holds for a score that was
+    The thresholds come from other images than the temperature, since what they promise holds for a score that was
     fixed before. Raises UncertaintyError where the list is too small, or no threshold keeps the promise.
     """
     _check_length(len(logits), promise)
@@ -56,18 +56,18 @@ def calibrate(logits: np.ndarray, labels: np.ndarray, facts: Facts, promise: Pro
     if accept is None:
         raise UncertaintyError(
             f"no threshold on {promise.score} keeps the risk among the accepted under {promise.target_risk:g} with "
-            f"confidence {promise.confidence:g} ({int(wrong.sum())} of {len(kept)} pictures are answered wrongly): "
-            "allow more with --target_risk, or calibrate on more pictures"
+            f"confidence {promise.confidence:g} ({int(wrong.sum())} of {len(kept)} images are answered wrongly): "
+            "allow more with --target_risk, or calibrate on more images"
         )
     own_scores = np.take_along_axis(softmax(kept, temperature), kept_labels[:, None], axis=1)[:, 0]
     thresholds = {ACCEPT: accept.value, CONFORMAL: conformal_threshold(own_scores, promise.conformal_risk)}
     promised = (promise.score, promise.target_risk, promise.confidence, promise.conformal_risk)
     calibration = Calibration(*promised, len(kept), accept.accepted, accept.wrong, accept.risk_bound)
-    return replace(facts, temperature=temperature, thresholds=thresholds, calibration=calibration)
+    return replace(metadata, temperature=temperature, thresholds=thresholds, calibration=calibration)
 
 
 def for_temperature(count: int) -> np.ndarray:
-    """Say of each of `count` pictures (count,) whether it fits the temperature, and not the thresholds.
+    """Say of each of `count` images (count,) whether it fits the temperature, and not the thresholds.
 
     Drawn by chance, always the same: lists are sorted by class, or go round the classes in turn.
     """
@@ -79,7 +79,7 @@ def for_temperature(count: int) -> np.ndarray:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Give the temperature at which logits (N, K) have the least mean negative log likelihood (Guo et al. 2017).
 
-    The likelihood is convex in 1 / T, so its slope is halved in on, within TEMPERATURES. Where every picture is
+    The likelihood is convex in 1 / T, so its slope is halved in on, within TEMPERATURES. Where every image is
     answered right the likelihood only asks for T = 0: the mean score then becomes (N + 1) / (N + 2), Laplace's rule of
     succession, as Platt (1999) does with his targets.
     """
@@ -108,12 +108,12 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature:
 def accept_threshold(
     uncertainty: np.ndarray, wrong: np.ndarray, target_risk: float, confidence: float
 ) -> Threshold | None:
-    """Choose how many of the pictures (N,), the least uncertain first, may be accepted; None where none may.
+    """Choose how many of the images (N,), the least uncertain first, may be accepted; None where none may.
 
     Selection with guaranteed risk (Geifman & El-Yaniv 2017, algorithm 2): a binary search over the coverage, where
     each step's risk is bounded by the exact binomial bound (lemma 3.1) at (1 - confidence) / steps. Three departures:
-    pictures alike in uncertainty are accepted together; the search starts at the least number that can pass, since
-    below it the bound alone exceeds the target; the threshold lies midway to the next picture, so that a rounding
+    images alike in uncertainty are accepted together; the search starts at the least number that can pass, since
+    below it the bound alone exceeds the target; the threshold lies midway to the next image, so that a rounding
     decides nothing.
     """
     order = np.argsort(uncertainty, kind="stable")
@@ -140,12 +140,12 @@ def accept_threshold(
 
 
 def search_steps(count: int) -> int:
-    """Give the most steps that a binary search over so many pictures takes: the bound is divided among them."""
+    """Give the most steps that a binary search over so many images takes: the bound is divided among them."""
     return count.bit_length()
 
 
 def risk_bound(errors: int, count: int, delta: float) -> float:
-    """Give the risk that `errors` of `count` pictures, or fewer, are seen at with probability `delta` only.
+    """Give the risk that `errors` of `count` images, or fewer, are seen at with probability `delta` only.
 
     The exact upper bound of a binomial share (Clopper & Pearson 1934), by halving.
     """
@@ -168,14 +168,14 @@ def conformal_threshold(own_scores: np.ndarray, risk: float) -> float:
     count = len(own_scores)
     rank = _conformal_rank(count, risk)
     if rank > count:
-        raise UncertaintyError(f"{count} pictures are too few for conformal sets that miss {risk:g}")
+        raise UncertaintyError(f"{count} images are too few for conformal sets that miss {risk:g}")
     return float(np.sort(1 - own_scores)[rank - 1])
 
 
-def least_pictures(promise: Promise) -> int:
-    """Give the length of the shortest list that can keep the promise, where its every picture is answered right."""
+def least_images(promise: Promise) -> int:
+    """Give the length of the shortest list that can keep the promise, where its every image is answered right."""
     steps, kept = 0, 0
-    while search_steps(kept) > steps or not kept:  # as many steps as so many pictures take
+    while search_steps(kept) > steps or not kept:  # as many steps as so many images take
         steps += 1
         kept = max(_least_accepted(promise.target_risk, (1 - promise.confidence) / steps), 2 ** (steps - 1))
     kept = max(kept, math.ceil(round(1 / promise.conformal_risk, 9)) - 1)
@@ -186,9 +186,9 @@ def least_pictures(promise: Promise) -> int:
 
 
 def _check_length(count: int, promise: Promise) -> None:
-    if count < (least := least_pictures(promise)):
+    if count < (least := least_images(promise)):
         raise UncertaintyError(
-            f"{count} pictures are too few to promise a risk under {promise.target_risk:g} with confidence "
+            f"{count} images are too few to promise a risk under {promise.target_risk:g} with confidence "
             f"{promise.confidence:g} and conformal sets that miss {promise.conformal_risk:g}: at least {least} are "
             "needed, all of them answered right; a higher --target_risk needs fewer"
         )
@@ -199,5 +199,5 @@ def _conformal_rank(count: int, risk: float) -> int:
 
 
 def _least_accepted(target_risk: float, delta: float) -> int:
-    """Give how many pictures without an error are needed for a bound of `target_risk`: (1 - target)^n <= delta."""
+    """Give how many images without an error are needed for a bound of `target_risk`: (1 - target)^n <= delta."""
     return math.ceil(math.log(delta) / math.log1p(-target_risk))

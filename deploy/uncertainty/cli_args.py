@@ -6,7 +6,7 @@ import argparse
 
 from artifacts.calibration import SCORES
 from common.cli import named_path, whole_number
-from deploy.inference.cli_args import DEFAULT_RESULT, add_machine, add_net, add_pictures
+from deploy.inference.cli_args import DEFAULT_RESULT, add_images, add_machine, add_net
 from deploy.uncertainty.calibration import DEFAULT_SCORE
 
 DEFAULT_OUTPUT = f"{DEFAULT_RESULT}/uncertain.csv"
@@ -28,8 +28,8 @@ examples:
       also what three nets disagree about; the first one answers and decides
 
 Without --output and --set_aside the results go to data_example/result.
-exit codes: 0 every picture answered, or calibrated, or evaluated; 1 some
-pictures failed; 2 a mistake in what was asked, or no threshold keeps the
+exit codes: 0 every image answered, or calibrated, or evaluated; 1 some
+images failed; 2 a mistake in what was asked, or no threshold keeps the
 promise; 130 stopped with Ctrl-C (the results so far are kept)"""
 
 
@@ -37,12 +37,12 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of inference_uncertain.py."""
     parser = argparse.ArgumentParser(
         prog="inference_uncertain.py",
-        description="Classify pictures, and set aside the answers that are too doubtful.",
+        description="Classify images, and set aside the answers that are too doubtful.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_pictures(parser)
+    add_images(parser)
     add_net(parser, weights="+")
     _add_calibration(parser)
     _add_evaluation(parser)
@@ -79,7 +79,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--ood",
         metavar="DIR",
         type=named_path,
-        help="a folder of pictures of none of its classes, which it should doubt",
+        help="a folder of images of none of its classes, which it should doubt",
     )
     add(
         "--means",
@@ -97,7 +97,7 @@ def _add_repetition(parser: argparse.ArgumentParser) -> None:
         "mutual_information. Several --weights ask each net. The decision stays that of\n"
         "one pass of the first net, which is what was calibrated.",
     )
-    group.add_argument("--repeat", choices=REPEATS, help="dropout kept on, or several views of each picture")
+    group.add_argument("--repeat", choices=REPEATS, help="dropout kept on, or several views of each image")
     group.add_argument(
         "--passes", metavar="N", type=whole_number(2, 1000), help=f"with --repeat dropout (default {DEFAULT_PASSES})"
     )
@@ -111,7 +111,7 @@ def _add_repetition(parser: argparse.ArgumentParser) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
-    add("--topk", metavar="K", type=whole_number(1, 10**9), default=1, help="classes told of a picture (default 1)")
+    add("--topk", metavar="K", type=whole_number(1, 10**9), default=1, help="classes told of an image (default 1)")
     add("--output", metavar="F", type=named_path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_OUTPUT})")
     add(
         "--set_aside",
@@ -119,7 +119,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         type=named_path,
         help="a new folder for copies of the doubtful, most doubtful first",
     )
-    add("--quiet", action="store_true", help="no line for a picture that was accepted")
+    add("--quiet", action="store_true", help="no line for an image that was accepted")
 
 
 def _share(text: str) -> float:

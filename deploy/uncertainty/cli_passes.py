@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from artifacts.formats import artifact_kind
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from deploy.backends.base import Backend
 from deploy.backends.loading import load_backend
 from deploy.uncertainty.cli_args import DEFAULT_PASSES
@@ -14,20 +14,20 @@ from deploy.uncertainty.multi_pass import Passes, dropout_passes, ensemble_passe
 from deploy.uncertainty.outputs import config_of
 
 
-def passes_of(args: argparse.Namespace, backend: Backend, facts: Facts, weights: Path) -> Passes | None:
+def passes_of(args: argparse.Namespace, backend: Backend, metadata: ModelMetadata, weights: Path) -> Passes | None:
     """Give what the flags ask to repeat, None where they do not. Raises ValueError with the sentence to show."""
     if args.others:
         others = [load_backend(path, device=args.device, runtime=args.runtime) for path in args.others]
-        return ensemble_passes([(backend, facts), *others])
+        return ensemble_passes([(backend, metadata), *others])
     if args.repeat == "dropout":
-        return dropout_passes(backend, facts, args.passes or DEFAULT_PASSES)
+        return dropout_passes(backend, metadata, args.passes or DEFAULT_PASSES)
     if args.repeat == "views":
-        return view_passes(backend, facts, args.views or trained_views(weights))
+        return view_passes(backend, metadata, args.views or trained_views(weights))
     return None
 
 
 def trained_views(weights: Path) -> tuple[str, ...]:
-    """Give shift and scale, and flip where the net was trained on flipped pictures: a flipped 2 is no 2."""
+    """Give shift and scale, and flip where the net was trained on flipped images: a flipped 2 is no 2."""
     config = config_of(weights) if artifact_kind(weights) == "checkpoint" else None
     flips = config is not None and config.data_aug and config.horizontal_flip > 0
     return ("flip", "shift", "scale") if flips else ("shift", "scale")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.formats import artifact_kind
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from artifacts.sample_sources import listed_samples
 from common.console import elide
 from configs.schema import Config
@@ -30,24 +30,24 @@ from deploy.uncertainty.outputs import (
 )
 from deploy.uncertainty.report import PAGE, VALUES, write_page
 
-MOST_FOR_MEANS = 2000  # training pictures, evenly spread, whose features give the class means
+MOST_FOR_MEANS = 2000  # training images, evenly spread, whose features give the class means
 COLUMNS = 79  # of a terminal's 80: some wrap a full line
 NO_MEANS = "The distance to the class means is left out: "
 
 
-def evaluate_asked(args: argparse.Namespace, weights: Path, backend: Backend, facts: Facts) -> str:
+def evaluate_asked(args: argparse.Namespace, weights: Path, backend: Backend, metadata: ModelMetadata) -> str:
     """Evaluate a calibrated net as the flags ask, write page and values, and give what to print. Raises ValueError."""
     config = config_of(weights) if artifact_kind(weights) == "checkpoint" else None
-    samples = labelled_samples(args.evaluate, config, facts, args.list_root)
-    if (trained := trained_on(config, facts)) is not None:
+    samples = labelled_samples(args.evaluate, config, metadata, args.list_root)
+    if (trained := trained_on(config, metadata)) is not None:
         check_not_trained_on(samples, args.evaluate, trained)
     strange = strange_samples(args.ood, samples) if args.ood else None
-    teachers, note = _teachers(args.means, config, facts, backend)
-    passes = passes_of(args, backend, facts, weights)
+    teachers, note = _teachers(args.means, config, metadata, backend)
+    passes = passes_of(args, backend, metadata, weights)
 
     def outputs_of(asked: Sequence[Sample], *, repeat: bool = True) -> Outputs:
         how = {"batch_size": args.batch_size, "workers": args.workers, "passes": passes if repeat else None}
-        return collect(backend, facts, asked, with_features=bool(teachers), **how)
+        return collect(backend, metadata, asked, with_features=bool(teachers), **how)
 
     means = None
     if teachers:
@@ -58,26 +58,24 @@ def evaluate_asked(args: argparse.Namespace, weights: Path, backend: Backend, fa
     skipped = [*known.skipped, *(others.skipped if others else ())]
     notes = [note] if note else []
     if skipped:
-        notes.append(f"Pictures that cannot be read and were left out: {len(skipped)}; the first: {skipped[0]}.")
-    named = {"net": facts.net["name"], "weights": str(weights), "list": str(args.evaluate)}
-    evaluation = {**named, "ood": str(args.ood or ""), "notes": notes, **evaluate(known, facts, others, means)}
+        notes.append(f"Images that cannot be read and were left out: {len(skipped)}; the first: {skipped[0]}.")
+    named = {"net": metadata.net["name"], "weights": str(weights), "list": str(args.evaluate)}
+    evaluation = {**named, "ood": str(args.ood or ""), "notes": notes, **evaluate(known, metadata, others, means)}
     folder = args.report or Path(DEFAULT_RESULT)
     write_page(evaluation, folder)
     return "\n".join([*told(evaluation), f"{folder / PAGE} and {VALUES} beside it"])
 
 
 def strange_samples(folder: Path, known: Sequence[Sample]) -> list[Sample]:
-    """Give the pictures of a folder of none of the net's classes. Raises UncertaintyError."""
+    """Give the images of a folder of none of the net's classes. Raises UncertaintyError."""
     if not folder.is_dir():
-        raise UncertaintyError(f"{folder}: no such folder; name one of pictures of other things with --ood")
+        raise UncertaintyError(f"{folder}: no such folder; name one of images of other things with --ood")
     found = [Sample(path, NO_LABEL) for path in iter_images(folder)]
     if not found:
-        raise UncertaintyError(f"{folder}: no pictures in it or below it")
+        raise UncertaintyError(f"{folder}: no images in it or below it")
     evaluated = frozenset(real_paths(known))
     if both := sum(path in evaluated for path in real_paths(found)):
-        raise UncertaintyError(
-            f"{folder}: {both} of its pictures are among the evaluated ones, so they are not strange"
-        )
+        raise UncertaintyError(f"{folder}: {both} of its images are among the evaluated ones, so they are not strange")
     return found
 
 
@@ -86,7 +84,7 @@ def told(evaluation: dict[str, Any]) -> list[str]:
     decided, promised = evaluation["decided"], evaluation["calibration"]
     error = "none" if decided["error"] is None else f"{decided['error']:.2%}"
     lines = [
-        elide(f"{evaluation['pictures']} pictures of {evaluation['list']}", COLUMNS),
+        elide(f"{evaluation['pictures']} images of {evaluation['list']}", COLUMNS),
         f"accuracy {evaluation['accuracy']:.2%} of all; {decided['coverage']:.1%} accepted, of which wrong: {error}",
         f"  (promised: under {promised['target_risk']:.4g} with confidence {promised['confidence']:g})",
         f"conformal sets: the true class in {decided['conformal_coverage']:.1%} "
@@ -112,24 +110,26 @@ def _table(evaluation: dict[str, Any]) -> list[str]:
 def _ends(evaluation: dict[str, Any]) -> list[str]:
     lines = []
     if strange := evaluation["strange"]:
-        lines.append(f"of {strange['pictures']} strange pictures {strange['share_accepted']:.1%} are accepted")
+        lines.append(f"of {strange['pictures']} strange images {strange['share_accepted']:.1%} are accepted")
     if passes := evaluation["passes"]:
         share = f"{passes['accuracy_of_their_mean']:.2%}"
         lines.append(f"the mean of {passes['count']} passes is right for {share}")
     return [*lines, *(line for note in evaluation["notes"] for line in textwrap.wrap(note, COLUMNS))]
 
 
-def _teachers(means: Path | None, config: Config | None, facts: Facts, backend: Backend) -> tuple[list[Sample], str]:
-    """Give the labelled pictures whose features give the class means; without any, a sentence that says why."""
+def _teachers(
+    means: Path | None, config: Config | None, metadata: ModelMetadata, backend: Backend
+) -> tuple[list[Sample], str]:
+    """Give the labelled images whose features give the class means; without any, a sentence that says why."""
     if backend.name != "torch":
         if means is not None:
             raise UncertaintyError("--means goes with a checkpoint: an exported file gives no features")
         return [], f"{NO_MEANS}an exported file gives no features."
     if means is not None:
-        return labelled_samples(means, config, facts), ""
-    if config is None or trained_on(config, facts) is None:
-        return [], f"{NO_MEANS}the training pictures are not on this machine; --means LIST names others."
+        return labelled_samples(means, config, metadata), ""
+    if config is None or trained_on(config, metadata) is None:
+        return [], f"{NO_MEANS}the training images are not on this machine; --means LIST names others."
     root = Path(config.train_data_root_dir)
-    found = listed_samples(Path(config.train_data_file) if config.train_data_file else root, config, facts, root)
+    found = listed_samples(Path(config.train_data_file) if config.train_data_file else root, config, metadata, root)
     step = max(len(found) // MOST_FOR_MEANS, 1)
     return found[::step][:MOST_FOR_MEANS], ""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.calibration import ACCEPT, SCORES
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from deploy.inference.decision import ACCEPTED, decide
 from deploy.inference.uncertainty_scores import ClassMeans, softmax, split_entropy, uncertainty_of
 from deploy.uncertainty.calibration import negative_log_likelihood
@@ -22,51 +22,51 @@ LEAST_SHOWN = 1e-8  # what is less uncertain stands with it
 
 
 def evaluate(
-    known: Outputs, facts: Facts, strange: Outputs | None = None, means: ClassMeans | None = None
+    known: Outputs, metadata: ModelMetadata, strange: Outputs | None = None, means: ClassMeans | None = None
 ) -> dict[str, Any]:
-    """Evaluate a calibrated net on labelled pictures, and on strange ones, of none of its classes, where given.
+    """Evaluate a calibrated net on labelled images, and on strange ones, of none of its classes, where given.
 
     With `means` both need features. Gives a dict of plain values for JSON; shares are from 0 to 1.
     """
-    assert facts.calibration is not None
-    doubts = uncertainties(known, facts, means)
-    others = uncertainties(strange, facts, means) if strange is not None else {}
+    assert metadata.calibration is not None
+    doubts = uncertainties(known, metadata, means)
+    others = uncertainties(strange, metadata, means) if strange is not None else {}
     wrong = known.logits.argmax(axis=1) != known.labels
-    own = facts.calibration.score
+    own = metadata.calibration.score
     return {
         "pictures": len(wrong),
         "accuracy": float(1 - wrong.mean()),
         "default_score": own,
-        **_facts_of(facts),
-        "decided": _decided(known, wrong, facts),
+        **_metadata_of(metadata),
+        "decided": _decided(known, wrong, metadata),
         "before": _calibrated(known, 1.0),
-        "after": _calibrated(known, facts.temperature or 1.0),
+        "after": _calibrated(known, metadata.temperature or 1.0),
         "passes": _passes(known),
         "scores": {name: _judged(doubts[name], wrong, others.get(name)) for name in doubts},
-        "strange": None if strange is None else _strange(strange, facts),
-        "histogram": _histogram(doubts[own], others.get(own), facts.thresholds[ACCEPT]),
-        "mistakes": _mistakes(known, wrong, doubts[own], facts),
+        "strange": None if strange is None else _strange(strange, metadata),
+        "histogram": _histogram(doubts[own], others.get(own), metadata.thresholds[ACCEPT]),
+        "mistakes": _mistakes(known, wrong, doubts[own], metadata),
     }
 
 
-def uncertainties(outputs: Outputs, facts: Facts, means: ClassMeans | None = None) -> dict[str, np.ndarray]:
+def uncertainties(outputs: Outputs, metadata: ModelMetadata, means: ClassMeans | None = None) -> dict[str, np.ndarray]:
     """Give every uncertainty that the outputs allow, by name, each (N,): SCORES, DISTANCE, those of repeated passes."""
-    temperature = facts.temperature or 1.0
+    temperature = metadata.temperature or 1.0
     found = {score: uncertainty_of(outputs.logits, score, temperature) for score in SCORES}
     if means is not None and outputs.features is not None:
         found[DISTANCE] = means.distance(outputs.features)
     return found | (split_entropy(outputs.scores) if outputs.scores is not None else {})
 
 
-def _facts_of(facts: Facts) -> dict[str, Any]:
-    assert facts.calibration is not None
-    calibrated = {"temperature": facts.temperature, "thresholds": facts.thresholds}
-    return {"classes": len(facts.class_names), **calibrated, "calibration": facts.calibration.to_dict()}
+def _metadata_of(metadata: ModelMetadata) -> dict[str, Any]:
+    assert metadata.calibration is not None
+    calibrated = {"temperature": metadata.temperature, "thresholds": metadata.thresholds}
+    return {"classes": len(metadata.class_names), **calibrated, "calibration": metadata.calibration.to_dict()}
 
 
-def _decided(known: Outputs, wrong: np.ndarray, facts: Facts) -> dict[str, Any]:
-    """Tell what the thresholds make of the pictures: acceptance, and conformal sets."""
-    decisions = [decision for decision in decide(known.logits, facts) if decision is not None]
+def _decided(known: Outputs, wrong: np.ndarray, metadata: ModelMetadata) -> dict[str, Any]:
+    """Tell what the thresholds make of the images: acceptance, and conformal sets."""
+    decisions = [decision for decision in decide(known.logits, metadata) if decision is not None]
     accepted = np.array([decision.decision == ACCEPTED for decision in decisions])
     sets = [decision.conformal_set for decision in decisions]
     sizes = np.array([len(members) for members in sets])
@@ -103,12 +103,12 @@ def _calibrated(known: Outputs, temperature: float) -> dict[str, Any]:
 def _passes(known: Outputs) -> dict[str, Any] | None:
     if known.scores is None:
         return None
-    answers = known.scores.mean(axis=0).argmax(axis=1)
-    return {"count": len(known.scores), "accuracy_of_their_mean": float((answers == known.labels).mean())}
+    predictions = known.scores.mean(axis=0).argmax(axis=1)
+    return {"count": len(known.scores), "accuracy_of_their_mean": float((predictions == known.labels).mean())}
 
 
 def _judged(doubt: np.ndarray, wrong: np.ndarray, others: np.ndarray | None) -> dict[str, Any]:
-    """Tell how well an uncertainty ranks mistakes (N,) last, and strange pictures above known ones."""
+    """Tell how well an uncertainty ranks mistakes (N,) last, and strange images above known ones."""
     area, excess = area_under_risks(doubt, wrong)
     curve = risks(doubt, wrong)
     shown = np.unique(np.linspace(0, len(curve) - 1, min(CURVE_POINTS, len(curve))).astype(int))
@@ -117,14 +117,14 @@ def _judged(doubt: np.ndarray, wrong: np.ndarray, others: np.ndarray | None) -> 
     return {"aurc": area, "e_aurc": excess, **strange, "risk_at_coverage": points}
 
 
-def _strange(strange: Outputs, facts: Facts) -> dict[str, Any]:
-    decisions = [decision for decision in decide(strange.logits, facts) if decision is not None]
+def _strange(strange: Outputs, metadata: ModelMetadata) -> dict[str, Any]:
+    decisions = [decision for decision in decide(strange.logits, metadata) if decision is not None]
     accepted = sum(decision.decision == ACCEPTED for decision in decisions)
     return {"pictures": len(decisions), "accepted": accepted, "share_accepted": accepted / len(decisions)}
 
 
 def _histogram(doubt: np.ndarray, others: np.ndarray | None, threshold: float) -> dict[str, Any]:
-    """Count an uncertainty of known and strange pictures in COLUMNS equal parts, of its logarithm where it has one."""
+    """Count an uncertainty of known and strange images in COLUMNS equal parts, of its logarithm where it has one."""
     both = doubt if others is None else np.concatenate([doubt, others])
     is_log = bool(both.min() >= 0)
     places = np.log10(np.maximum(both, LEAST_SHOWN)) if is_log else both
@@ -135,12 +135,12 @@ def _histogram(doubt: np.ndarray, others: np.ndarray | None, threshold: float) -
     return {"is_log": is_log, "edges": edges.tolist(), "known": counts[0], "strange": counts[1], "threshold": at}
 
 
-def _mistakes(known: Outputs, wrong: np.ndarray, doubt: np.ndarray, facts: Facts) -> list[dict[str, Any]]:
+def _mistakes(known: Outputs, wrong: np.ndarray, doubt: np.ndarray, metadata: ModelMetadata) -> list[dict[str, Any]]:
     """List the mistakes that the net is least uncertain of."""
-    names = facts.class_names
+    names = metadata.class_names
     chosen = np.flatnonzero(wrong)
     chosen = chosen[np.argsort(doubt[chosen], kind="stable")][:MOST_MISTAKES]
-    scores = softmax(known.logits[chosen], facts.temperature or 1.0)
+    scores = softmax(known.logits[chosen], metadata.temperature or 1.0)
     return [
         {
             "file": known.files[index],
@@ -150,5 +150,5 @@ def _mistakes(known: Outputs, wrong: np.ndarray, doubt: np.ndarray, facts: Facts
             "uncertainty": float(doubt[index]),
             "decision": decision.decision if decision is not None else "",
         }
-        for index, row, decision in zip(chosen.tolist(), scores, decide(known.logits[chosen], facts), strict=True)
+        for index, row, decision in zip(chosen.tolist(), scores, decide(known.logits[chosen], metadata), strict=True)
     ]

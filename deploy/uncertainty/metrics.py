@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 BINS = 15  # of a reliability diagram (Guo et al. 2017)
-KEPT = 0.95  # share of the pictures of known classes at which FPR95 is read
+KEPT = 0.95  # share of the images of known classes at which FPR95 is read
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """Mean distance between score and share of right answers, by the pictures of each part (Guo et al., eq. 3)."""
+        """Mean distance between score and share of right answers, by the images of each part (Guo et al., eq. 3)."""
         is_there = self.counts > 0
         gaps = np.abs(self.scores - self.accuracies)[is_there]
         return float((gaps * self.counts[is_there]).sum() / self.counts.sum())
@@ -46,9 +46,9 @@ def brier(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def risks(uncertainty: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-    """Give the share (N,) that is wrong among the 1, 2, ... N least uncertain of pictures (N,).
+    """Give the share (N,) that is wrong among the 1, 2, ... N least uncertain of images (N,).
 
-    Pictures alike in uncertainty are in no order, so their mistakes count as spread evenly among them.
+    Images alike in uncertainty are in no order, so their mistakes count as spread evenly among them.
     """
     order = np.argsort(uncertainty, kind="stable")
     ranked, errors = uncertainty[order], np.cumsum(wrong[order])
@@ -69,13 +69,13 @@ def area_under_risks(uncertainty: np.ndarray, wrong: np.ndarray) -> tuple[float,
 
 
 def auroc(known: np.ndarray, strange: np.ndarray) -> float:
-    """Give the probability that a strange picture (M,) is more uncertain than a known one (N,); equals count half."""
+    """Give the probability that a strange image (M,) is more uncertain than a known one (N,); equals count half."""
     ranked = np.sort(known)
     below, until = (np.searchsorted(ranked, strange, side=side) for side in ("left", "right"))
     return float((below + until).mean() / (2 * len(known)))
 
 
 def fpr95(known: np.ndarray, strange: np.ndarray) -> float:
-    """Give the share of strange pictures (M,) accepted by the least threshold that accepts KEPT of the known (N,)."""
+    """Give the share of strange images (M,) accepted by the least threshold that accepts KEPT of the known (N,)."""
     threshold = np.sort(known)[int(np.ceil(round(KEPT * len(known), 9))) - 1]
     return float((strange <= threshold).mean())

@@ -1,4 +1,4 @@
-"""Asking several times: dropout kept on, several views of a picture, several nets; each gives scores (M, N, K)."""
+"""Asking several times: dropout kept on, several views of an image, several nets; each gives scores (M, N, K)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from deploy.backends.base import Backend
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.uncertainty_scores import PASSES, UncertaintyError, softmax, split_entropy
 
 SEED = 0
-SHIFT, SCALES = 1 / 16, (0.9, 1.1)  # of the picture's side; a scale above 1 enlarges
+SHIFT, SCALES = 1 / 16, (0.9, 1.1)  # of the image's side; a scale above 1 enlarges
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 RATES = ("drop_rate", "dropout", "attention_dropout")  # of DenseNet's layers and of attention, which drop by themselves
 
-Passes = Callable[[np.ndarray], np.ndarray]  # prepared pictures (N, ...) -> scores (M, N, K)
+Passes = Callable[[np.ndarray], np.ndarray]  # prepared images (N, ...) -> scores (M, N, K)
 
 
 class Repetition:
@@ -37,7 +37,7 @@ class Repetition:
 
 @dataclass(frozen=True)
 class View:
-    """A way to look at a picture: flipped or not, moved by shares of its height and width, enlarged by `scale`."""
+    """A way to look at an image: flipped or not, moved by shares of its height and width, enlarged by `scale`."""
 
     flip: bool = False
     down: float = 0.0
@@ -45,7 +45,7 @@ class View:
     scale: float = 1.0
 
 
-def dropout_passes(backend: Backend, facts: Facts, count: int, seed: int = SEED) -> Passes:
+def dropout_passes(backend: Backend, metadata: ModelMetadata, count: int, seed: int = SEED) -> Passes:
     """Give `count` passes with dropout kept on, all else as deployed (Gal & Ghahramani 2016).
 
     The masks follow from the seed and the batch. Raises UncertaintyError for a net without dropout.
@@ -55,7 +55,7 @@ def dropout_passes(backend: Backend, facts: Facts, count: int, seed: int = SEED)
     layers = [layer for layer in backend.net.modules() if _drops(layer)]
     if not layers:
         raise UncertaintyError(
-            f"{facts.net['name']} was trained without dropout, so there is none to keep on; use --repeat views"
+            f"{metadata.net['name']} was trained without dropout, so there is none to keep on; use --repeat views"
         )
 
     def passes(images: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def dropout_passes(backend: Backend, facts: Facts, count: int, seed: int = SEED)
             try:
                 for layer in layers:
                     layer.training = True  # not train(), which would reach a normalisation inside it
-                return np.stack([_scores(backend, images, facts) for _ in range(count)])
+                return np.stack([_scores(backend, images, metadata) for _ in range(count)])
             finally:
                 for layer in layers:
                     layer.training = False
@@ -73,40 +73,40 @@ def dropout_passes(backend: Backend, facts: Facts, count: int, seed: int = SEED)
     return passes
 
 
-def view_passes(backend: Backend, facts: Facts, kinds: Sequence[str]) -> Passes:
-    """Give passes over several views of each picture; `kinds` of "flip", "shift", "scale". Any backend has them."""
+def view_passes(backend: Backend, metadata: ModelMetadata, kinds: Sequence[str]) -> Passes:
+    """Give passes over several views of each image; `kinds` of "flip", "shift", "scale". Any backend has them."""
     views = views_of(kinds)
 
     def passes(images: np.ndarray) -> np.ndarray:
-        return np.stack([_scores(backend, seen_as(images, view, facts.input), facts) for view in views])
+        return np.stack([_scores(backend, seen_as(images, view, metadata.input), metadata) for view in views])
 
     return passes
 
 
-def ensemble_passes(members: Sequence[tuple[Backend, Facts]]) -> Passes:
+def ensemble_passes(members: Sequence[tuple[Backend, ModelMetadata]]) -> Passes:
     """Give one pass of each net (Lakshminarayanan et al. 2017), each at its own temperature.
 
-    Raises UncertaintyError unless all name the same classes and take the same pictures.
+    Raises UncertaintyError unless all name the same classes and take the same images.
     """
     first = members[0][1]
-    for _, facts in members[1:]:
+    for _, metadata in members[1:]:
         for what, own, other in (
-            ("classes", first.class_names, facts.class_names),
-            ("preprocessing", first.preprocess, facts.preprocess),
-            ("input", first.input, facts.input),
-            ("output", first.output, facts.output),
+            ("classes", first.class_names, metadata.class_names),
+            ("preprocessing", first.preprocess, metadata.preprocess),
+            ("input", first.input, metadata.input),
+            ("output", first.output, metadata.output),
         ):
             if own != other:
                 raise UncertaintyError(f"the nets of an ensemble must have the same {what}, got {own} and {other}")
 
     def passes(images: np.ndarray) -> np.ndarray:
-        return np.stack([_scores(backend, images, facts) for backend, facts in members])
+        return np.stack([_scores(backend, images, metadata) for backend, metadata in members])
 
     return passes
 
 
 def views_of(kinds: Sequence[str]) -> list[View]:
-    """Give the picture itself, and the views of each kind."""
+    """Give the image itself, and the views of each kind."""
     views = [View()]
     if "flip" in kinds:
         views.append(View(flip=True))
@@ -118,7 +118,7 @@ def views_of(kinds: Sequence[str]) -> list[View]:
 
 
 def seen_as(images: np.ndarray, view: View, kind: str = "float32 NCHW") -> np.ndarray:
-    """Give prepared pictures, of a `kind` of facts.INPUTS, as a view shows them; its edge fills what comes in."""
+    """Give prepared images, of a `kind` of metadata.INPUTS, as a view shows them; its edge fills what comes in."""
     height, width = images.shape[2:] if kind == "float32 NCHW" else images.shape[1:3]
     rows = _resampling(height, view.scale, view.down)
     columns = _resampling(width, view.scale, view.right)
@@ -147,5 +147,5 @@ def _drops(layer: nn.Module) -> bool:
     return any(isinstance(rate := getattr(layer, name, None), float) and rate > 0 for name in RATES)
 
 
-def _scores(backend: Backend, images: np.ndarray, facts: Facts) -> np.ndarray:
-    return softmax(backend(images), facts.temperature or 1.0)
+def _scores(backend: Backend, images: np.ndarray, metadata: ModelMetadata) -> np.ndarray:
+    return softmax(backend(images), metadata.temperature or 1.0)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.atomic_io import check_folder, whole, writing
-from data_loader.preprocess import PictureError, decode
+from data_loader.preprocess import ImageError, decode
 from visualization.uncertainty_charts import histogram_chart, reliability_chart, risk_chart
 
 PAGE, VALUES = "uncertainty.html", "uncertainty.json"
@@ -71,20 +71,20 @@ def _best(scores: Mapping[str, Any], key: str) -> float | None:
 
 
 def _thumbnail(file: str) -> str | None:
-    """Give a picture as a data URI; None where it cannot be read any more, and the page shows an empty frame."""
+    """Give an image as a data URI; None where it cannot be read any more, and the page shows an empty frame."""
     from visualization.raster import thumbnail
 
     try:
         pixels = np.asarray(decode(file, 3))
-    except PictureError:
+    except ImageError:
         return None
-    small = max(pixels.shape[:2]) * 2 <= THUMBNAIL_PX  # a picture of few pixels: smaller as PNG, and sharp
+    small = max(pixels.shape[:2]) * 2 <= THUMBNAIL_PX  # an image of few pixels: smaller as PNG, and sharp
     buffer = io.BytesIO()
-    picture = thumbnail(pixels, THUMBNAIL_PX)
+    image = thumbnail(pixels, THUMBNAIL_PX)
     if small:
-        picture.save(buffer, format="PNG", optimize=True)
+        image.save(buffer, format="PNG", optimize=True)
     else:
-        picture.save(buffer, format="JPEG", quality=85)
+        image.save(buffer, format="JPEG", quality=85)
     return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

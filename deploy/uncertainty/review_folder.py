@@ -1,4 +1,4 @@
-"""The pictures that were set aside, for whoever labels them: copies by rank, a contact sheet, and a list."""
+"""The images that were set aside, for whoever labels them: copies by rank, a contact sheet, and a list."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.atomic_io import ResultsError, check_folder, whole, writing
-from data_loader.preprocess import PictureError, decode
+from data_loader.preprocess import ImageError, decode
 from deploy.inference.decision import SET_ASIDE
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 
 SHEET, LIST, CLASSES = "contact_sheet.png", "to_label.txt", "classes.txt"
-SHOWN, COLUMNS = 100, 10  # pictures of the contact sheet
+SHOWN, COLUMNS = 100, 10  # images of the contact sheet
 OPEN_LABEL = "?"  # the trainer refuses a list as long as one is left
 MAX_NAME = 200  # bytes; file systems allow 255, and the rank stands before it
 
@@ -28,30 +28,34 @@ class SetAside:
     each label; classes.txt, which says what label each class has.
     """
 
-    def __init__(self, folder: Path, facts: Facts) -> None:
-        self._folder, self._facts = folder, facts
-        self._answers: list[Answer] = []
+    def __init__(self, folder: Path, metadata: ModelMetadata) -> None:
+        self._folder, self._metadata = folder, metadata
+        self._predictions: list[Prediction] = []
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._predictions)
 
-    def add(self, answer: Answer) -> None:
+    def add(self, prediction: Prediction) -> None:
         """Note an answer, if it was set aside."""
-        if answer.decision == SET_ASIDE:
-            self._answers.append(answer)
+        if prediction.decision == SET_ASIDE:
+            self._predictions.append(prediction)
 
     def finish(self) -> None:
         """Fill the folder. Raises ResultsError."""
-        ranked = sorted(self._answers, key=lambda answer: -answer.uncertainty)  # of equals the earlier first
+        ranked = sorted(
+            self._predictions, key=lambda prediction: -prediction.uncertainty
+        )  # of equals the earlier first
         digits = max(4, len(str(len(ranked))))
-        names = [f"{rank:0{digits}d}_{_listable(Path(answer.file).name)}" for rank, answer in enumerate(ranked, 1)]
+        names = [
+            f"{rank:0{digits}d}_{_listable(Path(prediction.file).name)}" for rank, prediction in enumerate(ranked, 1)
+        ]
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        for answer, name in zip(ranked, names, strict=True):
+        for prediction, name in zip(ranked, names, strict=True):
             with writing(self._folder / name), whole(self._folder / name) as temporary:
-                shutil.copyfile(answer.file, temporary)
+                shutil.copyfile(prediction.file, temporary)
         self._write(LIST, "".join(f"{name}----{OPEN_LABEL}\n" for name in names))
-        self._write(CLASSES, "".join(f"{name}\n" for name in self._facts.class_names))
+        self._write(CLASSES, "".join(f"{name}\n" for name in self._metadata.class_names))
         if ranked:
             self._draw(ranked[:SHOWN], names)
 
@@ -59,14 +63,14 @@ class SetAside:
         with writing(self._folder / name), whole(self._folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
-    def _draw(self, answers: list[Answer], names: list[str]) -> None:
+    def _draw(self, predictions: list[Prediction], names: list[str]) -> None:
         from visualization.raster import image_grid, png_bytes  # late: fonts take a moment
 
         captions = [
-            f"{name}\n{answer.class_name} {answer.score:.3f}\n{' | '.join(answer.conformal_set) or 'no class'}"
-            for answer, name in zip(answers, names, strict=False)
+            f"{name}\n{one.class_name} {one.score:.3f}\n{' | '.join(one.conformal_set) or 'no class'}"
+            for one, name in zip(predictions, names, strict=False)
         ]
-        sheet = png_bytes(image_grid(list(_pixels(answers, self._facts)), captions, COLUMNS))
+        sheet = png_bytes(image_grid(list(_pixels(predictions, self._metadata)), captions, COLUMNS))
         with writing(self._folder / SHEET), whole(self._folder / SHEET) as temporary:
             temporary.write_bytes(sheet)
 
@@ -78,12 +82,12 @@ def check_new_folder(folder: Path) -> None:
         raise ResultsError(f"{folder}: it is not empty; name a new folder with --set_aside")
 
 
-def _pixels(answers: list[Answer], facts: Facts) -> Iterator[np.ndarray]:
-    for answer in answers:
+def _pixels(predictions: list[Prediction], metadata: ModelMetadata) -> Iterator[np.ndarray]:
+    for prediction in predictions:
         try:
-            yield np.asarray(decode(answer.file, 3, facts.preprocess.max_pixels))
-        except PictureError as error:  # it was there when it was answered
-            raise ResultsError(f"{answer.file}: {error}") from error
+            yield np.asarray(decode(prediction.file, 3, metadata.preprocess.max_pixels))
+        except ImageError as error:  # it was there when it was answered
+            raise ResultsError(f"{prediction.file}: {error}") from error
 
 
 def _listable(name: str) -> str:

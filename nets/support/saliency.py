@@ -1,4 +1,4 @@
-"""Heat maps: where in a picture a net sees a class.
+"""Heat maps: where in an image a net sees a class.
 
 PIM says it itself, position by position. Of every other net Grad-CAM asks the gradient: Selvaraju et al. 2017,
 "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", https://arxiv.org/abs/1610.02391.
@@ -42,7 +42,7 @@ class SelectedPositions:
 class HeatMaps:
     """Where a batch shows its classes: `maps` (N, H, W) float32 on the CPU, from 0 to 1, each map's highest value 1.
 
-    A map of zeros: nothing in the picture speaks for the class. `selected` has an entry for each of PIM's stages that
+    A map of zeros: nothing in the image speaks for the class. `selected` has an entry for each of PIM's stages that
     select; it is empty for every other net.
     """
 
@@ -69,7 +69,7 @@ class PimMapper:
 
     What counts is how far a position's softmax for the class lies above chance, max(0, p - 1 / K), upsampled and summed
     over the stages. The logits themselves would show where there is an object rather than which: they rise and fall
-    together for all classes (on 15 flowers, maps of two classes of one picture correlate by 0.8 to 0.95, and by -0.14
+    together for all classes (on 15 flowers, maps of two classes of one image correlate by 0.8 to 0.95, and by -0.14
     as made here), and the softmax is what tells the classes apart. The softmax alone would show the background: where
     the net is not sure, every class has more than it has on an object of another class.
     """

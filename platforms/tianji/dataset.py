@@ -19,13 +19,13 @@ LEARNT_OF_FIVE = 4  # parts of `valid` that the refinement learns from where not
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures that a training may see: `train`, labelled or not, and `valid`, always labelled."""
+    """The images that a training may see: `train`, labelled or not, and `valid`, always labelled."""
 
     root: Path
     class_names: tuple[str, ...]
     train: SampleList | None  # None: without class folders
     valid: SampleList
-    loose: tuple[str, ...]  # paths of the pictures of `train` in no class folder
+    loose: tuple[str, ...]  # paths of the images of `train` in no class folder
 
     @property
     def is_labelled(self) -> bool:
@@ -33,7 +33,7 @@ class Dataset:
         return self.train is not None
 
     def unlabelled_paths(self) -> list[str]:
-        """Give the paths of all pictures of `train`."""
+        """Give the paths of all images of `train`."""
         return [*(sample.path for sample in self.train.samples), *self.loose] if self.train else list(self.loose)
 
 
@@ -60,7 +60,7 @@ def read_dataset(root: Path) -> Dataset:
     except OSError as error:
         raise PlatformError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
     if train is None and not loose:
-        raise PlatformError(f"{root / 'train' / 'images'}: no pictures and no class folders in it")
+        raise PlatformError(f"{root / 'train' / 'images'}: no images and no class folders in it")
     names = (train or valid).class_names
     _check_names((train or valid).root, names)
     return Dataset(root, names, train, valid, loose)
@@ -82,8 +82,8 @@ def has_class_folders(root: Path) -> bool:
 def share_valid(valid: SampleList, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Share `valid`: four fifths of every class to learn from, the rest to measure on; each keeps its order.
 
-    A class of two or more pictures has one at least on either side; a single one is learnt from. The draw of a class
-    depends on the seed and on its own pictures only. Raises PlatformError where nothing is left to measure on.
+    A class of two or more images has one at least on either side; a single one is learnt from. The draw of a class
+    depends on the seed and on its own images only. Raises PlatformError where nothing is left to measure on.
     """
     of_class: defaultdict[int, list[Sample]] = defaultdict(list)
     for sample in valid.samples:
@@ -97,7 +97,7 @@ def share_valid(valid: SampleList, seed: int) -> tuple[list[Sample], list[Sample
     learnt = [sample for sample in valid.samples if sample.path not in kept]
     measured = [sample for sample in valid.samples if sample.path in kept]
     if not measured:
-        raise PlatformError(f"{valid.root}: one picture a class leaves none to measure on; two at least are needed")
+        raise PlatformError(f"{valid.root}: one image a class leaves none to measure on; two at least are needed")
     return learnt, measured
 
 

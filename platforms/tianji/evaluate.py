@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.signals import ended_by_signals
 from data_loader.samples import Sample
 from deploy.backends.devices import parse_device
-from platforms.base import recorded, say, warn
+from platforms.base import log, recorded, warn
 from platforms.tianji.dataset import read_test
 from platforms.tianji.files import (
     MODULES,
@@ -47,44 +47,44 @@ def run_test(args: argparse.Namespace) -> None:
 
         with ended_by_signals():
             started = time.perf_counter()
-            backend, facts = load_backend(weights, device=args.device)
-            model = model_of(facts, weights)
-            samples = read_test(args.dataset_path or DATASETS[model], facts.class_names).samples
-            top1 = accuracy(Predictor(backend, facts), samples)
+            backend, metadata = load_backend(weights, device=args.device)
+            model = model_of(metadata, weights)
+            samples = read_test(args.dataset_path or DATASETS[model], metadata.class_names).samples
+            top1 = accuracy(Predictor(backend, metadata), samples)
             seconds = time.perf_counter() - started
             path = new_evaluation_path(folder)
             values = tested_metric(model, folder, path.name, top1, seconds)
             write_json(path, values)
             write_json(runs.metric, values)
-    say(f"acc {written_accuracy(model, top1)} on {len(samples)} pictures, in {path} and {runs.metric}")
+    log(f"acc {written_accuracy(model, top1)} on {len(samples)} images, in {path} and {runs.metric}")
 
 
-def model_of(facts: Facts, weights: Path) -> str:
+def model_of(metadata: ModelMetadata, weights: Path) -> str:
     """Give the platform's name of a net. Raises PlatformError for one that the platform does not know."""
     for model, module in MODULES.items():
-        if facts.net["module"] == module:
+        if metadata.net["module"] == module:
             return model
-    net = f"{facts.net['module']}.{facts.net['name']}"
+    net = f"{metadata.net['module']}.{metadata.net['name']}"
     raise PlatformError(f"{weights}: it holds a {net}; the platform's models are {' and '.join(MODULES)}")
 
 
 def accuracy(predictor: Predictor, samples: Sequence[Sample]) -> float:
-    """Give the share of pictures, from 0 to 1, whose answer is their label; those without an answer are left out.
+    """Give the share of images, from 0 to 1, whose answer is their label; those without an answer are left out.
 
     Raises PlatformError where they are too many.
     """
     right = 0
     problems = []
-    answers = predictor.predict_files((sample.path for sample in samples), BATCH, topk=1, workers=WORKERS)
-    for sample, answer in zip(samples, answers, strict=True):
-        if answer.error:
-            problems.append(f"{answer.file}: {answer.error}")
-        right += answer.label == sample.label and not answer.error
+    predictions = predictor.predict_files((sample.path for sample in samples), BATCH, topk=1, workers=WORKERS)
+    for sample, prediction in zip(samples, predictions, strict=True):
+        if prediction.error:
+            problems.append(f"{prediction.file}: {prediction.error}")
+        right += prediction.label == sample.label and not prediction.error
     answered = len(samples) - len(problems)
     if len(problems) > MAX_BAD_SHARE * len(samples) or not answered:
         shown = "\n".join(problems[:20])
-        raise PlatformError(f"{len(problems)} of {len(samples)} pictures of test have no answer:\n{shown}")
+        raise PlatformError(f"{len(problems)} of {len(samples)} images of test have no answer:\n{shown}")
     if problems:
         first = problems[0]
-        warn(f"{len(problems)} of {len(samples)} pictures of test have no answer and are left out; the first: {first}")
+        warn(f"{len(problems)} of {len(samples)} images of test have no answer and are left out; the first: {first}")
     return right / answered

@@ -57,8 +57,8 @@ class Runs:
             lock = os.open(self.metric.with_name(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
         try:
             if not _try_lock(lock):
-                mend = "its metric file tells of one run; wait for it, or choose another --runs_dir"
-                raise PlatformError(f"{self.root}: another training or test is at work there; {mend}")
+                hint = "its metric file tells of one run; wait for it, or choose another --runs_dir"
+                raise PlatformError(f"{self.root}: another training or test is at work there; {hint}")
             with _writing(self.metric):
                 self.metric.unlink(missing_ok=True)
             yield

@@ -81,15 +81,15 @@ def wanted_model(flag: str | None, settings: Settings) -> tuple[str | None, Sett
     for where, model in said.items():
         if model is not None and not (isinstance(model, str) and model in MODULES):
             raise PlatformError(f"{where}: the platform's models are {' and '.join(MODULES)}, got {_short(model)}")
-    answers = {where: model for where, model in said.items() if model is not None}
-    if len(set(answers.values())) > 1:
-        pairs = ", ".join(f"{where} says {model}" for where, model in answers.items())
+    predictions = {where: model for where, model in said.items() if model is not None}
+    if len(set(predictions.values())) > 1:
+        pairs = ", ".join(f"{where} says {model}" for where, model in predictions.items())
         raise PlatformError(f"the model is said twice and differently: {pairs}")
-    return next(iter(answers.values()), None), rest
+    return next(iter(predictions.values()), None), rest
 
 
 def make_config(
-    model: str, *, uses_cuda: bool, places: Places, settings: Settings, say: Callable[[str], None]
+    model: str, *, uses_cuda: bool, places: Places, settings: Settings, log: Callable[[str], None]
 ) -> Config:
     """Choose the recipe, put `advance_settings` over it, and check it. Raises ConfigError with every mistake.
 
@@ -103,9 +103,9 @@ def make_config(
         problem = why_no_published_weights(config)
         if problem:
             recipe = PIM_SMALL_RECIPE
-            say(f"{problem}\nso the net starts from random weights, which costs accuracy")
+            log(f"{problem}\nso the net starts from random weights, which costs accuracy")
             config = read_config(recipe, places, settings, FROM_SCRATCH)
-    say(f"{model} by configs/{recipe.name}" + (f" and {len(settings)} advance_settings" if settings else ""))
+    log(f"{model} by configs/{recipe.name}" + (f" and {len(settings)} advance_settings" if settings else ""))
     return config
 
 

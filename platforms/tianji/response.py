@@ -1,24 +1,24 @@
-"""What the platform's service says of a picture, in the platform's shape."""
+"""What the platform's service says of an image, in the platform's shape."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from artifacts.metadata import Facts
-from deploy.inference.prediction import Answer
+from artifacts.metadata import ModelMetadata
+from deploy.inference.prediction import Prediction
 from deploy.service.routes import Route
 from platforms.tianji.files import DIGITS, FGVC_PIM, MODULES
 
 VISUAL_DATA, VISUAL_RESULT = "need_visual_data", "need_visual_result"
 
 
-def entry(answer: Answer, facts: Facts, switches: Mapping[str, bool]) -> dict[str, Any]:
-    """Give a picture's entry of `data`; PIM's class carries the score in `infer_data` too."""
-    score = str(round(answer.score, DIGITS))
-    shown = f"{answer.class_name}_{score}"
-    is_pim = facts.net["module"] == MODULES[FGVC_PIM]
-    made: dict[str, Any] = {"infer_data": [shown if is_pim else answer.class_name, score]}
+def entry(prediction: Prediction, metadata: ModelMetadata, switches: Mapping[str, bool]) -> dict[str, Any]:
+    """Give an image's entry of `data`; PIM's class carries the score in `infer_data` too."""
+    score = str(round(prediction.score, DIGITS))
+    shown = f"{prediction.class_name}_{score}"
+    is_pim = metadata.net["module"] == MODULES[FGVC_PIM]
+    made: dict[str, Any] = {"infer_data": [shown if is_pim else prediction.class_name, score]}
     if switches[VISUAL_DATA]:
         made["visual_data"] = {"output_type": "text", "annotation_type": None, "data": shown}
     if switches[VISUAL_RESULT]:

@@ -15,7 +15,7 @@ from typing import Any
 from common.signals import Stopped, ended_by_signals
 from configs.schema import Config
 from deploy.backends.devices import parse_device
-from platforms.base import UNFINISHED, Ended, recorded, say, warn
+from platforms.base import UNFINISHED, Ended, log, recorded, warn
 from platforms.tianji.dataset import SEPARATOR, Dataset, list_text, paths_text, read_dataset, share_valid
 from platforms.tianji.files import (
     FGVC_PIM,
@@ -67,7 +67,7 @@ def run_training(args: argparse.Namespace, started: float) -> None:
         attempt.model = model = chosen_model(wanted, dataset)
         name = generated_name(model, args.trial_name)
         if dataset.is_labelled and dataset.loose and model == FGVC_PIM:
-            warn(f"{len(dataset.loose)} pictures of train lie in no class folder and are left out")
+            warn(f"{len(dataset.loose)} images of train lie in no class folder and are left out")
         attempt.folder = folder = runs.make_model_folder()
         write_json(runs.metric, attempt.failed(UNFINISHED))
         with _removed_on_a_mistake(attempt):
@@ -78,7 +78,7 @@ def run_training(args: argparse.Namespace, started: float) -> None:
             export(config, args.device)
             seconds["total"] = time.perf_counter() - started
             write_json(runs.metric, trained_metric(model, name, folder, top1, seconds))
-    say(f"acc {written_accuracy(model, top1)}, model in {folder}, metric in {runs.metric}")
+    log(f"acc {written_accuracy(model, top1)}, model in {folder}, metric in {runs.metric}")
 
 
 def default_dataset(model: str | None) -> Path:
@@ -94,7 +94,7 @@ def chosen_model(wanted: str | None, dataset: Dataset) -> str:
     if model == FGVC_PIM and not dataset.is_labelled:
         raise PlatformError(
             f"{dataset.root / 'train' / 'images'}: no class folders, and {FGVC_PIM} learns from labels; "
-            f"use --model {SIMSIAM}, or sort the pictures into one folder a class"
+            f"use --model {SIMSIAM}, or sort the images into one folder a class"
         )
     return model
 
@@ -123,7 +123,7 @@ def plan(model: str, name: str, folder: Path, dataset: Dataset, device: str, set
         values |= _simsiam_places(folder, name, dataset, seed if isinstance(seed, int) else 0)
     else:
         values["next_stage"] = {}
-    config = make_config(model, uses_cuda=uses_cuda, places=Places(values), settings=settings, say=say)
+    config = make_config(model, uses_cuda=uses_cuda, places=Places(values), settings=settings, log=log)
     write_text(folder / RECIPE, config.model_dump_json(indent=1) + "\n")  # what train.py --resume needs
     return config
 
@@ -226,7 +226,7 @@ def _simsiam_places(folder: Path, name: str, dataset: Dataset, seed: int) -> Set
     """Write SimSiam's lists, and give what its two stages read and where they write.
 
     The pretraining gets paths without labels. Where `train` has no labels, it is watched on what the refinement
-    learns from, so that the pictures that `acc` is measured on have no say in it.
+    learns from, so that the images that `acc` is measured on have no say in it.
     """
     train_root = dataset.root / "train" / "images"
     write_text(folder / PRETRAINING_LIST, paths_text(dataset.unlabelled_paths(), train_root))
@@ -244,10 +244,7 @@ def _simsiam_places(folder: Path, name: str, dataset: Dataset, seed: int) -> Set
     if dataset.is_labelled:
         return values
     learnt, kept = share_valid(dataset.valid, seed)
-    say(
-        f"train has no labels: {len(learnt)} pictures of valid are learnt from, "
-        f"acc is measured on the other {len(kept)}"
-    )
+    log(f"train has no labels: {len(learnt)} images of valid are learnt from, acc is measured on the other {len(kept)}")
     write_text(folder / LEARNT_LIST, list_text(learnt, dataset.valid.root))
     write_text(folder / MEASURED_LIST, list_text(kept, dataset.valid.root))
     return values | {

@@ -21,7 +21,7 @@ from artifacts.checkpoint import (
     weights_sha256,
 )
 from artifacts.errors import CheckpointError
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
 
 
@@ -33,8 +33,10 @@ def make_checkpoint(seed: int = 0, **parts: Any) -> Checkpoint:
         "num_batches": torch.tensor(7),
         "empty": torch.zeros(0, 3),
     }
-    facts = Facts(("猫", "dog"), Preprocess(32, 24, 1, "crop"), {"module": "m", "name": "n", "args": {"a": 1}})
-    return Checkpoint({"num_classes": 2}, facts, net, **parts)
+    metadata = ModelMetadata(
+        ("猫", "dog"), Preprocess(32, 24, 1, "crop"), {"module": "m", "name": "n", "args": {"a": 1}}
+    )
+    return Checkpoint({"num_classes": 2}, metadata, net, **parts)
 
 
 @pytest.fixture
@@ -68,9 +70,9 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     save_checkpoint(given, tmp_path / "deeper" / "folders" / "net.pth")
     got = load_checkpoint(tmp_path / "deeper" / "folders" / "net.pth")
     assert got.config == given.config
-    assert got.facts.class_names == ("猫", "dog")
-    assert got.facts.preprocess == given.facts.preprocess
-    assert got.facts.net == given.facts.net
+    assert got.metadata.class_names == ("猫", "dog")
+    assert got.metadata.preprocess == given.metadata.preprocess
+    assert got.metadata.net == given.metadata.net
     for name, tensor in given.net.items():
         assert got.net[name].dtype == tensor.dtype
         assert torch.equal(got.net[name], tensor)
@@ -111,7 +113,7 @@ def test_it_is_told_from_bare_weights(saved: Path, tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "bare.pth")
     assert is_checkpoint(saved)
     assert not is_checkpoint(tmp_path / "bare.pth")
-    with pytest.raises(CheckpointError, match=r"bare weights without config and facts; name a config .*--config"):
+    with pytest.raises(CheckpointError, match=r"bare weights without config and metadata; name a config .*--config"):
         load_checkpoint(tmp_path / "bare.pth")
 
 
@@ -184,10 +186,10 @@ def test_a_newer_format_is_refused(saved: Path) -> None:
         load_checkpoint(saved)
 
 
-def test_newer_facts_are_refused(saved: Path) -> None:
-    facts = torch.load(saved, weights_only=True)["facts"]
-    rewrite(saved, facts=facts | {"facts_version": 9})
-    with pytest.raises(CheckpointError, match="the facts are of version 9, this program reads version 1"):
+def test_newer_metadata_are_refused(saved: Path) -> None:
+    metadata = torch.load(saved, weights_only=True)["facts"]
+    rewrite(saved, metadata=metadata | {"facts_version": 9})
+    with pytest.raises(CheckpointError, match="the metadata is of version 9, this program reads version 1"):
         load_checkpoint(saved)
 
 

@@ -1,4 +1,4 @@
-"""Facts are read back from every kind of artefact, and nothing in a damaged or hostile one is executed."""
+"""Metadata are read back from every kind of artefact, and nothing in a damaged or hostile one is executed."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from artifacts import metadata_reader
 from artifacts.archive import check_archive
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.errors import ArtifactError, CheckpointError
-from artifacts.formats import artifact_kind, engine_facts_file
-from artifacts.metadata import Facts
-from artifacts.metadata_reader import read_facts
+from artifacts.formats import artifact_kind, engine_metadata_file
+from artifacts.metadata import ModelMetadata
+from artifacts.metadata_reader import read_metadata
 from artifacts.onnx_file import read_onnx
-from tests.helpers.exported import WRITERS, TinyNet, example_of, facts_of, write_engine_facts
+from tests.helpers.exported import WRITERS, TinyNet, build_metadata, example_of, write_engine_metadata
 
-FACTS = facts_of(temperature=1.5, thresholds={"cautious": 0.75}, batch_profile=(1, 4, 16), precision="int8")
+METADATA = build_metadata(temperature=1.5, thresholds={"cautious": 0.75}, batch_profile=(1, 4, 16), precision="int8")
 
 
 @pytest.fixture(scope="module")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write one net in every format, with its facts, into one folder."""
+    """Write one net in every format, with its metadata, into one folder."""
     folder = tmp_path_factory.mktemp("artefacts")
     net = TinyNet().eval()
     for ending, write in WRITERS.items():
-        write(net, folder / f"model.{ending}", FACTS, example_of(FACTS))
-    save_checkpoint(Checkpoint({}, FACTS, net.state_dict()), folder / "model.pth")
-    (folder / "model.json").write_text(json.dumps({"format": "x", "facts": FACTS.to_dict()}), encoding="utf-8")
-    write_engine_facts(folder / "model.engine", FACTS)
+        write(net, folder / f"model.{ending}", METADATA, example_of(METADATA))
+    save_checkpoint(Checkpoint({}, METADATA, net.state_dict()), folder / "model.pth")
+    (folder / "model.json").write_text(json.dumps({"format": "x", "facts": METADATA.to_dict()}), encoding="utf-8")
+    write_engine_metadata(folder / "model.engine", METADATA)
     return folder
 
 
 @pytest.mark.parametrize("ending", ["pt", "pt2", "onnx", "json", "engine"])
-def test_facts_come_back_as_they_were(ending: str, artefacts: Path) -> None:
-    assert read_facts(artefacts / f"model.{ending}") == FACTS
+def test_metadata_come_back_as_they_were(ending: str, artefacts: Path) -> None:
+    assert read_metadata(artefacts / f"model.{ending}") == METADATA
 
 
-def test_a_checkpoints_facts_know_its_weights(artefacts: Path) -> None:
-    facts = read_facts(artefacts / "model.pth")
-    assert len(facts.weights_sha256) == 64
-    assert facts.to_dict() == FACTS.to_dict() | {"weights_sha256": facts.weights_sha256}
+def test_a_checkpoints_metadata_know_its_weights(artefacts: Path) -> None:
+    metadata = read_metadata(artefacts / "model.pth")
+    assert len(metadata.weights_sha256) == 64
+    assert metadata.to_dict() == METADATA.to_dict() | {"weights_sha256": metadata.weights_sha256}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_is_in_an_archive_counts_more_than_its_ending(
     copy = tmp_path / f"renamed.{ending}"
     copy.write_bytes((artefacts / name).read_bytes())
     assert artifact_kind(copy) == kind
-    assert read_facts(copy).class_names == FACTS.class_names
+    assert read_metadata(copy).class_names == METADATA.class_names
 
 
 def test_a_pickle_of_old_torch_is_a_checkpoint(tmp_path: Path) -> None:
@@ -85,12 +85,12 @@ def test_files_that_are_no_artefact(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no backend answers from a file without an ending"):
         artifact_kind(tmp_path / "none")
     with pytest.raises(ArtifactError, match=r"missing\.onnx: no such file \(relative paths start from"):
-        read_facts(tmp_path / "missing.onnx")
+        read_metadata(tmp_path / "missing.onnx")
     with pytest.raises(ArtifactError, match="it is a folder, not a weights file"):
-        read_facts(tmp_path)
+        read_metadata(tmp_path)
 
 
-def test_the_facts_of_plain_files_need_no_torch(artefacts: Path) -> None:
+def test_the_metadata_of_plain_files_need_no_torch(artefacts: Path) -> None:
     code = f"""
 import sys
 from artifacts.metadata_reader import read_facts
@@ -102,94 +102,94 @@ assert "torch" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-# --- without facts
+# --- without metadata
 
 
 @pytest.mark.parametrize("ending", ["pt", "pt2", "onnx"])
 def test_a_foreign_file_is_told_how_to_become_ours(ending: str, tmp_path: Path) -> None:
-    path = WRITERS[ending](TinyNet().eval(), tmp_path / f"model.{ending}", None, example_of(FACTS))
+    path = WRITERS[ending](TinyNet().eval(), tmp_path / f"model.{ending}", None, example_of(METADATA))
     format_name = {"pt": "jit"}.get(ending, ending)
-    with pytest.raises(ArtifactError, match=rf"carries no facts .* deploy\.export .* --formats {format_name}$"):
-        read_facts(path)
+    with pytest.raises(ArtifactError, match=rf"carries no metadata .* deploy\.export .* --formats {format_name}$"):
+        read_metadata(path)
 
 
 def test_json_that_is_no_description(tmp_path: Path) -> None:
     for text in ("{}", "[1]", '{"num_classes": 3}'):
         (tmp_path / "x.json").write_text(text)
-        with pytest.raises(ArtifactError, match="this network description carries no facts"):
-            read_facts(tmp_path / "x.json")
+        with pytest.raises(ArtifactError, match="this network description carries no metadata"):
+            read_metadata(tmp_path / "x.json")
 
 
 def test_an_engine_alone(artefacts: Path, tmp_path: Path) -> None:
     shutil.copy(artefacts / "model.engine", tmp_path)
-    with pytest.raises(ArtifactError, match=r"its facts are not beside it; copy model\.engine\.facts\.json too"):
-        read_facts(tmp_path / "model.engine")
+    with pytest.raises(ArtifactError, match=r"its metadata is not beside it; copy model\.engine\.metadata\.json too"):
+        read_metadata(tmp_path / "model.engine")
 
 
 # --- damaged and hostile files
 
 
 def preprocess(**changes: Any) -> dict[str, Any]:
-    return {"preprocess": FACTS.preprocess.to_dict() | changes}
+    return {"preprocess": METADATA.preprocess.to_dict() | changes}
 
 
-@pytest.mark.parametrize("key", sorted(FACTS.to_dict().keys() - {"producer", "input", "precision", "facts_version"}))
-def test_facts_that_miss_a_part(key: str) -> None:
-    values = FACTS.to_dict()
+@pytest.mark.parametrize("key", sorted(METADATA.to_dict().keys() - {"producer", "input", "precision", "facts_version"}))
+def test_metadata_that_miss_a_part(key: str) -> None:
+    values = METADATA.to_dict()
     del values[key]
-    with pytest.raises(ValueError, match=f"^the facts are incomplete: '{key}'$"):
-        Facts.from_dict(values)
+    with pytest.raises(ValueError, match=f"^the metadata is incomplete: '{key}'$"):
+        ModelMetadata.from_dict(values)
 
 
-def test_facts_of_weights_without_a_digest() -> None:
+def test_metadata_of_weights_without_a_digest() -> None:
     for sha256 in ("", "0123456789abcdef" * 4):
-        assert Facts.from_dict(FACTS.to_dict() | {"weights_sha256": sha256}).weights_sha256 == sha256
+        assert ModelMetadata.from_dict(METADATA.to_dict() | {"weights_sha256": sha256}).weights_sha256 == sha256
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"facts_version": 2}, "the facts are of version 2"),
-        ({"facts_version": [1] * 999}, r"the facts are of version \[1, 1, 1, 1, 1, 1, \.\.\.\], this program"),
-        ({"class_names": "xyz"}, "the facts are damaged: class_names cannot be 'xyz'"),
-        ({"class_names": ["a", "b", "a"]}, r"the facts are damaged: class_names cannot be \('a', 'b', 'a'\)"),
-        ({"class_names": ["a", ""]}, "the facts are damaged: class_names"),
-        ({"class_names": ["a", 1]}, "the facts are damaged: class_names"),
-        ({"class_names": ["a"]}, "the facts are damaged: class_names"),
-        ({"preprocess": []}, "the facts are damaged: "),
-        ({"preprocess": {"height": 10**9}}, "the facts are damaged: height, width"),
-        (preprocess(height=0), "the facts are damaged: height, width"),
-        (preprocess(width=-1), "the facts are damaged: height, width"),
-        (preprocess(channels=2), "the facts are damaged: channels"),
-        (preprocess(channels=3.0), "the facts are damaged: channels"),
-        (preprocess(mean=[0.5, 0.5, float("nan")]), "the facts are damaged: mean and std"),
-        (preprocess(mean=[10**400] * 3), "the facts are damaged: "),
-        (preprocess(std=[0.5, 0.5, 0]), r"the facts are damaged: std cannot be \(0\.5, 0\.5, 0\)"),
-        (preprocess(std=[0.5, 0.5, -1]), "the facts are damaged: std"),
-        (preprocess(std=[0.5, 0.5, float("inf")]), "the facts are damaged: mean and std"),
-        ({"batch_profile": [8, 4, 16]}, r"the facts are damaged: batch_profile cannot be \(8, 4, 16\)"),
-        ({"batch_profile": [0, 4, 16]}, "the facts are damaged: batch_profile"),
-        ({"batch_profile": [1, 2]}, "the facts are damaged: batch_profile"),
-        ({"batch_profile": 8}, "the facts are damaged: batch_profile cannot be 8"),
-        ({"temperature": "1e3"}, "the facts are damaged: temperature"),
-        ({"temperature": float("nan")}, "the facts are damaged: temperature cannot be nan"),
-        ({"temperature": 0}, "the facts are damaged: temperature"),
-        ({"thresholds": {"a": float("inf")}}, "the facts are damaged: thresholds cannot be {'a': inf}"),
-        ({"thresholds": [0.5]}, "the facts are damaged: thresholds"),
-        ({"net": None}, "the facts are damaged: net"),
-        ({"net": {"module": "m", "name": 1, "args": {}}}, "the facts are damaged: net"),
-        ({"input": "float64"}, "the facts are damaged: input cannot be 'float64'"),
-        ({"precision": "int4", "output": "scores"}, "the facts are damaged: precision .* 'int4', output .* 'scores'"),
-        ({"weights_sha256": "abc"}, "the facts are damaged: weights_sha256 cannot be 'abc'"),
-        ({"weights_sha256": "A" * 64}, "the facts are damaged: weights_sha256"),
-        ({"versions": None}, "the facts are damaged: versions"),
+        ({"facts_version": 2}, "the metadata is of version 2"),
+        ({"facts_version": [1] * 999}, r"the metadata is of version \[1, 1, 1, 1, 1, 1, \.\.\.\], this program"),
+        ({"class_names": "xyz"}, "the metadata is damaged: class_names cannot be 'xyz'"),
+        ({"class_names": ["a", "b", "a"]}, r"the metadata is damaged: class_names cannot be \('a', 'b', 'a'\)"),
+        ({"class_names": ["a", ""]}, "the metadata is damaged: class_names"),
+        ({"class_names": ["a", 1]}, "the metadata is damaged: class_names"),
+        ({"class_names": ["a"]}, "the metadata is damaged: class_names"),
+        ({"preprocess": []}, "the metadata is damaged: "),
+        ({"preprocess": {"height": 10**9}}, "the metadata is damaged: height, width"),
+        (preprocess(height=0), "the metadata is damaged: height, width"),
+        (preprocess(width=-1), "the metadata is damaged: height, width"),
+        (preprocess(channels=2), "the metadata is damaged: channels"),
+        (preprocess(channels=3.0), "the metadata is damaged: channels"),
+        (preprocess(mean=[0.5, 0.5, float("nan")]), "the metadata is damaged: mean and std"),
+        (preprocess(mean=[10**400] * 3), "the metadata is damaged: "),
+        (preprocess(std=[0.5, 0.5, 0]), r"the metadata is damaged: std cannot be \(0\.5, 0\.5, 0\)"),
+        (preprocess(std=[0.5, 0.5, -1]), "the metadata is damaged: std"),
+        (preprocess(std=[0.5, 0.5, float("inf")]), "the metadata is damaged: mean and std"),
+        ({"batch_profile": [8, 4, 16]}, r"the metadata is damaged: batch_profile cannot be \(8, 4, 16\)"),
+        ({"batch_profile": [0, 4, 16]}, "the metadata is damaged: batch_profile"),
+        ({"batch_profile": [1, 2]}, "the metadata is damaged: batch_profile"),
+        ({"batch_profile": 8}, "the metadata is damaged: batch_profile cannot be 8"),
+        ({"temperature": "1e3"}, "the metadata is damaged: temperature"),
+        ({"temperature": float("nan")}, "the metadata is damaged: temperature cannot be nan"),
+        ({"temperature": 0}, "the metadata is damaged: temperature"),
+        ({"thresholds": {"a": float("inf")}}, "the metadata is damaged: thresholds cannot be {'a': inf}"),
+        ({"thresholds": [0.5]}, "the metadata is damaged: thresholds"),
+        ({"net": None}, "the metadata is damaged: net"),
+        ({"net": {"module": "m", "name": 1, "args": {}}}, "the metadata is damaged: net"),
+        ({"input": "float64"}, "the metadata is damaged: input cannot be 'float64'"),
+        ({"precision": "int4", "output": "scores"}, "the metadata is damaged: precision .* 'int4', output .* 'scores'"),
+        ({"weights_sha256": "abc"}, "the metadata is damaged: weights_sha256 cannot be 'abc'"),
+        ({"weights_sha256": "A" * 64}, "the metadata is damaged: weights_sha256"),
+        ({"versions": None}, "the metadata is damaged: versions"),
     ],
 )
-def test_facts_that_cannot_be_used(change: dict[str, Any], text: str, tmp_path: Path) -> None:
+def test_metadata_that_cannot_be_used(change: dict[str, Any], text: str, tmp_path: Path) -> None:
     path = tmp_path / "model.json"
-    path.write_text(json.dumps({"facts": FACTS.to_dict() | change}), encoding="utf-8")
+    path.write_text(json.dumps({"facts": METADATA.to_dict() | change}), encoding="utf-8")
     with pytest.raises(ArtifactError, match=f"model.json: in this network description {text}"):
-        read_facts(path)
+        read_metadata(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"facts": 1}', "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")])
@@ -197,11 +197,11 @@ def test_a_damaged_description(text: str | bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ArtifactError, match=r"model\.json: .*(damaged|no JSON object)"):
-        read_facts(path)
+        read_metadata(path)
 
 
 @pytest.mark.parametrize("ending", ["pt", "pt2", "onnx"])
-def test_damage_anywhere_gives_facts_or_a_sentence(ending: str, artefacts: Path, tmp_path: Path) -> None:
+def test_damage_anywhere_gives_metadata_or_a_sentence(ending: str, artefacts: Path, tmp_path: Path) -> None:
     whole = (artefacts / f"model.{ending}").read_bytes()
     numbers = random.Random(0)
     path = tmp_path / f"model.{ending}"
@@ -214,14 +214,14 @@ def test_damage_anywhere_gives_facts_or_a_sentence(ending: str, artefacts: Path,
             content[numbers.randrange(len(content))] = numbers.randrange(256)
         path.write_bytes(content)
         try:
-            assert isinstance(read_facts(path), Facts)
+            assert isinstance(read_metadata(path), ModelMetadata)
         except (ArtifactError, CheckpointError) as error:
             assert str(error).startswith(f"{path}: ")
             refused += 1
     assert refused > 30
 
 
-def with_facts_entry(path: Path, text: bytes, **entry_changes: Any) -> Path:
+def with_metadata_entry(path: Path, text: bytes, **entry_changes: Any) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("model/constants.pkl", b"")
         entry = zipfile.ZipInfo("model/extra/facts.json")
@@ -231,14 +231,16 @@ def with_facts_entry(path: Path, text: bytes, **entry_changes: Any) -> Path:
     return path
 
 
-def test_facts_that_unpack_to_too_much(tmp_path: Path) -> None:
-    bomb = with_facts_entry(tmp_path / "bomb.pt", b" " * (17 * 2**20), compress_type=zipfile.ZIP_DEFLATED)
+def test_metadata_that_unpack_to_too_much(tmp_path: Path) -> None:
+    bomb = with_metadata_entry(tmp_path / "bomb.pt", b" " * (17 * 2**20), compress_type=zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < 10**5
-    with pytest.raises(ArtifactError, match=r"bomb\.pt: it is damaged, .*: its facts are too large \(17825792 bytes\)"):
-        read_facts(bomb)
-    packed = with_facts_entry(tmp_path / "packed.pt", b"{}", compress_type=zipfile.ZIP_BZIP2)
+    with pytest.raises(
+        ArtifactError, match=r"bomb\.pt: it is damaged, .*: its metadata is too large \(17825792 bytes\)"
+    ):
+        read_metadata(bomb)
+    packed = with_metadata_entry(tmp_path / "packed.pt", b"{}", compress_type=zipfile.ZIP_BZIP2)
     with pytest.raises(ArtifactError, match=r"packed\.pt: it is damaged"):
-        read_facts(packed)
+        read_metadata(packed)
 
 
 @pytest.mark.parametrize("ending", ["pt", "pt2"])
@@ -250,23 +252,23 @@ def test_a_cut_archive_is_not_taken_for_one_that_lies_in_it(
     path = tmp_path / f"model.{ending}"
     path.write_bytes((artefacts / path.name).read_bytes()[:-missing])
     with pytest.raises(ArtifactError, match=r"it is damaged, or no (TorchScript|torch\.export) file"):
-        read_facts(path)
+        read_metadata(path)
 
 
-def test_facts_twice_are_refused(tmp_path: Path) -> None:
-    path = with_facts_entry(tmp_path / "twice.pt", b"{}")
+def test_metadata_twice_are_refused(tmp_path: Path) -> None:
+    path = with_metadata_entry(tmp_path / "twice.pt", b"{}")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other/extra/facts.json", b"{}")
-    with pytest.raises(ArtifactError, match="it holds 2 times facts"):
-        read_facts(path)
+    with pytest.raises(ArtifactError, match="it holds 2 times metadata"):
+        read_metadata(path)
 
 
 def test_too_large_a_file_beside_an_engine(artefacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata_reader, "MAX_FACTS_BYTES", 100)
-    path = write_engine_facts(tmp_path / "model.engine", FACTS)
-    size = engine_facts_file(path).stat().st_size
-    with pytest.raises(ArtifactError, match=rf"facts\.json: it is too large \({size} bytes, at most 100\)"):
-        read_facts(path)
+    path = write_engine_metadata(tmp_path / "model.engine", METADATA)
+    size = engine_metadata_file(path).stat().st_size
+    with pytest.raises(ArtifactError, match=rf"metadata\.json: it is too large \({size} bytes, at most 100\)"):
+        read_metadata(path)
 
 
 def test_a_flipped_bit_in_the_weights_is_found(artefacts: Path, tmp_path: Path) -> None:
@@ -287,7 +289,7 @@ def test_a_file_that_may_not_be_read(artefacts: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "open", refuse)
     for name in ("model.pt", "model.json", "model.engine"):
         with pytest.raises(ArtifactError, match="cannot read it: Permission denied"):
-            read_facts(artefacts / name)
+            read_metadata(artefacts / name)
 
 
 def test_what_may_not_be_looked_at_is_a_sentence(
@@ -311,7 +313,7 @@ def test_a_cut_checkpoint_is_one_sentence(kept: int, artefacts: Path, tmp_path: 
     path = tmp_path / "model.pth"
     path.write_bytes((artefacts / "model.pth").read_bytes()[:kept])
     with pytest.raises(ArtifactError, match=r"model\.pth: it is damaged or cut short$"):
-        read_facts(path)
+        read_metadata(path)
 
 
 # --- ONNX's external data
@@ -343,7 +345,7 @@ def test_external_data_outside_the_folder_is_not_opened(
     (tmp_path / "secret.bin").write_bytes(b"\0" * 4)
     path = external(artefacts, tmp_path / "model", location.format(absolute=tmp_path / "secret.bin"), where)
     (path.parent / "link.bin").symlink_to(tmp_path / "secret.bin")
-    for read in (read_onnx, read_facts):
+    for read in (read_onnx, read_metadata):
         with pytest.raises(ArtifactError, match=r'its tensor "weights" lies in ".*", outside the file\'s folder'):
             read(path)
 
@@ -351,14 +353,14 @@ def test_external_data_outside_the_folder_is_not_opened(
 def test_external_data_beside_the_file(artefacts: Path, tmp_path: Path) -> None:
     path = external(artefacts, tmp_path, "weights.bin")
     with pytest.raises(ArtifactError, match=r'its data file "weights\.bin" is not beside it'):
-        read_facts(path)
+        read_metadata(path)
     (tmp_path / "weights.bin").write_bytes(b"\0" * 4)
-    assert read_facts(path) == FACTS
+    assert read_metadata(path) == METADATA
 
 
 def test_an_address_in_memory_is_no_file(artefacts: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is not beside it"):  # onnxruntime would read from this address
-        read_facts(external(artefacts, tmp_path, "*/_ORT_MEM_ADDR_/*"))
+        read_metadata(external(artefacts, tmp_path, "*/_ORT_MEM_ADDR_/*"))
 
 
 def test_onnx_without_a_graph(tmp_path: Path) -> None:

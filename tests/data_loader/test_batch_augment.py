@@ -53,7 +53,7 @@ OFF: dict[str, dict[str, Any]] = {  # each operation of EVERYTHING, left out
 
 
 def textured(height: int = 32, width: int = 32, channels: int = 3, count: int = 1) -> torch.Tensor:
-    """Pictures (N, C, H, W) of smooth patches of many colours, no side like another, with some noise."""
+    """Images (N, C, H, W) of smooth patches of many colours, no side like another, with some noise."""
     generator = torch.Generator().manual_seed(7)
     patches = torch.rand(count, channels, 5, 4, generator=generator)
     tints = torch.tensor([0.9, 0.6, 0.4])[:channels].view(1, channels, 1, 1)
@@ -64,19 +64,19 @@ def textured(height: int = 32, width: int = 32, channels: int = 3, count: int = 
 
 
 def noise(count: int, channels: int = 3) -> torch.Tensor:
-    """Pictures of evenly drawn colours, with pure and grey ones among them."""
+    """Images of evenly drawn colours, with pure and grey ones among them."""
     pixels = torch.randint(0, 256, (count, channels, 48, 40), generator=torch.Generator().manual_seed(3))
     pixels[:, :, :8] = pixels[:, :, :8] // 128 * 255
     pixels[:, :, 8:16] = pixels[:, :1, 8:16]
     return pixels.to(torch.uint8)
 
 
-def as_picture(pixels: torch.Tensor) -> Image.Image:
+def as_image(pixels: torch.Tensor) -> Image.Image:
     return functional.to_pil_image(pixels)
 
 
-def from_pictures(pictures: list[Image.Image]) -> torch.Tensor:
-    return torch.stack([functional.pil_to_tensor(picture) for picture in pictures])
+def from_images(images: list[Image.Image]) -> torch.Tensor:
+    return torch.stack([functional.pil_to_tensor(image) for image in images])
 
 
 def worst(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -88,50 +88,50 @@ def worst(got: torch.Tensor, expected: torch.Tensor) -> float:
     ("name", "channels"), [("brightness", 3), ("contrast", 3), ("saturation", 3), ("brightness", 1), ("contrast", 1)]
 )
 def test_blends_are_pillows(name: str, channels: int) -> None:
-    pictures = torch.cat([noise(12, channels), textured(48, 40, channels, 12)])
-    factors = torch.linspace(0, 2.2, len(pictures))
+    images = torch.cat([noise(12, channels), textured(48, 40, channels, 12)])
+    factors = torch.linspace(0, 2.2, len(images))
     reference: Callable[..., Image.Image] = getattr(functional, f"adjust_{name}")
-    pairs = zip(pictures, factors.tolist(), strict=True)
-    expected = from_pictures([reference(as_picture(picture), factor) for picture, factor in pairs])
-    got = getattr(batch_augment, f"adjust_{name}")(pictures.float(), factors)
+    pairs = zip(images, factors.tolist(), strict=True)
+    expected = from_images([reference(as_image(image), factor) for image, factor in pairs])
+    got = getattr(batch_augment, f"adjust_{name}")(images.float(), factors)
     assert worst(got, expected) <= 1
     assert float((got != expected).float().mean()) < 0.01
 
 
 def test_hue_is_pillows_but_for_a_hue_step_in_few_pixels() -> None:
-    pictures = noise(24)
-    factors = torch.linspace(-0.5, 0.5, len(pictures))
-    pairs = zip(pictures, factors.tolist(), strict=True)
-    expected = from_pictures([functional.adjust_hue(as_picture(picture), factor) for picture, factor in pairs])
-    got = batch_augment.adjust_hue(pictures.float(), factors)
+    images = noise(24)
+    factors = torch.linspace(-0.5, 0.5, len(images))
+    pairs = zip(images, factors.tolist(), strict=True)
+    expected = from_images([functional.adjust_hue(as_image(image), factor) for image, factor in pairs])
+    got = batch_augment.adjust_hue(images.float(), factors)
     assert worst(got, expected) <= 6
     assert float((got != expected).any(1).float().mean()) < 0.01
 
 
 def test_greyscale_is_pillows() -> None:
-    pictures = noise(8)
-    expected = from_pictures([functional.rgb_to_grayscale(as_picture(picture), 3) for picture in pictures])
-    assert torch.equal(BatchViews(AugmentSettings(random_grayscale=1.0))(pictures), expected)
+    images = noise(8)
+    expected = from_images([functional.rgb_to_grayscale(as_image(image), 3) for image in images])
+    assert torch.equal(BatchViews(AugmentSettings(random_grayscale=1.0))(images), expected)
 
 
 @pytest.mark.parametrize(("height", "width", "kernel"), [(32, 40, 3), (96, 90, 9)])
 def test_blur_is_torchvisions(height: int, width: int, kernel: int) -> None:
     generator = torch.Generator().manual_seed(5)
-    pictures = torch.randint(0, 256, (6, 3, height, width), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (6, 3, height, width), dtype=torch.uint8, generator=generator)
     sigma = torch.linspace(0.1, 2.0, 6)
-    pairs = zip(pictures, sigma.tolist(), strict=True)
-    expected = torch.stack([functional.gaussian_blur(picture, [kernel] * 2, [spread] * 2) for picture, spread in pairs])
-    assert worst(batch_augment.blur(pictures.float(), sigma), expected) <= 1
+    pairs = zip(images, sigma.tolist(), strict=True)
+    expected = torch.stack([functional.gaussian_blur(image, [kernel] * 2, [spread] * 2) for image, spread in pairs])
+    assert worst(batch_augment.blur(images.float(), sigma), expected) <= 1
     view = TrainingView(Preprocess(height=height, width=width), AugmentSettings(gaussian_blur=0.5))
-    single: Any = view.on_picture[-1]  # v2.RandomApply
+    single: Any = view.on_image[-1]  # v2.RandomApply
     drawn = single.transforms[0]
     assert (tuple(drawn.kernel_size), tuple(drawn.sigma)) == ((kernel, kernel), batch_augment.BLUR_SIGMA)
 
 
 CROPS: dict[str, Crops] = {  # how a device resizes crops: bytes on the CPU, else float32
     "bytes": batch_crops.crops_on_cpu,
-    "grid": lambda pictures, *boxes: batch_crops.magnified_crops(pictures.float(), *boxes),
-    "products": lambda pictures, *boxes: batch_crops.crops_to_size(pictures.float(), *boxes),
+    "grid": lambda images, *boxes: batch_crops.magnified_crops(images.float(), *boxes),
+    "products": lambda images, *boxes: batch_crops.crops_to_size(images.float(), *boxes),
 }
 
 
@@ -139,8 +139,8 @@ CROPS: dict[str, Crops] = {  # how a device resizes crops: bytes on the CPU, els
 @pytest.mark.parametrize("way", CROPS)
 @pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
 def test_a_magnified_crop_is_pillows(way: str, flips: tuple[bool, bool], channels: int) -> None:
-    pictures = noise(24, channels)
-    check_crops(CROPS[way], pictures, flips, (48, 40))
+    images = noise(24, channels)
+    check_crops(CROPS[way], images, flips, (48, 40))
 
 
 @pytest.mark.parametrize("way", ["bytes", "products"])
@@ -149,37 +149,37 @@ def test_a_crop_to_a_smaller_size_is_pillows(way: str, flips: tuple[bool, bool])
     check_crops(CROPS[way], noise(24), flips, (20, 24))
 
 
-def check_crops(crops: Crops, pictures: torch.Tensor, flips: tuple[bool, bool], size: tuple[int, int]) -> None:
-    """Hold crops against Pillow's, of cut-out boxes, from tiny to the whole picture."""
+def check_crops(crops: Crops, images: torch.Tensor, flips: tuple[bool, bool], size: tuple[int, int]) -> None:
+    """Hold crops against Pillow's, of cut-out boxes, from tiny to the whole image."""
     torch.manual_seed(0)
-    boxes = batch_crops.crop_boxes(pictures, (0.05, 1.0), (0.5, 2.0))
-    boxes[0] = torch.tensor([0, 0, *pictures.shape[2:]])
+    boxes = batch_crops.crop_boxes(images, (0.05, 1.0), (0.5, 2.0))
+    boxes[0] = torch.tensor([0, 0, *images.shape[2:]])
     expected = []
-    for picture, (top, left, tall, wide) in zip(pictures, boxes.int().tolist(), strict=True):
-        crop = as_picture(picture).crop((left, top, left + wide, top + tall))
+    for image, (top, left, tall, wide) in zip(images, boxes.int().tolist(), strict=True):
+        crop = as_image(image).crop((left, top, left + wide, top + tall))
         view = crop.resize(size[::-1], Image.Resampling.BILINEAR)
         view = functional.horizontal_flip(view) if flips[0] else view
         expected.append(functional.vertical_flip(view) if flips[1] else view)
-    got = crops(pictures, boxes, *(torch.full((len(pictures),), chosen) for chosen in flips), size)
-    difference = (got.float() - from_pictures(expected).float()).abs()
+    got = crops(images, boxes, *(torch.full((len(images),), chosen) for chosen in flips), size)
+    difference = (got.float() - from_images(expected).float()).abs()
     assert float(difference.max()) <= 2 and float((difference > 1).float().mean()) < 1e-3
     assert float((difference > 0).float().mean()) < 0.2  # Pillow's weights are whole numbers, rounded once a direction
-    if pictures.shape[2:] == size:
-        assert worst(got[0], from_pictures(expected[:1])) == 0  # the whole picture stays as it is
+    if images.shape[2:] == size:
+        assert worst(got[0], from_images(expected[:1])) == 0  # the whole image stays as it is
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shift_is_torchvisions_affine(channels: int) -> None:
-    pictures = noise(9, channels).clamp(min=1)
+    images = noise(9, channels).clamp(min=1)
     places = [(down, right) for down in (-5, 0, 7) for right in (-40, 0, 3)]
     expected = [
-        functional.affine(as_picture(picture), 0, [right, down], 1, [0], functional.InterpolationMode.BILINEAR)
-        for picture, (down, right) in zip(pictures, places, strict=True)
+        functional.affine(as_image(image), 0, [right, down], 1, [0], functional.InterpolationMode.BILINEAR)
+        for image, (down, right) in zip(images, places, strict=True)
     ]
     down, right = torch.tensor(places, dtype=torch.float32).T
-    got = batch_augment.shift(pictures.float(), down, right)
-    assert worst(got, from_pictures(expected)) == 0
-    assert not got[6].any() and torch.equal(got[4], pictures[4].float())  # moved out; not moved
+    got = batch_augment.shift(images.float(), down, right)
+    assert worst(got, from_images(expected)) == 0
+    assert not got[6].any() and torch.equal(got[4], images[4].float())  # moved out; not moved
 
 
 def test_translations_are_distributed_as_torchvisions() -> None:
@@ -197,31 +197,31 @@ def test_translations_are_distributed_as_torchvisions() -> None:
 
 
 def test_alternating_flips_mirror_those_whose_turn_it_is() -> None:
-    pictures, turns = textured(count=4), torch.tensor([True, False, False, True])
+    images, turns = textured(count=4), torch.tensor([True, False, False, True])
     settings = AugmentSettings(horizontal_flip=0.5, horizontal_flip_alternates=True)
-    expected = torch.where(turns[:, None, None, None], pictures.flip(3), pictures)
-    assert torch.equal(BatchViews(settings)(pictures, turns), expected)
-    assert torch.equal(BatchViews(settings)(pictures), pictures)
-    assert torch.equal(BatchViews(settings, views=2)(pictures, turns), expected.repeat_interleave(2, 0))
+    expected = torch.where(turns[:, None, None, None], images.flip(3), images)
+    assert torch.equal(BatchViews(settings)(images, turns), expected)
+    assert torch.equal(BatchViews(settings)(images), images)
+    assert torch.equal(BatchViews(settings, views=2)(images, turns), expected.repeat_interleave(2, 0))
 
 
-def test_nothing_asked_gives_each_picture_as_often_as_views_side_by_side() -> None:
-    pictures = noise(3)
-    assert torch.equal(BatchViews(AugmentSettings(), views=2)(pictures), pictures[torch.tensor([0, 0, 1, 1, 2, 2])])
+def test_nothing_asked_gives_each_image_as_often_as_views_side_by_side() -> None:
+    images = noise(3)
+    assert torch.equal(BatchViews(AugmentSettings(), views=2)(images), images[torch.tensor([0, 0, 1, 1, 2, 2])])
 
 
 def test_a_seed_gives_the_same_views_and_two_views_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures, augment = textured(count=5), BatchViews(EVERYTHING, views=2)
-    before = pictures.clone()
+    images, augment = textured(count=5), BatchViews(EVERYTHING, views=2)
+    before = images.clone()
     torch.manual_seed(0)
-    first = augment(pictures)
+    first = augment(images)
     torch.manual_seed(0)
-    assert torch.equal(augment(pictures), first)
-    assert torch.equal(pictures, before)
-    assert not torch.equal(augment(pictures), first)
+    assert torch.equal(augment(images), first)
+    assert torch.equal(images, before)
+    assert not torch.equal(augment(images), first)
     assert all(not torch.equal(*pair) for pair in first.split(2))
-    monkeypatch.setattr(batch_augment, "CPU_SHARE", 4 * pictures[0].numel())  # in parts of four, the last of two
-    parts = augment(pictures)
+    monkeypatch.setattr(batch_augment, "CPU_SHARE", 4 * images[0].numel())  # in parts of four, the last of two
+    parts = augment(images)
     assert parts.shape == first.shape and parts.dtype == torch.uint8
 
 
@@ -235,15 +235,15 @@ def test_nothing_waits_for_the_device(channels: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_draws_from_the_same_distribution() -> None:
     torch.manual_seed(0)
-    pictures = textured().expand(DRAWS, -1, -1, -1)
-    on_gpu = BatchViews(EVERYTHING)(pictures.cuda()).cpu()
-    compare(seen_in(BatchViews(EVERYTHING)(pictures)), seen_in(on_gpu))
+    images = textured().expand(DRAWS, -1, -1, -1)
+    on_gpu = BatchViews(EVERYTHING)(images.cuda()).cpu()
+    compare(seen_in(BatchViews(EVERYTHING)(images)), seen_in(on_gpu))
 
 
 def test_unknown_settings_are_named() -> None:
     with pytest.raises(BatchViewsError) as error:
         BatchViews(AugmentSettings(rotation_degrees=5, auto_augment="randaugment"))
-    expected = 'rotation_degrees and auto_augment: for one picture at a time; set augment_on to "cpu"'
+    expected = 'rotation_degrees and auto_augment: for one image at a time; set augment_on to "cpu"'
     assert str(error.value) == expected
 
 
@@ -261,27 +261,27 @@ def test_crop_boxes_are_distributed_as_torchvisions(scale: tuple[float, float], 
     assert (drawn[:, :2] >= 0).all() and (drawn[:, :2] + drawn[:, 2:] <= (height, width)).all()
 
 
-@pytest.mark.parametrize("augment_on", ["one picture", "a batch"])
+@pytest.mark.parametrize("augment_on", ["one image", "a batch"])
 @pytest.mark.parametrize("stretch", [0.01, 100.0])
 def test_a_crop_of_the_most_extreme_ratio_still_has_pixels(stretch: float, augment_on: str) -> None:
     settings = AugmentSettings(random_crop_scale=(0.5, 0.5), random_crop_ratio=(stretch, stretch))
-    picture = textured(32, 32)
+    image = textured(32, 32)
     if augment_on == "a batch":
-        view = BatchViews(settings, 1, (32, 32))(picture)
+        view = BatchViews(settings, 1, (32, 32))(image)
     else:
-        pixels = TrainingView(Preprocess(32, 32), settings)(as_picture(picture[0]))
+        pixels = TrainingView(Preprocess(32, 32), settings)(as_image(image[0]))
         view = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     spread = view.float().std(dim=2 if stretch > 1 else 3).max()
     assert view.shape == (1, 3, 32, 32) and view.float().std() > 0
-    assert spread == 0  # a single row, or column, of the picture
+    assert spread == 0  # a single row, or column, of the image
 
 
 def test_erased_boxes_are_distributed_as_torchvisions() -> None:
     torch.manual_seed(0)
-    pictures = torch.empty(DRAWS, 3, 24, 8)  # so narrow that some of the ten tries do not fit
-    drawn, found = batch_crops.erased_boxes(pictures)
+    images = torch.empty(DRAWS, 3, 24, 8)  # so narrow that some of the ten tries do not fit
+    drawn, found = batch_crops.erased_boxes(images)
     erase = v2.RandomErasing(p=1)
-    params = [erase.make_params([pictures[0]]) for _ in range(DRAWS)]
+    params = [erase.make_params([images[0]]) for _ in range(DRAWS)]
     expected = np.array([[p["i"], p["j"], p["h"], p["w"]] for p in params if p["v"] is not None])
     compare(shape_of(drawn[found].numpy()), shape_of(expected))
     assert erase.scale == batch_crops.ERASED_SHARE
@@ -291,27 +291,27 @@ def test_erased_boxes_are_distributed_as_torchvisions() -> None:
 def test_each_chance_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_augment, "BLUR_SIGMA", (1.0, 2.0))  # the slightest blurs change no pixel
     torch.manual_seed(0)
-    picture = textured()
-    sides = {"horizontal_flip": picture.flip(3), "vertical_flip": picture.flip(2)}
+    image = textured()
+    sides = {"horizontal_flip": image.flip(3), "vertical_flip": image.flip(2)}
     for name in ("horizontal_flip", "vertical_flip", "random_grayscale", "gaussian_blur", "random_erasing"):
-        views = BatchViews(AugmentSettings(**{name: 0.3}))(picture.expand(DRAWS, -1, -1, -1))
-        hit = (views == sides[name] if name in sides else views != picture).flatten(1)
+        views = BatchViews(AugmentSettings(**{name: 0.3}))(image.expand(DRAWS, -1, -1, -1))
+        hit = (views == sides[name] if name in sides else views != image).flatten(1)
         count = int((hit.all(1) if name in sides else hit.any(1)).sum())
         assert stats.binomtest(count, DRAWS, 0.3).pvalue > UNLIKELY, name
 
 
 def test_an_erased_part_is_black_and_nothing_else_changes() -> None:
     torch.manual_seed(0)
-    pictures = noise(16).clamp(min=1)
-    erased = BatchViews(AugmentSettings(random_erasing=1.0))(pictures)
+    images = noise(16).clamp(min=1)
+    erased = BatchViews(AugmentSettings(random_erasing=1.0))(images)
     blank = (erased == 0).all(1, keepdim=True)
-    assert torch.equal(erased, pictures * ~blank)
+    assert torch.equal(erased, images * ~blank)
     share = blank.float().mean((1, 2, 3))
     assert share.min() > 0 and share.max() < 0.4
 
 
-def test_every_picture_has_its_own_order_of_colour_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Each operation writes its number as a digit to base 4, so that a black picture ends as the order it went through.
+def test_every_image_has_its_own_order_of_colour_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each operation writes its number as a digit to base 4, so that a black image ends as the order it went through.
     for digit, name in enumerate(("brightness", "contrast", "saturation", "hue")):
         monkeypatch.setattr(batch_augment, f"adjust_{name}", lambda pixels, _, digit=digit: pixels * 4 + digit)
     torch.manual_seed(0)
@@ -324,12 +324,12 @@ def test_every_picture_has_its_own_order_of_colour_operations(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_views_are_distributed_as_the_training_view_of_one_picture(channels: int) -> None:
+def test_views_are_distributed_as_the_training_view_of_one_image(channels: int) -> None:
     torch.manual_seed(1)
     pixels = textured(channels=channels)
-    picture = as_picture(pixels[0])
+    image = as_image(pixels[0])
     single = TrainingView(Preprocess(height=32, width=32, channels=channels, resize="squash"), EVERYTHING)
-    expected = np.stack([single(picture) for _ in range(DRAWS)])  # (N, H, W, C)
+    expected = np.stack([single(image) for _ in range(DRAWS)])  # (N, H, W, C)
     views = BatchViews(EVERYTHING)(pixels.expand(DRAWS, -1, -1, -1))
     compare(seen_in(views), seen_in(torch.from_numpy(expected).permute(0, 3, 1, 2)))
 
@@ -337,8 +337,8 @@ def test_views_are_distributed_as_the_training_view_of_one_picture(channels: int
 @pytest.mark.parametrize("left_out", OFF)
 def test_leaving_an_operation_out_would_be_seen(left_out: str) -> None:
     torch.manual_seed(2)
-    pictures = textured().expand(DRAWS, -1, -1, -1)
-    whole, rest = (BatchViews(settings)(pictures) for settings in (EVERYTHING, replace(EVERYTHING, **OFF[left_out])))
+    images = textured().expand(DRAWS, -1, -1, -1)
+    whole, rest = (BatchViews(settings)(images) for settings in (EVERYTHING, replace(EVERYTHING, **OFF[left_out])))
     with pytest.raises(AssertionError, match="differ"):
         compare(seen_in(whole), seen_in(rest))
 

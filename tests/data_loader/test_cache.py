@@ -1,4 +1,4 @@
-"""Cached pictures are the decoded ones, whoever builds them and however that ends; reduced decoding stays close."""
+"""Cached images are the decoded ones, whoever builds them and however that ends; reduced decoding stays close."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from configs.schema import Config, process_config
 from data_loader import cache_builder
 from data_loader.augment import TrainingView
 from data_loader.batch_augment import BatchViews
-from data_loader.cache import CachedSamples, Fitting, PictureCache
+from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.cache_builder import CacheError, NewFile, check_room, fit_all, free_memory, new_file, size_text
 from data_loader.loaders import (
-    BadPictureError,
+    BadImageError,
     EpochBatches,
-    PictureDataset,
+    ImageDataset,
     WholeBatches,
     enlarged,
     epoch_order,
@@ -39,7 +39,7 @@ from data_loader.loaders import (
     validation_loader,
     without,
 )
-from data_loader.preprocess import PictureError, Preprocess, decode
+from data_loader.preprocess import ImageError, Preprocess, decode
 from data_loader.samples import SampleList, read_list
 from tests.data_loader.test_batch_augment import EVERYTHING, compare, seen_in, textured
 from trainers.data.image_cache import with_caches
@@ -98,44 +98,44 @@ def test_cached_batches_are_the_decoded_ones(
     for samples in (train, read(dataset)):
         batches = EpochBatches(1, 2)
         batches.set_epoch(3, order, plan_epoch(21, 4, 2))
-        loader = training_loader(PictureDataset(samples, preprocess), batches, 0)
+        loader = training_loader(ImageDataset(samples, preprocess), batches, 0)
         assert len(loader) == 3
         seen.append(list(loader))
         assert isinstance(loader, WholeBatches) == isinstance(samples, CachedSamples)
     for samples in (val, read(dataset, "val")):
-        seen.append(list(validation_loader(PictureDataset(samples, preprocess), 2, 0, rank=1, world_size=2)))
+        seen.append(list(validation_loader(ImageDataset(samples, preprocess), 2, 0, rank=1, world_size=2)))
     for mine, expected in zip(seen[0] + seen[2], seen[1] + seen[3], strict=True):
         assert mine["image"].dtype == torch.uint8
         assert all(torch.equal(mine[key], expected[key]) for key in ("image", "label", "index"))
     assert (dataset / "kept").exists() == (kind == "disk")
 
 
-def test_a_view_is_made_from_the_cached_picture_alike_on_any_number_of_workers(
+def test_a_view_is_made_from_the_cached_image_alike_on_any_number_of_workers(
     make_config: ConfigMaker, dataset: Path
 ) -> None:
     train, _ = cached(settings(make_config, dataset, fitted_scale=1.5), dataset)
     preprocess, order = Preprocess(32, 32), epoch_order(np.zeros(21, int), 2, 5)
     view = TrainingView(preprocess, EVERYTHING)
-    assert train.cache.picture(3).size == (48, 48)
+    assert train.cache.image(3).size == (48, 48)
     for sample in train.samples:
-        Path(sample.path).unlink()  # no picture is read again
+        Path(sample.path).unlink()  # no image is read again
     gathered = []
     for workers in (0, 2):
         batches = EpochBatches()
         batches.set_epoch(2, order, plan_epoch(21, 4))
         torch.manual_seed(workers)  # the surrounding random state must not matter
-        loader = training_loader(PictureDataset(train, preprocess, view, seed=5), batches, workers)
+        loader = training_loader(ImageDataset(train, preprocess, view, seed=5), batches, workers)
         gathered.append(torch.cat([batch["image"] for batch in loader]))
     assert gathered[0].shape == (21, 3, 32, 32)
     assert torch.equal(gathered[0], gathered[1])
 
 
-def test_only_pictures_fitted_alike_are_taken(make_config: ConfigMaker, dataset: Path) -> None:
+def test_only_images_fitted_alike_are_taken(make_config: ConfigMaker, dataset: Path) -> None:
     train, _ = cached(settings(make_config, dataset, fitted_scale=2.0), dataset)
-    assert PictureDataset(train, Preprocess(64, 64)).cache is train.cache
-    assert PictureDataset(train, Preprocess(32, 32)).cache is None
-    assert PictureDataset(train, Preprocess(64, 64), at_least=(64, 64)).cache is None  # decoded in another way
-    assert PictureDataset(train, Preprocess(64, 64, resize="crop")).cache is None
+    assert ImageDataset(train, Preprocess(64, 64)).cache is train.cache
+    assert ImageDataset(train, Preprocess(32, 32)).cache is None
+    assert ImageDataset(train, Preprocess(64, 64), at_least=(64, 64)).cache is None  # decoded in another way
+    assert ImageDataset(train, Preprocess(64, 64, resize="crop")).cache is None
 
 
 def test_a_pickled_cache_maps_the_same_rows(make_config: ConfigMaker, dataset: Path) -> None:
@@ -143,11 +143,11 @@ def test_a_pickled_cache_maps_the_same_rows(make_config: ConfigMaker, dataset: P
     some = train.cache.chosen([4, 2])
     again = pickle.loads(pickle.dumps(some))
     assert len(pickle.dumps(some)) < 2000
-    assert again.picture(1).tobytes() == train.cache.picture(2).tobytes()
+    assert again.image(1).tobytes() == train.cache.image(2).tobytes()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_a_gpu_with_room_keeps_all_pictures(make_config: ConfigMaker, dataset: Path) -> None:
+def test_a_gpu_with_room_keeps_all_images(make_config: ConfigMaker, dataset: Path) -> None:
     train, _ = cached(settings(make_config, dataset), dataset)
     batches = [next(iter(WholeBatches(train, lambda: [np.array([3, 1])], torch.device(d)))) for d in ("cuda", "cpu")]
     assert batches[0]["image"].is_cuda
@@ -182,11 +182,11 @@ def test_a_file_is_found_again_until_something_it_follows_from_changes(make_conf
     ]
     assert len({name, *(other.file_name(samples) for other in others)}) == len(others) + 1
     assert Fitting(Preprocess(32, 32, mean=(0.0,) * 3)).file_name(samples) == name  # comes after the pixels
-    picture = dataset / "images/train/07.png"
-    os.utime(picture, ns=(0, 1))
+    image = dataset / "images/train/07.png"
+    os.utime(image, ns=(0, 1))
     newer = fitting.file_name(samples)
-    picture.write_bytes(picture.read_bytes() + b"\0")
-    os.utime(picture, ns=(0, 1))
+    image.write_bytes(image.read_bytes() + b"\0")
+    os.utime(image, ns=(0, 1))
     assert len({name, newer, fitting.file_name(samples)}) == 3
     assert fitting.file_name(without(samples, {20})) not in (name, newer)
 
@@ -223,7 +223,7 @@ def test_a_process_that_is_killed_while_building_leaves_nothing(
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert sys.platform != "linux" or files(dataset) == []  # elsewhere a .part file
     train, _ = cached(config, dataset)
-    assert train.cache.picture(15).tobytes() == row(train.cache.fitting, train.samples[15].path).tobytes()
+    assert train.cache.image(15).tobytes() == row(train.cache.fitting, train.samples[15].path).tobytes()
 
 
 def no_unnamed_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_two_trainings_build_the_same_at_once(dataset: Path, monkeypatch: pytest
         assert not name.exists()
     for file in both:
         file.complete(fitting.num_bytes(samples), [], name)
-        assert PictureCache(str(name), fitting, 21).pixels.shape == (21, 8, 8, 3)
+        assert ImageCache(str(name), fitting, 21).pixels.shape == (21, 8, 8, 3)
         file.drop()
     assert set(dataset.iterdir()) - before == {name}
 
@@ -265,13 +265,13 @@ def test_a_build_that_fails_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(NewFile, "complete", full)
-    with pytest.raises(CacheError, match=r"^data_cache: the fitted pictures cannot be kept: No space left on device$"):
+    with pytest.raises(CacheError, match=r"^data_cache: the fitted images cannot be kept: No space left on device$"):
         cached(config, dataset)
     assert files(dataset) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_disk_that_runs_full_while_pictures_are_fitted_is_named(dataset: Path) -> None:
+def test_a_disk_that_runs_full_while_images_are_fitted_is_named(dataset: Path) -> None:
     ((count, bad, problem),) = fit_all("/dev/full", read(dataset), Fitting(Preprocess(64, 64)), range(21), 0)
     assert (count, bad, problem) == (21, [], "No space left on device")
 
@@ -296,7 +296,7 @@ def test_all_processes_of_a_machine_build_together_and_share(
     make_config: ConfigMaker, dataset: Path, kind: str
 ) -> None:
     config = settings(make_config, dataset, data_cache=kind, bad_images="skip")
-    (dataset / "images/train/03.png").write_bytes(b"no picture")
+    (dataset / "images/train/03.png").write_bytes(b"no image")
     meeting = threading.Barrier(4)
     table: dict[int, list[Any]] = {}
     results: dict[int, tuple[CachedSamples, CachedSamples]] = {}
@@ -373,22 +373,22 @@ def test_a_folder_that_cannot_be_is_named(make_config: ConfigMaker, dataset: Pat
         cached(config, dataset)
 
 
-# --- bad pictures ---
+# --- bad images ---
 
 
-def test_a_bad_picture_stops_as_without_a_cache(make_config: ConfigMaker, dataset: Path) -> None:
+def test_a_bad_image_stops_as_without_a_cache(make_config: ConfigMaker, dataset: Path) -> None:
     bad = dataset / "images/train/04.png"
-    bad.write_bytes(b"no picture")
-    sentence = rf"^{dataset}/train.txt:5: {bad}: it is not a picture of a known format"
-    with pytest.raises(BadPictureError, match=sentence):
+    bad.write_bytes(b"no image")
+    sentence = rf"^{dataset}/train.txt:5: {bad}: it is not an image of a known format"
+    with pytest.raises(BadImageError, match=sentence):
         cached(settings(make_config, dataset), dataset)
     assert files(dataset) == []
     cached(settings(make_config, dataset, bad_images="skip"), dataset)
-    with pytest.raises(BadPictureError, match=sentence):  # a file that another policy left
+    with pytest.raises(BadImageError, match=sentence):  # a file that another policy left
         cached(settings(make_config, dataset), dataset)
 
 
-def test_skipped_pictures_are_left_out_and_the_others_keep_theirs(
+def test_skipped_images_are_left_out_and_the_others_keep_theirs(
     make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = dataset / "images/train/04.png"
@@ -402,18 +402,18 @@ def test_skipped_pictures_are_left_out_and_the_others_keep_theirs(
         assert label == sample.label
         assert (pixels.permute(1, 2, 0).numpy() == Fitting(Preprocess(32, 32)).row(sample.path)).all()
     assert train_program.main(["--config", str(dataset / "config.json"), "--set", "num_epochs=1"]) == 0
-    assert "1 of 21 pictures cannot be read and are skipped" in capsys.readouterr().out
+    assert "1 of 21 images cannot be read and are skipped" in capsys.readouterr().out
 
 
-def test_a_picture_that_can_be_read_again_is_taken(make_config: ConfigMaker, dataset: Path) -> None:
+def test_a_image_that_can_be_read_again_is_taken(make_config: ConfigMaker, dataset: Path) -> None:
     config = settings(make_config, dataset, bad_images="skip")
-    picture = dataset / "images/train/04.png"
-    good, time = picture.read_bytes(), picture.stat().st_mtime_ns
-    picture.write_bytes(bytes(len(good)))
-    os.utime(picture, ns=(time, time))
+    image = dataset / "images/train/04.png"
+    good, time = image.read_bytes(), image.stat().st_mtime_ns
+    image.write_bytes(bytes(len(good)))
+    os.utime(image, ns=(time, time))
     assert list(cached(config, dataset)[0].cache.bad) == [4]
-    picture.write_bytes(good)
-    os.utime(picture, ns=(time, time))
+    image.write_bytes(good)
+    os.utime(image, ns=(time, time))
     assert cached(config, dataset)[0].cache.bad == {}
 
 
@@ -427,7 +427,7 @@ class PowerCut(Exception):
 def test_a_training_is_the_same_with_a_cache_and_resumed_in_it(
     make_config: ConfigMaker, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the bit: views are made from the fitted picture either way."""
+    """To the bit: views are made from the fitted image either way."""
     results = []
     save = Trainer._save_last
 
@@ -451,19 +451,19 @@ def test_a_training_is_the_same_with_a_cache_and_resumed_in_it(
     assert all(torch.equal(value, second["net"][name]) for name, value in first["net"].items())
 
 
-# --- views from larger fitted pictures ---
+# --- views from larger fitted images ---
 
 
-def test_views_of_a_larger_fitted_picture_are_distributed_as_the_training_view_of_one_picture() -> None:
+def test_views_of_a_larger_fitted_image_are_distributed_as_the_training_view_of_one_image() -> None:
     torch.manual_seed(1)
     pixels, draws = textured(64, 64), 800
-    picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
     single = TrainingView(Preprocess(height=32, width=32), EVERYTHING)
-    expected = np.stack([single(picture) for _ in range(draws)])  # (N, H, W, C)
+    expected = np.stack([single(image) for _ in range(draws)])  # (N, H, W, C)
     views = BatchViews(EVERYTHING, size=(32, 32))(pixels.expand(draws, -1, -1, -1))
     compare(seen_in(views), seen_in(torch.from_numpy(expected).permute(0, 3, 1, 2)))
-    with pytest.raises(AssertionError, match="differ"):  # of a picture that has lost its detail they are not
-        coarse = torch.from_numpy(Preprocess(32, 32).fit(picture)).permute(2, 0, 1)[None]
+    with pytest.raises(AssertionError, match="differ"):  # of an image that has lost its detail they are not
+        coarse = torch.from_numpy(Preprocess(32, 32).fit(image)).permute(2, 0, 1)[None]
         compare(seen_in(BatchViews(EVERYTHING)(coarse.expand(draws, -1, -1, -1))), seen_in(views))
 
 
@@ -548,23 +548,23 @@ def test_what_is_not_twice_as_large_or_no_jpeg_is_decoded_in_full() -> None:
 
 def test_damage_is_met_in_reduced_decoding_too() -> None:
     data = jpeg(photo(300, 300))
-    with pytest.raises(PictureError, match="it is damaged"):
+    with pytest.raises(ImageError, match="it is damaged"):
         decode(data[: len(data) // 2], at_least=(60, 60))
-    with pytest.raises(PictureError, match="300x300 is more than max_pixels"):
+    with pytest.raises(ImageError, match="300x300 is more than max_pixels"):
         decode(data, max_pixels=300 * 299, at_least=(60, 60))
 
 
 def test_fast_decoding_is_for_training_and_for_validation_when_asked(make_config: ConfigMaker, dataset: Path) -> None:
-    from trainers.builder import training_pictures, validation_pictures
+    from trainers.builder import training_images, validation_images
 
     samples, preprocess = read(dataset), Preprocess(32, 32)
     expected = {"off": (None, None), "training": ((32, 32), None), "all": ((32, 32), (32, 32))}
     for choice, sizes in expected.items():
         config = settings(make_config, dataset, fast_decode=choice, data_aug=False)
-        train = training_pictures(config, samples, preprocess, 1)
-        assert (train.at_least, validation_pictures(config, samples, preprocess).at_least) == sizes
+        train = training_images(config, samples, preprocess, 1)
+        assert (train.at_least, validation_images(config, samples, preprocess).at_least) == sizes
     config = settings(make_config, dataset, fast_decode="training", augment_on="device", fitted_scale=2.0)
-    assert training_pictures(config, samples, preprocess, 1).at_least == (64, 64)
+    assert training_images(config, samples, preprocess, 1).at_least == (64, 64)
     crops = {"random_crop_scale": [0.25, 1.0], "random_crop_ratio": [1.0, 1.0]}
     config = settings(make_config, dataset, fast_decode="training", **crops)
-    assert training_pictures(config, samples, preprocess, 1).at_least == (64, 64)  # half the sides are the input's
+    assert training_images(config, samples, preprocess, 1).at_least == (64, 64)  # half the sides are the input's

@@ -1,4 +1,4 @@
-"""Odd pictures, and what training, inference, doctor and service each do with them: the table of docs/pictures.md."""
+"""Odd images, and what training, inference, doctor and service each do with them: the table of docs/pictures.md."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ BROKEN_EXIF = (b"Exif\0\0garbage garbage", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x
 Row = dict[str, str]
 
 
-class Pictures:
-    """Pictures that no two are alike, written into one folder."""
+class SampleImages:
+    """Images that no two are alike, written into one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
@@ -64,7 +64,7 @@ class Pictures:
         return image.convert(mode)
 
 
-def corpus(make: Pictures) -> dict[str, dict[str, bytes]]:
+def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
     """Give the files of each row of the table, by name; a name may have a folder in it."""
     grey16 = np.random.default_rng(0).integers(0, 65536, (40, 48)).astype(np.uint16)
     palette = make.soft().quantize(16)
@@ -122,7 +122,7 @@ def corpus(make: Pictures) -> dict[str, dict[str, bytes]]:
             "head.jpg": make.bytes_of("JPEG")[:30],
         },
         "an empty file": {"empty.jpg": b"", "empty.png": b""},
-        "text called .jpg": {"text.jpg": b"not a picture\n"},
+        "text called .jpg": {"text.jpg": b"not an image\n"},
         "a header that promises 60,000 x 60,000": {"bomb.png": png_header(60_000, 60_000)},
         "a link to nothing, links in a circle": {"nowhere.jpg": b"", "circle1.jpg": b"", "circle2.jpg": b""},
         "no permission": {"locked.jpg": make.bytes_of("JPEG")},
@@ -140,7 +140,7 @@ def table() -> dict[str, Row]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The pictures as a training reads them: class folders `odd` and `plain`, below `train` and `val` of the root."""
+    """The images as a training reads them: class folders `odd` and `plain`, below `train` and `val` of the root."""
 
     root: Path
     rows: dict[str, dict[str, bytes]]
@@ -150,7 +150,7 @@ class Corpus:
         return self.root / "train" / "odd"
 
     def by(self, column: str, text: str) -> set[str]:
-        """Give the names of all pictures whose cell says so."""
+        """Give the names of all images whose cell says so."""
         told = table()
         return {name for row, files in self.rows.items() if told[row][column] == text for name in files}
 
@@ -158,7 +158,7 @@ class Corpus:
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
     root = tmp_path_factory.mktemp("pictures")
-    make = Pictures(root / "train" / "odd")
+    make = SampleImages(root / "train" / "odd")
     rows = corpus(make)
     for name, data in ((name, data) for files in rows.values() for name, data in files.items()):
         (make.folder / name).parent.mkdir(exist_ok=True)
@@ -226,7 +226,7 @@ def check_reasons(odd: Corpus, reasons: dict[str, str], column: str, word: str) 
             assert reasons[name].startswith(table()[row]["what becomes of it"]), (name, reasons[name])
 
 
-def test_the_table_has_a_row_for_each_picture(odd: Corpus) -> None:
+def test_the_table_has_a_row_for_each_image(odd: Corpus) -> None:
     assert set(table()) == set(odd.rows)
     found = read_class_folders(odd.root / "train")
     names = [name for files in odd.rows.values() for name in files]
@@ -278,8 +278,8 @@ def test_doctor(odd: Corpus, config: Path) -> None:
     report = json.loads((odd.root / "doctor" / "doctor.json").read_text(encoding="utf-8"))
     found: dict[str, set[str]] = {}
     for finding in report["findings"]:
-        for picture in (picture for group in finding["groups"] for picture in group):
-            found.setdefault(picture["path"].removeprefix(f"{odd.odd.as_posix()}/"), set()).add(finding["kind"])
+        for image in (image for group in finding["groups"] for image in group):
+            found.setdefault(image["path"].removeprefix(f"{odd.odd.as_posix()}/"), set()).add(finding["kind"])
     for row, cells in table().items():
         expected = set() if cells["doctor"] == "-" else set(cells["doctor"].split("; "))
         for name in odd.rows[row]:

@@ -1,4 +1,4 @@
-"""Order, plan and loading: every picture once, the same with any number of workers and processes."""
+"""Order, plan and loading: every image once, the same with any number of workers and processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView, mixed_seed, random_crop_box, seeded
 from data_loader.loaders import (
-    BadPictureError,
+    BadImageError,
     EpochBatches,
-    PictureDataset,
+    ImageDataset,
     checked,
     epoch_order,
-    find_bad_pictures,
+    find_bad_images,
     plan_epoch,
     training_loader,
     validation_loader,
@@ -37,7 +37,7 @@ def read(dataset: Path, split: str = "train") -> SampleList:
     [(count, world) for count in (2, 3, 4, 5, 8, 9, 21, 64, 65) for world in (1, 2) if count >= 2 * world],
 )
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_plan_uses_every_picture_once_and_no_batch_of_one(count: int, world: int, accumulation: int) -> None:
+def test_a_plan_uses_every_image_once_and_no_batch_of_one(count: int, world: int, accumulation: int) -> None:
     steps = plan_epoch(count, 4, world, accumulation)
     edges = [edge for step in steps for edge in step.batches]
     assert [place for start, stop in edges for place in range(start, stop)] == list(range(count))
@@ -86,22 +86,22 @@ def test_balanced_sampling_draws_every_class_equally_often() -> None:
     assert len(order) == 100
     assert np.bincount(labels[order]).min() >= 33 - 1
     rare = np.bincount(order, minlength=100)[90:99]
-    assert rare.max() - rare.min() <= 1  # the class's own pictures come equally often too
+    assert rare.max() - rare.min() <= 1  # the class's own images come equally often too
 
 
-def test_every_picture_is_seen_both_ways_in_any_two_epochs(dataset: Path) -> None:
+def test_every_image_is_seen_both_ways_in_any_two_epochs(dataset: Path) -> None:
     preprocess = Preprocess(32, 32)
     settings = AugmentSettings(horizontal_flip=0.5, horizontal_flip_alternates=True)
-    plain = PictureDataset(read(dataset), preprocess)
-    data = PictureDataset(read(dataset), preprocess, TrainingView(preprocess, settings), seed=5)
+    plain = ImageDataset(read(dataset), preprocess)
+    data = ImageDataset(read(dataset), preprocess, TrainingView(preprocess, settings), seed=5)
     mirrored = []
     for epoch in range(4):
         pairs = [(data[epoch, index]["image"], plain[epoch, index]["image"]) for index in range(21)]
-        assert all(torch.equal(view, picture) or torch.equal(view, picture.flip(2)) for view, picture in pairs)
-        mirrored.append([torch.equal(view, picture.flip(2)) for view, picture in pairs])
+        assert all(torch.equal(view, image) or torch.equal(view, image.flip(2)) for view, image in pairs)
+        mirrored.append([torch.equal(view, image.flip(2)) for view, image in pairs])
     assert [sum(turns) for turns in mirrored] == [11, 10, 11, 10]  # half of 21
     assert mirrored[0] == mirrored[2] and mirrored[1] == mirrored[3] == [not turn for turn in mirrored[0]]
-    other = PictureDataset(read(dataset), preprocess, TrainingView(preprocess, settings), seed=6)
+    other = ImageDataset(read(dataset), preprocess, TrainingView(preprocess, settings), seed=6)
     assert any(not torch.equal(data[0, index]["image"], other[0, index]["image"]) for index in range(21))
 
 
@@ -109,7 +109,7 @@ def test_every_picture_is_seen_both_ways_in_any_two_epochs(dataset: Path) -> Non
 def test_the_number_of_workers_changes_no_pixel(dataset: Path, workers: int, alternates: bool) -> None:
     samples, preprocess = read(dataset), Preprocess(32, 32)
     view = TrainingView(preprocess, replace(VIEW, horizontal_flip_alternates=alternates))
-    data = PictureDataset(samples, preprocess, view, seed=5)
+    data = ImageDataset(samples, preprocess, view, seed=5)
     order = epoch_order(np.zeros(21, int), 2, 5)
     gathered = []
     for count in (0, workers):
@@ -123,7 +123,7 @@ def test_the_number_of_workers_changes_no_pixel(dataset: Path, workers: int, alt
 
 def test_a_view_depends_on_the_epoch_and_leaves_the_random_state_alone(dataset: Path) -> None:
     preprocess = Preprocess(32, 32)
-    data = PictureDataset(read(dataset), preprocess, TrainingView(preprocess, VIEW), seed=5)
+    data = ImageDataset(read(dataset), preprocess, TrainingView(preprocess, VIEW), seed=5)
     before = torch.get_rng_state()
     first, again, later = data[(0, 3)]["image"], data[(0, 3)]["image"], data[(1, 3)]["image"]
     assert torch.equal(first, again)
@@ -132,8 +132,8 @@ def test_a_view_depends_on_the_epoch_and_leaves_the_random_state_alone(dataset: 
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_validation_gives_every_picture_to_exactly_one_process(dataset: Path, world: int) -> None:
-    data = PictureDataset(read(dataset, "val"), Preprocess(32, 32))
+def test_validation_gives_every_image_to_exactly_one_process(dataset: Path, world: int) -> None:
+    data = ImageDataset(read(dataset, "val"), Preprocess(32, 32))
     seen = []
     for rank in range(world):
         for batch in validation_loader(data, 2, 0, rank=rank, world_size=world):
@@ -141,21 +141,21 @@ def test_validation_gives_every_picture_to_exactly_one_process(dataset: Path, wo
     assert sorted(seen) == list(range(9))
 
 
-def test_a_bad_picture_is_named_with_its_line(dataset: Path) -> None:
-    (dataset / "images/train/04.png").write_bytes(b"no picture")
-    data = PictureDataset(read(dataset), Preprocess(32, 32))
+def test_a_bad_image_is_named_with_its_line(dataset: Path) -> None:
+    (dataset / "images/train/04.png").write_bytes(b"no image")
+    data = ImageDataset(read(dataset), Preprocess(32, 32))
     batches = EpochBatches()
     batches.set_epoch(0, np.arange(21), plan_epoch(21, 4))
-    with pytest.raises(BadPictureError, match=r"train.txt:5: .*04.png: it is not a picture of a known format"):
+    with pytest.raises(BadImageError, match=r"train.txt:5: .*04.png: it is not an image of a known format"):
         for batch in training_loader(data, batches, 0):
             checked(batch)
 
 
-def test_bad_pictures_are_found_and_left_out(dataset: Path) -> None:
+def test_bad_images_are_found_and_left_out(dataset: Path) -> None:
     (dataset / "images/train/04.png").write_bytes(b"")
     (dataset / "images/train/20.png").write_bytes((dataset / "images/train/19.png").read_bytes()[:-40])
     samples = read(dataset)
-    found = [look for look in find_bad_pictures(samples, Preprocess(32, 32), 2, range(21)) if look]
+    found = [look for look in find_bad_images(samples, Preprocess(32, 32), 2, range(21)) if look]
     assert [index for index, _ in found] == [4, 20]
     assert "it is empty" in found[0][1]
     left = without(samples, {4, 20})
@@ -194,7 +194,7 @@ def test_one_channel_views() -> None:
 def test_mixup_mixes_images_and_targets_alike() -> None:
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 8, 8).contiguous()
     mixed, targets = BatchMixer(4, 0.4, 0.0)(images, torch.arange(4), np.random.default_rng(0))
-    # A picture's value is its own label, so the mean label under the target is the picture's value.
+    # An image's value is its own label, so the mean label under the target is the image's value.
     assert torch.allclose(mixed[:, 0, 0, 0], targets @ torch.arange(4.0), atol=1e-6)
     assert torch.allclose(targets.sum(1), torch.ones(4))
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, features
 
-from data_loader.preprocess import PictureError, Preprocess, as_array, decode
+from data_loader.preprocess import ImageError, Preprocess, as_array, decode
 from data_loader.samples import IMAGE_SUFFIXES
 
 ORIENTATION_TAG = 0x0112
@@ -97,7 +97,7 @@ def test_exif_orientation_of_a_jpeg(orientation: int) -> None:
         b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0\0\0\0\0",  # orientation 99
     ],
 )
-def test_broken_exif_leaves_the_picture_as_stored(exif: bytes) -> None:
+def test_broken_exif_leaves_the_image_as_stored(exif: bytes) -> None:
     stored = np.full((8, 16, 3), 200, np.uint8)
     assert_near(pixels(saved(Image.fromarray(stored), "JPEG", exif=exif)), stored, 2)
 
@@ -127,7 +127,7 @@ def test_cmyk_jpeg_is_not_inverted() -> None:
     assert_near(got, np.broadcast_to([255, 0, 255], (16, 16, 3)), 4)
 
 
-def palette_picture(indices: np.ndarray, colours: np.ndarray) -> Image.Image:
+def palette_image(indices: np.ndarray, colours: np.ndarray) -> Image.Image:
     image = Image.fromarray(indices, "L")
     image = image.convert("P")
     image.putdata(indices.reshape(-1).tolist())
@@ -137,7 +137,7 @@ def palette_picture(indices: np.ndarray, colours: np.ndarray) -> Image.Image:
 
 def test_palette() -> None:
     colours, indices = noise(8, 3), noise(5, 7) % 8
-    np.testing.assert_array_equal(pixels(saved(palette_picture(indices, colours), "PNG")), colours[indices])
+    np.testing.assert_array_equal(pixels(saved(palette_image(indices, colours), "PNG")), colours[indices])
 
 
 @pytest.mark.parametrize("transparency", [bytes([0, 60, 128, 255, 200]), 3], ids=["a byte a colour", "one colour"])
@@ -149,7 +149,7 @@ def test_palette_with_transparency_lies_on_white(transparency: bytes | int) -> N
     else:
         alpha[: len(transparency)] = list(transparency)
     on_white = colours * (alpha / 255)[:, None] + 255 * (1 - alpha / 255)[:, None]
-    data = saved(palette_picture(indices, colours), "PNG", transparency=transparency)
+    data = saved(palette_image(indices, colours), "PNG", transparency=transparency)
     assert_near(pixels(data), on_white[indices])
 
 
@@ -278,7 +278,7 @@ def test_the_ending_does_not_decide_the_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK"])
-def test_the_picture_outlives_its_file(mode: str, tmp_path: Path) -> None:
+def test_the_image_outlives_its_file(mode: str, tmp_path: Path) -> None:
     kind = "TIFF" if mode == "CMYK" else "PNG"
     Image.new(mode, (4, 4)).save(tmp_path / "x", kind)
     image = decode(tmp_path / "x")
@@ -300,15 +300,15 @@ def test_decoding_in_threads_leaves_the_warning_filters_alone(tmp_path: Path) ->
 
 def test_errors_say_why(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "folder.jpg").mkdir()
     whole = saved(Image.fromarray(noise(64, 64, 3)), "PNG")
     jpeg = saved(Image.fromarray(noise(64, 64, 3)), "JPEG")
     cases: list[tuple[Any, str]] = [
         (tmp_path / "empty.jpg", r"^it is empty \(0 bytes\)$"),
         (b"", r"^it is empty \(0 bytes\)$"),
-        (tmp_path / "text.jpg", r"^it is not a picture of a known format \(JPEG, .*PNG, "),
-        (b"not a picture", r"^it is not a picture of a known format"),
+        (tmp_path / "text.jpg", r"^it is not an image of a known format \(JPEG, .*PNG, "),
+        (b"not an image", r"^it is not an image of a known format"),
         (tmp_path / "folder.jpg", r"^it is a folder$"),
         (tmp_path / "none.jpg", r"^no such file$"),
         (whole[:200], r"^it is damaged: "),
@@ -316,21 +316,21 @@ def test_errors_say_why(tmp_path: Path) -> None:
         (whole[:60] + b"\0\0\0\0" + whole[64:], r"^it is damaged: "),
     ]
     for source, text in cases:
-        with pytest.raises(PictureError, match=text):
+        with pytest.raises(ImageError, match=text):
             decode(source)
 
 
-def test_a_picture_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", refuse)
-    with pytest.raises(PictureError, match=r"^no permission to read it$"):
+    with pytest.raises(ImageError, match=r"^no permission to read it$"):
         decode(tmp_path / "x.jpg")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000"])
-def test_damage_anywhere_gives_a_picture_or_a_picture_error(kind: str) -> None:
+def test_damage_anywhere_gives_a_image_or_a_image_error(kind: str) -> None:
     data = saved(Image.fromarray(noise(20, 20, 3)), kind)
     generator = np.random.default_rng(7)
     for _ in range(60):
@@ -339,7 +339,7 @@ def test_damage_anywhere_gives_a_picture_or_a_picture_error(kind: str) -> None:
             broken[position] = generator.integers(0, 256)
         try:
             assert decode(bytes(broken), max_pixels=1_000_000).mode == "RGB"
-        except PictureError as error:
+        except ImageError as error:
             assert str(error)
 
 
@@ -353,7 +353,7 @@ def test_damage_anywhere_gives_a_picture_or_a_picture_error(kind: str) -> None:
 )
 def test_the_pixel_cap_is_checked_before_a_pixel_is_decoded(side: int, text: str) -> None:
     tracemalloc.start()
-    with pytest.raises(PictureError, match=text):
+    with pytest.raises(ImageError, match=text):
         decode(png_header(side, side))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -363,7 +363,7 @@ def test_the_pixel_cap_is_checked_before_a_pixel_is_decoded(side: int, text: str
 def test_the_pixel_cap_itself_is_allowed() -> None:
     data = saved(Image.fromarray(noise(4, 5, 3)), "PNG")
     assert decode(data, max_pixels=20).size == (5, 4)
-    with pytest.raises(PictureError, match=r"^5x4 is more than max_pixels \(19\) allows$"):
+    with pytest.raises(ImageError, match=r"^5x4 is more than max_pixels \(19\) allows$"):
         decode(data, max_pixels=19)
 
 
@@ -407,7 +407,7 @@ def test_crop_covers_and_cuts_the_middle_out() -> None:
     np.testing.assert_array_equal(fitted("crop", image), np.full((32, 32, 3), 255))
 
 
-def test_a_picture_of_the_right_size_is_not_resampled() -> None:
+def test_a_image_of_the_right_size_is_not_resampled() -> None:
     image = noise(32, 32, 3)
     for interpolation in ("nearest", "bilinear", "bicubic", "lanczos"):
         fit = Preprocess(32, 32, interpolation=interpolation).fit(Image.fromarray(image))
@@ -447,7 +447,7 @@ def test_it_survives_being_written_down(channels: int) -> None:
 def test_its_decoder_has_its_channels_and_its_pixel_cap() -> None:
     data = saved(Image.fromarray(noise(4, 5, 3)), "PNG")
     assert Preprocess(8, 8, 1).decode(data).mode == "L"
-    with pytest.raises(PictureError, match=r"max_pixels \(10\)"):
+    with pytest.raises(ImageError, match=r"max_pixels \(10\)"):
         Preprocess(8, 8, max_pixels=10).decode(data)
 
 

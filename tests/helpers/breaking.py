@@ -30,9 +30,9 @@ import train
 from artifacts.archive import earlier_files
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
 from artifacts.errors import CheckpointError
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
-from tests.conftest import write_picture
+from tests.conftest import write_image
 
 RECIPE = {  # everything random that a step has, and a save after each of its nine steps
     "model_module_name": "shufflenet_v2_module", "model_net_name": "shufflenet_v2_x0_5", "img_height": 32,
@@ -44,9 +44,9 @@ RECIPE = {  # everything random that a step has, and a save after each of its ni
 
 def numbered_checkpoint(number: int, values: int = 50_000) -> Checkpoint:
     """Make a checkpoint whose weights and progress tell its number."""
-    facts = Facts(("猫", "dog"), Preprocess(32, 24, 1, "crop"), {"module": "m", "name": "n", "args": {}})
+    metadata = ModelMetadata(("猫", "dog"), Preprocess(32, 24, 1, "crop"), {"module": "m", "name": "n", "args": {}})
     net = {"weight": torch.full((values,), float(number)), "bias": torch.arange(5.0), "count": torch.tensor(number)}
-    return Checkpoint({"num_classes": 2}, facts, net, progress={"step": number})
+    return Checkpoint({"num_classes": 2}, metadata, net, progress={"step": number})
 
 
 def number_of(path: Path) -> int:
@@ -140,12 +140,12 @@ def _save_on(path: Path, start: int, writer: int) -> None:
 
 
 def small_training(folder: Path) -> Path:
-    """Write pictures, lists and the config of a training of nine steps; give the config."""
+    """Write images, lists and the config of a training of nine steps; give the config."""
     folder.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = dict(RECIPE)
     for split, count in (("train", 21), ("val", 9)):
         for number in range(count):
-            write_picture(folder / "images" / split / f"{number:02d}.png", number % 3, seed=number + 100 * (count < 20))
+            write_image(folder / "images" / split / f"{number:02d}.png", number % 3, seed=number + 100 * (count < 20))
         lines = [f"{split}/{number:02d}.png----{number % 3}\n" for number in range(count)]
         (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
         values[f"{split}_data_root_dir"] = str(folder / "images")

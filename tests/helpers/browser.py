@@ -216,12 +216,12 @@ class Page:
             self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
     def paste(self, png: bytes) -> None:
-        """Copy a picture, as another program would, and press Ctrl+V."""
+        """Copy an image, as another program would, and press Ctrl+V."""
         self._browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
-        picture = base64.b64encode(png).decode()
+        image = base64.b64encode(png).decode()
         self.run(
             f"""navigator.clipboard.write([new ClipboardItem({{"image/png": new Blob(
-                [Uint8Array.from(atob("{picture}"), (letter) => letter.charCodeAt(0))], {{type: "image/png"}})}})])"""
+                [Uint8Array.from(atob("{image}"), (letter) => letter.charCodeAt(0))], {{type: "image/png"}})}})])"""
         )
         self.press("v", 86, modifiers=2, commands=["paste"])
 

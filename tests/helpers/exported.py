@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.paths import ROOT
 from configs.schema import Config
 from data_loader.preprocess import Preprocess
@@ -95,36 +95,36 @@ def records_of(path: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def facts_of(size_px: int = 16, **changes: Any) -> Facts:
-    """Give the facts of a net of three classes."""
-    return Facts(NAMES, Preprocess(size_px, size_px), NET, **changes)
+def build_metadata(size_px: int = 16, **changes: Any) -> ModelMetadata:
+    """Give the metadata of a net of three classes."""
+    return ModelMetadata(NAMES, Preprocess(size_px, size_px), NET, **changes)
 
 
-def example_of(facts: Facts, count: int = 4) -> torch.Tensor:
+def example_of(metadata: ModelMetadata, count: int = 4) -> torch.Tensor:
     """Give a batch as the net takes it."""
-    size = facts.preprocess.height
-    if facts.input == "float32 NCHW":
+    size = metadata.preprocess.height
+    if metadata.input == "float32 NCHW":
         return torch.randn(count, 3, size, size)
     return torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8)
 
 
-def write_jit(net: nn.Module, path: Path, facts: Facts | None, example: torch.Tensor) -> Path:
+def write_jit(net: nn.Module, path: Path, metadata: ModelMetadata | None, example: torch.Tensor) -> Path:
     """Trace and save as TorchScript."""
-    extra = {"facts.json": facts.to_json().encode()} if facts else {}
+    extra = {"facts.json": metadata.to_json().encode()} if metadata else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit")  # deprecated
         torch.jit.save(torch.jit.trace(net, example), path, _extra_files=extra)
     return path
 
 
-def write_pt2(net: nn.Module, path: Path, facts: Facts | None, example: torch.Tensor) -> Path:
+def write_pt2(net: nn.Module, path: Path, metadata: ModelMetadata | None, example: torch.Tensor) -> Path:
     """Export and save with torch.export."""
     program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-    torch.export.save(program, path, extra_files={"facts.json": facts.to_json()} if facts else {})
+    torch.export.save(program, path, extra_files={"facts.json": metadata.to_json()} if metadata else {})
     return path
 
 
-def write_onnx(net: nn.Module, path: Path, facts: Facts | None, example: torch.Tensor) -> Path:
+def write_onnx(net: nn.Module, path: Path, metadata: ModelMetadata | None, example: torch.Tensor) -> Path:
     """Export to ONNX."""
     program = torch.onnx.export(
         net,
@@ -136,16 +136,16 @@ def write_onnx(net: nn.Module, path: Path, facts: Facts | None, example: torch.T
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
     )
     assert program is not None
-    if facts:
-        program.model.metadata_props["facts"] = facts.to_json()
+    if metadata:
+        program.model.metadata_props["facts"] = metadata.to_json()
     program.save(path)
     return path
 
 
-def write_engine_facts(path: Path, facts: Facts) -> Path:
+def write_engine_metadata(path: Path, metadata: ModelMetadata) -> Path:
     """Write what stands beside an engine; the engine itself is a few bytes that nothing runs."""
     path.write_bytes(b"engine")
-    path.with_name(f"{path.name}.facts.json").write_text(json.dumps(facts.to_dict()), encoding="utf-8")
+    path.with_name(f"{path.name}.facts.json").write_text(json.dumps(metadata.to_dict()), encoding="utf-8")
     return path
 
 
@@ -186,10 +186,10 @@ def train_net(folder: Path) -> Path:
     net = build_net(
         NET["module"], NET["name"], num_classes=3, img_height=32, img_width=32, model_args={"model_type": "resnet18"}
     )
-    facts = Facts(CLASSES, Preprocess(32, 32), NET)
-    samples = find_calibration(config, facts, 30)
+    metadata = ModelMetadata(CLASSES, Preprocess(32, 32), NET)
+    samples = find_calibration(config, metadata, 30)
     assert samples is not None and samples.labels is not None
-    images = torch.from_numpy(net_input(samples.pixels, facts.preprocess, facts.input))
+    images = torch.from_numpy(net_input(samples.pixels, metadata.preprocess, metadata.input))
     labels = torch.from_numpy(samples.labels)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     net.train()
@@ -203,7 +203,7 @@ def train_net(folder: Path) -> Path:
     with torch.no_grad():
         net(images)
     path = folder / "net.pth"
-    save_checkpoint(Checkpoint(config.model_dump(), facts, net.state_dict()), path)
+    save_checkpoint(Checkpoint(config.model_dump(), metadata, net.state_dict()), path)
     return path
 
 
@@ -216,9 +216,9 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def facts_and_config(trained: Path) -> tuple[Facts, Config]:
+def metadata_and_config(trained: Path) -> tuple[ModelMetadata, Config]:
     checkpoint = load_checkpoint(trained)
-    return checkpoint.facts, Config.model_validate(checkpoint.config)
+    return checkpoint.metadata, Config.model_validate(checkpoint.config)
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -18,12 +18,12 @@ from deploy.inference.predictor import Predictor
 from deploy.service.cli_args import add_service_flags
 from deploy.service.routes import NATIVE, Route
 from deploy.service.server import service_of
-from tests.deploy.service.test_batching import FACTS, GatedBackend
+from tests.deploy.service.test_batching import METADATA, GatedBackend
 
 JSON = {"content-type": "application/json"}
 PATIENCE_S = 60
 OTHER = Route(
-    "/other", {"loud": True}, lambda answer, facts, on: {"said": answer.class_name.upper() if on["loud"] else ""}
+    "/other", {"loud": True}, lambda answer, metadata, on: {"said": answer.class_name.upper() if on["loud"] else ""}
 )
 
 
@@ -95,7 +95,7 @@ def flags(*arguments: object) -> argparse.Namespace:
 @contextmanager
 def serving(page: Path, *arguments: object, token: str = "") -> Iterator[Served]:
     backend = GatedBackend()
-    predictor = Predictor(backend, FACTS)
+    predictor = Predictor(backend, METADATA)
     with service_of(predictor, [NATIVE, OTHER], flags("--workers", 2, *arguments), token, page) as server:
         listener = socket.create_server(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Wide ResNet and the stem for small pictures, against published sizes and the layers written out."""
+"""Wide ResNet and the stem for small images, against published sizes and the layers written out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nets.support.errors import NetError
 from nets.support.gradient_checkpointing import enable_gradient_checkpointing
 from nets.support.saliency import heat_mapper
 from nets.wide_resnet_module import WideResNet
-from tests.helpers.exported import facts_of
+from tests.helpers.exported import build_metadata
 
 SMALL = {"depth": 10, "widen_factor": 2}
 
@@ -144,7 +144,7 @@ def test_torchscript_and_onnx_give_the_nets_logits(wide: nn.Module, images: torc
             warnings.filterwarnings("ignore", "`torch.jit")  # deprecated
             traced = torch.jit.trace(wide, images[:2])
         torch.testing.assert_close(traced(images), expected)
-    export_onnx(wide, images, tmp_path / "model.onnx", facts_of(32))
+    export_onnx(wide, images, tmp_path / "model.onnx", build_metadata(32))
     got = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(["logits"], {"images": images[:1].numpy()})[0]
     np.testing.assert_allclose(got, expected[:1].numpy(), atol=1e-5 * float(expected.abs().max()))
 
@@ -154,11 +154,11 @@ def test_gradient_checkpointing_and_heat_maps(wide: nn.Module, images: torch.Ten
     assert enable_gradient_checkpointing(WideResNet(**SMALL)) == 3
 
 
-# --- ResNet's stem for small pictures
+# --- ResNet's stem for small images
 
 
 @pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2"])
-def test_the_small_stem_keeps_the_picture_size(name: str) -> None:
+def test_the_small_stem_keeps_the_image_size(name: str) -> None:
     with torch.device("meta"):
         net: Any = build("resnet", name, stem="small")
         published = build("resnet", name)

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from artifacts.checkpoint import load_checkpoint
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.paths import ROOT
 from configs.schema import ConfigError, process_config
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import Sample, SampleList
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from platforms.tianji import cli, recipes
 from platforms.tianji import train as training
 from platforms.tianji.dataset import read_dataset, share_valid
@@ -30,7 +30,7 @@ from platforms.tianji.evaluate import accuracy, model_of
 from platforms.tianji.files import PlatformError, Runs, generated_name, new_evaluation_path, write_text
 from platforms.tianji.recipes import Places, make_config, read_annotation, wanted_model
 from platforms.tianji.response import ROUTE, entry
-from tests.conftest import CLASSES, write_picture
+from tests.conftest import CLASSES, write_image
 from trainers.config_checks import net_problems
 
 # The contract's examples, as they stand in it.
@@ -65,13 +65,13 @@ QUICK_SIMSIAM = QUICK | {"next_stage": {"num_epochs": 1}, "model_args": {"projec
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make 21 pictures to train on and to test on, one of each 21 damaged, and 15 to validate on."""
+    """Make 21 images to train on and to test on, one of each 21 damaged, and 15 to validate on."""
     root = tmp_path_factory.mktemp("labelled")
     for split, count, seed in (("train", 21, 0), ("valid", 15, 100), ("test", 21, 200)):
         (root / split / "annotations").mkdir(parents=True)
         for number in range(count):
             path = root / split / "images" / CLASSES[number % 3] / f"{number}.png"
-            write_picture(path, number % 3, seed + number)
+            write_image(path, number % 3, seed + number)
             if number == 20:
                 path.write_bytes(path.read_bytes()[:200])
     return root
@@ -85,8 +85,8 @@ def unlabelled(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         (root / split).symlink_to(labelled / split)
     (root / "train" / "images").mkdir(parents=True)
     for number in range(20):
-        picture = labelled / "train" / "images" / CLASSES[number % 3] / f"{number}.png"
-        (root / "train" / "images" / picture.name).symlink_to(picture)
+        image = labelled / "train" / "images" / CLASSES[number % 3] / f"{number}.png"
+        (root / "train" / "images" / image.name).symlink_to(image)
     return root
 
 
@@ -102,7 +102,7 @@ def pim(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 @pytest.fixture(scope="module")
 def simsiam(unlabelled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Train SimSiam from unlabelled pictures, with its export."""
+    """Train SimSiam from unlabelled images, with its export."""
     runs = tmp_path_factory.mktemp("simsiam_runs")
     assert train(unlabelled, runs, QUICK_SIMSIAM, "--trial_name", "试验 1") == 0
     return runs, metric_of(runs)
@@ -178,7 +178,7 @@ def names_in(metric: dict[str, Any]) -> set[str]:
     return {path.name for path in Path(metric["model_path"]).iterdir()}
 
 
-def test_class_names_and_damaged_pictures_are_listed(pim: tuple[Path, dict[str, Any]]) -> None:
+def test_class_names_and_damaged_images_are_listed(pim: tuple[Path, dict[str, Any]]) -> None:
     folder = Path(pim[1]["model_path"])
     names_written = (folder / "classes.txt").read_text(encoding="utf-8").split()
     assert sorted(names_written) == sorted(CLASSES)  # the folders' own
@@ -201,23 +201,23 @@ def test_an_evaluation_is_the_contracts(
         assert metric["test_result"]["FGVC_PIM"]["test"]["acc"] == expected
         assert metric["model_path"] == str(folder)
         assert metric["test_consuming"]["FGVC_PIM"]["test"] > 0
-        assert "1 of 21 pictures of test have no answer and are left out" in capsys.readouterr().err
+        assert "1 of 21 images of test have no answer and are left out" in capsys.readouterr().err
         written.add(evaluation.name)
     assert len(written) == 2  # a second has one evaluation
 
 
 def share_by_hand(weights: Path, dataset: Path) -> float:
-    """Give the accuracy on the 20 good test pictures, one by one, through the net itself."""
+    """Give the accuracy on the 20 good test images, one by one, through the net itself."""
     from deploy.backends.loading import load_torch
 
-    backend, facts = load_torch(weights, "cpu", None)
+    backend, metadata = load_torch(weights, "cpu", None)
     right = 0
     for number in range(20):
         name = CLASSES[number % 3]
-        image = facts.preprocess.decode(dataset / "test" / "images" / name / f"{number}.png")
+        image = metadata.preprocess.decode(dataset / "test" / "images" / name / f"{number}.png")
         with torch.inference_mode():
-            logits = backend.net(torch.from_numpy(facts.preprocess(as_array(image))[None]))
-        right += facts.class_names[int(logits.argmax())] == name
+            logits = backend.net(torch.from_numpy(metadata.preprocess(as_array(image))[None]))
+        right += metadata.class_names[int(logits.argmax())] == name
     return right / 20
 
 
@@ -267,7 +267,7 @@ def test_the_encoder_alone_classifies_nothing(
     assert "client_test.py: this net gives features, not classes" in capsys.readouterr().err
 
 
-def test_labelled_pictures_are_refined_on_and_the_whole_of_valid_measures(labelled: Path, tmp_path: Path) -> None:
+def test_labelled_images_are_refined_on_and_the_whole_of_valid_measures(labelled: Path, tmp_path: Path) -> None:
     dataset = read_dataset(labelled)
     first = training.plan("SimSiam", "SimSiam_a", tmp_path, dataset, "cpu", QUICK_SIMSIAM)
     second = first.next_config()
@@ -307,9 +307,9 @@ def test_the_draw_follows_from_the_seed() -> None:
     assert share_valid(many(60), 3) != share_valid(many(60), 4)
 
 
-def test_single_pictures_leave_nothing_to_measure_on() -> None:
+def test_single_images_leave_nothing_to_measure_on() -> None:
     single = SampleList((Sample("/v/a/1.jpg", 0), Sample("/v/b/1.jpg", 1)), ("a", "b"), "/v", "/v")
-    with pytest.raises(PlatformError, match="/v: one picture a class leaves none to measure on"):
+    with pytest.raises(PlatformError, match="/v: one image a class leaves none to measure on"):
         share_valid(single, 0)
 
 
@@ -437,7 +437,7 @@ def test_which_recipe_pim_gets(
 ) -> None:
     monkeypatch.setattr(recipes, "why_no_published_weights", lambda config: problem)
     said: list[str] = []
-    config = make_config("FGVC_PIM", uses_cuda=uses_cuda, places=places, settings=settings, say=said.append)
+    config = make_config("FGVC_PIM", uses_cuda=uses_cuda, places=places, settings=settings, log=said.append)
     assert config.model_args["model_type"] == net
     assert (config.train_mode, config.pretrained_file) == start
     assert any("starts from random weights" in line for line in said) == (start[0] == "fromscratch")
@@ -464,10 +464,10 @@ def test_cuda_where_there_is_none_is_a_mistake_unless_auto(
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """Make a dataset of one picture a class and split, to be spoilt."""
+    """Make a dataset of one image a class and split, to be spoilt."""
     for split in ("train", "valid", "test"):
         for label, name in enumerate("ab"):
-            write_picture(tmp_path / "data" / split / "images" / name / "1.png", label, label)
+            write_image(tmp_path / "data" / split / "images" / name / "1.png", label, label)
     return tmp_path / "data"
 
 
@@ -488,9 +488,9 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty class": (lambda root: (root / "train/images/b/1.png").unlink(), "the class folder has no images"),
     "nothing": (
         lambda root: [(root / f"train/images/{name}").rename(root / f"train_{name}") for name in "ab"],
-        "train/images: no pictures and no class folders in it",
+        "train/images: no images and no class folders in it",
     ),
-    "broken": (lambda root: (root / "train/images/b/1.png").write_bytes(b"GIF"), "of the pictures are bad"),
+    "broken": (lambda root: (root / "train/images/b/1.png").write_bytes(b"GIF"), "of the images are bad"),
     "spaces": (
         lambda root: [(root / f"{split}/images/b").rename(root / f"{split}/images/ b") for split in ("train", "valid")],
         "the class folder ' b' begins or ends with a space",
@@ -647,7 +647,7 @@ def test_models_that_are_not_there(
     assert metric["test_result"] == {} and expected in metric["error"]
 
 
-def test_test_pictures_of_other_classes(
+def test_test_images_of_other_classes(
     pim: tuple[Path, dict[str, Any]], small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = pim[1]["model_path"]
@@ -661,42 +661,42 @@ def test_test_pictures_of_other_classes(
 class Says:
     """Stands in for a Predictor: answers as told."""
 
-    def __init__(self, answers: list[Answer]) -> None:
-        self.answers = answers
+    def __init__(self, predictions: list[Prediction]) -> None:
+        self.predictions = predictions
 
-    def predict_files(self, paths: Any, batch_size: int, topk: int, workers: int) -> Iterator[Answer]:
-        return iter(self.answers)
+    def predict_files(self, paths: Any, batch_size: int, topk: int, workers: int) -> Iterator[Prediction]:
+        return iter(self.predictions)
 
 
-def test_accuracy_is_of_the_pictures_with_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracy_is_of_the_images_with_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     samples = [Sample(f"{number}.jpg", number % 4) for number in range(40)]
-    answers = [Answer(sample.path, 0) for sample in samples]  # right in 10 of 40
-    assert accuracy(Says(answers), samples) == 0.25
-    answers[0] = Answer("0.jpg", error="it is broken")
-    assert accuracy(Says(answers), samples) == 9 / 39
-    assert "1 of 40 pictures of test have no answer and are left out; the first: 0.jpg: it is broken" in (
+    predictions = [Prediction(sample.path, 0) for sample in samples]  # right in 10 of 40
+    assert accuracy(Says(predictions), samples) == 0.25
+    predictions[0] = Prediction("0.jpg", error="it is broken")
+    assert accuracy(Says(predictions), samples) == 9 / 39
+    assert "1 of 40 images of test have no answer and are left out; the first: 0.jpg: it is broken" in (
         capsys.readouterr().err
     )
-    answers[:3] = [Answer(f"{number}.jpg", error="it is broken") for number in range(3)]
-    with pytest.raises(PlatformError, match=r"3 of 40 pictures of test have no answer:\s0\.jpg: it is broken"):
-        accuracy(Says(answers), samples)
+    predictions[:3] = [Prediction(f"{number}.jpg", error="it is broken") for number in range(3)]
+    with pytest.raises(PlatformError, match=r"3 of 40 images of test have no answer:\s0\.jpg: it is broken"):
+        accuracy(Says(predictions), samples)
 
 
-FACTS = Facts(
+METADATA = ModelMetadata(
     ("daisy", "020.Yellow_breasted_Chat"), Preprocess(8, 8), {"module": "simsiam_module", "name": "x", "args": {}}
 )
-PIM_FACTS = replace(FACTS, net={"module": "pim_module", "name": "PIM", "args": {}})
+PIM_METADATA = replace(METADATA, net={"module": "pim_module", "name": "PIM", "args": {}})
 BOTH = {"need_visual_data": True, "need_visual_result": True}
 
 
 def test_answers_of_the_service_are_the_contracts() -> None:
-    daisy = entry(Answer("", 0, "daisy", 0.55748), FACTS, BOTH)
+    daisy = entry(Prediction("", 0, "daisy", 0.55748), METADATA, BOTH)
     assert json.dumps(daisy) == (
         '{"infer_data": ["daisy", "0.5575"], '
         '"visual_data": {"output_type": "text", "annotation_type": null, "data": "daisy_0.5575"}, '
         '"visual_result": "daisy_0.5575"}'
     )
-    chat = entry(Answer("", 1, "020.Yellow_breasted_Chat", 0.99999), PIM_FACTS, BOTH)
+    chat = entry(Prediction("", 1, "020.Yellow_breasted_Chat", 0.99999), PIM_METADATA, BOTH)
     shown = "020.Yellow_breasted_Chat_1.0"
     assert chat["infer_data"] == [shown, "1.0"]
     assert chat["visual_data"]["data"] == chat["visual_result"] == shown
@@ -711,12 +711,12 @@ def test_answers_of_the_service_are_the_contracts() -> None:
     ],
 )
 def test_what_an_answer_leaves_out(switches: dict[str, bool], keys: list[str]) -> None:
-    assert list(entry(Answer("", 0, "daisy", 0.5), FACTS, switches)) == keys
+    assert list(entry(Prediction("", 0, "daisy", 0.5), METADATA, switches)) == keys
 
 
 @pytest.mark.parametrize(("score", "text"), [(1.0, "1.0"), (0.5, "0.5"), (0.00014, "0.0001"), (0.00001, "0.0")])
 def test_scores_have_at_most_four_decimals(score: float, text: str) -> None:
-    assert entry(Answer("", 0, "daisy", score), FACTS, BOTH)["infer_data"] == ["daisy", text]
+    assert entry(Prediction("", 0, "daisy", score), METADATA, BOTH)["infer_data"] == ["daisy", text]
 
 
 def test_the_route_is_the_contracts() -> None:
@@ -743,7 +743,7 @@ def test_inference_serves_the_model_named(
 
 
 def test_other_nets_have_no_name_on_the_platform() -> None:
-    other = replace(FACTS, net={"module": "resnet_module", "name": "resnet18", "args": {}})
+    other = replace(METADATA, net={"module": "resnet_module", "name": "resnet18", "args": {}})
     with pytest.raises(PlatformError, match=r"a\.pth: it holds a resnet_module\.resnet18; the platform's models are"):
         model_of(other, Path("a.pth"))
 

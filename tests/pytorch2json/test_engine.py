@@ -99,7 +99,7 @@ class Sketch:
         return self.add(described.Concatenation, parts, (len(parts),), "int64", axis=0)
 
     def finish(self, output: Tensor, **changes: Any) -> tuple[Network, dict[str, torch.Tensor]]:
-        """Give the description with a parity sample of two pictures; what is expected of it, the interpreter says."""
+        """Give the description with a parity sample of two images; what is expected of it, the interpreter says."""
         shape = self.input.shape_at(2)
         images = self.random(*shape) if self.input.dtype == "float32" else torch.arange(216).view(shape).to(torch.uint8)
         parts: dict[str, Any] = {
@@ -734,20 +734,20 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_engine_carries_the_facts(files: Path) -> None:
+def test_the_engine_carries_the_metadata(files: Path) -> None:
     names = {"model.json", "model.safetensors", "model.engine", "model.engine.facts.json"}
     assert {path.name for path in files.iterdir()} == names
-    plan, facts = read_engine(files / "model.engine")
+    plan, metadata = read_engine(files / "model.engine")
     assert plan == (files / "model.engine").read_bytes()
-    info = facts.pop("engine")
-    assert facts == {"class_names": ["a", "猫"]}
+    info = metadata.pop("engine")
+    assert metadata == {"class_names": ["a", "猫"]}
     assert (info["library"], info["version"], info["bytes"]) == (trt.__name__, trt.__version__, len(plan))
     assert info["tf32"] is False
 
 
 def test_what_does_not_belong_together_is_refused(files: Path) -> None:
-    path, facts = files / "model.engine", files / "model.engine.facts.json"
-    good_plan, good_facts = path.read_bytes(), facts.read_bytes()
+    path, metadata = files / "model.engine", files / "model.engine.facts.json"
+    good_plan, good_metadata = path.read_bytes(), metadata.read_bytes()
     path.write_bytes(good_plan[:-1] + b"x")
     with pytest.raises(
         DescriptionError, match=r"model.engine: not the engine of model.engine.facts.json: sha256 \w{12}"
@@ -755,16 +755,16 @@ def test_what_does_not_belong_together_is_refused(files: Path) -> None:
         EngineRunner(path)
     path.write_bytes(good_plan)
     for text in (b"[]", b"{}", b"\xff", b'{"engine": 3}', b'{"engine": "sha256"}', b"[" * 100_000):
-        facts.write_bytes(text)
-        with pytest.raises(DescriptionError, match=r"facts.json: it does not hold the facts of an engine"):
+        metadata.write_bytes(text)
+        with pytest.raises(DescriptionError, match=r"facts.json: it does not hold the metadata of an engine"):
             EngineRunner(path)
-    facts.write_bytes(b'{"engine": {"sha256": 3}}')
+    metadata.write_bytes(b'{"engine": {"sha256": 3}}')
     with pytest.raises(DescriptionError, match=r"model.engine: not the engine of"):
         EngineRunner(path)
-    facts.unlink()
+    metadata.unlink()
     with pytest.raises(DescriptionError, match=r"facts.json: cannot read it: No such file"):
         EngineRunner(path)
-    facts.write_bytes(good_facts)
+    metadata.write_bytes(good_metadata)
     path.unlink()
     with pytest.raises(DescriptionError, match=r"model.engine: cannot read it: No such file"):
         EngineRunner(path)
@@ -845,11 +845,11 @@ def no_cuda_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_cuda_needed")
 def test_an_engine_of_another_kind_is_refused_in_tensorrts_words(files: Path) -> None:
-    path, facts = files / "model.engine", files / "model.engine.facts.json"
+    path, metadata = files / "model.engine", files / "model.engine.facts.json"
     path.write_bytes(b"x" * 1000)
-    values = json.loads(facts.read_text(encoding="utf-8"))
+    values = json.loads(metadata.read_text(encoding="utf-8"))
     values["engine"] |= {"version": "1.2.3", "sha256": hashlib.sha256(b"x" * 1000).hexdigest()}
-    facts.write_text(json.dumps(values), encoding="utf-8")
+    metadata.write_text(json.dumps(values), encoding="utf-8")
     words = (
         rf"model.engine: built by {trt.__name__} 1.2.3, and {trt.__name__} {trt.__version__} cannot load it: .*magicTag"
     )
@@ -962,8 +962,8 @@ def test_a_runner_refuses_what_does_not_fit(stand_in: tuple[StandIn, Path]) -> N
     library, folder = stand_in
     runner = EngineRunner(folder / "model.engine")
     for images, words in (
-        (torch.zeros(5, 8, 6, 6), r"model.engine: built for batches of 1 to 4 pictures, got 5$"),
-        (torch.zeros(0, 8, 6, 6), r"built for batches of 1 to 4 pictures, got 0$"),
+        (torch.zeros(5, 8, 6, 6), r"model.engine: built for batches of 1 to 4 images, got 5$"),
+        (torch.zeros(0, 8, 6, 6), r"built for batches of 1 to 4 images, got 0$"),
         (torch.zeros(1, 8, 6, 5), r"its input is float32 \(N, 8, 6, 6\), got float32 \(1, 8, 6, 5\)$"),
         (torch.zeros(1, 8, 6, 6).half(), r"its input is float32 \(N, 8, 6, 6\), got float16 \(1, 8, 6, 6\)$"),
         (torch.tensor(1.0), r"its input is float32 \(N, 8, 6, 6\), got float32 \(\)$"),

@@ -72,7 +72,7 @@ def lively_net(row: str) -> tuple[nn.Module, int]:
 
 
 def random_images(count: int, side: int, seed: int = 0) -> torch.Tensor:
-    """Give smooth coloured pictures, float32 (count, 3, side, side)."""
+    """Give smooth coloured images, float32 (count, 3, side, side)."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 5, 5, generator=generator) * 2
     return functional.interpolate(coarse, (side, side), mode="bicubic") + torch.randn(1, generator=generator) * 0.1
@@ -85,7 +85,7 @@ QUICK = ("GeM_ResNet_AVP resnet18", "WideResNet 10-2", "mobilenet_v3_small", "sh
 def test_the_interpreter_reproduces_every_family_from_the_two_files(row: str, tmp_path: Path) -> None:
     net, side = lively_net(row)
     images = random_images(32, side)
-    write_description(tmp_path / "model.json", *convert(net, images[:2], facts={"net": row}))
+    write_description(tmp_path / "model.json", *convert(net, images[:2], metadata={"net": row}))
     interpreter = Interpreter.load(tmp_path / "model.json")
     assert interpreter.network.facts == {"net": row}
     assert len(interpreter.network.layers) == documented()[row]
@@ -305,7 +305,7 @@ def test_an_unknown_operator_names_itself_its_module_and_its_line() -> None:
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda x: x[0], "one picture picked out of the batch"),
+        (lambda x: x[0], "one image picked out of the batch"),
         (lambda x: functional.pad(x, (1, 1), value=3.0), "a padding with anything but zeros"),
         (lambda x: functional.pad(x, (1, 1, 1, 1), mode="reflect"), "cannot be described|anything but zeros"),
         (lambda x: functional.max_pool2d(x, 2, dilation=2), "a max pooling with dilation"),

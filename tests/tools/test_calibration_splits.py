@@ -13,7 +13,7 @@ import torch
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from deploy.inference.decision import decide
 from deploy.uncertainty.calibration import Promise, calibrate
-from tests.deploy.uncertainty.test_uncertainty import facts_with, some_logits, true_labels
+from tests.deploy.uncertainty.test_uncertainty import metadata_with, some_logits, true_labels
 from tools import calibration_splits
 from tools.calibration_splits import measure, splits
 
@@ -23,15 +23,15 @@ def asked(tmp_path: Path) -> list[str]:
     """Keep logits whose labels are drawn at temperature 2, and a checkpoint of other weights; give the flags."""
     logits = some_logits(6000, 3, spread=9.0)
     np.savez(tmp_path / "kept.npz", logits=logits, labels=true_labels(logits, 2.0))
-    facts = facts_with(calibration=None, temperature=None, thresholds={})
-    save_checkpoint(Checkpoint({}, facts, torch.nn.Linear(3, 3).state_dict()), tmp_path / "net.pth")
+    metadata = metadata_with(calibration=None, temperature=None, thresholds={})
+    save_checkpoint(Checkpoint({}, metadata, torch.nn.Linear(3, 3).state_dict()), tmp_path / "net.pth")
     return ["--weights", str(tmp_path / "net.pth"), "--logits", str(tmp_path / "kept.npz"), "--pictures", "2000"]
 
 
 def test_a_split_is_measured_as_its_decisions_are() -> None:
     logits = some_logits(4000, 3, spread=9.0)
     labels = true_labels(logits, 2.0)
-    fitted = calibrate(logits[:2000], labels[:2000], facts_with(), Promise(0.05, 0.9, 0.1, "margin"))
+    fitted = calibrate(logits[:2000], labels[:2000], metadata_with(), Promise(0.05, 0.9, 0.1, "margin"))
     found = measure(logits[2000:], labels[2000:], fitted)
     decisions = [decision for decision in decide(logits[2000:], fitted) if decision is not None]
     accepted = [number for number, decision in enumerate(decisions) if decision.decision == "accept"]
@@ -47,9 +47,9 @@ def test_a_split_is_measured_as_its_decisions_are() -> None:
 def test_splits_differ_and_repeat_themselves() -> None:
     logits = some_logits(3000, 3, spread=9.0)
     labels = true_labels(logits, 2.0)
-    first, again = (splits(logits, labels, facts_with(), Promise(0.05, 0.9, 0.1), 1500, 3) for _ in range(2))
+    first, again = (splits(logits, labels, metadata_with(), Promise(0.05, 0.9, 0.1), 1500, 3) for _ in range(2))
     assert first == again and len(set(first)) == 3 and None not in first
-    assert splits(logits, labels, facts_with(), Promise(0.0005), 1500, 2) == [None, None]
+    assert splits(logits, labels, metadata_with(), Promise(0.0005), 1500, 2) == [None, None]
 
 
 def test_the_promises_are_told_beside_what_became_of_them(asked: list[str], capsys: Any) -> None:
@@ -72,4 +72,4 @@ def test_mistakes_are_sentences(asked: list[str], capsys: Any) -> None:
     assert calibration_splits.main([*asked[:4], "--pictures", "6000"]) == 2
     assert "--pictures must be less than the 6000 there are, got 6000\n" in capsys.readouterr().err
     assert calibration_splits.main(asked[:2]) == 2
-    assert "name the labelled pictures with --lists\n" in capsys.readouterr().err
+    assert "name the labelled images with --lists\n" in capsys.readouterr().err

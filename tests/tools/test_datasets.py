@@ -450,10 +450,10 @@ def test_digits_show_the_scan() -> None:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    picture = Image.open(io.BytesIO(make_digits.draw_digits()[0, 0]))
-    assert (picture.size, picture.mode) == ((32, 32), "L")
+    image = Image.open(io.BytesIO(make_digits.draw_digits()[0, 0]))
+    assert (image.size, image.mode) == ((32, 32), "L")
     # Averaging 4x4 blocks undoes the enlargement but for the filter's blur; the scan's ink must come back in place.
-    shrunk = np.asarray(picture, dtype=float).reshape(8, 4, 8, 4).mean(axis=(1, 3))  # (8, 8)
+    shrunk = np.asarray(image, dtype=float).reshape(8, 4, 8, 4).mean(axis=(1, 3))  # (8, 8)
     assert np.corrcoef(shrunk.ravel(), data.images[0].ravel())[0, 1] > 0.98
 
 

@@ -43,14 +43,14 @@ NEEDED = {
 Diagnosis = tuple[int, str, dict[str, Any]]  # exit code, printed, doctor.json
 
 
-def soft_picture(seed: int, width: int = 60, height: int = 48) -> Image.Image:
-    """A picture of blurred patches, unlike that of any other seed."""
+def soft_image(seed: int, width: int = 60, height: int = 48) -> Image.Image:
+    """An image of blurred patches, unlike that of any other seed."""
     patches = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC)
 
 
 class Planted:
-    """A data set whose faults are known: lists, class names and pictures below `folder`."""
+    """A data set whose faults are known: lists, class names and images below `folder`."""
 
     def __init__(self, folder: Path, clean: int = 7, class_names: tuple[str, ...] = CLASSES) -> None:
         self.folder, self.images = folder, folder / "images"
@@ -65,7 +65,7 @@ class Planted:
     def add(self, split: str, name: str, label: int, image: Image.Image | bytes | None = None, **save: Any) -> None:
         if image is None:
             self.seed += 1
-            image = soft_picture(self.seed)
+            image = soft_image(self.seed)
         if isinstance(image, bytes):
             (self.images / name).write_bytes(image)
         else:
@@ -112,9 +112,9 @@ def examined(config: Path, *flags: str) -> Diagnosis:
 
 
 def found(report: dict[str, Any], kind: str) -> tuple[str, list[list[str]]]:
-    """Give level and the names of the pictures of a finding, group by group."""
+    """Give level and the names of the images of a finding, group by group."""
     (finding,) = [finding for finding in report["findings"] if finding["kind"] == kind]
-    return finding["level"], [[Path(picture["path"]).name for picture in group] for group in finding["groups"]]
+    return finding["level"], [[Path(image["path"]).name for image in group] for group in finding["groups"]]
 
 
 def kinds(report: dict[str, Any], level: str) -> set[str]:
@@ -124,9 +124,9 @@ def kinds(report: dict[str, Any], level: str) -> set[str]:
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     data = Planted(tmp_path_factory.mktemp("planted"), class_names=CHINESE)
-    data.add("train", "text.jpg", 0, b"not a picture")
+    data.add("train", "text.jpg", 0, b"not an image")
     whole = io.BytesIO()
-    soft_picture(900).save(whole, "JPEG")
+    soft_image(900).save(whole, "JPEG")
     data.add("train", "cut.jpg", 1, whole.getvalue()[:-400])
     data.add("val", "empty.jpg", 1, b"")
     data.lines["train"].append("missing.png----2\n")
@@ -134,23 +134,23 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     data.add("train", "copy.bmp", 0, Image.open(data.images / "train_0_0.png"))
     data.add("train", "leak.png", 1, Image.open(data.images / "val_1_0.png"))
     data.add("train", "other_label.png", 2, Image.open(data.images / "train_1_1.png"))
-    big = soft_picture(901, 240, 192)
+    big = soft_image(901, 240, 192)
     data.add("train", "big.png", 2, big)
     data.add("val", "shrunk.jpg", 2, big.resize((120, 96)), quality=60)
-    data.add("train", "cmyk.jpg", 0, soft_picture(902).convert("CMYK"))
+    data.add("train", "cmyk.jpg", 0, soft_image(902).convert("CMYK"))
     deep = np.arange(48 * 60, dtype=np.uint16).reshape(48, 60) * 20
     data.add("train", "deep.png", 0, Image.fromarray(deep))
-    frames = [soft_picture(903 + number) for number in range(3)]
+    frames = [soft_image(903 + number) for number in range(3)]
     data.add("train", "moving.gif", 1, frames[0], save_all=True, append_images=frames[1:])
     exif = Image.Exif()
     exif[0x0112] = 6
-    data.add("train", "turned.jpg", 1, soft_picture(907), exif=exif)
-    data.add("train", "long.png", 2, soft_picture(908, 300, 40))
-    data.add("train", "tiny.png", 2, soft_picture(909, 12, 10))
-    data.add("train", "glass.png", 0, soft_picture(910).convert("RGBA"))
+    data.add("train", "turned.jpg", 1, soft_image(907), exif=exif)
+    data.add("train", "long.png", 2, soft_image(908, 300, 40))
+    data.add("train", "tiny.png", 2, soft_image(909, 12, 10))
+    data.add("train", "glass.png", 0, soft_image(910).convert("RGBA"))
     data.add("train", "one.png", 1, Image.new("RGB", (40, 40), (9, 8, 7)))
     png = io.BytesIO()
-    soft_picture(911).save(png, "PNG")
+    soft_image(911).save(png, "PNG")
     data.add("train", "really_png.jpg", 0, png.getvalue())
     return data
 
@@ -171,16 +171,16 @@ def lists_of(diagnosis: Diagnosis) -> list[str]:
     return [f"--set={key}={value}" for key, value in diagnosis[2]["fix"]["config"].items()]
 
 
-def test_pictures_that_spoil_a_training_are_problems(diagnosis: Diagnosis) -> None:
+def test_images_that_spoil_a_training_are_problems(diagnosis: Diagnosis) -> None:
     code, _, report = diagnosis
     assert code == report["exit_code"] == 1
     assert kinds(report, PROBLEM) == {"unreadable", "contradictory labels", "leakage"}
     unreadable = {
-        Path(picture["path"]).name: (picture["where"].rpartition("/")[2], picture["reason"])
+        Path(image["path"]).name: (image["where"].rpartition("/")[2], image["reason"])
         for finding in report["findings"]
         if finding["kind"] == "unreadable"
         for group in finding["groups"]
-        for picture in group
+        for image in group
     }
     assert set(unreadable) == {"text.jpg", "cut.jpg", "empty.jpg", "missing.png"}
     assert unreadable["missing.png"] == ("train.txt:24", "no such file")
@@ -210,7 +210,7 @@ def test_copies_and_look_alikes_are_told_apart(diagnosis: Diagnosis) -> None:
         ("another format than its ending", {"really_png.jpg"}),
     ],
 )
-def test_odd_pictures_are_named(diagnosis: Diagnosis, oddity: str, names: set[str]) -> None:
+def test_odd_images_are_named(diagnosis: Diagnosis, oddity: str, names: set[str]) -> None:
     level, groups = found(diagnosis[2], oddity)
     assert level == "note" and {name for group in groups for name in group} == names
     assert oddity in ODDITIES
@@ -219,18 +219,18 @@ def test_odd_pictures_are_named(diagnosis: Diagnosis, oddity: str, names: set[st
 def test_the_terminal_is_not_wider_than_80_columns(diagnosis: Diagnosis) -> None:
     _, printed, _ = diagnosis
     lines = printed.splitlines()
-    assert max(text_columns(line) for line in lines if not line.startswith(("with pictures", "everything", '  "'))) < 80
+    assert max(text_columns(line) for line in lines if not line.startswith(("with images", "everything", '  "'))) < 80
     assert "方块" in printed and '  "class_weights": [' in printed
     assert lines[0].endswith("config.json: 4 problems, 2 warnings, 10 notes")  # nine oddities, one shape
 
 
-def test_the_page_shows_every_picture_that_it_can(planted: Planted, diagnosis: Diagnosis) -> None:
+def test_the_page_shows_every_image_that_it_can(planted: Planted, diagnosis: Diagnosis) -> None:
     page = (planted.folder / "out/doctor.html").read_text(encoding="utf-8")
     report = diagnosis[2]
-    pictures = [p for finding in report["findings"] for group in finding["groups"] for p in group]
-    unreadable = [p for p in pictures if p["reason"]]
-    assert page.count("<figure>") == len(pictures)
-    assert page.count("<img src=") == len(pictures) - len(unreadable) and page.count("no picture") == len(unreadable)
+    images = [p for finding in report["findings"] for group in finding["groups"] for p in group]
+    unreadable = [p for p in images if p["reason"]]
+    assert page.count("<figure>") == len(images)
+    assert page.count("<img src=") == len(images) - len(unreadable) and page.count("no image") == len(unreadable)
 
 
 def test_cleaned_lists_hold_what_is_good_and_train(planted: Planted, diagnosis: Diagnosis) -> None:
@@ -261,7 +261,7 @@ def test_training_takes_the_cleaned_lists(trained: Path) -> None:
 def test_look_alikes_of_validation_are_dropped_when_asked(planted: Planted) -> None:
     target = planted.folder / "fixed_more"
     _, _, report = examined(planted.config(), "--fix", str(target), "--drop_look_alikes")
-    assert report["fix"]["dropped"]["looks like a validation picture"] == 1
+    assert report["fix"]["dropped"]["looks like a validation image"] == 1
     assert "big.png" not in (target / "train.txt").read_text(encoding="utf-8")
 
 
@@ -275,14 +275,14 @@ def test_lists_that_are_there_are_not_written_over(planted: Planted, capsys: pyt
     assert (planted.folder / "train.txt").read_bytes() == before
 
 
-def test_bad_pictures_that_may_be_skipped_are_no_problem(tmp_path: Path) -> None:
+def test_bad_images_that_may_be_skipped_are_no_problem(tmp_path: Path) -> None:
     data = Planted(tmp_path)
-    data.add("train", "text.jpg", 0, b"not a picture")
+    data.add("train", "text.jpg", 0, b"not an image")
     code, _, report = examined(data.config(bad_images="skip", max_bad_share=0.1))
     assert (code, found(report, "unreadable")) == (0, ("warning", [["text.jpg"]]))
     code, _, report = examined(data.config(bad_images="skip", max_bad_share=0.01))
     assert code == 1
-    assert report["findings"][0]["text"] == ("1 of 22 training pictures cannot be read; max_bad_share allows 1.00%")
+    assert report["findings"][0]["text"] == ("1 of 22 training images cannot be read; max_bad_share allows 1.00%")
 
 
 def test_classes_are_counted_and_weighed(tmp_path: Path) -> None:
@@ -294,9 +294,9 @@ def test_classes_are_counted_and_weighed(tmp_path: Path) -> None:
     code, _, report = examined(data.config())
     assert code == 1
     texts = {finding["kind"]: finding["text"] for finding in report["findings"]}
-    assert texts["missing classes"] == "no training picture of tulip: it cannot be learnt"
-    assert texts["classes without validation"] == "no validation picture of tulip: unmeasured"
-    assert texts["imbalance"].startswith("the largest class has 10 times the pictures of the smallest")
+    assert texts["missing classes"] == "no training image of tulip: it cannot be learnt"
+    assert texts["classes without validation"] == "no validation image of tulip: unmeasured"
+    assert texts["imbalance"].startswith("the largest class has 10 times the images of the smallest")
     assert [row["training"] for row in report["classes"]] == [20, 2, 0]
     assert report["paste"]["class_weights"] == [0.55, 5.5, 0.0]  # 22 / (2 * 20), 22 / (2 * 2)
     assert "imbalance" not in {f["kind"] for f in examined(data.config(class_weights="balanced"))[2]["findings"]}
@@ -324,8 +324,8 @@ def test_class_folders_are_examined_and_fixed(tmp_path: Path) -> None:
             for number in range(3):
                 path = tmp_path / split / name / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                soft_picture(1000 * (split == "val") + 10 * label + number).save(path)
-    soft_picture(0).save(tmp_path / "val" / CLASSES[2] / "leak.png")
+                soft_image(1000 * (split == "val") + 10 * label + number).save(path)
+    soft_image(0).save(tmp_path / "val" / CLASSES[2] / "leak.png")
     folders = {"train_data_root_dir": str(tmp_path / "train"), "val_data_root_dir": str(tmp_path / "val")}
     config = Planted(tmp_path / "lists").config(**folders, train_data_file="", val_data_file="")
     code, _, report = examined(config, "--fix", str(tmp_path / "fixed"))
@@ -336,7 +336,7 @@ def test_class_folders_are_examined_and_fixed(tmp_path: Path) -> None:
     assert [(Path(s.path).relative_to(tmp_path / "train").as_posix(), s.label) for s in samples.samples] == expected
 
 
-def test_pictures_without_labels_may_stand_in_both_lists(tmp_path: Path) -> None:
+def test_images_without_labels_may_stand_in_both_lists(tmp_path: Path) -> None:
     data = Planted(tmp_path)
     (tmp_path / "unlabelled.txt").write_text("train_0_0.png\ntrain_1_1.png\nval_2_0.png\nval_2_1.png\n")
     net = {"model_module_name": "simsiam_module", "model_net_name": "SimSiam", "model_type": ""}
@@ -353,12 +353,12 @@ def test_pictures_without_labels_may_stand_in_both_lists(tmp_path: Path) -> None
 
 def test_step_tells_time_memory_and_the_disk_that_checkpoints_take(tmp_path: Path, trained: Path) -> None:
     data = Planted(tmp_path)
-    data.add("train", "text.jpg", 0, b"not a picture")
+    data.add("train", "text.jpg", 0, b"not an image")
     config = data.config(bad_images="skip", max_bad_share=1.0)
     assert doctor.main(["--config", str(config), "--output", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out/doctor.json").read_text(encoding="utf-8"))
     step = report["step"]
-    assert (step["batch_size"], step["steps_an_epoch"], step["steps_measured"]) == (8, 3, 2)  # 21 pictures, one is bad
+    assert (step["batch_size"], step["steps_an_epoch"], step["steps_measured"]) == (8, 3, 2)  # 21 images, one is bad
     assert step["seconds_an_epoch"] == pytest.approx(3 * step["seconds_a_step"])
     assert abs(step["losses"][0] - np.log(3)) < 1  # a net that knows nothing yet
     assert step["memory_peak"] > 50e6
@@ -394,7 +394,7 @@ def test_steps_are_judged(measured: dict[str, Any], told: list[tuple[str, str]])
 
 
 def test_batch_that_fits_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory is made to hold 5 pictures; what a killed process looks like is the pool's affair."""
+    """The memory is made to hold 5 images; what a killed process looks like is the pool's affair."""
 
     def in_process(config: Config, lists: Any) -> dict[str, Any]:
         too_big = config.batch_size > 5
@@ -490,15 +490,15 @@ def test_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (lambda image: compressed(image, 40), True),
         (lambda image: image.point(lambda value: value * 0.9 + 10), True),
         (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), False),
-        (lambda image: soft_picture(4711, 160, 120), False),
+        (lambda image: soft_image(4711, 160, 120), False),
     ],
 )
 def test_look_alikes_are_resized_compressed_or_brighter(
     change: Callable[[Image.Image], Image.Image], is_found: bool
 ) -> None:
-    pictures = [soft_picture(7, 160, 120), change(soft_picture(7, 160, 120)), soft_picture(8, 160, 120)]
-    hashes = np.array([difference_hash(each) for each in pictures], np.uint64)
-    small = np.stack([np.asarray(p.resize((SMALL_PX, SMALL_PX), Image.Resampling.BOX)) for p in pictures])
+    images = [soft_image(7, 160, 120), change(soft_image(7, 160, 120)), soft_image(8, 160, 120)]
+    hashes = np.array([difference_hash(each) for each in images], np.uint64)
+    small = np.stack([np.asarray(p.resize((SMALL_PX, SMALL_PX), Image.Resampling.BOX)) for p in images])
     pairs = alike_pairs(hashes, small, np.arange(3))
     assert pairs.tolist() == ([[0, 1]] if is_found else [])
 
@@ -530,7 +530,7 @@ def test_pairs_are_those_that_comparing_all_with_all_finds() -> None:
     assert len(expected) == 37 and len(pairs) == len(set(pairs)) and set(pairs) == expected
 
 
-def test_many_pictures_of_one_hash_are_not_compared_each_with_each() -> None:
+def test_many_images_of_one_hash_are_not_compared_each_with_each() -> None:
     count = 4000
     small = np.zeros((count, SMALL_PX, SMALL_PX, 3), np.uint8)
     small[:, ::2] = 200
@@ -542,7 +542,7 @@ def test_several_processes_see_what_one_sees(tmp_path: Path) -> None:
     paths = []
     for number in range(FEW + 40):
         paths.append(str(tmp_path / f"{number}.png"))
-        soft_picture(number % 50, 12, 10).save(paths[-1])
+        soft_image(number % 50, 12, 10).save(paths[-1])
     Path(paths[100]).write_bytes(b"")
     alone, together = (scan(paths, 200, PREPROCESS, workers) for workers in (0, 2))
     for name in ("sizes", "odd", "digests", "hashes", "small"):

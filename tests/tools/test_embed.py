@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.paths import ROOT
 from data_loader.preprocess import Preprocess, as_array, decode
 from deploy.backends.base import BackendError
@@ -24,8 +24,8 @@ from deploy.inference.feature_extractor import Embedded, Embedder, EmbeddingErro
 from nets.net_interface import build_net
 from pytorch2json.converter import convert
 from pytorch2json.network import write_description
-from tests.conftest import write_picture
-from tests.helpers.exported import WRITERS, TinyNet, example_of, facts_of, write_jit
+from tests.conftest import write_image
+from tests.helpers.exported import WRITERS, TinyNet, build_metadata, example_of, write_jit
 from tools import embed
 
 SIZE_PX = 32
@@ -33,26 +33,26 @@ NAMES = ("circle", "方块", "stripes")
 SIMSIAM = {"module": "simsiam_module", "name": "SimSiam", "args": {"model_type": "resnet18", "projector_size": 8}}
 
 
-def made(folder: Path, net_facts: dict[str, Any], output: str = "logits", size_px: int = SIZE_PX) -> nn.Module:
+def made(folder: Path, net_metadata: dict[str, Any], output: str = "logits", size_px: int = SIZE_PX) -> nn.Module:
     """Write a fresh net as FOLDER/net.pth, and give it."""
     torch.manual_seed(0)
     net = build_net(
-        net_facts["module"],
-        net_facts["name"],
+        net_metadata["module"],
+        net_metadata["name"],
         num_classes=3,
         img_height=size_px,
         img_width=size_px,
-        model_args=net_facts["args"],
+        model_args=net_metadata["args"],
     ).eval()
-    facts = Facts(NAMES, Preprocess(size_px, size_px), net_facts, output=output)
-    save_checkpoint(Checkpoint({}, facts, net.state_dict()), folder / "net.pth")
+    metadata = ModelMetadata(NAMES, Preprocess(size_px, size_px), net_metadata, output=output)
+    save_checkpoint(Checkpoint({}, metadata, net.state_dict()), folder / "net.pth")
     return net
 
 
-def write_pictures(folder: Path, count: int = 7) -> list[Path]:
+def write_images(folder: Path, count: int = 7) -> list[Path]:
     paths = [folder / ("花" if number % 2 else "b") / f"{number}.png" for number in range(count)]
     for number, path in enumerate(paths):
-        write_picture(path, number % 3, seed=number, size=20 + number)
+        write_image(path, number % 3, seed=number, size=20 + number)
     return sorted(paths, key=lambda path: (path.parent.name != "b", path.name))
 
 
@@ -67,15 +67,15 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def simsiam(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, list[Path]]:
-    """Give a folder with net.pth and its exports, the net, and its seven pictures in the order of the walk."""
+    """Give a folder with net.pth and its exports, the net, and its seven images in the order of the walk."""
     folder = tmp_path_factory.mktemp("simsiam")
-    pictures = write_pictures(folder / "images")
+    images = write_images(folder / "images")
     net = made(folder, SIMSIAM, "features")
-    facts = load_checkpoint(folder / "net.pth").facts
+    metadata = load_checkpoint(folder / "net.pth").metadata
     for ending, write in WRITERS.items():
-        write(net, folder / f"model.{ending}", facts, example_of(facts))
-    write_description(folder / "model.json", *convert(net, example_of(facts), facts=facts.to_dict()))
-    return folder, net, pictures
+        write(net, folder / f"model.{ending}", metadata, example_of(metadata))
+    write_description(folder / "model.json", *convert(net, example_of(metadata), metadata=metadata.to_dict()))
+    return folder, net, images
 
 
 # --- features
@@ -85,19 +85,19 @@ def simsiam(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, 
 def test_every_file_of_a_net_gives_its_features(
     file: str, simsiam: tuple[Path, nn.Module, list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, net, pictures = simsiam
+    folder, net, images = simsiam
     output = tmp_path / "new" / "E.npz"
     assert run("--weights", folder / file, "--images", folder / "images", "--output", output, "--batch_size", 3) == 0
     told = capsys.readouterr()
-    assert f"{output}: 7 pictures, 512 features each; 0 failed" in told.out
+    assert f"{output}: 7 images, 512 features each; 0 failed" in told.out
     assert told.err == ""
     with torch.no_grad():
-        expected = nn.functional.normalize(net(input_of(pictures)), dim=1).numpy()
+        expected = nn.functional.normalize(net(input_of(images)), dim=1).numpy()
     with np.load(output, allow_pickle=False) as arrays:
         assert set(arrays) == {"features", "files", "weights_sha256", "precision", "preprocess"}
         assert arrays["features"].dtype == np.float32
         np.testing.assert_allclose(arrays["features"], expected, atol=2e-6)
-        assert arrays["files"].tolist() == [path.relative_to(folder / "images").as_posix() for path in pictures]
+        assert arrays["files"].tolist() == [path.relative_to(folder / "images").as_posix() for path in images]
         assert arrays["weights_sha256"] == weights_sha256(net.state_dict())
         assert arrays["precision"] == "fp32"
         assert Preprocess.from_dict(json.loads(str(arrays["preprocess"]))) == Preprocess(SIZE_PX, SIZE_PX)
@@ -116,33 +116,33 @@ def test_features_of_a_classifier_are_what_its_head_turns_into_logits(
     module: str, name: str, head: str, tmp_path: Path
 ) -> None:
     net = made(tmp_path, {"module": module, "name": name, "args": {"model_type": "resnet18"}})
-    pictures = write_pictures(tmp_path / "images", 3)
-    features = raw_features(tmp_path, pictures)
+    images = write_images(tmp_path / "images", 3)
+    features = raw_features(tmp_path, images)
     with torch.no_grad():
-        torch.testing.assert_close(net.get_submodule(head)(features), net(input_of(pictures)))
+        torch.testing.assert_close(net.get_submodule(head)(features), net(input_of(images)))
 
 
 def test_features_of_pim_are_its_combiners(tmp_path: Path) -> None:
     args = {"model_type": "resnet18", "fpn_size": 16, "num_selects": [8, 8, 4, 2]}
     net: Any = made(tmp_path, {"module": "pim_module", "name": "PIM", "args": args}, size_px=64)
-    pictures = write_pictures(tmp_path / "images", 3)
-    features = raw_features(tmp_path, pictures, 64)
+    images = write_images(tmp_path / "images", 3)
+    features = raw_features(tmp_path, images, 64)
     with torch.no_grad():
-        expected = net.head_logits(net.outputs(input_of(pictures, 64)))["combiner"]
+        expected = net.head_logits(net.outputs(input_of(images, 64)))["combiner"]
         torch.testing.assert_close(net.combiner.classifier(features), expected)
 
 
 def test_a_head_that_is_a_convolution_gives_the_mean_of_its_input(tmp_path: Path) -> None:
     net: Any = made(tmp_path, {"module": "squeezenet_module", "name": "squeezenet1_1", "args": {}})
-    pictures = write_pictures(tmp_path / "images", 3)
+    images = write_images(tmp_path / "images", 3)
     with torch.no_grad():
-        expected = net.features(input_of(pictures)).mean(dim=(2, 3))
-    torch.testing.assert_close(raw_features(tmp_path, pictures), expected)
+        expected = net.features(input_of(images)).mean(dim=(2, 3))
+    torch.testing.assert_close(raw_features(tmp_path, images), expected)
 
 
 def test_an_exported_classifier_has_no_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_pictures(tmp_path / "images", 3)
-    weights = write_jit(TinyNet(), tmp_path / "model.pt", facts_of(), example_of(facts_of()))
+    write_images(tmp_path / "images", 3)
+    weights = write_jit(TinyNet(), tmp_path / "model.pt", build_metadata(), example_of(build_metadata()))
     assert run("--weights", weights, "--images", tmp_path / "images", "--output", tmp_path / "E.npz") == 2
     assert capsys.readouterr().err == (
         f"tools.embed: {weights}: it is an exported classifier, which gives classes and no features; "
@@ -158,7 +158,7 @@ def test_bare_weights_are_embedded_with_their_config(tmp_path: Path) -> None:
     size = {"num_classes": 3, "img_height": SIZE_PX, "img_width": SIZE_PX}
     data = {"train_data_root_dir": "images", "val_data_root_dir": "images"}
     (tmp_path / "config.json").write_text(json.dumps(config | size | data), encoding="utf-8")
-    write_pictures(tmp_path / "images", 3)
+    write_images(tmp_path / "images", 3)
     for name, more in (("net", ()), ("bare", ("--config", tmp_path / "config.json"))):
         arguments = ("--images", tmp_path / "images", "--output", tmp_path / f"{name}.npz", *more)
         assert run("--weights", tmp_path / f"{name}.pth", *arguments) == 0
@@ -167,14 +167,14 @@ def test_bare_weights_are_embedded_with_their_config(tmp_path: Path) -> None:
     assert whole.weights_sha256 == bare.weights_sha256 == weights_sha256(net.state_dict())
 
 
-# --- pictures without features
+# --- images without features
 
 
-def test_a_bad_picture_is_told_and_left_out(
+def test_a_bad_image_is_told_and_left_out(
     simsiam: tuple[Path, nn.Module, list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "images"
-    write_pictures(folder, 3)
+    write_images(folder, 3)
     (folder / "broken.png").write_bytes(b"")
     try:
         (folder / os.fsdecode(b"\xff.png")).write_bytes((folder / "b/0.png").read_bytes())
@@ -186,7 +186,7 @@ def test_a_bad_picture_is_told_and_left_out(
     told = capsys.readouterr()
     failures.append(f"{folder}/broken.png: it is empty (0 bytes)")
     assert sorted(told.err.splitlines()) == sorted(f"tools.embed: {failure}" for failure in failures)
-    assert f"3 pictures, 512 features each; {len(failures)} failed" in told.out
+    assert f"3 images, 512 features each; {len(failures)} failed" in told.out
     assert Embeddings.read(tmp_path / "E.npz").files == ("b/0.png", "b/2.png", "花/1.png")
 
 
@@ -195,12 +195,12 @@ def test_nothing_is_written_where_all_fail(
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     assert run("--weights", simsiam[0] / "net.pth", "--images", tmp_path, "--output", tmp_path / "E.npz") == 2
-    assert f"tools.embed: {tmp_path}: none of its 1 pictures could be embedded\n" in capsys.readouterr().err
+    assert f"tools.embed: {tmp_path}: none of its 1 images could be embedded\n" in capsys.readouterr().err
     assert not (tmp_path / "E.npz").exists()
 
 
 class Brightness:
-    """A net in memory: as features the picture's mean, three times, turned into what the test wants of it."""
+    """A net in memory: as features the image's mean, three times, turned into what the test wants of it."""
 
     name, device = "torch", "cpu"
 
@@ -212,30 +212,30 @@ class Brightness:
 
 
 def test_vectors_without_length_or_direction_are_errors(tmp_path: Path) -> None:
-    paths = [str(path) for path in write_pictures(tmp_path, 5)]
-    facts = Facts(NAMES, Preprocess(SIZE_PX, SIZE_PX), SIMSIAM, output="features")
+    paths = [str(path) for path in write_images(tmp_path, 5)]
+    metadata = ModelMetadata(NAMES, Preprocess(SIZE_PX, SIZE_PX), SIMSIAM, output="features")
     backend = Brightness(0, np.nan, np.inf, 3e38, -1e-38)  # the last two overflow or vanish where squared in float32
-    zero, nan, infinite, large, small = Embedder(backend, facts).embed_files(paths)
+    zero, nan, infinite, large, small = Embedder(backend, metadata).embed_files(paths)
     assert zero == Embedded(paths[0], error="the net's features are all zero, a vector without a direction")
-    for picture in (nan, infinite):
-        assert picture.error == "the net's features are not finite (NaN or infinite)"
-    for picture, sign in ((large, 1), (small, -1)):
-        assert picture.features is not None
-        np.testing.assert_allclose(picture.features, [sign * 0.5**0.5, sign * 0.5**0.5, 0], rtol=1e-6)
+    for image in (nan, infinite):
+        assert image.error == "the net's features are not finite (NaN or infinite)"
+    for image, sign in ((large, 1), (small, -1)):
+        assert image.features is not None
+        np.testing.assert_allclose(image.features, [sign * 0.5**0.5, sign * 0.5**0.5, 0], rtol=1e-6)
 
 
 def test_a_net_that_gives_something_else_is_told(tmp_path: Path) -> None:
-    paths = [str(path) for path in write_pictures(tmp_path, 2)]
-    facts = Facts(NAMES, Preprocess(SIZE_PX, SIZE_PX), SIMSIAM, output="features")
+    paths = [str(path) for path in write_images(tmp_path, 2)]
+    metadata = ModelMetadata(NAMES, Preprocess(SIZE_PX, SIZE_PX), SIMSIAM, output="features")
     with pytest.raises(BackendError, match=r"the torch net gives \(1, 3\) instead of \(2, D\)"):
-        list(Embedder(Brightness(1), facts).embed_files(paths))
+        list(Embedder(Brightness(1), metadata).embed_files(paths))
 
 
 def test_a_net_whose_last_layer_does_not_run_is_told(tmp_path: Path) -> None:
     made(tmp_path, SIMSIAM)  # as if it gave logits
-    pictures = write_pictures(tmp_path / "images", 2)
+    images = write_images(tmp_path / "images", 2)
     with pytest.raises(BackendError, match=r"does not use its last layer, predictor\.3, so it has no features to take"):
-        raw_features(tmp_path, pictures)
+        raw_features(tmp_path, images)
 
 
 # --- mistakes
@@ -245,7 +245,7 @@ def test_a_net_whose_last_layer_does_not_run_is_told(tmp_path: Path) -> None:
     ("flag", "value", "sentence"),
     [
         ("--images", "nowhere", "no such folder (relative paths start from"),
-        ("--images", "empty", "no pictures in it or below it; endings known: .jpg"),
+        ("--images", "empty", "no images in it or below it; endings known: .jpg"),
         ("--output", "E.txt", 'the file must end in .npz, got ".txt"'),
         ("--output", "folder.npz", "it is a folder; name a file"),
         ("--output", "a.file/E.npz", "a.file is a file, not a folder"),

@@ -18,7 +18,7 @@ from tools.gpu_check import (
     forward_ms,
     line_of,
     main,
-    make_pictures,
+    make_images,
     median_rate,
     run_part,
     training_config,
@@ -42,7 +42,7 @@ def test_a_part_that_fails_is_named_with_its_last_line() -> None:
 
 
 def test_the_training_part_measures_what_trains(tmp_path: Path) -> None:
-    make_pictures(tmp_path, 20, 16)
+    make_images(tmp_path, 20, 16)
     config = training_config(tmp_path, img_height=32, img_width=32, batch_size=10, gpu_id="cpu", precision="fp32")
     rate = median_rate(config, epochs=2)
     assert 1 < rate < 100_000
@@ -80,7 +80,7 @@ def test_the_trained_parts_ask_for_what_train_can_do(
 
 
 def make_class_folders(folder: Path) -> None:
-    """Lay out a set of CIFAR-10's ten classes with a picture each."""
+    """Lay out a set of CIFAR-10's ten classes with an image each."""
     for split in ("train", "test"):
         for label in range(10):
             (folder / split / str(label)).mkdir(parents=True)

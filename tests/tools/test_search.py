@@ -1,4 +1,4 @@
-"""The pictures that are found are those of the greatest cosine, as scikit-learn has it, on lines, in CSV and drawn."""
+"""The images that are found are those of the greatest cosine, as scikit-learn has it, on lines, in CSV and drawn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from common.console import text_columns
 from deploy.inference.feature_extractor import Embeddings
-from tests.tools.test_embed import SIMSIAM, input_of, made, write_pictures
+from tests.tools.test_embed import SIMSIAM, input_of, made, write_images
 from tools import embed, search
 
 
@@ -31,16 +31,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    write_pictures(tmp_path / "images", 9)
+    write_images(tmp_path / "images", 9)
     return tmp_path / "images"
 
 
 @pytest.fixture
 def query(tmp_path: Path) -> Path:
-    (picture,) = write_pictures(tmp_path / "query", 1)
-    pixels = np.asarray(Image.open(picture))
-    Image.fromarray(255 - pixels).save(picture)
-    return picture
+    (image,) = write_images(tmp_path / "query", 1)
+    pixels = np.asarray(Image.open(image))
+    Image.fromarray(255 - pixels).save(image)
+    return image
 
 
 def run(trained: tuple[Path, nn.Module], images: Path, query: Path, *arguments: object) -> int:
@@ -114,7 +114,7 @@ def test_a_folder_with_the_query_alone(
     trained: tuple[Path, nn.Module], query: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(trained, query.parent, query, "--sheet", tmp_path / "S.png") == 0
-    assert capsys.readouterr().out == f"{query}\n  no other picture\n"
+    assert capsys.readouterr().out == f"{query}\n  no other image\n"
 
 
 # --- a folder embedded before
@@ -140,9 +140,9 @@ def test_saved_embeddings_answer_the_same_without_embedding_again(
     assert run(trained, images, query, "--embeddings", saved) == 0
     told = capsys.readouterr()
     assert (told.out, told.err) == (plain, "")
-    write_pictures(images, 11)
+    write_images(images, 11)
     assert run(trained, images, query, "--embeddings", saved) == 0
-    assert capsys.readouterr().err == f"tools.search: 2 of 11 pictures below {images} are not in {saved}\n"
+    assert capsys.readouterr().err == f"tools.search: 2 of 11 images below {images} are not in {saved}\n"
 
 
 def test_embeddings_of_other_weights_or_files_are_refused(
@@ -151,7 +151,7 @@ def test_embeddings_of_other_weights_or_files_are_refused(
     saved = save_embeddings(trained, images, tmp_path / "E.npz")
     (images / "b/2.png").unlink()
     assert run(trained, images, query, "--embeddings", saved) == 2
-    gone = f"{saved}: 1 of its 9 pictures are not below {images}, first b/2.png; "
+    gone = f"{saved}: 1 of its 9 images are not below {images}, first b/2.png; "
     assert gone in capsys.readouterr().err
     right = Embeddings.read(saved)
     for changes, sentence in (
@@ -227,11 +227,11 @@ def test_a_sheet_of_many_queries_has_the_first(
     ("flag", "value", "sentence"),
     [
         ("--k", "0", "--k must be at least 1, got 0"),
-        ("--query", "none.png", "none.png: no such picture or folder"),
-        ("--query", "empty", "empty: no pictures in it or below it"),
+        ("--query", "none.png", "none.png: no such image or folder"),
+        ("--query", "empty", "empty: no images in it or below it"),
         ("--output", "S.json", 'S.json: the file must end in .csv, got ".json"'),
         ("--sheet", "S.jpg", 'S.jpg: the file must end in .png, got ".jpg"'),
-        ("--sheet", "images/S.png", "S.png: it would be one of the pictures of"),
+        ("--sheet", "images/S.png", "S.png: it would be one of the images of"),
         ("--embeddings", "none.npz", "none.npz: no such file"),
     ],
 )

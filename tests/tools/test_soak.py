@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.serving import Served, serving, write_page
 from tools.loadtest.generators import LOST, closed_loop, drip, harass, hostile, steady
-from tools.loadtest.http_client import picture, request
+from tools.loadtest.http_client import image, request
 from tools.soak.__main__ import Finding, main
 
 
@@ -42,7 +42,7 @@ def deaf() -> Iterator[int]:
 
 
 def test_a_steady_load_asks_at_its_rate_whatever_is_answered(served: Served, deaf: int) -> None:
-    asked = [request("/predict", picture(0)), request("/predict", b"no picture")]
+    asked = [request("/predict", image(0)), request("/predict", b"no image")]
     outcomes = asyncio.run(steady(served.port, asked, 60, 1.0))
     assert 30 < len(outcomes) < 100  # a Poisson number: four standard deviations from 60
     assert [outcome.status for outcome in outcomes] == [200, 422] * (len(outcomes) // 2) + [200] * (len(outcomes) % 2)
@@ -52,7 +52,7 @@ def test_a_steady_load_asks_at_its_rate_whatever_is_answered(served: Served, dea
 
 def test_a_load_that_is_held_up_says_how_late_each_request_was(served: Served) -> None:
     async def held_up() -> list[float]:
-        load = asyncio.create_task(steady(served.port, [request("/predict", b"no picture")], 60, 1.0))
+        load = asyncio.create_task(steady(served.port, [request("/predict", b"no image")], 60, 1.0))
         await asyncio.sleep(0.3)
         time.sleep(0.4)
         return [outcome.late_s for outcome in await load]
@@ -62,7 +62,7 @@ def test_a_load_that_is_held_up_says_how_late_each_request_was(served: Served) -
 
 
 def test_clients_ask_until_told_or_until_nobody_listens(served: Served) -> None:
-    asked = [request("/predict", picture(number)) for number in range(3)]
+    asked = [request("/predict", image(number)) for number in range(3)]
     outcomes = asyncio.run(closed_loop(served.port, asked, lambda seen: len(seen) >= 20))
     assert 20 <= len(outcomes) <= 22 and {outcome.status for outcome in outcomes} == {200}
     with socket.create_server(("127.0.0.1", 0)) as closed:
@@ -75,7 +75,7 @@ def test_a_full_queue_is_refused_with_the_time_to_come_back(tmp_path: Path) -> N
         one.backend.gate.clear()
         opener = threading.Timer(1.0, one.backend.gate.set)
         opener.start()
-        outcomes = asyncio.run(steady(one.port, [request("/predict", picture(0))], 40, 0.5))
+        outcomes = asyncio.run(steady(one.port, [request("/predict", image(0))], 40, 0.5))
         opener.join()
     refused = [outcome for outcome in outcomes if outcome.status == 503]
     assert len(outcomes) - len(refused) == 2 and all(outcome.has_retry_after for outcome in refused)
@@ -92,7 +92,7 @@ def test_hostile_requests_are_refused_and_slow_senders_hold_nobody_up(served: Se
     assert len(hostile(request)) == 15
     assert asyncio.run(beside()) == 0
     started = time.monotonic()
-    assert asyncio.run(closed_loop(served.port, [request("/predict", picture(0))], bool))[0].status == 200
+    assert asyncio.run(closed_loop(served.port, [request("/predict", image(0))], bool))[0].status == 200
     assert time.monotonic() - started < 5
 
 

@@ -21,7 +21,7 @@ PATHS = [f"{i}.jpg" for i in range(101)]
 
 def made_up(num_samples: int = 101) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, NUM_CLASSES - 1, (num_samples,), generator=generator)  # the last class has no picture
+    labels = torch.randint(0, NUM_CLASSES - 1, (num_samples,), generator=generator)  # the last class has no image
     logits = torch.randn(num_samples, NUM_CLASSES, generator=generator)
     logits[torch.arange(num_samples), labels] += 1.0
     return logits, labels
@@ -67,11 +67,11 @@ def test_worst_are_the_wrong_ones_of_highest_loss_whatever_the_batches() -> None
     wrong = [i for i in range(len(labels)) if scores[i].argmax() != labels[i]]
     expected = sorted(wrong, key=lambda i: -losses[i])[:10]
     result = measured(logits, labels, num_worst=10)
-    assert [picture.path for picture in result.worst] == [f"{i}.jpg" for i in expected]
-    for picture, i in zip(result.worst, expected, strict=True):
-        assert (picture.label, picture.answer) == (labels[i], scores[i].argmax())
-        assert picture.score == pytest.approx(scores[i].max(), rel=1e-5)
-        assert picture.loss == pytest.approx(losses[i], rel=1e-5)
+    assert [image.path for image in result.worst] == [f"{i}.jpg" for i in expected]
+    for image, i in zip(result.worst, expected, strict=True):
+        assert (image.label, image.answer) == (labels[i], scores[i].argmax())
+        assert image.score == pytest.approx(scores[i].max(), rel=1e-5)
+        assert image.loss == pytest.approx(losses[i], rel=1e-5)
     assert measured(logits, labels, num_worst=10, batch_size=101).worst == result.worst
     assert len(measured(logits, labels, num_worst=1000).worst) == len(wrong)
 
@@ -83,8 +83,8 @@ def test_logits_without_a_softmax_are_wrong() -> None:
     assert result.top1 == result.top5 == pytest.approx(1 / 5)  # only the last has an answer, and it is right
     assert sum(map(sum, result.confusion)) == 5
     assert result.loss == inf
-    assert [(picture.loss, picture.score) for picture in result.worst] == [(inf, 0.0)] * 4
-    assert [(picture.label, picture.answer) for picture in result.worst] == [(0, 1), (0, 1), (0, 1), (1, 0)]
+    assert [(image.loss, image.score) for image in result.worst] == [(inf, 0.0)] * 4
+    assert [(image.label, image.answer) for image in result.worst] == [(0, 1), (0, 1), (0, 1), (1, 0)]
 
 
 def test_reset_forgets() -> None:
@@ -97,7 +97,7 @@ def test_reset_forgets() -> None:
     assert result == measured(logits, labels)
 
 
-def test_no_picture_at_all() -> None:
+def test_no_image_at_all() -> None:
     result = ClassificationMetrics(3, "cpu").compute([], ["a", "b", "c"])
     assert result.num_samples == 0
     assert math.isnan(result.top1)
@@ -122,7 +122,7 @@ def test_mistakes_are_told() -> None:
         metrics.update(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
     for _ in range(2):
         metrics.update(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
-    with pytest.raises(ValueError, match="counted 2 pictures, but the list has 1: some were counted twice"):
+    with pytest.raises(ValueError, match="counted 2 images, but the list has 1: some were counted twice"):
         metrics.compute(["a.jpg"], ["a", "b", "c"])
 
 
@@ -133,7 +133,7 @@ def test_scores_of_a_hand_made_confusion() -> None:
 
 
 def one_process(rank: int, partings: list[list[list[int]]], folder: str) -> None:
-    """Run in a process of its own: measure its part of the pictures, for one parting after another."""
+    """Run in a process of its own: measure its part of the images, for one parting after another."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     logits, labels = made_up()
     for name, parts in enumerate(partings):
@@ -144,9 +144,9 @@ def one_process(rank: int, partings: list[list[list[int]]], folder: str) -> None
     dist.destroy_process_group()
 
 
-def test_two_processes_count_every_picture_once(tmp_path: Path) -> None:
+def test_two_processes_count_every_image_once(tmp_path: Path) -> None:
     everything = list(range(0, 101, 2)) + list(range(1, 101, 2))  # not in order, as a sampler gives them
-    partings = [[everything[:67], everything[67:]], [everything, []]]  # uneven; one process without pictures
+    partings = [[everything[:67], everything[67:]], [everything, []]]  # uneven; one process without images
     pids = [forked(partial(one_process, rank, partings, str(tmp_path))) for rank in range(2)]
     assert [exit_code(pid) for pid in pids] == [0, 0]
     alone = asdict(measured(*made_up(), num_worst=10))

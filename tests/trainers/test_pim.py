@@ -141,7 +141,7 @@ def test_a_grey_net_equals_the_colour_net_on_equal_channels() -> None:
     torch.testing.assert_close(grey_net(grey), colour_net(grey.repeat(1, 3, 1, 1)), rtol=1e-3, atol=1e-4)
 
 
-def test_a_larger_picture_than_it_was_built_for_is_answered() -> None:
+def test_a_larger_image_than_it_was_built_for_is_answered() -> None:
     net = build().eval()
     assert net(torch.randn(2, 3, 96, 70)).isfinite().all()
 
@@ -304,7 +304,7 @@ def test_combiner_against_its_formula_in_loops(training: bool) -> None:
         close(combiner(tokens.transpose(1, 2)).detach(), plain_combiner(combiner, tokens.numpy()))
 
 
-def test_one_pictures_answer_does_not_depend_on_the_others() -> None:
+def test_one_images_answer_does_not_depend_on_the_others() -> None:
     net = build().eval()
     images = torch.randn(5, 3, 64, 64)
     with torch.no_grad():

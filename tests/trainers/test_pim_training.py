@@ -21,7 +21,7 @@ from torch.nn import functional
 import inference
 import train
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
-from artifacts.metadata import Facts, facts_of
+from artifacts.metadata import ModelMetadata, build_metadata
 from configs.schema import Config, process_config
 from data_loader.augment import BatchMixer
 from data_loader.preprocess import Preprocess
@@ -65,7 +65,7 @@ def run_train(config: Path, *args: str) -> int:
 
 
 def made_up(*, with_combiner: bool = True, dropped: tuple[int, ...] = (5, 3, 2, 0)) -> PimOutputs:
-    """Give outputs of four pictures and three classes, each entry its own random tensor."""
+    """Give outputs of four images and three classes, each entry its own random tensor."""
     counts = (4, 3, 2, 1)
     return PimOutputs(
         stage_logits=tuple(torch.randn(4, k + d, 3, requires_grad=True) for k, d in zip(counts, dropped, strict=True)),
@@ -86,7 +86,7 @@ def mean(numbers: list[float]) -> float:
 
 
 def terms_by_hand(outputs: PimOutputs, labels: list[int]) -> dict[str, float]:
-    """Sum over stages the mean over pictures (and positions), number after number."""
+    """Sum over stages the mean over images (and positions), number after number."""
     told = dict.fromkeys(TERMS, 0.0)
     for logits, kept, dropped in zip(
         outputs.stage_logits, outputs.selected_logits, outputs.dropped_logits, strict=True
@@ -194,7 +194,7 @@ def test_weights_that_teach_no_class_are_refused() -> None:
 
 
 @pytest.mark.parametrize("args", [{"num_selects": [1.0, 1.0, 1.0, 1.0]}, {"use_selection": False}, {}], ids=str)
-def test_a_step_with_nothing_dropped_and_mixed_pictures_has_finite_gradients(args: dict[str, Any]) -> None:
+def test_a_step_with_nothing_dropped_and_mixed_images_has_finite_gradients(args: dict[str, Any]) -> None:
     net = small_net(side=32, **args)
     task = PimTask(net, PimLossWeights(selected=1.0), mixer=BatchMixer(3, 0.4, 0.4))
     batch = {"image": torch.randn(4, 3, 32, 32), "label": torch.tensor([2, 0, 1, 1])}
@@ -250,7 +250,7 @@ def test_one_batch_is_overfitted() -> None:
 
 
 def plain_loss(net: PIM, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Compute the published loss from every position's logits alone, picture by picture."""
+    """Compute the published loss from every position's logits alone, image by image."""
     outputs = net.outputs(images)
     loss = torch.zeros(())
     for logits, count in zip(outputs.stage_logits, (57, 14, 4, 1), strict=True):  # 2/9 of 256, 64, 16 and 4
@@ -284,7 +284,7 @@ def test_golden_losses(make_config: ConfigMaker, dataset: Path, switch: str) -> 
     samples, *_ = training.read_data(config, World(), lambda text: None)
     net = builder.build_start_net(config, lambda text: None)
     assert isinstance(net, PIM)
-    preprocess = facts_of(config, samples.class_names).preprocess
+    preprocess = build_metadata(config, samples.class_names).preprocess
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0001, momentum=0.9, nesterov=True, weight_decay=0.01)
     expected, at_first = [], []
     fresh = copy.deepcopy(net)
@@ -337,10 +337,10 @@ def test_validation_declares_the_best_head_and_the_checkpoint_answers_with_it(he
     assert list(result.head_top1) == list(HEADS)
     assert result.head_top1 == {**dict.fromkeys(HEADS, 0.0), head: 1.0}
     args = {"model_type": "resnet18", "fpn_size": 16}
-    facts = Facts(("a", "b", "c"), Preprocess(64, 64), {"module": "pim_module", "name": "PIM", "args": args})
-    declared = task.declare(facts, result)
+    metadata = ModelMetadata(("a", "b", "c"), Preprocess(64, 64), {"module": "pim_module", "name": "PIM", "args": args})
+    declared = task.declare(metadata, result)
     assert declared.net == {"module": "pim_module", "name": "PIM", "args": {**args, "head": head}}
-    assert replace(declared, net=facts.net) == facts and "head" not in facts.net["args"]
+    assert replace(declared, net=metadata.net) == metadata and "head" not in metadata.net["args"]
     save_checkpoint(Checkpoint({}, declared, net.state_dict()), tmp_path / "net.pth")
     backend, read = load_backend(tmp_path / "net.pth", device="cpu")
     assert read.net["args"]["head"] == head
@@ -399,10 +399,10 @@ def test_a_training_from_end_to_end(
     best = load_checkpoint(dataset / "weights/net.pth")
     epoch = best.progress["best"]["epoch"] - 1
     head = HEADS[int(of_heads[:, epoch].argmax())]
-    assert best.facts.net["args"] == {"model_type": "resnet18", "fpn_size": 16, "head": head}
+    assert best.metadata.net["args"] == {"model_type": "resnet18", "fpn_size": 16, "head": head}
     assert best.progress["best_result"]["head"] == head
     last = load_checkpoint(dataset / "weights/net_last.pth")
-    assert last.facts.net["args"]["head"] == HEADS[int(of_heads[:, -1].argmax())]
+    assert last.metadata.net["args"]["head"] == HEADS[int(of_heads[:, -1].argmax())]
     report = json.loads((dataset / "weights/report.json").read_text(encoding="utf-8"))
     assert report["best"]["top1"] == pytest.approx(of_heads[:, epoch].max()) and report["best"]["top1"] > 0.5
     table = tmp_path / "answers.jsonl"
@@ -412,13 +412,13 @@ def test_a_training_from_end_to_end(
     net.load_state_dict(best.deployed())
     answers = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
     assert len(answers) == 9
-    preprocess = best.facts.preprocess
+    preprocess = best.metadata.preprocess
     for answer in answers:
         array = preprocess(np.asarray(preprocess.decode(dataset / "images/val" / answer["file"])))
         with torch.no_grad():
             logits = net.eval().answer(net.outputs(torch.from_numpy(array)[None]), head)
         scores = logits.softmax(1)[0]
-        assert answer["class"] == best.facts.class_names[int(scores.argmax())]
+        assert answer["class"] == best.metadata.class_names[int(scores.argmax())]
         assert answer["score"] == pytest.approx(scores.max().item(), abs=1e-3)
 
 
@@ -430,7 +430,7 @@ class Interrupted(Exception):
 def test_interrupted_and_resumed_equals_uninterrupted(
     make_config: ConfigMaker, dataset: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
-    """To the bit, with the combiner's dropout, averaging, mixed pictures and accumulation; an epoch has three steps."""
+    """To the bit, with the combiner's dropout, averaging, mixed images and accumulation; an epoch has three steps."""
     changes = {
         **PIM_NET, "img_height": 32, "img_width": 32, "batch_size": 4, "accumulation_steps": 2, "num_epochs": 2,
         "ema_decay": 0.9, "mixup_alpha": 0.2, "cutmix_alpha": 0.5, "label_smoothing": 0.1, "log_interval": 1,
@@ -456,7 +456,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert weights_sha256(whole.deployed()) == weights_sha256(resumed.deployed())
     assert whole.progress["curves"] == resumed.progress["curves"]
     assert whole.progress["best"] == resumed.progress["best"]
-    assert whole.facts.net == resumed.facts.net and whole.facts.net["args"]["head"] in HEADS
+    assert whole.metadata.net == resumed.metadata.net and whole.metadata.net["args"]["head"] in HEADS
 
 
 # --- start weights

@@ -370,7 +370,7 @@ def test_a_closed_pipe_is_no_lost_loader_process(
     assert capsys.readouterr().err == "train.py: Broken pipe\n"
 
 
-def test_a_loader_process_that_dies_while_pictures_are_fitted_is_told(
+def test_a_loader_process_that_dies_while_images_are_fitted_is_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, row = os.getpid(), Fitting.row
@@ -449,7 +449,7 @@ def test_when_a_process_is_killed_the_others_leave(
 # --- numbers and memory ---
 
 
-def test_a_loss_that_is_no_number_names_its_pictures(
+def test_a_loss_that_is_no_number_names_its_images(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, shown = ClassifyTask.training_step, []
@@ -462,7 +462,7 @@ def test_a_loss_that_is_no_number_names_its_pictures(
     monkeypatch.setattr(ClassifyTask, "training_step", spoiled)
     assert finish(trained, tmp_path / "w") == 1
     first, *named = capsys.readouterr().err.splitlines()
-    assert "the loss became nan in epoch 1, step 1" in first and first.endswith("The pictures of that step:")
+    assert "the loss became nan in epoch 1, step 1" in first and first.endswith("The images of that step:")
     expected = [trained.parent / f"images/train/{index:02d}.png" for index in (*shown[2], *shown[3])]
     assert [Path(line.strip()) for line in named] == expected
     assert load_checkpoint(tmp_path / "w/net_last.pth").progress["step"] == 1
@@ -550,9 +550,9 @@ def test_halving_a_batch() -> None:
 def test_a_hostile_checkpoint_is_refused_at_every_door(
     hostile: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
 ) -> None:
-    picture = str(trained.parent / "images/val/00.png")
+    image = str(trained.parent / "images/val/00.png")
     if way == "inference":
-        code = inference.main(["--weights", str(hostile), "--image", picture])
+        code = inference.main(["--weights", str(hostile), "--image", image])
     elif way == "export":
         code = exporter.main(["--weights", str(hostile), "--formats", "jit", "--output_dir", str(tmp_path / "out")])
     elif way == "pretrained_file":
@@ -601,7 +601,7 @@ class DoubleTask(ClassifyTask):
 
 
 def test_1_2_and_4_processes_agree_in_fp64(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the same global batch of 12, over gloo; the rest of 9 of 21 pictures is shared unevenly by 2 and by 4."""
+    """At the same global batch of 12, over gloo; the rest of 9 of 21 images is shared unevenly by 2 and by 4."""
     monkeypatch.setattr(training, "build_start_net", lambda *_, **__: DoubleNet())
     monkeypatch.setattr(builder, "build_task", lambda config, net, *_: DoubleTask(net))
     monkeypatch.setattr("trainers.reporting.run_summary.best_heat_maps", lambda *_: {})
@@ -618,6 +618,6 @@ def test_1_2_and_4_processes_agree_in_fp64(trained: Path, tmp_path: Path, monkey
         assert apart < 1e-10
         for mine, theirs in zip(one.progress["curves"]["val"], other.progress["curves"]["val"], strict=True):
             assert mine["top1"] == theirs["top1"] and mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
-        assert int(other.progress["best_result"]["confusion"].sum()) == 9  # every validation picture once
+        assert int(other.progress["best_result"]["confusion"].sum()) == 9  # every validation image once
     moved = max(float((one.net[name] - value).abs().max()) for name, value in DoubleNet().state_dict().items())
     assert moved > 1e-3  # there was something to agree on

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.evaluation.classification_metrics import ValidationResult, WorstPicture, per_class_scores
+from trainers.evaluation.classification_metrics import ValidationResult, WorstImage, per_class_scores
 from trainers.reporting.report import TrainingReport, write_report
 from trainers.reporting.tensorboard_logger import TrainingLogger, class_tags
 
@@ -50,7 +50,7 @@ def made_up(num_classes: int) -> TrainingReport:
         final={"epoch": 3, "step": 300, "top1": math.nan, "top5": 0.98, "loss": math.inf},
         per_class=per_class_scores(confusion, names),
         confusion=confusion.tolist(),
-        worst=[WorstPicture("a.jpg", 0, 1, 0.97, 4.2), WorstPicture(f"{EVIL}.jpg", 0, 1, 0.9, math.inf)],
+        worst=[WorstImage("a.jpg", 0, 1, 0.97, 4.2), WorstImage(f"{EVIL}.jpg", 0, 1, 0.9, math.inf)],
         curves={
             "train": [{"step": s, "epoch": s / 100, "loss": 300 / s, "learning_rate": 0.1} for s in range(1, 301)],
             "val": [
@@ -88,7 +88,7 @@ def test_json_is_strict_and_says_what_was_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_classes", [2, 20, 21, 450])
 def test_page_shows_everything_as_text_and_needs_nothing_else(tmp_path: Path, num_classes: int) -> None:
-    html = write_report(made_up(num_classes).to_dict(), tmp_path, pictures=load_image).read_text(encoding="utf-8")
+    html = write_report(made_up(num_classes).to_dict(), tmp_path, images=load_image).read_text(encoding="utf-8")
     assert EVIL not in html
     assert "http://" not in html
     assert "https://" not in html
@@ -103,7 +103,7 @@ def test_page_shows_everything_as_text_and_needs_nothing_else(tmp_path: Path, nu
         assert expected in page.text, expected
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert any(image and image.startswith("data:image/jpeg;base64,") for image in images)
-    assert "no picture" in page.text
+    assert "no image" in page.text
     assert ("matrix" in [attributes.get("class") for tag, attributes in page.tags if tag == "svg"]) == (
         num_classes <= 20
     )
@@ -122,10 +122,10 @@ def test_a_loss_of_all_heads_stands_apart_from_the_loss_of_one(tmp_path: Path) -
         assert drawn[: len(titles)] == ([{"train"}, {"val"}] if head else [{"train", "val"}])
 
 
-def test_weakest_class_stands_first_and_one_without_pictures_last(tmp_path: Path) -> None:
+def test_weakest_class_stands_first_and_one_without_images_last(tmp_path: Path) -> None:
     report = made_up(4)
     report.per_class = per_class_scores(np.diag([0, 9, 9, 9]) + np.eye(4, k=-1, dtype=np.int64) * 2, report.class_names)
-    # F1 is 2 * hits / (row + column): no picture; 18 / (11 + 11); 18 / (11 + 11); 18 / (11 + 9). Equal ones keep order.
+    # F1 is 2 * hits / (row + column): no image; 18 / (11 + 11); 18 / (11 + 11); 18 / (11 + 9). Equal ones keep order.
     html = write_report(report.to_dict(), tmp_path).read_text(encoding="utf-8")
     assert re.findall(r'<td class="num muted" data-v="(\d+)">', html) == ["1", "2", "3", "0"]
 
@@ -165,7 +165,7 @@ def read_back(folder: Path) -> Any:
 def test_event_file_has_every_tag(tmp_path: Path) -> None:
     logger = TrainingLogger(tmp_path, enabled=True)
     logger.scalars({"train/loss": 1.5}, step=10)
-    logger.train_pictures(np.zeros((3, 28, 28, 1), np.uint8), ["a", "b", "猫"], step=10)
+    logger.train_images(np.zeros((3, 28, 28, 1), np.uint8), ["a", "b", "猫"], step=10)
     logger.validation(*validation(3), load_image, step=100)
     logger.config_text({"seed": 7, "root": "a|b", "mean": [0.5]})
     logger.hparams({"seed": 7, "name": "x", "mean": [0.5], "resume": None}, {"top1": 0.9})
@@ -212,14 +212,14 @@ def test_a_full_disk_ends_the_logging_with_one_warning(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     said: list[str] = []
-    logger = TrainingLogger(tmp_path, enabled=True, say=said.append)
+    logger = TrainingLogger(tmp_path, enabled=True, log=said.append)
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
     deadline = time.monotonic() + 30
     while logger.enabled:
         logger.scalars({"train/loss": 1.0}, step=1)
         logger.flush()
         assert time.monotonic() < deadline
-    logger.train_pictures(np.zeros((3, 28, 28, 1), np.uint8), ["a", "b", "c"], step=10)
+    logger.train_images(np.zeros((3, 28, 28, 1), np.uint8), ["a", "b", "c"], step=10)
     logger.close()
     why = "No space left on device; the training goes on"
     assert said == [f"warning: {tmp_path}: nothing more is logged for TensorBoard: {why}"]
@@ -230,7 +230,7 @@ def test_disabled_logger_writes_nothing(tmp_path: Path) -> None:
     logger = TrainingLogger(tmp_path / "absent", enabled=False)
     logger.scalars({"a": 1.0}, 1)
     logger.validation(*validation(3), load_image, 1)
-    logger.train_pictures(np.zeros((1, 8, 8, 3), np.uint8), ["a"], 1)
+    logger.train_images(np.zeros((1, 8, 8, 3), np.uint8), ["a"], 1)
     logger.config_text({"a": 1})
     logger.hparams({"a": 1}, {"b": 2.0})
     logger.embedding(np.ones((1, 2), np.float32), [0], ["a"], lambda row: np.zeros((8, 8, 3), np.uint8), 1)
@@ -239,7 +239,7 @@ def test_disabled_logger_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "absent").exists()
 
 
-def test_projector_has_every_picture_with_its_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_projector_has_every_image_with_its_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     features = np.random.default_rng(0).random((5, 4)).astype(np.float32)
     features[3] = np.nan
     grey, shades = (200, 200, 200), [40, 80, 120, 160, 240]

@@ -17,9 +17,9 @@ from torch import nn
 
 import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
-from artifacts.metadata_reader import read_facts
+from artifacts.metadata_reader import read_metadata
 from configs.schema import Config
-from data_loader.loaders import PictureDataset, collate
+from data_loader.loaders import ImageDataset, collate
 from data_loader.preprocess import Preprocess
 from data_loader.samples import NO_LABEL, ListError, read_unlabelled
 from deploy.backends.loading import load_backend
@@ -146,8 +146,7 @@ def test_a_collapse_is_told_and_stops_where_the_config_says_so(
     monkeypatch.setattr(simsiam, "embedding_std", lambda z: z.new_zeros(()))
     assert train.main(["--config", str(pretraining(num_epochs=1))]) == 0
     assert (
-        "warning: embedding_std is 0.0000, healthy is 0.1768: all pictures get nearly the same"
-        in capsys.readouterr().out
+        "warning: embedding_std is 0.0000, healthy is 0.1768: all images get nearly the same" in capsys.readouterr().out
     )
     assert train.main(["--config", str(pretraining(num_epochs=1, simsiam_on_collapse="stop"))]) == 1
     told = capsys.readouterr().err
@@ -225,7 +224,7 @@ def test_the_predictors_rate_stays_constant() -> None:
     assert [group["constant_rate"] for group in plain] == [False]
 
 
-def test_the_rate_is_scaled_by_the_pictures_of_a_step(make_config: ConfigMaker) -> None:
+def test_the_rate_is_scaled_by_the_images_of_a_step(make_config: ConfigMaker) -> None:
     values = json.loads(
         make_config(batch_size=64, accumulation_steps=2, learning_rate=0.03).read_text(encoding="utf-8")
     )
@@ -262,7 +261,7 @@ def test_votes_against_a_loop(leave_out_own: bool) -> None:
         assert votes[row].numpy() == pytest.approx(expected / expected.sum(), abs=2e-3)
 
 
-def test_more_neighbours_than_pictures_are_all_of_them() -> None:
+def test_more_neighbours_than_images_are_all_of_them() -> None:
     bank = made_up(12, seed=0)
     votes = knn_votes(bank, bank, 3, 200, leave_out_own=True)
     assert votes.shape == (12, 3) and torch.allclose(votes.sum(1), torch.ones(12))
@@ -299,7 +298,7 @@ def test_embed_leaves_the_net_as_it_was() -> None:
     assert net.training and weights_sha256(net.state_dict()) == before
 
 
-# --- unlabelled pictures ---
+# --- unlabelled images ---
 
 
 def test_lists_with_labels_without_and_mixed(dataset: Path) -> None:
@@ -312,7 +311,7 @@ def test_lists_with_labels_without_and_mixed(dataset: Path) -> None:
     assert read_unlabelled(dataset / "train.txt", dataset / "images", "----", CLASSES).is_labelled
 
 
-def test_a_folder_of_pictures_with_and_without_class_folders(tmp_path: Path) -> None:
+def test_a_folder_of_images_with_and_without_class_folders(tmp_path: Path) -> None:
     for name in ("circle/a.png", "方块/b.png", "elsewhere/c.png", "d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
@@ -339,10 +338,10 @@ def test_lists_that_cannot_be_learnt_from(dataset: Path, text: str, sentence: st
 def test_two_views_stand_side_by_side(dataset: Path) -> None:
     samples = read_unlabelled("", dataset / "images", "----", CLASSES)
 
-    def view(picture: Any, mirrored: bool) -> np.ndarray:
+    def view(image: Any, mirrored: bool) -> np.ndarray:
         return np.stack([np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 9, np.uint8)])
 
-    data = PictureDataset(samples, Preprocess(32, 32), view)
+    data = ImageDataset(samples, Preprocess(32, 32), view)
     batch = collate([data[0, index] for index in range(3)])
     assert batch["image"].shape == (6, 3, 32, 32) and len(batch["label"]) == 3
     assert batch["image"][:, 0, 0, 0].tolist() == [0, 9] * 3
@@ -355,7 +354,7 @@ def test_two_views_stand_side_by_side(dataset: Path) -> None:
 def test_pretraining_from_a_folder_then_probe_reported_together(
     pretraining: ConfigMaker, dataset: Path, augment_on: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The pictures to learn from have no labels; the backbone is frozen, and proven unchanged."""
+    """The images to learn from have no labels; the backbone is frozen, and proven unchanged."""
     following = {**PROBE, "freeze": ["backbone"], "num_epochs": 3, "save_name": "probe.pth"}
     config = pretraining(
         train_data_file="",
@@ -375,9 +374,9 @@ def test_pretraining_from_a_folder_then_probe_reported_together(
     assert any(line.startswith("  probe, 5 folds") for line in told)
     assert any(line.startswith("  stage before     best kNN") for line in told)
     best, last = (load_checkpoint(dataset / "weights" / name) for name in ("net.pth", "net_last.pth"))
-    assert best.facts.output == last.facts.output == "features" and best.facts.class_names == CLASSES
+    assert best.metadata.output == last.metadata.output == "features" and best.metadata.class_names == CLASSES
     probe = load_checkpoint(dataset / "weights/next_stage/probe_last.pth")
-    assert probe.facts.output == "logits"
+    assert probe.metadata.output == "logits"
     backbone = {key: value for key, value in best.net.items() if key.startswith("backbone.")}
     assert len(backbone) > 100
     assert all(torch.equal(probe.net[key], value) for key, value in backbone.items())
@@ -453,7 +452,7 @@ def test_a_signal_is_heeded_between_the_banks_batches(
 
 
 def test_two_processes_report_what_one_does(pretraining: ConfigMaker, dataset: Path) -> None:
-    """The probe and the kNN are of all validation pictures, whoever embedded them."""
+    """The probe and the kNN are of all validation images, whoever embedded them."""
     config = pretraining(num_epochs=1, batch_size=4, model_args=SMALL)
     told = dataset / "told.txt"
     assert ranks(2, lambda: train.main(["--config", str(config)]), told) == [0, 0], told.read_text()
@@ -468,7 +467,7 @@ def test_two_processes_report_what_one_does(pretraining: ConfigMaker, dataset: P
         read_unlabelled(dataset / f"{name}.txt", dataset / "images", "----", CLASSES) for name in ("train", "val")
     )
     bank, queries = (
-        embed(net, plain_batches(samples, best.facts.preprocess, 0, torch.device("cpu"))())
+        embed(net, plain_batches(samples, best.metadata.preprocess, 0, torch.device("cpu"))())
         for samples in (train_list, val_list)
     )
     votes = knn_votes(queries, bank, 3, 5)
@@ -500,8 +499,8 @@ def check_exports(weights: Path, formats: list[str], out: Path, output: str, wid
     expected = load_backend(weights, device="cpu")[0](images)
     assert expected.shape == (5, width)
     for file in [FILES[name] for name in formats]:
-        backend, facts = load_backend(out / file, device="cpu")
-        assert facts.output == output
+        backend, metadata = load_backend(out / file, device="cpu")
+        assert metadata.output == output
         tolerance = 0.1 if "int8" in file else 1e-5
         for count in (1, 3, 5):
             assert np.abs(backend(images[:count]) - expected[:count]).max() < tolerance * np.abs(expected).max()
@@ -556,7 +555,7 @@ def test_the_probe_starts_from_the_backbone_alone() -> None:
 
 
 def test_what_is_frozen_must_have_been_loaded(pretraining: ConfigMaker, capsys: pytest.CaptureFixture[str]) -> None:
-    """The stem for small pictures in the first stage, the other one in the second."""
+    """The stem for small images in the first stage, the other one in the second."""
     following = {**PROBE, "freeze": ["backbone"], "num_epochs": 1, "img_height": 96, "img_width": 96}
     following["model_args"] = {"model_type": "resnet18"}
     assert train.main(["--config", str(pretraining(num_epochs=1, model_args=SMALL, next_stage=following))]) == 2
@@ -600,7 +599,7 @@ def test_a_second_stage_starts_from_the_first_unless_told_otherwise(
             {"next_stage": {"num_epochs": 3, "save_path": "weights"}, "save_path": "weights"},
             "another folder than the first",
         ),
-        ({"augment_on": "device", "rotation_degrees": 5.0}, "rotation_degrees is for one picture at a time"),
+        ({"augment_on": "device", "rotation_degrees": 5.0}, "rotation_degrees is for one image at a time"),
         ({"augment_on": "device", "interpolation": "bicubic"}, 'crops bilinearly, not by "bicubic"'),
         ({"label_smoothing": 0.1}, "label_smoothing needs labels, which SimSiam does not learn from"),
         ({"compile": True}, "compile is for nets that are trained by their logits alone, not for SimSiam"),
@@ -643,7 +642,7 @@ def test_an_encoder_does_not_classify(
 
     assert train.main(["--config", str(pretraining(num_epochs=1))]) == 0
     weights = dataset / "weights/net.pth"
-    assert read_facts(weights).output == "features"
+    assert read_metadata(weights).output == "features"
     status = inference.main(
         ["--weights", str(weights), "--image_dir", str(dataset / "images"), "--output", str(dataset / "r.csv")]
     )

@@ -19,7 +19,7 @@ import torch
 
 import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
-from artifacts.metadata import facts_of
+from artifacts.metadata import build_metadata
 from common.paths import ROOT
 from configs.schema import Config, process_config
 from data_loader.preprocess import Preprocess
@@ -177,8 +177,8 @@ def test_training_learns_and_leaves_everything(
     )
     assert run_train(config) == 0
     best = load_checkpoint(dataset / "weights/net.pth")
-    assert best.facts.class_names == ("circle", "方块", "stripes")
-    assert best.facts.net == {
+    assert best.metadata.class_names == ("circle", "方块", "stripes")
+    assert best.metadata.net == {
         "module": "GeM_ResNet_module", "name": "GeM_ResNet_AVP", "args": {"model_type": "resnet18"}
     }  # fmt: skip
     assert best.ema is not None and best.optimizer is None
@@ -213,7 +213,7 @@ def test_golden_losses(make_config: ConfigMaker, dataset: Path) -> None:
     config = process_config(file)
     samples, *_ = training.read_data(config, World(), lambda text: None)
     net = builder.build_start_net(config, lambda text: None)
-    preprocess = facts_of(config, samples.class_names).preprocess
+    preprocess = build_metadata(config, samples.class_names).preprocess
     gem = [p for name, p in net.named_parameters() if name.endswith(".p")]
     rest = [p for name, p in net.named_parameters() if not name.endswith(".p")]
     groups = [{"params": gem, "weight_decay": 0.0}, {"params": rest}]
@@ -269,7 +269,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 ) -> None:
     """To the bit: with dropout (squeezenet), batch norm (shufflenet), EMA, mixup, views, mid-epoch and at its end.
 
-    A step is two batches of 4, so an epoch of 21 pictures has three steps.
+    A step is two batches of 4, so an epoch of 21 images has three steps.
     """
     module, _, name = net.partition(".")
     changes = {**RECIPE, "model_module_name": module, "model_net_name": name}
@@ -307,7 +307,7 @@ LAUNCHERS = {
 
 @pytest.mark.parametrize("launcher", slow_but(["train.py"], LAUNCHERS))
 def test_two_processes_equal_one_with_twice_the_batch(make_config: ConfigMaker, dataset: Path, launcher: str) -> None:
-    """21 pictures in batches of 8 leave a rest of 5, which is shared 3 to 2; validation's 9 are shared 5 to 4."""
+    """21 images in batches of 8 leave a rest of 5, which is shared 3 to 2; validation's 9 are shared 5 to 4."""
     changes = {
         "model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1",
         "model_args": {"dropout": 0.0}, "img_height": 64, "img_width": 64, "learning_rate": 1e-3, "num_epochs": 2,
@@ -427,7 +427,7 @@ def test_gradient_checkpointing_changes_no_number(make_config: ConfigMaker, data
     assert len(digests) == 1
 
 
-def test_class_folders_and_grey_pictures(make_config: ConfigMaker, dataset: Path) -> None:
+def test_class_folders_and_grey_images(make_config: ConfigMaker, dataset: Path) -> None:
     for split in ("train", "val"):
         for number in range(21 if split == "train" else 9):
             folder = dataset / "folders" / split / ("a1", "a2", "a10")[number % 3]
@@ -438,12 +438,12 @@ def test_class_folders_and_grey_pictures(make_config: ConfigMaker, dataset: Path
         val_data_root_dir=str(dataset / "folders/val"), num_channels=1, num_epochs=1,
     )  # fmt: skip
     assert run_train(config) == 0
-    facts = load_checkpoint(dataset / "weights/net.pth").facts
-    assert facts.class_names == ("a1", "a2", "a10")
-    assert facts.preprocess.channels == 1
+    metadata = load_checkpoint(dataset / "weights/net.pth").metadata
+    assert metadata.class_names == ("a1", "a2", "a10")
+    assert metadata.preprocess.channels == 1
 
 
-def test_bad_pictures_stop_or_are_skipped_and_counted(
+def test_bad_images_stop_or_are_skipped_and_counted(
     make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = dataset / "images/train/04.png"
@@ -451,7 +451,7 @@ def test_bad_pictures_stop_or_are_skipped_and_counted(
     assert run_train(make_config(num_epochs=1)) == 2
     assert f"{dataset}/train.txt:5: {bad}: it is damaged" in capsys.readouterr().err
     assert run_train(make_config(num_epochs=1, bad_images="skip")) == 2
-    assert "4.76% of the pictures are bad, max_bad_share allows 1.00%:" in capsys.readouterr().err
+    assert "4.76% of the images are bad, max_bad_share allows 1.00%:" in capsys.readouterr().err
     assert run_train(make_config(num_epochs=1, bad_images="skip", max_bad_share=0.1)) == 0
     report = json.loads((dataset / "weights/report.json").read_text(encoding="utf-8"))
     assert report["num_train"] + len(report["skipped_images"]) == 21
@@ -501,7 +501,7 @@ def test_an_old_config_trains_unchanged(dataset: Path, monkeypatch: pytest.Monke
     }  # fmt: skip
     (dataset / "old.json").write_text(json.dumps(old))
     assert run_train(Path("old.json")) == 0
-    assert load_checkpoint("logs/model.pth").facts.class_names == ("circle", "方块", "stripes")
+    assert load_checkpoint("logs/model.pth").metadata.class_names == ("circle", "方块", "stripes")
 
 
 def test_an_overflow_leaves_sgd_as_it_was() -> None:

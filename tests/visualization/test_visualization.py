@@ -1,4 +1,4 @@
-"""Pictures are compared by their ink: two characters shown as the same box would have the same."""
+"""Images are compared by their ink: two characters shown as the same box would have the same."""
 
 import io
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def pillow_ink(character: str) -> np.ndarray:
 
 
 def matplotlib_ink(character: str) -> np.ndarray:
-    return raster.curves_picture({}, character, "", "")
+    return raster.curves_image({}, character, "", "")
 
 
 @pytest.mark.parametrize("ink", [pillow_ink, matplotlib_ink])
@@ -69,7 +69,7 @@ def test_system_font_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_fonts_leave_matplotlibs_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
-    raster.confusion_matrix_picture([[1, 2], [3, 4]], ["猫", "狗"])
+    raster.confusion_matrix_image([[1, 2], [3, 4]], ["猫", "狗"])
     assert dict(matplotlib.rcParams) == before
 
 
@@ -88,17 +88,17 @@ def test_confusion_matrix_of_any_size(num_classes: int) -> None:
     confusion = np.eye(num_classes, dtype=np.int64) * 9
     confusion[0, 1] = 1
     names = [ODD_NAMES[i % len(ODD_NAMES)] + str(i) for i in range(num_classes)]
-    picture = raster.confusion_matrix_picture(confusion, names)
-    assert picture.dtype == np.uint8
-    assert picture.shape[2] == 3
-    assert max(picture.shape) < 1500
+    image = raster.confusion_matrix_image(confusion, names)
+    assert image.dtype == np.uint8
+    assert image.shape[2] == 3
+    assert max(image.shape) < 1500
 
 
 def test_confusion_colours_are_shares_of_the_row() -> None:
     colours = raster.confusion_colours(np.array([[1, 3], [0, 0]]))
     assert colours[0, 0].tolist() == np.rint(255 + (np.array(raster.HIT) - 255) * 0.25).tolist()
     assert colours[0, 1].tolist() == np.rint(255 + (np.array(raster.MISS) - 255) * np.sqrt(0.75)).tolist()
-    assert (colours[1] == 255).all()  # a class without pictures stays white
+    assert (colours[1] == 255).all()  # a class without images stays white
 
 
 def test_image_grid_takes_any_size_and_frames_answers() -> None:
@@ -117,10 +117,10 @@ def test_small_images_grow_by_whole_pixels() -> None:
 
 
 @pytest.mark.parametrize("size", [(28, 28), (4, 300), (500, 375), (4000, 3000)])
-def test_annotated_keeps_the_picture_and_adds_a_strip(size: tuple[int, int]) -> None:
-    picture = Image.effect_noise(size, 50)
-    plain = raster.annotated(picture, [])
-    noted = raster.annotated(picture, ["金毛寻回犬 golden retriever 98.7 %", "labrador 1.1 %"])
+def test_annotated_keeps_the_image_and_adds_a_strip(size: tuple[int, int]) -> None:
+    image = Image.effect_noise(size, 50)
+    plain = raster.annotated(image, [])
+    noted = raster.annotated(image, ["金毛寻回犬 golden retriever 98.7 %", "labrador 1.1 %"])
     assert noted.mode == "RGB"
     assert noted.height > plain.height
     assert (np.asarray(noted)[: plain.height] == np.asarray(plain)).all()

@@ -46,7 +46,7 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         default=[],
         help="one more side of ours, with other keys; may be given several times",
     )
-    load = _kind(commands, "load", "an epoch of reading pictures, the first and the later ones", ("imagefolder",))
+    load = _kind(commands, "load", "an epoch of reading images, the first and the later ones", ("imagefolder",))
     _add_config(load, FLOWERS)
     load.add_argument(
         "--augment",
@@ -56,7 +56,7 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     load.add_argument("--workers", metavar="N", type=int, default=2, help="loader processes of both (default 2)")
     simsiam = _kind(commands, "simsiam", "steps of SimSiam", ("lightly",))
-    _add_config(simsiam, CIFAR, pictures=2048)
+    _add_config(simsiam, CIFAR, images=2048)
     simsiam.add_argument("--batch_size", metavar="N", type=int, default=256, help="default 256")
     simsiam.add_argument(
         "--stem",
@@ -107,14 +107,14 @@ def _kind(
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser, default: str, pictures: int = 0) -> None:
+def _add_config(parser: argparse.ArgumentParser, default: str, images: int = 0) -> None:
     parser.add_argument("--config", metavar="F", type=Path, default=Path(default), help=f"default {default}")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="replace a key of the config")
-    text = f"of the training set, evenly from its classes (default {pictures or 'all'})"
-    parser.add_argument("--pictures", metavar="N", type=int, default=pictures, help=text)
+    text = f"of the training set, evenly from its classes (default {images or 'all'})"
+    parser.add_argument("--pictures", metavar="N", type=int, default=images, help=text)
 
 
 def _add_batches(parser: argparse.ArgumentParser, batch: int) -> None:
-    parser.add_argument("--batch", metavar="N", type=int, default=batch, help=f"pictures at once (default {batch})")
+    parser.add_argument("--batch", metavar="N", type=int, default=batch, help=f"images at once (default {batch})")
     parser.add_argument("--seconds", metavar="S", type=float, default=2.0, help="of a round of batches (default 2)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the batches (default 0)")

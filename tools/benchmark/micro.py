@@ -15,8 +15,8 @@ from nets.pim_module import PIM
 from tools.benchmark.protocol import RATE, Round
 from trainers.tasks.pim import PimLossWeights, PimTask
 
-Answer = Callable[[np.ndarray], object]
-Contenders = dict[str, tuple[Answer, tuple[int, ...]]]  # with the shape of one picture; the first is the base
+Forward = Callable[[np.ndarray], object]
+Contenders = dict[str, tuple[Forward, tuple[int, ...]]]  # with the shape of one image; the first is the base
 BASE = "torch eager fp32"
 CUB_CLASSES = 200
 PROBE_BASE, PROBE_CLASSES, BATCH = "backbone run in each epoch", 10, 256
@@ -39,7 +39,7 @@ class PerSamplePim(PIM):
         return torch.stack(ranked), torch.stack(tokens), torch.stack(orders)
 
 
-def batch_round(answer: Answer, shape: tuple[int, ...], seconds: float, seed: int) -> Round:
+def batch_round(answer: Forward, shape: tuple[int, ...], seconds: float, seed: int) -> Round:
     """Have batches of random numbers (N, C, H, W) answered for so long, after two to warm up."""
     images = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     with warnings.catch_warnings():
@@ -100,11 +100,11 @@ def pim_contenders(model_type: str, size: int, batch: int) -> dict[str, Contende
         net = kind(model_type, CUB_CLASSES, 3, size, size)
         trained = kind(model_type, CUB_CLASSES, 3, size, size)
         sets["training step"][name] = _training_step(PimTask(trained, PimLossWeights()), labels), (3, size, size)
-        sets["inference"][name] = _torch_answer(net.eval(), half=False), (3, size, size)
+        sets["inference"][name] = _torch_forward(net.eval(), half=False), (3, size, size)
     return sets
 
 
-def _training_step(task: PimTask, labels: torch.Tensor) -> Answer:
+def _training_step(task: PimTask, labels: torch.Tensor) -> Forward:
     optimizer = torch.optim.SGD(task.parameters(), lr=1e-4, momentum=0.9, fused=True)
     generator = np.random.default_rng(0)
 
@@ -119,7 +119,7 @@ def _training_step(task: PimTask, labels: torch.Tensor) -> Answer:
 
 
 def inference_contenders(weights: Path, artefacts: Path) -> Contenders:
-    """Give by name what answers a batch, with the shape of one picture: the checkpoint in torch, and its exports.
+    """Give by name what answers a batch, with the shape of one image: the checkpoint in torch, and its exports.
 
     Raises ValueError.
     """
@@ -129,22 +129,27 @@ def inference_contenders(weights: Path, artefacts: Path) -> Contenders:
     from nets.support.pretrained import load_start_weights
 
     checkpoint = load_checkpoint(weights)
-    facts, prepared = checkpoint.facts, checkpoint.facts.preprocess
+    metadata, prepared = checkpoint.metadata, checkpoint.metadata.preprocess
     shape = (prepared.channels, prepared.height, prepared.width)
 
     def net() -> torch.nn.Module:
         made = build_net(
-            facts.net["module"], facts.net["name"], num_classes=facts.num_classes, num_channels=prepared.channels,
-            img_height=prepared.height, img_width=prepared.width, model_args=facts.net["args"],
-        )  # fmt: skip
+            metadata.net["module"],
+            metadata.net["name"],
+            num_classes=metadata.num_classes,
+            num_channels=prepared.channels,
+            img_height=prepared.height,
+            img_width=prepared.width,
+            model_args=metadata.net["args"],
+        )
         load_start_weights(made, checkpoint.deployed(), new_head=False)
         return made.eval()
 
     half_net = net().bfloat16().to(memory_format=torch.channels_last)
-    found: dict[str, Answer] = {
-        BASE: _torch_answer(net(), half=False),
-        "torch eager bf16 channels_last": _torch_answer(half_net, half=True),
-        "torch compiled bf16 channels_last": _torch_answer(torch.compile(half_net), half=True),
+    found: dict[str, Forward] = {
+        BASE: _torch_forward(net(), half=False),
+        "torch eager bf16 channels_last": _torch_forward(half_net, half=True),
+        "torch compiled bf16 channels_last": _torch_forward(torch.compile(half_net), half=True),
     }
     exported: list[tuple[str, str, dict[str, str]]] = [
         ("TorchScript", "model.pt", {}),
@@ -159,12 +164,12 @@ def inference_contenders(weights: Path, artefacts: Path) -> Contenders:
     for name, file, options in exported:
         if (artefacts / file).is_file():
             found[name], own = load_backend(artefacts / file, device="cpu", **options)  # type: ignore[arg-type]
-            if own.weights_sha256 != facts.weights_sha256 or own.input != "float32 NCHW":
+            if own.weights_sha256 != metadata.weights_sha256 or own.input != "float32 NCHW":
                 raise BenchmarkError(f"{artefacts / file}: it is not the export of {weights} with float32 input")
     return {name: (answer, shape) for name, answer in found.items()}
 
 
-def _torch_answer(net: Callable[[torch.Tensor], torch.Tensor], *, half: bool) -> Answer:
+def _torch_forward(net: Callable[[torch.Tensor], torch.Tensor], *, half: bool) -> Forward:
     def answer(images: np.ndarray) -> object:
         with torch.inference_mode():
             batch = torch.from_numpy(images)

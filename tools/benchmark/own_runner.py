@@ -31,7 +31,7 @@ def train(turns: Turns, config: Config) -> None:
     """Train; a round is an epoch, its rate the trainer's own images a second, without saving."""
     before = (0, 0.0)
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         nonlocal before
         if not text.startswith("epoch "):
             return
@@ -41,14 +41,14 @@ def train(turns: Turns, config: Config) -> None:
         if not turns.wait():
             raise _OverError
 
-    trainer = make_trainer(config, say)
+    trainer = make_trainer(config, log)
     turns.ready("torch")
     if turns.wait():
         with contextlib.suppress(_OverError):
             trainer.fit()
 
 
-def make_trainer(config: Config, say: Callable[[str], None]) -> Trainer:
+def make_trainer(config: Config, log: Callable[[str], None]) -> Trainer:
     """Put together what train.py puts together, on one process. Raises ValueError."""
     from trainers.builder import build_start_net, build_trainer
     from trainers.runner import read_data
@@ -56,53 +56,53 @@ def make_trainer(config: Config, say: Callable[[str], None]) -> Trainer:
     from trainers.runtime.distributed import World
 
     device, _ = choose_device(config.gpu_ids())
-    train, val, _ = read_data(config, World(), _say_nothing)
-    return build_trainer(config, build_start_net(config, _say_nothing), train, val, device=device, say=say)
+    train, val, _ = read_data(config, World(), _log_nothing)
+    return build_trainer(config, build_start_net(config, _log_nothing), train, val, device=device, log=log)
 
 
-def load(turns: Turns, config: Config, *, is_first: bool) -> None:
-    """Read the training pictures, ready for the net; a round is an epoch, `is_first`: one with all before it anew."""
-    pictures = EpochOfPictures(config)
+def load(turns: Turns, config: Config, *, is_main: bool) -> None:
+    """Read the training images, ready for the net; a round is an epoch, `is_first`: one with all before it anew."""
+    images = EpochOfImages(config)
 
     def play() -> Round:
-        nonlocal pictures
+        nonlocal images
         started = time.perf_counter()
-        if is_first:
-            pictures = EpochOfPictures(config)
-        count = pictures.read()
+        if is_main:
+            images = EpochOfImages(config)
+        count = images.read()
         return {RATE: count / (time.perf_counter() - started)}
 
     turns.play(play, "torch")
 
 
-class EpochOfPictures:
+class EpochOfImages:
     """The training batches of a config, augmented and normalised, float32 (N, C, H, W)."""
 
     def __init__(self, config: Config) -> None:
         import torch
 
-        from artifacts.metadata import facts_of
+        from artifacts.metadata import build_metadata
         from common.malloc import keep_freed_memory
         from data_loader.augment import mirrored_half
         from data_loader.loaders import EpochBatches, training_loader
-        from trainers.builder import batch_views, training_pictures
+        from trainers.builder import batch_views, training_images
         from trainers.runner import read_data
         from trainers.runtime.device import choose_device
         from trainers.runtime.distributed import World
 
         keep_freed_memory()
-        samples, _, _ = read_data(config, World(), _say_nothing)
+        samples, _, _ = read_data(config, World(), _log_nothing)
         self.config, self.samples, self.epoch = config, samples, 0
-        self.preprocess = facts_of(config, samples.class_names).preprocess
+        self.preprocess = build_metadata(config, samples.class_names).preprocess
         self.views = batch_views(config, self.preprocess, 1)
         self.batches = EpochBatches()
         self.mirrored_half = torch.from_numpy(mirrored_half(config.seed, len(samples.samples)))
-        data = training_pictures(config, samples, self.preprocess, 1)
+        data = training_images(config, samples, self.preprocess, 1)
         self.device, _ = choose_device(config.gpu_ids())
         self.loader = training_loader(data, self.batches, config.dataloader_workers, device=self.device)
 
     def read(self) -> int:
-        """Read an epoch; give the number of pictures."""
+        """Read an epoch; give the number of images."""
         import numpy as np
 
         from data_loader.loaders import checked, epoch_order, plan_epoch
@@ -125,7 +125,7 @@ class EpochOfPictures:
 
 
 def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: int, precision: str) -> None:
-    """Answer for all pictures of a folder and write a CSV, as inference.py does; a round is the folder."""
+    """Answer for all images of a folder and write a CSV, as inference.py does; a round is the folder."""
     from data_loader.samples import iter_images
     from deploy.backends.loading import load_backend
     from deploy.inference.predictor import Predictor
@@ -169,10 +169,10 @@ def main() -> None:
         if args.what == "train":
             train(turns, config)
         else:
-            load(turns, config, is_first=args.what == "first_load")
+            load(turns, config, is_main=args.what == "first_load")
 
 
-def _say_nothing(text: str) -> None:
+def _log_nothing(text: str) -> None:
     """Stay silent."""
 
 

@@ -52,8 +52,8 @@ def peer_python(folder: Path) -> str:
     """Give the Python of the peers' environment. Raises BenchmarkError."""
     python = _python_in(folder)
     if not python.exists():
-        mend = f"make it with python -m tools.benchmark --make_peers {folder}"
-        raise BenchmarkError(f"{folder}: the peers' environment is not there; {mend}")
+        hint = f"make it with python -m tools.benchmark --make_peers {folder}"
+        raise BenchmarkError(f"{folder}: the peers' environment is not there; {hint}")
     return str(python)
 
 

@@ -29,7 +29,7 @@ TIMM_BEST = "timm, bf16"  # --amp --amp-dtype bfloat16 --channels-last
 
 def train(args: argparse.Namespace) -> list[Measured]:
     """Train an epoch a round: ours as its config says, timm with its default flags and with its best."""
-    with _pictures_of(args) as place:
+    with _images_of(args) as place:
         configs = {"train.py": _config(args, place)}
         for variant in args.variant:
             name, _, keys = variant.partition(":")
@@ -54,12 +54,12 @@ def train(args: argparse.Namespace) -> list[Measured]:
 def load(args: argparse.Namespace) -> list[Measured]:
     """Read an epoch a round: the later ones, and the first with all that comes before it."""
     plain = f"ImageFolder + DataLoader, {args.workers} workers"
-    with _pictures_of(args) as place:
+    with _images_of(args) as place:
         config = _config(args, place)
         changes: dict[str, dict[str, Any]] = {"crop": CROPS, "config": {}, "none": {"data_aug": False}}
         config = _changed(config, {**changes[args.augment], "dataloader_workers": args.workers, "data_cache": "none"})
         few = Path(place, "few")  # to validate on: what is not measured
-        chosen_pictures(Path(config.train_data_root_dir), config.num_classes, few)
+        chosen_images(Path(config.train_data_root_dir), config.num_classes, few)
         config = _changed(config, {"val_data_root_dir": str(few)})
         on_cpu = _changed(config, {"augment_on": "cpu"})
         cached = _changed(config, {"augment_on": "device", "data_cache": "ram"})
@@ -76,8 +76,8 @@ def load(args: argparse.Namespace) -> list[Measured]:
 
 
 def simsiam(args: argparse.Namespace) -> list[Measured]:
-    """Train an epoch of some pictures a round, with the same net and augmentation as lightly's loop."""
-    with _pictures_of(args) as place:
+    """Train an epoch of some images a round, with the same net and augmentation as lightly's loop."""
+    with _images_of(args) as place:
         config = _config(args, place)
         sizes = {"projector_size": 2048, "predictor_size": 512, **config.net_args(), "projector_layers": 3}
         net = {"model_args": {**sizes, "stem": args.stem}, "model_type": "resnet18", "batch_size": args.batch_size}
@@ -115,7 +115,7 @@ def pim(args: argparse.Namespace) -> list[Measured]:
 
 
 def serve(args: argparse.Namespace) -> list[Measured]:
-    """Load the service, the same one picture by picture, and litserve's."""
+    """Load the service, the same one image by image, and litserve's."""
     from tools.benchmark.serve_runner import ServiceSide
 
     weights = str(args.weights.resolve())
@@ -152,7 +152,7 @@ def probe(args: argparse.Namespace) -> list[Measured]:
 
     plays = probe_contenders(args.model_type, args.size, args.pictures)
     starters: list[Starter] = [partial(CallSide, name, play) for name, play in plays.items()]
-    return [_measured(f"{args.pictures} pictures, {args.size} px", "probes/h", starters, [PROBE_BASE], args.rounds)]
+    return [_measured(f"{args.images} images, {args.size} px", "probes/h", starters, [PROBE_BASE], args.rounds)]
 
 
 KINDS: Mapping[str, Callable[[argparse.Namespace], list[Measured]]] = {
@@ -160,8 +160,8 @@ KINDS: Mapping[str, Callable[[argparse.Namespace], list[Measured]]] = {
 }
 
 
-def chosen_pictures(root: Path, count: int, place: Path) -> None:
-    """Link `count` pictures of class folders into class folders at `place`, the first of each class by name."""
+def chosen_images(root: Path, count: int, place: Path) -> None:
+    """Link `count` images of class folders into class folders at `place`, the first of each class by name."""
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
     if not folders:
         raise BenchmarkError(f"{root}: no class folders in it; the peers read nothing else")
@@ -174,14 +174,14 @@ def chosen_pictures(root: Path, count: int, place: Path) -> None:
 
 
 @contextmanager
-def _pictures_of(args: argparse.Namespace) -> Iterator[str]:
-    """Give a folder that is gone in the end, with the chosen training pictures where not all are wanted."""
+def _images_of(args: argparse.Namespace) -> Iterator[str]:
+    """Give a folder that is gone in the end, with the chosen training images where not all are wanted."""
     config = process_config(args.config, args.set)
     if config.train_data_file:
         raise BenchmarkError(f"{args.config}: train_data_file is set; the peers read class folders")
     with tempfile.TemporaryDirectory() as place:
         if args.pictures:
-            chosen_pictures(Path(config.train_data_root_dir), args.pictures, Path(place, "train"))
+            chosen_images(Path(config.train_data_root_dir), args.pictures, Path(place, "train"))
         yield place
 
 

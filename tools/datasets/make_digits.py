@@ -5,7 +5,7 @@
 The data are the 1,797 scans of the UCI optical digits (Alpaydin, Kaynak 1998), 8x8 pixels with 17 grey levels
 0..16. Each is stretched to 0..255 and enlarged to 32x32 with Pillow's bicubic filter: that adds no detail, it only
 lets people see the digit. Written are OUTPUT/digits/<digit>/<index>.png, OUTPUT/trainset.txt and
-OUTPUT/valset.txt (80/20 of each digit), OUTPUT/classes.txt, and OUTPUT/images with 20 pictures of the validation
+OUTPUT/valset.txt (80/20 of each digit), OUTPUT/classes.txt, and OUTPUT/images with 20 images of the validation
 split. A second run writes only what is missing or differs.
 """
 
@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.make_digits", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", default="data_example", metavar="DIR", help="folder (default data_example)")
     output = Path(parser.parse_args(argv).output)
-    pictures = draw_digits()
-    entries = [(f"{digit}/{index:04d}.png", digit) for digit, index in pictures]
+    images = draw_digits()
+    entries = [(f"{digit}/{index:04d}.png", digit) for digit, index in images]
     splits = split_images(entries, SHARES, SEED, stratify=True)
-    files = {f"digits/{path}": data for (path, _), data in zip(entries, pictures.values(), strict=True)}
+    files = {f"digits/{path}": data for (path, _), data in zip(entries, images.values(), strict=True)}
     files |= {f"images/{name}": files[f"digits/{path}"] for name, path in _choose_samples(splits["val"]).items()}
     files["trainset.txt"] = list_text(splits["train"], SEPARATOR).encode()
     files["valset.txt"] = list_text(splits["val"], SEPARATOR).encode()
@@ -61,14 +61,14 @@ def draw_digits() -> dict[tuple[int, int], bytes]:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    pictures: dict[tuple[int, int], bytes] = {}
+    images: dict[tuple[int, int], bytes] = {}
     for index, (scan, digit) in enumerate(zip(data.images, data.target, strict=True)):
         grey = np.round(scan * (255 / GREATEST_GREY)).astype(np.uint8)  # (8, 8), 0..255
-        picture = Image.fromarray(grey).resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC)
+        image = Image.fromarray(grey).resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
-        pictures[int(digit), index] = buffer.getvalue()
-    return dict(sorted(pictures.items()))
+        image.save(buffer, format="PNG")
+        images[int(digit), index] = buffer.getvalue()
+    return dict(sorted(images.items()))
 
 
 def _choose_samples(entries: Sequence[Entry]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Look at a training's data and try a step of it, before hours are spent: `python -m tools.doctor --config F`.
 
-Reads the config and every picture: unreadable and odd ones, duplicates and look-alikes, pictures that stand in training
+Reads the config and every image: unreadable and odd ones, duplicates and look-alikes, images that stand in training
 and validation, contradictory labels, class counts, sizes, mean and std; then trains a few steps for memory and time.
-Writes doctor.json and doctor.html, which shows the pictures. The exit code is 1 where something would spoil the
+Writes doctor.json and doctor.html, which shows the images. The exit code is 1 where something would spoil the
 training, 2 for a mistake, else 0.
 """
 
@@ -58,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
         report["fix"] = write_lists(study, args.fix, dropped)
     page = write_report(report, study, output)
     print(terminal_text(report))
-    print(f"\nwith pictures {page}\neverything    {page.with_name('doctor.json')}")
+    print(f"\nwith images {page}\neverything    {page.with_name('doctor.json')}")
     return int(report["exit_code"])
 
 
 def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """Read the lists and the pictures, and try a step; give the study and the report. Raises ListError, ScanError."""
+    """Read the lists and the images, and try a step; give the study and the report. Raises ListError, ScanError."""
     from tools.doctor.checks import LEVELS, PROBLEM, Study, check
     from tools.doctor.report import report_of
     from tools.doctor.scan import scan
@@ -76,7 +76,7 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     findings = check(study)
     step: dict[str, Any] = {}
     if not args.skip_step:
-        bad_train, bad_val = study.parted(study.pictures.errors)
+        bad_train, bad_val = study.parted(study.images.errors)
         bad = set(bad_train), {study.index(row) for row in bad_val}
         step = try_steps(config, train, val, *bad, compiles_too=args.try_compile)
         findings += [*judge_step(step), *judge_compiling(config, step)]
@@ -98,17 +98,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--config", metavar="F", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the config; repeatable")
     add("--output", metavar="DIR", type=Path, help="where doctor.json and doctor.html go (default: save_path)")
-    cleaned = (
-        "write lists there without unreadable, repeated and contradictory pictures, and training's of validation's"
-    )
+    cleaned = "write lists there without unreadable, repeated and contradictory images, and training's of validation's"
     add("--fix", metavar="DIR", type=Path, help=cleaned)
-    add(
-        "--drop_look_alikes", action="store_true", help="with --fix: drop training pictures that look like validation's"
-    )
+    add("--drop_look_alikes", action="store_true", help="with --fix: drop training images that look like validation's")
     add("--skip_step", action="store_true", help="do not build the net and train a few steps")
     add("--try_compile", action="store_true", help='also train steps with "compile", and say whether it pays back')
     workers = min(MOST_WORKERS, os.cpu_count() or 1)
-    add("--workers", metavar="N", type=int, default=workers, help="processes that read pictures (default: the cores)")
+    add("--workers", metavar="N", type=int, default=workers, help="processes that read images (default: the cores)")
     return parser
 
 

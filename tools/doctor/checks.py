@@ -1,4 +1,4 @@
-"""What the pictures and labels of a training are judged by: findings, each a sentence with the pictures it is about."""
+"""What the images and labels of a training are judged by: findings, each a sentence with the images it is about."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from configs.schema import Config
 from data_loader.preprocess import Preprocess
 from data_loader.samples import NO_LABEL, Sample, SampleList
 from tools.doctor.near_duplicates import alike_groups, same_groups
-from tools.doctor.scan import ODDITIES, Pictures, enlargement
+from tools.doctor.scan import ODDITIES, ScannedImages, enlargement
 
 PROBLEM, WARNING, NOTE = "problem", "warning", "note"  # spoils the training; may; is good to know
 LEVELS = (PROBLEM, WARNING, NOTE)
 IMBALANCED = 10.0  # largest class to smallest, from which weights are advised
-MISSHAPEN = 2.0  # of a picture's sides to the input's, from which `resize` changes much
-MANY = 0.1  # share of the pictures from which an oddity is a warning
+MISSHAPEN = 2.0  # of an image's sides to the input's, from which `resize` changes much
+MANY = 0.1  # share of the images from which an oddity is a warning
 WARNED_OF = ("one colour", "very long", "much smaller than the input")
 _RESIZED = {
     "squash": "stretched by more than {0:g} times: {2}; resize crop or letterbox keeps their shape",
@@ -31,7 +31,7 @@ _RESIZED = {
 
 @dataclass
 class Finding:
-    """One thing found. `groups` holds the rows of the pictures it is about, those that belong together in one."""
+    """One thing found. `groups` holds the rows of the images it is about, those that belong together in one."""
 
     level: str
     kind: str
@@ -42,25 +42,27 @@ class Finding:
 
 @dataclass(frozen=True)
 class Study:
-    """The lists of a training and what was seen of their pictures; a row counts through both, training first."""
+    """The lists of a training and what was seen of their images; a row counts through both, training first."""
 
     config: Config
     train: SampleList
     val: SampleList
     preprocess: Preprocess
-    pictures: Pictures
+    images: ScannedImages
     same: list[list[int]]
     alike: list[list[int]]
 
     @classmethod
-    def of(cls, config: Config, train: SampleList, val: SampleList, preprocess: Preprocess, found: Pictures) -> Study:
-        """Compare the pictures."""
+    def of(
+        cls, config: Config, train: SampleList, val: SampleList, preprocess: Preprocess, found: ScannedImages
+    ) -> Study:
+        """Compare the images."""
         same = same_groups(found)
         return cls(config, train, val, preprocess, found, same, alike_groups(found, same))
 
     @property
     def leaks_matter(self) -> bool:
-        """Whether a picture in both lists flatters the accuracy; without labels nothing is learnt that could."""
+        """Whether an image in both lists flatters the accuracy; without labels nothing is learnt that could."""
         return not self.config.learns_without_labels() or self.train.is_labelled
 
     def is_train(self, row: int) -> bool:
@@ -109,7 +111,7 @@ class Study:
 
 
 def check(study: Study) -> list[Finding]:
-    """Give all findings about pictures and labels, the worst first."""
+    """Give all findings about images and labels, the worst first."""
     findings = [
         *_unreadable(study),
         *_twins(study),
@@ -122,8 +124,8 @@ def check(study: Study) -> list[Finding]:
 
 
 def sizes_of(study: Study) -> dict[str, Any]:
-    """Sum up widths, heights, their ratios and the enlargement to the input, over all pictures that can be read."""
-    sizes = study.pictures.sizes[study.pictures.readable()]
+    """Sum up widths, heights, their ratios and the enlargement to the input, over all images that can be read."""
+    sizes = study.images.sizes[study.images.readable()]
     if not len(sizes):
         return {}
     enlarged = enlargement(sizes, study.preprocess)
@@ -142,7 +144,7 @@ def counted(number: int, noun: str = "picture") -> str:
 
 
 def _unreadable(study: Study) -> Iterator[Finding]:
-    errors = study.pictures.errors
+    errors = study.images.errors
     for name, rows in zip(("training", "validation"), study.parted(sorted(errors)), strict=True):
         if not rows:
             continue
@@ -187,8 +189,8 @@ def _lookalikes(study: Study) -> Iterator[Finding]:
     across = [group for group in study.alike if all(study.parted(group))]
     if across:
         count = sum(len(study.parted(group)[1]) for group in across)
-        of = counted(len(study.val.samples), "validation picture")
-        text = f"look-alikes of training pictures: {count:,} of {of}; see whether they are the same"
+        of = counted(len(study.val.samples), "validation image")
+        text = f"look-alikes of training images: {count:,} of {of}; see whether they are the same"
         yield Finding(WARNING if study.leaks_matter else NOTE, "look-alikes across the lists", text, across)
     torn = [group for group in study.alike if len(study.labels(group)) > 1]
     if torn:
@@ -203,7 +205,7 @@ def _lookalikes(study: Study) -> Iterator[Finding]:
 
 
 def _are_copies(study: Study, rows: list[int]) -> bool:
-    return len(np.unique(study.pictures.digests[rows], axis=0)) == 1
+    return len(np.unique(study.images.digests[rows], axis=0)) == 1
 
 
 def _classes(study: Study) -> Iterator[Finding]:
@@ -221,43 +223,41 @@ def _classes(study: Study) -> Iterator[Finding]:
         yield from _counts(study)
     empty = [name for name, count in zip(names, study.val.class_counts(), strict=True) if not count]
     if empty:
-        yield Finding(WARNING, "classes without validation", f"no validation picture of {_listed(empty)}: unmeasured")
+        yield Finding(WARNING, "classes without validation", f"no validation image of {_listed(empty)}: unmeasured")
 
 
 def _counts(study: Study) -> Iterator[Finding]:
     counts = study.train.class_counts()
     missing = [name for name, count in zip(study.train.class_names, counts, strict=True) if not count]
     if missing:
-        yield Finding(PROBLEM, "missing classes", f"no training picture of {_listed(missing)}: it cannot be learnt")
+        yield Finding(PROBLEM, "missing classes", f"no training image of {_listed(missing)}: it cannot be learnt")
     present = [count for count in counts if count]
     ratio = max(present) / min(present) if present else 1.0
     if ratio >= IMBALANCED and not (study.config.class_weights or study.config.balanced_sampling):
-        text = (
-            f"the largest class has {ratio:.0f} times the pictures of the smallest: class_weights or balanced_sampling"
-        )
+        text = f"the largest class has {ratio:.0f} times the images of the smallest: class_weights or balanced_sampling"
         yield Finding(WARNING, "imbalance", text)
 
 
 def _odd(study: Study) -> Iterator[Finding]:
-    total = len(study.pictures.odd)
+    total = len(study.images.odd)
     for oddity, consequence in ODDITIES.items():
-        rows = study.pictures.has(oddity).tolist()
+        rows = study.images.has(oddity).tolist()
         if rows:
             level = WARNING if oddity in WARNED_OF and len(rows) >= MANY * total else NOTE
             yield Finding(level, oddity, f"{counted(len(rows))}: {oddity} ({consequence})", [[row] for row in rows])
 
 
 def _shapes(study: Study) -> Iterator[Finding]:
-    readable = np.flatnonzero(study.pictures.readable())
-    rows = readable[_misshape(study.pictures.sizes[readable], study.preprocess) > MISSHAPEN].tolist()
+    readable = np.flatnonzero(study.images.readable())
+    rows = readable[_misshape(study.images.sizes[readable], study.preprocess) > MISSHAPEN].tolist()
     if rows:
-        level = WARNING if len(rows) >= 2 * MANY * len(study.pictures.odd) else NOTE
+        level = WARNING if len(rows) >= 2 * MANY * len(study.images.odd) else NOTE
         limits = MISSHAPEN, 1 - 1 / MISSHAPEN, counted(len(rows))
         yield Finding(level, "shape", _RESIZED[study.preprocess.resize].format(*limits), [[row] for row in rows])
 
 
 def _misshape(sizes: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Give how many times longer than the input each picture (M, 2) is in one direction, (M,), 1 and above."""
+    """Give how many times longer than the input each image (M, 2) is in one direction, (M,), 1 and above."""
     ratio = sizes[:, 0] / np.maximum(sizes[:, 1], 1) / (preprocess.width / preprocess.height)
     return np.asarray(np.maximum(ratio, 1 / np.maximum(ratio, 1e-9)))
 

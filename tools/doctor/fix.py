@@ -30,12 +30,12 @@ def check_target(folder: Path) -> None:
 
 
 def dropped_rows(study: Study, *, look_alikes: bool = False) -> dict[int, str]:
-    """Give the rows to leave out and why; with `look_alikes` training pictures that look like a validation one too.
+    """Give the rows to leave out and why; with `look_alikes` training images that look like a validation one too.
 
-    Of a training picture that stands there several times the first stays. Where its labels contradict each other all
+    Of a training image that stands there several times the first stays. Where its labels contradict each other all
     go, as nobody knows which is right; where validation has it, training gives it up.
     """
-    dropped = dict.fromkeys(study.pictures.errors, "cannot be read")
+    dropped = dict.fromkeys(study.images.errors, "cannot be read")
     for group in study.same:
         train, val = study.parted(group)
         if len(study.labels(group)) > 1:
@@ -49,7 +49,7 @@ def dropped_rows(study: Study, *, look_alikes: bool = False) -> dict[int, str]:
     for group in study.alike if look_alikes and study.leaks_matter else []:
         train, val = study.parted(group)
         if val:
-            dropped |= {row: "looks like a validation picture" for row in train if row not in dropped}
+            dropped |= {row: "looks like a validation image" for row in train if row not in dropped}
     for row in range(len(study.train.samples) + len(study.val.samples)):
         if row not in dropped and not _can_be_listed(study.sample(row).path, study.config.file_label_separator):
             dropped[row] = "its name cannot stand in a list"
@@ -64,7 +64,7 @@ def write_lists(study: Study, folder: Path, dropped: dict[int, str]) -> dict[str
         "val.txt": [sample for row, sample in enumerate(study.val.samples, first_val) if row not in dropped],
     }
     if len(kept["train.txt"]) < 2 or not kept["val.txt"]:
-        counts = f"{len(kept['train.txt'])} training and {len(kept['val.txt'])} validation pictures"
+        counts = f"{len(kept['train.txt'])} training and {len(kept['val.txt'])} validation images"
         raise FixError(f"--fix would leave {counts}; the lists were not written")
     write_file(folder / "classes.txt", "".join(f"{name}\n" for name in study.train.class_names).encode())
     for name, samples in (("train.txt", study.train), ("val.txt", study.val)):

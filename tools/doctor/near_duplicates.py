@@ -1,4 +1,4 @@
-"""Finds pictures that are the same, and pictures that look the same, without comparing each with every other."""
+"""Finds images that are the same, and images that look the same, without comparing each with every other."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import itertools
 
 import numpy as np
 
-from tools.doctor.scan import Pictures
+from tools.doctor.scan import ScannedImages
 
-MAX_BITS = 5  # of 64 that the hashes of pictures that look the same may differ in
+MAX_BITS = 5  # of 64 that the hashes of images that look the same may differ in
 MIN_CORRELATION = 0.985  # of their small copies; docs/doctor.md says what these two find and what they miss
-WINDOW = 16  # pictures after it that one is compared with, in an order that puts like beside like
+WINDOW = 16  # images after it that one is compared with, in an order that puts like beside like
 LEAST_VARIANCE = 16.0  # below it a small copy is nearly of one colour, and like all others that are
 _BLOCK = 20_000  # pairs that are compared at a time
 
 
-def same_groups(pictures: Pictures) -> list[list[int]]:
-    """Give the rows of each picture that stands there several times, pixel for pixel, in the order of the rows."""
-    rows = np.flatnonzero(pictures.readable())
-    _, inverse, counts = np.unique(pictures.digests[rows], axis=0, return_inverse=True, return_counts=True)
+def same_groups(images: ScannedImages) -> list[list[int]]:
+    """Give the rows of each image that stands there several times, pixel for pixel, in the order of the rows."""
+    rows = np.flatnonzero(images.readable())
+    _, inverse, counts = np.unique(images.digests[rows], axis=0, return_inverse=True, return_counts=True)
     inverse = inverse.reshape(-1)
     rows = rows[counts[inverse] > 1]
     groups: dict[int, list[int]] = {}
@@ -27,11 +27,11 @@ def same_groups(pictures: Pictures) -> list[list[int]]:
     return sorted(groups.values())
 
 
-def alike_groups(pictures: Pictures, same: list[list[int]]) -> list[list[int]]:
-    """Give the rows of pictures that look the same but are not, chained: each looks like another one of its group."""
+def alike_groups(images: ScannedImages, same: list[list[int]]) -> list[list[int]]:
+    """Give the rows of images that look the same but are not, chained: each looks like another one of its group."""
     copies = {row: group for group in same for row in group}
     doubled = {row for group in same for row in group[1:]}
-    rows = np.array([row for row in np.flatnonzero(pictures.readable()).tolist() if row not in doubled], np.int64)
+    rows = np.array([row for row in np.flatnonzero(images.readable()).tolist() if row not in doubled], np.int64)
     leader = {row: row for row in rows.tolist()}
 
     def find(row: int) -> int:
@@ -41,7 +41,7 @@ def alike_groups(pictures: Pictures, same: list[list[int]]) -> list[list[int]]:
         return row
 
     groups: dict[int, list[int]] = {}
-    for first, second in alike_pairs(pictures.hashes, pictures.small, rows).tolist():
+    for first, second in alike_pairs(images.hashes, images.small, rows).tolist():
         first, second = sorted((find(first), find(second)))
         leader[second] = first
     for row in rows.tolist():
@@ -74,8 +74,8 @@ def alike_pairs(hashes: np.ndarray, small: np.ndarray, rows: np.ndarray) -> np.n
             pairs = np.stack([order[beside], order[beside + shift]], axis=1)  # (P, 2), places in `rows`
             differ = hashes[rows[pairs[:, 0]]] ^ hashes[rows[pairs[:, 1]]]
             earlier = [block for number, block in enumerate(blocks[:j]) if number != i]
-            is_first = np.all([differ & block != 0 for block in earlier], axis=0) if earlier else True
-            pairs = pairs[(np.bitwise_count(differ) <= MAX_BITS) & is_first]
+            is_main = np.all([differ & block != 0 for block in earlier], axis=0) if earlier else True
+            pairs = pairs[(np.bitwise_count(differ) <= MAX_BITS) & is_main]
             for start in range(0, len(pairs), _BLOCK):
                 part = pairs[start : start + _BLOCK]
                 found.append(rows[part[_agree(small, rows, moments, part)]])

@@ -1,4 +1,4 @@
-"""What the doctor says: doctor.json, doctor.html with the pictures, and lines for a terminal of 80 columns."""
+"""What the doctor says: doctor.json, doctor.html with the images, and lines for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from common.console import elide, printable, text_columns
 from common.formatting import size_text
 from common.json_values import plain
-from data_loader.preprocess import PictureError, as_array
+from data_loader.preprocess import ImageError, as_array
 from tools.doctor.checks import LEVELS, Finding, Study, sizes_of
 from visualization import fonts, raster
 
 COLUMNS = 79  # some terminals wrap a full line
-GROUPS_TOLD, GROUPS_SHOWN, OF_GROUP = 3, 24, 4  # on the terminal, on the page, of the pictures of one group
+GROUPS_TOLD, GROUPS_SHOWN, OF_GROUP = 3, 24, 4  # on the terminal, on the page, of the images of one group
 CLASSES_TOLD = 12
 WEIGHTS_TOLD = 24  # more of them are not written out
 THUMBNAIL_PX = 168
@@ -30,7 +30,7 @@ def report_of(
     study: Study, config: str, findings: Sequence[Finding], step: dict[str, Any], disk: dict[str, Any]
 ) -> dict[str, Any]:
     """Gather what doctor.json holds, as plain values."""
-    mean, std = study.pictures.mean_and_std()
+    mean, std = study.images.mean_and_std()
     paste: dict[str, Any] = {"mean": [round(value, 4) for value in mean], "std": [round(value, 4) for value in std]}
     weights: list[float] = []
     if not study.config.learns_without_labels():
@@ -57,7 +57,7 @@ def report_of(
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:
-    """Give each class N / (K * its count), over the K classes that have pictures, as class_weights "balanced" does."""
+    """Give each class N / (K * its count), over the K classes that have images, as class_weights "balanced" does."""
     present = [count for count in counts if count]
     return [round(sum(present) / (len(present) * count), 4) if count else 0.0 for count in counts]
 
@@ -131,9 +131,9 @@ def duration(seconds: float) -> str:
 
 
 def _told(study: Study, finding: Finding) -> dict[str, Any]:
-    """Give a finding with its pictures' paths, classes and places."""
+    """Give a finding with its images' paths, classes and places."""
 
-    def picture(row: int) -> dict[str, Any]:
+    def image(row: int) -> dict[str, Any]:
         return {
             "path": study.sample(row).path,
             "file": study.file(row),
@@ -144,7 +144,7 @@ def _told(study: Study, finding: Finding) -> dict[str, Any]:
             "reason": finding.reasons.get(row, ""),
         }
 
-    groups = [[picture(row) for row in group] for group in finding.groups]
+    groups = [[image(row) for row in group] for group in finding.groups]
     return {"level": finding.level, "kind": finding.kind, "text": finding.text, "groups": groups}
 
 
@@ -166,7 +166,7 @@ def _data_lines(report: dict[str, Any]) -> Iterator[str]:
         low, middle, high = (format(values[name], digits) for name in ("smallest", "median", "largest"))
         yield _row(key.replace("_", " "), f"{low} to {high}, median {middle}")
     if sizes:
-        yield _row("smaller", f"{sizes['enlarged_share']:.1%} of the pictures are enlarged to the input")
+        yield _row("smaller", f"{sizes['enlarged_share']:.1%} of the images are enlarged to the input")
 
 
 def _class_lines(classes: list[dict[str, Any]]) -> Iterator[str]:
@@ -205,7 +205,7 @@ def _step_lines(step: dict[str, Any], disk: dict[str, Any]) -> Iterator[str]:
 
 
 def _finding_lines(finding: dict[str, Any]) -> Iterator[str]:
-    """Write a finding and its first pictures."""
+    """Write a finding and its first images."""
     mark = finding["level"].upper() if finding["level"] == LEVELS[0] else finding["level"]
     yield from textwrap.wrap(
         printable(f"{mark:<9}{finding['text']}"), COLUMNS, subsequent_indent=" " * 9, break_on_hyphens=False
@@ -219,24 +219,24 @@ def _finding_lines(finding: dict[str, Any]) -> Iterator[str]:
 
 
 def _group_lines(group: list[dict[str, Any]], sign_of_another: str) -> Iterator[str]:
-    for number, picture in enumerate(group[:OF_GROUP]):
-        names = [picture["split"], picture["class"]] if len(group) > 1 else [picture["class"]]
-        tail = "" if picture["reason"] else f" [{', '.join(name for name in names if name)}]"
+    for number, image in enumerate(group[:OF_GROUP]):
+        names = [image["split"], image["class"]] if len(group) > 1 else [image["class"]]
+        tail = "" if image["reason"] else f" [{', '.join(name for name in names if name)}]"
         tail = elide(printable(tail), 36)
         sign = sign_of_another if number else " "
-        yield f"{'':<9}{sign} {elide(printable(picture['file']), COLUMNS - 11 - text_columns(tail))}{tail}"
-        if picture["reason"]:
-            yield from textwrap.wrap(picture["reason"], COLUMNS, initial_indent=" " * 13, subsequent_indent=" " * 13)
+        yield f"{'':<9}{sign} {elide(printable(image['file']), COLUMNS - 11 - text_columns(tail))}{tail}"
+        if image["reason"]:
+            yield from textwrap.wrap(image["reason"], COLUMNS, initial_indent=" " * 13, subsequent_indent=" " * 13)
     if len(group) > OF_GROUP:
         yield f"{'':<9}{sign_of_another} {len(group) - OF_GROUP:,} more"
 
 
 def _fix_lines(fix: dict[str, Any]) -> Iterator[str]:
-    yield f"cleaned lists: {fix['training']:,} training and {fix['validation']:,} validation pictures"
+    yield f"cleaned lists: {fix['training']:,} training and {fix['validation']:,} validation images"
     for reason, count in fix["dropped"].items():
         yield f"  {count:>7,} left out: {reason}"
     for name in fix["classes_gone"]:
-        yield f"  PROBLEM class {printable(name)} has lost all its training pictures"
+        yield f"  PROBLEM class {printable(name)} has lost all its training images"
     for key, value in fix["config"].items():
         yield f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)},"
 
@@ -251,8 +251,8 @@ def _shown(finding: dict[str, Any], study: Study) -> list[list[dict[str, Any]]]:
     for group in finding["groups"][:GROUPS_SHOWN]:
         train, val = ([p for p in group if p["split"] == split] for split in ("training", "validation"))
         chosen = [*train[: max(OF_GROUP // 2, OF_GROUP - len(val))], *val][:OF_GROUP]
-        pictures = [{**picture, "image": _thumbnail(picture, study)} for picture in chosen]
-        groups.append(pictures)
+        images = [{**image, "image": _thumbnail(image, study)} for image in chosen]
+        groups.append(images)
     return groups
 
 
@@ -260,7 +260,7 @@ def _thumbnail(row: dict[str, Any], study: Study) -> str:
     """Give a row as a data URI; "" where it cannot be read."""
     try:
         image = as_array(study.preprocess.decode(study.sample(row["row"]).path))
-    except PictureError:
+    except ImageError:
         return ""
     small = raster.thumbnail(image, THUMBNAIL_PX)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Reads every picture of a training once, in parallel: what is odd about it, its size, and what it is compared by."""
+"""Reads every image of a training once, in parallel: what is odd about it, its size, and what it is compared by."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
-from data_loader.preprocess import BROKEN_EXIF, FORMATS, PictureError, Preprocess
+from data_loader.preprocess import BROKEN_EXIF, FORMATS, ImageError, Preprocess
 
-SMALL_PX = 16  # side of the small copies that pictures are compared by
-CHUNK = 32  # pictures that a process reads before it is heard of
-FEW = 256  # pictures that are read faster than processes start
-LONG = 4.0  # longer side to shorter, from which a picture is told
-ENLARGED = 2.0  # how far a picture may be enlarged to the input before it is told
-ODDITIES = {  # of a picture that can be read, and what becomes of it; in the order of the bits of `Pictures.odd`
+SMALL_PX = 16  # side of the small copies that images are compared by
+CHUNK = 32  # images that a process reads before it is heard of
+FEW = 256  # images that are read faster than processes start
+LONG = 4.0  # longer side to shorter, from which an image is told
+ENLARGED = 2.0  # how far an image may be enlarged to the input before it is told
+ODDITIES = {  # of an image that can be read, and what becomes of it; in the order of the bits of `Images.odd`
     "CMYK": "converted to RGB",
     "Lab, YCbCr or another colour space": "converted to RGB",
     "16 bits or floating point": "scaled to 8 bits",
@@ -56,16 +56,16 @@ _ENDINGS = {
 
 
 class ScanError(ValueError):
-    """The pictures could not all be looked at; the message says why."""
+    """The images could not all be looked at; the message says why."""
 
 
 @dataclass
-class Pictures:
-    """What is known of M pictures, the first `num_train` of them training's; a row that cannot be read is in `errors`.
+class ScannedImages:
+    """What is known of M images, the first `num_train` of them training's; a row that cannot be read is in `errors`.
 
     `sizes` (M, 2): width and height, upright. `odd` (M,): bits in the order of ODDITIES. `digests` (M, 2): 128 bits of
     the sha256 of the decoded pixels. `hashes` (M,): see `difference_hash`. `small` (M, S, S, 3) uint8 lies in a
-    temporary file, so that a million pictures take memory only while they are compared. `sums` (2, C): of the fitted
+    temporary file, so that a million images take memory only while they are compared. `sums` (2, C): of the fitted
     training pixels, 0 to 1, and of their squares; `num_pixels` of them.
     """
 
@@ -80,8 +80,8 @@ class Pictures:
     errors: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, num_train: int, num_all: int, channels: int) -> Pictures:
-        """Make room for so many pictures."""
+    def empty(cls, num_train: int, num_all: int, channels: int) -> ScannedImages:
+        """Make room for so many images."""
         shape = (num_all, SMALL_PX, SMALL_PX, 3)
         with tempfile.TemporaryFile() as file:  # which the mapping outlives
             small = np.memmap(file, np.uint8, "w+", shape=shape)
@@ -96,24 +96,24 @@ class Pictures:
         )
 
     def has(self, oddity: str) -> np.ndarray:
-        """Give the rows of the pictures with an oddity."""
+        """Give the rows of the images with an oddity."""
         return np.flatnonzero(self.odd & _BITS[oddity])
 
     def readable(self) -> np.ndarray:
-        """Say of each row whether its picture can be read, (M,) bool."""
+        """Say of each row whether its image can be read, (M,) bool."""
         flags = np.ones(len(self.odd), bool)
         flags[list(self.errors)] = False
         return flags
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Give both per channel, of the fitted training pictures, values 0 to 1."""
+        """Give both per channel, of the fitted training images, values 0 to 1."""
         mean = self.sums[0] / max(1, self.num_pixels)
         return mean.tolist(), np.sqrt(np.maximum(self.sums[1] / max(1, self.num_pixels) - mean**2, 0)).tolist()
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at a picture gives; see `Pictures`. `sums` (2, C) of `num_pixels` fitted pixels."""
+    """What one look at an image gives; see `Images`. `sums` (2, C) of `num_pixels` fitted pixels."""
 
     size: tuple[int, int]
     odd: int
@@ -124,23 +124,23 @@ class Look:
     num_pixels: int
 
 
-def scan(paths: Sequence[str], num_train: int, preprocess: Preprocess, workers: int) -> Pictures:
-    """Read all pictures, the first `num_train` of them training's, on so many processes (0: on this one).
+def scan(paths: Sequence[str], num_train: int, preprocess: Preprocess, workers: int) -> ScannedImages:
+    """Read all images, the first `num_train` of them training's, on so many processes (0: on this one).
 
     Raises ScanError where a process dies.
     """
-    pictures = Pictures.empty(num_train, len(paths), preprocess.channels)
+    images = ScannedImages.empty(num_train, len(paths), preprocess.channels)
     chunks = [range(first, min(first + CHUNK, len(paths))) for first in range(0, len(paths), CHUNK)]
-    with tqdm(total=len(paths), desc="reading pictures", unit="", leave=False, disable=None, dynamic_ncols=True) as bar:
+    with tqdm(total=len(paths), desc="reading images", unit="", leave=False, disable=None, dynamic_ncols=True) as bar:
         for chunk, looks in _looks(paths, chunks, preprocess, workers):
             for row, look in zip(chunk, looks, strict=True):
-                _enter(pictures, row, look)
+                _enter(images, row, look)
             bar.update(len(chunk))
-    return pictures
+    return images
 
 
 def look_at(path: str, preprocess: Preprocess) -> Look:
-    """Read one picture as the training does. Raises PictureError."""
+    """Read one image as the training does. Raises ImageError."""
     image = preprocess.decode(path)
     fitted = preprocess.fit(image).reshape(-1, preprocess.channels) / 255.0  # (H W, C) float64
     small = image.convert("RGB").resize((SMALL_PX, SMALL_PX), Image.Resampling.BOX)
@@ -163,31 +163,31 @@ def look_at(path: str, preprocess: Preprocess) -> Look:
 def difference_hash(image: Image.Image) -> int:
     """Give 64 bits: of an 8 x 8 grid, whether each cell is brighter than its left neighbour (N. Krawetz's dHash, 2013).
 
-    They hardly change when a picture is resized or compressed again, and fall apart when it is cropped or mirrored.
+    They hardly change when an image is resized or compressed again, and fall apart when it is cropped or mirrored.
     """
     grey = np.asarray(image.convert("RGB").resize((9, 8), Image.Resampling.BOX).convert("L"), np.int16)
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "little")
 
 
 def enlargement(sizes: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Give how far each picture of size (width, height) (M, 2) is enlarged to the input, (M,); below 1: reduced."""
+    """Give how far each image of size (width, height) (M, 2) is enlarged to the input, (M,); below 1: reduced."""
     scales = np.array([preprocess.width, preprocess.height]) / np.maximum(sizes, 1)  # (M, 2)
     result: np.ndarray = scales.min(1) if preprocess.resize == "letterbox" else scales.max(1)
     return result
 
 
-def _enter(pictures: Pictures, row: int, look: Look | str) -> None:
+def _enter(images: ScannedImages, row: int, look: Look | str) -> None:
     if isinstance(look, str):
-        pictures.errors[row] = look
+        images.errors[row] = look
         return
-    pictures.sizes[row] = look.size
-    pictures.odd[row] = look.odd
-    pictures.digests[row] = np.frombuffer(look.digest, np.uint64)
-    pictures.hashes[row] = look.hash
-    pictures.small[row] = look.small
-    if row < pictures.num_train:
-        pictures.sums += look.sums
-        pictures.num_pixels += look.num_pixels
+    images.sizes[row] = look.size
+    images.odd[row] = look.odd
+    images.digests[row] = np.frombuffer(look.digest, np.uint64)
+    images.hashes[row] = look.hash
+    images.small[row] = look.small
+    if row < images.num_train:
+        images.sums += look.sums
+        images.num_pixels += look.num_pixels
 
 
 def _looks(
@@ -213,7 +213,7 @@ def _looks(
         except BrokenProcessPool as error:
             first, last = paths[chunk[0]], paths[chunk[-1]]
             advice = "the memory was too small, or a decoder crashed; --workers 0 reads them one by one"
-            raise ScanError(f"a process died among the pictures from {first} to {last}: {advice}") from error
+            raise ScanError(f"a process died among the images from {first} to {last}: {advice}") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # of an interrupted scan nobody wants the rest
 
@@ -228,13 +228,13 @@ def _look_at_all(paths: Sequence[str], preprocess: Preprocess) -> list[Look | st
     for path in paths:
         try:
             looks.append(look_at(path, preprocess))
-        except PictureError as error:
+        except ImageError as error:
             looks.append(str(error))
     return looks
 
 
 def _oddities(path: str) -> int:
-    """Find what is odd about the file of a picture that can be decoded."""
+    """Find what is odd about the file of an image that can be decoded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata
         with Image.open(path, formats=FORMATS) as image:

@@ -20,7 +20,7 @@ from trainers.config_checks import net_problems
 
 ENOUGH_STEPS = 5  # to believe the mean of
 CLOSE = 0.9  # of the free memory, from which a step is told to be near the limit
-Lists = tuple[SampleList, SampleList, set[int], set[int]]  # training, validation, and the bad pictures' places
+Lists = tuple[SampleList, SampleList, set[int], set[int]]  # training, validation, and the bad images' places
 
 
 def try_steps(
@@ -32,7 +32,7 @@ def try_steps(
     *,
     compiles_too: bool = False,
 ) -> Step:
-    """Train a few steps without the bad pictures and give what was measured; {"error": sentence} where they fail.
+    """Train a few steps without the bad images and give what was measured; {"error": sentence} where they fail.
 
     Where the memory is too small, halved batches are tried: "fitting_batch_size" is the first that went. `compiles_too`
     tries the compiled net as well: "compiled" is what was measured of it.

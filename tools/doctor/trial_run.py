@@ -50,7 +50,7 @@ class TrialTrainer(Trainer):
         seconds: list[float] = []
         for step in steps:
             start = time.perf_counter()
-            self._optimizer_step(step, batches, show_pictures=False)
+            self._optimizer_step(step, batches, show_images=False)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             seconds.append(time.perf_counter() - start)
@@ -72,12 +72,12 @@ class TrialTrainer(Trainer):
 
 def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
     if len(train.samples) < 2 or not val.samples:
-        raise ListError([f"{train.origin}: fewer than two training pictures, or no validation picture, can be read"])
+        raise ListError([f"{train.origin}: fewer than two training images, or no validation image, can be read"])
     device, _ = choose_device(config.gpu_ids())
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     notes: list[str] = []
     net = build_start_net(config, notes.append)
-    trainer = build_trainer(config, net, train, val, device=device, say=notes.append, kind=TrialTrainer)
+    trainer = build_trainer(config, net, train, val, device=device, log=notes.append, kind=TrialTrainer)
     assert isinstance(trainer, TrialTrainer)
     seconds = trainer.trial(MOST_STEPS, MOST_SECONDS)
     rests = [step.num_samples != trainer.plan[0].num_samples for step in trainer.plan]
@@ -87,7 +87,7 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
     warm = seconds[1:] or seconds
     a_step = sum(warm) / len(warm)
     if config.data_cache != "none":
-        notes.append(_cache_note(config, train, val, trainer.facts.preprocess))
+        notes.append(_cache_note(config, train, val, trainer.metadata.preprocess))
     return {
         "device": describe_device(device),
         "precision": trainer.precision,

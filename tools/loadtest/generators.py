@@ -143,10 +143,10 @@ async def _is_fault(port: int, sent: bytes) -> bool:
 
 def hostile(request: Callable[[str, bytes], bytes]) -> list[bytes]:
     """Give requests that ask for trouble, whole and cut short."""
-    pictures = [b"", b"no picture", _jpeg()[:200], promised(60_000, 60_000), promised(20_000, 1)]
+    images = [b"", b"no image", _jpeg()[:200], promised(60_000, 60_000), promised(20_000, 1)]
     bodies = [b"[" * 100_000, b'{"content": "http://127.0.0.1/a"}', b'{"content": 1e999}', b"\xff" * 1000]
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    shapes = [request("/predict", picture) for picture in pictures] + [head % len(body) + body for body in bodies]
+    shapes = [request("/predict", image) for image in images] + [head % len(body) + body for body in bodies]
     shapes += [b"\x16\x03\x01" * 100, b"GET / HTTP/9.9\r\n\r\n", head % 10**12, head % 1000 + b"half", shapes[2][:300]]
     return [*shapes, b"POST /predict HTTP/1.1\r\n" + b"A: " + b"a" * 20_000 + b"\r\n\r\n"]
 

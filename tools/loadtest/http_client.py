@@ -1,4 +1,4 @@
-"""The load of `tools.benchmark serve`: clients that each send one picture over and over, on connections of their own.
+"""The load of `tools.benchmark serve`: clients that each send one image over and over, on connections of their own.
 
 `python -m tools.loadtest.http_client --port P --clients 32 --seconds 60` prints a line of JSON. Its requests are made
 before it starts, and of an answer it reads no more than status and length: it shares the cores with the service.
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-PICTURE = (320, 240)  # width, height
+IMAGE = (320, 240)  # width, height
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 CONTENT = "content"
 SENTENCE = 200  # bytes shown of a bad answer
@@ -36,16 +36,16 @@ class Seen:
     errors: Counter[str] = field(default_factory=Counter)
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     """Make a JPEG of coloured clouds, about 12 kB."""
     coarse = np.random.default_rng(seed).integers(0, 256, (15, 20, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(coarse).resize(PICTURE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    Image.fromarray(coarse).resize(IMAGE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
 def request(path: str, content: bytes) -> bytes:
-    """Write a request with a picture in base64."""
+    """Write a request with an image in base64."""
     body = json.dumps({CONTENT: base64.b64encode(content).decode()}).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -93,7 +93,7 @@ def main() -> None:
         import uvloop
 
         uvloop.install()
-    requests = [request(args.path, picture(number)) for number in range(args.clients)]
+    requests = [request(args.path, image(number)) for number in range(args.clients)]
     started, used = time.perf_counter(), time.process_time()
     seen = asyncio.run(load(args.port, requests, args.seconds))
     wall = time.perf_counter() - started

@@ -28,7 +28,7 @@ from PIL import Image
 
 from common.errors import BenchmarkError
 from tools.loadtest.generators import LOST, Outcome, answer_of, closed_loop, drip, harass, steady
-from tools.loadtest.http_client import picture, request
+from tools.loadtest.http_client import image, request
 from tools.loadtest.service_process import Service, memory_mb
 
 PATH = "/predict"
@@ -208,16 +208,16 @@ def equal(args: argparse.Namespace) -> Iterator[Finding]:
     from deploy.inference.predictor import Predictor
     from deploy.service.routes import native_entry
 
-    backend, facts = load_backend(args.weights, device="auto")
-    pictures = [picture(number) for number in range(CLIENTS)]
+    backend, metadata = load_backend(args.weights, device="auto")
+    images = [image(number) for number in range(CLIENTS)]
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.jpg" for number in range(CLIENTS)]
-        for path, content in zip(paths, pictures, strict=True):
+        for path, content in zip(paths, images, strict=True):
             path.write_bytes(content)
-        offline = list(Predictor(backend, facts).predict_files(map(str, paths), batch_size=1))
+        offline = list(Predictor(backend, metadata).predict_files(map(str, paths), batch_size=1))
     with _service(args) as service:
-        served = asyncio.run(_answers(service.port, pictures))
-    entries = [json.loads(json.dumps(native_entry(answer, facts, {}))) for answer in offline]
+        served = asyncio.run(_answers(service.port, images))
+    entries = [json.loads(json.dumps(native_entry(answer, metadata, {}))) for answer in offline]
     pairs = list(zip(served, entries, strict=True))
     other = sum(one["class"] != two["class"] for one, two in pairs)
     apart = max(abs(one["score"] - two["score"]) for one, two in pairs)
@@ -247,7 +247,7 @@ def _service(args: argparse.Namespace, *flags: str) -> Iterator[Service]:
 
 
 def _requests(count: int = CLIENTS) -> list[bytes]:
-    return [request(PATH, picture(number)) for number in range(count)]
+    return [request(PATH, image(number)) for number in range(count)]
 
 
 def _saturation(service: Service, seconds: float) -> tuple[float, float]:
@@ -287,7 +287,7 @@ async def _readiness(port: int, unready: list[float]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def _answers(port: int, pictures: Sequence[bytes]) -> list[dict[str, object]]:
+async def _answers(port: int, images: Sequence[bytes]) -> list[dict[str, object]]:
     async def one(content: bytes) -> dict[str, object]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request(PATH, content))
@@ -296,7 +296,7 @@ async def _answers(port: int, pictures: Sequence[bytes]) -> list[dict[str, objec
         entry: dict[str, object] = json.loads(body)["data"][0]
         return entry
 
-    return list(await asyncio.gather(*map(one, pictures)))
+    return list(await asyncio.gather(*map(one, images)))
 
 
 class _Asking:
@@ -328,7 +328,7 @@ class _Asking:
 
 
 def _megabytes() -> Iterator[tuple[bytes, str]]:
-    """Bodies of about a megabyte: large pictures, bombs, and forms and texts made to cost."""
+    """Bodies of about a megabyte: large images, bombs, and forms and texts made to cost."""
     yield _in_json(_flat_png(7000, 3400)), "application/json"  # within 24 megapixels
     yield _in_json(_flat_png(20_000, 9_000)), "application/json"
     noise = np.random.default_rng(0).integers(0, 256, (560, 560, 3), dtype=np.uint8)
@@ -349,7 +349,7 @@ def _flat_png(width: int, height: int) -> bytes:
 
 
 def _in_json(content: bytes) -> bytes:
-    """A picture's request, filled up with blanks to a megabyte."""
+    """An image's request, filled up with blanks to a megabyte."""
     return json.dumps({"content": base64.b64encode(content).decode()}).encode().ljust(MEGABYTE)
 
 

@@ -1,4 +1,4 @@
-"""A training's sample lists with their fitted pictures at hand: found, or built by all processes of a machine."""
+"""A training's sample lists with their fitted images at hand: found, or built by all processes of a machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from configs.schema import Config
-from data_loader.cache import CachedSamples, Fitting, PictureCache
+from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.cache_builder import (
     BadRow,
     CacheError,
@@ -21,7 +21,7 @@ from data_loader.cache_builder import (
     new_file,
     size_text,
 )
-from data_loader.loaders import BadPictureError, bad_picture_sentence, enlarged
+from data_loader.loaders import BadImageError, bad_image_sentence, enlarged
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 from trainers.runtime.distributed import World
@@ -36,11 +36,11 @@ def with_caches(
     val: SampleList,
     preprocess: Preprocess,
     world: World,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[CachedSamples, CachedSamples]:
-    """Give both lists with their pictures, as `data_cache` says; those that cannot be read are in `cache.bad`.
+    """Give both lists with their images, as `data_cache` says; those that cannot be read are in `cache.bad`.
 
-    Raises CacheError where there is no room, and BadPictureError where a picture is bad and `bad_images` is "error".
+    Raises CacheError where there is no room, and BadPictureError where an image is bad and `bad_images` is "error".
     """
     source = enlarged(preprocess, config.fitted_scale) if config.data_aug else preprocess
     lists = [train, val]
@@ -52,11 +52,11 @@ def with_caches(
         if not is_there:
             cache = _build(config, samples, fitting, name, world)
         else:
-            cache = PictureCache(str(name), fitting, len(samples.samples))
+            cache = ImageCache(str(name), fitting, len(samples.samples))
         if cache.bad and config.bad_images == "error":
-            raise _bad_pictures_error(samples, sorted(cache.bad.items()))
+            raise _bad_images_error(samples, sorted(cache.bad.items()))
         where = f"{name}, {'found' if is_there else 'built'}" if name else "memory"
-        say(f"{samples.origin}: {size_text(fitting.num_bytes(samples))} of fitted pictures in {where}")
+        log(f"{samples.origin}: {size_text(fitting.num_bytes(samples))} of fitted images in {where}")
         cached.append(CachedSamples(**vars(samples), cache=cache))
     return cached[0], cached[1]
 
@@ -80,14 +80,14 @@ def _find(
     return found
 
 
-def _build(config: Config, samples: SampleList, fitting: Fitting, name: Path | None, world: World) -> PictureCache:
-    """Fit every picture into a new file, each process of this machine its share. Raises as `with_caches` does."""
+def _build(config: Config, samples: SampleList, fitting: Fitting, name: Path | None, world: World) -> ImageCache:
+    """Fit every image into a new file, each process of this machine its share. Raises as `with_caches` does."""
     file = _from_leader(world, lambda: new_file(name and name.parent))
     drop = file.drop if world.local_rank == 0 else _nothing
     try:
         bad = _fit_share(config, samples, fitting, file.path, world)
         _from_leader(world, lambda: file.complete(fitting.num_bytes(samples), bad, name))
-        cache = PictureCache(str(name or file.path), fitting, len(samples.samples))
+        cache = ImageCache(str(name or file.path), fitting, len(samples.samples))
     except BaseException:
         drop()
         raise
@@ -99,27 +99,27 @@ def _build(config: Config, samples: SampleList, fitting: Fitting, name: Path | N
 
 
 def _fit_share(config: Config, samples: SampleList, fitting: Fitting, path: str, world: World) -> list[BadRow]:
-    """Fit this process's share of the pictures; give what cannot be read of all."""
+    """Fit this process's share of the images; give what cannot be read of all."""
     share = range(world.local_rank, len(samples.samples), world.local_size)
     bad = []
-    hidden = None if world.is_first else True
-    with tqdm(total=len(share), desc="fitting pictures", leave=False, disable=hidden) as bar:
+    hidden = None if world.is_main else True
+    with tqdm(total=len(share), desc="fitting images", leave=False, disable=hidden) as bar:
         for count, of_block, problem in fit_all(path, samples, fitting, share, config.dataloader_workers):
             if problem:
-                error = CacheError(f"data_cache: the fitted pictures cannot be kept: {problem}")
+                error = CacheError(f"data_cache: the fitted images cannot be kept: {problem}")
                 error.one_process = True
                 raise error
             if of_block and config.bad_images == "error":
-                raise _bad_pictures_error(samples, of_block)
+                raise _bad_images_error(samples, of_block)
             bad += of_block
             bar.update(count)
     machine = world.rank - world.local_rank
     return sorted(row for of_machine, row in world.gather([(machine, row) for row in bad]) if of_machine == machine)
 
 
-def _bad_pictures_error(samples: SampleList, bad: Sequence[BadRow]) -> BadPictureError:
-    sentences = [bad_picture_sentence(samples, row, reason) for row, reason in bad[:BAD_SHOWN]]
-    return BadPictureError("\n".join(sentences))
+def _bad_images_error(samples: SampleList, bad: Sequence[BadRow]) -> BadImageError:
+    sentences = [bad_image_sentence(samples, row, reason) for row, reason in bad[:BAD_SHOWN]]
+    return BadImageError("\n".join(sentences))
 
 
 def _from_leader(world: World, work: Callable[[], T]) -> T:
@@ -131,7 +131,7 @@ def _from_leader(world: World, work: Callable[[], T]) -> T:
         except CacheError as error:
             answer = None, str(error)
         except OSError as error:
-            answer = None, f"data_cache: the fitted pictures cannot be kept: {error.strerror}"
+            answer = None, f"data_cache: the fitted images cannot be kept: {error.strerror}"
     answers = world.gather([answer])
     for _, problem in answers:
         if problem:

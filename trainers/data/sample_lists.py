@@ -8,7 +8,7 @@ from data_loader.samples import ListError, SampleList, read_class_folders, read_
 
 
 def read_lists(config: Config, *, check_files: bool = True) -> tuple[SampleList, SampleList]:
-    """Read the training and the validation list; `check_files` finds pictures that are not there. Raises ListError."""
+    """Read the training and the validation list; `check_files` finds images that are not there. Raises ListError."""
     names = class_names_of(config)
     if not config.learns_without_labels():
         train = _read_split(config, config.train_data_file, config.train_data_root_dir, names, check_files)

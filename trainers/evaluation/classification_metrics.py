@@ -1,4 +1,4 @@
-"""What a validation measures: loss, top-1, top-5, the confusion of classes, and the worst pictures."""
+"""What a validation measures: loss, top-1, top-5, the confusion of classes, and the worst images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torchmetrics import Metric
 
 
 @dataclass(frozen=True)
-class WorstPicture:
-    """A wrongly classified picture: `score` is the probability of the answer, `loss` the cross entropy in nats."""
+class WorstImage:
+    """A wrongly classified image: `score` is the probability of the answer, `loss` the cross entropy in nats."""
 
     path: str
     label: int
@@ -26,22 +26,22 @@ class WorstPicture:
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """One validation: `top1` and `top5` from 0 to 1, `confusion[label][answer]` in pictures, `worst` worst first."""
+    """One validation: `top1` and `top5` from 0 to 1, `confusion[label][answer]` in images, `worst` worst first."""
 
     loss: float
     top1: float
     top5: float
     confusion: list[list[int]]
     per_class: list[dict[str, Any]]
-    worst: list[WorstPicture]
+    worst: list[WorstImage]
     num_samples: int
     head: str = ""  # which of the net's heads this is, where it has several
     head_top1: dict[str, float] = field(default_factory=dict)  # of each of them
-    top1_views: float | None = None  # by the mean over test_time_views of a picture, which chooses nothing
+    top1_views: float | None = None  # by the mean over test_time_views of an image, which chooses nothing
 
 
 class ClassificationMetrics:
-    """Gathers one validation over all processes; each picture must be given to exactly one of them.
+    """Gathers one validation over all processes; each image must be given to exactly one of them.
 
     Top-5 is top-K where there are fewer than 5 classes. Logits of which no softmax exists (a NaN, a +inf, all -inf)
     are a wrong answer of infinite loss, entered under the first class that is not the label.
@@ -59,7 +59,7 @@ class ClassificationMetrics:
     def reset(self) -> None:
         """Forget everything, for the next validation."""
         self._counts.reset()
-        # One column a picture: loss, score, label, answer, index. Loss is -inf where the answer is right.
+        # One column an image: loss, score, label, answer, index. Loss is -inf where the answer is right.
         self._worst_values = torch.empty(2, 0, device=self.device)
         self._worst_numbers = torch.empty(3, 0, dtype=torch.long, device=self.device)
 
@@ -90,10 +90,10 @@ class ClassificationMetrics:
     def compute(self, paths: Sequence[str], class_names: Sequence[str]) -> ValidationResult:
         """Gather all processes' counts; every process must call this, and every one gets the same result.
 
-        A process that has seen no picture takes part as well. With no picture at all, loss, top1 and top5 are NaN.
-        Raises ValueError if more pictures were counted than `paths` holds: some were counted twice.
+        A process that has seen no image takes part as well. With no image at all, loss, top1 and top5 are NaN.
+        Raises ValueError if more images were counted than `paths` holds: some were counted twice.
         """
-        # An empty batch, so that torchmetrics takes a process that has seen no picture for an updated one.
+        # An empty batch, so that torchmetrics takes a process that has seen no image for an updated one.
         nothing = torch.empty(0, dtype=torch.long, device=self.device)
         self._counts.update(nothing, nothing, nothing.float(), nothing.bool())
         confusion_counts, loss_sum, in_top5 = self._counts.compute()
@@ -102,8 +102,8 @@ class ClassificationMetrics:
         worst = self._gather_worst(paths)
         if num_samples > len(paths):
             raise ValueError(
-                f"validation counted {num_samples} pictures, but the list has {len(paths)}: some were counted twice; "
-                "the sampler must give every picture to exactly one process, without padding"
+                f"validation counted {num_samples} images, but the list has {len(paths)}: some were counted twice; "
+                "the sampler must give every image to exactly one process, without padding"
             )
         share = 1.0 / num_samples if num_samples else float("nan")
         return ValidationResult(
@@ -117,14 +117,14 @@ class ClassificationMetrics:
         )
 
     def _keep_worst(self, values: Tensor, numbers: Tensor) -> None:
-        """Merge a batch, values (2, N) and numbers (3, N), into the worst pictures so far."""
+        """Merge a batch, values (2, N) and numbers (3, N), into the worst images so far."""
         losses = values[0].masked_fill(numbers[0] == numbers[1], -torch.inf)
         values = torch.cat([self._worst_values, torch.stack([losses, values[1]])], dim=1)
         numbers = torch.cat([self._worst_numbers, numbers], dim=1)
         order = values[0].sort(descending=True, stable=True).indices[: self.num_worst]
         self._worst_values, self._worst_numbers = values[:, order], numbers[:, order]
 
-    def _gather_worst(self, paths: Sequence[str]) -> list[WorstPicture]:
+    def _gather_worst(self, paths: Sequence[str]) -> list[WorstImage]:
         """Return the worst of all processes; equal losses stand in the order of the list."""
         values, numbers = self._worst_values.T.tolist(), self._worst_numbers.T.tolist()
         mine = [(*value, *number) for value, number in zip(values, numbers, strict=True) if value[0] > -np.inf]
@@ -134,7 +134,7 @@ class ClassificationMetrics:
             dist.all_gather_object(gathered, mine)
         rows = sorted((row for rows in gathered for row in rows), key=lambda row: (-row[0], row[4]))
         return [
-            WorstPicture(path=str(paths[index]), label=label, answer=answer, score=score, loss=loss)
+            WorstImage(path=str(paths[index]), label=label, answer=answer, score=score, loss=loss)
             for loss, score, label, answer, index in rows[: self.num_worst]
         ]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_loader.loaders import PictureDataset, checked, validation_loader
+from data_loader.loaders import ImageDataset, checked, validation_loader
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 
@@ -23,7 +23,7 @@ BANK_BATCH = 256
 
 @dataclass(frozen=True)
 class Embedded:
-    """Features (N, D) float32 of pictures, their labels (N,) and their places (N,) in the list."""
+    """Features (N, D) float32 of images, their labels (N,) and their places (N,) in the list."""
 
     features: torch.Tensor
     labels: torch.Tensor
@@ -41,7 +41,7 @@ def embed(net: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Embedde
     net.eval()
     rows = [(net(batch["image"]).float(), batch["label"], batch["index"]) for batch in batches]
     net.train(was_training)
-    if not rows:  # of several processes one may have no picture
+    if not rows:  # of several processes one may have no image
         nothing = torch.empty(0, dtype=torch.long)
         return Embedded(torch.empty(0, 0), nothing, nothing)
     features, labels, indices = (torch.cat(column) for column in zip(*rows, strict=True))
@@ -62,8 +62,8 @@ def of_all_processes(embedded: Embedded) -> Embedded:
 def plain_batches(
     samples: SampleList, preprocess: Preprocess, workers: int, device: torch.device
 ) -> Callable[[], Iterator[dict[str, torch.Tensor]]]:
-    """Give what walks through all pictures of a list, fitted as in validation and normalised."""
-    loader = validation_loader(PictureDataset(samples, preprocess), BANK_BATCH, workers)
+    """Give what walks through all images of a list, fitted as in validation and normalised."""
+    loader = validation_loader(ImageDataset(samples, preprocess), BANK_BATCH, workers)
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
         for batch in loader:
@@ -76,10 +76,10 @@ def plain_batches(
 def knn_votes(
     queries: Embedded, bank: Embedded, num_classes: int, neighbours: int, *, leave_out_own: bool = False
 ) -> torch.Tensor:
-    """Give each query's votes (N, K), which add up to 1, of its nearest pictures in the bank by cosine.
+    """Give each query's votes (N, K), which add up to 1, of its nearest images in the bank by cosine.
 
     A neighbour's vote is exp(cosine / 0.1): Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
-    Discrimination", sec. 3.4, as SimSiam's published curves use it. `leave_out_own` leaves out the bank's picture of
+    Discrimination", sec. 3.4, as SimSiam's published curves use it. `leave_out_own` leaves out the bank's image of
     the query's own index.
     """
     others = nn.functional.normalize(bank.features, dim=1).T  # (D, M)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: what a net answers to several views of a picture together, measured beside its plain answer.
+"""Test-time augmentation: what a net answers to several views of an image together, measured beside its plain answer.
 
 Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", sec. 3.5, https://arxiv.org/abs/2404.00498.
 """
@@ -15,7 +15,7 @@ from trainers.tasks.classification import Batch, ClassifyTask
 
 @torch.inference_mode()
 def right_answers(task: ClassifyTask, batches: Iterable[Batch], views: int) -> int:
-    """Count the pictures whose label the mean over `views` views finds, in eval mode."""
+    """Count the images whose label the mean over `views` views finds, in eval mode."""
     was_training = task.net.training
     task.net.eval()
     count = torch.zeros((), dtype=torch.int64, device=next(task.net.parameters()).device)

@@ -56,8 +56,8 @@ def schedule_of(config: Config, world_size: int) -> Schedule:
 
 
 def scaled_rate(config: Config, world_size: int) -> float:
-    """Give the learning rate for the pictures of a step, where `learning_rate_batch` says what number it is for."""
+    """Give the learning rate for the images of a step, where `learning_rate_batch` says what number it is for."""
     if not config.learning_rate_batch:
         return config.learning_rate
-    pictures = config.batch_size * config.accumulation_steps * world_size
-    return config.learning_rate * pictures / config.learning_rate_batch
+    images = config.batch_size * config.accumulation_steps * world_size
+    return config.learning_rate * images / config.learning_rate_batch

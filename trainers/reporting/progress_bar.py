@@ -32,7 +32,7 @@ class Bars:
         return tqdm(batches, desc="validation", leave=False, dynamic_ncols=True, disable=self._disable)
 
 
-def show_speed(bar: tqdm[Any], *, loss: float, rate: float, speed: float, pictures_left: float) -> None:
-    """Write beside a bar how the training goes; `speed` is in pictures a second."""
-    left = tqdm.format_interval(pictures_left / max(speed, 1e-9))
+def show_speed(bar: tqdm[Any], *, loss: float, rate: float, speed: float, images_left: float) -> None:
+    """Write beside a bar how the training goes; `speed` is in images a second."""
+    left = tqdm.format_interval(images_left / max(speed, 1e-9))
     bar.set_postfix_str(f"loss {loss:.3f} lr {rate:.2g} {speed:.0f} img/s {left} left", refresh=False)

@@ -74,12 +74,12 @@ def write_report(
     report: dict[str, Any],
     folder: str | Path,
     *,
-    pictures: Callable[[str], np.ndarray] | None = None,
+    images: Callable[[str], np.ndarray] | None = None,
     heat_maps: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write report.json and report.html into `folder`, each whole or not at all; return the page's path.
 
-    `report` is `TrainingReport.to_dict()`. `pictures` gives the uint8 (H, W, C) picture of a path of `worst`; one it
+    `report` is `TrainingReport.to_dict()`. `images` gives the uint8 (H, W, C) image of a path of `worst`; one it
     cannot give (OSError, ValueError) is left out of the page. `heat_maps` holds, by path, the same under the heat map
     of its answer, as many as there are.
     """
@@ -88,13 +88,13 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1)
     _write_whole(folder / "report.json", text + "\n")
-    _write_whole(folder / "report.html", render_html(report, pictures, heat_maps))
+    _write_whole(folder / "report.html", render_html(report, images, heat_maps))
     return folder / "report.html"
 
 
 def render_html(
     report: dict[str, Any],
-    pictures: Callable[[str], np.ndarray] | None = None,
+    images: Callable[[str], np.ndarray] | None = None,
     heat_maps: Mapping[str, np.ndarray] | None = None,
 ) -> str:
     """Return the page of a report of plain values; everything in it is escaped by the template."""
@@ -120,7 +120,7 @@ def render_html(
         cells=[[int(i), int(j), int(confusion[i, j])] for i, j in np.argwhere(confusion)] if not numbered else [],
         mistakes=_mistakes(confusion, names),
         classes=_classes(report["per_class"]),
-        worst=_worst(report["worst"], names, pictures, heat_maps or {}),
+        worst=_worst(report["worst"], names, images, heat_maps or {}),
         font=fonts.embedded_font(json.dumps(report, ensure_ascii=False)),
     )
 
@@ -185,7 +185,7 @@ def _mistakes(confusion: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
 
 
 def _classes(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Number the classes and put the weakest first; those without pictures come last."""
+    """Number the classes and put the weakest first; those without images come last."""
     rows = [{**row, "label": label} for label, row in enumerate(per_class)]
     return sorted(rows, key=lambda row: (row["support"] == 0, row["f1"] or 0.0))
 
@@ -193,16 +193,16 @@ def _classes(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _worst(
     worst: list[dict[str, Any]],
     names: list[str],
-    pictures: Callable[[str], np.ndarray] | None,
+    images: Callable[[str], np.ndarray] | None,
     heat_maps: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Name the labels of the worst pictures and add their thumbnails; `image` or `heat` is None where there is none."""
+    """Name the labels of the worst images and add their thumbnails; `image` or `heat` is None where there is none."""
     rows = []
     for row in worst[:MAX_WORST]:
         image = None
-        if pictures is not None:
+        if images is not None:
             try:
-                image = _thumbnail(pictures(row["path"]))
+                image = _thumbnail(images(row["path"]))
             except (OSError, ValueError):
                 image = None  # the page shows an empty frame
         heat = _thumbnail(heat_maps[row["path"]]) if row["path"] in heat_maps else None

@@ -35,7 +35,7 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
         title=config.best_checkpoint().stem,
         net=f"{config.model_module_name}.{config.model_net_name}",
         status=status,
-        class_names=list(trainer.facts.class_names),
+        class_names=list(trainer.metadata.class_names),
         best=progress.best,
         final=val_curve[-1] if val_curve else {},
         per_class=best.get("per_class", []),
@@ -62,42 +62,42 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
     )
 
 
-def finish(report: TrainingReport, config: Config, trainer: Trainer, say: Callable[[str], None]) -> None:
+def finish(report: TrainingReport, config: Config, trainer: Trainer, log: Callable[[str], None]) -> None:
     """Write the report, and say in a few lines what came of the run and where it lies."""
     heat_maps = {}
     if trainer.task.output == "logits" and not report.status.startswith("interrupted"):  # who stops it will not wait
         worst = [(row["path"], row["answer"]) for row in report.worst]
         heat_maps = best_heat_maps(config.best_checkpoint(), worst, trainer.device)
-    page = write_report(report.to_dict(), config.save_path, pictures=trainer.load_picture, heat_maps=heat_maps)
+    page = write_report(report.to_dict(), config.save_path, images=trainer.load_image, heat_maps=heat_maps)
     if report.status in ENDED and (embedded := trainer.validated.embedded()) is not None:
         samples, rows = trainer.val_data.samples.samples, embedded.indices.tolist()
         trainer.logger.embedding(
             embedded.features.cpu().numpy(),
             embedded.labels.cpu().numpy(),
-            trainer.facts.class_names,
-            lambda row: trainer.load_picture(samples[rows[row]].path),
+            trainer.metadata.class_names,
+            lambda row: trainer.load_image(samples[rows[row]].path),
             trainer.progress.step,
         )
     if report.best:
         trainer.logger.hparams(
             config.model_dump(include=HPARAMS), {"top1": report.best["top1"], "loss": report.best["loss"]}
         )
-        say(f"{report.status}: best {report.measure} {report.best['top1']:.2%} in epoch {report.best['epoch']}")
+        log(f"{report.status}: best {report.measure} {report.best['top1']:.2%} in epoch {report.best['epoch']}")
         for name, share in report.conclusions.items():
-            say(f"  {name:<16} {share:.2%}, on the features of the last epoch")
+            log(f"  {name:<16} {share:.2%}, on the features of the last epoch")
         if before := report.earlier:
-            say(f"  stage before     best {before['measure']} {before['top1']:.2%}, {before['report']}")
+            log(f"  stage before     best {before['measure']} {before['top1']:.2%}, {before['report']}")
         if head := trainer.progress.best_result.get("head"):
-            say(f"  head that answers {head}, the best on the validation pictures")
-        say(f"  best checkpoint  {config.best_checkpoint()}")
+            log(f"  head that answers {head}, the best on the validation images")
+        log(f"  best checkpoint  {config.best_checkpoint()}")
     else:
-        say(f"{report.status} before the first validation")
+        log(f"{report.status} before the first validation")
     if trainer.saver.has_last:
         hint = "" if report.status in ENDED else "  (go on with train.py --resume)"
-        say(f"  last checkpoint  {config.last_checkpoint()}{hint}")
-    say(f"  report           {page}")
+        log(f"  last checkpoint  {config.last_checkpoint()}{hint}")
+    log(f"  report           {page}")
     if config.is_tensorboard:
-        say(f"  curves           tensorboard --logdir {config.log_path}")
+        log(f"  curves           tensorboard --logdir {config.log_path}")
 
 
 def _summary(folder: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from visualization import raster
 
 if TYPE_CHECKING:
-    from trainers.evaluation.classification_metrics import ValidationResult, WorstPicture
+    from trainers.evaluation.classification_metrics import ValidationResult, WorstImage
 
 MAX_CLASS_CURVES = 50  # more curves than that make TensorBoard slow and help nobody
 MAX_PROJECTED = 1000  # points of the projector: 512 features each are 10 MB of text
@@ -55,10 +55,10 @@ class TrainingLogger:
         log_dir: str | Path,
         enabled: bool,
         purge_step: int | None = None,
-        say: Callable[[str], None] = lambda text: None,
+        log: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.enabled = enabled
-        self._log_dir, self._say = log_dir, say
+        self._log_dir, self._log = log_dir, log
         self._said_cap = False
         if enabled:
             from torch.utils.tensorboard import SummaryWriter
@@ -70,7 +70,7 @@ class TrainingLogger:
         """Log nothing more, and say why."""
         self.enabled = False
         why = error.strerror or str(error)
-        self._say(f"warning: {self._log_dir}: nothing more is logged for TensorBoard: {why}; the training goes on")
+        self._log(f"warning: {self._log_dir}: nothing more is logged for TensorBoard: {why}; the training goes on")
 
     @_as_long_as_it_can
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -79,7 +79,7 @@ class TrainingLogger:
             self._writer.add_scalar(tag, value, step)
 
     @_as_long_as_it_can
-    def train_pictures(self, images: np.ndarray, captions: Sequence[str], step: int) -> None:
+    def train_images(self, images: np.ndarray, captions: Sequence[str], step: int) -> None:
         """Show a batch as the net sees it: images (N, H, W, C) uint8, no longer normalised."""
         grid = raster.image_grid(images, captions, columns=8)
         self._writer.add_image("train/pictures", grid, step, dataformats="HWC")
@@ -93,24 +93,24 @@ class TrainingLogger:
         step: int,
         heat_maps: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Show a validation: its numbers, the confusion matrix, the worst pictures, each class's precision and recall.
+        """Show a validation: its numbers, the confusion matrix, the worst images, each class's precision and recall.
 
-        `load_image` gives a path's picture as uint8 (H, W, C); one it cannot give (OSError, ValueError) shows grey.
-        `heat_maps` holds, by path, the same pictures under the heat map of their answer, as many as there are.
+        `load_image` gives a path's image as uint8 (H, W, C); one it cannot give (OSError, ValueError) shows grey.
+        `heat_maps` holds, by path, the same images under the heat map of their answer, as many as there are.
         """
         self.scalars({"val/top1": result.top1, "val/top5": result.top5, "val/loss": result.loss}, step)
         self.scalars({f"val/top1_{head}": top1 for head, top1 in result.head_top1.items()}, step)
-        matrix = raster.confusion_matrix_picture(result.confusion, class_names)
+        matrix = raster.confusion_matrix_image(result.confusion, class_names)
         self._writer.add_image("val/confusion_matrix", matrix, step, dataformats="HWC")
         if result.worst:
-            images = [_loaded(load_image, picture.path) for picture in result.worst]
-            captions = [_caption(picture, class_names) for picture in result.worst]
+            images = [_loaded(load_image, image.path) for image in result.worst]
+            captions = [_caption(image, class_names) for image in result.worst]
             grid = raster.image_grid(images, captions, columns=6, right=[False] * len(images))
             self._writer.add_image("val/worst", grid, step, dataformats="HWC")
-        with_map = [picture for picture in result.worst if picture.path in (heat_maps or {})]
+        with_map = [image for image in result.worst if image.path in (heat_maps or {})]
         if heat_maps and with_map:
-            images = [heat_maps[picture.path] for picture in with_map]
-            captions = [_caption(picture, class_names) for picture in with_map]
+            images = [heat_maps[image.path] for image in with_map]
+            captions = [_caption(image, class_names) for image in with_map]
             grid = raster.image_grid(images, captions, columns=6, right=[False] * len(images))
             self._writer.add_image("val/worst_heatmaps", grid, step, dataformats="HWC")
         self._class_scalars(result, class_names, step)
@@ -124,9 +124,9 @@ class TrainingLogger:
         load_image: Callable[[int], np.ndarray],
         step: int,
     ) -> None:
-        """Show features (N, D) in the projector, each with its picture and class; at most 1,000, evenly spread.
+        """Show features (N, D) in the projector, each with its image and class; at most 1,000, evenly spread.
 
-        A label that is none of the classes', such as NO_LABEL, is shown as "unknown". `load_image` gives the picture of
+        A label that is none of the classes', such as NO_LABEL, is shown as "unknown". `load_image` gives the image of
         a row as uint8 (H, W, C); one it cannot give (OSError, ValueError) shows grey. A row that is not finite is left
         out. A step shown again replaces the earlier showing.
         """
@@ -207,7 +207,7 @@ def _leave_writers_errors_to_the_caller() -> None:
 def _loaded(load_image: Callable[[Any], np.ndarray], key: str | int) -> np.ndarray:
     try:
         return load_image(key)
-    except (OSError, ValueError):  # it was read a moment ago; the picture is an ornament, training goes on
+    except (OSError, ValueError):  # it was read a moment ago; the image is an ornament, training goes on
         return np.full((64, 64, 3), 200, dtype=np.uint8)
 
 
@@ -220,10 +220,10 @@ def _sprite(image: np.ndarray) -> np.ndarray:
     return square
 
 
-def _caption(picture: WorstPicture, class_names: Sequence[str]) -> str:
+def _caption(image: WorstImage, class_names: Sequence[str]) -> str:
     # A name's own line breaks would make further lines of the caption.
-    label, answer = (class_names[i].replace("\n", " ") for i in (picture.label, picture.answer))
-    return f"{label}\n→ {answer} {picture.score:.1%}"
+    label, answer = (class_names[i].replace("\n", " ") for i in (image.label, image.answer))
+    return f"{label}\n→ {answer} {image.score:.1%}"
 
 
 def _text(value: Any) -> str:

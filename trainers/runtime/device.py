@@ -74,7 +74,7 @@ def compile_net(net: torch.nn.Module, mode: bool | str) -> None:
 class DeviceCopy:
     """Copies batches to a device; asynchronously to a GPU on a stream of its own, where no copy waits for a step.
 
-    What is on the device already stays as it is. The gain was not measured: 512 pictures of 128 px are 25 MB.
+    What is on the device already stays as it is. The gain was not measured: 512 images of 128 px are 25 MB.
     """
 
     def __init__(self, device: torch.device, *, is_asynchronous: bool) -> None:

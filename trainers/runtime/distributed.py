@@ -36,7 +36,7 @@ class World:
     local_size: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         """Say whether this process speaks, logs and saves for all."""
         return self.rank == 0
 

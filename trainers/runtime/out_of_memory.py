@@ -12,14 +12,14 @@ import torch
 
 @dataclass(frozen=True)
 class AtHand:
-    """The batch that was on the device last: the config's key for its size, its pictures, and its images' shape."""
+    """The batch that was on the device last: the config's key for its size, its images, and its images' shape."""
 
     key: str = "batch_size"
     count: int = 0
     shape: tuple[int, ...] = ()
 
     def images(self, count: int, device: torch.device, layout: torch.memory_format) -> torch.Tensor:
-        """Make images of zeros for a batch of `count` pictures, which may have several views each."""
+        """Make images of zeros for a batch of `count` images, which may have several views each."""
         views = self.shape[0] // self.count
         return torch.zeros(count * views, *self.shape[1:], device=device).contiguous(memory_format=layout)
 
@@ -72,4 +72,4 @@ def advice(key: str, batch_size: int, fits: int, accumulation_steps: int) -> str
     if key != "batch_size":
         return f"{key} {fits} fits"
     steps = -(-batch_size * accumulation_steps // fits)
-    return f"batch_size {fits} fits, and with accumulation_steps {steps} a step has as many pictures as before"
+    return f"batch_size {fits} fits, and with accumulation_steps {steps} a step has as many images as before"

@@ -1,4 +1,4 @@
-"""The classification task: softmax cross entropy on one label a picture."""
+"""The classification task: softmax cross entropy on one label an image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from data_loader.augment import BatchMixer
 from data_loader.samples import NO_LABEL
 from trainers.evaluation.classification_metrics import ClassificationMetrics, ValidationResult
@@ -21,15 +21,15 @@ class ClassifyTask(nn.Module):
     """Owns the net and its loss.
 
     The loss is the mean over the batch of w[y] * CE(logits, y), with label smoothing (Szegedy et al. 2016, sec. 7)
-    and, where a mixer is given, on mixed pictures with their mixed targets. Unlike `F.cross_entropy(weight=...)` the
-    mean is over pictures, not over weights, so that accumulated batches add up to the big one.
+    and, where a mixer is given, on mixed images with their mixed targets. Unlike `F.cross_entropy(weight=...)` the
+    mean is over images, not over weights, so that accumulated batches add up to the big one.
     """
 
     class_weights: torch.Tensor | None
-    output = "logits"  # what the net gives, one of facts.OUTPUTS
+    output = "logits"  # what the net gives, one of metadata.OUTPUTS
     measure = "top-1"  # what `validate` gives as top1
     loss_names = ("loss", "val")  # what an epoch's line calls the training's loss and the validation's
-    views = 1  # of a picture in a batch
+    views = 1  # of an image in a batch
     stops_on_warning = False
 
     def __init__(
@@ -76,7 +76,7 @@ class ClassifyTask(nn.Module):
         return ""
 
     def embedded(self) -> Embedded | None:
-        """Give the features of the newest validation's pictures, where that is what the net gives."""
+        """Give the features of the newest validation's images, where that is what the net gives."""
         return None
 
     def conclusions(self, num_classes: int) -> dict[str, float]:
@@ -100,9 +100,9 @@ class ClassifyTask(nn.Module):
         """Give the same task around another net, such as the averaged one."""
         return ClassifyTask(net, label_smoothing=self.label_smoothing)
 
-    def declare(self, facts: Facts, result: ValidationResult) -> Facts:
-        """Give the facts with what a validation has settled about the net: here nothing."""
-        return facts
+    def declare(self, metadata: ModelMetadata, result: ValidationResult) -> ModelMetadata:
+        """Give the metadata with what a validation has settled about the net: here nothing."""
+        return metadata
 
     def _cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Give the mean over logits (N, K) of the weighted, smoothed losses."""
@@ -116,12 +116,12 @@ class ClassifyTask(nn.Module):
 
 
 def balanced_class_weights(counts: Sequence[int]) -> list[float]:
-    """Give each class N / (K * its count), over the K classes that have pictures: the mean weight of a picture is 1."""
+    """Give each class N / (K * its count), over the K classes that have images: the mean weight of an image is 1."""
     present = [count for count in counts if count]
     total = sum(present)
     return [total / (len(present) * count) if count else 0.0 for count in counts]
 
 
-def picture_captions(labels: torch.Tensor, class_names: Sequence[str]) -> list[str]:
+def image_captions(labels: torch.Tensor, class_names: Sequence[str]) -> list[str]:
     """Give the class names of labels (N,), "" where the label is not known."""
     return ["" if label == NO_LABEL else class_names[int(label)] for label in labels]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from data_loader.augment import BatchMixer
 from nets.pim_module import HEADS, PIM, PimOutputs
 from nets.support.errors import NetError
@@ -111,9 +111,9 @@ class PimTask(ClassifyTask):
         best = max(heads, key=lambda head: results[head].top1)
         return replace(results[best], head=best, head_top1={head: results[head].top1 for head in heads})
 
-    def declare(self, facts: Facts, result: ValidationResult) -> Facts:
+    def declare(self, metadata: ModelMetadata, result: ValidationResult) -> ModelMetadata:
         """Have the net answer with the head that validation found best, wherever it is built again."""
-        return replace(facts, net={**facts.net, "args": {**facts.net["args"], "head": result.head}})
+        return replace(metadata, net={**metadata.net, "args": {**metadata.net["args"], "head": result.head}})
 
     def with_net(self, net: torch.nn.Module) -> PimTask:
         """Give the same task around another net, such as the averaged one."""

@@ -1,4 +1,4 @@
-"""SimSiam's task: two views of a picture predict each other; the guard against collapse; what the features are worth.
+"""SimSiam's task: two views of an image predict each other; the guard against collapse; what the features are worth.
 
 Chen & He 2021, https://arxiv.org/abs/2011.10566.
 """
@@ -27,7 +27,7 @@ from trainers.tasks.classification import Batch, ClassifyTask
 
 COLLAPSED = 0.3  # of the healthy standard deviation
 ADVICE = (
-    "all pictures get nearly the same embedding, nothing is being learnt: lower learning_rate, raise batch_size, "
+    "all images get nearly the same embedding, nothing is being learnt: lower learning_rate, raise batch_size, "
     "keep color_jitter and random_crop_scale on, and keep batch norm in projector and predictor"
 )
 
@@ -36,8 +36,8 @@ class SimSiamTask(ClassifyTask):
     """Owns a SimSiam net and its loss, D(p1, sg(z2)) / 2 + D(p2, sg(z1)) / 2 with D the negative cosine (eq. 1 and 2).
 
     Each view goes through the net by itself, so that batch norm sees one view at a time, as published. What validation
-    measures is a weighted kNN over the `bank`: the training pictures where they are labelled, else the validation
-    pictures themselves, each without itself (`bank_is_validation`). The loss of a validation is that of the votes.
+    measures is a weighted kNN over the `bank`: the training images where they are labelled, else the validation
+    images themselves, each without itself (`bank_is_validation`). The loss of a validation is that of the votes.
     """
 
     net: SimSiam
@@ -59,10 +59,10 @@ class SimSiamTask(ClassifyTask):
         self.bank, self.bank_is_validation = bank, bank_is_validation
         self.neighbours, self.seed = neighbours, seed
         self.stops_on_warning = stops_on_collapse
-        self.last: tuple[Embedded, Embedded] | None = None  # of the newest validation: its pictures and the bank
+        self.last: tuple[Embedded, Embedded] | None = None  # of the newest validation: its images and the bank
 
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Give the loss and `embedding_std` for images (2 N, C, H, W), the views of a picture side by side."""
+        """Give the loss and `embedding_std` for images (2 N, C, H, W), the views of an image side by side."""
         images = batch["image"]
         first, p1 = self.net.projections(images[0::2])
         second, p2 = self.net.projections(images[1::2])
@@ -70,7 +70,7 @@ class SimSiamTask(ClassifyTask):
         return {"loss": loss, "embedding_std": (embedding_std(first) + embedding_std(second)) / 2}
 
     def shown(self, batch: Batch, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the views, a picture's two side by side, with its label on both."""
+        """Give the views, an image's two side by side, with its label on both."""
         return batch["image"], batch["label"].repeat_interleave(2)
 
     def warning(self, terms: Mapping[str, float]) -> str:
@@ -101,7 +101,7 @@ class SimSiamTask(ClassifyTask):
             yield batch
 
     def embedded(self) -> Embedded | None:
-        """Give the features of the newest validation's pictures."""
+        """Give the features of the newest validation's images."""
         return self.last[0] if self.last else None
 
     def conclusions(self, num_classes: int) -> dict[str, float]:

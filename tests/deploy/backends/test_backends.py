@@ -26,14 +26,14 @@ from torch import nn
 
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.errors import ArtifactError
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from deploy.backends import base, loading, safe_torch_export
 from deploy.backends.base import BackendError, check_declared, reason, sizes_of, within_profile
 from deploy.backends.devices import choose_runtime
 from deploy.backends.loading import load_backend
 from deploy.backends.onnx_backends import OnnxRuntimeBackend, OpenVinoBackend
 from deploy.backends.torch_backend import TorchBackend
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
 from nets.net_interface import build_net
 from pytorch2json import engine_runner
@@ -44,10 +44,10 @@ from tests.helpers.exported import (
     WRITERS,
     FromBytes,
     TinyNet,
+    build_metadata,
     example_of,
-    facts_of,
     records_of,
-    write_engine_facts,
+    write_engine_metadata,
     write_onnx,
     write_pt2,
     write_two_in_one,
@@ -64,8 +64,8 @@ FORMATS = {  # the name of what answers: ending, runtime
 }
 
 
-def write_description(net: nn.Module, path: Path, facts: Facts, example: torch.Tensor) -> Path:
-    write_network(path, *convert(net, example, facts=facts.to_dict()))
+def write_description(net: nn.Module, path: Path, metadata: ModelMetadata, example: torch.Tensor) -> Path:
+    write_network(path, *convert(net, example, metadata=metadata.to_dict()))
     return path
 
 
@@ -80,10 +80,10 @@ def net() -> nn.Module:
 def exported(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write GeM_ResNet_AVP in every format into one folder."""
     folder = tmp_path_factory.mktemp("exported")
-    facts = facts_of(SIZE_PX)
-    save_checkpoint(Checkpoint({}, facts, net.state_dict()), folder / "model.pth")
+    metadata = build_metadata(SIZE_PX)
+    save_checkpoint(Checkpoint({}, metadata, net.state_dict()), folder / "model.pth")
     for ending, write in (WRITERS | {"json": write_description}).items():
-        write(net, folder / f"model.{ending}", facts, example_of(facts))
+        write(net, folder / f"model.{ending}", metadata, example_of(metadata))
     return folder
 
 
@@ -92,12 +92,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a net of two layers as TorchScript, torch.export's and ONNX files into one folder."""
     folder = tmp_path_factory.mktemp("tiny")
     for ending, write in WRITERS.items():
-        write(TinyNet().eval(), folder / f"model.{ending}", facts_of(), example_of(facts_of()))
+        write(TinyNet().eval(), folder / f"model.{ending}", build_metadata(), example_of(build_metadata()))
     return folder
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[str]:
+def images(tmp_path: Path) -> list[str]:
     paths = [str(tmp_path / f"{number}.png") for number in range(35)]
     for number, path in enumerate(paths):
         pixels = np.random.default_rng(number).integers(0, 256, (20 + number, 40, 3), dtype=np.uint8)
@@ -105,14 +105,14 @@ def pictures(tmp_path: Path) -> list[str]:
     return paths
 
 
-def answers(path: Path, pictures: list[str], batch_size: int, runtime: str = "auto") -> list[Answer]:
+def predictions(path: Path, images: list[str], batch_size: int, runtime: str = "auto") -> list[Prediction]:
     predictor = Predictor(*load_backend(path, device="cpu", runtime=runtime))
-    return list(predictor.predict_files(pictures, batch_size, topk=3))
+    return list(predictor.predict_files(images, batch_size, topk=3))
 
 
-def scores(found: list[Answer]) -> np.ndarray:
-    assert not [answer.error for answer in found if answer.error]
-    return np.array([[dict(answer.top_k)[name] for name in facts_of().class_names] for answer in found])
+def scores(found: list[Prediction]) -> np.ndarray:
+    assert not [prediction.error for prediction in found if prediction.error]
+    return np.array([[dict(prediction.top_k)[name] for name in build_metadata().class_names] for prediction in found])
 
 
 # --- one answer from all of them
@@ -121,50 +121,50 @@ def scores(found: list[Answer]) -> np.ndarray:
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_backend_answers_as_the_net(
-    name: str, batch_size: int, net: nn.Module, exported: Path, pictures: list[str]
+    name: str, batch_size: int, net: nn.Module, exported: Path, images: list[str]
 ) -> None:
     ending, runtime = FORMATS[name]
-    backend, facts = load_backend(exported / f"model.{ending}", device="cpu", runtime=runtime)
+    backend, metadata = load_backend(exported / f"model.{ending}", device="cpu", runtime=runtime)
     assert (backend.name, backend.device) == (name, "cpu")
-    assert facts.to_dict() | {"weights_sha256": ""} == facts_of(SIZE_PX).to_dict()
-    batch = example_of(facts, batch_size)
+    assert metadata.to_dict() | {"weights_sha256": ""} == build_metadata(SIZE_PX).to_dict()
+    batch = example_of(metadata, batch_size)
     for _ in range(3):  # the second and third call of a size may run on other kernels
         logits = backend(batch.numpy())
         assert (logits.dtype, logits.shape) == (np.float32, (batch_size, 3))
         with torch.no_grad():
             np.testing.assert_allclose(logits, net(batch).numpy(), atol=2e-6)
-    got = answers(exported / f"model.{ending}", pictures, batch_size, runtime)
-    expected = answers(exported / "model.pth", pictures, batch_size=1)
-    assert [answer.label for answer in got] == [answer.label for answer in expected]
+    got = predictions(exported / f"model.{ending}", images, batch_size, runtime)
+    expected = predictions(exported / "model.pth", images, batch_size=1)
+    assert [prediction.label for prediction in got] == [prediction.label for prediction in expected]
     np.testing.assert_allclose(scores(got), scores(expected), atol=5e-6)
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "torch"])
 def test_a_net_with_its_preprocessing_inside_answers_the_same(
-    name: str, order: str, pictures: list[str], tmp_path: Path
+    name: str, order: str, images: list[str], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    net, plain = TinyNet().eval(), facts_of()
-    facts = facts_of(input=f"uint8 NHWC {order}")
+    net, plain = TinyNet().eval(), build_metadata()
+    metadata = build_metadata(input=f"uint8 NHWC {order}")
     ending, runtime = FORMATS[name]
     write = (WRITERS | {"json": write_description})[ending]
-    inner = FromBytes(net, facts.preprocess, bgr=order == "BGR").eval()
-    path = write(inner, tmp_path / f"model.{ending}", facts, example_of(facts))
-    expected = Predictor(TorchBackend(net, torch.device("cpu")), plain).predict_files(pictures, topk=3)
-    np.testing.assert_allclose(scores(answers(path, pictures, 32, runtime)), scores(list(expected)), atol=1e-5)
+    inner = FromBytes(net, metadata.preprocess, bgr=order == "BGR").eval()
+    path = write(inner, tmp_path / f"model.{ending}", metadata, example_of(metadata))
+    expected = Predictor(TorchBackend(net, torch.device("cpu")), plain).predict_files(images, topk=3)
+    np.testing.assert_allclose(scores(predictions(path, images, 32, runtime)), scores(list(expected)), atol=1e-5)
 
 
 def test_a_batch_of_another_size_after_one_that_came_twice(exported: Path, net: nn.Module) -> None:
     backend = OpenVinoBackend(exported / "model.onnx")
     for size in (4, 4, 2, 2, 4, 1):
-        images = example_of(facts_of(SIZE_PX), size)
+        images = example_of(build_metadata(SIZE_PX), size)
         with torch.no_grad():
             np.testing.assert_allclose(backend(images.numpy()), net(images).numpy(), atol=2e-6)
 
 
 def test_openvino_computes_in_float32_unless_asked(exported: Path) -> None:
-    images = example_of(facts_of(SIZE_PX), 8).numpy()
+    images = example_of(build_metadata(SIZE_PX), 8).numpy()
     exact = OnnxRuntimeBackend(exported / "model.onnx")(images)
     default = load_backend(exported / "model.onnx", device="cpu", runtime="openvino")[0]
     assert np.abs(default(images) - exact).max() < 2e-6
@@ -174,7 +174,7 @@ def test_openvino_computes_in_float32_unless_asked(exported: Path) -> None:
 
 
 def test_a_checkpoint_computes_in_bf16_where_asked(exported: Path, net: nn.Module) -> None:
-    images = example_of(facts_of(SIZE_PX), 8)
+    images = example_of(build_metadata(SIZE_PX), 8)
     exact = load_backend(exported / "model.pth", device="cpu")[0](images.numpy())
     asked = load_backend(exported / "model.pth", device="cpu", precision="bf16")[0](images.numpy())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -189,12 +189,12 @@ def test_int8_weights_and_activations_run_in_int8(tmp_path: Path) -> None:
 
     class Calibration(quantization.CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches = iter([{"images": example_of(facts_of(), 8).numpy()}])
+            self.batches = iter([{"images": example_of(build_metadata(), 8).numpy()}])
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.batches, None)
 
-    write_onnx(TinyNet().eval(), tmp_path / "float.onnx", None, example_of(facts_of()))
+    write_onnx(TinyNet().eval(), tmp_path / "float.onnx", None, example_of(build_metadata()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable()  # it advises another way to prepare a net
@@ -318,12 +318,12 @@ def test_an_operator_that_a_runtime_does_not_know(runtime: str, tiny: Path, tmp_
 
 
 def test_an_archive_of_torch_that_is_neither(tmp_path: Path) -> None:
-    facts = facts_of().to_json()
+    metadata = build_metadata().to_json()
     for ending, marker in (("pt", "constants.pkl"), ("pt2", "archive_format")):
         path = tmp_path / f"model.{ending}"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(f"model/{marker}", b"x")
-            archive.writestr("model/extra/facts.json", facts)
+            archive.writestr("model/extra/facts.json", metadata)
         with pytest.raises(BackendError, match=r"it is damaged, or no (TorchScript|torch\.export) file: ") as caught:
             load_backend(path, device="cpu")
         assert "\n" not in str(caught.value)
@@ -468,7 +468,7 @@ def test_records_that_may_be_mistaken_for_others(name: str, tiny: Path, tmp_path
 
 
 def test_a_program_gives_one_tensor(tmp_path: Path) -> None:
-    path = write_pt2(TwoHeads().eval(), tmp_path / "model.pt2", facts_of(), example_of(facts_of()))
+    path = write_pt2(TwoHeads().eval(), tmp_path / "model.pt2", build_metadata(), example_of(build_metadata()))
     with pytest.raises(BackendError, match=r"model\.pt2: it must give one tensor for a batch, and gives 2"):
         load_backend(path, device="cpu")
 
@@ -497,7 +497,7 @@ def test_sizes_are_what_torch_writes_of_them() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "torch"])
-def test_pictures_of_another_size_are_a_sentence(name: str, exported: Path) -> None:
+def test_images_of_another_size_are_a_sentence(name: str, exported: Path) -> None:
     ending, runtime = FORMATS[name]
     backend, _ = load_backend(exported / f"model.{ending}", device="cpu", runtime=runtime)
     with pytest.raises(ValueError, match=r".") as caught:  # the interpreter's own error for a description
@@ -530,46 +530,48 @@ def test_too_little_memory_says_what_helps(error: Exception, tiny: Path, monkeyp
         backend, _ = load_backend(tiny / "model.onnx", device="cpu", runtime=runtime)
         session = type("Session", (), {"run": failing(error), "__call__": failing(error)})()
         monkeypatch.setattr(backend, part, session)
-        with pytest.raises(BackendError, match=r"^cpu has too little memory for 2 pictures at once; lower --"):
+        with pytest.raises(BackendError, match=r"^cpu has too little memory for 2 images at once; lower --"):
             backend(np.zeros((2, 3, 16, 16), np.float32))
-    with pytest.raises(BackendError, match="too little memory for 2 pictures at once; lower --batch_size"):
+    with pytest.raises(BackendError, match="too little memory for 2 images at once; lower --batch_size"):
         TorchBackend(failing(error), torch.device("cpu"), "jit")(np.zeros((2, 3, 16, 16), np.float32))
-    with pytest.raises(BackendError, match=r"^cpu has too little memory for a single picture$"):
+    with pytest.raises(BackendError, match=r"^cpu has too little memory for a single image$"):
         TorchBackend(failing(error), torch.device("cpu"), "jit")(np.zeros((1, 3, 16, 16), np.float32))
 
 
-def test_a_net_with_other_outputs_than_its_facts(tiny: Path, pictures: list[str]) -> None:
-    backend, facts = load_backend(tiny / "model.onnx", device="cpu")
-    wrong = Facts(("a", "b"), facts.preprocess, facts.net)
+def test_a_net_with_other_outputs_than_its_metadata(tiny: Path, images: list[str]) -> None:
+    backend, metadata = load_backend(tiny / "model.onnx", device="cpu")
+    wrong = ModelMetadata(("a", "b"), metadata.preprocess, metadata.net)
     with pytest.raises(BackendError, match=rf"the {backend.name} net gives \(4, 3\) instead of \(4, 2\)"):
-        list(Predictor(backend, wrong).predict_files(pictures[:4]))
+        list(Predictor(backend, wrong).predict_files(images[:4]))
 
 
 CONTRADICTIONS = [
-    (facts_of(32), r"takes pictures \(float32 NCHW\) \(N, 3, 16, 16\), its facts say \(N, 3, 32, 32\)"),
-    (facts_of(input="uint8 NHWC RGB"), r"takes .* \(N, 3, 16, 16\), its facts say \(N, 16, 16, 3\)"),
-    (replace(facts_of(), class_names=("a", "b")), r"gives logits \(N, 3\), its facts say \(N, 2\)"),
+    (build_metadata(32), r"takes images \(float32 NCHW\) \(N, 3, 16, 16\), its metadata says \(N, 3, 32, 32\)"),
+    (build_metadata(input="uint8 NHWC RGB"), r"takes .* \(N, 3, 16, 16\), its metadata says \(N, 16, 16, 3\)"),
+    (replace(build_metadata(), class_names=("a", "b")), r"gives logits \(N, 3\), its metadata says \(N, 2\)"),
 ]
 
 
 @pytest.mark.parametrize(("facts", "text"), CONTRADICTIONS)
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "json"])
-def test_facts_of_another_net_are_told_when_it_is_loaded(name: str, facts: Facts, text: str, tmp_path: Path) -> None:
+def test_metadata_of_another_net_are_told_when_it_is_loaded(
+    name: str, metadata: ModelMetadata, text: str, tmp_path: Path
+) -> None:
     ending, runtime = FORMATS[name]
     path = (WRITERS | {"json": write_description})[ending](
-        TinyNet().eval(), tmp_path / f"model.{ending}", facts, example_of(facts_of())
+        TinyNet().eval(), tmp_path / f"model.{ending}", metadata, example_of(build_metadata())
     )
     with pytest.raises(BackendError, match=rf"^{path}: its net {text}: they are not of one net$"):
         load_backend(path, device="cpu", runtime=runtime)
 
 
-def test_what_is_not_declared_is_not_held_against_the_facts() -> None:
-    check_declared(Path(), facts_of(), [(None, None, 16, None), ()])
-    check_declared(Path(), facts_of(), [sizes_of(["batch", 3, 16, -1]), (4, 3)])
-    with pytest.raises(BackendError, match=r"gives logits \(N, 3, 1\), its facts say \(N, 3\)"):
-        check_declared(Path(), facts_of(), [(), (None, 3, 1)])
+def test_what_is_not_declared_is_not_held_against_the_metadata() -> None:
+    check_declared(Path(), build_metadata(), [(None, None, 16, None), ()])
+    check_declared(Path(), build_metadata(), [sizes_of(["batch", 3, 16, -1]), (4, 3)])
+    with pytest.raises(BackendError, match=r"gives logits \(N, 3, 1\), its metadata says \(N, 3\)"):
+        check_declared(Path(), build_metadata(), [(), (None, 3, 1)])
     with pytest.raises(BackendError, match="its net must take one input and give one output"):
-        check_declared(Path(), facts_of(), [(), (), ()])
+        check_declared(Path(), build_metadata(), [(), (), ()])
 
 
 def test_the_line_that_tells_is_found() -> None:
@@ -586,7 +588,7 @@ def test_the_line_that_tells_is_found() -> None:
 
 
 class FakeEngine:
-    """A profile of 2 to 4 pictures, as TensorRT holds it; every answer lies in the same memory."""
+    """A profile of 2 to 4 images, as TensorRT holds it; every answer lies in the same memory."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.min_batch, self.max_batch, self.shape = 2, 4, (-1, 3, 16, 16)
@@ -605,28 +607,28 @@ class FakeEngine:
 )
 def test_batches_beyond_an_engines_profile(count: int, sizes: list[int]) -> None:
     runner = FakeEngine(Path(), torch.device("cpu"))
-    images = example_of(facts_of(), count)
+    images = example_of(build_metadata(), count)
     backend = TorchBackend(within_profile(runner, runner.min_batch, runner.max_batch), torch.device("cpu"), "engine")
     np.testing.assert_allclose(backend(images.numpy()), images.mean((2, 3)).numpy(), atol=1e-6)
     assert runner.sizes == sizes
 
 
 def test_an_engine_needs_a_gpu(tmp_path: Path) -> None:
-    path = write_engine_facts(tmp_path / "model.engine", facts_of())
+    path = write_engine_metadata(tmp_path / "model.engine", build_metadata())
     with pytest.raises(BackendError, match=r"model\.engine: a TensorRT engine runs on a CUDA GPU, not on cpu; use ano"):
         load_backend(path, device="cpu")
 
 
 def test_an_engine_is_run_within_its_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_engine_facts(tmp_path / "model.engine", facts_of())
+    path = write_engine_metadata(tmp_path / "model.engine", build_metadata())
     monkeypatch.setattr(engine_runner, "EngineRunner", FakeEngine)
     monkeypatch.setattr(loading, "choose_device", lambda name: torch.device("cuda"))
     loaded: Any = load_backend(path)[0]
     assert (loaded.name, loaded.device) == ("engine", "cuda")
     assert loaded._net(torch.ones(5, 3, 4, 4)).tolist() == [[1.0] * 3] * 5
-    write_engine_facts(path, facts_of(32))
+    write_engine_metadata(path, build_metadata(32))
     with pytest.raises(
-        BackendError, match=r"its net takes pictures .* \(N, 3, 16, 16\), its facts say \(N, 3, 32, 32\)"
+        BackendError, match=r"its net takes images .* \(N, 3, 16, 16\), its metadata says \(N, 3, 32, 32\)"
     ):
         load_backend(path)
 

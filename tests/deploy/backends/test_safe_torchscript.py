@@ -14,7 +14,7 @@ from torch import nn
 from deploy.backends.base import BackendError
 from deploy.backends.loading import load_backend
 from deploy.backends.safe_torchscript import find_deeds
-from tests.helpers.exported import TinyNet, example_of, facts_of, records_of, write_jit, write_two_in_one
+from tests.helpers.exported import TinyNet, build_metadata, example_of, records_of, write_jit, write_two_in_one
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated
 LINE = "return torch.linear(input, weight, bias)\n"  # of the last layer, as torch writes it
@@ -175,12 +175,12 @@ def touch_first(net: Hooked, inputs: tuple[torch.Tensor]) -> torch.Tensor:
 
 
 def write_script(net: nn.Module, path: Path) -> None:
-    torch.jit.save(torch.jit.script(net), path, _extra_files={"facts.json": facts_of().to_json().encode()})
+    torch.jit.save(torch.jit.script(net), path, _extra_files={"facts.json": build_metadata().to_json().encode()})
 
 
 def write_changed(path: Path, line: str) -> None:
     """Write a net whose last layer does something else as well."""
-    whole = write_jit(TinyNet().eval(), path.with_name("whole.pt"), facts_of(), example_of(facts_of()))
+    whole = write_jit(TinyNet().eval(), path.with_name("whole.pt"), build_metadata(), example_of(build_metadata()))
     times = 0
     with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w") as changed:
         for name in archive.namelist():
@@ -222,7 +222,7 @@ def test_files_are_not_opened(deed: str, tmp_path: Path) -> None:
     path, target = tmp_path / "model.pt", tmp_path / "made"
     write, text = DEEDS[deed]
     write(path, target)
-    torch.jit.load(path)(example_of(facts_of()))
+    torch.jit.load(path)(example_of(build_metadata()))
     assert target.exists()  # torch does it
     target.unlink()
     with pytest.raises(BackendError) as caught:

@@ -20,8 +20,8 @@ import torch
 from onnx import numpy_helper
 
 from artifacts.checkpoint import load_checkpoint
-from artifacts.metadata import Facts
-from artifacts.metadata_reader import read_facts
+from artifacts.metadata import ModelMetadata
+from artifacts.metadata_reader import read_metadata
 from configs.schema import Config
 from data_loader.preprocess import Preprocess, as_array
 from deploy.backends.base import BackendError, failure
@@ -43,11 +43,11 @@ from deploy.export.report import (
     _outcome_values,
     _rows,
 )
-from deploy.export.sample_images import Pictures, find_pictures, net_input
+from deploy.export.sample_images import SampleImages, find_images, net_input
 from deploy.inference.predictor import Predictor
 from nets.net_interface import build_net
 from tests.conftest import CLASSES
-from tests.helpers.exported import ENVIRONMENT, NET, facts_and_config, mistake, names_in, paint, report_of, train_net
+from tests.helpers.exported import ENVIRONMENT, NET, metadata_and_config, mistake, names_in, paint, report_of, train_net
 
 CPU_FORMATS = ["jit", "pt2", "onnx", "int8", "json"]
 
@@ -77,7 +77,7 @@ def load_torch_net(weights: Path) -> torch.nn.Module:
 
 
 def validation(trained: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Give the validation pictures as the net takes them, made by the preprocessing itself, and their labels."""
+    """Give the validation images as the net takes them, made by the preprocessing itself, and their labels."""
     config = load_checkpoint(trained).config
     rows = [line.split("----") for line in Path(config["val_data_file"]).read_text().split()]
     preprocess = Preprocess(32, 32)
@@ -110,13 +110,13 @@ def test_every_file_answers_as_the_net_to_four_decimals(exported: Path, trained:
     assert [label for label, _ in answers(exported / "model.int8.onnx")] == [label for label, _ in expected]
 
 
-def test_every_file_carries_the_checkpoints_facts(exported: Path, trained: Path) -> None:
-    own = load_checkpoint(trained).facts
+def test_every_file_carries_the_checkpoints_metadata(exported: Path, trained: Path) -> None:
+    own = load_checkpoint(trained).metadata
     for name in ("model.pt", "model.pt2", "model.onnx", "model.int8.onnx", "model.json"):
-        facts = read_facts(exported / name)
-        assert facts.versions["torch"] == torch.__version__
+        metadata = read_metadata(exported / name)
+        assert metadata.versions["torch"] == torch.__version__
         precision = "int8" if "int8" in name else "fp32"
-        assert replace(facts, versions={}) == replace(own, versions={}, precision=precision)
+        assert replace(metadata, versions={}) == replace(own, versions={}, precision=precision)
 
 
 def test_the_report_tells_what_was_measured(exported: Path, trained: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_report_tells_what_was_measured(exported: Path, trained: Path) -> No
     assert report["samples"]["source"].endswith("val.txt")
     assert report["samples"]["accuracy"] == (expected.argmax(1) == labels).mean() > 0.9
     assert report["calibration"] == {"source": str(trained.parent / "train.txt"), "used": 30}
-    assert report["weights_sha256"] == load_checkpoint(trained).facts.weights_sha256
+    assert report["weights_sha256"] == load_checkpoint(trained).metadata.weights_sha256
     assert {"torch", "onnx", "onnxruntime"} <= set(report["versions"])
     assert report["machine"]["torch_threads"] == torch.get_num_threads()
     formats = {entry["format"]: entry for entry in report["formats"]}
@@ -160,14 +160,14 @@ def test_the_table_fits_80_columns(exported: Path, trained: Path) -> None:
     assert rows[0][6:] == ["100.00", f"{run['batch_ms']:.1f}", f"{run['speed']:.2f}x"]
     flat = " ".join(text.split())
     assert "top-1 accuracy" in flat
-    assert f"int8 was calibrated on 30 pictures of {trained.parent}/train.txt" in flat
+    assert f"int8 was calibrated on 30 images of {trained.parent}/train.txt" in flat
 
 
 @pytest.mark.parametrize(
     ("order", "kind", "formats"),
     [("rgb", "uint8 NHWC RGB", ["jit"]), ("bgr", "uint8 NHWC BGR", ["pt2", "onnx", "json"])],
 )
-def test_with_preprocessing_the_file_takes_the_picture_itself(
+def test_with_preprocessing_the_file_takes_the_image_itself(
     order: str, kind: str, formats: list[str], trained: Path, tmp_path: Path
 ) -> None:
     assert export_formats(trained, formats, tmp_path, with_preprocess=order, device="cpu") == 0
@@ -177,8 +177,8 @@ def test_with_preprocessing_the_file_takes_the_picture_itself(
     net, _ = load_backend(trained, device="cpu")
     expected = net(np.stack([preprocess(image) for image in pixels]))
     for file_format in formats:
-        backend, facts = load_backend(tmp_path / FILES[file_format][0], device="cpu")
-        assert facts.input == kind
+        backend, metadata = load_backend(tmp_path / FILES[file_format][0], device="cpu")
+        assert metadata.input == kind
         right = pixels if order == "rgb" else pixels[..., ::-1]
         np.testing.assert_allclose(backend(np.ascontiguousarray(right)), expected, atol=1e-5 * np.abs(expected).max())
         wrong = backend(np.ascontiguousarray(right[..., ::-1]))
@@ -195,8 +195,8 @@ def test_half_precision_takes_and_gives_float32(
     for file_format in formats:
         path = tmp_path / FILES[file_format][-1]
         assert path.stat().st_size < 0.6 * trained.stat().st_size
-        backend, facts = load_backend(tmp_path / FILES[file_format][0], device="cpu")
-        assert facts.precision == precision
+        backend, metadata = load_backend(tmp_path / FILES[file_format][0], device="cpu")
+        assert metadata.precision == precision
         error = np.abs(backend(images) - expected).max() / np.abs(expected).max()
         assert 1e-5 < error < parity.TOLERANCES[precision]
 
@@ -206,7 +206,7 @@ def test_bare_weights_are_described_by_a_config(trained: Path, tmp_path: Path) -
     torch.save(checkpoint.net, tmp_path / "bare.pth")
     config = Config.model_validate(checkpoint.config)
     assert export_formats(tmp_path / "bare.pth", ["jit"], tmp_path, config=config, device="cpu") == 0
-    assert read_facts(tmp_path / "model.pt").weights_sha256 == checkpoint.facts.weights_sha256
+    assert read_metadata(tmp_path / "model.pt").weights_sha256 == checkpoint.metadata.weights_sha256
 
 
 # --- the gate
@@ -292,22 +292,22 @@ def test_a_spoilt_file_is_refused_and_its_layer_named(
     assert "of an earlier export still there, untouched" in text
 
 
-def test_a_file_whose_facts_changed_on_the_way_is_refused(
+def test_a_file_whose_metadata_changed_on_the_way_is_refused(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def facts_in(self: writers.Source, precision: str) -> Facts:
-        return replace(self.facts, precision=precision, class_names=CLASSES[::-1])
+    def metadata_in(self: writers.Source, precision: str) -> ModelMetadata:
+        return replace(self.metadata, precision=precision, class_names=CLASSES[::-1])
 
     make = writers.make_jit
 
     def make_with_wrong_names(source: writers.Source, path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(writers.Source, "facts_in", facts_in)
+            patch.setattr(writers.Source, "facts_in", metadata_in)
             make(source, path)
 
     monkeypatch.setitem(writers.MAKERS, "jit", make_with_wrong_names)
     assert export_formats(trained, ["jit"], tmp_path, device="cpu") == 3
-    assert report_of(tmp_path)["formats"][0]["reason"] == "the facts in it are not those that were written"
+    assert report_of(tmp_path)["formats"][0]["reason"] == "the metadata in it are not those that were written"
     assert names_in(tmp_path) == ["export_report.json"]
 
 
@@ -335,18 +335,18 @@ def test_the_other_runtime_only_warns(exported: Path, trained: Path, monkeypatch
         def __call__(self, images: np.ndarray) -> np.ndarray:
             return -np.asarray(net(images)) / 10
 
-    facts, config = facts_and_config(trained)
-    facts = replace(facts, weights_sha256=read_facts(exported / "model.onnx").weights_sha256)
-    samples = find_pictures(None, config, facts, 40)
+    metadata, config = metadata_and_config(trained)
+    metadata = replace(metadata, weights_sha256=read_metadata(exported / "model.onnx").weights_sha256)
+    samples = find_images(None, config, metadata, 40)
     net, _ = load_backend(trained, device="cpu")
-    reference = Reference.of(net, samples, facts)
-    source = writers.Source(load_torch_net(trained), facts, samples, samples, "fp32", facts.input)
+    reference = Reference.of(net, samples, metadata)
+    source = writers.Source(load_torch_net(trained), metadata, samples, samples, "fp32", metadata.input)
     load = load_backend
     for wrong, is_refused in (("onnxruntime", False), ("openvino", True)):
 
         def load_wrong(path: Path, *, device: str, runtime: str, wrong: str = wrong) -> Any:
-            backend, facts = load(path, device=device, runtime=runtime)
-            return (Wrong(wrong) if runtime == wrong else backend), facts
+            backend, metadata = load(path, device=device, runtime=runtime)
+            return (Wrong(wrong) if runtime == wrong else backend), metadata
 
         monkeypatch.setattr(verification, "load_backend", load_wrong)
         proof = verification.prove("int8", exported / "model.int8.onnx", source, reference, "cpu")
@@ -360,7 +360,7 @@ def test_the_other_runtime_only_warns(exported: Path, trained: Path, monkeypatch
 
 
 class Answers:
-    """A backend with the answers given, by position in the pictures; `fault` changes those of a batch."""
+    """A backend with the answers given, by position in the images; `fault` changes those of a batch."""
 
     name, device = "fake", "cpu"
 
@@ -368,18 +368,18 @@ class Answers:
         self.logits, self.fault = logits, fault
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        rows = np.rint(images[:, 0, 0, 0]).astype(int)  # each picture is painted with its own number
+        rows = np.rint(images[:, 0, 0, 0]).astype(int)  # each image is painted with its own number
         return self.fault(self.logits[rows])
 
 
-FAKE_FACTS = Facts(("a", "b", "c"), Preprocess(4, 4, mean=(0, 0, 0), std=(1 / 255,) * 3), NET)
+FAKE_METADATA = ModelMetadata(("a", "b", "c"), Preprocess(4, 4, mean=(0, 0, 0), std=(1 / 255,) * 3), NET)
 
 
 def reference_of(logits: np.ndarray, labels: np.ndarray | None = None) -> Reference:
     pixels = np.broadcast_to(np.arange(len(logits), dtype=np.uint8)[:, None, None, None], (len(logits), 4, 4, 3))
     files = tuple(f"{number}.png" for number in range(len(logits)))
-    pictures = Pictures(np.ascontiguousarray(pixels), labels, files, "fake", len(logits))
-    return Reference.of(Answers(logits), pictures, FAKE_FACTS)
+    images = SampleImages(np.ascontiguousarray(pixels), labels, files, "fake", len(logits))
+    return Reference.of(Answers(logits), images, FAKE_METADATA)
 
 
 def some_logits(count: int = 200) -> np.ndarray:
@@ -392,7 +392,7 @@ def test_the_tolerance_is_of_the_largest_logit(share: float, passes: bool) -> No
     logits[7] = (0, 0, 20)
     other = logits.copy()
     other[50, logits[50].argmax()] += 20 * share
-    measured = compare(other, reference_of(logits), FAKE_FACTS)
+    measured = compare(other, reference_of(logits), FAKE_METADATA)
     assert (measured.problem == "") is passes
     np.testing.assert_allclose(measured.worst, share, rtol=1e-2)
     np.testing.assert_allclose(measured.mean, share / 600, rtol=1e-2)
@@ -404,8 +404,8 @@ def test_the_tolerance_is_of_the_largest_logit(share: float, passes: bool) -> No
 def test_logits_that_are_not_finite_are_refused(value: float) -> None:
     other = some_logits()
     other[3:5] = value
-    measured = compare(other, reference_of(some_logits()), FAKE_FACTS)
-    assert measured.problem == "gives NaN or infinite logits for 2 of 200 pictures"
+    measured = compare(other, reference_of(some_logits()), FAKE_METADATA)
+    assert measured.problem == "gives NaN or infinite logits for 2 of 200 images"
 
 
 @pytest.mark.parametrize(("count", "changed", "passes"), [(200, 1, False), (255, 0, True)])
@@ -415,10 +415,10 @@ def test_under_999_in_1000_is_refused(count: int, changed: int, passes: bool) ->
     other = logits.copy()
     other[5 : 5 + changed] = other[5 : 5 + changed, ::-1]
     logits[5 : 5 + changed, 1] = 0
-    measured = compare(other, reference_of(logits), FAKE_FACTS)
+    measured = compare(other, reference_of(logits), FAKE_METADATA)
     assert (measured.problem == "") is passes
     if not passes:
-        assert measured.problem.startswith("99.50 % of 200 pictures keep their answer, under 99.9 %; the first: 5.png")
+        assert measured.problem.startswith("99.50 % of 200 images keep their answer, under 99.9 %; the first: 5.png")
 
 
 def test_ties_of_half_precision_are_told_and_not_held_against_it() -> None:
@@ -428,12 +428,12 @@ def test_ties_of_half_precision_are_told_and_not_held_against_it() -> None:
     logits[1], logits[2] = (5, 5.05, 0), (5, 5.5, 0)
     other = logits.copy()
     other[1] = (5.05, 5, 0)
-    measured = compare(other, reference_of(logits), replace(FAKE_FACTS, precision="bf16"))
+    measured = compare(other, reference_of(logits), replace(FAKE_METADATA, precision="bf16"))
     assert (measured.problem, measured.ties, measured.agreement) == ("", 1, 0.99)
     assert measured.flips == [("1.png", "b", "a")]
-    assert compare(other, reference_of(logits), FAKE_FACTS).problem  # float32 tells them apart
+    assert compare(other, reference_of(logits), FAKE_METADATA).problem  # float32 tells them apart
     other[2] = (5.5, 5, 0)  # further apart than the precision: a flip
-    assert "keep their answer" in compare(other, reference_of(logits), replace(FAKE_FACTS, precision="bf16")).problem
+    assert "keep their answer" in compare(other, reference_of(logits), replace(FAKE_METADATA, precision="bf16")).problem
 
 
 @pytest.mark.parametrize(("lost", "passes"), [(1, True), (2, False)])
@@ -442,11 +442,11 @@ def test_int8_may_lose_half_a_point_of_accuracy(lost: int, passes: bool) -> None
     other = logits * 1.1  # far over any float tolerance
     other[:lost] = -other[:lost]
     reference = reference_of(logits, logits.argmax(1))
-    measured = compare(other, reference, replace(FAKE_FACTS, precision="int8"))
+    measured = compare(other, reference, replace(FAKE_METADATA, precision="int8"))
     assert measured.accuracy == (1.0, 1 - lost / 200)
     assert (measured.problem == "") is passes
     if not passes:
-        assert measured.problem == "top-1 falls from 100.00 % to 99.00 % on 200 pictures, over half a point"
+        assert measured.problem == "top-1 falls from 100.00 % to 99.00 % on 200 images, over half a point"
 
 
 @pytest.mark.parametrize(("share", "passes"), [(0.04, True), (0.06, False)])
@@ -455,7 +455,7 @@ def test_int8_may_differ_by_a_twentieth_in_the_mean(share: float, passes: bool) 
     logits = some_logits(200)
     logits[0] = (0, 0, 10)
     other = logits + np.float32(10 * share)
-    measured = compare(other, reference_of(logits, logits.argmax(1)), replace(FAKE_FACTS, precision="int8"))
+    measured = compare(other, reference_of(logits, logits.argmax(1)), replace(FAKE_METADATA, precision="int8"))
     assert measured.accuracy == (1.0, 1.0)
     assert (measured.problem == "") is passes
     if not passes:
@@ -467,7 +467,7 @@ def test_int8_without_labels_may_change_one_class_in_a_hundred(lost: int, passes
     logits = some_logits(200)
     other = logits.copy()
     other[:lost] = -other[:lost]
-    measured = compare(other, reference_of(logits), replace(FAKE_FACTS, precision="int8"))
+    measured = compare(other, reference_of(logits), replace(FAKE_METADATA, precision="int8"))
     assert (measured.problem == "") is passes
 
 
@@ -479,18 +479,18 @@ def test_int8_must_keep_its_classes_where_the_net_is_no_better_than_guessing(rig
     other[-10:] = -other[-10:]  # wrong before and after
     labels = logits.argmax(1)
     labels[right:] = np.argsort(logits[right:], axis=1)[:, 1]  # the second best, which is so in -logits too
-    measured = compare(other, reference_of(logits, labels), replace(FAKE_FACTS, precision="int8"))
+    measured = compare(other, reference_of(logits, labels), replace(FAKE_METADATA, precision="int8"))
     assert measured.accuracy == (right / 200, right / 200)
     assert (measured.problem == "") is passes
     if not passes:
         assert measured.problem == (
-            "95.00 % of 200 pictures keep their class, under 99 %; the net's own accuracy of 40.00 % could be a "
+            "95.00 % of 200 images keep their class, under 99 %; the net's own accuracy of 40.00 % could be a "
             "guesser's, and proves nothing"
         )
 
 
 def test_a_guessers_accuracy_is_within_three_deviations_of_chance() -> None:
-    """Of a binomial distribution: for 10 classes and 900 pictures 0.1 and sqrt(0.1 * 0.9 / 900) = 0.01."""
+    """Of a binomial distribution: for 10 classes and 900 images 0.1 and sqrt(0.1 * 0.9 / 900) = 0.01."""
     assert is_guessing(0.1299, 10, 900) and not is_guessing(0.1301, 10, 900)
     assert is_guessing(0.0, 2, 50) and not is_guessing(1.0, 2, 50)
 
@@ -506,16 +506,16 @@ def test_labels_that_look_wrong_are_warned_of(count: int, right: int, is_doubted
     labels = logits.argmax(1)
     labels[right:] = (labels[right:] + 1) % 3
     text = report_text(reference_of(logits, labels), [Outcome("jit", ("model.pt",))])
-    assert f"the net itself gets {100 * right / count:.2f} % of {count} labelled pictures right" in text
+    assert f"the net itself gets {100 * right / count:.2f} % of {count} labelled images right" in text
     warning = "warning: guessing among 3 classes does as well: are these labels the net's own?"
     assert (warning in text) is is_doubted
 
 
 @pytest.mark.parametrize(("count", "is_few"), [(20, True), (60, False)])
-def test_few_pictures_of_int8s_own_are_warned_of(count: int, is_few: bool) -> None:
+def test_few_images_of_int8s_own_are_warned_of(count: int, is_few: bool) -> None:
     run = Measured(count=count, accuracy=(1.0, 1.0), agreement=1.0)
     text = report_text(reference_of(some_logits(120)), [Outcome("int8", ("model.int8.onnx",), runs=[("x", run)])])
-    assert ("warning: int8 was proved on 20 pictures, of which each is 5.0 points" in text) is is_few
+    assert ("warning: int8 was proved on 20 images, of which each is 5.0 points" in text) is is_few
 
 
 def test_the_last_line_tells_where_the_files_are_and_what_was_left_out() -> None:
@@ -531,7 +531,7 @@ def test_a_net_that_is_not_finite_is_no_reference() -> None:
     logits = some_logits(40)
     logits[7, 1] = np.inf
     logits[9] = np.nan
-    words = "the net itself gives NaN or infinite logits for 2 of 40 pictures, the first 7.png; no file can be held"
+    words = "the net itself gives NaN or infinite logits for 2 of 40 images, the first 7.png; no file can be held"
     with pytest.raises(ParityError, match=words):
         reference_of(logits)
 
@@ -544,24 +544,24 @@ def test_an_export_advises_no_flag_that_it_lacks() -> None:
             raise failure(self, len(images), MemoryError())
 
     reference = reference_of(some_logits(40))
-    with pytest.raises(BackendError, match=r"^cpu has too little memory for 32 pictures at once$"):
-        measure(Full(), reference, FAKE_FACTS)
+    with pytest.raises(BackendError, match=r"^cpu has too little memory for 32 images at once$"):
+        measure(Full(), reference, FAKE_METADATA)
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_other_batch_sizes_must_give_the_same_answers(size: int) -> None:
     logits = some_logits(40)
     wrong = Answers(logits, lambda rows: rows + 1 if len(rows) == size else rows)
-    problem = measure(wrong, reference_of(logits), FAKE_FACTS).problem
-    assert problem.startswith("a picture's logits differ by ")
+    problem = measure(wrong, reference_of(logits), FAKE_METADATA).problem
+    assert problem.startswith("an image's logits differ by ")
     assert problem.endswith(f" of the largest between batches of {size} and 32")
     fixed = Answers(logits, lambda rows: rows[:2])
-    assert "gives (2, 3) instead of" in measure(fixed, reference_of(logits[:2]), FAKE_FACTS).problem
-    assert measure(Answers(logits), reference_of(logits), FAKE_FACTS).problem == ""
+    assert "gives (2, 3) instead of" in measure(fixed, reference_of(logits[:2]), FAKE_METADATA).problem
+    assert measure(Answers(logits), reference_of(logits), FAKE_METADATA).problem == ""
 
 
 def test_a_program_for_any_size_that_answers_otherwise_than_that_for_one_is_found() -> None:
-    """OpenVINO 2026.4 with a swin_t in int8; the first batch alone hides in the mean of 200 pictures."""
+    """OpenVINO 2026.4 with a swin_t in int8; the first batch alone hides in the mean of 200 images."""
 
     class AnySizeFirst(Answers):
         last = 0
@@ -573,13 +573,13 @@ def test_a_program_for_any_size_that_answers_otherwise_than_that_for_one_is_foun
     logits = some_logits(200)
     reference = reference_of(logits)
     scale = reference.scale
-    problem = measure(AnySizeFirst(logits), reference, replace(FAKE_FACTS, precision="int8")).problem
-    assert problem == "a picture's logits differ by 2.0e-01 of the largest between batches of 1 and 32"
+    problem = measure(AnySizeFirst(logits), reference, replace(FAKE_METADATA, precision="int8")).problem
+    assert problem == "an image's logits differ by 2.0e-01 of the largest between batches of 1 and 32"
 
 
 def test_a_batch_size_that_fails_is_told(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fixed:
-        """A file that takes 32 pictures only."""
+        """A file that takes 32 images only."""
 
         name, device = "fixed", "cpu"
 
@@ -594,8 +594,8 @@ def test_a_batch_size_that_fails_is_told(trained: Path, tmp_path: Path, monkeypa
     load = load_backend
 
     def load_fixed(path: Path, *, device: str, runtime: str) -> Any:
-        backend, facts = load(path, device=device, runtime=runtime)
-        return Fixed(backend), facts
+        backend, metadata = load(path, device=device, runtime=runtime)
+        return Fixed(backend), metadata
 
     monkeypatch.setattr(verification, "load_backend", load_fixed)
     assert export_formats(trained, ["jit"], tmp_path, device="cpu") == 3
@@ -646,29 +646,29 @@ def test_calls_keep_what_in_place_layers_change() -> None:
     assert not net[0]._forward_hooks
 
 
-# --- the pictures
+# --- the images
 
 
-def test_int8_is_calibrated_on_training_pictures_or_else_on_every_second(trained: Path, tmp_path: Path) -> None:
-    facts, config = facts_and_config(trained)
+def test_int8_is_calibrated_on_training_images_or_else_on_every_second(trained: Path, tmp_path: Path) -> None:
+    metadata, config = metadata_and_config(trained)
     reference = reference_of(some_logits(40), np.arange(40) % 3)
-    pictures, kept = share_for_int8(reference, config, facts)
-    assert (pictures.source, len(pictures)) == (config.train_data_file, 30)
+    images, kept = share_for_int8(reference, config, metadata)
+    assert (images.source, len(images)) == (config.train_data_file, 30)
     assert kept is reference
     gone = config.model_copy(update={"train_data_file": str(tmp_path / "gone.txt")})
-    pictures, kept = share_for_int8(reference, gone, facts)
-    assert pictures.files == reference.pictures.files[1::2]
-    assert kept.pictures.files == reference.pictures.files[::2]
+    images, kept = share_for_int8(reference, gone, metadata)
+    assert images.files == reference.images.files[1::2]
+    assert kept.images.files == reference.images.files[::2]
     np.testing.assert_array_equal(kept.logits, reference.logits[::2])
     few = reference_of(some_logits(15))
-    assert share_for_int8(few, None, facts) == (few.pictures, few)
+    assert share_for_int8(few, None, metadata) == (few.images, few)
 
 
-def test_few_pictures_are_warned_of(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_images_are_warned_of(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paint(tmp_path / "p/1.png", 0, 0)
     assert export_formats(trained, ["jit"], tmp_path, samples=tmp_path / "p", device="cpu") == 0
     out = capsys.readouterr().out
-    assert "warning: 1 picture can prove little; name more with --samples" in out
+    assert "warning: 1 image can prove little; name more with --samples" in out
     assert " ".join(out.split()).endswith(f"written to {tmp_path}: model.pt, export_report.json")
 
 
@@ -712,7 +712,7 @@ def test_the_batch_profile_and_tensorrtx_weights_are_written_on_demand(trained: 
     flags = ("--batch_profile", "2,4,16", "--wts", "--max_samples", "8")
     assert exporter.main(["--weights", str(trained), "--formats", "engine", "--output_dir", str(tmp_path), *flags]) == 0
     for name in ("model.json", "model.engine"):
-        assert read_facts(tmp_path / name).batch_profile == (2, 4, 16)
+        assert read_metadata(tmp_path / name).batch_profile == (2, 4, 16)
     assert json.loads((tmp_path / "model.json").read_text("utf-8"))["profile"] == {"min": 2, "best": 4, "max": 16}
     state = load_checkpoint(trained).deployed()
     lines = (tmp_path / "model.wts").read_text("utf-8").splitlines()
@@ -742,7 +742,7 @@ def test_an_engine_tells_the_profile_it_was_built_for(trained: Path, tmp_path: P
     text = (tmp_path / "model.json").read_text("utf-8")
     (tmp_path / "model.json").write_text(text.replace('"best": 8, "max": 64', '"best": 2, "max": 4'), "utf-8")
     write_engine(tmp_path / "model.json", tmp_path / "model.engine")
-    assert read_facts(tmp_path / "model.engine").batch_profile == (1, 2, 4)
+    assert read_metadata(tmp_path / "model.engine").batch_profile == (1, 2, 4)
 
 
 def test_an_engine_is_built_and_where_none_runs_that_is_said(trained: Path, tmp_path: Path) -> None:
@@ -752,7 +752,7 @@ def test_an_engine_is_built_and_where_none_runs_that_is_said(trained: Path, tmp_
     entry = report_of(tmp_path)["formats"][-1]
     assert (entry["format"], entry["status"], entry["runs"]) == ("engine", "not proved", [])
     assert entry["reason"].startswith("no engine runs here (--device cpu)")
-    assert read_facts(tmp_path / "model.engine") == read_facts(tmp_path / "model.json")
+    assert read_metadata(tmp_path / "model.engine") == read_metadata(tmp_path / "model.json")
 
 
 def test_help_and_mistakes_come_without_torch() -> None:

@@ -50,7 +50,7 @@ def test_a_net_that_gives_nan_is_told_before_anything_is_made(
     sentence = mistake(capsys, "--weights", tmp_path / "net.pth", "--formats", "jit", "--output_dir", out)
     first = f"{trained.parent}/images/val/00.png"
     assert sentence == (
-        f"the net itself gives NaN or infinite logits for 40 of 40 pictures, the first {first}; "
+        f"the net itself gives NaN or infinite logits for 40 of 40 images, the first {first}; "
         "no file can be held to them"
     )
     assert names_in(tmp_path) == ["net.pth"]
@@ -162,7 +162,7 @@ def test_an_engine_is_built_from_this_exports_own_description(
     monkeypatch.setattr("deploy.export.pipeline._missing_tensorrt", lambda: "")
     assert export_formats(trained, ["engine"], tmp_path, device="cpu") == 0
     [(text, size)] = seen
-    assert json.loads(text)["facts"]["weights_sha256"] == load_checkpoint(trained).facts.weights_sha256
+    assert json.loads(text)["facts"]["weights_sha256"] == load_checkpoint(trained).metadata.weights_sha256
     assert size == (tmp_path / "model.safetensors").stat().st_size
     assert "model.engine" in names_in(tmp_path)
 

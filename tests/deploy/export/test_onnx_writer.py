@@ -17,14 +17,14 @@ from onnx import numpy_helper
 from torch import nn
 
 from artifacts.errors import ArtifactError
-from artifacts.metadata_reader import read_facts
+from artifacts.metadata_reader import read_metadata
 from artifacts.onnx_file import read_onnx
 from deploy.backends.loading import load_backend
 from deploy.export import onnx_writer
 from deploy.export.model_wrapper import ExportProblem, deployed_net
 from deploy.export.onnx_writer import export_onnx, module_ends, scopes_of
 from nets.net_interface import build_net
-from tests.helpers.exported import TinyNet, facts_of
+from tests.helpers.exported import TinyNet, build_metadata
 
 
 def gem_net() -> nn.Module:
@@ -58,7 +58,7 @@ def images() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def file(net: nn.Module, images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    export_onnx(net, images, path, facts_of(32))
+    export_onnx(net, images, path, build_metadata(32))
     return path
 
 
@@ -74,7 +74,7 @@ def test_any_batch_size_gives_the_nets_logits(count: int, net: nn.Module, file: 
     np.testing.assert_allclose(run(file, batch.numpy()), expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_input_output_and_facts(file: Path) -> None:
+def test_input_output_and_metadata(file: Path) -> None:
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
     [given], [made] = model.graph.input, model.graph.output
@@ -82,7 +82,7 @@ def test_input_output_and_facts(file: Path) -> None:
     assert [size.dim_param or size.dim_value for size in given.type.tensor_type.shape.dim] == ["batch", 3, 32, 32]
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     assert metadata.keys() == {"facts", "sha256"}
-    assert metadata["facts"] == facts_of(32).to_json()
+    assert metadata["facts"] == build_metadata(32).to_json()
 
 
 def test_every_node_is_named_by_its_module_and_operator(net: nn.Module, file: Path) -> None:
@@ -152,9 +152,9 @@ def test_runs_of_a_module_are_its_calls() -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_weights_are_all_of_it(precision: str, net: nn.Module, tmp_path: Path) -> None:
-    facts = facts_of(32, precision=precision)
-    half = deployed_net(net, facts.preprocess, facts.input, precision)
-    export_onnx(half, torch.randn(2, 3, 32, 32), tmp_path / "model.onnx", facts)
+    metadata = build_metadata(32, precision=precision)
+    half = deployed_net(net, metadata.preprocess, metadata.input, precision)
+    export_onnx(half, torch.randn(2, 3, 32, 32), tmp_path / "model.onnx", metadata)
     model = onnx.load(tmp_path / "model.onnx")
     wanted = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.BFLOAT16
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -167,7 +167,7 @@ def test_half_precision_weights_are_all_of_it(precision: str, net: nn.Module, tm
 def test_beyond_the_largest_file_the_weights_go_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_writer, "LARGEST_FILE", 100)
     net, images = TinyNet().eval(), torch.randn(2, 3, 16, 16)
-    export_onnx(net, images, tmp_path / "model.onnx", facts_of())
+    export_onnx(net, images, tmp_path / "model.onnx", build_metadata())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     with torch.inference_mode():
         np.testing.assert_allclose(run(tmp_path / "model.onnx", images.numpy()), net(images), atol=1e-5)
@@ -182,17 +182,17 @@ class FixedBatch(TinyNet):
 
 def test_a_net_with_a_fixed_batch_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportProblem, match=r"torch\.export cannot take the net with a free batch size: .*batch"):
-        export_onnx(FixedBatch().eval(), torch.randn(2, 3, 16, 16), tmp_path / "model.onnx", facts_of())
+        export_onnx(FixedBatch().eval(), torch.randn(2, 3, 16, 16), tmp_path / "model.onnx", build_metadata())
     assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_that_is_not_valid_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the mend of the exporter's folding, bf16 convolutions get float32 weights."""
     monkeypatch.setattr(onnx_writer, "_settle_weight_types", lambda graph: None)
-    facts = facts_of(32, precision="bf16")
-    half = deployed_net(gem_net(), facts.preprocess, facts.input, "bf16")
+    metadata = build_metadata(32, precision="bf16")
+    half = deployed_net(gem_net(), metadata.preprocess, metadata.input, "bf16")
     with pytest.raises(ExportProblem, match="the exported graph is not valid ONNX"):
-        export_onnx(half, torch.randn(2, 3, 32, 32), tmp_path / "model.onnx", facts)
+        export_onnx(half, torch.randn(2, 3, 32, 32), tmp_path / "model.onnx", metadata)
 
 
 # --- the digest
@@ -207,12 +207,12 @@ def test_the_digest_is_of_all_the_files_other_bytes(file: Path) -> None:
 
 def exported_tiny(folder: Path) -> Path:
     torch.manual_seed(0)
-    export_onnx(TinyNet().eval(), torch.randn(2, 3, 16, 16), folder / "model.onnx", facts_of())
+    export_onnx(TinyNet().eval(), torch.randn(2, 3, 16, 16), folder / "model.onnx", build_metadata())
     return folder / "model.onnx"
 
 
 def test_no_flipped_bit_changes_the_net_without_a_word(tmp_path: Path) -> None:
-    """It may fall on the digest's own name, which leaves a file without one; net and facts are then as they were."""
+    """It may fall on the digest's own name, which leaves a file without one; net and metadata is then as they were."""
     path = exported_tiny(tmp_path)
     whole, graph = path.read_bytes(), read_onnx(path).graph.SerializeToString()
     refused = 0
@@ -222,7 +222,7 @@ def test_no_flipped_bit_changes_the_net_without_a_word(tmp_path: Path) -> None:
         path.write_bytes(content)
         try:
             read = read_onnx(path)
-            assert (read.graph.SerializeToString(), read_facts(path)) == (graph, facts_of()), position
+            assert (read.graph.SerializeToString(), read_metadata(path)) == (graph, build_metadata()), position
         except ArtifactError:
             refused += 1
     assert refused > 0.95 * len(whole) / 3
@@ -254,7 +254,7 @@ def test_a_file_with_its_weights_beside_it_may_be_moved(tmp_path: Path, monkeypa
     (tmp_path / "moved").mkdir()
     for name in ("model.onnx", "model.onnx.data"):
         shutil.move(tmp_path / name, tmp_path / "moved" / name)
-    assert read_facts(tmp_path / "moved" / path.name) == facts_of()
+    assert read_metadata(tmp_path / "moved" / path.name) == build_metadata()
 
 
 def test_a_changed_file_with_an_old_digest_and_one_without(tmp_path: Path) -> None:
@@ -264,9 +264,11 @@ def test_a_changed_file_with_an_old_digest_and_one_without(tmp_path: Path) -> No
     onnx.save(model, path)
     with pytest.raises(ArtifactError, match="it does not match its sha256"):
         read_onnx(path)
-    onnx.helper.set_model_props(model, {"facts": facts_of().to_json()})
+    onnx.helper.set_model_props(model, {"facts": build_metadata().to_json()})
     onnx.save(model, path)
-    assert read_facts(path) == facts_of()  # of an older version, or another tool: there is nothing to hold it against
+    assert (
+        read_metadata(path) == build_metadata()
+    )  # of an older version, or another tool: there is nothing to hold it against
     onnx_writer.write_digest(path)
     right = onnx.load(path)
     right.metadata_props.add(key="sha256", value="0" * 64)

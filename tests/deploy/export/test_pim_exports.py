@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from artifacts.checkpoint import Checkpoint, save_checkpoint
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from configs.schema import Config
 from data_loader.preprocess import Preprocess, as_array
 from deploy.backends.loading import load_backend
@@ -28,7 +28,7 @@ from pytorch2json.engine import build_engine
 from pytorch2json.interpreter import Interpreter, relative_error
 from pytorch2json.network import DescriptionError, read_description, write_description
 from pytorch2json.tensorrt_library import load_library
-from tests.conftest import CLASSES, slow_but, write_picture
+from tests.conftest import CLASSES, slow_but, write_image
 from tests.pytorch2json.test_pytorch2json import random_images
 from tests.trainers.test_pim import build, settle
 from trainers.tasks.pim import PimLossWeights, PimTask
@@ -38,7 +38,7 @@ FILES = {
     "jit": "model.pt", "pt2": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx", "json": "model.json",
     "engine": "model.engine",
 }  # fmt: skip
-# Few positions of small pictures: two that the net finds equally certain may change places with a rounding error.
+# Few positions of small images: two that the net finds equally certain may change places with a rounding error.
 FEW: list[float] = [6, 4, 2, 1]
 SIDE = 32
 try:
@@ -121,9 +121,11 @@ def test_onnx_and_int8_run_on_both_runtimes_at_any_batch_size(backbone: str, tmp
     net.eval()
     images = random_images(32, SIDE)
     args = {"model_type": backbone, "fpn_size": 16, "num_selects": FEW}
-    facts = Facts(tuple("abcde"), Preprocess(SIDE, SIDE), {"module": "pim_module", "name": "PIM", "args": args})
-    export_onnx(net, images[:2], tmp_path / "model.onnx", facts)
-    quantize(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", replace(facts, precision="int8"), images.numpy())
+    metadata = ModelMetadata(
+        tuple("abcde"), Preprocess(SIDE, SIDE), {"module": "pim_module", "name": "PIM", "args": args}
+    )
+    export_onnx(net, images[:2], tmp_path / "model.onnx", metadata)
+    quantize(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", replace(metadata, precision="int8"), images.numpy())
     with torch.no_grad():
         expected = net(images).numpy()
     scale = np.abs(expected).max()
@@ -155,8 +157,8 @@ def test_every_format_of_a_trained_net_is_proved(formats: str, tmp_path: Path) -
     images = np.stack([preprocess(as_array(preprocess.decode(path))) for path in paths])
     expected = load_backend(weights, device="cpu")[0](images)
     for file in [FILES[name] for name in names]:
-        backend, facts = load_backend(tmp_path / "out" / file, device="cpu")
-        assert facts.net["args"]["head"] == "all"
+        backend, metadata = load_backend(tmp_path / "out" / file, device="cpu")
+        assert metadata.net["args"]["head"] == "all"
         tolerance = 0.2 if "int8" in file else 1e-4
         for count in (1, 3, 36):
             got = backend(images[:count])
@@ -165,7 +167,7 @@ def test_every_format_of_a_trained_net_is_proved(formats: str, tmp_path: Path) -
 
 
 def trained(folder: Path) -> Path:
-    """Train a few steps on 36 pictures of three shapes, and give the checkpoint."""
+    """Train a few steps on 36 images of three shapes, and give the checkpoint."""
     lists = {split: write_list(folder, split, count) for split, count in (("train", 36), ("val", 12))}
     args: dict[str, Any] = {"model_type": "resnet18", "fpn_size": 16, "num_selects": FEW, "head": "all"}
     values = {
@@ -186,8 +188,8 @@ def trained(folder: Path) -> Path:
         task(batch, np.random.default_rng(0))["loss"].backward()
         optimizer.step()
     settle(net, batch["image"])
-    facts = Facts(CLASSES, preprocess, {"module": "pim_module", "name": "PIM", "args": args})
-    save_checkpoint(Checkpoint(config.model_dump(), facts, net.state_dict()), folder / "net.pth")
+    metadata = ModelMetadata(CLASSES, preprocess, {"module": "pim_module", "name": "PIM", "args": args})
+    save_checkpoint(Checkpoint(config.model_dump(), metadata, net.state_dict()), folder / "net.pth")
     return folder / "net.pth"
 
 
@@ -195,7 +197,7 @@ def write_list(folder: Path, split: str, count: int) -> str:
     lines = []
     for number in range(count):
         name = f"{split}/{number:02d}.png"
-        write_picture(folder / "images" / name, number % 3, number + 100 * (split == "val"))
+        write_image(folder / "images" / name, number % 3, number + 100 * (split == "val"))
         lines.append(f"{name}----{number % 3}\n")
     (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
     return str(folder / f"{split}.txt")

@@ -1,4 +1,4 @@
-"""The int8 file: what is quantized, what stays in float, and from which pictures the ranges come."""
+"""The int8 file: what is quantized, what stays in float, and from which images the ranges come."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deploy.export.parity import INT8_BATCH_TOLERANCE
 from deploy.export.quantization import float_nodes, quantize
 from nets.net_interface import build_net
 from tests.deploy.export.test_onnx_writer import gem_net
-from tests.helpers.exported import facts_of
+from tests.helpers.exported import build_metadata
 
 QDQ = {"QuantizeLinear", "DequantizeLinear"}
 
@@ -37,14 +37,14 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def float_file(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("int8") / "float.onnx"
-    export_onnx(gem_net(), torch.from_numpy(images[:2]), path, facts_of(32))
+    export_onnx(gem_net(), torch.from_numpy(images[:2]), path, build_metadata(32))
     return path
 
 
 @pytest.fixture(scope="module")
 def file(float_file: Path, images: np.ndarray) -> Path:
     path = float_file.with_name("model.int8.onnx")
-    quantize(float_file, path, facts_of(32, precision="int8"), images)
+    quantize(float_file, path, build_metadata(32, precision="int8"), images)
     return path
 
 
@@ -90,7 +90,7 @@ def test_residual_sums_stay_integer_but_the_last(file: Path) -> None:
     assert readers == [["QuantizeLinear"]] * 7 + [["Relu"]]  # GeM and the mean read the last
 
 
-def test_the_inputs_range_is_that_of_the_calibration_pictures(file: Path, images: np.ndarray) -> None:
+def test_the_inputs_range_is_that_of_the_calibration_images(file: Path, images: np.ndarray) -> None:
     """Affine uint8 (Jacob et al. 2018, eq. 1): scale = (max - min) / 255, zero point = round(-min / scale)."""
     weights = weights_of(file)
     scale = (images.max() - images.min()) / 255
@@ -106,12 +106,12 @@ def test_weights_round_to_the_nearest_of_their_channels_steps(file: Path, float_
     assert error.max() < 0.51
 
 
-def test_facts_and_names_are_in_the_file(file: Path) -> None:
+def test_metadata_and_names_are_in_the_file(file: Path) -> None:
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     assert metadata.keys() == {"facts", "sha256"}
-    assert metadata["facts"] == facts_of(32, precision="int8").to_json()
+    assert metadata["facts"] == build_metadata(32, precision="int8").to_json()
     assert model.graph.input[0].name == "images"
     assert model.graph.output[0].name == "logits"
     assert file.stat().st_size < 0.3 * file.with_name("float.onnx").stat().st_size
@@ -141,7 +141,7 @@ def test_without_vnni_weights_have_seven_bits(
     float_file: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantization, "has_int8_dot_product", lambda: False)
-    quantize(float_file, tmp_path / "model.int8.onnx", facts_of(32, precision="int8"), images)
+    quantize(float_file, tmp_path / "model.int8.onnx", build_metadata(32, precision="int8"), images)
     weights = weights_of(tmp_path / "model.int8.onnx")
     kernels = [value for name, value in weights.items() if name.endswith("weight_quantized")]
     assert len(kernels) == 20
@@ -172,9 +172,9 @@ def test_attention_keeps_its_norms_and_softmax_in_float(tmp_path: Path) -> None:
     net.features = nn.Sequential(*list(net.features)[:2])  # the patches and the first two blocks
     net.norm, net.head = nn.LayerNorm(96), nn.Linear(96, 3)
     images = torch.randn(4, 3, 32, 32)
-    facts = facts_of(32)
-    export_onnx(net.eval(), images, tmp_path / "float.onnx", facts)
-    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", replace(facts, precision="int8"), images.numpy())
+    metadata = build_metadata(32)
+    export_onnx(net.eval(), images, tmp_path / "float.onnx", metadata)
+    quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", replace(metadata, precision="int8"), images.numpy())
     graph = onnx.load(tmp_path / "int8.onnx").graph
     makers = {name: node for node in graph.node for name in node.output}
     operators = [node.op_type for node in graph.node]
@@ -238,5 +238,5 @@ def test_classifiers_and_one_dimensional_convolutions_stay_in_float() -> None:
 def nodes_kept_in_float(net: nn.Module) -> set[str]:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "float.onnx"
-        export_onnx(net, torch.rand(2, 3, 32, 32), path, facts_of(32))
+        export_onnx(net, torch.rand(2, 3, 32, 32), path, build_metadata(32))
         return float_nodes(onnx.load(path).graph)

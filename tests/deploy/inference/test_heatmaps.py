@@ -1,4 +1,4 @@
-"""Heat maps against formulas written out, on the right place of the picture, and without a trace on the net."""
+"""Heat maps against formulas written out, on the right place of the image, and without a trace on the net."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from torchvision.models import VisionTransformer
 import inference
 import train
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess, as_array
 from deploy.backends.base import HeatMap
 from deploy.inference import heatmap_writer
 from deploy.inference.heatmap_writer import HeatMapCopies, HeatMapError, label_of
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from nets.net_interface import build_net
 from nets.pim_module import PIM
 from nets.support.saliency import GradCam, NoHeatMapError, PimMapper, heat_mapper
@@ -33,7 +33,7 @@ from tests.nets.test_nets import SMALLEST
 from trainers.reporting import heatmaps as training_maps
 from trainers.reporting.report import TrainingReport, write_report
 from visualization import heatmap_overlay
-from visualization.heatmap_overlay import Marks, heat_map_picture, laid_over, placement
+from visualization.heatmap_overlay import Marks, heat_map_image, laid_over, placement
 
 NAMES = ("猫/cat", "dog", "bird")
 GOOD = ["a/same.png", "b/same.png", "b/苹果 1.jpg", 'b/say "hi".png', "wide.png"]
@@ -253,7 +253,7 @@ def test_every_backbone_of_pim_has_a_map() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pim", "grad-cam"])
-def test_the_map_differs_between_two_classes_of_one_picture(kind: str) -> None:
+def test_the_map_differs_between_two_classes_of_one_image(kind: str) -> None:
     net = small_pim() if kind == "pim" else Squares()
     image = torch.randn(1, 3, 64, 96)
     maps = heat_mapper(net, 3, 64, 96)(image.expand(3, -1, -1, -1), torch.arange(3)).maps.flatten(1)
@@ -332,7 +332,7 @@ def test_a_compiled_net_has_the_same_map() -> None:
     assert torch.equal(heat_mapper(net, 3, 64, 96)(images, labels).maps, expected)
 
 
-# --- on the picture
+# --- on the image
 
 
 class Brightness(nn.Module):
@@ -359,16 +359,16 @@ def test_the_map_lies_where_the_net_looked(resize: str, size: tuple[int, int]) -
     side = max(3, min(size) // 8)
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     pixels[y - side // 2 : y + side // 2 + 1, x - side // 2 : x + side // 2 + 1] = 255
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     images = torch.from_numpy(preprocess(pixels))[None]
     heat = heat_mapper(Brightness(), 3, 48, 64)(images, torch.tensor([1])).maps[0].numpy()
     assert heat.max() == 1
-    placed = placement(resize, picture.size, (64, 48))
-    grey = Image.new("RGB", picture.size, (128, 128, 128))
+    placed = placement(resize, image.size, (64, 48))
+    grey = Image.new("RGB", image.size, (128, 128, 128))
     hot, cold = (np.asarray(laid_over(grey, each, placed), np.float64) for each in (heat, np.zeros_like(heat)))
     difference = np.abs(hot - cold).sum(axis=2)
     middle = [(difference.sum(axis=1 - axis) @ np.arange(difference.shape[axis])) / difference.sum() for axis in (0, 1)]
-    blur = max(size[0] / 64, size[1] / 48, 1.0)  # picture pixels that one input pixel stands for
+    blur = max(size[0] / 64, size[1] / 48, 1.0)  # image pixels that one input pixel stands for
     assert abs(middle[1] - x) <= blur and abs(middle[0] - y) <= blur
 
 
@@ -396,17 +396,17 @@ def test_placement_is_what_preprocess_does(size: tuple[int, int]) -> None:
 
 
 def test_what_the_net_did_not_see_is_dim_and_bars_are_cut_off() -> None:
-    picture = Image.effect_noise((100, 60), 60).convert("RGB")
-    placed = placement("crop", picture.size, (48, 48))
-    made = np.asarray(laid_over(picture, np.ones((48, 48)), placed))
-    dim = np.round(np.asarray(picture) * heatmap_overlay.UNSEEN)
+    image = Image.effect_noise((100, 60), 60).convert("RGB")
+    placed = placement("crop", image.size, (48, 48))
+    made = np.asarray(laid_over(image, np.ones((48, 48)), placed))
+    dim = np.round(np.asarray(image) * heatmap_overlay.UNSEEN)
     assert np.array_equal(made[:, :20], dim[:, :20]) and np.array_equal(made[:, 80:], dim[:, 80:])
     assert (np.abs(made[:, 20:80] - dim[:, 20:80]).sum(axis=2) > 0).all()
     bars = np.ones((48, 48))
-    placed = placement("letterbox", picture.size, (48, 48))
+    placed = placement("letterbox", image.size, (48, 48))
     assert placed.inside == (0, 10, 48, 39)  # 60 of 100 pixels times 48, in the middle
     bars[10:39] = 0
-    hot, cold = (laid_over(picture, heat, placed) for heat in (bars, np.zeros((48, 48))))
+    hot, cold = (laid_over(image, heat, placed) for heat in (bars, np.zeros((48, 48))))
     assert ImageChops.difference(hot, cold).getbbox() is None
 
 
@@ -421,17 +421,17 @@ def test_a_hotter_place_has_more_of_the_colour() -> None:
 
 @pytest.mark.parametrize("resize", ["letterbox", "crop"])
 def test_marks_stand_on_their_positions(resize: str) -> None:
-    picture = Image.new("RGB", (480, 240))
+    image = Image.new("RGB", (480, 240))
     heat = np.zeros((64, 64), np.float32)
-    placed = placement(resize, picture.size, (64, 64))
-    made = laid_over(picture, heat, placed)
+    placed = placement(resize, image.size, (64, 64))
+    made = laid_over(image, heat, placed)
     before = made.copy()
-    # Row 1 of 8 is input pixels 8 to 16. Letterbox: a bar, the picture begins at 16. Crop: 30 to 60 of the 240.
+    # Row 1 of 8 is input pixels 8 to 16. Letterbox: a bar, the image begins at 16. Crop: 30 to 60 of the 240.
     heatmap_overlay.draw_marks(made, (64, 64), placed, [Marks("1", 8, 8, [1 * 8 + 2, 4 * 8 + 6])])
     found = ImageChops.difference(made, before).getbbox()
     half = 0.4 * 60 / 2 if resize == "letterbox" else 0.4 * 30 / 2
     line = 1
-    if resize == "letterbox":  # one input pixel is 7.5 of the picture's: (6.5 * 8, 4.5 * 8 - 16) * 7.5
+    if resize == "letterbox":  # one input pixel is 7.5 of the image's: (6.5 * 8, 4.5 * 8 - 16) * 7.5
         expected = (390 - half, 150 - half, 390 + half, 150 + half)
     else:  # 3.75, and 120 are cut off at the left: (2.5 * 8, 1.5 * 8) and (6.5 * 8, 4.5 * 8) times 3.75
         expected = (195 - half, 45 - half, 315 + half, 135 + half)
@@ -439,36 +439,36 @@ def test_marks_stand_on_their_positions(resize: str) -> None:
     assert np.allclose(found, expected, atol=line + 0.5)
 
 
-def test_a_legend_fits_below_pictures_of_any_shape() -> None:
+def test_a_legend_fits_below_images_of_any_shape() -> None:
     marks = [Marks(str(number), 4, 4, [number]) for number in range(1, 5)]
     for size in ((28, 28), (30, 400), (400, 30), (1500, 1000)):
-        made = heat_map_picture(Image.new("RGB", size), np.ones((32, 32)), "squash", marks)
+        made = heat_map_image(Image.new("RGB", size), np.ones((32, 32)), "squash", marks)
         assert made.width >= 224
         right = np.asarray(made)[-6:, -4:]
         assert (right == right[0, 0]).all()  # the line ends before the edge
-        plain = heat_map_picture(Image.new("RGB", size), np.ones((32, 32)), "squash")
+        plain = heat_map_image(Image.new("RGB", size), np.ones((32, 32)), "squash")
         assert max(plain.size) >= 448
         assert made.height > plain.height
 
 
-def test_a_large_picture_is_made_smaller_and_its_map_with_it() -> None:
+def test_a_large_image_is_made_smaller_and_its_map_with_it() -> None:
     heat = np.zeros((64, 64))
     heat[:, 40:] = 1
     found = []
     for size in ((6000, 3000), (2000, 1000)):
-        made = heat_map_picture(Image.new("RGB", size), heat, "crop")
+        made = heat_map_image(Image.new("RGB", size), heat, "crop")
         assert made.size == (min(size[0], 2048), min(size[1], 1024))
         seen = np.flatnonzero(np.asarray(made)[500].any(axis=1))
         found.append([seen[0] / made.width, seen[-1] / made.width])
     np.testing.assert_allclose(found[0], found[1], atol=0.002)
-    assert heat_map_picture(Image.new("RGB", (1, 5000)), heat, "squash").size == (1, 2048)
+    assert heat_map_image(Image.new("RGB", (1, 5000)), heat, "squash").size == (1, 2048)
 
 
 @pytest.mark.parametrize("size", [(3, 3000), (3000, 3)])
-def test_a_picture_of_which_letterbox_leaves_nothing_is_dark(size: tuple[int, int]) -> None:
-    picture = Image.new("RGB", size, (200, 100, 40))
-    assert not Preprocess(32, 32, resize="letterbox").fit(picture).any()  # what the net gets is bars alone
-    made = heat_map_picture(picture, np.ones((32, 32)), "letterbox", [Marks("1", 4, 4, range(16))])
+def test_a_image_of_which_letterbox_leaves_nothing_is_dark(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (200, 100, 40))
+    assert not Preprocess(32, 32, resize="letterbox").fit(image).any()  # what the net gets is bars alone
+    made = heat_map_image(image, np.ones((32, 32)), "letterbox", [Marks("1", 4, 4, range(16))])
     dark = [round(value * heatmap_overlay.UNSEEN) for value in (200, 100, 40)]
     assert (np.asarray(made) == dark).all()
 
@@ -486,8 +486,8 @@ def save_net(path: Path, module: str, name: str, preprocess: Preprocess, args: d
         img_width=preprocess.width,
         model_args=args or {},
     )
-    facts = Facts(NAMES, preprocess, {"module": module, "name": name, "args": args or {}})
-    save_checkpoint(Checkpoint({}, facts, net.state_dict()), path)
+    metadata = ModelMetadata(NAMES, preprocess, {"module": module, "name": name, "args": args or {}})
+    save_checkpoint(Checkpoint({}, metadata, net.state_dict()), path)
     return path
 
 
@@ -539,7 +539,7 @@ def test_heat_maps_of_a_folder(
     before = snapshot(images)
     out = tmp_path / "out"
     flags = ("--weights", request.getfixturevalue(net), "-idir", images, "--heatmap", out, "--topk", 3)
-    assert main(*flags) == 1  # one picture is bad
+    assert main(*flags) == 1  # one image is bad
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"; results in {out}")
     alone = snapshot(out)
     assert set(alone) == {f"{name}.heatmap.jpg" for name in GOOD}
@@ -548,17 +548,17 @@ def test_heat_maps_of_a_folder(
     assert set(both) == {*alone, *(f"{name}.猫_cat.heatmap.jpg" for name in GOOD)}
     assert {name: both[name] for name in alone} == alone  # the same again, to the byte
     assert snapshot(images) == before
-    answers = {item["file"]: item.get("class") for item in json.loads((tmp_path / "r.json").read_text("utf-8"))}
+    predictions = {item["file"]: item.get("class") for item in json.loads((tmp_path / "r.json").read_text("utf-8"))}
     for name in GOOD:
         made = [Image.open(out / f"{name}{ending}.heatmap.jpg") for ending in ("", ".猫_cat")]
         assert made[0].format == "JPEG" and made[0].mode == "RGB"
         assert made[0].width == 450  # 90 pixels five times
         maps = [np.asarray(image.crop((0, 0, 450, 150)), int) for image in made]  # above the text
-        is_answer = answers[str(images / name)] == "猫/cat"
+        is_answer = predictions[str(images / name)] == "猫/cat"
         assert (np.abs(maps[0] - maps[1]).mean() < 1) == is_answer
 
 
-def test_one_picture_beside_copies_and_results(
+def test_one_image_beside_copies_and_results(
     resnet: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -596,12 +596,12 @@ def test_the_text_names_the_head_that_answers(head: str, images: Path, monkeypat
         return drawn
 
     monkeypatch.setattr(heatmap_writer, "annotated", note)
-    facts = Facts(
+    metadata = ModelMetadata(
         NAMES, Preprocess(8, 8), {"module": "pim_module", "name": "PIM", "args": {"head": head} if head else {}}
     )
-    copies = HeatMapCopies(images / "maps", lambda image, label: HeatMap(np.zeros((8, 8))), facts, 2)
-    answer = Answer(str(images / "wide.png"), 1, "dog", 0.5, (("dog", 0.5), ("bird", 0.3)))
-    copies.add(answer, "wide.png")
+    copies = HeatMapCopies(images / "maps", lambda image, label: HeatMap(np.zeros((8, 8))), metadata, 2)
+    prediction = Prediction(str(images / "wide.png"), 1, "dog", 0.5, (("dog", 0.5), ("bird", 0.3)))
+    copies.add(prediction, "wide.png")
     last = f"head that answers: {head or 'all'}"
     assert told == [
         ["dog  0.5000", "nothing here speaks for dog", "bird  0.3000", last],
@@ -609,7 +609,7 @@ def test_the_text_names_the_head_that_answers(head: str, images: Path, monkeypat
     ]
     (images / "wide.png").unlink()
     with pytest.raises(HeatMapError, match=rf"^{images}/wide\.png: no heat map: no such file$"):
-        copies.add(answer, "wide.png")
+        copies.add(prediction, "wide.png")
 
 
 def test_mistakes_with_heat_maps(
@@ -665,7 +665,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_half_file(
 
 
 def test_a_class_is_found_by_its_name() -> None:
-    many = Facts(tuple(f"kind {number}" for number in range(12)), Preprocess(8, 8), {})
+    many = ModelMetadata(tuple(f"kind {number}" for number in range(12)), Preprocess(8, 8), {})
     assert label_of("kind 3", many) == 3
     with pytest.raises(HeatMapError, match=r"and 2 more$"):
         label_of("quux", many)
@@ -727,7 +727,7 @@ def test_a_failing_heat_map_stops_no_training(
     (events,) = tensorboard(dataset)
     assert set(events.Tags()["images"]) == {"train/pictures", "val/confusion_matrix", "val/worst"}
     assert "heat map of" not in (dataset / "weights/report.html").read_text(encoding="utf-8")
-    assert "heat maps of the worst pictures: device lost" in caplog.text
+    assert "heat maps of the worst images: device lost" in caplog.text
 
 
 def test_the_report_shows_the_best_checkpoints_maps(resnet: Path, images: Path) -> None:
@@ -737,25 +737,25 @@ def test_the_report_shows_the_best_checkpoints_maps(resnet: Path, images: Path) 
     net = build_net(
         "resnet_module", "resnet18", num_classes=3, num_channels=1, img_height=64, img_width=64, model_args={}
     )
-    preprocess = load_checkpoint(resnet).facts.preprocess
+    preprocess = load_checkpoint(resnet).metadata.preprocess
     other = training_maps.worst_heat_maps(net, preprocess, asked, torch.device("cpu"))
     net.load_state_dict(load_checkpoint(resnet).net)
     same = training_maps.worst_heat_maps(net, preprocess, asked, torch.device("cpu"))
-    for path, picture in made.items():
-        assert picture.dtype == np.uint8 and picture.shape == (90, 270, 3)
-        assert np.array_equal(picture, same[path])
+    for path, image in made.items():
+        assert image.dtype == np.uint8 and image.shape == (90, 270, 3)
+        assert np.array_equal(image, same[path])
     assert any(not np.array_equal(made[path], other[path]) for path in made)
     assert training_maps.best_heat_maps(images / "absent.pth", asked, torch.device("cpu")) == {}
 
 
-def test_the_page_shows_a_map_beside_its_picture_alone(tmp_path: Path) -> None:
+def test_the_page_shows_a_map_beside_its_image_alone(tmp_path: Path) -> None:
     rows = [{"path": name, "label": 0, "answer": 1, "score": 0.5, "loss": 1.0} for name in ("a.png", "b.png")]
     report = TrainingReport(title="t", net="n", status="finished", class_names=["猫", "<b>"], worst=rows).to_dict()
     maps = {"b.png": np.zeros((200, 200, 3), np.uint8)}
     html = write_report(report, tmp_path, heat_maps=maps).read_text(encoding="utf-8")
     assert html.count('alt="heat map of &lt;b&gt;"') == 1
-    assert "beside a picture, where the net saw its answer" in html
-    assert "beside a picture" not in write_report(report, tmp_path).read_text(encoding="utf-8")
+    assert "beside an image, where the net saw its answer" in html
+    assert "beside an image" not in write_report(report, tmp_path).read_text(encoding="utf-8")
 
 
 def test_pim_mapper_is_for_pim() -> None:

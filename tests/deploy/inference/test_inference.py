@@ -21,7 +21,7 @@ from PIL import Image
 
 import inference
 from artifacts.checkpoint import Checkpoint, save_checkpoint
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
 from deploy.backends.base import BackendError
 from deploy.backends.torch_backend import TorchBackend
@@ -36,7 +36,7 @@ PROGRAM = Path(inference.__file__)
 NAMES = ("猫/cat", "dog", "..")
 NET = {"module": "resnet_module", "name": "resnet18", "args": {}}
 GOOD = ["img2.png", "img10.png", "a/same.png", "b/same.png", "b/苹果 1.jpg", 'b/say "hi", you.png']
-BAD = {"cut.jpg": "it is damaged: ", "empty.png": "it is empty", "text.jpg": "not a picture"}
+BAD = {"cut.jpg": "it is damaged: ", "empty.png": "it is empty", "text.jpg": "not an image"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     net = build_net("resnet_module", "resnet18", num_classes=3, img_height=32, img_width=32, model_args={})
     path = tmp_path_factory.mktemp("weights") / "net.pth"
-    save_checkpoint(Checkpoint({}, Facts(NAMES, Preprocess(32, 32), NET), net.state_dict()), path)
+    save_checkpoint(Checkpoint({}, ModelMetadata(NAMES, Preprocess(32, 32), NET), net.state_dict()), path)
     return path
 
 
@@ -207,10 +207,10 @@ def artefacts(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("artefacts")
     net = build_net("resnet_module", "resnet18", num_classes=3, img_height=32, img_width=32, model_args={}).eval()
     net.load_state_dict(torch.load(weights, weights_only=True)["net"])
-    facts = Facts(NAMES, Preprocess(32, 32), NET)
+    metadata = ModelMetadata(NAMES, Preprocess(32, 32), NET)
     for ending, write in WRITERS.items():
-        write(net, folder / f"model.{ending}", facts, example_of(facts))
-    write_description(folder / "model.json", *convert(net, example_of(facts), facts=facts.to_dict()))
+        write(net, folder / f"model.{ending}", metadata, example_of(metadata))
+    write_description(folder / "model.json", *convert(net, example_of(metadata), metadata=metadata.to_dict()))
     return folder
 
 
@@ -237,12 +237,12 @@ def test_every_format_gives_the_same_lines_without_a_config(
 ) -> None:
     monkeypatch.chdir(images.parent)  # where no config is
     arguments = ("--image_dir", images, "--output", "r.json", "--runtime", runtime)
-    lines, answers = [], []
+    lines, predictions = [], []
     for path in (weights, artefacts / f"model.{ending}"):
         flags = arguments if path != weights else arguments[:4]
         assert main("--weights", path, *flags) == 1
         lines.append(capsys.readouterr().out.splitlines())
-        answers.append(json.loads(Path("r.json").read_text(encoding="utf-8")))
+        predictions.append(json.loads(Path("r.json").read_text(encoding="utf-8")))
     pattern = r"(?<=0\.)\d{4}$"
     assert [re.sub(pattern, "", line) for line in lines[0][:-1]] == [
         re.sub(pattern, "", line) for line in lines[1][:-1]
@@ -250,7 +250,7 @@ def test_every_format_gives_the_same_lines_without_a_config(
     assert re.fullmatch(
         rf"6 answered, 3 failed, [\d.]+ images/s on {name} (cpu|cuda); results in r\.json", lines[1][-1]
     )
-    scores = [[item["score"] for item in found if "score" in item] for found in answers]
+    scores = [[item["score"] for item in found if "score" in item] for found in predictions]
     np.testing.assert_allclose(scores[0], scores[1], atol=5e-6)
 
 
@@ -271,7 +271,7 @@ def test_mistakes_with_other_formats(
     onnx = ("--weights", artefacts / "model.onnx")
     cases: list[tuple[tuple[object, ...], str]] = [
         (("--weights", tmp_path / "cut.onnx"), r"cut\.onnx: it is damaged, or no ONNX file$"),
-        (("--weights", tmp_path / "foreign.json"), r"foreign\.json: this network description carries no facts"),
+        (("--weights", tmp_path / "foreign.json"), r"foreign\.json: this network description carries no metadata"),
         (("--weights", weights, "--runtime", "openvino"), "a runtime is chosen for ONNX files"),
         ((*onnx, "--device", "cuda:7", "--runtime", "openvino"), "openvino has no CUDA"),
         ((*onnx, "--cls", "5"), "with 3 classes at 32x32, which contradicts --cls 5"),
@@ -286,14 +286,14 @@ def test_an_older_results_file_outlives_a_net_that_answers_nothing(
 ) -> None:
     """TorchScript declares no shapes, so that its contradiction is only found by the first batch."""
     net = build_net("resnet_module", "resnet18", num_classes=3, img_height=32, img_width=32, model_args={}).eval()
-    facts = Facts((*NAMES, "one more"), Preprocess(32, 32), NET)
+    metadata = ModelMetadata((*NAMES, "one more"), Preprocess(32, 32), NET)
     output = tmp_path / "r.csv"
     output.write_text("precious")
     for ending, text in (
-        ("onnx", r"model\.onnx: its net gives logits \(N, 3\), its facts say \(N, 4\)"),
-        ("pt", r"the jit net gives \(6, 3\) instead of \(6, 4\): not its facts"),
+        ("onnx", r"model\.onnx: its net gives logits \(N, 3\), its metadata says \(N, 4\)"),
+        ("pt", r"the jit net gives \(6, 3\) instead of \(6, 4\): not its metadata"),
     ):
-        path = WRITERS[ending](net, tmp_path / f"model.{ending}", facts, example_of(facts))
+        path = WRITERS[ending](net, tmp_path / f"model.{ending}", metadata, example_of(metadata))
         assert re.search(text, mistake(capsys, "--weights", path, "-idir", good, "--output", output))
         assert output.read_text() == "precious"
         assert not list(tmp_path.glob(".*"))
@@ -367,9 +367,9 @@ def test_what_the_switches_write_answers_as_the_net(
         assert main("--weights", tmp_path / name, "-idir", good, "--output", tmp_path / "r.json") == 0
         found[name] = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     capsys.readouterr()
-    for answers in found.values():
-        assert [item["class"] for item in answers] == [item["class"] for item in found["net.pth"]]
-        got, expected = ([item["score"] for item in items] for items in (answers, found["net.pth"]))
+    for predictions in found.values():
+        assert [item["class"] for item in predictions] == [item["class"] for item in found["net.pth"]]
+        got, expected = ([item["score"] for item in items] for items in (predictions, found["net.pth"]))
         np.testing.assert_allclose(got, expected, atol=5e-5)
 
 
@@ -380,7 +380,7 @@ def test_mistakes_of_a_conversion(
     cases: list[tuple[tuple[object, ...], str]] = [
         (("--output", "r.csv"), "a conversion goes beside the weights and classifies nothing: leave out --output"),
         (("--save_images", "out"), "leave out --output and --save_images"),
-        (("--image", good / "img2.png"), r"img2\.png: one picture proves no conversion right; name a folder with"),
+        (("--image", good / "img2.png"), r"img2\.png: one image proves no conversion right; name a folder with"),
         (("-idir", tmp_path / "none"), "none: no such folder"),
         (("--cls", "5"), r"net\.pth: it holds resnet_module\.resnet18 with 3 classes .* contradicts --cls 5"),
         (("--weights", "none.pth"), r"none\.pth: no such file"),
@@ -397,10 +397,10 @@ def test_copies_are_sorted_into_class_folders(images: Path, weights: Path, tmp_p
     out = tmp_path / "out"
     before = snapshot(images)
     main("--weights", weights, "-idir", images, "--save_images", out, "--output", tmp_path / "r.json")
-    answers = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    predictions = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     folders = {"猫/cat": "猫_cat", "dog": "dog", "..": "class_2"}
     expected = {}
-    for item in answers:
+    for item in predictions:
         if "class" in item:
             relative = Path(item["file"]).relative_to(images).as_posix()
             expected[f"{folders[item['class']]}/{relative}"] = before[relative]
@@ -425,7 +425,7 @@ def test_results_below_the_image_folder_are_not_classified_again(good: Path, wei
         assert len(snapshot(good)) == 2 * len(GOOD) + 1
 
 
-def test_pictures_inside_the_results_are_refused(good: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_inside_the_results_are_refused(good: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(good)
     for flags in (("-idir", good), ("-idir", good / "b"), ("-image", good / "img2.png")):
         text = mistake(capsys, "--weights", weights, *flags, "--save_images", good)
@@ -485,8 +485,8 @@ def test_the_classic_start_with_bare_weights(
     net = torch.load(weights, weights_only=True)["net"]
     classic(state=net)
     assert main("--output", "r.json", "-idir", "data_example") == 0
-    answers = json.loads(Path("r.json").read_text(encoding="utf-8"))
-    assert {item["class"] for item in answers} <= {"0", "1", "2"}
+    predictions = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert {item["class"] for item in predictions} <= {"0", "1", "2"}
     assert capsys.readouterr().err == (
         "inference.py: logs/weights/digits.pth holds bare weights; taken from the config: mean 0.485, 0.456, 0.406, "
         "std 0.229, 0.224, 0.225, 3 classes (0, ...)\n"
@@ -553,7 +553,7 @@ def test_mistakes_end_in_a_sentence(
         ((*net,), r"^data_example/images: no such folder \(current folder .*\); name one with --image_dir$"),
         ((*net, "-idir", "nowhere"), "^nowhere: no such folder"),
         ((*net, "-idir", good / "img2.png"), "img2.png: no such folder"),
-        ((*net, "-idir", "hollow"), r"^hollow: no pictures in it or below it; endings known: \.jpg"),
+        ((*net, "-idir", "hollow"), r"^hollow: no images in it or below it; endings known: \.jpg"),
         ((*net, "-image", "none.jpg"), "^none.jpg: no such file"),
         ((*net, "-image", good), "it is a folder; name it with --image_dir"),
         ((*net, "-idir", good, "--output", "r.xls"), r'results are written as \.csv, \.json, \.jsonl, got "\.xls"'),
@@ -632,14 +632,14 @@ def test_a_failing_net_keeps_the_results_so_far(
     good: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
-    answer = TorchBackend.__call__
+    prediction = TorchBackend.__call__
 
     def fail_later(backend: TorchBackend, batch: np.ndarray) -> np.ndarray:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise BackendError("the net failed on cpu: device lost")
-        return answer(backend, batch)
+        return prediction(backend, batch)
 
     monkeypatch.setattr(TorchBackend, "__call__", fail_later)
     arguments = ("--weights", weights, "-idir", good, "--output", tmp_path / "r.json", "--batch_size", 2)
@@ -705,9 +705,9 @@ import inference
 from deploy import predictor
 
 prepare = predictor._prepared_file
-def slowly(path, facts):
+def slowly(path, metadata):
     time.sleep(0.2)
-    return prepare(path, facts)
+    return prepare(path, metadata)
 predictor._prepared_file = slowly
 raise SystemExit(inference.main(sys.argv[1:]))
 """

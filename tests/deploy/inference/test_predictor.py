@@ -13,11 +13,11 @@ from PIL import Image
 
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.errors import CheckpointError
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.atomic_io import ResultsError, check_folder
 from common.console import elide, text_columns
 from configs.schema import Config
-from data_loader.loaders import PictureDataset, validation_loader
+from data_loader.loaders import ImageDataset, validation_loader
 from data_loader.preprocess import Preprocess, as_array, decode
 from data_loader.samples import ListError, Sample, SampleList
 from deploy.backends.base import BackendError
@@ -25,7 +25,7 @@ from deploy.backends.devices import choose_device
 from deploy.backends.loading import load_backend
 from deploy.inference.console_table import LineLayout
 from deploy.inference.image_writers import AnnotatedCopies, SortedCopies, folder_names
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor, softmax
 from deploy.inference.result_writer import open_results
 from nets.net_interface import build_net
@@ -47,11 +47,13 @@ class FakeBackend:
         return np.stack([mean, -mean, np.zeros_like(mean)], axis=1).astype(np.float32)
 
 
-def facts(**changes: Any) -> Facts:
-    return Facts(NAMES, Preprocess(16, 16), {"module": "resnet_module", "name": "resnet18", "args": {}}, **changes)
+def metadata(**changes: Any) -> ModelMetadata:
+    return ModelMetadata(
+        NAMES, Preprocess(16, 16), {"module": "resnet_module", "name": "resnet18", "args": {}}, **changes
+    )
 
 
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> str:
+def image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -65,9 +67,9 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> str:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_nets_input_is_the_preprocessings_to_the_bit(resize: str, channels: int, tmp_path: Path) -> None:
     preprocess = Preprocess(20, 28, channels, resize, "bicubic")
-    paths = [picture(tmp_path / f"{i}.jpg", i, (30 + i, 50)) for i in range(5)]
+    paths = [image(tmp_path / f"{i}.jpg", i, (30 + i, 50)) for i in range(5)]
     backend = FakeBackend()
-    list(Predictor(backend, Facts(NAMES, preprocess, {})).predict_files(paths, batch_size=2))
+    list(Predictor(backend, ModelMetadata(NAMES, preprocess, {})).predict_files(paths, batch_size=2))
     expected = np.stack([preprocess(as_array(preprocess.decode(path))) for path in paths])
     given = np.concatenate(backend.batches)
     assert given.dtype == np.float32
@@ -77,21 +79,21 @@ def test_the_nets_input_is_the_preprocessings_to_the_bit(resize: str, channels: 
 @pytest.mark.parametrize("resize", ["squash", "letterbox", "crop"])
 def test_the_nets_input_is_the_validation_datasets_to_the_bit(resize: str, tmp_path: Path) -> None:
     preprocess = Preprocess(20, 28, resize=resize)
-    paths = [picture(tmp_path / f"{i}.jpg", i, (30 + i, 50)) for i in range(5)]
+    paths = [image(tmp_path / f"{i}.jpg", i, (30 + i, 50)) for i in range(5)]
     samples = SampleList(tuple(Sample(path, 0) for path in paths), NAMES, str(tmp_path), "val.txt")
-    loader = validation_loader(PictureDataset(samples, preprocess), batch_size=2, workers=0)
+    loader = validation_loader(ImageDataset(samples, preprocess), batch_size=2, workers=0)
     expected = torch.cat([preprocess.normalize(batch["image"]) for batch in loader])
     backend = FakeBackend()
-    list(Predictor(backend, Facts(NAMES, preprocess, {})).predict_files(paths, batch_size=3))
+    list(Predictor(backend, ModelMetadata(NAMES, preprocess, {})).predict_files(paths, batch_size=3))
     assert np.concatenate(backend.batches).tobytes() == expected.numpy().tobytes()
 
 
 @pytest.mark.parametrize(("channels", "order"), [(3, "RGB"), (3, "BGR"), (1, "BGR")])
 def test_a_net_that_normalizes_itself_gets_plain_bytes(channels: int, order: str, tmp_path: Path) -> None:
     preprocess = Preprocess(20, 28, channels, "letterbox")
-    path = picture(tmp_path / "x.png")
+    path = image(tmp_path / "x.png")
     backend = FakeBackend()
-    predictor = Predictor(backend, Facts(NAMES, preprocess, {}, input=f"uint8 NHWC {order}"))
+    predictor = Predictor(backend, ModelMetadata(NAMES, preprocess, {}, input=f"uint8 NHWC {order}"))
     from_file = next(predictor.predict_files([path]))
     grey, empty = predictor.predict_images(
         [Image.new("LA", (4, 4)), Image.new("L" if channels == 1 else "RGB", (0, 3))]
@@ -110,27 +112,32 @@ def test_a_net_that_normalizes_itself_gets_plain_bytes(channels: int, order: str
 @pytest.mark.parametrize("workers", [1, 8])
 def test_order_is_kept_and_a_bad_file_takes_no_other_with_it(batch_size: int, workers: int, tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"")
-    paths = [picture(tmp_path / f"{i}.png", i) for i in range(7)]
+    paths = [image(tmp_path / f"{i}.png", i) for i in range(7)]
     paths[3:3] = [str(tmp_path / "bad.jpg"), str(tmp_path / "none.jpg")]
-    answers = list(Predictor(FakeBackend(), facts()).predict_files(paths, batch_size, 2, workers))
-    assert [answer.file for answer in answers] == paths
-    assert [answer.error for answer in answers if answer.error] == ["it is empty (0 bytes)", "no such file"]
-    alone = Predictor(FakeBackend(), facts())
-    for path, answer in zip(paths, answers, strict=True):
-        assert next(alone.predict_files([path], topk=2)) == answer
+    predictions = list(Predictor(FakeBackend(), metadata()).predict_files(paths, batch_size, 2, workers))
+    assert [prediction.file for prediction in predictions] == paths
+    assert [prediction.error for prediction in predictions if prediction.error] == [
+        "it is empty (0 bytes)",
+        "no such file",
+    ]
+    alone = Predictor(FakeBackend(), metadata())
+    for path, prediction in zip(paths, predictions, strict=True):
+        assert next(alone.predict_files([path], topk=2)) == prediction
 
 
 def test_only_bad_files_never_reach_the_net(tmp_path: Path) -> None:
     backend = FakeBackend()
-    answers = list(Predictor(backend, facts()).predict_files([str(tmp_path / "none.jpg")] * 3))
-    assert [answer.to_dict() for answer in answers] == [{"file": answers[0].file, "error": "no such file"}] * 3
+    predictions = list(Predictor(backend, metadata()).predict_files([str(tmp_path / "none.jpg")] * 3))
+    assert [prediction.to_dict() for prediction in predictions] == [
+        {"file": predictions[0].file, "error": "no such file"}
+    ] * 3
     assert backend.batches == []
 
 
 def test_an_answer_as_plain_values(tmp_path: Path) -> None:
-    path = picture(tmp_path / "x.png")
-    answer = next(Predictor(FakeBackend(), facts()).predict_files([path], topk=2))
-    got = json.loads(json.dumps(answer.to_dict()))
+    path = image(tmp_path / "x.png")
+    prediction = next(Predictor(FakeBackend(), metadata()).predict_files([path], topk=2))
+    got = json.loads(json.dumps(prediction.to_dict()))
     assert got.keys() == {"file", "label", "class", "score", "top_k"}
     assert got["class"] == NAMES[got["label"]]
     assert got["top_k"][0] == [got["class"], got["score"]]
@@ -140,30 +147,30 @@ def test_an_answer_as_plain_values(tmp_path: Path) -> None:
 def test_scores_are_the_softmax_over_the_temperature() -> None:
     logits = np.array([[1.0, 2.0, -3.0], [700.0, -700.0, 0.0], [5.0, 5.0, 5.0]], np.float32)
     for temperature in (None, 0.5, 2.5):
-        predictor = Predictor(FakeBackend(), facts(temperature=temperature))
+        predictor = Predictor(FakeBackend(), metadata(temperature=temperature))
         predictor.backend = type("Fixed", (FakeBackend,), {"__call__": lambda self, images: logits})()
-        answers = predictor.predict_images([Image.new("RGB", (4, 4))] * 3, topk=3)
+        predictions = predictor.predict_images([Image.new("RGB", (4, 4))] * 3, topk=3)
         expected = torch.softmax(torch.from_numpy(logits).double() / (temperature or 1), 1).numpy()
-        for answer, row in zip(answers, expected, strict=True):
-            np.testing.assert_allclose(answer.score, row.max(), rtol=1e-12)
-            by_name = dict(answer.top_k)
+        for prediction, row in zip(predictions, expected, strict=True):
+            np.testing.assert_allclose(prediction.score, row.max(), rtol=1e-12)
+            by_name = dict(prediction.top_k)
             np.testing.assert_allclose([by_name[name] for name in NAMES], row, rtol=1e-12, atol=1e-300)
-        assert answers[2].label == 0  # of equal scores the lower label
+        assert predictions[2].label == 0  # of equal scores the lower label
     assert softmax(np.array([[1e30, 0.0]])).tolist() == [[1.0, 0.0]]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_are_that_pictures_error(value: float) -> None:
+def test_logits_that_are_not_finite_are_that_images_error(value: float) -> None:
     logits = np.array([[0.0, 1.0, 2.0], [0.0, value, 0.0]], np.float32)
-    predictor = Predictor(type("Fixed", (FakeBackend,), {"__call__": lambda self, images: logits})(), facts())
+    predictor = Predictor(type("Fixed", (FakeBackend,), {"__call__": lambda self, images: logits})(), metadata())
     good, bad = predictor.predict_images([Image.new("RGB", (4, 4))] * 2)
     assert good.label == 2
     assert bad.error == "the net's output is not finite (NaN or infinite logits)"
 
 
-def test_pictures_in_memory(tmp_path: Path) -> None:
-    path = picture(tmp_path / "x.png")
-    predictor = Predictor(FakeBackend(), facts())
+def test_images_in_memory(tmp_path: Path) -> None:
+    path = image(tmp_path / "x.png")
+    predictor = Predictor(FakeBackend(), metadata())
     from_memory, grey = predictor.predict_images([decode(path), Image.new("L", (4, 4))])
     assert from_memory.score == next(predictor.predict_files([path])).score
     assert from_memory.file == ""
@@ -171,22 +178,22 @@ def test_pictures_in_memory(tmp_path: Path) -> None:
     assert predictor.predict_images([]) == []
 
 
-def test_a_net_with_other_outputs_than_its_facts_is_refused(tmp_path: Path) -> None:
-    predictor = Predictor(FakeBackend(), Facts(("a", "b"), Preprocess(8, 8), {}))
+def test_a_net_with_other_outputs_than_its_metadata_is_refused(tmp_path: Path) -> None:
+    predictor = Predictor(FakeBackend(), ModelMetadata(("a", "b"), Preprocess(8, 8), {}))
     with pytest.raises(BackendError, match=r"the fake net gives \(1, 3\) instead of \(1, 2\)"):
-        list(predictor.predict_files([picture(tmp_path / "x.png")]))
+        list(predictor.predict_files([image(tmp_path / "x.png")]))
 
 
 def test_wrong_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="must be at least 1, got 0, 5, 4"):
-        list(Predictor(FakeBackend(), facts()).predict_files([], batch_size=0))
+        list(Predictor(FakeBackend(), metadata()).predict_files([], batch_size=0))
 
 
 # --- streaming
 
 
 def test_paths_are_consumed_lazily_and_little_ahead(tmp_path: Path) -> None:
-    path = picture(tmp_path / "x.png", size=(8, 8))
+    path = image(tmp_path / "x.png", size=(8, 8))
     taken = 0
 
     def paths() -> Iterator[str]:
@@ -197,7 +204,7 @@ def test_paths_are_consumed_lazily_and_little_ahead(tmp_path: Path) -> None:
 
     batch_size, workers = 16, 4
     furthest = answered = 0
-    for _ in Predictor(FakeBackend(), facts()).predict_files(paths(), batch_size, workers=workers):
+    for _ in Predictor(FakeBackend(), metadata()).predict_files(paths(), batch_size, workers=workers):
         answered += 1
         furthest = max(furthest, taken - answered)
     assert answered == 10_000
@@ -212,19 +219,19 @@ def test_who_stops_asking_stops_the_decoding(tmp_path: Path) -> None:
             taken.append(number)
             yield str(tmp_path / "none.jpg")
 
-    answers = Predictor(FakeBackend(), facts()).predict_files(paths(), 4, workers=2)
-    next(answers)
-    answers.close()
+    predictions = Predictor(FakeBackend(), metadata()).predict_files(paths(), 4, workers=2)
+    next(predictions)
+    predictions.close()
     assert len(taken) <= 10
 
 
 def test_an_error_of_the_paths_reaches_whoever_asks(tmp_path: Path) -> None:
     def paths() -> Iterator[str]:
-        yield picture(tmp_path / "x.png")
+        yield image(tmp_path / "x.png")
         raise PermissionError("no")
 
     with pytest.raises(PermissionError):
-        list(Predictor(FakeBackend(), facts()).predict_files(paths()))
+        list(Predictor(FakeBackend(), metadata()).predict_files(paths()))
 
 
 # --- the torch backend
@@ -245,7 +252,7 @@ def net() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def checkpoint_file(net: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "net.pth"
-    parts = Facts(NAMES, Preprocess(32, 32), {"module": "resnet_module", "name": "resnet18", "args": {}})
+    parts = ModelMetadata(NAMES, Preprocess(32, 32), {"module": "resnet_module", "name": "resnet18", "args": {}})
     save_checkpoint(Checkpoint({}, parts, net.state_dict()), path)
     return path
 
@@ -263,7 +270,7 @@ def test_a_checkpoint_answers_as_its_net(net: torch.nn.Module, checkpoint_file: 
 
 def test_the_average_answers_where_there_is_one(net: torch.nn.Module, tmp_path: Path) -> None:
     ema = {name: value * 0 if name.startswith("fc.") else value for name, value in net.state_dict().items()}
-    parts = Facts(NAMES, Preprocess(32, 32), {"module": "resnet_module", "name": "resnet18", "args": {}})
+    parts = ModelMetadata(NAMES, Preprocess(32, 32), {"module": "resnet_module", "name": "resnet18", "args": {}})
     save_checkpoint(Checkpoint({}, parts, net.state_dict(), ema=ema), tmp_path / "net.pth")
     backend, _ = load_backend(tmp_path / "net.pth", device="cpu")
     assert not backend(np.ones((1, 3, 32, 32), np.float32)).any()
@@ -319,7 +326,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (torch.OutOfMemoryError("CUDA"), "cpu has too little memory for 2 pictures at once; lower --batch_size"),
+        (torch.OutOfMemoryError("CUDA"), "cpu has too little memory for 2 images at once; lower --batch_size"),
         (RuntimeError("device lost\nmore"), "the net failed on torch cpu: device lost$"),
     ],
 )
@@ -338,7 +345,7 @@ def test_a_failing_device_is_a_sentence(
 
 # --- results, copies and lines
 
-GOOD = Answer("a/x.png", 0, "猫", 0.75, (("猫", 0.75), ("dog", 0.25)))
+GOOD = Prediction("a/x.png", 0, "猫", 0.75, (("猫", 0.75), ("dog", 0.25)))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
@@ -387,15 +394,15 @@ def test_folder_names_are_safe_and_distinct() -> None:
 
 
 def sort_into(folder: Path, source: str, relative: str, label: int) -> None:
-    SortedCopies(folder, NAMES).add(Answer(source, label, NAMES[label], 0.5, ((NAMES[label], 0.5),)), relative)
+    SortedCopies(folder, NAMES).add(Prediction(source, label, NAMES[label], 0.5, ((NAMES[label], 0.5),)), relative)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_copies_never_replace_another_picture(tmp_path: Path) -> None:
-    one, two = picture(tmp_path / "1/x.png", 1), picture(tmp_path / "2/x.png", 2)
+def test_copies_never_replace_another_image(tmp_path: Path) -> None:
+    one, two = image(tmp_path / "1/x.png", 1), image(tmp_path / "2/x.png", 2)
     bytes_1, bytes_2 = Path(one).read_bytes(), Path(two).read_bytes()
     out = tmp_path / "out"
     for _ in range(2):  # a second run changes nothing
@@ -405,7 +412,7 @@ def test_copies_never_replace_another_picture(tmp_path: Path) -> None:
 
 
 def test_nothing_in_the_folder_is_ever_removed(tmp_path: Path) -> None:
-    one, two = picture(tmp_path / "1/x.png", 1), picture(tmp_path / "2/x.png", 2)
+    one, two = image(tmp_path / "1/x.png", 1), image(tmp_path / "2/x.png", 2)
     out = tmp_path / "out"
     sort_into(out, one, "a/x.png", 0)
     sort_into(out, two, "a/x.png", 1)
@@ -415,18 +422,18 @@ def test_nothing_in_the_folder_is_ever_removed(tmp_path: Path) -> None:
 
 
 def test_a_copy_onto_the_source_is_refused(tmp_path: Path) -> None:
-    source = picture(tmp_path / "out/dog/x.png")
+    source = image(tmp_path / "out/dog/x.png")
     before = Path(source).read_bytes()
-    with pytest.raises(ResultsError, match=r"it is the picture .* itself; choose another folder"):
+    with pytest.raises(ResultsError, match=r"it is the image .* itself; choose another folder"):
         sort_into(tmp_path / "out", source, "x.png", 1)
     assert Path(source).read_bytes() == before
 
 
-def test_annotated_copies_show_the_picture_and_keep_it(tmp_path: Path) -> None:
+def test_annotated_copies_show_the_image_and_keep_it(tmp_path: Path) -> None:
     source = str(tmp_path / "x.png")
     Image.linear_gradient("L").resize((300, 200)).convert("RGB").save(source)
     before = Path(source).read_bytes()
-    AnnotatedCopies(tmp_path, 10**6).add(Answer(source, 0, "猫", 0.75, GOOD.top_k), "x.png")
+    AnnotatedCopies(tmp_path, 10**6).add(Prediction(source, 0, "猫", 0.75, GOOD.top_k), "x.png")
     assert Path(source).read_bytes() == before
     with Image.open(tmp_path / "x.png.answer.jpg") as drawn:
         assert drawn.width >= 300
@@ -439,23 +446,25 @@ def test_lines_fit_80_columns() -> None:
     names = ("猫", "dog", "a very long class name that goes on and on")
     layout = LineLayout.of(names, 80)
     long_path = "照片/" * 30 + "the name of the file.jpg"
-    lines = [layout.line(Answer(path, 0, name, 0.5, ((name, 0.5),))) for path in ("x.jpg", long_path) for name in names]
+    lines = [
+        layout.line(Prediction(path, 0, name, 0.5, ((name, 0.5),))) for path in ("x.jpg", long_path) for name in names
+    ]
     assert all(text_columns(line) < 80 for line in lines)
     assert len({text_columns(line) for line in lines}) == 1
     assert all(line.endswith("  0.5000") for line in lines)
     assert "..." in lines[3]
     assert "of the file.jpg" in lines[3]
     assert lines[0].startswith("x.jpg   ")
-    assert layout.line(Answer("x.jpg", error="it is empty")).split(maxsplit=1) == ["x.jpg", "error: it is empty"]
+    assert layout.line(Prediction("x.jpg", error="it is empty")).split(maxsplit=1) == ["x.jpg", "error: it is empty"]
 
 
 def test_without_a_terminal_nothing_is_shortened() -> None:
-    line = LineLayout.of(("猫",), None).line(Answer("d/" * 100 + "x.jpg", 0, "猫", 1.0, (("猫", 1.0),)))
+    line = LineLayout.of(("猫",), None).line(Prediction("d/" * 100 + "x.jpg", 0, "猫", 1.0, (("猫", 1.0),)))
     assert line == "d/" * 100 + "x.jpg  猫  1.0000"
 
 
 def test_names_cannot_break_a_line() -> None:
-    line = LineLayout.of(NAMES, None).line(Answer("a\nb\x1b[31m\udcff.jpg", 0, "猫", 1.0, (("猫", 1.0),)))
+    line = LineLayout.of(NAMES, None).line(Prediction("a\nb\x1b[31m\udcff.jpg", 0, "猫", 1.0, (("猫", 1.0),)))
     assert line.startswith("a\\nb\\x1b[31m\\udcff.jpg ")
 
 

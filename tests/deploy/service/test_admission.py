@@ -12,7 +12,7 @@ import pytest
 from deploy.service.admission import TICK_S, Admission, Pace, QueueFullError
 
 BATCH = 8
-USUAL = 150.0  # pictures a second
+USUAL = 150.0  # images a second
 
 
 def known_pace(rate: float = USUAL) -> Pace:
@@ -30,15 +30,15 @@ class Clock:
 
 def test_the_pace_is_that_of_the_last_minute_of_work_of_all_threads() -> None:
     pace = Pace(2)
-    assert pace.pictures_a_second() == 0
+    assert pace.images_per_second() == 0
     pace.note(10, 1.0)
-    assert pace.pictures_a_second() == 20
+    assert pace.images_per_second() == 20
     for _ in range(1200):
         pace.note(5, 1.0)  # half as fast for ten minutes
-    assert pace.pictures_a_second() == pytest.approx(10)
+    assert pace.images_per_second() == pytest.approx(10)
     for _ in range(2 * 60):
         pace.note(10, 1.0)
-    assert pace.pictures_a_second() == pytest.approx(20 - 10 / np.e, rel=0.02)
+    assert pace.images_per_second() == pytest.approx(20 - 10 / np.e, rel=0.02)
 
 
 def test_a_burst_fills_the_queue_before_anything_is_known() -> None:
@@ -79,9 +79,9 @@ def test_whoever_finds_nobody_is_let_in(size: int) -> None:
     clock = Clock()
     admission = Admission(size, [known_pace()], clock)
     for _ in range(5):
-        for pictures in (size, 1):
-            admission.let_in(pictures)
-            admission.let_out(pictures)
+        for images in (size, 1):
+            admission.let_in(images)
+            admission.let_out(images)
             clock.now += size / USUAL + 1
     assert admission.held == 0 and admission.has_room(size)
 
@@ -108,7 +108,7 @@ def play(
     usual: float,
     at_work: Callable[[float], float] = always,
 ) -> Played:
-    """Let independent senders ask at a rate, and a net answer batches at a speed, both by time, pictures a second.
+    """Let independent senders ask at a rate, and a net answer batches at a speed, both by time, images a second.
 
     What happens at a time is noticed at `at_work` of it, the pause's end where the process is paused.
     """
@@ -197,7 +197,7 @@ def test_a_burst_after_a_pause_that_nobody_waited_in_is_one() -> None:
     clock = Clock()
     admission = Admission(64, [known_pace()], clock)
     admission.tick()
-    clock.now += 2  # 300 pictures' time, less a tick's
+    clock.now += 2  # 300 images' time, less a tick's
     admission.tick()
     for _ in range(20):
         clock.now += TICK_S

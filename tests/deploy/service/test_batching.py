@@ -1,4 +1,4 @@
-"""Pictures of many requests in one net thread: order, batches, limits, and that nothing stays behind."""
+"""Images of many requests in one net thread: order, batches, limits, and that nothing stays behind."""
 
 import asyncio
 import base64
@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from data_loader import preprocess
-from data_loader.preprocess import PictureError, Preprocess
+from data_loader.preprocess import ImageError, Preprocess
 from deploy.backends.base import BackendError, HeatMap
 from deploy.inference import predictor
 from deploy.inference.predictor import Predictor
@@ -24,9 +24,9 @@ from deploy.service import image_decoder
 from deploy.service.admission import QueueFullError
 from deploy.service.batching import MicroBatcher
 from deploy.service.heatmaps import HeatMaps
-from deploy.service.image_decoder import DecodingError, PictureDecoder
+from deploy.service.image_decoder import DecodingError, ImageDecoder
 
-FACTS = Facts(("dark", "bright", "grey"), Preprocess(8, 8), {"module": "m", "name": "n", "args": {}})
+METADATA = ModelMetadata(("dark", "bright", "grey"), Preprocess(8, 8), {"module": "m", "name": "n", "args": {}})
 PATIENCE_S = 20
 
 
@@ -60,11 +60,11 @@ def png(value: int = 128, size: tuple[int, int] = (9, 7)) -> bytes:
 
 @contextmanager
 def batching(
-    backend: GatedBackend, facts: Facts = FACTS, decoder: PictureDecoder | None = None, **changes: Any
+    backend: GatedBackend, metadata: ModelMetadata = METADATA, decoder: ImageDecoder | None = None, **changes: Any
 ) -> Iterator[MicroBatcher]:
     values = {"batch_size": 4, "queue_size": 100, "workers": 2, "topk": 2, **changes}
-    decoder = decoder or PictureDecoder(facts, 10**6, 10**9, values["workers"])
-    batcher = MicroBatcher(Predictor(backend, facts), decoder, **values)
+    decoder = decoder or ImageDecoder(metadata, 10**6, 10**9, values["workers"])
+    batcher = MicroBatcher(Predictor(backend, metadata), decoder, **values)
     try:
         yield batcher
     finally:
@@ -87,8 +87,8 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_answers_are_the_predictors_in_order() -> None:
     backend = GatedBackend()
     requests = [[png(value + 7 * index) for index in range(count)] for value, count in ((0, 3), (100, 1), (200, 5))]
-    decode = FACTS.preprocess.decode
-    expected = [Predictor(GatedBackend(), FACTS).predict_images(list(map(decode, r)), 2) for r in requests]
+    decode = METADATA.preprocess.decode
+    expected = [Predictor(GatedBackend(), METADATA).predict_images(list(map(decode, r)), 2) for r in requests]
 
     async def main() -> None:
         answers = await asyncio.gather(*map(batcher.submit, requests))
@@ -120,7 +120,7 @@ def test_answers_are_the_predictors_in_order() -> None:
 def test_what_waits_goes_into_the_next_batch(name: str, precision: str, batch_size: int, sizes: list[int]) -> None:
     backend = GatedBackend(name)
     told: list[int] = []
-    facts = Facts(FACTS.class_names, FACTS.preprocess, FACTS.net, precision=precision)
+    metadata = ModelMetadata(METADATA.class_names, METADATA.preprocess, METADATA.net, precision=precision)
 
     async def main() -> None:
         backend.gate.clear()
@@ -131,7 +131,7 @@ def test_what_waits_goes_into_the_next_batch(name: str, precision: str, batch_si
         backend.gate.set()
         await asyncio.gather(first, *others)
 
-    with batching(backend, facts, batch_size=batch_size, on_batch=lambda count, _: told.append(count)) as batcher:
+    with batching(backend, metadata, batch_size=batch_size, on_batch=lambda count, _: told.append(count)) as batcher:
         run(main)
     assert backend.sizes == told == sizes
 
@@ -173,13 +173,13 @@ def test_the_warm_up_runs_every_size_to_come_in_the_nets_thread() -> None:
 # --- mistakes and limits
 
 
-def test_a_bad_picture_takes_no_other_with_it() -> None:
+def test_a_bad_image_takes_no_other_with_it() -> None:
     async def main() -> None:
         other = batcher.submit([png(250)])
         answers = await batcher.submit([png(0), b"", png(250), b"GIF89a"])
         assert [answer.class_name for answer in answers] == ["dark", "", "bright", ""]
         assert answers[1].error == "it is empty (0 bytes)"
-        assert "not a picture of a known format" in answers[3].error or "damaged" in answers[3].error
+        assert "not an image of a known format" in answers[3].error or "damaged" in answers[3].error
         assert (await other)[0].class_name == "bright"
         only_bad = await batcher.submit([b"", b"x"])
         assert all(answer.error for answer in only_bad)
@@ -263,7 +263,7 @@ def test_what_nobody_waits_for_is_left_out_and_leaves_nothing() -> None:
         assert not batcher._ready
 
 
-def test_no_picture_outlives_its_answer() -> None:
+def test_no_image_outlives_its_answer() -> None:
     alive: list[weakref.ref[np.ndarray]] = []
     prepare = predictor.prepare
 
@@ -344,21 +344,21 @@ def test_calls_run_in_the_nets_thread_between_batches() -> None:
 # --- decoding
 
 
-def test_large_pictures_are_decoded_one_at_a_time_and_hold_no_small_one_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_decoded_one_at_a_time_and_hold_no_small_one_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_decoder, "LEAST_SMALL_PIXELS", 100)
     whole = preprocess.decode
     at_once, most, go_on = 0, 0, threading.Event()
 
     def slow(data: bytes, channels: int, max_pixels: int) -> Image.Image:
         nonlocal at_once, most
-        picture = whole(data, channels, max_pixels)  # raises for a large one at the first look
-        if picture.width * picture.height > 100:
+        image = whole(data, channels, max_pixels)  # raises for a large one at the first look
+        if image.width * image.height > 100:
             at_once += 1
             most = max(most, at_once)
             assert go_on.wait(PATIENCE_S)
             time.sleep(0.01)
             at_once -= 1
-        return picture
+        return image
 
     async def main() -> None:
         large = [batcher.submit([png(size=(40, 50))]) for _ in range(5)]
@@ -371,17 +371,17 @@ def test_large_pictures_are_decoded_one_at_a_time_and_hold_no_small_one_up(monke
 
     monkeypatch.setattr("deploy.service.image_decoder.decode", slow)
     # 40 bytes a pixel: 2000 for the large one, and 100 for each of two workers
-    decoder = PictureDecoder(FACTS, max_pixels=2000, memory_bytes=40 * 2200, workers=2)
+    decoder = ImageDecoder(METADATA, max_pixels=2000, memory_bytes=40 * 2200, workers=2)
     with batching(GatedBackend(), decoder=decoder) as batcher:
         run(main)
     assert most == 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_heat_maps_are_made_of_large_pictures_as_well(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heat_maps_are_made_of_large_images_as_well(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_decoder, "LEAST_SMALL_PIXELS", 100)
-    facts = Facts(FACTS.class_names, Preprocess(8, 8, channels), FACTS.net)
-    decoder = PictureDecoder(facts, max_pixels=2000, memory_bytes=40 * 2100, workers=1)
+    metadata = ModelMetadata(METADATA.class_names, Preprocess(8, 8, channels), METADATA.net)
+    decoder = ImageDecoder(metadata, max_pixels=2000, memory_bytes=40 * 2100, workers=1)
     asked: list[tuple[tuple[int, ...], int, str]] = []
 
     def mapper(image: np.ndarray, label: int) -> HeatMap:
@@ -389,16 +389,16 @@ def test_heat_maps_are_made_of_large_pictures_as_well(channels: int, monkeypatch
         return HeatMap(np.eye(8, dtype=np.float32))
 
     async def main() -> None:
-        heatmaps = HeatMaps(mapper, facts, decoder, batcher, 1)
+        heatmaps = HeatMaps(mapper, metadata, decoder, batcher, 1)
         for size in ((8, 10), (50, 40)):
             url = await heatmaps.data_url(png(size=size), 2)
             drawn = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,"))))
             assert drawn.format == "JPEG" and drawn.width * size[1] == drawn.height * size[0]
-            assert len(set(drawn.convert("L").tobytes())) > 20  # the map is seen on a plain picture
-        with pytest.raises(PictureError, match="more than max_pixels"):
+            assert len(set(drawn.convert("L").tobytes())) > 20  # the map is seen on a plain image
+        with pytest.raises(ImageError, match="more than max_pixels"):
             await heatmaps.data_url(png(size=(50, 41)), 2)
 
-    with batching(GatedBackend(), facts, decoder) as batcher:
+    with batching(GatedBackend(), metadata, decoder) as batcher:
         run(main)
     assert asked == [((channels, 8, 8), 2, "net")] * 2
 
@@ -408,20 +408,20 @@ def test_a_damaged_avif_is_damaged_and_no_fault() -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(file, "AVIF")
     half = len(file.getvalue()) // 2
     data = file.getvalue()[:half] + bytes(half)
-    decoder = PictureDecoder(FACTS, 10**6, 10**9, 1)
+    decoder = ImageDecoder(METADATA, 10**6, 10**9, 1)
     assert decoder.prepared(data, may_be_large=True).error.startswith("it is damaged: Failed to decode ")
 
 
 def test_the_nets_own_pixel_cap_counts_as_well() -> None:
-    facts = Facts(FACTS.class_names, Preprocess(8, 8, max_pixels=50), {})
-    decoder = PictureDecoder(facts, 10**6, 10**9, 1)
+    metadata = ModelMetadata(METADATA.class_names, Preprocess(8, 8, max_pixels=50), {})
+    decoder = ImageDecoder(metadata, 10**6, 10**9, 1)
     assert decoder.prepared(png(size=(10, 10)), may_be_large=True).error == "10x10 is more than max_pixels (50) allows"
 
 
 def test_too_little_memory_to_decode_is_told_with_what_it_takes() -> None:
     sentence = (
-        r"--decode_memory_mb must be at least 420 for pictures of 10 megapixels and 2 workers, got 419"  # 40 * 10.5
+        r"--decode_memory_mb must be at least 420 for images of 10 megapixels and 2 workers, got 419"  # 40 * 10.5
     )
     with pytest.raises(DecodingError, match=sentence):
-        PictureDecoder(FACTS, 10 * 10**6, 419 * 10**6, 2)
-    PictureDecoder(FACTS, 10 * 10**6, 420 * 10**6, 2)
+        ImageDecoder(METADATA, 10 * 10**6, 419 * 10**6, 2)
+    ImageDecoder(METADATA, 10 * 10**6, 420 * 10**6, 2)

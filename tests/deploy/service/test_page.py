@@ -1,4 +1,4 @@
-"""The service's page in a headless Chromium, against what the Predictor says of the same pictures."""
+"""The service's page in a headless Chromium, against what the Predictor says of the same images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 
 from artifacts.checkpoint import Checkpoint, save_checkpoint
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
 from deploy.backends.loading import load_backend
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
 from deploy.service.cli_args import add_service_flags
 from deploy.service.routes import NATIVE
 from deploy.service.server import service_of
 from nets.net_interface import build_net
-from tests.conftest import write_picture
+from tests.conftest import write_image
 from tests.helpers.browser import CHROMIUM, Browser, Page, Reply, open_browser
 from tests.helpers.exported import NET
 
@@ -44,15 +44,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         NET["module"], NET["name"], num_classes=3, img_height=32, img_width=32, model_args={"model_type": "resnet18"}
     )
     path = tmp_path_factory.mktemp("net") / "net.pth"
-    save_checkpoint(Checkpoint({}, Facts(CLASSES, Preprocess(32, 32), NET), net.state_dict()), path)
+    save_checkpoint(Checkpoint({}, ModelMetadata(CLASSES, Preprocess(32, 32), NET), net.state_dict()), path)
     return path
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     for number in range(8):
-        write_picture(folder / f"{number} 图<i>.png", number % 3, seed=number, size=40)
+        write_image(folder / f"{number} 图<i>.png", number % 3, seed=number, size=40)
     return sorted(folder.iterdir())
 
 
@@ -105,19 +105,19 @@ def visit(browser: Browser, service: str) -> Visit:
     return opened
 
 
-def told(predictor: Predictor, picture: Path) -> Answer:
-    return next(predictor.predict_files([str(picture)], topk=3, workers=1))
+def told(predictor: Predictor, image: Path) -> Prediction:
+    return next(predictor.predict_files([str(image)], topk=3, workers=1))
 
 
-def test_chosen_pictures_show_name_class_scores_as_bars_and_heat_map(
-    visit: Visit, predictor: Predictor, pictures: list[Path]
+def test_chosen_images_show_name_class_scores_as_bars_and_heat_map(
+    visit: Visit, predictor: Predictor, images: list[Path]
 ) -> None:
-    answer = told(predictor, pictures[0])
+    answer = told(predictor, images[0])
     with visit() as page:
-        page.choose("#files", pictures[:2])
+        page.choose("#files", images[:2])
         page.wait(f"{ANSWERED} === 2")
         assert page.text("#summary") == "2 of 2 answered"
-        assert page.text(".card:first-child .file") == pictures[0].name
+        assert page.text(".card:first-child .file") == images[0].name
         assert page.text(".card:first-child .answer strong") == answer.class_name
         rows = page.run(
             """[...document.querySelectorAll(".card:first-child .scores li")].map((row) => [row.innerText,
@@ -128,10 +128,10 @@ def test_chosen_pictures_show_name_class_scores_as_bars_and_heat_map(
         assert page.text("#net-facts") == "GeM_ResNet_AVP, input 32 × 32"
 
 
-def test_the_heat_map_stands_beside_the_picture_or_over_it(visit: Visit, pictures: list[Path]) -> None:
+def test_the_heat_map_stands_beside_the_image_or_over_it(visit: Visit, images: list[Path]) -> None:
     shown = "[...document.querySelectorAll('.pictures img')].map((image) => image.src.split(':')[0])"
     with visit() as page:
-        page.choose("#files", pictures[:1])
+        page.choose("#files", images[:1])
         page.wait(f"{ANSWERED} === 1")
         assert page.run(shown) == ["blob", "data"]
         decoded = "[...document.querySelectorAll('.pictures img')].every((image) => image.naturalWidth)"
@@ -141,15 +141,15 @@ def test_the_heat_map_stands_beside_the_picture_or_over_it(visit: Visit, picture
         assert page.run("document.querySelector('.pictures img').alt").startswith("Where the net saw ")
         page.click("#views label:nth-of-type(3)")
         assert page.run(shown) == ["blob"]
-        page.choose("#files", pictures[1:2])  # without a map, until it is looked at
+        page.choose("#files", images[1:2])  # without a map, until it is looked at
         page.wait(f"{ANSWERED} === 2")
         page.click("#views label:nth-of-type(1)")
         page.wait(f"{shown}.join() === 'blob,data,blob,data'")
 
 
-def test_the_browser_s_language_and_the_one_chosen_here(visit: Visit, pictures: list[Path]) -> None:
+def test_the_browser_s_language_and_the_one_chosen_here(visit: Visit, images: list[Path]) -> None:
     with visit("zh-CN,zh;q=0.9,en;q=0.5") as page:
-        page.choose("#files", pictures[:1])
+        page.choose("#files", images[:1])
         page.wait(f"{ANSWERED} === 1")
         assert page.run("[document.documentElement.lang, document.title]") == ["zh-CN", "图像分类"]
         assert page.text("#drop strong") == "选择图片"
@@ -176,24 +176,24 @@ def test_both_languages_say_the_same_things(visit: Visit) -> None:
         assert english == chinese
 
 
-def test_pictures_dropped_and_pasted(visit: Visit, predictor: Predictor, pictures: list[Path]) -> None:
+def test_images_dropped_and_pasted(visit: Visit, predictor: Predictor, images: list[Path]) -> None:
     with visit() as page:
-        page.drop(pictures[:2])
+        page.drop(images[:2])
         page.wait(f"{ANSWERED} === 2")
-        page.paste(pictures[2].read_bytes())
+        page.paste(images[2].read_bytes())
         page.wait(f"{ANSWERED} === 3")
-        assert page.text(".card:last-child .answer strong") == told(predictor, pictures[2]).class_name
-        page.drop([pictures[0].parent])
+        assert page.text(".card:last-child .answer strong") == told(predictor, images[2]).class_name
+        page.drop([images[0].parent])
         page.wait("document.querySelector('#notice').innerText")
-        assert page.text("#notice") == "A folder cannot be read here; open it and drop the pictures in it."
+        assert page.text("#notice") == "A folder cannot be read here; open it and drop the images in it."
         page.click("#clear")
         assert page.run("document.querySelectorAll('.card').length") == 0
         assert page.text("#bar") == page.text("#notice") == ""
 
 
-def test_many_pictures_go_three_at_a_time(visit: Visit, pictures: list[Path]) -> None:
+def test_many_images_go_three_at_a_time(visit: Visit, images: list[Path]) -> None:
     with visit() as page:
-        page.choose("#files", pictures)
+        page.choose("#files", images)
         page.wait(f"{ANSWERED} === 8")
         spans = page.run(
             """performance.getEntriesByType("resource").filter((entry) => entry.name.endsWith("/predict"))
@@ -203,13 +203,13 @@ def test_many_pictures_go_three_at_a_time(visit: Visit, pictures: list[Path]) ->
         assert (len(spans), max(at_once)) == (8, 3)
 
 
-def test_a_bad_file_takes_no_other_with_it(visit: Visit, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_bad_file_takes_no_other_with_it(visit: Visit, images: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.jpg"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     with visit() as page:
-        page.choose("#files", [pictures[0], bad, pictures[1]])
+        page.choose("#files", [images[0], bad, images[1]])
         page.wait(f"{ANSWERED} === 2 && document.querySelector('.card .problem')")
-        assert page.text(".card:nth-child(2) .problem").startswith("The service cannot use this picture.\n")
+        assert page.text(".card:nth-child(2) .problem").startswith("The service cannot use this image.\n")
         assert page.text(".card:nth-child(2) .detail")  # what the service said
         assert page.text(".card:nth-child(2) .pictures") == "This browser cannot show the file."
         page.click("#language")
@@ -217,7 +217,7 @@ def test_a_bad_file_takes_no_other_with_it(visit: Visit, pictures: list[Path], t
         assert page.text(".card:nth-child(2) .pictures") == "浏览器无法显示此文件。"
 
 
-def test_a_picture_larger_than_the_service_takes(visit: Visit, tmp_path: Path) -> None:
+def test_a_image_larger_than_the_service_takes(visit: Visit, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")  # 1.08 MB, and --max_picture_mb is 1
     with visit() as page:
@@ -228,19 +228,19 @@ def test_a_picture_larger_than_the_service_takes(visit: Visit, tmp_path: Path) -
         assert page.text(".card .problem").startswith("超出了服务允许的大小。")
 
 
-def test_a_busy_service_is_asked_again_after_the_time_it_names(visit: Visit, pictures: list[Path]) -> None:
+def test_a_busy_service_is_asked_again_after_the_time_it_names(visit: Visit, images: list[Path]) -> None:
     with visit("zh") as page:
         page.reply("*/predict", [Reply(503, {"code": 503, "msg": "later"}, {"Retry-After": "1"})])
-        page.choose("#files", pictures[:1])
+        page.choose("#files", images[:1])
         page.wait("document.querySelector('.state')?.innerText === '服务繁忙，1 秒后自动重新发送。'")
         page.wait(f"{ANSWERED} === 1")
         assert page.run("document.querySelector('.problem:not([hidden])')") is None
 
 
-def test_no_connection_and_a_second_try(visit: Visit, pictures: list[Path]) -> None:
+def test_no_connection_and_a_second_try(visit: Visit, images: list[Path]) -> None:
     with visit() as page:
         page.reply("*/predict", [Reply(0), Reply(0), Reply(500, {"code": 500, "msg": "sorry"})])
-        page.choose("#files", pictures[:2])
+        page.choose("#files", images[:2])
         page.wait("document.querySelectorAll('.card .problem').length === 2")
         assert page.text(".card .problem").startswith("No answer from the service: it is not running")
         assert page.text("#summary") == "0 of 2 answered, 2 failed"
@@ -254,10 +254,10 @@ def test_no_connection_and_a_second_try(visit: Visit, pictures: list[Path]) -> N
         page.wait(f"{ANSWERED} === 2")
 
 
-def test_a_token_is_asked_for_and_sent(visit: Visit, predictor: Predictor, pictures: list[Path]) -> None:
+def test_a_token_is_asked_for_and_sent(visit: Visit, predictor: Predictor, images: list[Path]) -> None:
     with serving(predictor, "a secret") as address, visit(address=address) as page:
         assert page.text("#notice").startswith("The service wants an access token.")
-        page.choose("#files", pictures[:2])
+        page.choose("#files", images[:2])
         page.wait(f"{CARDS}.length === 2")
         enter_token(page, "a guess")
         page.wait("document.querySelector('#notice').innerText === 'The service did not accept this token.'")
@@ -270,7 +270,7 @@ def test_a_token_is_asked_for_and_sent(visit: Visit, predictor: Predictor, pictu
 
 
 def test_a_late_refusal_of_an_old_token_does_not_stop_a_new_one(
-    visit: Visit, predictor: Predictor, pictures: list[Path]
+    visit: Visit, predictor: Predictor, images: list[Path]
 ) -> None:
     with serving(predictor, "a secret") as address, visit(address=address) as page:
         page.run(
@@ -284,7 +284,7 @@ def test_a_late_refusal_of_an_old_token_does_not_stop_a_new_one(
                 };
             })()"""
         )
-        page.choose("#files", pictures[:2])
+        page.choose("#files", images[:2])
         enter_token(page, "a guess")
         page.wait("late.length === 2 && document.querySelector('#notice').innerText.includes('did not accept')")
         enter_token(page, "a secret")
@@ -301,7 +301,7 @@ def enter_token(page: Page, token: str) -> None:
     page.press("Enter", 13, text="\r")
 
 
-def test_what_a_calibrated_net_decides(visit: Visit, pictures: list[Path]) -> None:
+def test_what_a_calibrated_net_decides(visit: Visit, images: list[Path]) -> None:
     entry = {"class": "circle", "score": 0.5, "top_k": [["circle", 0.5]], "uncertainty": 0.61234}
     sets: dict[str, list[str]] = {"accept": ["circle"], "set_aside": ["circle", CLASSES[1]]}
     cases = [*sets.items(), ("set_aside", [])]
@@ -309,7 +309,7 @@ def test_what_a_calibrated_net_decides(visit: Visit, pictures: list[Path]) -> No
     with visit() as page:
         for number, said in enumerate(entries):
             page.reply("*/predict", [Reply(200, {"code": 200, "msg": "ok", "data": [said]})])
-            page.choose("#files", pictures[number : number + 1])
+            page.choose("#files", images[number : number + 1])
             page.wait(f"{ANSWERED} === {number + 1}")
         seen = page.run(f"{CARDS}.map((card) => card.querySelector('.doubt').innerText.split(/\\s*\\n\\s*/))")
         doubtful = "Set aside: too uncertain to rely on Uncertainty 0.612"
@@ -322,9 +322,9 @@ def test_what_a_calibrated_net_decides(visit: Visit, pictures: list[Path]) -> No
         assert "真实类别很可能是其中之一：circle、<b>方块</b>" in page.text(".card:nth-child(2) .doubt")
 
 
-def test_a_phone_s_width_holds_it_and_the_keyboard_reaches_it(visit: Visit, pictures: list[Path]) -> None:
+def test_a_phone_s_width_holds_it_and_the_keyboard_reaches_it(visit: Visit, images: list[Path]) -> None:
     with visit(width=360) as page:
-        page.choose("#files", pictures[:2])
+        page.choose("#files", images[:2])
         page.wait(f"{ANSWERED} === 2")
         assert page.run("document.documentElement.scrollWidth") <= 360
         reached = []

@@ -14,8 +14,8 @@ from deploy.service.request_parser import RequestError, Upload, read_upload
 
 SWITCHES = {"need_a": True, "need_b": False}
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
-PICTURE = bytes(range(256)) + b"\xfb\xff\xfe" * 7  # its base64 has "+" and "/" in it
-TEXT = base64.b64encode(PICTURE).decode()
+IMAGE = bytes(range(256)) + b"\xfb\xff\xfe" * 7  # its base64 has "+" and "/" in it
+TEXT = base64.b64encode(IMAGE).decode()
 Parts = list[tuple[str, str | None, bytes]]
 
 
@@ -53,18 +53,18 @@ def refusal(*args: Any, **limits: Any) -> tuple[int, str]:
         f"data:image/png;base64,{TEXT}",
         f"DATA:image/png;name=a.png;Base64,{TEXT}",
         f"data:;base64,{TEXT}",
-        base64.encodebytes(PICTURE).decode(),  # in lines of 76
+        base64.encodebytes(IMAGE).decode(),  # in lines of 76
         f" {TEXT}\r\n",
     ],
 )
 def test_json_takes_base64_and_data_urls(text: str) -> None:
-    assert read_json({"content": text}) == Upload([PICTURE], SWITCHES)
+    assert read_json({"content": text}) == Upload([IMAGE], SWITCHES)
 
 
-def test_one_picture_or_several_in_order_with_their_switches() -> None:
-    pictures = [b"a", b"b", b"a"]
-    texts = [base64.b64encode(picture).decode() for picture in pictures]
-    wanted = Upload(pictures, {"need_a": False, "need_b": True})
+def test_one_image_or_several_in_order_with_their_switches() -> None:
+    images = [b"a", b"b", b"a"]
+    texts = [base64.b64encode(image).decode() for image in images]
+    wanted = Upload(images, {"need_a": False, "need_b": True})
     assert read_json({"content": texts, "need_a": False, "need_b": True, "other": [1, {}]}) == wanted
     pairs = [("content", texts[0]), ("need_a", "False"), ("content", texts[1]), ("need_b", "1"), ("content", texts[2])]
     assert read(urlencode(pairs).encode(), FORM) == wanted
@@ -76,18 +76,18 @@ def test_one_picture_or_several_in_order_with_their_switches() -> None:
 
 def test_base64_whose_plus_was_not_escaped_is_understood() -> None:
     assert "+" in TEXT
-    assert read(b"content=" + TEXT.encode(), FORM).pictures == [PICTURE]
-    assert read(f"content={quote_plus(TEXT)}".encode(), FORM).pictures == [PICTURE]
+    assert read(b"content=" + TEXT.encode(), FORM).images == [IMAGE]
+    assert read(f"content={quote_plus(TEXT)}".encode(), FORM).images == [IMAGE]
 
 
-@pytest.mark.parametrize("content", [PICTURE, b"", b"\r\n--not the boundary\r\n\r\n", b"\r\n", b"--" * 1000, b"\r"])
+@pytest.mark.parametrize("content", [IMAGE, b"", b"\r\n--not the boundary\r\n\r\n", b"\r\n", b"--" * 1000, b"\r"])
 def test_a_file_arrives_to_the_byte(content: bytes) -> None:
-    assert read(*multipart([("content", "猫.png", content)])).pictures == [content]
+    assert read(*multipart([("content", "猫.png", content)])).images == [content]
 
 
 def test_a_part_that_is_no_text_is_a_file_without_a_file_name() -> None:
     body = b"--x\r\ncontent-disposition: form-data; name=content\r\ncontent-type: image/jpeg\r\n\r\n\xff\xd8\r\n--x--"
-    assert read(body, "Multipart/Form-Data; boundary=x").pictures == [b"\xff\xd8"]
+    assert read(body, "Multipart/Form-Data; boundary=x").images == [b"\xff\xd8"]
 
 
 # --- what is refused
@@ -102,9 +102,9 @@ def test_a_part_that_is_no_text_is_a_file_without_a_file_name() -> None:
         (b"[" * 9_000, 400, "the body is not JSON"),
         (b'{"content": ' + b"9" * 5_000 + b"}", 400, "the body is not JSON"),
         (b"[]", 400, 'the JSON must be an object: {"content": ...}'),
-        (b"{}", 400, 'there is no picture: "content" is missing or empty'),
-        (b'{"content": null}', 400, 'there is no picture: "content" is missing or empty'),
-        (b'{"content": []}', 400, 'there is no picture: "content" is missing or empty'),
+        (b"{}", 400, 'there is no image: "content" is missing or empty'),
+        (b'{"content": null}', 400, 'there is no image: "content" is missing or empty'),
+        (b'{"content": []}', 400, 'there is no image: "content" is missing or empty'),
         (b'{"content": 1.5}', 400, "content must be a text in base64, got 1.5"),
         (b'{"content": ["YQ==", {"a": 1}]}', 400, 'content[1] must be a text in base64, got {"a": 1}'),
         (b'{"content": [["YQ=="]]}', 400, 'content must be a text in base64, got ["YQ=="]'),
@@ -132,7 +132,7 @@ def test_an_address_is_not_fetched(text: str, form: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr("socket.socket", None)
     monkeypatch.setattr("socket.getaddrinfo", None)
     body, kind = (urlencode({"content": text}), FORM) if form else (json.dumps({"content": text}), JSON)
-    sentence = "content: addresses are not fetched; send the picture itself, in base64"
+    sentence = "content: addresses are not fetched; send the image itself, in base64"
     assert refusal(body.encode(), kind) == (400, sentence)
 
 
@@ -168,24 +168,24 @@ def test_forms_that_are_refused(body: bytes, kind: str, sentence: str) -> None:
 # --- limits
 
 
-def test_pictures_are_counted_and_measured_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_counted_and_measured_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     most = base64.b64encode(bytes(10**6)).decode()
-    assert len(read_json({"content": most}, max_picture_mb=1).pictures[0]) == 10**6
+    assert len(read_json({"content": most}, max_picture_mb=1).images[0]) == 10**6
     too_large = [base64.b64encode(bytes(10**6 + 3)).decode()]
     monkeypatch.setattr("base64.b64decode", None)  # nothing is decoded
-    sentence = "content: the picture has more than 1 MB"
+    sentence = "content: the image has more than 1 MB"
     body = json.dumps({"content": too_large}).encode()
     assert refusal(body, JSON, max_picture_mb=1) == (413, sentence)
     assert refusal(*multipart([("content", "a", bytes(10**6 + 1))]), max_picture_mb=1) == (413, sentence)
     three = json.dumps({"content": ["YQ=="] * 3}).encode()
-    assert refusal(three, JSON, max_pictures=2) == (413, "a request may hold 2 pictures, this one has 3")
+    assert refusal(three, JSON, max_pictures=2) == (413, "a request may hold 2 images, this one has 3")
 
 
 def test_a_form_has_so_many_parts_and_so_long_headers() -> None:
     parts: Parts = [("content", "a", b"a"), ("x", None, b""), ("y", None, b"")]
-    assert read(*multipart(parts), max_parts=3).pictures == [b"a"]
+    assert read(*multipart(parts), max_parts=3).images == [b"a"]
     assert refusal(*multipart(parts), max_parts=2) == (413, "the form has more than 2 parts")
-    assert read(b"content=YQ==&x&y", FORM, max_parts=3).pictures == [b"a"]
+    assert read(b"content=YQ==&x&y", FORM, max_parts=3).images == [b"a"]
     assert refusal(b"content=YQ==&x&y", FORM, max_parts=2) == (413, "the form has more than 2 fields")
     sentence = "a part of the form has more than 100 bytes of headers"
     assert refusal(*multipart([("content", "a" * 99, b"a")]), max_part_header_bytes=100) == (413, sentence)

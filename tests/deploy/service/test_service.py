@@ -13,7 +13,7 @@ from deploy.backends.base import BackendError
 from deploy.inference.predictor import Predictor
 from deploy.service.routes import NATIVE, ServiceError
 from deploy.service.server import service_of
-from tests.deploy.service.test_batching import FACTS, GatedBackend, png
+from tests.deploy.service.test_batching import METADATA, GatedBackend, png
 from tests.deploy.service.test_request_parser import multipart
 from tests.helpers.serving import JSON, PATIENCE_S, Served, all_of, read, serving, wait, write_page
 from tests.helpers.serving import base64_of as base64_of
@@ -35,11 +35,11 @@ def served(page: Path) -> Iterator[Served]:
 
 
 def test_every_kind_of_body_gives_the_same_answer(served: Served) -> None:
-    picture = png(250)
-    text = base64_of(picture)
-    expected = Predictor(GatedBackend(), FACTS).predict_images([FACTS.preprocess.decode(picture)])[0].to_dict()
+    image = png(250)
+    text = base64_of(image)
+    expected = Predictor(GatedBackend(), METADATA).predict_images([METADATA.preprocess.decode(image)])[0].to_dict()
     del expected["file"]
-    body, kind = multipart([("content", "a.png", picture)])
+    body, kind = multipart([("content", "a.png", image)])
     for sent, headers in (
         ({"content": text}, JSON),
         ({"content": [f"data:image/png;base64,{text}"], "need_heatmap": True}, JSON),  # this net has none
@@ -48,19 +48,19 @@ def test_every_kind_of_body_gives_the_same_answer(served: Served) -> None:
     ):
         status, answer, got = served.ask("/predict", sent, headers)
         assert (status, answer["code"], answer["msg"], got["content-type"]) == (200, 200, "ok", "application/json")
-        assert answer["data"] == [json.loads(json.dumps(expected))]  # one picture alone: to the bit
+        assert answer["data"] == [json.loads(json.dumps(expected))]  # one image alone: to the bit
 
 
-def test_several_pictures_in_order_and_a_route_of_another_shape(served: Served) -> None:
-    pictures = [base64_of(png(value)) for value in (0, 250, 0)]
-    answer = served.ask("/predict", {"content": pictures})[1]
+def test_several_images_in_order_and_a_route_of_another_shape(served: Served) -> None:
+    images = [base64_of(png(value)) for value in (0, 250, 0)]
+    answer = served.ask("/predict", {"content": images})[1]
     assert [entry["class"] for entry in answer["data"]] == ["dark", "bright", "dark"]
-    assert served.ask("/other", {"content": pictures})[1]["data"] == [
+    assert served.ask("/other", {"content": images})[1]["data"] == [
         {"said": "DARK"},
         {"said": "BRIGHT"},
         {"said": "DARK"},
     ]
-    quiet = served.ask("/other", {"content": pictures[0], "loud": False})[1]
+    quiet = served.ask("/other", {"content": images[0], "loud": False})[1]
     assert quiet == {"code": 200, "msg": "ok", "data": [{"said": ""}]}
 
 
@@ -102,16 +102,16 @@ def test_requests_that_come_while_the_net_works_go_together(served: Served) -> N
         (
             {"content": "https://example.org/a.png"},
             400,
-            "content: addresses are not fetched; send the picture itself, in base64",
+            "content: addresses are not fetched; send the image itself, in base64",
         ),
         ({"content": ""}, 422, "content: it is empty (0 bytes)"),
-        ({"content": [base64_of(png()), base64_of(b"text")]}, 422, "content[1]: it is not a picture of a known format"),
+        ({"content": [base64_of(png()), base64_of(b"text")]}, 422, "content[1]: it is not an image of a known format"),
         (
             {"content": base64_of(png(size=(1001, 1000)))},
             422,
             "content: 1001x1000 is more than max_pixels (1000000) allows",
         ),
-        ({"content": [base64_of(png())] * 5}, 413, "a request may hold 4 pictures, this one has 5"),
+        ({"content": [base64_of(png())] * 5}, 413, "a request may hold 4 images, this one has 5"),
         ({"content": "\ud800"}, 400, "content: it is neither base64 nor a data URL"),
         ({"content": "YQ==", "need_heatmap": "\udfff"}, 400, 'need_heatmap must be true or false, got "\udfff"'),
     ],
@@ -181,7 +181,7 @@ def test_the_page_comes_whole_with_a_strict_policy(served: Served) -> None:
 
 def test_a_missing_file_of_the_page_is_named(tmp_path: Path) -> None:
     sentence = r"index\.html: cannot read this file of the page: No such file"
-    one = service_of(Predictor(GatedBackend(), FACTS), [NATIVE], flags(), page=tmp_path)
+    one = service_of(Predictor(GatedBackend(), METADATA), [NATIVE], flags(), page=tmp_path)
     with pytest.raises(ServiceError, match=sentence), one:
         pass
 
@@ -220,10 +220,10 @@ def test_metrics_count_what_happens(served: Served) -> None:
     before = [served.metric(name) for name in (*names, seconds, errors)]
     served.ask("/other", {"content": [base64_of(png())] * 3})
     served.ask("/other", {"content": ""})
-    requests, pictures, batches, counted, refused = (
+    requests, images, batches, counted, refused = (
         served.metric(name) - old for name, old in zip((*names, seconds, errors), before, strict=True)
     )
-    assert (requests, pictures, counted, refused) == (1, 3, 2, 1)
+    assert (requests, images, counted, refused) == (1, 3, 2, 1)
     assert 1 <= batches <= 3
     assert served.metric("process_resident_memory_bytes") > 10**6
     text = served.get("/metrics")[1].decode()

@@ -187,7 +187,7 @@ def test_a_full_queue_and_a_net_that_takes_too_long(strict: Served) -> None:
     waiting.start()
     wait(lambda: strict.metric("service_queue_pictures") == 2)
     _, answer, headers = strict.ask("/predict", body)
-    assert (answer["code"], answer["msg"]) == (503, "2 pictures are waiting; try again later")
+    assert (answer["code"], answer["msg"]) == (503, "2 images are waiting; try again later")
     assert headers["retry-after"] == "1"
     assert strict.get("/readyz")[:2] == (503, {"status": "not ready"})
     waiting.join()
@@ -249,7 +249,7 @@ def test_a_client_that_leaves_leaves_nothing(served: Served) -> None:
 
 
 def encoded(generator: np.random.Generator) -> bytes:
-    """Give a picture of some format and mode, whole or not."""
+    """Give an image of some format and mode, whole or not."""
     form, mode = [
         ("PNG", "RGBA"),
         ("PNG", "I;16"),

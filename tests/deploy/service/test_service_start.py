@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from artifacts.checkpoint import Checkpoint, save_checkpoint
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.paths import ROOT
 from data_loader.preprocess import Preprocess
 from deploy.backends.base import BackendError
@@ -30,7 +30,7 @@ from deploy.service import launcher
 from deploy.service.cli_args import TOKEN_VARIABLE
 from deploy.service.limits import Limits
 from nets.net_interface import build_net
-from tests.deploy.service.test_batching import FACTS, GatedBackend, png
+from tests.deploy.service.test_batching import METADATA, GatedBackend, png
 from tests.helpers.serving import PATIENCE_S, Served, base64_of, wait
 
 
@@ -56,12 +56,12 @@ def port_of(process: "subprocess.Popen[str]") -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
-    facts = Facts(
+    metadata = ModelMetadata(
         ("猫", "dog", "bird"), Preprocess(32, 32), {"module": "resnet_module", "name": "resnet18", "args": {}}
     )
     net = build_net("resnet_module", "resnet18", num_classes=3, img_height=32, img_width=32, model_args={})
     path = tmp_path_factory.mktemp("weights") / "net.pth"
-    save_checkpoint(Checkpoint({}, facts, net.state_dict()), path)
+    save_checkpoint(Checkpoint({}, metadata, net.state_dict()), path)
     return path
 
 
@@ -92,9 +92,9 @@ def test_a_checkpoint_is_served_with_heat_maps_until_a_signal(weights: Path) -> 
         (told,) = Predictor(*load_backend(weights, device="cpu")).predict_images([Image.open(io.BytesIO(data))])
         assert (entry["label"], entry["class"]) == (told.label, told.class_name)
         assert entry["score"] == pytest.approx(told.score, abs=1e-5)
-        head, _, picture = entry["heatmap"].partition(",")
+        head, _, image = entry["heatmap"].partition(",")
         assert head == "data:image/jpeg;base64"
-        drawn = Image.open(io.BytesIO(base64.b64decode(picture)))
+        drawn = Image.open(io.BytesIO(base64.b64decode(image)))
         assert drawn.width / drawn.height == 60 / 40 and drawn.getextrema() != ((0, 0),) * 3
         assert "heatmap" not in one.ask("/predict", {"content": base64_of(data)})[1]["data"][0]
         process.send_signal(signal.SIGTERM)
@@ -194,16 +194,16 @@ def test_mistakes_at_the_start_are_sentences(
 def test_a_net_of_features_and_limits_that_disagree(
     weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = Facts(FACTS.class_names, FACTS.preprocess, FACTS.net, output="features")
+    features = ModelMetadata(METADATA.class_names, METADATA.preprocess, METADATA.net, output="features")
     monkeypatch.setattr("deploy.backends.loading.load_backend", lambda *_, **__: (GatedBackend(), features))
     common = ("--weights", weights, "--service_port", 0)
     assert told(capsys, *common).startswith("this net gives features, not classes")
-    monkeypatch.setattr("deploy.backends.loading.load_backend", lambda *_, **__: (GatedBackend(), FACTS))
+    monkeypatch.setattr("deploy.backends.loading.load_backend", lambda *_, **__: (GatedBackend(), METADATA))
     assert told(capsys, *common, "--queue", 3) == "--queue must be at least --max_pictures, got 3 and 16"
     assert told(capsys, *common, "--decode_memory_mb", 9).startswith("--decode_memory_mb must be at least ")
     broken = GatedBackend()
     broken.failure = BackendError("the net failed on fake cpu: no")
-    monkeypatch.setattr("deploy.backends.loading.load_backend", lambda *_, **__: (broken, FACTS))
+    monkeypatch.setattr("deploy.backends.loading.load_backend", lambda *_, **__: (broken, METADATA))
     assert told(capsys, *common) == "the net failed on fake cpu: no"
 
 

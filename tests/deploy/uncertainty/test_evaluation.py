@@ -26,7 +26,7 @@ from deploy.uncertainty.evaluation import evaluate, uncertainties
 from deploy.uncertainty.metrics import area_under_risks, auroc, brier, fpr95, reliability, risks
 from deploy.uncertainty.outputs import Outputs
 from deploy.uncertainty.report import write_page
-from tests.deploy.uncertainty.test_uncertainty import NAMES, facts_with, grey, some_logits, true_labels
+from tests.deploy.uncertainty.test_uncertainty import NAMES, grey, metadata_with, some_logits, true_labels
 
 CLASSES = 3
 
@@ -86,7 +86,7 @@ def test_brier_is_scikit_learns() -> None:
     assert brier(scores, labels) == pytest.approx(expected, rel=1e-12)
 
 
-def test_risks_are_counted_one_picture_at_a_time() -> None:
+def test_risks_are_counted_one_image_at_a_time() -> None:
     doubt, wrong = doubts(200, 0), np.random.default_rng(1).random(200) < 0.2
     ranked = sorted(zip(doubt.tolist(), wrong.tolist(), strict=True))
     expected = [sum(is_wrong for _, is_wrong in ranked[:count]) / count for count in range(1, 201)]
@@ -144,30 +144,30 @@ def outputs(count: int, seed: int, folder: Path | None = None, temperature: floa
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("pictures")
-    for number in range(0, 600, 2):  # every second picture is gone
+    for number in range(0, 600, 2):  # every second image is gone
         grey(folder / f"{number:03d}.png", number % 256, (8, 8) if number % 4 else (300, 200))
     known, strange = outputs(600, 10, folder), outputs(150, 20)
     strange = Outputs(strange.logits / 8, strange.labels, strange.files, -strange.features, strange.scores)
     held = outputs(3000, 30)
-    facts = calibrate(held.logits, held.labels, facts_with(), Promise(0.05, 0.9, 0.1))
+    metadata = calibrate(held.logits, held.labels, metadata_with(), Promise(0.05, 0.9, 0.1))
     means = ClassMeans.of(held.features, held.labels)
     named = {"net": "<b>猫", "weights": "net.pth", "list": "a/very" * 20 + "/list.txt", "ood": "D", "notes": ["Noted."]}
     return {
         "known": known,
         "strange": strange,
-        "facts": facts,
+        "facts": metadata,
         "means": means,
-        "values": {**named, **evaluate(known, facts, strange, means)},
+        "values": {**named, **evaluate(known, metadata, strange, means)},
     }
 
 
-def test_what_is_evaluated_is_what_the_facts_say(evaluated: dict[str, Any]) -> None:
-    """Every number from the logits with scipy and scikit-learn, and the thresholds of the facts."""
-    known, facts, values = evaluated["known"], evaluated["facts"], evaluated["values"]
-    scores = scipy.special.softmax(known.logits.astype(float) / facts.temperature, axis=1)
+def test_what_is_evaluated_is_what_the_metadata_say(evaluated: dict[str, Any]) -> None:
+    """Every number from the logits with scipy and scikit-learn, and the thresholds of the metadata."""
+    known, metadata, values = evaluated["known"], evaluated["facts"], evaluated["values"]
+    scores = scipy.special.softmax(known.logits.astype(float) / metadata.temperature, axis=1)
     wrong = scores.argmax(axis=1) != known.labels
-    accepted = 1 - scores.max(axis=1) <= facts.thresholds["accept"]
-    sets = 1 - scores <= facts.thresholds["conformal"]
+    accepted = 1 - scores.max(axis=1) <= metadata.thresholds["accept"]
+    sets = 1 - scores <= metadata.thresholds["conformal"]
     assert values["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(known.labels, scores.argmax(axis=1)))
     assert 0 < accepted.sum() < 600 and wrong[accepted].any()
     assert {key: values["decided"][key] for key in ("accepted", "wrong", "coverage", "error")} == {
@@ -180,32 +180,34 @@ def test_what_is_evaluated_is_what_the_facts_say(evaluated: dict[str, Any]) -> N
     assert values["decided"]["conformal_size"] == pytest.approx(sets.sum(axis=1).mean())
     for size, count in enumerate(values["decided"]["conformal_sizes"]):
         assert count == (sets.sum(axis=1) == size).sum()
-    for when, temperature in (("before", 1.0), ("after", facts.temperature)):
+    for when, temperature in (("before", 1.0), ("after", metadata.temperature)):
         at = scipy.special.softmax(known.logits.astype(float) / temperature, axis=1)
         assert values[when]["nll"] == pytest.approx(sklearn.metrics.log_loss(known.labels, at, labels=range(3)))
         assert values[when]["ece"] == reliability(at, known.labels).error
     assert values["after"]["ece"] < values["before"]["ece"]
     assert sum(part["count"] for part in values["before"]["bins"]) == 600
-    is_accepted = 1 - softmax(evaluated["strange"].logits, facts.temperature).max(axis=1) <= facts.thresholds["accept"]
+    is_accepted = (
+        1 - softmax(evaluated["strange"].logits, metadata.temperature).max(axis=1) <= metadata.thresholds["accept"]
+    )
     assert values["strange"] == {
         "pictures": 150,
         "accepted": is_accepted.sum(),
         "share_accepted": pytest.approx(is_accepted.mean()),
     }
-    mean_answer = known.scores.mean(axis=0).argmax(axis=1)
+    mean_prediction = known.scores.mean(axis=0).argmax(axis=1)
     assert values["passes"] == {
         "count": 3,
-        "accuracy_of_their_mean": pytest.approx((mean_answer == known.labels).mean()),
+        "accuracy_of_their_mean": pytest.approx((mean_prediction == known.labels).mean()),
     }
 
 
 def test_every_score_stands_beside_the_others(evaluated: dict[str, Any]) -> None:
-    known, strange, facts, means = (evaluated[key] for key in ("known", "strange", "facts", "means"))
+    known, strange, metadata, means = (evaluated[key] for key in ("known", "strange", "facts", "means"))
     values = evaluated["values"]["scores"]
     passes = ["predictive_entropy", "expected_entropy", "mutual_information"]
     assert list(values) == [*SCORES, "distance", *passes]
     wrong = known.logits.argmax(axis=1) != known.labels
-    own, others = uncertainties(known, facts, means), uncertainties(strange, facts, means)
+    own, others = uncertainties(known, metadata, means), uncertainties(strange, metadata, means)
     for name, score in values.items():
         assert (score["aurc"], score["e_aurc"]) == area_under_risks(own[name], wrong)
         labels = np.repeat([0, 1], [600, 150])
@@ -214,14 +216,14 @@ def test_every_score_stands_beside_the_others(evaluated: dict[str, Any]) -> None
         assert score["risk_at_coverage"][-1] == [1.0, pytest.approx(wrong.mean(), abs=1e-6)]
         assert len(score["risk_at_coverage"]) == 200
     assert values["distance"]["auroc"] > 0.95  # strange features point away from every mean
-    without = evaluate(Outputs(known.logits, known.labels, known.files), facts)
+    without = evaluate(Outputs(known.logits, known.labels, known.files), metadata)
     assert list(without["scores"]) == list(SCORES) and without["strange"] is None and without["passes"] is None
     assert "auroc" not in without["scores"]["energy"]
 
 
 def test_the_most_confident_mistakes_come_first(evaluated: dict[str, Any]) -> None:
-    known, facts = evaluated["known"], evaluated["facts"]
-    scores = scipy.special.softmax(known.logits.astype(float) / facts.temperature, axis=1)
+    known, metadata = evaluated["known"], evaluated["facts"]
+    scores = scipy.special.softmax(known.logits.astype(float) / metadata.temperature, axis=1)
     wrong = np.flatnonzero(scores.argmax(axis=1) != known.labels)
     expected = sorted(wrong, key=lambda index: -scores[index].max())[:24]
     rows = evaluated["values"]["mistakes"]
@@ -231,7 +233,7 @@ def test_the_most_confident_mistakes_come_first(evaluated: dict[str, Any]) -> No
         assert row["score"] == pytest.approx(scores[index].max())
 
 
-def test_the_histogram_holds_every_picture(evaluated: dict[str, Any]) -> None:
+def test_the_histogram_holds_every_image(evaluated: dict[str, Any]) -> None:
     histogram = evaluated["values"]["histogram"]
     assert histogram["is_log"] and (sum(histogram["known"]), sum(histogram["strange"])) == (600, 150)
     assert histogram["threshold"] == pytest.approx(math.log10(evaluated["facts"].thresholds["accept"]))
@@ -258,7 +260,7 @@ def test_the_page_stands_alone(page: Path, evaluated: dict[str, Any]) -> None:
     assert charts[2].count("<polyline") == len(evaluated["values"]["scores"]) == 9
     assert text.count("<figure>") == 24
     gone = sum(not Path(row["file"]).exists() for row in evaluated["values"]["mistakes"])
-    assert 0 < gone < 24 and text.count(">no picture<") == gone
+    assert 0 < gone < 24 and text.count(">no image<") == gone
     assert {"data:image/png", "data:image/jpeg"} == set(re.findall("data:image/[a-z]+", text))
 
 
@@ -272,7 +274,7 @@ def test_the_values_are_strict_json(page: Path, evaluated: dict[str, Any]) -> No
 
 def test_lines_fit_a_terminal(evaluated: dict[str, Any]) -> None:
     lines = told(evaluated["values"])
-    assert max(map(len, lines)) < 80 and lines[0].startswith("600 pictures of a/very") and lines[-1] == "Noted."
+    assert max(map(len, lines)) < 80 and lines[0].startswith("600 images of a/very") and lines[-1] == "Noted."
     (decides,) = [line for line in lines if line.startswith("least_confidence *")]
     score = evaluated["values"]["scores"]["least_confidence"]
     assert [float(text.strip("%")) for text in decides.split()[2:]] == [
@@ -286,13 +288,13 @@ def test_lines_fit_a_terminal(evaluated: dict[str, Any]) -> None:
 @pytest.mark.parametrize("score", ["energy", "entropy"])
 def test_a_net_without_mistakes_or_doubts_has_a_page_too(score: str, tmp_path: Path) -> None:
     logits = (np.eye(3)[np.arange(900) % 3] * 5).astype(np.float32)  # all alike
-    facts = calibrate(logits, logits.argmax(axis=1), facts_with(), Promise(score=score))
+    metadata = calibrate(logits, logits.argmax(axis=1), metadata_with(), Promise(score=score))
     known = Outputs(logits, logits.argmax(axis=1), ("x.png",) * 900)
-    values = {"net": "n", "weights": "w", "list": "l", "ood": "", "notes": [], **evaluate(known, facts)}
+    values = {"net": "n", "weights": "w", "list": "l", "ood": "", "notes": [], **evaluate(known, metadata)}
     write_page(values, tmp_path)
     assert "Most confident mistakes" not in (tmp_path / "uncertainty.html").read_text(encoding="utf-8")
     assert values["decided"]["error"] == 0 and told(values)
-    assert evaluate(known, facts_with(thresholds={"accept": -99.0, "conformal": 0.5}))["decided"]["error"] is None
+    assert evaluate(known, metadata_with(thresholds={"accept": -99.0, "conformal": 0.5}))["decided"]["error"] is None
 
 
 def test_a_page_that_cannot_be_written_is_told(evaluated: dict[str, Any], tmp_path: Path) -> None:
@@ -301,16 +303,16 @@ def test_a_page_that_cannot_be_written_is_told(evaluated: dict[str, Any], tmp_pa
         write_page(evaluated["values"], tmp_path / "file")
 
 
-def test_strange_pictures_are_others(tmp_path: Path) -> None:
+def test_strange_images_are_others(tmp_path: Path) -> None:
     files = [grey(tmp_path / f"D/{value}.png", value) for value in (1, 2)]
     assert [sample.path for sample in strange_samples(tmp_path / "D", [])] == files
-    with pytest.raises(UncertaintyError, match=r"D: 1 of its pictures are among the evaluated ones, so they are not "):
+    with pytest.raises(UncertaintyError, match=r"D: 1 of its images are among the evaluated ones, so they are not "):
         strange_samples(tmp_path / "D", [Sample(files[1], 0)])
     (tmp_path / "link").symlink_to(tmp_path / "D")
-    with pytest.raises(UncertaintyError, match=r"D: 1 of its pictures are among the evaluated ones"):
+    with pytest.raises(UncertaintyError, match=r"D: 1 of its images are among the evaluated ones"):
         strange_samples(tmp_path / "D", [Sample(str(tmp_path / "link/2.png"), 0)])
     (tmp_path / "E").mkdir()
-    with pytest.raises(UncertaintyError, match=r"E: no pictures in it or below it$"):
+    with pytest.raises(UncertaintyError, match=r"E: no images in it or below it$"):
         strange_samples(tmp_path / "E", [])
-    with pytest.raises(UncertaintyError, match=r"1.png: no such folder; name one of pictures of other things with"):
+    with pytest.raises(UncertaintyError, match=r"1.png: no such folder; name one of images of other things with"):
         strange_samples(Path(files[0]), [])

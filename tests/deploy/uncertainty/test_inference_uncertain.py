@@ -27,12 +27,12 @@ import inference
 import inference_uncertain
 from artifacts.calibration import SCORES
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from artifacts.metadata import Facts
-from artifacts.metadata_reader import read_facts
+from artifacts.metadata import ModelMetadata
+from artifacts.metadata_reader import read_metadata
 from deploy.backends.loading import load_backend, load_torch
-from deploy.export.sample_images import find_pictures
+from deploy.export.sample_images import find_images
 from deploy.export.writers import Source, make_int8, make_json
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
 from deploy.service.request_parser import CONTENT
 from deploy.service.routes import NATIVE
@@ -71,7 +71,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a net, and make 200 pictures to calibrate it on, every fourth of which shows two classes."""
+    """Train a net, and make 200 images to calibrate it on, every fourth of which shows two classes."""
     folder = tmp_path_factory.mktemp("net")
     path = train_net(folder)
     lines = Path(write_list(folder, "held", 150, 1000)).read_text(encoding="utf-8").splitlines()
@@ -111,9 +111,9 @@ def exported(weights: Path) -> Path:
     """Make what `deploy.export` makes, which test_export.py proves: float.onnx, model.int8.onnx, model.json."""
     folder = weights.parent / "out"
     folder.mkdir()
-    backend, facts = load_torch(weights, "cpu", None)
-    pictures = find_pictures(weights.with_name("held.txt"), config_of(weights), facts, 30)
-    source = Source(backend.net, facts, pictures, pictures, "fp32", "float32 NCHW")
+    backend, metadata = load_torch(weights, "cpu", None)
+    images = find_images(weights.with_name("held.txt"), config_of(weights), metadata, 30)
+    source = Source(backend.net, metadata, images, images, "fp32", "float32 NCHW")
     make_int8(source, folder / "model.int8.onnx")  # and float.onnx, which it is made from
     make_json(source, folder / "model.json")
     return folder
@@ -123,7 +123,7 @@ def asked(weights: Path) -> list[str]:
     return [str(path) for path in sorted((weights.parent / "asked").rglob("*.png")) if path.name != "cut.png"]
 
 
-def answers(weights: Path, paths: list[str], **options: Any) -> list[Answer]:
+def predictions(weights: Path, paths: list[str], **options: Any) -> list[Prediction]:
     return list(Predictor(*load_backend(weights, device="cpu", **options)).predict_files(paths, workers=1))
 
 
@@ -131,39 +131,43 @@ def answers(weights: Path, paths: list[str], **options: Any) -> list[Answer]:
 
 
 def test_calibration_tells_what_it_found_and_changes_nothing_else(plain: Path, weights: Path, told: list[str]) -> None:
-    facts = read_facts(weights)
-    assert facts.calibration is not None and facts.temperature is not None
-    assert replace(facts, calibration=None, temperature=None, thresholds={}) == read_facts(plain)
+    metadata = read_metadata(weights)
+    assert metadata.calibration is not None and metadata.temperature is not None
+    assert replace(metadata, calibration=None, temperature=None, thresholds={}) == read_metadata(plain)
     before, after = load_checkpoint(plain), load_checkpoint(weights)
     assert after.config == before.config and all(torch.equal(after.net[name], before.net[name]) for name in before.net)
     held = plain.with_name("held.txt")
-    kept = facts.calibration
+    kept = metadata.calibration
     assert (kept.target_risk, kept.confidence, kept.conformal_risk, kept.pictures) == (0.06, 0.9, 0.04, 160)
-    assert told[0] == f"{held}: 200 pictures; 40 fit the temperature, 160 the thresholds"
+    assert told[0] == f"{held}: 200 images; 40 fit the temperature, 160 the thresholds"
     assert re.fullmatch(
         r"accuracy 0\.\d{4}; temperature [\d.]+; negative log likelihood [\d.]+ before, [\d.]+ after", told[1]
     )
     assert told[2] == (
-        f"accept where least_confidence <= {facts.thresholds['accept']:.6g}: {kept.accepted} of 160 "
+        f"accept where least_confidence <= {metadata.thresholds['accept']:.6g}: {kept.accepted} of 160 "
         f"({kept.accepted / 160:.1%}), {kept.wrong} of them wrong"
     )
     assert told[3] == f"so the risk among the accepted is at most {kept.risk_bound:.4f}, with confidence 0.9"
-    assert told[4].endswith("it misses the true class in at most 4.0% of the pictures")
+    assert told[4].endswith("it misses the true class in at most 4.0% of the images")
     assert told[5] == f"written into {weights}; files exported from it before do not have it: export them again"
 
 
 def test_what_was_calibrated_is_what_decides_on_that_list(weights: Path) -> None:
     lines = [line.split("----") for line in weights.with_name("held.txt").read_text(encoding="utf-8").splitlines()]
     kept = [line for line, fits_temperature in zip(lines, for_temperature(200), strict=True) if not fits_temperature]
-    decided = answers(weights, [str(weights.parent / "images" / name) for name, _ in kept])
+    decided = predictions(weights, [str(weights.parent / "images" / name) for name, _ in kept])
     accepted = [
-        (answer, int(label)) for answer, (_, label) in zip(decided, kept, strict=True) if answer.decision == "accept"
+        (prediction, int(label))
+        for prediction, (_, label) in zip(decided, kept, strict=True)
+        if prediction.decision == "accept"
     ]
-    calibration = read_facts(weights).calibration
+    calibration = read_metadata(weights).calibration
     assert calibration is not None and 0 < calibration.accepted < 160
     assert len(accepted) == calibration.accepted
-    assert sum(answer.label != label for answer, label in accepted) == calibration.wrong
-    covered = sum(CLASSES[int(label)] in answer.conformal_set for answer, (_, label) in zip(decided, kept, strict=True))
+    assert sum(prediction.label != label for prediction, label in accepted) == calibration.wrong
+    covered = sum(
+        CLASSES[int(label)] in prediction.conformal_set for prediction, (_, label) in zip(decided, kept, strict=True)
+    )
     assert covered == 155  # ceil(161 * 0.96)
 
 
@@ -176,11 +180,11 @@ def test_a_net_better_than_its_sets_is_told(plain: Path, tmp_path: Path, capsys:
     where = ("--calibrate", tmp_path / "easy.txt", "--list_root", plain.parent / "images")
     assert run("--weights", tmp_path / "net.pth", *where, "--target_risk", 0.1, "--score", "entropy") == 0
     assert re.search(
-        r"the net is wrong on [\d.]+% of the pictures, and conformal sets may miss 5.00%: those of doubtful pictures "
+        r"the net is wrong on [\d.]+% of the images, and conformal sets may miss 5.00%: those of doubtful images "
         r"will be empty; a --conformal below the net's own error gives sets that name candidates\n",
         capsys.readouterr().err,
     )
-    calibration = read_facts(tmp_path / "net.pth").calibration
+    calibration = read_metadata(tmp_path / "net.pth").calibration
     assert calibration is not None and calibration.score == "entropy"
 
 
@@ -193,30 +197,30 @@ def test_a_net_better_than_its_sets_is_told(plain: Path, tmp_path: Path, capsys:
 )
 def test_every_float_file_decides_as_the_net(name: str, options: dict[str, Any], weights: Path, exported: Path) -> None:
     paths = asked(weights)
-    expected, got = answers(weights, paths), answers(exported / name, paths, **options)
-    assert {answer.decision for answer in expected} == {"accept", "set_aside"}
-    assert [answer.decision for answer in got] == [answer.decision for answer in expected]
-    assert [answer.conformal_set for answer in got] == [answer.conformal_set for answer in expected]
+    expected, got = predictions(weights, paths), predictions(exported / name, paths, **options)
+    assert {prediction.decision for prediction in expected} == {"accept", "set_aside"}
+    assert [prediction.decision for prediction in got] == [prediction.decision for prediction in expected]
+    assert [prediction.conformal_set for prediction in got] == [prediction.conformal_set for prediction in expected]
     np.testing.assert_allclose([a.uncertainty for a in got], [a.uncertainty for a in expected], rtol=1e-3, atol=1e-6)
 
 
 def test_int8_decides_as_the_net_but_near_the_threshold(weights: Path, exported: Path) -> None:
     """Scores move by 0.016 at the most and 1 decision in 224 differs where this was written; twice that may be."""
     paths = [*asked(weights), *map(str, sorted((weights.parent / "images/held").iterdir()))]
-    expected, got = answers(weights, paths), answers(exported / "model.int8.onnx", paths)
+    expected, got = predictions(weights, paths), predictions(exported / "model.int8.onnx", paths)
     assert max(abs(a.uncertainty - b.uncertainty) for a, b in zip(expected, got, strict=True)) < 0.032
     assert sum(a.decision != b.decision for a, b in zip(expected, got, strict=True)) <= 0.02 * len(paths)
-    decided = [answer.decision for answer in expected]
+    decided = [prediction.decision for prediction in expected]
     assert min(decided.count("accept"), decided.count("set_aside")) > 0.2 * len(paths)  # both are common
 
 
 def test_every_export_carries_the_calibration(weights: Path, exported: Path) -> None:
-    own = read_facts(weights)
+    own = read_metadata(weights)
     description = json.loads((exported / "model.json").read_text(encoding="utf-8"))["facts"]
-    assert Facts.from_dict(description).calibration == own.calibration
+    assert ModelMetadata.from_dict(description).calibration == own.calibration
     for name in ("float.onnx", "model.int8.onnx", "model.json"):
-        facts = read_facts(exported / name)
-        assert (facts.calibration, facts.temperature, facts.thresholds) == (
+        metadata = read_metadata(exported / name)
+        assert (metadata.calibration, metadata.temperature, metadata.thresholds) == (
             own.calibration,
             own.temperature,
             own.thresholds,
@@ -224,12 +228,12 @@ def test_every_export_carries_the_calibration(weights: Path, exported: Path) -> 
 
 
 def test_an_engine_carries_the_calibration(weights: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The builder is replaced, which takes long and copies no facts; what stands beside the engine is the real one."""
+    """The builder is replaced, which takes long and copies no metadata; the file beside the engine is the real one."""
     monkeypatch.setattr(engine, "build_engine", lambda *_, **__: b"plan")
     monkeypatch.setattr(engine, "load_library", lambda: SimpleNamespace(__name__="tensorrt", __version__="1.0"))
     target = exported / "model.engine"
     engine.write_engine(exported / "model.json", target)
-    own, beside = read_facts(weights), read_facts(target)
+    own, beside = read_metadata(weights), read_metadata(target)
     assert own.calibration is not None
     assert (beside.calibration, beside.temperature, beside.thresholds) == (
         own.calibration,
@@ -240,19 +244,19 @@ def test_an_engine_carries_the_calibration(weights: Path, exported: Path, monkey
 
 def test_the_service_decides_as_the_net(weights: Path, tmp_path: Path) -> None:
     paths = asked(weights)[:14]
-    expected = answers(weights, paths)
-    assert {answer.decision for answer in expected} == {"accept", "set_aside"}
+    expected = predictions(weights, paths)
+    assert {prediction.decision for prediction in expected} == {"accept", "set_aside"}
     said = served(
         Predictor(*load_backend(weights, device="cpu")), tmp_path, [Path(path).read_bytes() for path in paths]
     )
-    for row, answer in zip(said, expected, strict=True):
-        assert (row["class"], row["decision"]) == (answer.class_name, answer.decision)
-        assert row["conformal_set"] == list(answer.conformal_set)
-        assert row["uncertainty"] == pytest.approx(answer.uncertainty, rel=1e-3, abs=1e-6)
+    for row, prediction in zip(said, expected, strict=True):
+        assert (row["class"], row["decision"]) == (prediction.class_name, prediction.decision)
+        assert row["conformal_set"] == list(prediction.conformal_set)
+        assert row["uncertainty"] == pytest.approx(prediction.uncertainty, rel=1e-3, abs=1e-6)
 
 
-def served(predictor: Predictor, page: Path, pictures: list[bytes]) -> list[dict[str, Any]]:
-    """Give what a service in this process says of pictures."""
+def served(predictor: Predictor, page: Path, images: list[bytes]) -> list[dict[str, Any]]:
+    """Give what a service in this process says of images."""
     for name in ("index.html", "page.css", "page.js"):
         (page / name).write_text("", encoding="utf-8")
     with service_of(predictor, [NATIVE], service_flags(), "", page) as server:
@@ -261,7 +265,7 @@ def served(predictor: Predictor, page: Path, pictures: list[bytes]) -> list[dict
         thread.start()
         connection = http.client.HTTPConnection(*listener.getsockname(), timeout=60)
         try:
-            body = json.dumps({CONTENT: [base64_of(picture) for picture in pictures]})
+            body = json.dumps({CONTENT: [base64_of(image) for image in images]})
             connection.request("POST", "/predict", body, {"content-type": "application/json"})
             said: list[dict[str, Any]] = json.loads(connection.getresponse().read())["data"]
         finally:
@@ -288,21 +292,21 @@ def test_an_evaluation_writes_what_the_net_says(
     own, other = values.values()
     lines = [line.split("----") for line in held.read_text(encoding="utf-8").splitlines()]
     labels = [int(label) for _, label in lines]
-    said = answers(weights, [str(weights.parent / "images" / name) for name, _ in lines])
-    wrong = [answer.label != label for answer, label in zip(said, labels, strict=True)]
-    accepted = [answer.decision == "accept" for answer in said]
+    said = predictions(weights, [str(weights.parent / "images" / name) for name, _ in lines])
+    wrong = [prediction.label != label for prediction, label in zip(said, labels, strict=True)]
+    accepted = [prediction.decision == "accept" for prediction in said]
     assert own["accuracy"] == pytest.approx(1 - sum(wrong) / 80) and own["pictures"] == 80
     assert own["decided"]["accepted"] == sum(accepted)
     assert own["decided"]["wrong"] == sum(is_wrong for is_wrong, is_in in zip(wrong, accepted, strict=True) if is_in)
     assert list(own["scores"]) == [*SCORES, "distance"] and list(other["scores"]) == list(SCORES)
-    strangers = answers(weights, asked(weights))
-    assert own["strange"]["pictures"] == 24  # one picture is bad
-    assert own["strange"]["accepted"] == sum(answer.decision == "accept" for answer in strangers)
-    scores = [answer.uncertainty for answer in (*said, *strangers)]
+    strangers = predictions(weights, asked(weights))
+    assert own["strange"]["pictures"] == 24  # one image is bad
+    assert own["strange"]["accepted"] == sum(prediction.decision == "accept" for prediction in strangers)
+    scores = [prediction.uncertainty for prediction in (*said, *strangers)]
     area = roc_auc_score([0] * 80 + [1] * 24, scores)
     assert own["scores"]["least_confidence"]["auroc"] == pytest.approx(area, abs=1e-6)
     (note,) = own["notes"]
-    assert note.startswith(f"Pictures that cannot be read and were left out: 1; the first: {strange}/cut.png: ")
+    assert note.startswith(f"Images that cannot be read and were left out: 1; the first: {strange}/cut.png: ")
     assert other["notes"][0] == "The distance to the class means is left out: an exported file gives no features."
     for name in ("accuracy", "decided", "strange", "mistakes"):
         assert json.dumps(other[name])[:60] == json.dumps(own[name])[:60]
@@ -324,24 +328,24 @@ def test_an_evaluation_of_repeated_passes(weights: Path, tmp_path: Path) -> None
 # --- answers
 
 
-def test_a_folder_is_answered_decided_and_its_doubtful_pictures_set_aside(
+def test_a_folder_is_answered_decided_and_its_doubtful_images_set_aside(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = weights.parent / "asked"
     where = ("--output", tmp_path / "a.csv", "--set_aside", tmp_path / "aside")
-    assert run("--weights", weights, "-idir", folder, *where) == 1  # one picture is bad
+    assert run("--weights", weights, "-idir", folder, *where) == 1  # one image is bad
     *lines, sums = capsys.readouterr().out.splitlines()
     with (tmp_path / "a.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == "file,label,class,score,uncertainty,decision,conformal_set,error"
     good = [row for row in rows if not row["error"]]
     assert len(rows) == 25 and len(good) == 24
-    expected = {answer.file: answer for answer in answers(weights, asked(weights))}
+    expected = {prediction.file: prediction for prediction in predictions(weights, asked(weights))}
     for row in good:
-        answer = expected[row["file"]]
-        assert (row["class"], row["decision"]) == (answer.class_name, answer.decision)
-        assert float(row["uncertainty"]) == pytest.approx(answer.uncertainty, rel=1e-4)
-        assert json.loads(row["conformal_set"]) == list(answer.conformal_set)
+        prediction = expected[row["file"]]
+        assert (row["class"], row["decision"]) == (prediction.class_name, prediction.decision)
+        assert float(row["uncertainty"]) == pytest.approx(prediction.uncertainty, rel=1e-4)
+        assert json.loads(row["conformal_set"]) == list(prediction.conformal_set)
     doubtful = sorted(
         (row for row in good if row["decision"] == "set_aside"), key=lambda row: -expected[row["file"]].uncertainty
     )
@@ -361,10 +365,10 @@ def test_a_folder_is_answered_decided_and_its_doubtful_pictures_set_aside(
     )
 
 
-def test_one_picture_from_an_exported_file(weights: Path, exported: Path, tmp_path: Path) -> None:
-    picture = weights.parent / "asked/mixed6.png"
+def test_one_image_from_an_exported_file(weights: Path, exported: Path, tmp_path: Path) -> None:
+    image = weights.parent / "asked/mixed6.png"
     for file in (weights, exported / "float.onnx"):
-        assert run("--weights", file, "-image", picture, "--output", tmp_path / f"{file.stem}.json") == 0
+        assert run("--weights", file, "-image", image, "--output", tmp_path / f"{file.stem}.json") == 0
     first, second = (json.loads((tmp_path / f"{name}.json").read_text())[0] for name in ("calibrated", "float"))
     assert list(first) == ["file", "label", "class", "score", "top_k", "uncertainty", "decision", "conformal_set"]
     assert second | {"score": 0, "top_k": 0, "uncertainty": 0} == first | {"score": 0, "top_k": 0, "uncertainty": 0}
@@ -397,11 +401,11 @@ def test_an_ensemble_adds_columns_and_leaves_the_answers(plain: Path, weights: P
     where = ("-idir", weights.parent / "asked/deeper", "--output", tmp_path / "a.jsonl")
     assert run("--weights", weights, plain, *where) == 0
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    expected = answers(weights, [row["file"] for row in rows])
-    for row, answer in zip(rows, expected, strict=True):
+    expected = predictions(weights, [row["file"] for row in rows])
+    for row, prediction in zip(rows, expected, strict=True):
         total = row.pop("expected_entropy") + row.pop("mutual_information")
         assert row.pop("predictive_entropy") == pytest.approx(total, abs=1e-9) and total > 0
-        assert row["decision"] == answer.decision and row["score"] == pytest.approx(answer.score, abs=1e-5)
+        assert row["decision"] == prediction.decision and row["score"] == pytest.approx(prediction.score, abs=1e-5)
         assert list(row) == ["file", "label", "class", "score", "top_k", "uncertainty", "decision", "conformal_set"]
 
 
@@ -421,29 +425,29 @@ def test_mistakes_are_sentences(
         "inference_uncertain.py --weights CHECKPOINT --calibrate LIST; then export it again if this was exported",
         ("--weights", exported / "float.onnx", *fit): f"{exported}/float.onnx: this ONNX file cannot be changed; "
         "calibrate the checkpoint (.pth) that it was made from, and export it again",
-        ("--weights", plain, *fit): "200 pictures are too few to promise a risk under 0.01 with confidence 0.95 and "
+        ("--weights", plain, *fit): "200 images are too few to promise a risk under 0.01 with confidence 0.95 and "
         "conformal sets that miss 0.05: at least 660 are needed, all of them answered right; a higher --target_risk "
         "needs fewer",
         ("--weights", plain, "--calibrate", weights.with_name("train.txt"), "--target_risk", 0.4): f"{plain.parent}/"
-        "train.txt: 30 of its 30 pictures were trained on, and a net is too sure of those; name a list of others, such "
+        "train.txt: 30 of its 30 images were trained on, and a net is too sure of those; name a list of others, such "
         "as the validation list",
-        ("--weights", plain, *fit, *ask): "--calibrate fits one net's single pass, and answers for no pictures: leave "
+        ("--weights", plain, *fit, *ask): "--calibrate fits one net's single pass, and answers for no images: leave "
         "out --image_dir",
-        ("--weights", plain, weights, *fit): "--calibrate fits one net's single pass, and answers for no pictures: "
+        ("--weights", plain, weights, *fit): "--calibrate fits one net's single pass, and answers for no images: "
         "leave out --weights of several nets",
         ("--weights", plain, "--calibrate", "none.txt"): f"none.txt: no such list or folder (relative paths start from "
         f"{Path.cwd()})",
         ("--weights", weights, *ask, "--ood", folder): "--ood goes with --evaluate LIST",
         ("--weights", weights, *fit, "--evaluate", held): "--calibrate fits one net's single pass, and answers for no "
-        "pictures: leave out --evaluate",
-        ("--weights", weights, *ask, "--evaluate", held): "--evaluate writes a report, and answers for no pictures: "
+        "images: leave out --evaluate",
+        ("--weights", weights, *ask, "--evaluate", held): "--evaluate writes a report, and answers for no images: "
         "leave out --image_dir",
         ("--weights", weights, "--evaluate", held, "--ood", "none"): f"none: no such folder (relative paths start from "
         f"{Path.cwd()})",
         ("--weights", exported / "float.onnx", "--evaluate", held, "--means", held): "--means goes with a checkpoint: "
         "an exported file gives no features",
         ("--weights", weights, "--evaluate", weights.with_name("train.txt")): f"{weights.parent}/train.txt: 30 of its "
-        "30 pictures were trained on, and a net is too sure of those; name a list of others, such as the validation "
+        "30 images were trained on, and a net is too sure of those; name a list of others, such as the validation "
         "list",
         ("--weights", weights, *ask, "--score", "energy"): "--score goes with --calibrate LIST; the net's own "
         "calibration decides",
@@ -486,13 +490,11 @@ def test_mistakes_in_flags(flags: tuple[str, str], sentence: str, capsys: pytest
 def test_without_the_training_list_it_is_told(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = load_checkpoint(plain)
     config = checkpoint.config | {"train_data_file": str(tmp_path / "gone.txt")}
-    save_checkpoint(Checkpoint(config, checkpoint.facts, checkpoint.net), tmp_path / "net.pth")
+    save_checkpoint(Checkpoint(config, checkpoint.metadata, checkpoint.net), tmp_path / "net.pth")
     held = plain.with_name("held.txt")
     assert run("--weights", tmp_path / "net.pth", "--calibrate", held, "--target_risk", 0.2) == 0
     err = capsys.readouterr().err
-    assert (
-        f"the training pictures of {tmp_path}/net.pth are not on this machine: take care that {held} has none\n" in err
-    )
+    assert f"the training images of {tmp_path}/net.pth are not on this machine: take care that {held} has none\n" in err
 
 
 def test_help_and_mistakes_come_without_torch() -> None:

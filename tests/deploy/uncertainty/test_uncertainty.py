@@ -21,9 +21,9 @@ from PIL import Image
 from sklearn.preprocessing import normalize
 
 from artifacts.calibration import SCORES, Calibration
-from artifacts.checkpoint import Checkpoint, load_checkpoint, rewrite_facts, save_checkpoint
+from artifacts.checkpoint import Checkpoint, load_checkpoint, rewrite_metadata, save_checkpoint
 from artifacts.errors import CheckpointError
-from artifacts.metadata import Facts
+from artifacts.metadata import ModelMetadata
 from common.atomic_io import ResultsError
 from common.paths import ROOT
 from configs.schema import Config
@@ -32,7 +32,7 @@ from data_loader.samples import ListError, Sample, read_list
 from deploy.backends.base import BackendError
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.decision import Decision, decide
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
 from deploy.inference.result_writer import open_results
 from deploy.inference.uncertainty_scores import ClassMeans, UncertaintyError, split_entropy, uncertainty_of
@@ -43,7 +43,7 @@ from deploy.uncertainty.calibration import (
     conformal_threshold,
     fit_temperature,
     for_temperature,
-    least_pictures,
+    least_images,
     negative_log_likelihood,
     risk_bound,
 )
@@ -64,14 +64,14 @@ CALIBRATION = Calibration("least_confidence", 0.01, 0.95, 0.05, 1000, 900, 3, 0.
 NAMES = ("猫", "dog", "bird/s")
 
 
-def facts_with(score: str = "least_confidence", **changes: Any) -> Facts:
+def metadata_with(score: str = "least_confidence", **changes: Any) -> ModelMetadata:
     net = {"module": "resnet_module", "name": "resnet18", "args": {}}
     calibrated = {
         "temperature": 1.6,
         "thresholds": {"accept": 0.2, "conformal": 0.88},
         "calibration": replace(CALIBRATION, score=score),
     }
-    return Facts(NAMES, Preprocess(8, 8), net, **(calibrated | changes))
+    return ModelMetadata(NAMES, Preprocess(8, 8), net, **(calibrated | changes))
 
 
 def some_logits(count: int = 300, classes: int = 7, seed: int = 0, spread: float = 4.0) -> np.ndarray:
@@ -219,7 +219,7 @@ def test_the_threshold_is_that_of_the_search_written_another_way() -> None:
         pairs = sorted(zip(uncertainty.tolist(), wrong.tolist(), strict=True))
         delta = 0.05 / math.ceil(math.log2(2000 + 1))
         least = next(n for n in range(1, 2000) if (1 - target) ** n <= delta)
-        low, high, best = least, 2000, 0  # of pictures accepted
+        low, high, best = least, 2000, 0  # of images accepted
         while low <= high:
             count = (low + high + 1) // 2
             seen = sum(is_wrong for _, is_wrong in pairs[:count])
@@ -246,7 +246,7 @@ def test_the_promised_risk_is_kept_as_often_as_promised() -> None:
     assert broken <= 0.1 * 150
 
 
-def test_pictures_alike_are_accepted_together_or_not_at_all() -> None:
+def test_images_alike_are_accepted_together_or_not_at_all() -> None:
     uncertainty = np.repeat([0.1, 0.2, 0.3], 400)
     wrong = np.zeros(1200, bool)
     wrong[800::4] = True
@@ -279,7 +279,7 @@ def test_the_conformal_threshold_is_numpys_quantile(count: int, risk: float) -> 
     assert conformal_threshold(own, risk) == expected
     if count == 19:
         assert expected == (1 - own).max()
-        with pytest.raises(UncertaintyError, match=r"^18 pictures are too few for conformal sets that miss 0.05$"):
+        with pytest.raises(UncertaintyError, match=r"^18 images are too few for conformal sets that miss 0.05$"):
             conformal_threshold(own[:18], risk)
 
 
@@ -300,7 +300,9 @@ def test_conformal_sets_cover_the_truth_as_often_as_promised() -> None:
 def test_calibration_of_a_whole_list() -> None:
     logits = some_logits(3000, spread=9)
     labels = true_labels(logits, 2.0)
-    fitted = calibrate(logits, labels, facts_with(calibration=None, thresholds={}), Promise(0.05, 0.9, 0.1, "entropy"))
+    fitted = calibrate(
+        logits, labels, metadata_with(calibration=None, thresholds={}), Promise(0.05, 0.9, 0.1, "entropy")
+    )
     first = for_temperature(3000)
     assert first.sum() == 600
     assert fitted.temperature == fit_temperature(logits[first], labels[first])
@@ -318,7 +320,7 @@ def test_calibration_of_a_whole_list() -> None:
     sets = [decision.conformal_set for decision in decisions if decision is not None]
     covered = np.mean([label in members for label, members in zip(labels[~first], sets, strict=True)])
     assert 0.9 <= covered < 0.905
-    assert Facts.from_dict(json.loads(fitted.to_json())) == fitted
+    assert ModelMetadata.from_dict(json.loads(fitted.to_json())) == fitted
 
 
 @pytest.mark.parametrize("order", ["sorted", "in turn"])
@@ -333,16 +335,16 @@ def test_however_a_list_is_ordered_both_shares_see_every_class(order: str) -> No
 
 def test_a_list_that_is_too_short_is_refused_with_the_number_that_is_needed() -> None:
     promise = Promise()
-    least = least_pictures(promise)
+    least = least_images(promise)
     logits = some_logits(least)
     labels = logits.argmax(axis=1)
-    assert calibrate(logits, labels, facts_with(), promise).calibration is not None
+    assert calibrate(logits, labels, metadata_with(), promise).calibration is not None
     sentence = (
-        f"^{least - 1} pictures are too few to promise a risk under 0.01 with confidence 0.95 and conformal sets that "
+        f"^{least - 1} images are too few to promise a risk under 0.01 with confidence 0.95 and conformal sets that "
         f"miss 0.05: at least {least} are needed, all of them answered right; a higher --target_risk needs fewer$"
     )
     with pytest.raises(UncertaintyError, match=sentence):
-        calibrate(logits[1:], labels[1:], facts_with(), promise)
+        calibrate(logits[1:], labels[1:], metadata_with(), promise)
 
 
 @pytest.mark.parametrize(
@@ -357,21 +359,21 @@ def test_the_number_that_is_needed_is_the_least_of_all_numbers(
         bound = scipy.stats.beta.ppf(1 - (1 - confidence) / kept.bit_length(), 1, kept) if kept else 1.0
         return bound <= target and math.ceil(round((kept + 1) * (1 - conformal), 9)) <= kept and count >= 100
 
-    assert least_pictures(Promise(target, confidence, conformal)) == next(n for n in range(1, 10**5) if is_enough(n))
+    assert least_images(Promise(target, confidence, conformal)) == next(n for n in range(1, 10**5) if is_enough(n))
 
 
 def test_a_promise_that_needs_hundreds_of_millions_is_told_at_once() -> None:
-    assert 10**8 < least_pictures(Promise(target_risk=1e-8)) < 10**10
+    assert 10**8 < least_images(Promise(target_risk=1e-8)) < 10**10
 
 
 def test_a_promise_that_cannot_be_kept_is_refused() -> None:
     logits = some_logits(2000, spread=0.1)
     sentence = (
         r"^no threshold on margin keeps the risk among the accepted under 0.01 with confidence 0.95 \(\d+ of 1600 "
-        r"pictures are answered wrongly\): allow more with --target_risk, or calibrate on more pictures$"
+        r"images are answered wrongly\): allow more with --target_risk, or calibrate on more images$"
     )
     with pytest.raises(UncertaintyError, match=sentence):
-        calibrate(logits, true_labels(logits, 1.0), facts_with(), Promise(score="margin"))
+        calibrate(logits, true_labels(logits, 1.0), metadata_with(), Promise(score="margin"))
 
 
 # --- the decision
@@ -390,10 +392,10 @@ def test_the_documented_example_is_what_is_computed(row: list[str]) -> None:
     powers = [math.exp(value / 1.6) for value in logits]
     assert row[1] == ", ".join(f"{power / sum(powers):.4f}" for power in powers)
     for score, text in zip(("least_confidence", "entropy", "margin", "energy", "evidence"), row[2:7], strict=True):
-        (decision,) = decide(np.array([logits], np.float32), facts_with(score))
+        (decision,) = decide(np.array([logits], np.float32), metadata_with(score))
         assert decision is not None
         assert f"{decision.uncertainty:.4f}" == text == f"{independent(score, logits, 1.6):.4f}"
-    (decision,) = decide(np.array([logits], np.float32), facts_with())
+    (decision,) = decide(np.array([logits], np.float32), metadata_with())
     assert decision is not None
     assert (decision.decision, ", ".join(map(str, decision.conformal_set))) == (row[7], row[8])
 
@@ -404,27 +406,27 @@ def test_the_example_shows_both_decisions() -> None:
 
 def test_nothing_is_decided_without_calibration_or_on_what_is_not_finite() -> None:
     logits = np.array([[4, 1, -1], [np.nan, 1, -1], [np.inf, 1, -1]], np.float32)
-    assert decide(logits, facts_with(calibration=None)) == [None] * 3
-    first, *others = decide(logits, facts_with())
+    assert decide(logits, metadata_with(calibration=None)) == [None] * 3
+    first, *others = decide(logits, metadata_with())
     assert isinstance(first, Decision) and others == [None, None]
 
 
 def test_the_threshold_itself_is_accepted_and_a_set_may_be_empty() -> None:
     logits = np.array([[1.0, 1.0, 1.0]], np.float32)
     own = float(uncertainty_of(logits, "least_confidence", 1.6)[0])
-    (at,) = decide(logits, facts_with(thresholds={"accept": own, "conformal": 0.5}))
-    (above,) = decide(logits, facts_with(thresholds={"accept": own * (1 - 1e-12), "conformal": 0.5}))
+    (at,) = decide(logits, metadata_with(thresholds={"accept": own, "conformal": 0.5}))
+    (above,) = decide(logits, metadata_with(thresholds={"accept": own * (1 - 1e-12), "conformal": 0.5}))
     assert at is not None and above is not None
     assert (at.decision, above.decision, at.conformal_set) == ("accept", "set_aside", ())
 
 
-# --- facts and checkpoints
+# --- metadata and checkpoints
 
 
-def test_facts_without_calibration_stay_as_they_were() -> None:
-    values = facts_with(calibration=None).to_dict()
+def test_metadata_without_calibration_stay_as_they_were() -> None:
+    values = metadata_with(calibration=None).to_dict()
     assert "calibration" not in values
-    assert Facts.from_dict(values).calibration is None
+    assert ModelMetadata.from_dict(values).calibration is None
 
 
 @pytest.mark.parametrize(
@@ -433,27 +435,27 @@ def test_facts_without_calibration_stay_as_they_were() -> None:
         ({"score": "distance"}, "calibration cannot have score 'distance'"),
         ({"target_risk": 1.5}, "calibration cannot have target_risk 1.5"),
         ({"confidence": float("nan")}, "calibration cannot have confidence nan"),
-        ({"pictures": True}, "calibration cannot have pictures True"),
+        ({"pictures": True}, "calibration cannot have images True"),
         ({"surplus": 1}, "calibration must have score, target_risk, "),
     ],
 )
 def test_damaged_calibration_is_refused(change: dict[str, Any], sentence: str) -> None:
-    values = facts_with().to_dict()
+    values = metadata_with().to_dict()
     values["calibration"] |= change
-    with pytest.raises(ValueError, match=f"^the facts are damaged: {sentence}"):
-        Facts.from_dict(values)
+    with pytest.raises(ValueError, match=f"^the metadata is damaged: {sentence}"):
+        ModelMetadata.from_dict(values)
 
 
 @pytest.mark.parametrize("change", [{"temperature": None}, {"thresholds": {"accept": 0.2}}, {"output": "features"}])
 def test_calibration_without_what_decides_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^the facts are damaged: calibration cannot be Calibration"):
-        Facts.from_dict(facts_with().to_dict() | change)
+    with pytest.raises(ValueError, match=r"^the metadata is damaged: calibration cannot be Calibration"):
+        ModelMetadata.from_dict(metadata_with().to_dict() | change)
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     net, ema = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
-    uncalibrated = facts_with(calibration=None, temperature=None, thresholds={})
+    uncalibrated = metadata_with(calibration=None, temperature=None, thresholds={})
     progress = {"step": 7, "rng": torch.get_rng_state()}
     path = tmp_path / "net.pth"
     parts = {"ema": ema.state_dict(), "scaler": {"scale": 2.0}, "progress": progress}
@@ -461,15 +463,15 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_only_the_facts_of_a_checkpoint_are_rewritten(saved: Path) -> None:
+def test_only_the_metadata_of_a_checkpoint_are_rewritten(saved: Path) -> None:
     before = torch.load(saved, weights_only=True) | {"facts": None}
     content = torch.load(saved, weights_only=True) | {"of_a_later_version": 1}
     torch.save(content, saved)
     link = saved.with_name("link.pth")
     link.symlink_to(saved)
-    fitted = replace(facts_with(), weights_sha256=load_checkpoint(saved).facts.weights_sha256)
-    rewrite_facts(link, fitted)
-    assert link.is_symlink() and load_checkpoint(saved).facts == fitted
+    fitted = replace(metadata_with(), weights_sha256=load_checkpoint(saved).metadata.weights_sha256)
+    rewrite_metadata(link, fitted)
+    assert link.is_symlink() and load_checkpoint(saved).metadata == fitted
     after = torch.load(saved, weights_only=True)
     assert after.pop("of_a_later_version") == 1
     assert list(after) == list(before)
@@ -483,27 +485,27 @@ def test_only_the_facts_of_a_checkpoint_are_rewritten(saved: Path) -> None:
 
 def test_a_full_disk_leaves_the_checkpoint_as_it_was(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
-    fitted = replace(facts_with(), weights_sha256=load_checkpoint(saved).facts.weights_sha256)
+    fitted = replace(metadata_with(), weights_sha256=load_checkpoint(saved).metadata.weights_sha256)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match="cannot write the checkpoint: No space left on device"):
-        rewrite_facts(saved, fitted)
+        rewrite_metadata(saved, fitted)
     assert saved.read_bytes() == before and len(list(saved.parent.iterdir())) == 1
 
 
-def test_facts_of_other_weights_are_refused(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="the facts are of other weights than the checkpoint's"):
-        rewrite_facts(saved, facts_with(weights_sha256="0" * 64))
+def test_metadata_of_other_weights_are_refused(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match="the metadata is of other weights than the checkpoint's"):
+        rewrite_metadata(saved, metadata_with(weights_sha256="0" * 64))
 
 
 # --- answers
 
 
 class BrightnessBackend:
-    """Logits that follow from the mean brightness of a picture."""
+    """Logits that follow from the mean brightness of an image."""
 
     name, device = "fake", "cpu"
 
@@ -524,9 +526,9 @@ def shades(tmp_path: Path) -> list[str]:
 
 
 def test_answers_carry_the_decision_only_where_calibrated(shades: list[str]) -> None:
-    plain = list(Predictor(BrightnessBackend(), facts_with(calibration=None)).predict_files(shades))
-    decided = list(Predictor(BrightnessBackend(), facts_with()).predict_files(shades))
-    assert {answer.decision for answer in decided} == {"accept", "set_aside"}
+    plain = list(Predictor(BrightnessBackend(), metadata_with(calibration=None)).predict_files(shades))
+    decided = list(Predictor(BrightnessBackend(), metadata_with()).predict_files(shades))
+    assert {prediction.decision for prediction in decided} == {"accept", "set_aside"}
     for before, after in zip(plain, decided, strict=True):
         assert set(before.to_dict()) == {"file", "label", "class", "score", "top_k"}
         values = after.to_dict()
@@ -540,11 +542,11 @@ def test_answers_carry_the_decision_only_where_calibrated(shades: list[str]) -> 
 
 def test_csv_columns_stand_before_the_error(shades: list[str], tmp_path: Path) -> None:
     predictor = Predictor(
-        BrightnessBackend(), facts_with(), Repetition(view_passes(BrightnessBackend(), facts_with(), ()))
+        BrightnessBackend(), metadata_with(), Repetition(view_passes(BrightnessBackend(), metadata_with(), ()))
     )
     with open_results(tmp_path / "r.csv", 1, predictor.details) as results:
-        for answer in predictor.predict_files([shades[1], str(tmp_path / "none.png")]):
-            results.write(answer)
+        for prediction in predictor.predict_files([shades[1], str(tmp_path / "none.png")]):
+            results.write(prediction)
     header, first, second = (tmp_path / "r.csv").read_text(encoding="utf-8-sig").splitlines()
     names = "file,label,class,score,uncertainty,decision,conformal_set,predictive_entropy,expected_entropy,"
     assert header == names + "mutual_information,error"
@@ -554,9 +556,9 @@ def test_csv_columns_stand_before_the_error(shades: list[str], tmp_path: Path) -
 
 def test_passes_that_are_not_finite_give_an_error(shades: list[str]) -> None:
     predictor = Predictor(
-        BrightnessBackend(), facts_with(), Repetition(lambda images: np.full((2, len(images), 3), np.nan))
+        BrightnessBackend(), metadata_with(), Repetition(lambda images: np.full((2, len(images), 3), np.nan))
     )
-    assert [answer.error for answer in predictor.predict_files(shades[:1])] == [
+    assert [prediction.error for prediction in predictor.predict_files(shades[:1])] == [
         "the net's output is not finite (NaN or infinite logits)"
     ]
 
@@ -587,35 +589,35 @@ def test_outputs_are_gathered_in_order_and_what_cannot_be_read_is_left_out(
 ) -> None:
     samples = [Sample(path, number % 3) for number, path in enumerate(shades)]
     samples.insert(2, Sample(str(tmp_path / "none.png"), 0))
-    facts = facts_with()
-    outputs = collect(headed, facts, samples, batch_size=2, workers=2, with_features=True)
+    metadata = metadata_with()
+    outputs = collect(headed, metadata, samples, batch_size=2, workers=2, with_features=True)
     assert outputs.files == tuple(shades) and outputs.labels.tolist() == [0, 1, 2, 0, 1]
     assert len(outputs.skipped) == 1 and outputs.skipped[0].startswith(f"{tmp_path}/none.png: ")
-    images = torch.stack([torch.from_numpy(facts.preprocess(np.asarray(Image.open(path)))) for path in shades])
+    images = torch.stack([torch.from_numpy(metadata.preprocess(np.asarray(Image.open(path)))) for path in shades])
     with torch.no_grad():
         features = headed.net.body(images.mean((2, 3))).relu()
         logits = headed.net.head(features)
     np.testing.assert_allclose(outputs.features, features, atol=1e-6)
     np.testing.assert_allclose(outputs.logits, logits, atol=1e-6)
-    passes = view_passes(headed, facts, ("flip",))
-    scores = collect(headed, facts, samples, batch_size=4, passes=passes).scores
+    passes = view_passes(headed, metadata, ("flip",))
+    scores = collect(headed, metadata, samples, batch_size=4, passes=passes).scores
     assert scores is not None and scores.shape == (2, 5, 3)
     with pytest.raises(
         UncertaintyError, match=r"needs features, which only a checkpoint's net gives; name the \.pth file$"
     ):
-        collect(BrightnessBackend(), facts, samples, with_features=True)
+        collect(BrightnessBackend(), metadata, samples, with_features=True)
 
 
 def test_logits_that_are_not_finite_calibrate_nothing(shades: list[str]) -> None:
     backend = BrightnessBackend()
     backend.__class__ = type("Broken", (BrightnessBackend,), {"__call__": lambda _, x: np.full((len(x), 3), np.nan)})
     with pytest.raises(BackendError, match=r"the net's output is not finite"):
-        collect(backend, facts_with(), [Sample(shades[0], 0)])
-    with pytest.raises(UncertaintyError, match=r"^none of the 1 pictures can be read; the first: nowhere.png: "):
-        collect(backend, facts_with(), [Sample("nowhere.png", 0)])
+        collect(backend, metadata_with(), [Sample(shades[0], 0)])
+    with pytest.raises(UncertaintyError, match=r"^none of the 1 images can be read; the first: nowhere.png: "):
+        collect(backend, metadata_with(), [Sample("nowhere.png", 0)])
 
 
-def test_training_pictures_are_found_by_their_paths(shades: list[str], tmp_path: Path) -> None:
+def test_training_images_are_found_by_their_paths(shades: list[str], tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("shades/000.png----0\nshades/180.png----1\n", encoding="utf-8")
     (tmp_path / "val.txt").write_text("090.png----0\n180.png----1\n", encoding="utf-8")
     net = {"model_module_name": "resnet_module", "model_net_name": "resnet18"}
@@ -625,20 +627,20 @@ def test_training_pictures_are_found_by_their_paths(shades: list[str], tmp_path:
         "num_classes": 3,
     }
     config = Config.model_validate(place | {"val_data_root_dir": str(tmp_path / "shades")})
-    trained = trained_on(config, facts_with())
+    trained = trained_on(config, metadata_with())
     assert trained is not None and len(trained) == 2
-    samples = labelled_samples(tmp_path / "val.txt", config, facts_with())
-    with pytest.raises(UncertaintyError, match=r"val.txt: 1 of its 2 pictures were trained on, and a net is too sure"):
+    samples = labelled_samples(tmp_path / "val.txt", config, metadata_with())
+    with pytest.raises(UncertaintyError, match=r"val.txt: 1 of its 2 images were trained on, and a net is too sure"):
         check_not_trained_on(samples, tmp_path / "val.txt", trained)
     check_not_trained_on(samples[:1], tmp_path / "val.txt", trained)
     (tmp_path / "link").symlink_to(tmp_path / "shades")
-    for around in (tmp_path / "link/000.png", tmp_path / "shades/../shades/000.png"):  # the same picture by another way
-        with pytest.raises(UncertaintyError, match=r"val.txt: 1 of its 1 pictures were trained on"):
+    for around in (tmp_path / "link/000.png", tmp_path / "shades/../shades/000.png"):  # the same image by another way
+        with pytest.raises(UncertaintyError, match=r"val.txt: 1 of its 1 images were trained on"):
             check_not_trained_on([Sample(str(around), 0)], tmp_path / "val.txt", trained)
     (tmp_path / "train.txt").unlink()
-    assert trained_on(config, facts_with()) is None and trained_on(None, facts_with()) is None
-    with pytest.raises(UncertaintyError, match=r"shades: its pictures have no labels; name a list, or one"):
-        labelled_samples(tmp_path / "shades", config, facts_with())
+    assert trained_on(config, metadata_with()) is None and trained_on(None, metadata_with()) is None
+    with pytest.raises(UncertaintyError, match=r"shades: its images have no labels; name a list, or one"):
+        labelled_samples(tmp_path / "shades", config, metadata_with())
 
 
 # --- repetition
@@ -673,9 +675,9 @@ def test_views_of_bytes_are_rounded_and_a_flip_is_exact() -> None:
 
 def test_dropout_passes_differ_repeat_themselves_and_leave_the_net_as_it_was(headed: CheckpointBackend) -> None:
     images = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
-    facts = facts_with()
+    metadata = metadata_with()
     before, state = headed(images), torch.get_rng_state()
-    passes = dropout_passes(headed, facts, 400)
+    passes = dropout_passes(headed, metadata, 400)
     scores = passes(images)
     assert scores.shape == (400, 4, 3) and np.array_equal(scores, passes(images))
     assert np.array_equal(headed(images), before) and not headed.net.dropout.training
@@ -690,7 +692,7 @@ def test_dropout_passes_differ_repeat_themselves_and_leave_the_net_as_it_was(hea
 
 
 class AttendingNet(torch.nn.Module):
-    """Answers by self-attention over the columns of a picture."""
+    """Answers by self-attention over the columns of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -711,7 +713,7 @@ def test_dropout_that_is_no_layer_is_kept_on_and_nothing_else(kind: str) -> None
     backend = CheckpointBackend(net.eval(), torch.device("cpu"))
     images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
     before, state = backend(images), {key: value.clone() for key, value in net.state_dict().items()}
-    scores = dropout_passes(backend, facts_with(), 2)(images)
+    scores = dropout_passes(backend, metadata_with(), 2)(images)
     assert not np.allclose(scores[0], scores[1], atol=1e-6)
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert np.array_equal(backend(images), before) and not any(module.training for module in net.modules())
@@ -721,15 +723,15 @@ def test_dropout_needs_a_net_that_has_it(headed: CheckpointBackend) -> None:
     headed.net.dropout.p = 0.0
     sentence = "^resnet18 was trained without dropout, so there is none to keep on; use --repeat views$"
     with pytest.raises(UncertaintyError, match=sentence):
-        dropout_passes(headed, facts_with(), 5)
+        dropout_passes(headed, metadata_with(), 5)
     with pytest.raises(UncertaintyError, match=r"exported files have none$"):
-        dropout_passes(BrightnessBackend(), facts_with(), 5)
+        dropout_passes(BrightnessBackend(), metadata_with(), 5)
 
 
 def test_an_ensemble_asks_each_net_at_its_own_temperature(headed: CheckpointBackend) -> None:
     images = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
-    other = facts_with(temperature=0.7)
-    scores = ensemble_passes([(headed, facts_with()), (BrightnessBackend(), other)])(images)
+    other = metadata_with(temperature=0.7)
+    scores = ensemble_passes([(headed, metadata_with()), (BrightnessBackend(), other)])(images)
     np.testing.assert_allclose(scores[0], scipy.special.softmax(headed(images) / 1.6, axis=1), rtol=1e-5)
     np.testing.assert_allclose(scores[1], scipy.special.softmax(BrightnessBackend()(images) / 0.7, axis=1), rtol=1e-5)
     with pytest.raises(UncertaintyError, match=r"^the nets of an ensemble must have the same classes, got "):
@@ -742,12 +744,14 @@ def test_an_ensemble_asks_each_net_at_its_own_temperature(headed: CheckpointBack
 
 
 def test_what_was_set_aside_is_ranked_drawn_and_listed(shades: list[str], tmp_path: Path) -> None:
-    aside = SetAside(tmp_path / "aside", facts_with())
+    aside = SetAside(tmp_path / "aside", metadata_with())
     doubts = (0.3, 0.5, 0.1, 0.5, 0.4)
     for path, doubt in zip(shades, doubts, strict=True):
         decision = "accept" if doubt < 0.2 else "set_aside"
-        aside.add(Answer(path, 0, "猫", 1 - doubt, uncertainty=doubt, decision=decision, conformal_set=("猫", "dog")))
-    aside.add(Answer("bad.png", error="it is empty"))
+        aside.add(
+            Prediction(path, 0, "猫", 1 - doubt, uncertainty=doubt, decision=decision, conformal_set=("猫", "dog"))
+        )
+    aside.add(Prediction("bad.png", error="it is empty"))
     aside.finish()
     folder = tmp_path / "aside"
     names = ["0001_090.png", "0002_180.png", "0003_255.png", "0004_000.png"]
@@ -773,17 +777,17 @@ def test_what_was_set_aside_is_ranked_drawn_and_listed(shades: list[str], tmp_pa
 
 def test_nothing_set_aside_leaves_an_empty_list(tmp_path: Path) -> None:
     check_new_folder(tmp_path / "aside")
-    SetAside(tmp_path / "aside", facts_with()).finish()
+    SetAside(tmp_path / "aside", metadata_with()).finish()
     assert (tmp_path / "aside/to_label.txt").read_bytes() == b""
 
 
 def test_a_list_to_label_holds_any_name(tmp_path: Path) -> None:
     """A line of UTF-8 holds no line break and no foreign byte, so the copies' names do without."""
-    aside = SetAside(tmp_path / "aside", facts_with())
+    aside = SetAside(tmp_path / "aside", metadata_with())
     found = [b"a\nb.png", b"c\rd.png", b"\xff.png", "猫 ----1.png".encode()]
     for index, name in enumerate(found):
         path = grey(tmp_path / os.fsdecode(name), index)
-        aside.add(Answer(path, 0, "猫", 0.5, uncertainty=0.5 - index / 10, decision="set_aside"))
+        aside.add(Prediction(path, 0, "猫", 0.5, uncertainty=0.5 - index / 10, decision="set_aside"))
     aside.finish()
     listed = tmp_path / "aside/to_label.txt"
     listed.write_text(listed.read_text(encoding="utf-8").replace("?\n", "2\n"), encoding="utf-8")
@@ -794,8 +798,8 @@ def test_a_list_to_label_holds_any_name(tmp_path: Path) -> None:
 
 def test_a_long_name_keeps_its_end(tmp_path: Path) -> None:
     path = grey(tmp_path / ("猫" * 80 + ".png"), 9)
-    aside = SetAside(tmp_path / "aside", facts_with())
-    aside.add(Answer(path, 0, "猫", 0.5, uncertainty=0.5, decision="set_aside"))
+    aside = SetAside(tmp_path / "aside", metadata_with())
+    aside.add(Prediction(path, 0, "猫", 0.5, uncertainty=0.5, decision="set_aside"))
     aside.finish()
     (copy,) = (tmp_path / "aside").glob("0001_*.png")
     assert copy.name.endswith("猫猫.png") and len(copy.name.encode()) < 255

@@ -15,11 +15,11 @@ import torch
 from common.errors import BenchmarkError
 from common.paths import ROOT
 from configs.schema import Config, process_config
-from tests.conftest import write_picture
+from tests.conftest import write_image
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import report, statistics, suites
 from tools.benchmark.micro import PROBE_BASE, batch_round, probe_contenders
-from tools.benchmark.own_runner import EpochOfPictures, train
+from tools.benchmark.own_runner import EpochOfImages, train
 from tools.benchmark.peers.imagefolder import make_loader
 from tools.benchmark.protocol import Round, Turns
 from tools.benchmark.runners import CallSide, ProcessSide, started
@@ -68,9 +68,9 @@ def side_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def make_flowers(tmp_path: Path, make_config: Callable[..., Path]) -> Callable[..., Config]:
-    """Give a config of twelve training pictures in class folders."""
+    """Give a config of twelve training images in class folders."""
     for number in range(12):
-        write_picture(tmp_path / "train" / f"class {number % 3}" / f"{number:02d}.png", number % 3, number)
+        write_image(tmp_path / "train" / f"class {number % 3}" / f"{number:02d}.png", number % 3, number)
     folders = {f"{split}_data_root_dir": str(tmp_path / "train") for split in ("train", "val")}
     lists = {f"{split}_data_file": "" for split in ("train", "val")}
     return lambda **changes: process_config(make_config(**folders, **lists, **changes))
@@ -189,14 +189,14 @@ def test_the_page_has_the_marks() -> None:
     assert text.count(report.BEGIN) == text.count(report.END) == 1
 
 
-def test_chosen_pictures_are_shared_among_the_classes(tmp_path: Path) -> None:
+def test_chosen_images_are_shared_among_the_classes(tmp_path: Path) -> None:
     for number in range(9):
-        write_picture(tmp_path / "all" / "abc"[number % 3] / f"{number}.png", 0, number)
-    suites.chosen_pictures(tmp_path / "all", 5, tmp_path / "few")
+        write_image(tmp_path / "all" / "abc"[number % 3] / f"{number}.png", 0, number)
+    suites.chosen_images(tmp_path / "all", 5, tmp_path / "few")
     found = sorted(path.relative_to(tmp_path / "few").as_posix() for path in tmp_path.glob("few/*/*.png"))
     assert found == ["a/0.png", "a/3.png", "b/1.png", "b/4.png", "c/2.png"]
     with pytest.raises(BenchmarkError, match="no class folders in it"):
-        suites.chosen_pictures(tmp_path / "few" / "a", 5, tmp_path / "none")
+        suites.chosen_images(tmp_path / "few" / "a", 5, tmp_path / "none")
 
 
 def test_help_comes_without_torch() -> None:
@@ -239,10 +239,10 @@ def test_our_training_side_tells_a_figure_an_epoch(
     assert len(turns.told) == 3 and all(0 < figures["rate"] < 1e6 for figures in turns.told)
 
 
-def test_both_loading_sides_read_the_same_pictures(make_flowers: Callable[..., Config]) -> None:
+def test_both_loading_sides_read_the_same_images(make_flowers: Callable[..., Config]) -> None:
     config = make_flowers(data_aug=False)
     theirs = torch.cat([images for images, _ in make_loader(config, 0)])
-    epoch = EpochOfPictures(config)
+    epoch = EpochOfImages(config)
     assert epoch.read() == len(theirs) == 12
     ours = torch.cat([epoch.preprocess.normalize(batch["image"]) for batch in epoch.loader])
     ours, theirs = (images[images.flatten(1).sum(1).argsort()] for images in (ours, theirs))  # orders differ

@@ -57,22 +57,22 @@ def test_client_counts_answers_and_errors() -> None:
     async def both() -> http_client.Seen:
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            requests = [http_client.request("/predict", f"picture {number}".encode()) for number in range(4)]
+            requests = [http_client.request("/predict", f"image {number}".encode()) for number in range(4)]
             seen = await http_client.load(port, requests, 0.3)
             await asyncio.gather(*filter(None, tasks))
             return seen
 
     seen = asyncio.run(both())
     bodies = set(asked)
-    assert len(bodies) == 4  # each client its own picture
+    assert len(bodies) == 4  # each client its own image
     assert seen.errors["HTTP/1.1 503 body"] > 0 and seen.errors["IncompleteReadError"] > 0
     assert len(seen.latencies_s) + seen.errors["HTTP/1.1 503 body"] == len(asked)
     assert all(latency > 0 for latency in seen.latencies_s)
 
 
-def test_pictures_differ_and_have_the_size() -> None:
-    assert http_client.picture(0) != http_client.picture(1)
-    assert Image.open(io.BytesIO(http_client.picture(0))).size == (320, 240)
+def test_images_differ_and_have_the_size() -> None:
+    assert http_client.image(0) != http_client.image(1)
+    assert Image.open(io.BytesIO(http_client.image(0))).size == (320, 240)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="needs Linux's /proc")

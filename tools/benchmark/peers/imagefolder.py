@@ -17,7 +17,7 @@ from tools.benchmark.protocol import RATE, Round, Turns
 
 
 def make_loader(config: Config, workers: int) -> DataLoader[Any]:
-    """Give the loader of a config's training pictures, with its augmentation, as tutorials write it."""
+    """Give the loader of a config's training images, with its augmentation, as tutorials write it."""
     size = (config.img_height, config.img_width)
     steps: list[Any] = [transforms.Resize(size)]
     if config.data_aug:

@@ -48,7 +48,7 @@ class SimSiam(nn.Module):
 
 
 def make_loader(config: Config, workers: int) -> DataLoader[Any]:
-    """Give the loader of two views of each picture, with lightly's transform in our config's settings."""
+    """Give the loader of two views of each image, with lightly's transform in our config's settings."""
     brightness, contrast, saturation, hue = config.color_jitter
     transform = SimSiamTransform(
         input_size=config.img_height,

@@ -12,14 +12,14 @@ from PIL import Image
 
 from data_loader.preprocess import decode
 from deploy.backends.loading import load_backend
-from deploy.inference.prediction import Answer
+from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
 
 TOP_K = 5
 
 
 class Classifier(litserve.LitAPI):
-    """What litserve asks of a model: one picture in base64 a request, in the same JSON as our service."""
+    """What litserve asks of a model: one image in base64 a request, in the same JSON as our service."""
 
     def __init__(self, weights: Path, **options: Any) -> None:
         super().__init__(**options)
@@ -27,29 +27,29 @@ class Classifier(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Load the net; this runs in the process that answers."""
-        backend, facts = load_backend(self.weights, device=device)
-        self.predictor, self.facts = Predictor(backend, facts), facts
+        backend, metadata = load_backend(self.weights, device=device)
+        self.predictor, self.metadata = Predictor(backend, metadata), metadata
 
     def decode_request(self, request: dict[str, str]) -> Image.Image:
-        """Decode a picture."""
-        preprocess = self.facts.preprocess
+        """Decode an image."""
+        preprocess = self.metadata.preprocess
         return decode(base64.b64decode(request["content"], validate=True), preprocess.channels, preprocess.max_pixels)
 
     def batch(self, inputs: list[Image.Image]) -> list[Image.Image]:
         """Leave them as they are: the predictor stacks them once they have one size."""
         return inputs
 
-    def predict(self, images: list[Image.Image] | Image.Image) -> list[Answer] | Answer:
-        """Answer for a batch, or where there is no batching for one picture."""
+    def predict(self, images: list[Image.Image] | Image.Image) -> list[Prediction] | Prediction:
+        """Answer for a batch, or where there is no batching for one image."""
         if isinstance(images, Image.Image):
             return self.predictor.predict_images([images], TOP_K)[0]
         return self.predictor.predict_images(images, TOP_K)
 
-    def unbatch(self, output: list[Answer]) -> list[Answer]:
+    def unbatch(self, output: list[Prediction]) -> list[Prediction]:
         """Leave them as they are."""
         return output
 
-    def encode_response(self, output: Answer) -> dict[str, Any]:
+    def encode_response(self, output: Prediction) -> dict[str, Any]:
         """Give the answer as our service does."""
         return {"code": 200, "msg": "ok", "data": [output.to_dict()]}
 

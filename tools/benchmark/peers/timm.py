@@ -27,7 +27,7 @@ from timm.utils import AverageMeter, random_seed  # type: ignore[import-not-foun
 from tools.benchmark.protocol import RATE, Round, Turns
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-RATE_OF_256 = 0.1  # --lr-base, for --lr-base-size pictures
+RATE_OF_256 = 0.1  # --lr-base, for --lr-base-size images
 EPOCHS = 300  # --epochs
 
 
