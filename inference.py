@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.atomic_io import check_folder
-from common.cli import as_program
+from common.cli import run_program
 from common.signals import StopRequest
 from configs.schema import Config
 from deploy.inference.cli_args import DEFAULT_IMAGES, DEFAULT_RESULT, make_parser
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 all answered or written, 1 some failed, 2 a mistake of the user, 3 a conversion was refused, 128 + n signal n.
     """
     args = make_parser().parse_args(argv)
-    return as_program(PROGRAM, lambda: convert(args) if conversions(args) else run(args, check(args)))
+    return run_program(PROGRAM, lambda: convert(args) if conversions(args) else run(args, check(args)))
 
 
 def check(args: argparse.Namespace) -> Request:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.cli import as_program
+from common.cli import run_program
 from common.signals import StopRequest
 from configs.schema import Config
 from deploy.inference.cli_args import DEFAULT_IMAGES
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     args.weights, args.others = (args.weights[0], tuple(args.weights[1:])) if args.weights else (None, ())
     if args.calibrate:
-        return as_program(PROGRAM, lambda: calibrate(args))
-    return as_program(PROGRAM, lambda: evaluate(args) if args.evaluate else run(args, check(args)))
+        return run_program(PROGRAM, lambda: calibrate(args))
+    return run_program(PROGRAM, lambda: evaluate(args) if args.evaluate else run(args, check(args)))
 
 
 def calibrate(args: argparse.Namespace) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from common.errors import UserError
 
-class ArtifactError(ValueError):
+
+class ArtifactError(UserError):
     """An artefact that cannot be read, or that carries no metadata; the message is one sentence for the user."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be read or written; the message names the file and the reason."""
 
 

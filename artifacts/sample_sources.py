@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.metadata import ModelMetadata
+from common.errors import UserError
 from configs.schema import Config
 from data_loader.samples import (
     IMAGE_SUFFIXES,
@@ -25,7 +26,7 @@ SEPARATOR = "----"  # of a list whose config is not known
 LOOKED_FOR = 100  # images of a list, to find the folder that its paths start from
 
 
-class SamplesError(ValueError):
+class SamplesError(UserError):
     """Images that cannot be had; the message is one sentence for the user."""
 
 

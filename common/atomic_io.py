@@ -1,14 +1,19 @@
-"""Files that appear whole or not at all."""
+"""Files that appear complete or not at all: written beside their place, then renamed.
+
+This is the one place of the project that does so; tests/test_architecture.py holds it.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from common.errors import UserError
 
-class ResultsError(ValueError):
+
+class ResultsError(UserError):
     """Results that cannot be written; the message is one sentence for the user."""
 
 
@@ -33,11 +38,61 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """Give a temporary path that becomes the target when all is written, and is gone otherwise."""
-    temporary = target.with_name(f".{os.getpid()}.tmp")  # short: the target's own name may be as long as allowed
+def atomic_path(
+    target: Path, *, durable: bool = True, before_replace: Callable[[], None] | None = None
+) -> Iterator[Path]:
+    """Yield a temporary path in the same folder that becomes `target` when the block ends, and is removed on an error.
+
+    `durable` syncs the file and then its folder, so that a power cut leaves the old file or the new one; without it a
+    killed process does, but not a power cut: enough for one of thousands of copies that can be made again.
+    `before_replace` runs between both, when the new file is complete. Raises OSError, and what the block raises.
+    """
+    temporary = temporary_path(target)
     try:
         yield temporary
+        if durable:
+            sync_file(temporary)
+        if before_replace is not None:
+            before_replace()
         temporary.replace(target)
+        if durable:
+            sync_folder(target.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomic(target: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a file's text (UTF-8, line ends as they are) or bytes, complete or not at all. Raises OSError."""
+    with atomic_path(target, durable=durable) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def temporary_path(target: Path) -> Path:
+    """Return this process's own name beside `target`; a short one where the target's is as long as allowed."""
+    name = f".{target.name}.{os.getpid()}.tmp"
+    return target.with_name(name if len(os.fsencode(name)) <= 255 else f".{os.getpid()}.tmp")
+
+
+def sync_file(path: Path) -> None:
+    """Have a file's bytes reach the disk. Raises OSError."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names reach the disk. Raises OSError."""
+    if os.name != "posix":  # Windows cannot open a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes the target, without syncing it."""
+    with atomic_path(target, durable=False) as temporary:
+        yield temporary

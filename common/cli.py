@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from common.errors import ProgramError, UserError
+from common.signals import Stopped
+
 EXIT_MISTAKE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE
 
 
@@ -49,31 +52,49 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def as_program(name: str, work: Callable[[], int]) -> int:
-    """Give the exit code of a program's work: a mistake of the user's becomes a sentence on stderr and 2."""
-    if sys.stdout is None:  # closed by whoever started it: the lines go nowhere
+def run_program(
+    program: str, work: Callable[[], int], *, report: Callable[[str, BaseException], None] | None = None
+) -> int:
+    """Run a program's work and return its exit code: what ends it becomes one line on stderr.
+
+    2: a UserError, or a file that the system refuses (OSError); a ProgramError's own code; 128 + n: ended by signal n;
+    141: whoever read stdout has gone. Any other exception is a bug and keeps its traceback. `report` takes the line and
+    the error instead of stderr.
+    """
+    if sys.stdout is None:  # closed by the parent process: the lines go nowhere
         sys.stdout = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
+    report = report or _print_to_stderr
     try:
         exit_code = work()
         sys.stdout.flush()
         return exit_code
-    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
-        print(f"{name}: {error}", file=sys.stderr)
+    except UserError as error:
+        report(f"{program}: {error}", error)
         return EXIT_MISTAKE
+    except ProgramError as error:
+        report(f"{program}: {error}", error)
+        return error.exit_code
     except BrokenPipeError:
         _forget_stdout()
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        print(f"{name}: {_refusal(error)}", file=sys.stderr)
+        report(f"{program}: {_refusal(error)}", error)
         return EXIT_MISTAKE
-    except KeyboardInterrupt:  # before the first image, or pressed twice
+    except Stopped as error:
+        report(f"{program}: {error}", error)
+        return error.exit_code
+    except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
+def _print_to_stderr(line: str, error: BaseException) -> None:
+    print(line, file=sys.stderr)
+
+
 def _refusal(error: OSError) -> str:
-    """Say what the system refused: a path that may not be entered, or, where it names none, stdout on a full disk."""
+    """Return what the system refused: a path, or, where it names none, stdout on a full disk."""
     if error.filename is None:
         _forget_stdout()
     return f"{error.filename or 'stdout'}: {error.strerror or error}"

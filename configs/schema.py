@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common.errors import UserError
+
 SCHEMA_FILE = Path(__file__).with_name("config.schema.json")
 TABLE_FILE = SCHEMA_FILE.parent.parent / "docs" / "config.md"
 DEFAULT_CONFIG = "configs/config.json"
@@ -31,7 +33,7 @@ PLACEHOLDERS = {  # stand in for required keys that are missing or wrong, so tha
 }
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """All mistakes of one config; `problems` holds a sentence each."""
 
     def __init__(self, problems: Sequence[str]) -> None:

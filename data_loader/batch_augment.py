@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
+from common.errors import UserError
 from configs.schema import ON_CPU_ONLY
 from data_loader.augment import AugmentSettings
 from data_loader.batch_crops import (
@@ -29,7 +30,7 @@ BLUR_SIGMA = (0.1, 2.0)  # in pixels, as `TrainingView` has it
 CPU_SHARE = 2**20  # numbers augmented at a time on a CPU: 4 MiB stays in its cache, half the time of a batch of 512
 
 
-class BatchViewsError(ValueError):
+class BatchViewsError(UserError):
     """Settings that are only known for one image at a time."""
 
 

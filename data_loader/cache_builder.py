@@ -15,6 +15,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from common.errors import UserError
 from data_loader.cache import Fitting, ImageCache
 from data_loader.loaders import start_loader_process
 from data_loader.preprocess import ImageError
@@ -27,7 +28,7 @@ BadRow = tuple[int, str]  # row, reason
 Fitted = tuple[int, list[BadRow], str]  # images looked at, which of them cannot be read, and why one cannot be kept
 
 
-class CacheError(ValueError):
+class CacheError(UserError):
     """No room for the images, or nowhere to put them; the message is the sentence to show."""
 
     one_process = False  # of several, all know of it

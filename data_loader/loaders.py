@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from common.errors import UserError
 from data_loader.augment import mirrored_half, mixed_seed, seeded
 from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.preprocess import ImageError, Preprocess
@@ -23,7 +24,7 @@ from data_loader.samples import SampleList
 Key = tuple[int, int]  # (epoch, index of the sample)
 
 
-class BadImageError(ValueError):
+class BadImageError(UserError):
     """A listed image that cannot be read; the message names list, line, path and reason."""
 
     one_process = True  # of several, only the one that met the image knows of it

@@ -18,6 +18,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from common.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -42,7 +44,7 @@ DAMAGED = (OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError,
 _warnings_lock = threading.Lock()
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """An image that cannot be used; the message says why, without the path."""
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from natsort import natsort_keygen
 
+from common.errors import UserError
+
 # fmt: off
 IMAGE_SUFFIXES: tuple[str, ...] = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
@@ -67,7 +69,7 @@ class SampleList:
         return [counts[label] for label in range(len(self.class_names))]
 
 
-class ListError(ValueError):
+class ListError(UserError):
     """Everything that is wrong with one list, class folder tree or class-name file; one sentence a problem."""
 
     def __init__(self, problems: Sequence[str]) -> None:

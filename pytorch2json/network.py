@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,7 +40,7 @@ NaturalPair = tuple[Natural, Natural]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class DescriptionError(ValueError):
+class DescriptionError(UserError):
     """A description that cannot be made, read, run or built; the message names the file and the layer."""
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.atomic_io import check_folder
-from common.cli import as_program
+from common.cli import run_program
 from common.console import printable
+from common.errors import UserError
 from configs.schema import process_config
 from data_loader.samples import IMAGE_SUFFIXES, iter_images
 from deploy.backends.base import RUNTIMES
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
 PROGRAM = "tools.embed"
 
 
-class EmbedError(ValueError):
+class EmbedError(UserError):
     """A mistake of the user's; the message is the sentence to show."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Embed a folder; 0 all images, 1 some could not be read, 2 a mistake of the user's."""
     args = make_parser().parse_args(argv)
-    return as_program(PROGRAM, lambda: run(args))
+    return run_program(PROGRAM, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.cli import as_program
+from common.cli import run_program
 from common.console import elide, printable
 from data_loader.samples import iter_images
 from tools.embed import (
@@ -62,7 +62,7 @@ class Found:
 def main(argv: Sequence[str] | None = None) -> int:
     """Search; 0 all answered, 1 some images could not be read, 2 a mistake of the user's."""
     args = make_parser().parse_args(argv)
-    return as_program(PROGRAM, lambda: run(args))
+    return run_program(PROGRAM, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

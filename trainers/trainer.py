@@ -408,7 +408,7 @@ class Trainer:
     def _to_device(
         self, batch: dict[str, Any], augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Move a batch, and augment and normalise its pixels there: four times fewer bytes travel."""
+        """Move a batch, and augment and normalise its images there: four times fewer bytes travel."""
         moved = self.copy(batch)
         pixels = moved["image"]
         if augment is not None:
@@ -457,7 +457,7 @@ class Trainer:
                 self.validated.predict(images)
 
     def _show_images(self, batch: dict[str, torch.Tensor], seed: int) -> None:
-        """Log up to 16 pixels of a batch as the net sees them, mixed ones too."""
+        """Log up to 16 images of a batch as the net sees them, mixed ones too."""
         if not self.logger.enabled:
             return
         images, labels = self.task.shown(batch, np.random.default_rng(seed))

@@ -155,14 +155,14 @@ def thumbnail(image: np.ndarray, side_px: int) -> Image.Image:
 
 
 def annotated(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """Put a strip with lines of text below a drawn; the first line is the strongest.
+    """Put a strip with lines of text below an image; the first line is the strongest.
 
     The letters grow with the drawn. One too small to be read beside them (longer side below 224 px) is enlarged by a
     whole factor, pixel by pixel. A long line is broken up to twice, then cut. Returns RGB.
     """
     drawn = image.convert("RGB")
     drawn = ImageOps.scale(drawn, max(1, math.ceil(224 / max(drawn.size))), Image.Resampling.NEAREST)
-    width = max(drawn.width, 224)  # a narrow drawn gets bars at its sides
+    width = max(drawn.width, 224)  # a narrow image gets bars at its sides
     size_px = max(14, round(math.sqrt(drawn.width * drawn.height) / 36))
     margin, line_px = round(size_px * 0.8), round(size_px * 1.45)
     pieces = [

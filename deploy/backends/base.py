@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from common.errors import UserError
 from visualization.heatmap_overlay import Marks
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ Sizes = tuple[int | None, ...]  # of a declared tensor; None: free; empty: not d
 NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate|failed to allocate|bad_alloc", re.IGNORECASE)
 
 
-class BackendError(ValueError):
+class BackendError(UserError):
     """A backend that cannot be loaded or run; the message is one sentence for the user."""
 
 

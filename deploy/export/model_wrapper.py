@@ -11,12 +11,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from common.errors import UserError
 from data_loader.preprocess import Preprocess
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class ExportProblem(ValueError):
+class ExportProblem(UserError):
     """A net that a format cannot hold; the message is one sentence."""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from artifacts.metadata import ModelMetadata
+from common.errors import UserError
 from deploy.backends.base import Backend, BackendError
 from deploy.export.sample_images import SampleImages, net_input
 
@@ -40,7 +41,7 @@ MOST_INT8_DIFFERENCE = 0.05
 INT8_BATCH_TOLERANCE = 0.05  # between an image's logits in batches of different size, where a step more or less counts
 
 
-class ParityError(ValueError):
+class ParityError(UserError):
     """A net that nothing can be held against; the message is one sentence."""
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from common.errors import UserError
+
 if sys.platform != "win32":
     import fcntl
 
@@ -23,7 +25,7 @@ PREFIX, LOCK = ".export", "lock"  # the folder is called .export-<host>-<random>
 UNNAMED = ".new-export-"  # as long as its lock is not held
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """A mistake of the user's, or a disk that takes no more; the message is the sentence to show."""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.errors import UserError
 from configs.schema import DEFAULT_CONFIG, Config, process_config
 from data_loader.samples import IMAGE_SUFFIXES, iter_images
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from deploy.backends.base import Backend
 
 
-class AskedError(ValueError):
+class AskedError(UserError):
     """A mistake in what was asked; the message is the sentence to show."""
 
 

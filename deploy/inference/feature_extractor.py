@@ -16,6 +16,7 @@ import numpy as np
 
 from artifacts.metadata import ModelMetadata
 from common.atomic_io import whole, writing
+from common.errors import UserError
 from configs.schema import Config
 from deploy.backends.base import Backend, BackendError
 from deploy.backends.loading import load_backend
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 LENGTH_TOLERANCE = 1e-3  # of a vector of length 1 in float32, of any number of features
 
 
-class EmbeddingError(ValueError):
+class EmbeddingError(UserError):
     """Features that cannot be had, or a file of them that cannot be read; the message is one sentence."""
 
 

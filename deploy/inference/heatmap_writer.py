@@ -13,6 +13,7 @@ from PIL import Image
 
 from artifacts.metadata import ModelMetadata
 from common.atomic_io import whole, writing
+from common.errors import UserError
 from data_loader.preprocess import ImageError, as_array, decode
 from deploy.backends.base import HeatMap, HeatMapper
 from deploy.inference.image_writers import JPEG_QUALITY, folder_names
@@ -25,7 +26,7 @@ ENDING = ".heatmap.jpg"
 MAX_NAME_BYTES = 255  # of a file's name, on nearly all file systems
 
 
-class HeatMapError(ValueError):
+class HeatMapError(UserError):
     """A heat map that cannot be made; the message is one sentence for the user."""
 
 
@@ -41,7 +42,7 @@ class HeatMapCopies:
         self._head = [f"head that answers: {metadata.net['args'].get('head', 'all')}"] if is_pim else []
 
     def add(self, prediction: Prediction, relative: str) -> None:
-        """Draw the decoded of an answer; a bad decoded has none. Raises ResultsError, HeatMapError, BackendError."""
+        """Draw the heat map of a prediction over its image; a bad image has none. Raises ResultsError, HeatMapError, BackendError."""
         if prediction.error:
             return
         preprocess = self._metadata.preprocess

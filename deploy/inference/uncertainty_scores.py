@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts.calibration import SCORES
+from common.errors import UserError
 
 PASSES = ("predictive_entropy", "expected_entropy", "mutual_information")
 
 
-class UncertaintyError(ValueError):
+class UncertaintyError(UserError):
     """Something about uncertainty that cannot be done; the message is one sentence for the user."""
 
 

@@ -10,6 +10,8 @@ from urllib.parse import unquote_to_bytes
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from common.errors import UserError
+
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
@@ -17,7 +19,7 @@ MAX_ESCAPES = 2_000_000  # Python holds each %41 as an object of its own; base64
 BOUNDARY = re.compile(rb"[ -~]{1,70}")  # RFC 2046, 5.1.1
 
 
-class FormError(ValueError):
+class FormError(UserError):
     """A form that cannot be read, or that passes a limit; the message is one sentence for whoever sent it."""
 
     def __init__(self, sentence: str, status: int = 400) -> None:

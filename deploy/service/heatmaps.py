@@ -42,7 +42,7 @@ class HeatMaps:
             return await asyncio.wrap_future(self._batcher.in_pool(self._drawn, decoded, found))
 
     def _seen(self, data: bytes, may_be_large: bool) -> tuple[Image.Image, np.ndarray]:
-        """Give the decoded to draw on, and the net's input, float32 (C, H, W)."""
+        """Return the image to draw on, and the net's input, float32 (C, H, W)."""
         preprocess = self._metadata.preprocess
         decoded = seen = self._decoder.decode(data, 3, may_be_large=may_be_large)
         if preprocess.channels != 3:

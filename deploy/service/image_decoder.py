@@ -5,6 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from artifacts.metadata import ModelMetadata
+from common.errors import UserError
 from data_loader.preprocess import decode
 from deploy.inference.predictor import Prepared, prepare
 
@@ -12,7 +13,7 @@ BYTES_A_PIXEL = 40  # a 32-bit float TIFF, the dearest format, while it is decod
 LEAST_SMALL_PIXELS = 250_000
 
 
-class DecodingError(ValueError):
+class DecodingError(UserError):
     """Limits that do not go together; the message is one sentence for the user."""
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.errors import UserError
+
 if TYPE_CHECKING:
     from artifacts.metadata import ModelMetadata
     from deploy.inference.prediction import Prediction
@@ -19,7 +21,7 @@ PAGE_FILES = {
 OPEN_PATHS = {*PAGE_FILES, "/healthz", "/readyz", "/docs", "/openapi.json"}  # they tell nothing of images or nets
 
 
-class ServiceError(ValueError):
+class ServiceError(UserError):
     """A service that cannot start; the message is one sentence for the user."""
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
+
 if sys.platform != "win32":
     import fcntl
 
@@ -24,7 +26,7 @@ DIGITS = 4  # behind the point, of accuracies and seconds
 MOST_NAME_BYTES = 200  # of 255 that a file system takes: endings and temporary names are added
 
 
-class PlatformError(ValueError):
+class PlatformError(UserError):
     """A mistake of the user's; the message is the sentence to show."""
 
 

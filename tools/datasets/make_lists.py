@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from common.errors import UserError
 from data_loader.samples import ListError, read_class_folders
 
 SPLIT_NAMES = ("train", "val", "test")
@@ -31,7 +32,7 @@ _TABLE_WIDTH = 80
 _COUNT_WIDTH = 9
 
 
-class ToolError(ValueError):
+class ToolError(UserError):
     """A user's mistake, told in one sentence; the program ends with exit code 2."""
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from artifacts.metadata import preprocess_of
 from common.atomic_io import check_folder
-from common.cli import as_program
+from common.cli import run_program
+from common.errors import UserError
 from configs.schema import DEFAULT_CONFIG, Config, process_config
 from trainers.config_checks import net_problems
 from trainers.data.sample_lists import read_lists
@@ -25,14 +26,14 @@ PROGRAM = "tools.doctor"
 MOST_WORKERS = 32
 
 
-class DoctorError(ValueError):
+class DoctorError(UserError):
     """A mistake of the user's; the message is the sentence to show."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine a training; 0 nothing that would spoil it, 1 something that would, 2 a mistake of the user's."""
     args = make_parser().parse_args(argv)
-    return as_program(PROGRAM, lambda: run(args))
+    return run_program(PROGRAM, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:

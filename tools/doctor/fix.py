@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from configs.schema import Config
 from data_loader.samples import NO_LABEL, ListError, Sample, SampleList, read_list, read_unlabelled
 from tools.datasets.make_lists import write_file
@@ -16,7 +17,7 @@ from tools.doctor.checks import Study
 FILES = ("train.txt", "val.txt", "classes.txt")
 
 
-class FixError(ValueError):
+class FixError(UserError):
     """Lists that cannot be written; the message says why."""
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from common.errors import UserError
 from data_loader.preprocess import BROKEN_EXIF, FORMATS, ImageError, Preprocess
 
 SMALL_PX = 16  # side of the small copies that images are compared by
@@ -55,7 +56,7 @@ _ENDINGS = {
 }
 
 
-class ScanError(ValueError):
+class ScanError(UserError):
     """The images could not all be looked at; the message says why."""
 
 

@@ -8,10 +8,11 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from common.errors import UserError
 from trainers.optim.param_groups import parameter_groups
 
 
-class FreezeError(ValueError):
+class FreezeError(UserError):
     """A pattern of `freeze` that names nothing, or patterns that leave nothing to train."""
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def worst_heat_maps(
     net: torch.nn.Module, preprocess: Preprocess, images: Sequence[tuple[str, int]], device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Give by its path each decoded, uint8 (H, W, 3), under the map of the class that stands beside the path.
+    """Return by its path each image, uint8 (H, W, 3), under the map of the class that stands beside the path.
 
     An ornament, which never stops a training: what cannot be made is missing, and the log says why. The net stays as
     it was.

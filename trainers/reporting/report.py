@@ -211,7 +211,7 @@ def _worst(
 
 
 def _thumbnail(image: np.ndarray) -> str:
-    """Encode as JPEG; a small of few pixels as PNG, which is smaller there and sharp."""
+    """Encode as JPEG; an image of few pixels as PNG, which is smaller there and sharp."""
     small = raster.thumbnail(image, THUMBNAIL_PX)
     buffer = io.BytesIO()
     if max(image.shape[:2]) * 2 <= THUMBNAIL_PX:

@@ -212,7 +212,7 @@ def _loaded(load_image: Callable[[Any], np.ndarray], key: str | int) -> np.ndarr
 
 
 def _sprite(image: np.ndarray) -> np.ndarray:
-    """Fit a small into a white square, (64, 64, 3)."""
+    """Fit an image into a white square, (64, 64, 3)."""
     small = raster.thumbnail(image, SPRITE_PX)
     square = np.full((SPRITE_PX, SPRITE_PX, 3), 255, np.uint8)
     top, left = (SPRITE_PX - small.height) // 2, (SPRITE_PX - small.width) // 2

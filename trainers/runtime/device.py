@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
+from common.errors import UserError
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class HardwareError(ValueError):
+class HardwareError(UserError):
     """A device that the config asks for and this machine does not have."""
 
 

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError
 from common.signals import STOPPING
 
 GRACE_S = 30.0  # how long the others may take to leave once one process has failed
 
 
-class WorldError(ValueError):
+class WorldError(UserError):
     """Variables of a training on several processes that contradict each other."""
 
 
