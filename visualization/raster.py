@@ -157,7 +157,7 @@ def thumbnail(image: np.ndarray, side_px: int) -> Image.Image:
 def annotated(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     """Put a strip with lines of text below an image; the first line is the strongest.
 
-    The letters grow with the drawn. One too small to be read beside them (longer side below 224 px) is enlarged by a
+    The letters grow with the image. One too small to be read beside them (longer side below 224 px) is enlarged by a
     whole factor, pixel by pixel. A long line is broken up to twice, then cut. Returns RGB.
     """
     drawn = image.convert("RGB")

@@ -42,7 +42,7 @@ class HeatMapCopies:
         self._head = [f"head that answers: {metadata.net['args'].get('head', 'all')}"] if is_pim else []
 
     def add(self, prediction: Prediction, relative: str) -> None:
-        """Draw the heat map of a prediction over its image; a bad image has none. Raises ResultsError, HeatMapError, BackendError."""
+        """Draw a prediction's heat map; a bad image has none. Raises ResultsError, HeatMapError, BackendError."""
         if prediction.error:
             return
         preprocess = self._metadata.preprocess
