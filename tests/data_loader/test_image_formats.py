@@ -1,4 +1,4 @@
-"""Odd images, and what training, inference, doctor and service each do with them: the table of docs/pictures.md."""
+"""Odd images, and what training, inference, doctor and service each do with them: the table of docs/image-formats.md."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.data_loader.test_preprocess import png_header
 from tests.helpers.serving import Served, base64_of, serving, write_page
 from tools.doctor import __main__ as doctor
 
-DOCS = ROOT / "docs" / "pictures.md"
+DOCS = ROOT / "docs" / "image-formats.md"
 NO_NAME = "no name is sent"
 PLAIN_KINDS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp", "GIF": "gif", "PPM": "ppm"}
 BROKEN_EXIF = (b"Exif\0\0garbage garbage", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x03\0\0\0abc\0\0\0\0\0")
@@ -130,7 +130,7 @@ def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
 
 
 def table() -> dict[str, Row]:
-    """Read the table of docs/pictures.md by its first column."""
+    """Read the table of docs/image-formats.md by its first column."""
     lines = [
         line.strip("| \n").split(" | ") for line in DOCS.read_text(encoding="utf-8").splitlines() if line[:2] == "| "
     ]
