@@ -1,4 +1,4 @@
-"""Metadata: what a deployment must know about a trained net. They travel inside every artefact."""
+"""Metadata: what a deployment must know about a trained net. It travels inside every artefact."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ModelMetadata:
         return len(self.class_names)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "facts_version": METADATA_VERSION,
             "producer": PRODUCER,
@@ -67,12 +67,12 @@ class ModelMetadata:
         }
 
     def to_json(self) -> str:
-        """Give the text that goes into ONNX metadata, TorchScript extra files and the description."""
+        """Return the JSON text for ONNX metadata, TorchScript extra files and the description."""
         return json.dumps(self.to_dict(), ensure_ascii=False, sort_keys=True)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelMetadata:
-        """Read what `to_dict` wrote. Raises ValueError, a sentence that starts with "the metadata", for others."""
+        """Return the metadata that `to_dict` wrote. Raises ValueError, a sentence starting with "the metadata"."""
         if (version := values.get("facts_version")) != METADATA_VERSION:
             got = reprlib.repr(version)
             raise ValueError(f"the metadata is of version {got}, this program reads version {METADATA_VERSION}")
@@ -82,24 +82,24 @@ class ModelMetadata:
                 preprocess=Preprocess.from_dict(values["preprocess"]),
                 net=values["net"],
                 batch_profile=_listed(values, "batch_profile"),
-                input=values.get("input", "float32 NCHW"),  # not in the first checkpoints
+                input=values.get("input", "float32 NCHW"),  # not in older files
                 precision=values.get("precision", "fp32"),
                 output=values["output"],
                 temperature=values["temperature"],
                 thresholds=values["thresholds"],
-                calibration=_calibration(values.get("calibration")),  # not there before it
+                calibration=_calibration(values.get("calibration")),  # not in older files
                 weights_sha256=values["weights_sha256"],
                 versions=values["versions"],
             )
         except KeyError as error:
             raise ValueError(f"the metadata is incomplete: {error}") from error
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # Preprocess has all for odd values
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # Preprocess raises each of them
             raise ValueError(f"the metadata is damaged: {error}") from error
         metadata._check()
         return metadata
 
     def _check(self) -> None:
-        """Raise ValueError where a value cannot be what was written."""
+        """Raise ValueError where a value is one that `to_dict` never writes."""
         names, thresholds, sha256 = self.class_names, self.thresholds, self.weights_sha256
         right = {
             "class_names": len(names) > 1 and all(map(_is_text, names)) and len(set(names)) == len(names),
@@ -113,7 +113,7 @@ class ModelMetadata:
             "output": self.output in OUTPUTS,
             "temperature": self.temperature is None or (_is_number(self.temperature) and 0 < self.temperature < 1e6),
             "thresholds": isinstance(thresholds, dict) and all(map(_is_number, thresholds.values())),
-            "calibration": self.calibration is None or self._has_what_decides(),
+            "calibration": self.calibration is None or self._has_thresholds(),
             "weights_sha256": isinstance(sha256, str) and bool(re.fullmatch("([0-9a-f]{64})?", sha256)),
             "versions": isinstance(self.versions, dict),
         }
@@ -122,7 +122,7 @@ class ModelMetadata:
         if wrong:
             raise ValueError(f"the metadata is damaged: {', '.join(wrong)}")
 
-    def _has_what_decides(self) -> bool:
+    def _has_thresholds(self) -> bool:
         is_there = isinstance(self.thresholds, dict) and {ACCEPT, CONFORMAL} <= set(self.thresholds)
         return is_there and self.temperature is not None and self.output == "logits"
 
@@ -132,7 +132,7 @@ def _calibration(values: Any) -> Calibration | None:
 
 
 def _listed(values: dict[str, Any], key: str) -> tuple[Any, ...]:
-    """Give a list as a tuple; a text is none, though it would become one of letters."""
+    """Return a list as a tuple. Raises TypeError for a text, which would become a tuple of letters."""
     if not isinstance(values[key], (list, tuple)):
         raise TypeError(f"{key} cannot be {reprlib.repr(values[key])}")
     return tuple(values[key])
@@ -159,9 +159,9 @@ def _is_profile(profile: tuple[int, ...]) -> bool:
 
 
 def class_names_of(config: Config) -> tuple[str, ...]:
-    """Give the class names from `class_names_file`, else from classes.txt beside the list, else none.
+    """Return the class names from `class_names_file`, else from classes.txt beside the list, else none.
 
-    Raises ListError, also where they are not `num_classes` many.
+    Raises ListError, also where there are not `num_classes` of them.
     """
     file = Path(config.class_names_file)
     if not config.class_names_file:
@@ -176,7 +176,7 @@ def class_names_of(config: Config) -> tuple[str, ...]:
 
 
 def preprocess_of(config: Config) -> Preprocess:
-    """Give the preprocessing that a config describes."""
+    """Return the preprocessing that a config describes."""
     return Preprocess(
         height=config.img_height,
         width=config.img_width,
@@ -190,13 +190,13 @@ def preprocess_of(config: Config) -> Preprocess:
 
 
 def build_metadata(config: Config, class_names: Sequence[str]) -> ModelMetadata:
-    """Give the metadata of a net that a config describes, before anything is fitted."""
+    """Return the metadata of a net that a config describes, before anything is fitted."""
     net = {"module": config.model_module_name, "name": config.model_net_name, "args": config.net_args()}
     return ModelMetadata(tuple(class_names), preprocess_of(config), net, versions=library_versions())
 
 
 def library_versions() -> dict[str, str]:
-    """Give the versions of Python and of the packages that decide the numbers."""
+    """Return the versions of Python and of the packages that affect the results."""
     import numpy
     import PIL
     import torch
