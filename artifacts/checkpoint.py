@@ -16,6 +16,7 @@ import torch
 from artifacts.archive import check_whole, earlier_files, is_whole, write_archive
 from artifacts.errors import ArtifactError, CheckpointError, DamagedCheckpointError
 from artifacts.metadata import ModelMetadata
+from common.formatting import first_line
 
 FORMAT = "classic-trainer checkpoint"
 FORMAT_VERSION = 1
@@ -210,5 +211,4 @@ def _reason(error: BaseException) -> str:
         cause = cause.__context__  # what torch met while writing, a full disk say
     if isinstance(cause, OSError):
         error = cause
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text).splitlines()[0]
+    return getattr(error, "strerror", None) or first_line(error)

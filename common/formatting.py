@@ -12,12 +12,19 @@ def size_text(num_bytes: float) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class's name where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message that is not blank, or its class's name where it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def did_you_mean(name: str, known: Iterable[str], *, ignore_case: bool = False) -> str:
-    """Return '; did you mean "x"?' for the known name that is nearest, or "" where none is near."""
-    names = {each.lower() if ignore_case else each: each for each in known}
-    near = difflib.get_close_matches(name.lower() if ignore_case else name, names, n=1)
-    return f'; did you mean "{names[near[0]]}"?' if near else ""
+def did_you_mean(name: str, known: Iterable[str], *, ignore_case: bool = False, count: int = 1) -> str:
+    """Return '; did you mean "x"?' for the nearest known names, at most `count`, or "" where none is near."""
+    near = ", ".join(f'"{each}"' for each in nearest_names(name, known, ignore_case=ignore_case, count=count))
+    return f"; did you mean {near}?" if near else ""
+
+
+def nearest_names(name: str, known: Iterable[str], *, ignore_case: bool = False, count: int = 1) -> list[str]:
+    """Return at most `count` known names that are spelt alike, the nearest first; of equals the first."""
+    names: dict[str, str] = {}
+    for each in known:
+        names.setdefault(each.lower() if ignore_case else each, each)
+    return [names[near] for near in difflib.get_close_matches(name.lower() if ignore_case else name, names, n=count)]

@@ -6,7 +6,6 @@ Run `python -m configs.schema` to write `configs/config.schema.json`, by which e
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import UserError
+from common.formatting import did_you_mean
 
 SCHEMA_FILE = Path(__file__).with_name("config.schema.json")
 TABLE_FILE = SCHEMA_FILE.parent.parent / "docs" / "config.md"
@@ -417,8 +417,7 @@ def _unknown_keys(values: dict[str, Any], origin: dict[str, str]) -> list[str]:
     for key in values:
         if key in Config.model_fields:
             continue
-        near = difflib.get_close_matches(key, list(Config.model_fields), n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
+        hint = did_you_mean(key, Config.model_fields)
         problems.append(f'{origin.get(key, "")}: unknown key "{key}"{hint}')
     return problems
 

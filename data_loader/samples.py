@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections import Counter, defaultdict
@@ -13,6 +12,7 @@ from pathlib import Path
 from natsort import natsort_keygen
 
 from common.errors import UserError
+from common.formatting import did_you_mean
 
 # fmt: off
 IMAGE_SUFFIXES: tuple[str, ...] = (
@@ -480,9 +480,8 @@ def _not_an_integer(text: str, class_names: Sequence[str]) -> str:
 
 
 def _unknown_folder(root: str, folder: str, class_names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(folder, class_names, n=1)
-    guess = f'; did you mean "{near[0]}"?' if near else f"; class names: {_shorten(', '.join(class_names))}"
-    return f'{_prefix(root)}{folder}: folder "{folder}" is not one of the {len(class_names)} class names{guess}'
+    hint = did_you_mean(folder, class_names) or f"; class names: {_shorten(', '.join(class_names))}"
+    return f'{_prefix(root)}{folder}: folder "{folder}" is not one of the {len(class_names)} class names{hint}'
 
 
 def _prefix(folder: str) -> str:

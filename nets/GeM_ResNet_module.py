@@ -6,12 +6,12 @@ https://arxiv.org/abs/1711.02512. ResNet: He et al. 2015, https://arxiv.org/abs/
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
 from torch import nn
 
+from common.formatting import did_you_mean
 from nets.support.errors import NetError
 from nets.support.gem import GeM
 from nets.support.torchvision_builder import require_rate, torchvision_net
@@ -37,8 +37,7 @@ class GeM_ResNet_AVP(nn.Module):
     ) -> None:
         super().__init__()
         if model_type not in MODEL_TYPES:
-            near = difflib.get_close_matches(str(model_type), MODEL_TYPES, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
+            hint = did_you_mean(str(model_type), MODEL_TYPES)
             raise NetError(f'model_type must be one of {", ".join(MODEL_TYPES)}, got "{model_type}"{hint}')
         require_rate("dropout", dropout)
         # Each residual branch starts at zero (Goyal et al. 2017, sec. 5.1): without it the first epochs at a rate of

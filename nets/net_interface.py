@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.formatting import did_you_mean
 from nets.support.errors import NetError
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def check_model_args(module_name: str, net_name: str, model_args: Mapping[str, A
             if own[name].annotation and not _fits(value, ast.parse(own[name].annotation, mode="eval").body):
                 problems.append(f"model_args.{name} must be {own[name].annotation}, got {value!r}")
         elif not takes_any:
-            problems.append(f'unknown model_args "{name}"{_nearest(name, own)}; {_allowed(own.values())}')
+            hint = did_you_mean(name, own, ignore_case=True)
+            problems.append(f'unknown model_args "{name}"{hint}; {_allowed(own.values())}')
     problems += [
         f"model_args.{name} is required ({parameter.annotation})"
         for name, parameter in own.items()
@@ -122,8 +123,9 @@ def net_parameters(module_name: str, net_name: str) -> list[NetParameter]:
     if not _is_public_identifier(net_name):
         raise NetError(f"model_net_name must be a plain public name (letters, digits, _), got {net_name!r}")
     if net_name not in nets:
+        hint = did_you_mean(net_name, nets, ignore_case=True)
         raise NetError(
-            f'nets/{module_name}.py has no net "{net_name}" (model_net_name){_nearest(net_name, nets)}; '
+            f'nets/{module_name}.py has no net "{net_name}" (model_net_name){hint}; '
             f"it has: {', '.join(sorted(nets)) or 'none'}"
         )
     return nets[net_name]
@@ -139,10 +141,8 @@ def _module_path(module_name: str) -> Path:
     in_folder = module_name in {other.stem for other in NETS_DIR.glob("*.py")}  # exact, also where names ignore case
     if module_name in NOT_NETS or not in_folder:
         available = available_nets()
-        raise NetError(
-            f'nets/ has no module "{module_name}" (model_module_name){_nearest(module_name, available)}; '
-            f"it has: {', '.join(available)}"
-        )
+        hint = did_you_mean(module_name, available, ignore_case=True)
+        raise NetError(f'nets/ has no module "{module_name}" (model_module_name){hint}; it has: {", ".join(available)}')
     return path
 
 
@@ -252,9 +252,3 @@ def _allowed(parameters: Iterable[NetParameter]) -> str:
         for parameter in parameters
     ]
     return f"allowed: {', '.join(shown)}" if shown else "this net takes none"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    lowered = {other.lower(): other for other in known}
-    near = difflib.get_close_matches(name.lower(), lowered, n=1)
-    return f'; did you mean "{lowered[near[0]]}"?' if near else ""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from common.formatting import first_line
 from pytorch2json import network
 from pytorch2json.network import DescriptionError, Layer, Network, read_description
 
@@ -115,8 +116,7 @@ class Interpreter:
         try:
             result = RUN[layer.type](layer, inputs, weights)
         except (RuntimeError, IndexError, TypeError, ValueError, OverflowError) as error:  # what torch has for misfits
-            reason = str(error).splitlines()[0]
-            raise DescriptionError(f'layer "{layer.name}" ({layer.type}) cannot run: {reason}') from error
+            raise DescriptionError(f'layer "{layer.name}" ({layer.type}) cannot run: {first_line(error)}') from error
         return result if isinstance(result, tuple) else (result,)
 
 

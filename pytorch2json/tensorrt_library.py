@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from common.formatting import first_line
 from pytorch2json.network import DescriptionError
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")  # the first that is installed builds and runs
@@ -39,7 +40,7 @@ def load_library() -> Any:
             return importlib.import_module(name)
         except (ImportError, OSError) as error:
             if getattr(error, "name", None) != name:  # installed, but something that it needs is not
-                broken.append(f"{name} fails with: {str(error).splitlines()[0]}")
+                broken.append(f"{name} fails with: {first_line(error)}")
     raise DescriptionError(
         "neither tensorrt nor tensorrt_rtx can be imported; install tensorrt-rtx-cu13, which builds engines without a "
         f"GPU, or tensorrt{''.join(f' ({reason})' for reason in broken)}"
@@ -145,7 +146,7 @@ def words(heard: Heard, error: BaseException | None = None) -> str:
     """Give TensorRT's errors, else what Python raised; without a GPU each failure complains of that too."""
     errors = list(dict.fromkeys(text for is_error, text in heard if is_error))
     about_network = [text for text in errors if "cudaError" not in text]
-    raised = str(error).splitlines()[0] if error is not None and str(error) else ""
+    raised = first_line(error) if error is not None and str(error) else ""
     return "; ".join(about_network or errors) or raised or "it gives no reason"
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from artifacts.checkpoint import Checkpoint, load_checkpoint, newest_whole_checkpoint
 from artifacts.errors import CheckpointError
 from artifacts.metadata import build_metadata
+from common.formatting import first_line
 from common.paths import ROOT
 from configs.schema import Config
 from data_loader.cache import CachedSamples
@@ -278,7 +279,7 @@ def _tell_known_failure(error: Exception) -> None:
 
 def _known_failure(error: Exception) -> str | None:
     """Put what torch reports of the machine into a sentence; None for what it does not know."""
-    text = (str(error) or type(error).__name__).splitlines()[0]
+    text = first_line(error)
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small: lower batch_size and raise accumulation_steps ({text})"
     if isinstance(error, LOST) or text == "received 0 items of ancdata" or "DataLoader worker" in str(error):

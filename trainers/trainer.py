@@ -17,6 +17,7 @@ from artifacts.archive import is_whole
 from artifacts.checkpoint import Checkpoint
 from artifacts.errors import CheckpointError
 from artifacts.metadata import ModelMetadata
+from common.formatting import first_line
 from common.signals import StopRequest
 from configs.schema import Config
 from data_loader.augment import mirrored_half
@@ -128,7 +129,7 @@ class Trainer:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
             # Outside the except block, whose traceback would keep the step's activations in memory.
             raise MemoryTooSmallError(self._memory_sentence(reason))
 
@@ -171,8 +172,7 @@ class Trainer:
             batch = self._to_device(checked(next(self._start_epoch(self._plan(start=0)[:1]))), self.augment)
             return differing_gradients(self.task.net, lambda: self.learner.loss(batch, seed))
         except (RuntimeError, ValueError) as error:  # what is trained is trained
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            self.log(f"note: whether this GPU repeats itself was not looked at: {reason}")
+            self.log(f"note: whether this GPU repeats itself was not looked at: {first_line(error)}")
             return None
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -181,7 +181,7 @@ class Trainer:
             self._load(checkpoint)
             self.saver.goes_on = True
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise CheckpointError(f"{self.config.last_checkpoint()}: does not fit this training: {reason}") from error
 
     def _load(self, checkpoint: Checkpoint) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.formats import REPORT
+from common.formatting import did_you_mean
 from common.signals import Stopped, ended_by_signals
 from configs.schema import Config, process_config
 from deploy.export.cli_args import make_parser
@@ -124,8 +124,7 @@ def check_request(
 
     for name in formats:
         if name not in FORMATS:
-            near = difflib.get_close_matches(name, FORMATS, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
+            hint = did_you_mean(name, FORMATS)
             raise ExportError(f'unknown format "{name}"{hint}; known are {", ".join(FORMATS)}')
     if not formats:
         raise ExportError(f"no format was asked for; known are {', '.join(FORMATS)}")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
+from common.formatting import first_line
 from data_loader.preprocess import Preprocess
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -59,11 +60,6 @@ def export_program(net: nn.Module, images: torch.Tensor) -> torch.export.Exporte
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def first_line(error: BaseException) -> str:
-    """Give the first line of an error's text that is not empty, or its kind."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from torch import nn
 from artifacts.formats import METADATA_KEY
 from artifacts.metadata import PRODUCER, ModelMetadata
 from artifacts.onnx_file import DIGEST_DIGITS, DIGEST_KEY, onnx_digest, read_onnx
-from deploy.export.model_wrapper import ExportProblem, export_program, first_line
+from common.formatting import first_line
+from deploy.export.model_wrapper import ExportProblem, export_program
 
 OPSET = 20
 OPSET_BF16 = 22  # the first whose convolution takes bf16

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 from artifacts.checkpoint import is_checkpoint, load_checkpoint, weights_sha256
 from artifacts.metadata import ModelMetadata
 from artifacts.sample_sources import SamplesError
+from common.formatting import first_line
 from configs.schema import Config
 from data_loader.samples import ListError
 from deploy.backends.loading import load_torch
 from deploy.export.console import PROGRAM, progress, tell
 from deploy.export.formats import FILES
-from deploy.export.model_wrapper import exact_float32, first_line
+from deploy.export.model_wrapper import exact_float32
 from deploy.export.parity import Reference
 from deploy.export.report import MISSING, REFUSED, UNPROVED, WRITTEN, Outcome
 from deploy.export.sample_images import SampleImages, find_calibration, find_images, has_no_memory

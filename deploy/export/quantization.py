@@ -12,7 +12,8 @@ import numpy as np
 
 from artifacts.formats import METADATA_KEY
 from artifacts.metadata import PRODUCER, ModelMetadata
-from deploy.export.model_wrapper import ExportProblem, first_line
+from common.formatting import first_line
+from deploy.export.model_wrapper import ExportProblem
 from deploy.export.onnx_writer import scopes_of, write_digest
 
 CALIBRATION_BATCH = 10

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from artifacts.metadata import ModelMetadata
+from common.formatting import first_line
 from deploy.backends.devices import choose_runtime
 from deploy.backends.loading import load_backend
 from deploy.export import layer_diff
-from deploy.export.model_wrapper import exact_float32, first_line
+from deploy.export.model_wrapper import exact_float32
 from deploy.export.parity import TOLERANCES, Measured, Reference, measure
 from deploy.export.sample_images import net_input
 from deploy.export.writers import FLOAT_ONNX, Source

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ from PIL import Image
 from artifacts.metadata import ModelMetadata
 from common.atomic_io import whole, writing
 from common.errors import UserError
+from common.formatting import did_you_mean
 from data_loader.preprocess import ImageError, as_array, decode
 from deploy.backends.base import HeatMap, HeatMapper
 from deploy.inference.image_writers import JPEG_QUALITY, folder_names
@@ -77,15 +77,10 @@ def label_of(class_name: str, metadata: ModelMetadata) -> int:
     names = metadata.class_names
     if class_name in names:
         return names.index(class_name)
-    lowered = {name.lower(): name for name in reversed(names)}
-    near = [lowered[name] for name in difflib.get_close_matches(class_name.lower(), lowered, n=3)]
-    if near:
-        quoted = ", ".join(f'"{name}"' for name in near)
-        hint = f"did you mean {quoted}?"
-    else:
-        more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
-        hint = f"it knows {', '.join(names[:SHOWN_CLASSES])}{more}"
-    raise HeatMapError(f'--heatmap_class: the net knows no class "{class_name}"; {hint}')
+    more = f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""
+    known = f"; it knows {', '.join(names[:SHOWN_CLASSES])}{more}"
+    hint = did_you_mean(class_name, names, ignore_case=True, count=3) or known
+    raise HeatMapError(f'--heatmap_class: the net knows no class "{class_name}"{hint}')
 
 
 def refuse_without_gradients(weights: Path, title: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import re
 import socket
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.formatting import nearest_names
 from common.paths import ROOT
 from configs.schema import Config, ConfigError, process_config
 from platforms.tianji.files import MODULES, SIMSIAM, PlatformError
@@ -58,7 +58,7 @@ def read_annotation(text: str) -> Settings:
             raise PlatformError(f"--annotation_data is no Python or JSON literal such as {form}: {error}") from error
     if not isinstance(data, dict):
         raise PlatformError(f"--annotation_data must be an object {{...}}, got a {type(data).__name__}")
-    near = difflib.get_close_matches(SETTINGS, [key for key in map(str, data) if key != SETTINGS], n=1)
+    near = nearest_names(SETTINGS, [key for key in map(str, data) if key != SETTINGS])
     if near and SETTINGS not in data:
         raise PlatformError(f'--annotation_data: unknown key "{near[0]}"; did you mean "{SETTINGS}"?')
     settings = data.get(SETTINGS, {})

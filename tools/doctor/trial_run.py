@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from common.formatting import size_text
+from common.formatting import first_line, size_text
 from configs.schema import Config
 from data_loader.cache import Fitting
 from data_loader.cache_builder import free_memory
@@ -36,8 +36,7 @@ def measure(config: Config, train: SampleList, val: SampleList, bad_train: set[i
     except (ValueError, RuntimeError) as error:
         if "can't allocate memory" in str(error):  # torch's word on the CPU
             return {"error": too_small, "out_of_memory": True}
-        text = (str(error) or type(error).__name__).splitlines()[0]
-        return {"error": text, "traceback": traceback.format_exc()}
+        return {"error": first_line(error), "traceback": traceback.format_exc()}
 
 
 class TrialTrainer(Trainer):
