@@ -1,4 +1,4 @@
-"""Odd images, and what training, inference, doctor and service each do with them: the table of docs/image-formats.md."""
+"""Odd images, and what training, inference, doctor and service each do with them (docs/image-formats.md)."""
 
 from __future__ import annotations
 
