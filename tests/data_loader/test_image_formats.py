@@ -115,15 +115,15 @@ def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
         "a name with a line break, an emoji, Chinese": {
             name: make.bytes_of("PNG") for name in ("line\nbreak.png", "🐈\u200d⬛.png", "猫 的图.png", 'a"b,c.png')
         },
-        "a folder called x.jpg": {"x.jpg/inside.png": make.bytes_of("PNG")},
+        "a folder named x.jpg": {"x.jpg/inside.png": make.bytes_of("PNG")},
         "JPEG cut short, PNG cut short": {
             "cut.jpg": make.bytes_of("JPEG")[:-300],
             "cut.png": make.bytes_of("PNG")[:-300],
             "head.jpg": make.bytes_of("JPEG")[:30],
         },
         "an empty file": {"empty.jpg": b"", "empty.png": b""},
-        "text called .jpg": {"text.jpg": b"not an image\n"},
-        "a header that promises 60,000 x 60,000": {"bomb.png": png_header(60_000, 60_000)},
+        "text named .jpg": {"text.jpg": b"not an image\n"},
+        "a header that declares 60,000 x 60,000": {"bomb.png": png_header(60_000, 60_000)},
         "a link to nothing, links in a circle": {"nowhere.jpg": b"", "circle1.jpg": b"", "circle2.jpg": b""},
         "no permission": {"locked.jpg": make.bytes_of("JPEG")},
     }
@@ -223,7 +223,7 @@ def check_reasons(odd: Corpus, reasons: dict[str, str], column: str, word: str) 
     assert set(reasons) == odd.by(column, word)
     for row, files in odd.rows.items():
         for name in files.keys() & reasons.keys():
-            assert reasons[name].startswith(table()[row]["what becomes of it"]), (name, reasons[name])
+            assert reasons[name].startswith(table()[row]["handling"]), (name, reasons[name])
 
 
 def test_the_table_has_a_row_for_each_image(odd: Corpus) -> None:
@@ -264,9 +264,9 @@ def test_inference(odd: Corpus, trained: Path, capsys: pytest.CaptureFixture[str
     names = names_below(odd.odd, (answer["file"] for answer in answers))
     reasons = {name: answer["error"] for name, answer in zip(names, answers, strict=True) if answer.get("error")}
     check_reasons(odd, reasons, "`inference.py`", "error")
-    assert set(names) - set(reasons) == odd.by("`inference.py`", "answered")
+    assert set(names) - set(reasons) == odd.by("`inference.py`", "classified")
     copies = [path for path in (odd.root / "copies").rglob("*") if path.is_file()]
-    assert len(copies) == len(odd.by("`inference.py`", "answered"))
+    assert len(copies) == len(odd.by("`inference.py`", "classified"))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(answers) + 1  # a line break in a name makes no line of its own
 
@@ -301,4 +301,4 @@ def test_service(odd: Corpus, served: Served) -> None:
                 continue
             assert str(status) == cells["service"], (name, answer)
             if status != 200:
-                assert answer["msg"].startswith(f"content: {cells['what becomes of it']}"), (name, answer)
+                assert answer["msg"].startswith(f"content: {cells['handling']}"), (name, answer)
