@@ -1,16 +1,17 @@
-# make demo: train and classify on real scans; make test: the tests; make test-all: with the slow ones; make check: style and
-# types; make bench: against peers; make soak: the service under load; make fuzz: mutated input; make lock: requirements.lock.
+# make demo: train and classify on real scans; make test: the tests; make test-all: with the slow ones; make check: ruff and
+# mypy; make format: ruff's fixes and formatting; make bench: benchmarks beside peers; make soak: the service under load;
+# make fuzz: mutated input; make lock: write requirements.lock.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check setup format bench soak
+.PHONY: demo test test-all fuzz check setup format bench soak lock
 
 demo: setup
 	$(BIN)/python -m tools.make_digits
 	$(BIN)/python train.py
 	$(BIN)/python inference.py --quiet
 	@echo
-	@echo "pictures   data_example/images, sorted into classes in data_example/result"
+	@echo "images     data_example/images, sorted into classes in data_example/result"
 	@echo "report     logs/weights/report.html"
 	@echo "curves     $(BIN)/tensorboard --logdir logs"
 
@@ -54,7 +55,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Of the packages that requirements.txt asks for and all that they ask for, on Linux x86_64 with Python 3.11.
+# The packages of requirements.txt and all their dependencies, for Linux x86_64 with Python 3.11.
 UV := uv==0.13.9
 lock: setup
 	test -x .venv/lock/bin/uv || $(BIN)/python -m venv .venv/lock
