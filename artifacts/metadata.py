@@ -22,7 +22,7 @@ PRODUCER = "classic-trainer"
 INPUTS = ("float32 NCHW", "uint8 NHWC RGB", "uint8 NHWC BGR")  # a grey net's one channel is RGB and BGR alike
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 LARGEST = 1e9  # of a mean and a std, with room before what float32 cannot hold
-OUTPUTS = ("logits", "features")  # (N, K), whose softmax gives the scores; (N, D) of a net without classes of its own
+IDENTIFIER = "[a-z][a-z0-9_]*"  # of a task and of an output
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class ModelMetadata:
     batch_profile: tuple[int, int, int] = (1, 8, 64)  # min, best, max
     input: str = "float32 NCHW"  # one of INPUTS; uint8 where Preprocess's mean and std are in the graph
     precision: str = "fp32"  # one of PRECISIONS
-    output: str = "logits"  # one of OUTPUTS, float32
+    task: str = "classification"  # what the net was trained for, as `trainers.tasks.TASKS` names it
+    output: str = "logits"  # what the net returns, float32; see `artifacts.outputs`
     temperature: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     calibration: Calibration | None = None  # with it the thresholds `accept` and `conformal` decide
@@ -44,7 +45,7 @@ class ModelMetadata:
 
     @property
     def num_classes(self) -> int:
-        """Number of outputs K."""
+        """Number of classes K; 0 for a task without classes."""
         return len(self.class_names)
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class ModelMetadata:
             "batch_profile": list(self.batch_profile),
             "input": self.input,
             "precision": self.precision,
+            "task": self.task,
             "output": self.output,
             "temperature": self.temperature,
             "thresholds": self.thresholds,
@@ -84,6 +86,7 @@ class ModelMetadata:
                 batch_profile=_listed(values, "batch_profile"),
                 input=values.get("input", "float32 NCHW"),  # not in older files
                 precision=values.get("precision", "fp32"),
+                task=values.get("task", "classification"),  # not in older files
                 output=values["output"],
                 temperature=values["temperature"],
                 thresholds=values["thresholds"],
@@ -102,7 +105,7 @@ class ModelMetadata:
         """Raise ValueError where a value is one that `to_dict` never writes."""
         names, thresholds, sha256 = self.class_names, self.thresholds, self.weights_sha256
         right = {
-            "class_names": len(names) > 1 and all(map(_is_text, names)) and len(set(names)) == len(names),
+            "class_names": self._has_classes() and all(map(_is_text, names)) and len(set(names)) == len(names),
             "channels": type(self.preprocess.channels) is int,
             "mean": all(abs(value) <= LARGEST for value in self.preprocess.mean),
             "std": all(1 / LARGEST <= value <= LARGEST for value in self.preprocess.std),
@@ -110,7 +113,8 @@ class ModelMetadata:
             "batch_profile": _is_profile(self.batch_profile),
             "input": self.input in INPUTS,
             "precision": self.precision in PRECISIONS,
-            "output": self.output in OUTPUTS,
+            "task": _is_identifier(self.task),
+            "output": _is_identifier(self.output),
             "temperature": self.temperature is None or (_is_number(self.temperature) and 0 < self.temperature < 1e6),
             "thresholds": isinstance(thresholds, dict) and all(map(_is_number, thresholds.values())),
             "calibration": self.calibration is None or self._has_thresholds(),
@@ -121,6 +125,10 @@ class ModelMetadata:
         wrong = [f"{name} cannot be {reprlib.repr(values[name])}" for name, fits in right.items() if not fits]
         if wrong:
             raise ValueError(f"the metadata is damaged: {', '.join(wrong)}")
+
+    def _has_classes(self) -> bool:
+        """Return whether there are as many classes as the output needs: two for logits, else any number."""
+        return len(self.class_names) > 1 or self.output != "logits"
 
     def _has_thresholds(self) -> bool:
         is_there = isinstance(self.thresholds, dict) and {ACCEPT, CONFORMAL} <= set(self.thresholds)
@@ -136,6 +144,10 @@ def _listed(values: dict[str, Any], key: str) -> tuple[Any, ...]:
     if not isinstance(values[key], (list, tuple)):
         raise TypeError(f"{key} cannot be {reprlib.repr(values[key])}")
     return tuple(values[key])
+
+
+def _is_identifier(value: object) -> bool:
+    return isinstance(value, str) and bool(re.fullmatch(IDENTIFIER, value))
 
 
 def _is_text(value: object) -> bool:

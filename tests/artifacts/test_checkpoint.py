@@ -188,7 +188,7 @@ def test_a_newer_format_is_refused(saved: Path) -> None:
 
 def test_newer_metadata_are_refused(saved: Path) -> None:
     metadata = torch.load(saved, weights_only=True)["facts"]
-    rewrite(saved, metadata=metadata | {"facts_version": 9})
+    rewrite(saved, facts=metadata | {"facts_version": 9})
     with pytest.raises(CheckpointError, match="the metadata is of version 9, this program reads version 1"):
         load_checkpoint(saved)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from artifacts.formats import artifact_kind, engine_metadata_file
 from artifacts.metadata import ModelMetadata
 from artifacts.metadata_reader import read_metadata
 from artifacts.onnx_file import read_onnx
+from artifacts.outputs import output_shape
 from tests.helpers.exported import WRITERS, TinyNet, build_metadata, example_of, write_engine_metadata
 
 METADATA = build_metadata(temperature=1.5, thresholds={"cautious": 0.75}, batch_profile=(1, 4, 16), precision="int8")
@@ -133,7 +135,9 @@ def preprocess(**changes: Any) -> dict[str, Any]:
     return {"preprocess": METADATA.preprocess.to_dict() | changes}
 
 
-@pytest.mark.parametrize("key", sorted(METADATA.to_dict().keys() - {"producer", "input", "precision", "facts_version"}))
+@pytest.mark.parametrize(
+    "key", sorted(METADATA.to_dict().keys() - {"producer", "input", "precision", "facts_version", "task"})
+)
 def test_metadata_that_miss_a_part(key: str) -> None:
     values = METADATA.to_dict()
     del values[key]
@@ -179,7 +183,9 @@ def test_metadata_of_weights_without_a_digest() -> None:
         ({"net": None}, "the metadata is damaged: net"),
         ({"net": {"module": "m", "name": 1, "args": {}}}, "the metadata is damaged: net"),
         ({"input": "float64"}, "the metadata is damaged: input cannot be 'float64'"),
-        ({"precision": "int4", "output": "scores"}, "the metadata is damaged: precision .* 'int4', output .* 'scores'"),
+        ({"precision": "int4", "output": "a b"}, "the metadata is damaged: precision .* 'int4', output .* 'a b'"),
+        ({"task": "Segmentation"}, "the metadata is damaged: task cannot be 'Segmentation'"),
+        ({"class_names": []}, r"the metadata is damaged: class_names cannot be \(\)"),
         ({"weights_sha256": "abc"}, "the metadata is damaged: weights_sha256 cannot be 'abc'"),
         ({"weights_sha256": "A" * 64}, "the metadata is damaged: weights_sha256"),
         ({"versions": None}, "the metadata is damaged: versions"),
@@ -190,6 +196,15 @@ def test_metadata_that_cannot_be_used(change: dict[str, Any], text: str, tmp_pat
     path.write_text(json.dumps({"facts": METADATA.to_dict() | change}), encoding="utf-8")
     with pytest.raises(ArtifactError, match=f"model.json: in this network description {text}"):
         read_metadata(path)
+
+
+def test_a_task_without_classes() -> None:
+    """Its output may have any name and any shape; older files, which name no task, are of classification."""
+    metadata = replace(METADATA, class_names=(), task="regression", output="value")
+    assert ModelMetadata.from_dict(metadata.to_dict()) == metadata
+    assert output_shape(metadata) is None and output_shape(METADATA) == (None, METADATA.num_classes)
+    older = {key: value for key, value in METADATA.to_dict().items() if key != "task"}
+    assert ModelMetadata.from_dict(older) == METADATA and METADATA.task == "classification"
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"facts": 1}', "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")])

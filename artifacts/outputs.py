@@ -1,0 +1,20 @@
+"""What the outputs of a net are, by the names that its metadata gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from artifacts.metadata import ModelMetadata
+
+Shape = tuple[int | None, ...]  # None: any size; the first is the batch
+
+OUTPUT_SHAPES: dict[str, Callable[[ModelMetadata], Shape]] = {
+    "logits": lambda metadata: (None, metadata.num_classes),  # (N, K); their softmax gives the scores
+    "features": lambda metadata: (None, None),  # (N, D)
+}
+
+
+def output_shape(metadata: ModelMetadata) -> Shape | None:
+    """Return the shape that a net's output must have; None for an output of any shape (N, ...)."""
+    shape = OUTPUT_SHAPES.get(metadata.output)
+    return shape(metadata) if shape else None
