@@ -1,11 +1,10 @@
-"""Runtimes: nets in memory, whatever runs them, behind one call from a batch of images to logits."""
+"""Backends: loaded nets on any runtime behind one call from a batch of images to outputs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,8 +15,6 @@ from visualization.heatmap_overlay import Marks
 if TYPE_CHECKING:
     import torch
 
-    from artifacts.metadata import ModelMetadata
-
 RUNTIMES = ("auto", "onnxruntime", "openvino")  # what may run an ONNX file
 PRECISIONS = ("auto", "fp32", "bf16")  # what a checkpoint, or an ONNX file on OpenVINO, may be computed in
 PRECISION_HELP = (
@@ -25,67 +22,45 @@ PRECISION_HELP = (
     "where the hardware multiplies it, and its scores are a little off"
 )
 
-Sizes = tuple[int | None, ...]  # of a declared tensor; None: free; empty: not declared
 NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate|failed to allocate|bad_alloc", re.IGNORECASE)
 
 
 class BackendError(UserError):
-    """A backend that cannot be loaded or run; the message is one sentence for the user."""
+    """A net that cannot be loaded or run; the message is one sentence for the user."""
 
 
 class Backend(Protocol):
-    """A net: float32 (N, C, H, W), or uint8 (N, H, W, C), as its metadata says -> logits float32 (N, K)."""
+    """A net: float32 (N, C, H, W), or uint8 (N, H, W, C), by its metadata's `input` -> float32 (N, ...)."""
 
     name: str
     device: str
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Give the logits of a batch. Raises BackendError."""
-
-
-def check_declared(path: Path, metadata: ModelMetadata, declared: Sequence[Sizes]) -> None:
-    """Check the sizes that a file declares, of its input and its output, against its metadata. Raises BackendError."""
-    shape = metadata.preprocess
-    pixels = (shape.height, shape.width)
-    image = (shape.channels, *pixels) if metadata.input == "float32 NCHW" else (*pixels, shape.channels)
-    outputs = metadata.num_classes if metadata.output == "logits" else None
-    expected = {f"takes images ({metadata.input})": (None, *image), f"gives {metadata.output}": (None, outputs)}
-    if len(declared) != len(expected):
-        raise BackendError(f"{path}: its net must take one input and give one output")
-    for (what, wanted), sizes in zip(expected.items(), declared, strict=True):
-        pairs = zip(sizes, wanted, strict=False)
-        if sizes and (len(sizes) != len(wanted) or any(None not in pair and pair[0] != pair[1] for pair in pairs)):
-            own, told = (", ".join("N" if size is None else str(size) for size in part) for part in (sizes, wanted))
-            raise BackendError(f"{path}: its net {what} ({own}), its metadata says ({told}): they are not of one net")
-
-
-def sizes_of(shape: Iterable[object]) -> Sizes:
-    """Give the sizes of a declared shape: what is no number from 0 is free."""
-    return tuple(size if isinstance(size, int) and size >= 0 else None for size in shape)
+        """Return the net's outputs for a batch, such as logits (N, K). Raises BackendError."""
 
 
 def within_profile(
     net: Callable[[torch.Tensor], torch.Tensor], least: int, most: int
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Let a net that takes `least` to `most` images at once take any number: by parts, a small one padded.
+    """Return a function that runs a net for `least` to `most` images on any number: in parts, a small one padded.
 
-    The net may write each answer into the same memory.
+    The net may write each output into the same memory.
     """
 
     def run(images: torch.Tensor) -> torch.Tensor:
         import torch
 
-        logits = []
+        outputs = []
         for part in images.split(most):
             padding = part[-1:].expand(max(least - len(part), 0), *part.shape[1:])
-            logits.append(net(torch.cat([part, padding]))[: len(part)].clone())
-        return torch.cat(logits)
+            outputs.append(net(torch.cat([part, padding]))[: len(part)].clone())
+        return torch.cat(outputs)
 
     return run
 
 
 def failure(backend: Backend, count: int, error: BaseException) -> BackendError:
-    """Say in a sentence why a batch of `count` images failed."""
+    """Return the error that states why a batch of `count` images failed."""
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or NO_MEMORY.search(str(error)):
         batch = "a single image" if count == 1 else f"{count} images at once; lower --batch_size"
         return BackendError(f"{backend.device} has too little memory for {batch}")
@@ -93,7 +68,7 @@ def failure(backend: Backend, count: int, error: BaseException) -> BackendError:
 
 
 def reason(error: BaseException) -> str:
-    """Give the line of an error's text that says what was wrong, without the runtime's own places and codes."""
+    """Return the line of an error's text that names the cause, without the runtime's own source places and codes."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
     text = text.rpartition("\nRuntimeError: ")[2]  # TorchScript's own traceback stands before it
     text = text.rpartition("\nSummary:\n")[2]  # of what OpenVINO could not convert

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def choose_runtime(name: str, device: str) -> str:
-    """Give what runs an ONNX file where `name` is auto; any other name stands.
+    """Return the runtime for an ONNX file: the named one, or the best of those installed where `name` is auto.
 
     The rule: onnxruntime where a GPU is asked for, or where its CUDA provider is installed and the device is auto;
-    else OpenVINO where it is installed; else onnxruntime.
+    else OpenVINO where it is installed; else onnxruntime. Raises BackendError.
     """
     if name not in RUNTIMES:
         raise BackendError(f'runtime must be {", ".join(RUNTIMES)}, got "{name}"')
@@ -29,7 +29,7 @@ def choose_runtime(name: str, device: str) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """Give the torch device that auto, cpu, cuda or cuda:N names. Raises BackendError where it is not there."""
+    """Return the torch device that auto, cpu, cuda or cuda:N names. Raises BackendError where it is missing."""
     import torch
 
     kind, index = parse_device(name)
@@ -46,15 +46,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def parse_device(name: str) -> tuple[str, int | None]:
-    """Give auto, cpu or cuda, and N of cuda:N. Raises BackendError for any other name."""
+    """Return auto, cpu or cuda, and N of cuda:N. Raises BackendError for any other name."""
     kind, _, index = name.partition(":")
     if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
         raise BackendError(f'device must be auto, cpu, cuda or cuda:N, got "{name}"')
     return kind, int(index) if index else None
 
 
-def _provider(device: str, available: list[str], version: str) -> tuple[tuple[str, dict[str, str]], str]:
-    """Give onnxruntime's provider with its options, and the device's name. Raises BackendError."""
+def choose_provider(device: str, available: list[str], version: str) -> tuple[tuple[str, dict[str, str]], str]:
+    """Return onnxruntime's provider with its options, and the device's name. Raises BackendError."""
     kind, index = parse_device(device)
     if kind == "cpu" or (kind == "auto" and not _has_cuda_provider()):
         return ("CPUExecutionProvider", {}), "cpu"
@@ -65,13 +65,13 @@ def _provider(device: str, available: list[str], version: str) -> tuple[tuple[st
 
 
 def _has_cuda_provider() -> bool:
-    """Say whether onnxruntime can use CUDA, and there is a GPU for it."""
+    """Return whether onnxruntime can use CUDA, and there is a GPU for it."""
     if find_spec("onnxruntime") is None:
         return False
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return False
-    import torch  # only here: a CPU answers from an ONNX file without it
+    import torch  # only here: an ONNX file runs on a CPU without it
 
     return torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""Backends: a weights file becomes a call from a batch of images to logits, whatever made the file."""
+"""Loading a weights file of any format as a backend."""
 
 from __future__ import annotations
 
@@ -11,14 +11,8 @@ from artifacts.formats import TITLES, artifact_kind
 from artifacts.metadata import ModelMetadata, build_metadata, class_names_of
 from artifacts.metadata_reader import read_metadata
 from configs.schema import Config
-from deploy.backends.base import (
-    PRECISIONS,
-    Backend,
-    BackendError,
-    check_declared,
-    sizes_of,
-    within_profile,
-)
+from deploy.backends.base import PRECISIONS, Backend, BackendError, within_profile
+from deploy.backends.declared_sizes import check_declared, sizes_of
 from deploy.backends.devices import choose_device, choose_runtime, parse_device
 from deploy.backends.onnx_backends import OnnxRuntimeBackend, OpenVinoBackend
 from deploy.backends.torch_backend import CheckpointBackend, TorchBackend
@@ -36,7 +30,7 @@ def load_backend(
     runtime: str = "auto",
     precision: str = "auto",
 ) -> tuple[Backend, ModelMetadata]:
-    """Load what the file is, by its ending or what is in it, with its metadata.
+    """Load a file by its ending or its content, with its metadata.
 
     `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. `config` describes weights that carry no metadata.
     `runtime` is what runs an ONNX file, auto: see `choose_runtime`. `precision` fp32 or bf16 is what a checkpoint, or
@@ -62,7 +56,7 @@ def load_backend(
 def load_torch(
     path: Path, device: str, config: Config | None, precision: str = "auto"
 ) -> tuple[CheckpointBackend, ModelMetadata]:
-    """Load a checkpoint, or bare weights with the config that describes them; in bf16 as training and validation are.
+    """Load a checkpoint, or bare weights with the config that describes them; bf16 is computed as in validation.
 
     Raises BackendError, CheckpointError, NetError, ListError.
     """
@@ -81,7 +75,7 @@ def load_torch(
     else:
         raise CheckpointError(f"{path}: bare weights do not say which net they are of; name their config with --config")
     net = _net_of(path, metadata, weights).eval().to(target).to(memory_format=torch.channels_last)
-    if not metadata.weights_sha256:  # bare weights: the config does not say what the net gives
+    if not metadata.weights_sha256:  # bare weights: the config does not name the net's output
         metadata = replace(metadata, output=getattr(net, "output", "logits"))
     return CheckpointBackend(net, target, is_bf16=precision == "bf16"), metadata
 
@@ -102,7 +96,7 @@ def load_jit(path: Path, device: str, metadata: ModelMetadata) -> Backend:
 
 
 def load_pt2(path: Path, device: str, metadata: ModelMetadata) -> Backend:
-    """Load what torch.export.save wrote. Raises BackendError."""
+    """Load a torch.export file. Raises BackendError."""
     from torch.export.passes import move_to_device_pass
 
     from deploy.backends.safe_torch_export import read_program
@@ -135,7 +129,7 @@ def load_engine(path: Path, device: str, metadata: ModelMetadata) -> Backend:
     if target.type != "cuda":
         raise BackendError(f"{path}: a TensorRT engine runs on a CUDA GPU, not on {target}; use another of the formats")
     runner = EngineRunner(path, target)
-    check_declared(path, metadata, [sizes_of(runner.shape), ()])  # the runner does not tell its output's
+    check_declared(path, metadata, [sizes_of(runner.shape), None])  # the runner does not declare its output's
     return TorchBackend(within_profile(runner, runner.min_batch, runner.max_batch), target, "engine")
 
 

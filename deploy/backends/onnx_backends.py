@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from deploy.backends.base import BackendError, Sizes, failure, reason, sizes_of
-from deploy.backends.devices import _provider
+from artifacts.outputs import Shape
+from deploy.backends.base import BackendError, failure, reason
+from deploy.backends.declared_sizes import sizes_of
+from deploy.backends.devices import choose_provider
 
 OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
 
@@ -23,35 +25,37 @@ class OnnxRuntimeBackend:
     def __init__(self, path: Path, device: str = "auto") -> None:
         import onnxruntime
 
-        provider, self.device = _provider(device, onnxruntime.get_available_providers(), onnxruntime.__version__)
+        available, version = onnxruntime.get_available_providers(), onnxruntime.__version__
+        provider, self.device = choose_provider(device, available, version)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors alone; each is raised as well
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
         except Exception as error:  # onnxruntime's errors have no base class of their own
             raise BackendError(f"{path}: onnxruntime cannot load it: {reason(error)}") from error
-        if self.device != "cpu" and self._session.get_providers()[0] != provider[0]:  # it falls back without a word
+        if self.device != "cpu" and self._session.get_providers()[0] != provider[0]:  # it falls back silently
             raise BackendError(f"onnxruntime cannot use {self.device}: CUDA libraries are missing; use --device cpu")
-        given, made = self._session.get_inputs(), self._session.get_outputs()
-        self.declared = [sizes_of(value.shape) for value in (*given, *made[:1])]
-        self._input = given[0].name if given else ""
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        # An unknown rank is an empty shape to onnxruntime.
+        self.declared = [sizes_of(value.shape) or None for value in (*inputs, *outputs[:1])]
+        self._input = inputs[0].name if inputs else ""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Give the logits, float32 (N, K), of a batch. Raises BackendError."""
+        """Return the outputs, float32 (N, ...), for a batch. Raises BackendError."""
         try:
-            logits = self._session.run(None, {self._input: images})[0]
+            outputs = self._session.run(None, {self._input: images})[0]
         except Exception as error:  # onnxruntime's errors have no base class of their own
             raise failure(self, len(images), error) from error
-        return np.asarray(logits, np.float32)
+        return np.asarray(outputs, np.float32)
 
 
 class OpenVinoBackend:
     """An ONNX file on OpenVINO's CPU plugin.
 
-    `precision` fp32 or bf16 is what floating point is computed in: left to itself, OpenVINO takes bf16 for a float32
-    net wherever the CPU has it. What an int8 file has quantized (`is_int8`) runs in int8 either way, and only in
-    programs for one batch size each, powers of two that batches are filled up to: what OpenVINO 2026.4 compiles for any
-    size answered wrongly for a swin_t (docs/deployment.md).
+    `precision` fp32 or bf16 is what floating point is computed in: by default OpenVINO takes bf16 for a float32 net
+    wherever the CPU has it. What an int8 file has quantized (`is_int8`) runs in int8 either way, and only in programs
+    for one batch size each, powers of two that batches are padded to: what OpenVINO 2026.4 compiles for any size gave
+    wrong logits for a swin_t (docs/deployment.md).
     """
 
     name, device = "openvino", "cpu"
@@ -71,15 +75,15 @@ class OpenVinoBackend:
         self._last_size = 0
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Give the logits, float32 (N, K), of a batch. Raises BackendError."""
+        """Return the outputs, float32 (N, ...), for a batch. Raises BackendError."""
         try:
-            logits = self._one_size(images) if self._any_size is None else self._compiled_for(images)(images)[0]
+            outputs = self._one_size(images) if self._any_size is None else self._compiled_for(images)(images)[0]
         except (RuntimeError, MemoryError) as error:
             raise failure(self, len(images), error) from error
-        return np.asarray(logits, np.float32)
+        return np.asarray(outputs, np.float32)
 
     def _compiled_for(self, images: np.ndarray) -> Any:
-        """Compile the first batch size that comes twice running for itself: it runs faster than what takes any size."""
+        """Return the program for a batch: the first size that comes twice in a row gets its own, which is faster."""
         size = len(images)
         if not self._of_size and size == self._last_size:
             self._of_size[size] = self._program(images.shape)
@@ -87,7 +91,7 @@ class OpenVinoBackend:
         return self._of_size.get(size, self._any_size)
 
     def _one_size(self, images: np.ndarray) -> Any:
-        """Answer from the program of the next power of two, compiled when it is first wanted."""
+        """Return the outputs from the program for the next power of two, compiled at its first use."""
         count = len(images)
         size = 1 << (count - 1).bit_length()
         filled = images if size == count else np.concatenate([images, np.repeat(images[:1], size - count, axis=0)])
@@ -103,16 +107,16 @@ class OpenVinoBackend:
 
 @functools.cache
 def openvino_core() -> Any:
-    """Give the one openvino.Core of this process, which lives as long as it.
+    """Return this process's only openvino.Core, which is never freed.
 
-    OpenVINO 2026.4 gives the thread that first compiles with a core a stack for its signal handlers, and frees it with
-    the core, though another core may have taken it for the one to go back to: the next signal then ends the process.
+    OpenVINO 2026.4 installs a stack for signal handlers in the thread that first compiles with a core, and frees it
+    with the core, though another core may have saved it as the one to restore: the next signal then ends the process.
     """
     import openvino
 
     return openvino.Core()
 
 
-def _partial_sizes(value: Any) -> Sizes:
+def _partial_sizes(value: Any) -> Shape | None:
     shape = value.get_partial_shape()
-    return sizes_of(size.get_length() if size.is_static else -1 for size in shape) if shape.rank.is_static else ()
+    return sizes_of(size.get_length() if size.is_static else -1 for size in shape) if shape.rank.is_static else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.backends.base import BackendError, reason
-from deploy.backends.torch_archive import rewritten
+from deploy.backends.torch_archive import rewrite_archive
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -39,29 +39,29 @@ EXPRESSION = re.compile(  # torch hands it to sympy, which evaluates it
 
 
 def read_program(path: Path) -> ExportedProgram:
-    """Read what torch.export.save wrote. Raises BackendError where it is damaged, or holds more than plain tensors."""
+    """Read a file of torch.export.save. Raises BackendError where it is damaged, or has more than plain tensors."""
     import torch
     from torch.export.pt2_archive import PT2ArchiveReader
 
     try:
-        copy = rewritten(path)
+        copy = rewrite_archive(path)
         with PT2ArchiveReader(copy) as archive:
             problem = next(_find_risks(archive), "")
         if not problem:
             copy.seek(0)
             program = torch.export.load(copy)
-            given = len(program.graph_signature.user_outputs)
+            num_outputs = len(program.graph_signature.user_outputs)
     except Exception as error:  # on a damaged file torch raises anything
         raise BackendError(f"{path}: it is damaged, or no torch.export file: {reason(error)}") from error
     if problem:
-        raise BackendError(f"{path}: it holds more than a net of plain tensors, and was not loaded: {problem}")
-    if given != 1:
-        raise BackendError(f"{path}: it must give one tensor for a batch, and gives {given}")
+        raise BackendError(f"{path}: it has more than a net of plain tensors, and was not loaded: {problem}")
+    if num_outputs != 1:
+        raise BackendError(f"{path}: it must return one tensor for a batch, and returns {num_outputs}")
     return program
 
 
 def _find_risks(archive: PT2ArchiveReader) -> Iterator[str]:
-    """Say what in an archive torch would run: pickles, compiled code, functions by name, expressions as text."""
+    """Yield what torch would run of an archive: pickles, compiled code, functions by name, expressions as text."""
     import torch
 
     for name in archive.get_file_names():
@@ -86,7 +86,7 @@ def _find_risks(archive: PT2ArchiveReader) -> Iterator[str]:
 
 
 def _is_plain_spec(text: str) -> bool:
-    """Say whether a structure of arguments is one of tuples, lists, and dictionaries with plain keys.
+    """Return whether a structure of arguments is one of tuples, lists, and dictionaries with plain keys.
 
     Those of other types, and keys that are members of an enum, make torch import modules by name.
     """
@@ -101,7 +101,7 @@ def _is_plain_spec(text: str) -> bool:
 
 
 def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Give every text of a JSON value with the key that it, or the list it is in, stands under."""
+    """Yield every text of a JSON value with the key of it, or of the list that it is in."""
     if isinstance(values, str):
         yield key, values
     elif isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""TorchScript, which is a program: loaded only where loading runs none of it, and run only where it computes alone."""
+"""TorchScript, which is a program: loaded only if loading runs no code, and run only if it has no side effects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from deploy.backends.base import BackendError, reason
-from deploy.backends.torch_archive import rewritten
+from deploy.backends.torch_archive import rewrite_archive
 
 if TYPE_CHECKING:
     import torch
@@ -19,9 +19,9 @@ RUNS_AT_LOADING = {
     re.compile(rb"__setstate__"): "code that runs when it is loaded (__setstate__)",
     re.compile(rb"torch\W+classes"): "an object of C++ (torch.classes)",
 }
-NAMESPACES = {"aten", "prim", "torchvision"}  # of what nets compute with; others speak to networks, files, profilers
-DEEDS = {"aten::save", "aten::from_file"}  # the operators of those namespaces that touch files
-UNKNOWN = {  # what inlining has not resolved, and what calls methods that no operator names, can be anything
+NAMESPACES = {"aten", "prim", "torchvision"}  # of what nets compute with; others use networks, files, profilers
+SIDE_EFFECTS = {"aten::save", "aten::from_file"}  # the operators of those namespaces that use files
+UNKNOWN = {  # calls that inlining has not resolved, and of methods that no operator names: they may run anything
     "prim::CallMethod",
     "prim::CallFunction",
     "prim::PythonOp",
@@ -34,56 +34,56 @@ REMOTE = "prim::rpc_"
 
 
 def read_script(path: Path, device: torch.device) -> torch.jit.ScriptModule:
-    """Read what torch.jit.save wrote, in evaluation mode.
+    """Read a file of torch.jit.save, in evaluation mode.
 
     Raises BackendError where it is damaged, or does more than compute.
     """
     import torch
 
     try:
-        copy = rewritten(path)
+        copy = rewrite_archive(path)
         problem = next(_runs_at_loading(copy), "")
         if not problem:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "`torch.jit.load` is")  # deprecated; what is deployed has to be read
                 copy.seek(0)
                 net = torch.jit.load(copy, map_location=device).eval()
-            hooks = any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+            has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
             modules = {module._c._type().qualified_name() for module in net.modules()}
-            problem = "a hook" if hooks else next(find_deeds(net.inlined_graph, modules), "")
-            given = [value.type() for value in net.inlined_graph.outputs()]
+            problem = "a hook" if has_hooks else next(find_side_effects(net.inlined_graph, modules), "")
+            outputs = [value.type() for value in net.inlined_graph.outputs()]
     except Exception as error:  # on a damaged file torch raises anything
         raise BackendError(f"{path}: it is damaged, or no TorchScript file: {reason(error)}") from error
     if problem:
-        raise BackendError(f"{path}: it does more than compute, and was not run: it holds {problem}")
-    if [value.kind() for value in given] != ["TensorType"]:
-        types = ", ".join(value.annotation_str for value in given)
-        raise BackendError(f"{path}: it must give one tensor for a batch, and gives {types}")
+        raise BackendError(f"{path}: it does more than compute, and was not run: it has {problem}")
+    if [value.kind() for value in outputs] != ["TensorType"]:
+        types = ", ".join(value.annotation_str for value in outputs)
+        raise BackendError(f"{path}: it must return one tensor for a batch, and returns {types}")
     return net
 
 
-def find_deeds(graph: Any, modules: Set[str] = frozenset()) -> Iterator[str]:
-    """Say which operators of a graph, of its blocks, or of the graphs that it forks, are no computation on tensors.
+def find_side_effects(graph: Any, modules: Set[str] = frozenset()) -> Iterator[str]:
+    """Yield the operators with side effects of a graph, of its blocks, and of the graphs that it forks.
 
-    Nor may there be objects but `modules` (names of types): their methods run where no operator calls them, in sorting
-    them for example.
+    Objects of other types than `modules` (names) are yielded too: their methods run where no operator calls them, for
+    example when they are sorted.
     """
     values = [*graph.inputs(), *(value for node in graph.nodes() for value in node.outputs())]
     yield from (what for value in values for what in _objects(value.type(), modules))
     for node in graph.nodes():
         kind: str = node.kind()
-        is_known = kind.partition("::")[0] in NAMESPACES and kind not in DEEDS | UNKNOWN
+        is_known = kind.partition("::")[0] in NAMESPACES and kind not in SIDE_EFFECTS | UNKNOWN
         if not is_known or kind.startswith(REMOTE):
             yield f'the operator "{kind}"'
         for block in node.blocks():
-            yield from find_deeds(block, modules)
+            yield from find_side_effects(block, modules)
         for name in node.attributeNames():
             if node.kindOf(name) == "g":
-                yield from find_deeds(node.g(name), modules)
+                yield from find_side_effects(node.g(name), modules)
 
 
 def _objects(kind: Any, modules: Set[str]) -> Iterator[str]:
-    """Say which objects a value of a type is or holds, but for a module by itself."""
+    """Yield the objects that a value of a type is or contains, but for a module by itself."""
     if kind.kind() in OBJECTS:
         if kind.annotation_str not in modules:
             yield f'an object of the type "{kind.annotation_str}"'
@@ -92,7 +92,7 @@ def _objects(kind: Any, modules: Set[str]) -> Iterator[str]:
 
 
 def _runs_at_loading(file: BinaryIO) -> Iterator[str]:
-    """Say what in an archive torch would run while it loads it, whatever the record that it is in is called."""
+    """Yield what torch would run of an archive while it loads it, in a record of any name."""
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
             content = archive.read(entry)

@@ -1,4 +1,4 @@
-"""Torch's archives, written anew: what was looked through is what torch reads."""
+"""Torch's archives, rewritten: torch reads exactly the records that were checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 MOST_UNPACKED_BYTES = 2**28  # of the records that are packed: torch packs code alone
 
 
-def rewritten(path: Path) -> io.BytesIO:
+def rewrite_archive(path: Path) -> io.BytesIO:
     """Copy the records that Python's reader finds in an archive into a new one, in memory.
 
     An archive may be made so that torch's reader finds other records in it; in the copy both find the same. Raises

@@ -12,13 +12,12 @@ from deploy.backends.base import HeatMap, HeatMapper, failure
 from visualization.heatmap_overlay import Marks
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import nn
 
 
 class TorchBackend:
-    """What takes a torch tensor and gives one: an eager net, TorchScript, torch.export's, an interpreter, an engine."""
+    """A function from tensor to tensor: an eager net, TorchScript, torch.export's, an interpreter, an engine."""
 
     def __init__(
         self,
@@ -32,7 +31,7 @@ class TorchBackend:
         self._net, self._device, self._channels_last = net, device, channels_last
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Give the logits, float32 (N, K), of a batch. Raises BackendError."""
+        """Return the outputs, float32 (N, ...), for a batch. Raises BackendError."""
         import torch
 
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
@@ -40,7 +39,7 @@ class TorchBackend:
             with torch.inference_mode():
                 batch = torch.from_numpy(images).to(self._device, memory_format=layout)
                 return self._net(batch).float().cpu().numpy()
-        except (RuntimeError, AssertionError, MemoryError, torch.jit.Error) as error:  # all that torch has for a device
+        except (RuntimeError, AssertionError, MemoryError, torch.jit.Error) as error:  # torch's errors on a device
             raise failure(self, len(images), error) from error
 
 
@@ -52,7 +51,7 @@ class CheckpointBackend(TorchBackend):
         self.net, self._target = net, device
 
     def heat_mapper(self, metadata: ModelMetadata) -> HeatMapper:
-        """Give what makes an image's heat maps; it raises BackendError. Raises NetError for a net that has none."""
+        """Return what makes an image's heat maps; it raises BackendError. Raises NetError for a net without them."""
         import torch
 
         from nets.support.saliency import heat_mapper
@@ -81,7 +80,7 @@ def _in_bf16(net: nn.Module, device: torch.device) -> Callable[[torch.Tensor], t
 
     def call(images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            given: torch.Tensor = net(images)
-        return given
+            outputs: torch.Tensor = net(images)
+        return outputs
 
     return call

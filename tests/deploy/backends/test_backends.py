@@ -1,4 +1,4 @@
-"""Every backend answers as the net does, at every batch size; what cannot be loaded or run is a sentence."""
+"""Every backend gives the net's outputs at every batch size; what cannot be loaded or run is one sentence."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from torch import nn
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.errors import ArtifactError
 from artifacts.metadata import ModelMetadata
-from deploy.backends import base, loading, safe_torch_export
-from deploy.backends.base import BackendError, check_declared, reason, sizes_of, within_profile
+from deploy.backends import devices, loading, safe_torch_export
+from deploy.backends.base import BackendError, reason, within_profile
+from deploy.backends.declared_sizes import check_declared, sizes_of
 from deploy.backends.devices import choose_runtime
 from deploy.backends.loading import load_backend
 from deploy.backends.onnx_backends import OnnxRuntimeBackend, OpenVinoBackend
@@ -54,7 +55,7 @@ from tests.helpers.exported import (
 )
 
 SIZE_PX = 32
-FORMATS = {  # the name of what answers: ending, runtime
+FORMATS = {  # the backend's name: ending, runtime
     "torch": ("pth", "auto"),
     "jit": ("pt", "auto"),
     "pt2": ("pt2", "auto"),
@@ -115,12 +116,12 @@ def scores(found: list[Prediction]) -> np.ndarray:
     return np.array([[dict(prediction.top_k)[name] for name in build_metadata().class_names] for prediction in found])
 
 
-# --- one answer from all of them
+# --- the same outputs from all of them
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_backend_answers_as_the_net(
+def test_every_backend_gives_the_nets_outputs(
     name: str, batch_size: int, net: nn.Module, exported: Path, images: list[str]
 ) -> None:
     ending, runtime = FORMATS[name]
@@ -141,7 +142,7 @@ def test_every_backend_answers_as_the_net(
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "torch"])
-def test_a_net_with_its_preprocessing_inside_answers_the_same(
+def test_a_net_with_its_preprocessing_inside_gives_the_same(
     name: str, order: str, images: list[str], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -214,7 +215,7 @@ def test_int8_weights_and_activations_run_in_int8(tmp_path: Path) -> None:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *names: str, cuda: bool = False) -> None:
-    monkeypatch.setattr(base, "find_spec", lambda name: name if name in names else None)
+    monkeypatch.setattr(devices, "find_spec", lambda name: name if name in names else None)
     providers = ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -253,7 +254,7 @@ def test_devices_that_a_runtime_lacks(tiny: Path) -> None:
 
 
 def test_cuda_libraries_that_are_missing(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Onnxruntime then answers on the CPU, having said so in its log alone."""
+    """Onnxruntime then runs on the CPU, and only its log says so."""
     installed(monkeypatch, "onnxruntime", cuda=True)
     session = onnxruntime.InferenceSession
 
@@ -279,7 +280,7 @@ def test_runtimes_and_precisions_are_for_files_that_have_a_choice(tiny: Path) ->
         load_backend(tiny / "model.onnx", device="cpu", precision="int4")
 
 
-def test_an_onnx_file_answers_without_torch(tiny: Path) -> None:
+def test_an_onnx_file_runs_without_torch(tiny: Path) -> None:
     code = f"""
 import sys
 import numpy as np
@@ -377,7 +378,7 @@ def foreign_expression(model: dict[str, Any]) -> None:
 
 
 class TwoHeads(TinyNet):
-    """Gives two tensors."""
+    """Returns two tensors."""
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         logits = super().forward(images)
@@ -422,9 +423,7 @@ def test_what_torch_would_run_is_refused(record: str, change: Change, text: str,
             archive.writestr(name, content)
     with pytest.raises(BackendError) as caught:
         load_backend(path, device="cpu")
-    assert str(caught.value).startswith(
-        f"{path}: it holds more than a net of plain tensors, and was not loaded: {text}"
-    )
+    assert str(caught.value).startswith(f"{path}: it has more than a net of plain tensors, and was not loaded: {text}")
 
 
 @pytest.mark.parametrize("record", ["data/weights/model.pt", "data/constants/opaque_obj_0", "data/aotinductor/m/x.so"])
@@ -467,9 +466,9 @@ def test_records_that_may_be_mistaken_for_others(name: str, tiny: Path, tmp_path
         load_backend(path, device="cpu")
 
 
-def test_a_program_gives_one_tensor(tmp_path: Path) -> None:
+def test_a_program_returns_one_tensor(tmp_path: Path) -> None:
     path = write_pt2(TwoHeads().eval(), tmp_path / "model.pt2", build_metadata(), example_of(build_metadata()))
-    with pytest.raises(BackendError, match=r"model\.pt2: it must give one tensor for a batch, and gives 2"):
+    with pytest.raises(BackendError, match=r"model\.pt2: it must return one tensor for a batch, and returns 2"):
         load_backend(path, device="cpu")
 
 
@@ -524,7 +523,7 @@ NO_MEMORY = [
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: str(error)[:30])
-def test_too_little_memory_says_what_helps(error: Exception, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_names_the_remedy(error: Exception, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend: Any
     for runtime, part in (("onnxruntime", "_session"), ("openvino", "_any_size")):
         backend, _ = load_backend(tiny / "model.onnx", device="cpu", runtime=runtime)
@@ -548,13 +547,13 @@ def test_a_net_with_other_outputs_than_its_metadata(tiny: Path, images: list[str
 CONTRADICTIONS = [
     (build_metadata(32), r"takes images \(float32 NCHW\) \(N, 3, 16, 16\), its metadata says \(N, 3, 32, 32\)"),
     (build_metadata(input="uint8 NHWC RGB"), r"takes .* \(N, 3, 16, 16\), its metadata says \(N, 16, 16, 3\)"),
-    (replace(build_metadata(), class_names=("a", "b")), r"gives logits \(N, 3\), its metadata says \(N, 2\)"),
+    (replace(build_metadata(), class_names=("a", "b")), r"returns logits \(N, 3\), its metadata says \(N, 2\)"),
 ]
 
 
-@pytest.mark.parametrize(("facts", "text"), CONTRADICTIONS)
+@pytest.mark.parametrize(("metadata", "text"), CONTRADICTIONS)
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "json"])
-def test_metadata_of_another_net_are_told_when_it_is_loaded(
+def test_metadata_of_another_net_is_refused_at_loading(
     name: str, metadata: ModelMetadata, text: str, tmp_path: Path
 ) -> None:
     ending, runtime = FORMATS[name]
@@ -565,16 +564,16 @@ def test_metadata_of_another_net_are_told_when_it_is_loaded(
         load_backend(path, device="cpu", runtime=runtime)
 
 
-def test_what_is_not_declared_is_not_held_against_the_metadata() -> None:
-    check_declared(Path(), build_metadata(), [(None, None, 16, None), ()])
+def test_what_is_not_declared_is_not_compared() -> None:
+    check_declared(Path(), build_metadata(), [(None, None, 16, None), None])
     check_declared(Path(), build_metadata(), [sizes_of(["batch", 3, 16, -1]), (4, 3)])
-    with pytest.raises(BackendError, match=r"gives logits \(N, 3, 1\), its metadata says \(N, 3\)"):
-        check_declared(Path(), build_metadata(), [(), (None, 3, 1)])
-    with pytest.raises(BackendError, match="its net must take one input and give one output"):
-        check_declared(Path(), build_metadata(), [(), (), ()])
+    with pytest.raises(BackendError, match=r"returns logits \(N, 3, 1\), its metadata says \(N, 3\)"):
+        check_declared(Path(), build_metadata(), [None, (None, 3, 1)])
+    with pytest.raises(BackendError, match="its net must have one input and one output"):
+        check_declared(Path(), build_metadata(), [None, None, None])
 
 
-def test_the_line_that_tells_is_found() -> None:
+def test_the_line_with_the_cause_is_found() -> None:
     onnx_text = "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions: images\n index: 2 Got: 16"
     assert reason(RuntimeError(onnx_text)) == "Got invalid dimensions: images"
     openvino_text = "Exception from src/cpp/core.cpp:84:\nCheck 'm' failed at a.cpp:5:\nModel can't be parsed\n\n"
@@ -588,7 +587,7 @@ def test_the_line_that_tells_is_found() -> None:
 
 
 class FakeEngine:
-    """A profile of 2 to 4 images, as TensorRT holds it; every answer lies in the same memory."""
+    """A profile of 2 to 4 images, as TensorRT has it; every output lies in the same memory."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self.min_batch, self.max_batch, self.shape = 2, 4, (-1, 3, 16, 16)

@@ -13,7 +13,7 @@ from torch import nn
 
 from deploy.backends.base import BackendError
 from deploy.backends.loading import load_backend
-from deploy.backends.safe_torchscript import find_deeds
+from deploy.backends.safe_torchscript import find_side_effects
 from tests.helpers.exported import TinyNet, build_metadata, example_of, records_of, write_jit, write_two_in_one
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated
@@ -151,8 +151,8 @@ class Entered(nn.Module):
         return images
 
 
-class GivesItself(nn.Module):
-    """Gives a part of itself, which does something when it is made float32."""
+class ReturnsItself(nn.Module):
+    """Returns a part of itself, which does something when it is made float32."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class GivesItself(nn.Module):
 
 
 class Two(TinyNet):
-    """Gives two tensors."""
+    """Returns two tensors."""
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
         logits: torch.Tensor = self.head(self.conv(images).mean((2, 3)))
@@ -192,7 +192,7 @@ def write_changed(path: Path, line: str) -> None:
     assert times == 1
 
 
-DEEDS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
+SIDE_EFFECTS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "saves": (
         lambda path, target: write_changed(path, f'torch.save(input, "{target}")'),
         'the operator "aten::save"',
@@ -217,21 +217,21 @@ DEEDS: dict[str, tuple[Callable[[Path, Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("deed", DEEDS)
-def test_files_are_not_opened(deed: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SIDE_EFFECTS)
+def test_files_are_not_opened(name: str, tmp_path: Path) -> None:
     path, target = tmp_path / "model.pt", tmp_path / "made"
-    write, text = DEEDS[deed]
+    write, text = SIDE_EFFECTS[name]
     write(path, target)
     torch.jit.load(path)(example_of(build_metadata()))
     assert target.exists()  # torch does it
     target.unlink()
     with pytest.raises(BackendError) as caught:
         load_backend(path, device="cpu")
-    assert str(caught.value).startswith(f"{path}: it does more than compute, and was not run: it holds {text}")
+    assert str(caught.value).startswith(f"{path}: it does more than compute, and was not run: it has {text}")
     assert not target.exists()
 
 
-def test_what_is_looked_through_is_what_torch_reads(tmp_path: Path) -> None:
+def test_what_is_checked_is_what_torch_reads(tmp_path: Path) -> None:
     whole, path, target = tmp_path / "whole.pt", tmp_path / "model.pt", tmp_path / "made"
     write_script(AtLoading(target), whole)
     records = records_of(whole)
@@ -246,9 +246,9 @@ def test_what_is_looked_through_is_what_torch_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inner", [TinyNet(), None], ids=["a part of itself", "two"])
-def test_a_net_gives_one_tensor(inner: nn.Module | None, tmp_path: Path) -> None:
-    write_script(GivesItself(inner) if inner else Two(), tmp_path / "model.pt")
-    with pytest.raises(BackendError, match=r"model\.pt: it must give one tensor for a batch, and gives \w+"):
+def test_a_net_returns_one_tensor(inner: nn.Module | None, tmp_path: Path) -> None:
+    write_script(ReturnsItself(inner) if inner else Two(), tmp_path / "model.pt")
+    with pytest.raises(BackendError, match=r"model\.pt: it must return one tensor for a batch, and returns \w+"):
         load_backend(tmp_path / "model.pt", device="cpu")
 
 
@@ -263,5 +263,5 @@ def test_what_is_no_computation_is_found_in_any_block(kind: str) -> None:
           %w : Tensor = aten::relu(%x)
           -> (%w)
       return (%y)"""
-    assert list(find_deeds(torch._C.parse_ir(text.replace("KIND", kind)))) == [f'the operator "{kind}"']
-    assert list(find_deeds(torch._C.parse_ir(text.replace("KIND", "aten::relu")))) == []
+    assert list(find_side_effects(torch._C.parse_ir(text.replace("KIND", kind)))) == [f'the operator "{kind}"']
+    assert list(find_side_effects(torch._C.parse_ir(text.replace("KIND", "aten::relu")))) == []
