@@ -43,20 +43,12 @@ def atomic_path(
 ) -> Iterator[Path]:
     """Yield a temporary path in the same folder that becomes `target` when the block ends, and is removed on an error.
 
-    `durable` syncs the file and then its folder, so that a power cut leaves the old file or the new one; without it a
-    killed process does, but not a power cut: enough for one of thousands of copies that can be made again.
-    `before_replace` runs between both, when the new file is complete. Raises OSError, and what the block raises.
+    See `move_into_place`. Raises OSError, and what the block raises.
     """
     temporary = temporary_path(target)
     try:
         yield temporary
-        if durable:
-            sync_file(temporary)
-        if before_replace is not None:
-            before_replace()
-        temporary.replace(target)
-        if durable:
-            sync_folder(target.parent)
+        move_into_place(temporary, target, durable=durable, before_replace=before_replace)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -66,6 +58,24 @@ def write_atomic(target: Path, content: str | bytes, *, durable: bool = True) ->
     """Write a file's text (UTF-8, line ends as they are) or bytes, complete or not at all. Raises OSError."""
     with atomic_path(target, durable=durable) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def move_into_place(
+    source: Path, target: Path, *, durable: bool = True, before_replace: Callable[[], None] | None = None
+) -> None:
+    """Rename a complete file to `target` on the same disk; a file of that name is replaced. Raises OSError.
+
+    `durable` syncs the file before and the folder after, so that a power cut leaves the old file or the new one;
+    without it a killed process does, but not a power cut: enough for one of thousands of copies that can be made again.
+    `before_replace` runs when the new file is complete and the old one still there.
+    """
+    if durable:
+        sync_file(source)
+    if before_replace is not None:
+        before_replace()
+    source.replace(target)
+    if durable:
+        sync_folder(target.parent)
 
 
 def temporary_path(target: Path) -> Path:
@@ -89,10 +99,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes the target, without syncing it."""
-    with atomic_path(target, durable=False) as temporary:
-        yield temporary

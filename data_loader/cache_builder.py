@@ -15,6 +15,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from common.atomic_io import move_into_place, sync_file
 from common.errors import UserError
 from data_loader.cache import Fitting, ImageCache
 from data_loader.loaders import start_loader_process
@@ -49,16 +50,14 @@ class NewFile:
         with Path(self.path).open("r+b") as file:
             file.seek(size)
             file.write(json.dumps({"bad": dict(bad)}).encode())
-            file.flush()
-            if name is not None:
-                os.fsync(file.fileno())  # else the name may outlive a power cut, and the rows not
         if name is None:
             return
         if self._is_unnamed():
+            sync_file(Path(self.path))  # else the name may outlive a power cut, and the rows not
             with contextlib.suppress(FileExistsError):  # another training was faster: the same is in its file
                 os.link(self.path, name, src_dir_fd=self.descriptor)  # with a folder, or Python links /proc's link
         else:
-            Path(self.path).replace(name)
+            move_into_place(Path(self.path), name)
 
     def drop(self) -> None:
         """Close it, and remove what has got no name."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytorch2json.engine_layers import Definition, define
 from pytorch2json.engine_runner import EngineRunner, metadata_file
-from pytorch2json.network import DescriptionError, Network, find_problems, read_description, whole
+from pytorch2json.network import DescriptionError, Network, atomic_file, find_problems, read_description
 from pytorch2json.tensorrt_library import (
     Heard,
     create_builder,
@@ -95,9 +95,9 @@ def write_engine(
         "tf32": tf32,
         "compute_capabilities": list(compute_capabilities),
     }
-    with whole(target) as temporary:
+    with atomic_file(target) as temporary:
         temporary.write_bytes(plan)
-    with whole(metadata_file(target)) as temporary:
+    with atomic_file(metadata_file(target)) as temporary:
         profile = network.profile
         metadata = {**network.facts, "engine": info}
         if "batch_profile" in metadata:

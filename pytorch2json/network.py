@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import reprlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common.atomic_io import atomic_path
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -366,12 +366,12 @@ def write_description(path: str | Path, network: Network, weights: Mapping[str, 
         named = WeightsFile(file=file.name, sha256="0" * 64)
     except ValidationError as error:
         raise DescriptionError(f"{path}: name the description with letters, digits, _, - and . alone") from error
-    with whole(file) as temporary:
+    with atomic_file(file) as temporary:
         # Not save_file: its files are readable by their owner alone, whatever the umask says.
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
         named = named.model_copy(update={"sha256": _sha256(temporary)})
     network = network.model_copy(update={"weights": named})
-    with whole(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(to_json(network), encoding="utf-8")
     return network
 
@@ -503,20 +503,14 @@ def _sha256(file: Path) -> str:
 
 
 @contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside the target that becomes it when all is written. Raises DescriptionError."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `target` when the block ends; make its folder. Raises DescriptionError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(target)
+        with atomic_path(target) as temporary:
+            yield temporary
     except OSError as error:
         raise DescriptionError(f"{target}: cannot write it: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pytorch2json.network import whole
+from pytorch2json.network import atomic_file
 
 
 def write_wts(path: str | Path, state: Mapping[str, torch.Tensor]) -> None:
@@ -17,7 +17,7 @@ def write_wts(path: str | Path, state: Mapping[str, torch.Tensor]) -> None:
     Shapes are not in the format, and a 0-d tensor counts 1. Source: tensorrtx, getting_started/.
     Raises DescriptionError where the file cannot be written.
     """
-    with whole(Path(path)) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_file(Path(path)) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(f"{len(state)}\n")
         for name, tensor in state.items():
             values = tensor.detach().cpu().float().flatten()  # (count,)

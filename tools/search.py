@@ -134,7 +134,7 @@ def lines_of(found: Found) -> list[str]:
 
 def write_csv(path: Path, root: Path, answers: Sequence[Found]) -> None:
     """Write a line a hit: query, rank, similarity, file; UTF-8 with the mark that Excel needs. Raises ResultsError."""
-    from common.atomic_io import whole, writing
+    from common.atomic_io import write_atomic, writing
 
     text = io.StringIO()
     table = csv.writer(text)
@@ -144,20 +144,19 @@ def write_csv(path: Path, root: Path, answers: Sequence[Found]) -> None:
             table.writerow([found.query, rank, f"{hit.similarity:.6f}", (root / hit.file).as_posix()])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary:
-            temporary.write_bytes(text.getvalue().encode("utf-8-sig", "backslashreplace"))
+        write_atomic(path, text.getvalue().encode("utf-8-sig", "backslashreplace"))
 
 
 def write_sheet(path: Path, root: Path, answers: Sequence[Found], max_pixels: int) -> None:
     """Draw the queries, each beside what was found for it. Raises ResultsError, ImageError."""
-    from common.atomic_io import whole, writing
+    from common.atomic_io import atomic_path, writing
 
     if len(answers) > SHEET_QUERIES:
         print(f"{PROGRAM}: {path} shows the first {SHEET_QUERIES} of {len(answers)} queries", file=sys.stderr)
     sheet = _stacked([_block(found, root, max_pixels) for found in answers[:SHEET_QUERIES]])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary:
+        with atomic_path(path) as temporary:
             sheet.save(temporary, "PNG", optimize=True)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.atomic_io import write_atomic
 from common.system_info import machine, versions
 from deploy.export.parity import (
     BATCH,
@@ -119,15 +119,10 @@ class ExportReport:
         }
 
     def write(self, path: Path) -> None:
-        """Write export_report.json, whole or not at all; a path that is not UTF-8 is escaped. Raises OSError."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
-            # What a path has beside UTF-8 are lone surrogates, for which this writes JSON's own escape.
-            temporary.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write export_report.json, complete or not at all; a path that is not UTF-8 is escaped. Raises OSError."""
+        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=2, allow_nan=False)
+        # What a path has beside UTF-8 are lone surrogates, for which this writes JSON's own escape.
+        write_atomic(path, f"{text}\n".encode(errors="backslashreplace"))
 
     def _notes(self) -> Iterator[str]:
         images = self.reference.images

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from common.atomic_io import move_into_place, sync_file, sync_folder
 from common.errors import UserError
 
 if sys.platform != "win32":
@@ -57,11 +58,13 @@ def put_in_place(files: Sequence[Path], output_dir: Path) -> None:
     Raises ExportError.
     """
     for file in files:
-        with _writing(output_dir / file.name), file.open("rb+") as content:
-            os.fsync(content.fileno())
+        with _writing(output_dir / file.name):
+            sync_file(file)
     for file in reversed(files):
         with _writing(output_dir / file.name):
-            file.replace(output_dir / file.name)
+            move_into_place(file, output_dir / file.name, durable=False)
+    with _writing(output_dir):
+        sync_folder(output_dir)
 
 
 def keep_copies(files: Sequence[Path], folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from artifacts.metadata import ModelMetadata
-from common.atomic_io import whole, writing
+from common.atomic_io import atomic_path, writing
 from common.errors import UserError
 from configs.schema import Config
 from deploy.backends.base import Backend, BackendError
@@ -62,7 +62,7 @@ class Embeddings:
         arrays = {name: np.asarray(value) for name, value in vars(self).items()}
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as temporary, temporary.open("wb") as file:
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]  # the stub takes them for allow_pickle
 
     @classmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from artifacts.metadata import ModelMetadata
-from common.atomic_io import whole, writing
+from common.atomic_io import atomic_path, writing
 from common.errors import UserError
 from common.formatting import did_you_mean
 from data_loader.preprocess import ImageError, as_array, decode
@@ -68,7 +68,7 @@ class HeatMapCopies:
         target = self._folder / _fitting(f"{relative}{ENDING}")
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with whole(target) as temporary:
+            with atomic_path(target, durable=False) as temporary:
                 sheet.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.atomic_io import ResultsError, whole, writing
+from common.atomic_io import ResultsError, atomic_path, writing
 from data_loader.preprocess import decode
 from deploy.inference.prediction import Prediction
 
@@ -40,7 +40,7 @@ class SortedCopies:
             target.parent.mkdir(parents=True, exist_ok=True)
             target = _free_name(source, target)
             if not target.exists():  # else it is this very image, copied before
-                with whole(target) as temporary:
+                with atomic_path(target, durable=False) as temporary:
                     shutil.copyfile(source, temporary)
 
 
@@ -63,7 +63,7 @@ class AnnotatedCopies:
         target = self._folder / f"{relative}.answer.jpg"
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with whole(target) as temporary:
+            with atomic_path(target, durable=False) as temporary:
                 image.save(temporary, "JPEG", quality=JPEG_QUALITY)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from common.atomic_io import ResultsError, check_folder, writing
+from common.atomic_io import ResultsError, check_folder, move_into_place, temporary_path, writing
 from deploy.inference.prediction import Prediction
 
 RESULT_SUFFIXES = (".csv", ".json", ".jsonl")
@@ -65,7 +64,7 @@ def open_results(path: str | Path, topk: int, details: Sequence[str] = ()) -> It
     """
     path = Path(path)
     check_results_path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="")
@@ -74,7 +73,7 @@ def open_results(path: str | Path, topk: int, details: Sequence[str] = ()) -> It
         yield results
         results.finish()
         with writing(path):
-            temporary.replace(path)
+            move_into_place(temporary, path)
     finally:
         with suppress(OSError):
             file.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from common.atomic_io import check_folder, whole, writing
+from common.atomic_io import check_folder, write_atomic, writing
 from data_loader.preprocess import ImageError, decode
 from visualization.uncertainty_charts import histogram_chart, reliability_chart, risk_chart
 
@@ -28,8 +28,8 @@ def write_page(evaluation: Mapping[str, Any], folder: Path) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for name, content in ((VALUES, text), (PAGE, page)):
-        with writing(folder / name), whole(folder / name) as temporary:
-            temporary.write_text(content, encoding="utf-8", errors="backslashreplace")
+        with writing(folder / name):
+            write_atomic(folder / name, content.encode(errors="backslashreplace"))
 
 
 def render(evaluation: Mapping[str, Any]) -> str:

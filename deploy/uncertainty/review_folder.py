@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.metadata import ModelMetadata
-from common.atomic_io import ResultsError, check_folder, whole, writing
+from common.atomic_io import ResultsError, atomic_path, check_folder, write_atomic, writing
 from data_loader.preprocess import ImageError, decode
 from deploy.inference.decision import SET_ASIDE
 from deploy.inference.prediction import Prediction
@@ -52,7 +52,7 @@ class SetAside:
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         for prediction, name in zip(ranked, names, strict=True):
-            with writing(self._folder / name), whole(self._folder / name) as temporary:
+            with writing(self._folder / name), atomic_path(self._folder / name, durable=False) as temporary:
                 shutil.copyfile(prediction.file, temporary)
         self._write(LIST, "".join(f"{name}----{OPEN_LABEL}\n" for name in names))
         self._write(CLASSES, "".join(f"{name}\n" for name in self._metadata.class_names))
@@ -60,8 +60,8 @@ class SetAside:
             self._draw(ranked[:SHOWN], names)
 
     def _write(self, name: str, text: str) -> None:
-        with writing(self._folder / name), whole(self._folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        with writing(self._folder / name):
+            write_atomic(self._folder / name, text.encode(errors="surrogateescape"))
 
     def _draw(self, predictions: list[Prediction], names: list[str]) -> None:
         from visualization.raster import image_grid, png_bytes  # late: fonts take a moment
@@ -71,8 +71,8 @@ class SetAside:
             for one, name in zip(predictions, names, strict=False)
         ]
         sheet = png_bytes(image_grid(list(_pixels(predictions, self._metadata)), captions, COLUMNS))
-        with writing(self._folder / SHEET), whole(self._folder / SHEET) as temporary:
-            temporary.write_bytes(sheet)
+        with writing(self._folder / SHEET):
+            write_atomic(self._folder / SHEET, sheet)
 
 
 def check_new_folder(folder: Path) -> None:

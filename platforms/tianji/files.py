@@ -1,19 +1,19 @@
-"""The platform's files: the metric file, evaluations, the model's folder and name. Written whole or not at all."""
+"""The platform's files: the metric file, evaluations, the model's folder and name. Each is complete or not there."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.atomic_io import write_atomic
 from common.errors import UserError
 
 if sys.platform != "win32":
@@ -169,25 +169,14 @@ def new_evaluation_path(folder: Path) -> Path:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all, in ASCII. Raises PlatformError; an earlier file then stays."""
+    """Write a JSON file complete or not at all, in ASCII. Raises PlatformError; an earlier file then stays."""
     write_text(path, json.dumps(values))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all. Raises PlatformError; an earlier file then stays."""
+    """Write a UTF-8 file complete or not at all. Raises PlatformError; an earlier file then stays."""
     with _writing(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        write_atomic(path, text)
 
 
 def _try_lock(file: int) -> bool:

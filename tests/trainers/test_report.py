@@ -144,7 +144,7 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
     def full_disk(self: Path, *args: object, **kwargs: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="no space left"):
         write_report(made_up(4).to_dict(), tmp_path)
     assert (tmp_path / "report.html").read_bytes() == before

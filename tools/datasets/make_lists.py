@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import sys
-import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -22,6 +20,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from common.atomic_io import write_atomic
 from common.errors import UserError
 from data_loader.samples import ListError, read_class_folders
 
@@ -174,20 +173,12 @@ def list_text(entries: Sequence[Entry], separator: str) -> str:
 
 
 def write_file(path: Path, data: bytes) -> bool:
-    """Write a file whole or not at all; False if it already had this content. Raises ToolError."""
+    """Write a file complete or not at all; False if it already had this content. Raises ToolError."""
     try:
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomic(path, data, durable=False)  # one of up to 70,000, which can be written again
     except OSError as error:
         raise ToolError(f"cannot write {path}: {error.strerror}; choose a folder that can be written to") from error
     return True

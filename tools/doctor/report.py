@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.atomic_io import write_atomic
 from common.console import elide, printable, text_columns
 from common.formatting import size_text
 from common.json_values import plain
@@ -68,9 +69,7 @@ def write_report(report: dict[str, Any], study: Study, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     for name, content in (("doctor.json", text), ("doctor.html", render_html(report, study))):
-        beside = folder / f"{name}.tmp"
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(folder / name)
+        write_atomic(folder / name, content)
     return folder / "doctor.html"
 
 

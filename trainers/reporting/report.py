@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from common.atomic_io import write_atomic
 from common.json_values import plain
 from visualization import fonts, raster, svg_charts
 
@@ -77,7 +78,7 @@ def write_report(
     images: Callable[[str], np.ndarray] | None = None,
     heat_maps: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
-    """Write report.json and report.html into `folder`, each whole or not at all; return the page's path.
+    """Write report.json and report.html into `folder`, each complete or not at all; return the page's path.
 
     `report` is `TrainingReport.to_dict()`. `images` gives the uint8 (H, W, C) image of a path of `worst`; one it
     cannot give (OSError, ValueError) is left out of the page. `heat_maps` holds, by path, the same under the heat map
@@ -87,8 +88,8 @@ def write_report(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1)
-    _write_whole(folder / "report.json", text + "\n")
-    _write_whole(folder / "report.html", render_html(report, images, heat_maps))
+    write_atomic(folder / "report.json", text + "\n")
+    write_atomic(folder / "report.html", render_html(report, images, heat_maps))
     return folder / "report.html"
 
 
@@ -223,13 +224,6 @@ def _thumbnail(image: np.ndarray) -> str:
 
 def _data_uri(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write beside the file, then put it in its place in one step, so that no reader meets half a file."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def _percent(share: float | None, digits: int = 2) -> str:
