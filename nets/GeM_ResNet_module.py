@@ -1,4 +1,4 @@
-"""A ResNet whose global pooling is GeM beside average pooling.
+"""A ResNet with GeM and average pooling side by side.
 
 GeM: Radenovic, Tolias & Chum 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation", eq. 3,
 https://arxiv.org/abs/1711.02512. ResNet: He et al. 2015, https://arxiv.org/abs/1512.03385.
@@ -23,7 +23,7 @@ class GeM_ResNet_AVP(nn.Module):
     """ResNet, GeM and average pooling side by side, one linear layer: images (N, C, H, W) to logits (N, num_classes).
 
     The layers up to layer4 carry torchvision's names, so that torchvision's weights load. `in_size` is kept from the
-    classic signature and only recorded: any height and width do, and they need not be equal.
+    classic signature and only stored: any height and width work, and they need not be equal.
     Raises NetError for an unknown model_type.
     """
 
@@ -56,7 +56,7 @@ class GeM_ResNet_AVP(nn.Module):
         return self.fc(self.dropout(pooled.to(self.fc.weight.dtype)))  # (N, num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Give the last feature map (N, C, H/32, W/32), sizes rounded up."""
+        """Return the last feature map (N, C, H/32, W/32), sizes rounded up."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         features: torch.Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return features

@@ -21,7 +21,7 @@ def googlenet(
     """GoogLeNet, with batch norm.
 
     `transform_input` turns ImageNet's normalisation into the (x - 0.5) / 0.5 that the published weights were trained
-    with. It speaks of three channels and is off for grey images.
+    with. It needs three channels and is off for grey images.
     """
     arguments = {
         "aux_logits": False,

@@ -1,4 +1,4 @@
-"""Nets by file and function name: what a config may ask for, and the net it gets."""
+"""Nets by file and function name: the names and arguments that a config may use, and the net built from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NETS_DIR = Path(__file__).resolve().parent
 CONFIG_KEYS = ("num_classes", "num_channels", "img_height", "img_width")
 FROM_THE_CONFIG = {**{key: key for key in CONFIG_KEYS}, "in_size": "img_height"}  # a net's parameter: its config key
-NOT_NETS = ("__init__", "net_interface", "torchvision_family", "checkpointing", "start_weights", "heat_maps")
+NOT_NETS = ("__init__", "net_interface")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class NetParameter:
     annotation: str
     required: bool
     default: Any = None
-    takes_any: bool = False  # **kwargs
+    takes_any: bool = False  # it is **kwargs
 
 
 def build_net(
@@ -42,10 +42,12 @@ def build_net(
     img_width: int,
     model_args: Mapping[str, Any],
 ) -> nn.Module:
-    """Build the net that `net_name` in `nets/<module_name>.py` makes: images (N, C, H, W) to logits (N, num_classes).
+    """Build the net `net_name` of `nets/<module_name>.py`: images (N, C, H, W) to what its task needs.
 
-    Of the four values of the config the net gets those that its signature names; `in_size` gets img_height.
-    Raises NetError: unknown names, unknown or wrongly typed model_args, an input too small for the net.
+    For classification that is logits (N, num_classes). Of the four values of the config the net gets those that its
+    signature names; `in_size` gets img_height. Its class attribute `task` names its task; without one it is
+    "classification". Raises NetError: unknown names, unknown or wrongly typed model_args, an input too small for the
+    net.
     """
     check_model_args(module_name, net_name, model_args)
     values = {
@@ -74,14 +76,14 @@ def build_net(
 
 
 def available_nets() -> dict[str, list[str]]:
-    """Name every module of `nets/` that holds nets, and its nets, both sorted. Nothing is imported."""
+    """Return the nets of every module of `nets/` that has any, both sorted. Nothing is imported."""
     found = {}
     for path in sorted(NETS_DIR.glob("*.py")):
         if path.stem.startswith("_") or path.stem in NOT_NETS:
             continue
         try:
             names = sorted(_declared_nets(path))
-        except NetError:  # a file that does not parse is named when it is asked for
+        except NetError:  # a file that does not parse is reported when a config names it
             continue
         if names:
             found[path.stem] = names
@@ -107,7 +109,7 @@ def check_model_args(module_name: str, net_name: str, model_args: Mapping[str, A
                 problems.append(f"model_args.{name} must be {own[name].annotation}, got {value!r}")
         elif not takes_any:
             hint = did_you_mean(name, own, ignore_case=True)
-            problems.append(f'unknown model_args "{name}"{hint}; {_allowed(own.values())}')
+            problems.append(f'unknown model_args "{name}"{hint}; {_list_allowed(own.values())}')
     problems += [
         f"model_args.{name} is required ({parameter.annotation})"
         for name, parameter in own.items()
@@ -118,16 +120,14 @@ def check_model_args(module_name: str, net_name: str, model_args: Mapping[str, A
 
 
 def net_parameters(module_name: str, net_name: str) -> list[NetParameter]:
-    """Read the parameters of a net from its file, without importing it. Raises NetError for unknown names."""
+    """Return the parameters of a net, read from its file without importing it. Raises NetError for unknown names."""
     nets = _declared_nets(_module_path(module_name))
     if not _is_public_identifier(net_name):
         raise NetError(f"model_net_name must be a plain public name (letters, digits, _), got {net_name!r}")
     if net_name not in nets:
         hint = did_you_mean(net_name, nets, ignore_case=True)
-        raise NetError(
-            f'nets/{module_name}.py has no net "{net_name}" (model_net_name){hint}; '
-            f"it has: {', '.join(sorted(nets)) or 'none'}"
-        )
+        names = ", ".join(sorted(nets)) or "none"
+        raise NetError(f'nets/{module_name}.py has no net "{net_name}" (model_net_name){hint}; it has: {names}')
     return nets[net_name]
 
 
@@ -140,9 +140,9 @@ def _module_path(module_name: str) -> Path:
     path = NETS_DIR / f"{module_name}.py"
     in_folder = module_name in {other.stem for other in NETS_DIR.glob("*.py")}  # exact, also where names ignore case
     if module_name in NOT_NETS or not in_folder:
-        available = available_nets()
-        hint = did_you_mean(module_name, available, ignore_case=True)
-        raise NetError(f'nets/ has no module "{module_name}" (model_module_name){hint}; it has: {", ".join(available)}')
+        names = available_nets()
+        hint = did_you_mean(module_name, names, ignore_case=True)
+        raise NetError(f'nets/ has no module "{module_name}" (model_module_name){hint}; it has: {", ".join(names)}')
     return path
 
 
@@ -151,7 +151,7 @@ def _is_public_identifier(name: object) -> bool:
 
 
 def _declared_nets(path: Path) -> dict[str, list[NetParameter]]:
-    """Read the nets of a file: its public functions and classes with a parameter num_classes or num_channels."""
+    """Return the nets of a file: its public functions and classes with a parameter num_classes or num_channels."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
@@ -165,14 +165,14 @@ def _declared_nets(path: Path) -> dict[str, list[NetParameter]]:
             parameters = _parameters(constructor.args)[1:]  # without self
         else:
             continue
-        takes_ours = any(parameter.name in ("num_classes", "num_channels") for parameter in parameters)
-        if not node.name.startswith("_") and takes_ours:
+        is_net = any(parameter.name in ("num_classes", "num_channels") for parameter in parameters)
+        if is_net and not node.name.startswith("_"):
             nets[node.name] = parameters
     return nets
 
 
 def _constructor(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> ast.FunctionDef | None:
-    """Find __init__ in a class or in its bases of the same file."""
+    """Return __init__ of a class or of its bases in the same file; None where there is none."""
     for inner in node.body:
         if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
             return inner
@@ -203,7 +203,7 @@ def _literal(node: ast.expr | None) -> Any:
 
 
 def _fits(value: object, annotation: ast.expr) -> bool:
-    """Compare a JSON value with an annotation; one that is not about plain values lets everything pass."""
+    """Return whether a JSON value has the annotated type; an annotation of no JSON type accepts every value."""
     if isinstance(annotation, ast.BinOp):  # A | B
         return _fits(value, annotation.left) or _fits(value, annotation.right)
     if isinstance(annotation, ast.Constant):
@@ -244,7 +244,7 @@ def _fits_subscript(value: object, annotation: ast.Subscript) -> bool:
     return isinstance(value, dict) if outer in ("dict", "Mapping") else True
 
 
-def _allowed(parameters: Iterable[NetParameter]) -> str:
+def _list_allowed(parameters: Iterable[NetParameter]) -> str:
     shown = [
         f"{parameter.name} ({parameter.annotation or 'any'}"
         + ("" if parameter.required else f", {parameter.default!r}")

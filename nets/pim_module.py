@@ -38,7 +38,7 @@ LEAST_SCORE = 1e-30  # under the logarithm: no class is impossible
 
 @dataclass(frozen=True)
 class PimOutputs:
-    """All that PIM says of a batch: what its losses are made of, and where it looked.
+    """PIM's outputs for a batch: the logits that its losses need, and the selected positions.
 
     Where selection is off, all positions are selected, row by row, and none dropped.
     """
@@ -53,16 +53,18 @@ class PimOutputs:
 class PIM(nn.Module):
     """PIM over one of torchvision's nets: images (N, C, H, W) to logits (N, num_classes).
 
-    The answer is the mean of the softmaxes of the four stages (their logits averaged over positions) and the combiner;
-    the logits are its logarithm. `head` names one of HEADS to answer instead. `num_selects` are positions a stage:
-    whole numbers are counts, fractions below 1 (or 1.0) a share of the stage. The default of 2/9 is the published
-    2048, 512, 128 and 32 of Swin-L at 384 px. `stages` names four modules of a backbone that STAGES does not know.
-    Raises NetError.
+    The scores are the mean of the softmaxes of the four stages (their logits averaged over positions) and the combiner;
+    the logits are their logarithm. `head` names one of HEADS whose logits to return instead. `num_selects` are
+    positions per stage: integers are counts, fractions below 1 (or 1.0) a share of the stage. The default of 2/9 is the
+    published 2048, 512, 128 and 32 of Swin-L at 384 px. `stages` names four modules of a backbone that is not in
+    STAGES. Raises NetError.
 
     Departures: the FPN of a token backbone upsamples bilinearly as that of a CNN does, not by a learnt convolution over
     positions, which would fix the input size and cost 21 million weights at 384 px. The published selector ranks
-    positions the wrong way round in its highest-k branch; here the highest maximum softmax is selected.
+    positions in reverse in its highest-k branch; here the highest maximum softmax is selected.
     """
+
+    task = "pim"
 
     def __init__(
         self,
@@ -91,22 +93,23 @@ class PIM(nn.Module):
         self.is_channels_last = model_type.startswith(CHANNELS_LAST)
         self.backbone = _backbone(model_type, num_channels, stages)
         maps = self._map_sizes(num_channels, img_height, img_width)
-        self.counts = _counts(num_selects if use_selection else [1.0] * 4, [h * w for _, h, w in maps])
+        self.counts = _select_counts(num_selects if use_selection else [1.0] * 4, [h * w for _, h, w in maps])
         self.fpn = FeaturePyramid([channels for channels, _, _ in maps], fpn_size, top_down=use_fpn)
         self.heads = nn.ModuleList(_position_head(fpn_size, num_classes) for _ in maps)
         self.combiner = Combiner(sum(self.counts), fpn_size, num_classes, dropout) if use_combiner else None
         self.head_names = tuple(f"heads.{stage}.3" for stage in range(4)) + ("combiner.classifier",) * use_combiner
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.answer(self.outputs(images))
+        return self.logits(self.outputs(images))
 
     def outputs(self, images: torch.Tensor) -> PimOutputs:
-        """Give the logits of every stage, position and the combiner, and the selected positions."""
+        """Return the logits of every stage, position and the combiner, and the selected positions."""
         features = self.fpn(self.feature_maps(images))  # four (N, C, H, W)
         all_logits, kept, dropped, chosen, tokens = [], [], [], [], []
         for head, feature, count in zip(self.heads, features, self.counts, strict=True):
-            logits = head(feature).flatten(2).transpose(1, 2)  # (N, S, K)
-            ranked, token, order = self.select(logits, feature.flatten(2).transpose(1, 2), count)
+            logits = head(feature).flatten(2).transpose(1, 2)  # (N, K, H, W) to (N, S, K)
+            positions = feature.flatten(2).transpose(1, 2)  # (N, C, H, W) to (N, S, C)
+            ranked, token, order = self.select(logits, positions, count)
             all_logits.append(logits)
             kept.append(ranked[:, :count])
             dropped.append(ranked[:, count:])
@@ -120,47 +123,48 @@ class PIM(nn.Module):
     def select(
         self, logits: torch.Tensor, features: torch.Tensor, count: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Choose the `count` surest positions of a stage with logits (N, S, K) and features (N, S, C).
+        """Select the `count` positions of highest confidence, from a stage's logits (N, S, K) and features (N, S, C).
 
-        Gives the logits of the positions in their order, the features (N, k, C) of the chosen ones, and the order:
-        all S positions in training, whose dropped ones the loss wants, the chosen k in eval mode.
+        Returns the logits of the positions in their order, the features (N, k, C) of the selected ones, and the order:
+        all S positions in training, whose loss needs the dropped ones, the selected k in eval mode.
         """
         if not self.use_selection:
             return logits, features, torch.arange(count, device=logits.device).expand(logits.shape[0], -1)
         order = self._ranking(logits, count)  # (N, S) or (N, k)
-        return _take(logits, order), _take(features, order[:, :count]), order
+        return _gather(logits, order), _gather(features, order[:, :count]), order
 
-    def answer(self, outputs: PimOutputs, head: str = "") -> torch.Tensor:
-        """Give the logits (N, K) of a head of HEADS, by default the one that the net was built with."""
+    def logits(self, outputs: PimOutputs, head: str = "") -> torch.Tensor:
+        """Return the logits (N, K) of a head of HEADS, by default the one that the net was built with."""
         head = head or self.head
         if head == "all":
             scores = torch.stack([logits.float().softmax(dim=1) for logits in self.head_logits(outputs).values()])
+            # (heads, N, K) to (N, K)
             return scores.mean(dim=0).clamp(min=LEAST_SCORE).log()
         return self.head_logits(outputs)[head]
 
     def head_logits(self, outputs: PimOutputs) -> dict[str, torch.Tensor]:
-        """Give the logits (N, K) of each stage, averaged over its positions, and of the combiner, by name."""
+        """Return the logits (N, K) of each stage, averaged over its positions, and of the combiner, by name."""
         logits = {f"stage{number}": logits.mean(dim=1) for number, logits in enumerate(outputs.stage_logits, 1)}
         if outputs.combiner_logits is not None:
             logits["combiner"] = outputs.combiner_logits
         return logits
 
     def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Give the four stages' feature maps (N, C, H, W), from stride 4 to 32."""
+        """Return the four stages' feature maps (N, C, H, W), from stride 4 to 32."""
         maps = list(self.backbone(images).values())
         for stage, x in enumerate(maps, 1):
             if getattr(x, "ndim", 0) != 4:  # a token net's (N, L, C), a head's (N, K), several tensors
                 shape = tuple(getattr(x, "shape", ())) or type(x).__name__
                 raise NetError(f"stage {stage} of the backbone gives {shape}, no feature map (N, C, H, W)")
-        return [x.permute(0, 3, 1, 2) for x in maps] if self.is_channels_last else maps
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.is_channels_last else maps  # (N, H, W, C) to (N, C, H, W)
 
     def _ranking(self, logits: torch.Tensor, count: int) -> torch.Tensor:
         """Rank positions by their highest softmax: (N, S, K) to (N, S), or (N, k) where the dropped are not needed."""
-        certainty = logits.float().softmax(dim=2).amax(dim=2)  # (N, S)
-        return certainty.topk(certainty.shape[1] if self.training else count, dim=1).indices
+        confidence = logits.float().softmax(dim=2).amax(dim=2)  # (N, S)
+        return confidence.topk(confidence.shape[1] if self.training else count, dim=1).indices
 
     def _map_sizes(self, num_channels: int, height: int, width: int) -> list[tuple[int, int, int]]:
-        """Give (channels, height, width) of the four feature maps."""
+        """Return (channels, height, width) of the four feature maps. Raises NetError for too small images."""
         was_training = self.backbone.training
         self.backbone.eval()
         try:
@@ -173,18 +177,18 @@ class PIM(nn.Module):
         return [(x.shape[1], x.shape[2], x.shape[3]) for x in maps]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PIM:
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        made.__dict__ = copy.deepcopy(self.__dict__, memo)
-        made.backbone.train(self.backbone.training)  # torchvision's copy is in training mode, whatever it was made of
-        return made
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        copied.backbone.train(self.backbone.training)  # torchvision's copy is always in training mode
+        return copied
 
 
 class FeaturePyramid(nn.Module):
-    """Each stage projected to `fpn_size` channels by two 1x1 convolutions with a ReLU between; top-down each gets the
-    stage above it added, upsampled bilinearly (Lin et al. 2017).
+    """Feature pyramid (Lin et al. 2017): four maps (N, C_i, H_i, W_i) to four of `fpn_size` channels.
 
-    Without `top_down` the stages are projected and nothing is added.
+    Two 1x1 convolutions with a ReLU between them project each stage; with `top_down` each has the stage above it added,
+    upsampled bilinearly.
     """
 
     def __init__(self, channels: Sequence[int], fpn_size: int, top_down: bool) -> None:
@@ -224,27 +228,27 @@ class Combiner(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.pool(tokens)  # (N, C, J)
         query, key = self.query(x).mean(dim=1), self.key(x).mean(dim=1)  # (N, J) each
-        likeness = torch.tanh(query.unsqueeze(2) - key.unsqueeze(1))  # (N, J, J)
-        x = self.conv(x) @ (self.adjacency + self.alpha * likeness)  # (N, C, J)
+        similarity = torch.tanh(query.unsqueeze(2) - key.unsqueeze(1))  # (N, J, J)
+        x = self.conv(x) @ (self.adjacency + self.alpha * similarity)  # (N, C, J)
         x = self.merge(self.norm(x)).flatten(1)  # (N, C)
         logits: torch.Tensor = self.classifier(self.dropout(x))
         return logits
 
 
 def _position_head(fpn_size: int, num_classes: int) -> nn.Sequential:
-    """Logits for every position by itself: (N, C, H, W) to (N, K, H, W)."""
+    """Build the head of a stage: features (N, C, H, W) to the logits of every position, (N, K, H, W)."""
     return nn.Sequential(
         nn.Conv2d(fpn_size, fpn_size, 1), nn.BatchNorm2d(fpn_size), nn.ReLU(), nn.Conv2d(fpn_size, num_classes, 1)
     )
 
 
-def _take(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Give positions of (N, S, C) in an order (N, k), as (N, k, C)."""
+def _gather(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Return positions of (N, S, C) in an order (N, k), as (N, k, C)."""
     return x.gather(1, order.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
 def _backbone(model_type: str, num_channels: int, stages: Sequence[str]) -> nn.Module:
-    """Build torchvision's net as far as its four stages, which come out in order."""
+    """Build torchvision's net up to its four stages: images to a dict of their feature maps, in order."""
     if model_type not in torchvision.models.list_models(module=torchvision.models):
         raise NetError(f'model_type must be one of torchvision\'s nets, such as resnet50 or swin_t, got "{model_type}"')
     known = next((names for start, names in STAGES.items() if model_type.startswith(start)), ())
@@ -254,29 +258,29 @@ def _backbone(model_type: str, num_channels: int, stages: Sequence[str]) -> nn.M
             f'name four different modules of "{model_type}" in model_args.stages, from stride 4 to 32, got {names}'
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's: of fresh weights to come
+        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's, about their initialisation
         net = torchvision_net(model_type, 2, num_channels)
     modules = [name for name, _ in net.named_modules() if name]  # "" is the net itself
     if missing := [name for name in names if name not in modules]:
         absent = ", ".join(f'"{name}"' for name in missing)
         raise NetError(f'"{model_type}" has no module {absent}; it has {", ".join(modules[:8])}, ...')
     stages_by_name = {name: f"stage{n}" for n, name in enumerate(names, 1)}
-    # The warning is of nodes that differ between training and eval mode: of heads that fall away.
+    # It warns of nodes that differ between training and eval mode: they belong to heads that are left out.
     extractor: nn.Module = create_feature_extractor(net, stages_by_name, suppress_diff_warning=True)
     return extractor
 
 
-def _counts(num_selects: Sequence[float], positions: Sequence[int]) -> list[int]:
-    """Give the number of positions to select a stage. Raises NetError."""
+def _select_counts(num_selects: Sequence[float], positions: Sequence[int]) -> list[int]:
+    """Return the number of positions to select per stage. Raises NetError."""
     if len(num_selects) != len(positions):
         raise NetError(f"num_selects needs {len(positions)} entries, one a stage, got {list(num_selects)}")
     counts = []
-    for stage, (wanted, there) in enumerate(zip(num_selects, positions, strict=True), 1):
-        is_share = isinstance(wanted, float)
-        if not (0 < wanted <= 1 if is_share else 1 <= wanted <= there):
+    for stage, (select, available) in enumerate(zip(num_selects, positions, strict=True), 1):
+        is_share = isinstance(select, float)
+        if not (0 < select <= 1 if is_share else 1 <= select <= available):
             raise NetError(
-                f"num_selects: stage {stage} has {there} positions at this input size, {wanted} cannot be selected; "
-                "fractions such as 0.22 fit any size"
+                f"num_selects: stage {stage} has {available} positions at this input size, {select} cannot be "
+                "selected; fractions such as 0.22 fit any size"
             )
-        counts.append(max(1, round(wanted * there)) if is_share else int(wanted))
+        counts.append(max(1, round(select * available)) if is_share else int(select))
     return counts

@@ -1,4 +1,4 @@
-"""SimSiam: representations learnt from unlabelled images, and the classifier that is fitted to them.
+"""SimSiam: representation learning from unlabelled images, and the classifier on top of it.
 
 Chen & He 2021, "Exploring Simple Siamese Representation Learning", https://arxiv.org/abs/2011.10566. In shapes N is the
 batch, D the backbone's features, P the projections, K the classes.
@@ -24,16 +24,17 @@ RESIDUAL = ("resnet", "resnext", "wide_resnet")
 class SimSiam(nn.Module):
     """Backbone, projector and predictor: images (N, C, H, W) to features (N, D), not normalised.
 
-    `model_type` is any net of torchvision that ends in a linear layer, which is taken off. The stem "small" is a
-    ResNet's for CIFAR: a 3x3 convolution of stride 1 and no max pool; "auto" takes it up to 64 px. Projector:
+    `model_type` is any net of torchvision that ends in a linear layer, which is removed. The stem "small" is a
+    ResNet's for CIFAR: a 3x3 convolution of stride 1 and no max pool; "auto" uses it up to 64 px. Projector:
     `projector_layers` linear layers of `projector_size`, each with batch norm, the last without affine parameters; 3 in
     the paper, 2 on CIFAR. Predictor: two linear layers, batch norm in the hidden one alone. Its rate stays constant.
     Raises NetError.
     """
 
-    constant_rate = ("predictor",)
-    head_names = ()  # nothing in it is of certain classes
+    task = "simsiam"
     output = "features"
+    constant_rate = ("predictor",)
+    head_names = ()  # no part depends on the classes
     training_only = ("projector", "predictor")  # parts that an export leaves out
 
     def __init__(
@@ -65,15 +66,15 @@ class SimSiam(nn.Module):
         return features
 
     def projections(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the projection z and the prediction p, each (N, P), of one view of a batch."""
-        z: torch.Tensor = self.projector(self.backbone(images))
+        """Return the projection z and the prediction p, each (N, P), of one view (N, C, H, W)."""
+        z: torch.Tensor = self.projector(self.backbone(images))  # (N, D) to (N, P)
         return z, self.predictor(z)
 
 
 class SimSiam_probe(nn.Module):
     """A SimSiam backbone with one linear layer: images (N, C, H, W) to logits (N, K).
 
-    `freeze: ["backbone"]` makes it the linear probe of the paper; nothing frozen, it is fine-tuned. Raises NetError.
+    `freeze: ["backbone"]` makes it the linear probe of the paper; without it the net is fine-tuned. Raises NetError.
     """
 
     head_names = ("fc",)
@@ -99,14 +100,14 @@ class SimSiam_probe(nn.Module):
 
 
 def _backbone(model_type: str, num_channels: int, size: tuple[int, int], stem: str) -> tuple[nn.Module, int]:
-    """Build torchvision's net up to its last linear layer, and give the number of features."""
+    """Build torchvision's net without its last linear layer; return it and the number of features D."""
     if model_type not in torchvision.models.list_models(module=torchvision.models):
         raise NetError(f'model_type must be one of torchvision\'s nets, such as resnet18, got "{model_type}"')
     if stem not in STEMS:
         raise NetError(f'stem must be one of {", ".join(STEMS)}, got "{stem}"')
     is_residual = model_type.startswith(RESIDUAL)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's: of fresh weights to come
+        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's, about their initialisation
         net: Any = torchvision_net(model_type, 2, num_channels, arguments=_arguments(model_type, num_channels, size))
     if is_residual and (stem == "small" or (stem == "auto" and max(size) <= SMALL_INPUT)):
         use_small_stem(net)
@@ -127,7 +128,7 @@ def _backbone(model_type: str, num_channels: int, size: tuple[int, int], stem: s
 
 
 def _arguments(model_type: str, num_channels: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Give what torchvision's function needs besides. Raises NetError."""
+    """Return the further arguments of torchvision's function. Raises NetError."""
     if model_type.startswith(RESIDUAL):
         return {"zero_init_residual": True}  # as the published pretraining
     if model_type in ("googlenet", "inception_v3"):

@@ -10,7 +10,7 @@ from torchvision.ops import StochasticDepth
 
 from nets.support.torchvision_builder import require_rate, torchvision_net
 
-MIN_SIZE_PX = 4  # one patch; feature maps are padded to whole windows
+MIN_SIZE_PX = 4  # one patch; feature maps are padded to a multiple of the window
 
 
 def swin_t(

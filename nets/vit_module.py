@@ -1,6 +1,6 @@
 """Vision Transformer: Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929.
 
-The position embeddings fix the image size: img_height x img_width, which must be square and hold whole patches.
+The position embeddings fix the image size: img_height x img_width, which must be square and divisible into patches.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class WideResNet(nn.Module):
 
     `depth` is 6n + 4: a 3x3 stem and three groups of n pre-activation blocks, the second and third at half the sizes
     (table 1), then batch norm, ReLU and global average pooling; 28 and a widen factor of 10 are the published best.
-    `dropout` stands between a block's convolutions (sec. 2.4). Convolutions start as He et al. 2015 have it, in fan-in.
+    `dropout` is between a block's convolutions (sec. 2.4). Convolutions are initialised by He et al. 2015, fan-in.
     Raises NetError for a depth that is not 6n + 4 and for a widen factor below 1.
     """
 
@@ -61,9 +61,9 @@ class WideResNet(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """Two 3x3 convolutions, each behind batch norm and ReLU, and what flows past them (fig. 1 d).
+    """Two 3x3 convolutions, each after batch norm and ReLU, and a shortcut (fig. 1 d): (N, C, H, W) to (N, C', H', W').
 
-    Where the shape changes, a 1x1 convolution of the activated input flows past, as in the published code.
+    Where the shape changes, the shortcut is a 1x1 convolution of the activated input, as in the published code.
     """
 
     def __init__(self, width_in: int, width: int, stride: int, dropout: float) -> None:

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a training step's memory paid for with a second forward pass."""
+"""Gradient checkpointing: less memory in a training step for a second forward pass."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ STAGE_NAMES = (
 
 
 def enable_gradient_checkpointing(net: nn.Module) -> int:
-    """Have the net's stages keep only their blocks' inputs and recompute the rest in the backward pass.
+    """Make the net's stages keep only their blocks' inputs and recompute the rest in the backward pass.
 
-    Parameter names, outputs, gradients and running statistics stay what they were. Acts only in training and outside
-    torch.compile, which plans its own recomputation. Gives the number of stages; raises NetError where there is none.
+    Parameter names, outputs, gradients and running statistics do not change. Acts only in training and outside
+    torch.compile, which plans its own recomputation. Returns the number of stages; raises NetError where there is none.
     Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", https://arxiv.org/abs/1604.06174.
     """
     stages: list[tuple[nn.Module, str, nn.Sequential]] = []
@@ -81,7 +81,7 @@ def _run(layers: Sequence[nn.Module | None], x: torch.Tensor) -> torch.Tensor:
 
 
 class _FrozenStatistics:
-    """Keeps batch norms from counting the same batch twice when their forward pass is repeated."""
+    """Stops batch norms from counting the same batch twice when their forward pass is repeated."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.norms = [inner for module in modules for inner in module.modules() if isinstance(inner, _BatchNorm)]
@@ -99,7 +99,7 @@ class _FrozenStatistics:
 
 
 def _segments(children: OrderedDict[str, nn.Module]) -> list[list[str]]:
-    """Group the names of the children: a composite child alone, single layers together up to a pooling.
+    """Return the names of the children in groups: a composite child alone, single layers together up to a pooling.
 
     A layer that works in place never opens a segment: it would overwrite the input that is kept for the second pass.
     """
@@ -116,6 +116,6 @@ def _segments(children: OrderedDict[str, nn.Module]) -> list[list[str]]:
 
 
 def _is_nested_stage(child: nn.Module) -> bool:
-    """Tell a stage within a stage (Swin, ConvNeXt, EfficientNet, RegNet) from a block that is a Sequential."""
+    """Return whether a child is a stage within a stage (Swin, ConvNeXt, EfficientNet, RegNet), not one block."""
     is_sequence = type(child) in (nn.Sequential, AnyStage)
     return is_sequence and any(next(block.children(), None) is not None for block in child.children())

@@ -1,10 +1,10 @@
-"""Weights to start from: torchvision's published ones or a file's, and the report of what was taken over."""
+"""Initial weights of a net, torchvision's published ones or a file's, and the report of what was loaded."""
 
 from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from nets.support.errors import NetError
 from nets.support.torchvision_builder import first_conv_name, fit_input_channels
 
 Shape = tuple[int, ...]
-BACKBONE = "backbone."  # where nets around a backbone keep it; published files know nothing of that
+State = dict[str, torch.Tensor]
+BACKBONE = "backbone."  # prefix of the backbone in nets around one; published files do not have it
 SHOWN = 5  # names listed of each kind
 AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\.")  # inception_v3's and googlenet's second heads
 OLD_NAMES = (  # names in published files that torchvision renamed since, as its own loaders do
@@ -30,7 +31,7 @@ OLD_NAMES = (  # names in published files that torchvision renamed since, as its
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of the net and of the file, by name."""
+    """Whether each tensor of the net and of the file was loaded, by name."""
 
     loaded: tuple[str, ...]
     skipped_head: tuple[str, ...]  # left fresh on purpose
@@ -38,18 +39,22 @@ class LoadReport:
     skipped_auxiliary: tuple[str, ...]  # of the file: second heads that the net does not have
     unexpected: tuple[str, ...]  # of the file, not in the net
     missing: tuple[str, ...]  # of the net, not in the file
-    converted: tuple[str, ...]  # sentences on tensors that were fitted; they are among the loaded
+    converted: tuple[str, ...]  # notes on tensors whose shape was converted; they are among the loaded
+
+    @property
+    def num_tensors(self) -> int:
+        """The number of the net's tensors."""
+        return len(self.loaded) + len(self.skipped_head) + len(self.skipped_shape) + len(self.missing)
 
     @property
     def percent(self) -> float:
         """Share of the net's tensors that were loaded, from 0 to 100."""
-        total = len(self.loaded) + len(self.skipped_head) + len(self.skipped_shape) + len(self.missing)
-        return 100 * len(self.loaded) / total if total else 0.0
+        return 100 * len(self.loaded) / self.num_tensors if self.num_tensors else 0.0
 
     def summary(self) -> str:
-        """Tell what was loaded and what was not, a line each."""
-        total = len(self.loaded) + len(self.skipped_head) + len(self.skipped_shape) + len(self.missing)
-        lines = [f"loaded {len(self.loaded)} of {total} tensors of the net ({self.percent:.1f} %)", *self.converted]
+        """Return what was loaded and what was not, one line each."""
+        counts = f"loaded {len(self.loaded)} of {self.num_tensors} tensors of the net"
+        lines = [f"{counts} ({self.percent:.1f} %)", *self.converted]
         kinds = {
             "new head, left fresh": self.skipped_head,
             "other shape, left fresh": [_shape_text(*entry) for entry in self.skipped_shape],
@@ -57,13 +62,13 @@ class LoadReport:
             "only in the file": self.unexpected,
             "only in the file, auxiliary heads": self.skipped_auxiliary,
         }
-        return "\n".join(lines + [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names])
+        return "\n".join(lines + [f"{kind}: {_shorten(names)}" for kind, names in kinds.items() if names])
 
 
-def published_state_dict(module_name: str, net_name: str, model_args: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Fetch torchvision's best published ImageNet weights for a net, or for its backbone where it has a model_type.
+def published_state_dict(module_name: str, net_name: str, model_args: Mapping[str, Any]) -> State:
+    """Download torchvision's best published ImageNet weights for a net, or for its backbone where it has a model_type.
 
-    They are downloaded once and kept in torch's hub folder. Raises NetError: none are published, or the download fails.
+    They are cached in torch's hub folder. Raises NetError: none are published, or the download fails.
     """
     defaults = {parameter.name: parameter.default for parameter in net_parameters(module_name, net_name)}
     name = model_args.get("model_type", defaults["model_type"]) if "model_type" in defaults else net_name
@@ -71,7 +76,7 @@ def published_state_dict(module_name: str, net_name: str, model_args: Mapping[st
         raise NetError(f'torchvision publishes no weights for "{name}"; name a weights file in pretrained_file instead')
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
-        state_dict: dict[str, torch.Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        state_dict: State = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # no network, HTTP error; a damaged download
         raise NetError(
             f"the published weights of {name} could not be downloaded from {weights.url} ({error}); "
@@ -81,78 +86,32 @@ def published_state_dict(module_name: str, net_name: str, model_args: Mapping[st
 
 
 def load_start_weights(net: nn.Module, state_dict: Mapping[str, Any], *, new_head: bool) -> LoadReport:
-    """Copy weights into the net, in place, and report on every name; the net stays as it was where this raises.
+    """Copy weights into the net, in place, and report on every name; the net stays unchanged where this raises.
 
-    new_head=True (finetune): the head stays fresh, a first convolution is fitted between 1 and 3 channels, a ViT's
-    position embeddings are interpolated, weights of a bare backbone find their place in a net around one, and what does
-    not match is reported. new_head=False (update): all must match.
-    A net with other heads than its last linear or convolutional layer names their prefixes in `head_names`.
+    new_head=True (finetune): the head stays fresh, a first convolution is converted between 1 and 3 channels, a ViT's
+    position embeddings are interpolated, weights of a bare backbone are found for a net around one, and what does not
+    match is reported. new_head=False (update): all must match.
+    A net with other heads than its last linear or convolutional layer lists their prefixes in `head_names`.
     Raises NetError: not a state dict, nothing loaded, or (update) any difference.
     """
-    offered = _cleaned(state_dict)
+    offered = _check_state_dict(state_dict)
     targets = {_clean_name(name): tensor for name, tensor in net.state_dict().items()}
-    if new_head and not any(name in targets for name in offered):
-        inside = {f"{BACKBONE}{name}": value for name, value in offered.items()}
-        offered = inside if any(name in targets for name in inside) else offered
-    heads = _head_names(net) if new_head else ()
-    loaded: dict[str, torch.Tensor] = {}
-    skipped_shape: list[tuple[str, Shape, Shape]] = []
-    converted: list[str] = []
-    skipped_head = [name for name in targets if name.startswith(heads)] if heads else []
-    for name, target in targets.items():
-        if name not in offered or name in skipped_head:
-            continue
-        value = offered[name]
-        if value.shape != target.shape and new_head:
-            value, note = _fitted(net, name, value, target)
-            converted += [note] if note else []
-        if value.shape == target.shape:
-            loaded[name] = value
-        else:
-            skipped_shape.append((name, tuple(value.shape), tuple(target.shape)))
-    extra = [name for name in offered if name not in targets and not (heads and name.startswith(heads))]
-    auxiliary = [name for name in extra if AUXILIARY.match(name)]
-    report = LoadReport(
-        loaded=tuple(loaded),
-        skipped_head=tuple(skipped_head),
-        skipped_shape=tuple(skipped_shape),
-        skipped_auxiliary=tuple(auxiliary),
-        unexpected=tuple(name for name in extra if name not in auxiliary),
-        missing=tuple(name for name in targets if name not in {*offered, *skipped_head} and not _is_counter(name)),
-        converted=tuple(converted),
-    )
-    _require_success(net, report, offered, targets, new_head)
+    heads: tuple[str, ...] = ()
+    if new_head:
+        offered = _move_into_backbone(offered, targets)
+        heads = _head_prefixes(net)
+    matched, report = _match(net, offered, targets, heads, converts_shapes=new_head)
+    _check_anything_fits(net, report, offered, targets)
+    if not new_head:
+        _check_everything_fits(net, report)
     with torch.no_grad():
-        for name, value in loaded.items():
+        for name, value in matched.items():
             targets[name].copy_(value)
     return report
 
 
-def _require_success(
-    net: nn.Module, report: LoadReport, offered: Iterable[str], targets: Iterable[str], new_head: bool
-) -> None:
-    parameters = {_clean_name(name) for name, _ in net.named_parameters()}
-    if not parameters.intersection(report.loaded):
-        raise NetError(
-            f"the weights fit nothing in {type(net).__name__}: the file has {_listed(list(offered))}; "
-            f"the net has {_listed(list(targets))}"
-        )
-    if new_head:
-        return
-    kinds = {
-        "missing in the file": report.missing,
-        "unexpected in the file": report.unexpected,
-        "of another shape": [_shape_text(*entry) for entry in report.skipped_shape],
-    }
-    problems = [f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names]
-    if problems:
-        raise NetError(
-            f"the weights do not match {type(net).__name__}: {'; '.join(problems)}. "
-            'train_mode "update" needs all of them; "finetune" takes what fits and a new head'
-        )
-
-
-def _cleaned(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _check_state_dict(state_dict: Mapping[str, Any]) -> State:
+    """Return the tensors by their clean names. Raises NetError for anything but a non-empty state dict."""
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise NetError("the weights are no state dict: a non-empty mapping of names to tensors is needed")
     for name, value in state_dict.items():
@@ -164,7 +123,7 @@ def _cleaned(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _clean_name(name: str) -> str:
-    """Strip what DistributedDataParallel ("module.") and torch.compile ("_orig_mod.") add, and mend old names."""
+    """Strip what DistributedDataParallel ("module.") and torch.compile ("_orig_mod.") add, and update old names."""
     name = name.replace("_orig_mod.", "")
     while name.startswith("module."):
         name = name[len("module.") :]
@@ -173,8 +132,14 @@ def _clean_name(name: str) -> str:
     return name
 
 
-def _head_names(net: nn.Module) -> tuple[str, ...]:
-    """Give the prefixes of the head: what the net says itself, or its last linear or convolutional layer."""
+def _move_into_backbone(offered: State, targets: State) -> State:
+    """Prefix the names of a bare backbone's weights where the net has them below "backbone.", and only there."""
+    inside = {f"{BACKBONE}{name}": value for name, value in offered.items()}
+    return inside if targets.keys().isdisjoint(offered) and not targets.keys().isdisjoint(inside) else offered
+
+
+def _head_prefixes(net: nn.Module) -> tuple[str, ...]:
+    """Return the prefixes of the head: the net's own `head_names`, else its last linear or convolutional layer."""
     for path, module in net.named_modules():
         if (own := getattr(module, "head_names", None)) is not None:
             return tuple(_clean_name(f"{path}.{name}.".lstrip(".")) for name in own)
@@ -182,18 +147,49 @@ def _head_names(net: nn.Module) -> tuple[str, ...]:
     return (_clean_name(f"{layers[-1]}."),) if layers else ()
 
 
-def _fitted(net: nn.Module, name: str, value: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, str]:
-    """Fit a tensor of another shape where there is a sound way, and say so; else give it back as it is."""
+def _match(
+    net: nn.Module, offered: State, targets: State, heads: tuple[str, ...], *, converts_shapes: bool
+) -> tuple[State, LoadReport]:
+    """Return the tensors to copy, by the net's names, and the report on every name of the net and of the file."""
+    body = [name for name in targets if not name.startswith(heads)]
+    matched: State = {}
+    converted: list[str] = []
+    other_shape: list[tuple[str, Shape, Shape]] = []
+    for name in body:
+        if name not in offered:
+            continue
+        value, target = offered[name], targets[name]
+        if value.shape != target.shape and converts_shapes:
+            value, note = _convert_shape(net, name, value, target)
+            converted += [note] if note else []
+        if value.shape == target.shape:
+            matched[name] = value
+        else:
+            other_shape.append((name, tuple(value.shape), tuple(target.shape)))
+    extra = [name for name in offered if name not in targets and not name.startswith(heads)]
+    return matched, LoadReport(
+        loaded=tuple(matched),
+        skipped_head=tuple(name for name in targets if name.startswith(heads)),
+        skipped_shape=tuple(other_shape),
+        skipped_auxiliary=tuple(name for name in extra if AUXILIARY.match(name)),
+        unexpected=tuple(name for name in extra if not AUXILIARY.match(name)),
+        missing=tuple(name for name in body if name not in offered and not _is_counter(name)),
+        converted=tuple(converted),
+    )
+
+
+def _convert_shape(net: nn.Module, name: str, value: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, str]:
+    """Return a tensor converted to the target's shape and a note; unchanged and "" where it cannot be converted."""
     first_conv = first_conv_name(net)
     if first_conv is not None and name == _clean_name(f"{first_conv}.weight") and value.ndim == 4:
-        fitted = fit_input_channels(value, target.shape[1])
+        fitted = fit_input_channels(value, target.shape[1])  # (O, I, kH, kW) to (O, I', kH, kW)
         if fitted is not None and fitted.shape == target.shape:
             way = "summed over the input channels" if target.shape[1] == 1 else "repeated, a third each"
             return fitted, f"{name}: {value.shape[1]} input channels became {target.shape[1]}, {way}"
     if name == "encoder.pos_embedding" and isinstance(net, VisionTransformer):
         try:
             state = OrderedDict({name: value})
-            fitted = interpolate_embeddings(net.image_size, net.patch_size, state)[name]
+            fitted = interpolate_embeddings(net.image_size, net.patch_size, state)[name]  # (1, 1 + patches, D)
         except ValueError:  # not a square of patches: reported as of another shape
             return value, ""
         if fitted.shape == target.shape:
@@ -201,15 +197,38 @@ def _fitted(net: nn.Module, name: str, value: torch.Tensor, target: torch.Tensor
     return value, ""
 
 
+def _check_anything_fits(net: nn.Module, report: LoadReport, offered: State, targets: State) -> None:
+    parameters = {_clean_name(name) for name, _ in net.named_parameters()}
+    if parameters.isdisjoint(report.loaded):
+        raise NetError(
+            f"the weights fit nothing in {type(net).__name__}: the file has {_shorten(offered)}; "
+            f"the net has {_shorten(targets)}"
+        )
+
+
+def _check_everything_fits(net: nn.Module, report: LoadReport) -> None:
+    kinds = {
+        "missing in the file": report.missing,
+        "unexpected in the file": report.unexpected,
+        "of another shape": [_shape_text(*entry) for entry in report.skipped_shape],
+    }
+    problems = [f"{len(names)} {kind}: {_shorten(names)}" for kind, names in kinds.items() if names]
+    if problems:
+        raise NetError(
+            f"the weights do not match {type(net).__name__}: {'; '.join(problems)}. "
+            'train_mode "update" needs all of them; "finetune" takes what fits and a new head'
+        )
+
+
 def _is_counter(name: str) -> bool:
-    """Tell batch norm's counter, which files from before torch 0.4.1 lack; torch's own loading excuses that too."""
+    """Return whether it is batch norm's counter, which files from before torch 0.4.1 lack and torch lets pass."""
     return name.endswith("num_batches_tracked")
 
 
-def _shape_text(name: str, got: Shape, wanted: Shape) -> str:
-    return f"{name} (file {got}, net {wanted})"
+def _shape_text(name: str, in_file: Shape, in_net: Shape) -> str:
+    return f"{name} (file {in_file}, net {in_net})"
 
 
-def _listed(names: Iterable[str]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:SHOWN]) + (f", ... and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+def _shorten(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:SHOWN])
+    return f"{shown}, ... and {len(names) - SHOWN} more" if len(names) > SHOWN else shown

@@ -11,7 +11,7 @@ from torch import nn
 
 from nets.support.errors import NetError
 
-RATES = {  # torchvision's name of a dropping probability: ours
+RATES = {  # torchvision's name of a drop probability: ours
     "dropout": "dropout",
     "attention_dropout": "attention_dropout",
     "drop_rate": "dropout",
@@ -50,7 +50,7 @@ def torchvision_net(
 
 
 def use_small_stem(net: Any) -> None:
-    """Give a ResNet the stem for CIFAR: a 3x3 convolution of stride 1, initialised as the others, and no max pool."""
+    """Replace a ResNet's stem by CIFAR's: a 3x3 convolution of stride 1, initialised as the others, and no max pool."""
     stem = net.conv1
     net.conv1 = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -58,18 +58,18 @@ def use_small_stem(net: Any) -> None:
 
 
 def require_rate(name: str, rate: float) -> None:
-    """Raise NetError unless a dropping probability is at least 0 and below 1."""
+    """Raise NetError unless a drop probability is at least 0 and below 1."""
     if not 0 <= rate < 1:
         raise NetError(f"{name} must be at least 0 and below 1, got {rate}")
 
 
 def first_conv_name(net: nn.Module) -> str | None:
-    """Name the first convolution of a net, the one that sees the image."""
+    """Return the name of a net's first convolution, whose input is the image; None where there is none."""
     return next((name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)), None)
 
 
 def replace_first_conv(net: nn.Module, num_channels: int) -> None:
-    """Give the first convolution `num_channels` input channels; its fresh weights follow from those it had."""
+    """Change the first convolution to `num_channels` input channels, its weights converted. Raises NetError."""
     name = first_conv_name(net)
     if name is None:
         raise NetError(f"{type(net).__name__} has no convolution, so num_channels cannot be {num_channels}")
@@ -83,10 +83,10 @@ def replace_first_conv(net: nn.Module, num_channels: int) -> None:
 
 
 def fit_input_channels(weight: torch.Tensor, num_channels: int) -> torch.Tensor | None:
-    """Fit a convolution's weight (O, I, kH, kW) to another number of input channels, 3 to 1 or 1 to 3; else None.
+    """Return a convolution's weight (O, I, kH, kW) for 3 to 1 or 1 to 3 input channels; None for other numbers.
 
     3 to 1 sums over the inputs and 1 to 3 repeats a third, so that a grey image and its three equal channels
-    give the same feature maps.
+    have the same feature maps.
     """
     channels = (weight.shape[1], num_channels)
     if channels == (3, 1):

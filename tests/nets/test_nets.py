@@ -67,7 +67,7 @@ def module_of() -> dict[str, str]:
 
 @pytest.fixture
 def nets_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a folder whose files are found as modules of nets."""
+    """A folder whose files are found as modules of nets."""
     monkeypatch.setattr(net_interface, "NETS_DIR", tmp_path)
     monkeypatch.setattr(nets, "__path__", [str(tmp_path)])
     return tmp_path
@@ -108,7 +108,7 @@ def test_smallest_names_every_family() -> None:
     assert set(SMALLEST) == set(available_nets()) - {"pim_module", "simsiam_module", "wide_resnet_module"}
 
 
-def test_every_torchvision_family_is_there_whole(module_of: dict[str, str]) -> None:
+def test_every_torchvision_family_is_complete(module_of: dict[str, str]) -> None:
     published = torchvision.models.list_models(module=torchvision.models, exclude="maxvit*")
     assert set(published) <= set(module_of)
     for name in published:
@@ -189,7 +189,7 @@ def test_swin_works_at_one_patch() -> None:
 
 
 @pytest.mark.parametrize(("size_px", "shown"), [((64, 96), "64x96"), ((40, 40), "40x40")])
-def test_vit_wants_a_square_of_whole_patches(size_px: tuple[int, int], shown: str) -> None:
+def test_vit_needs_a_square_that_is_divisible_into_patches(size_px: tuple[int, int], shown: str) -> None:
     with pytest.raises(NetError) as caught:
         build("vit_module", "vit_b_32", size_px)
     assert str(caught.value) == (
@@ -263,7 +263,7 @@ def test_one_batch_is_overfitted(module: str, name: str, size_px: int, num_chann
         ("GeM_ResNet_module", "gem_resnet_avp", 'did you mean "GeM_ResNet_AVP"?; it has: GeM_ResNet_AVP'),
     ],
 )
-def test_unknown_names_are_told(module: str, name: str, sentence: str) -> None:
+def test_unknown_names_are_reported(module: str, name: str, sentence: str) -> None:
     with pytest.raises(NetError) as caught:
         check_names(module, name)
     assert sentence in str(caught.value)
@@ -277,7 +277,7 @@ def test_unknown_module_lists_all_modules() -> None:
     assert str(caught.value).endswith("it has: " + ", ".join(available_nets()))
 
 
-def test_all_wrong_model_args_are_told_at_once() -> None:
+def test_all_wrong_model_args_are_reported_at_once() -> None:
     with pytest.raises(NetError) as caught:
         build("vgg_module", "vgg16", 32, model_args={"drop": 1, "num_classes": 3, "dropout": "0.5"})
     assert str(caught.value) == (
@@ -311,7 +311,7 @@ def test_all_wrong_model_args_are_told_at_once() -> None:
         ),
     ],
 )
-def test_wrong_model_args_are_told(module: str, name: str, model_args: dict[str, Any], sentence: str) -> None:
+def test_wrong_model_args_are_reported(module: str, name: str, model_args: dict[str, Any], sentence: str) -> None:
     with pytest.raises(NetError) as caught:
         build(module, name, 64, model_args=model_args)
     assert sentence in str(caught.value)
@@ -325,7 +325,7 @@ def test_wrong_model_args_are_told(module: str, name: str, model_args: dict[str,
         ({"num_classes": 2.0}, "num_classes must be a whole number of at least 1, got 2.0"),
     ],
 )
-def test_wrong_values_are_told(given: dict[str, Any], sentence: str) -> None:
+def test_wrong_values_are_reported(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(NetError) as caught:
         build("resnet_module", "resnet18", 64, **given)
     assert str(caught.value) == sentence
@@ -423,6 +423,6 @@ def test_parameter_groups_free_norms_and_biases_from_decay() -> None:
     ]
 
 
-def test_parameter_groups_want_something_to_train() -> None:
+def test_parameter_groups_need_a_trainable_parameter() -> None:
     with pytest.raises(NetError, match="the net has no trainable parameter: requires_grad is False on all of them"):
         parameter_groups(nn.Linear(2, 2).requires_grad_(False), 0.01, 0.0)

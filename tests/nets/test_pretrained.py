@@ -1,4 +1,4 @@
-"""Weights to start from: every way a file can fit, half fit and not fit."""
+"""Initial weights: files that fit, fit in part, and do not fit."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_wrapped_net_is_loaded_too() -> None:
     assert torch.equal(net.state_dict()["conv5.0.weight"], source.state_dict()["conv5.0.weight"])
 
 
-def test_update_tells_every_difference_and_changes_nothing() -> None:
+def test_update_reports_every_difference_and_changes_nothing() -> None:
     net = small(num_classes=5)
     before = copied(net)
     state = copied(small(num_classes=1000))
@@ -177,22 +177,22 @@ def test_what_is_no_state_dict_is_refused(state: dict[str, Any], sentence: str) 
 
 
 @pytest.mark.parametrize(
-    ("got", "wanted", "way"), [(3, 1, "summed over the input channels"), (1, 3, "repeated, a third each")]
+    ("in_file", "in_net", "way"), [(3, 1, "summed over the input channels"), (1, 3, "repeated, a third each")]
 )
-def test_first_conv_is_fitted_between_grey_and_colour(got: int, wanted: int, way: str) -> None:
-    source, net = small(num_channels=got), small(num_channels=wanted)
+def test_first_conv_is_fitted_between_grey_and_colour(in_file: int, in_net: int, way: str) -> None:
+    source, net = small(num_channels=in_file), small(num_channels=in_net)
     report = load_start_weights(net, source.state_dict(), new_head=True)
-    assert report.converted == (f"conv1.0.weight: {got} input channels became {wanted}, {way}",)
+    assert report.converted == (f"conv1.0.weight: {in_file} input channels became {in_net}, {way}",)
     assert report.converted[0] in report.summary() and not report.skipped_shape
     grey = torch.randn(2, 1, 64, 64)
     outputs = []
-    for each, channels in ((source, got), (net, wanted)):
+    for each, channels in ((source, in_file), (net, in_net)):
         each.get_submodule("fc").load_state_dict(source.get_submodule("fc").state_dict())
         with torch.no_grad():
             outputs.append(each.eval()(grey.expand(-1, channels, -1, -1)))
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
     with pytest.raises(NetError, match=r"1 of another shape: conv1.0.weight \(file \(24, "):
-        load_start_weights(small(num_channels=wanted), source.state_dict(), new_head=False)
+        load_start_weights(small(num_channels=in_net), source.state_dict(), new_head=False)
 
 
 def test_position_embeddings_are_interpolated() -> None:
@@ -230,7 +230,7 @@ def test_second_heads_of_published_files_are_skipped(name: str) -> None:
         ("vit_module", "vit_b_32", {"mlp.0.": "mlp.linear_1.", "mlp.3.": "mlp.linear_2."}),
     ],
 )
-def test_names_of_old_files_are_mended(module: str, name: str, old_names: dict[str, str]) -> None:
+def test_names_of_old_files_are_updated(module: str, name: str, old_names: dict[str, str]) -> None:
     with torch.device("meta"):
         net = build(module, name)
         state = {key: value for key, value in net.state_dict().items() if "num_batches_tracked" not in key}
@@ -277,7 +277,7 @@ def test_published_weights_are_fetched(
     assert asked[0][1] == {"progress": False, "check_hash": True, "weights_only": True}
 
 
-def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_gives_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_download)
     with pytest.raises(NetError) as caught:
         published_state_dict("resnet_module", "resnet18", {})
@@ -288,7 +288,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     )
 
 
-def test_a_net_without_published_weights_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_net_without_published_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NetError) as caught:
         published_state_dict("GeM_ResNet_module", "GeM_ResNet_AVP", {"model_type": "own"})
     assert str(caught.value) == (

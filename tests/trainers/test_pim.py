@@ -82,7 +82,7 @@ def test_every_default_backbone_gives_logits_and_gradients(model_type: str) -> N
     assert [tuple(x.shape) for x in trained.selected_logits] == [(3, count, 5) for count in counts]
     assert [x.shape[1] for x in trained.dropped_logits] == [p - c for p, c in zip(positions, counts, strict=True)]
     logits = net.eval()(images)
-    for scores in (net.answer(trained).exp(), logits.exp()):
+    for scores in (net.logits(trained).exp(), logits.exp()):
         assert scores.shape == (3, 5)
         torch.testing.assert_close(scores.sum(1), torch.ones(3))
     # In eval mode: a bias before a batch norm has no gradient in training.
@@ -282,8 +282,8 @@ def test_selection_and_all_outputs_against_a_plain_loop(args: dict[str, Any], tr
             assert got.dropped_logits[stage].shape == (4, 0, 5)  # nobody asks for them
     assert list(net.head_logits(got)) == list(expected["heads"])
     for name, logits in expected["heads"].items():
-        close(net.answer(got, name), logits)
-    close(net.answer(got).double(), expected["answer"], tolerance=1e-5)  # the scores' mean is float32
+        close(net.logits(got, name), logits)
+    close(net.logits(got).double(), expected["answer"], tolerance=1e-5)  # the scores' mean is float32
     if got.combiner_logits is not None:
         assert got.combiner_logits.std() > 1e-2
 
@@ -326,7 +326,7 @@ def test_the_head_that_is_named_answers(head: str) -> None:
 def test_a_class_that_no_head_believes_in_has_a_finite_logit() -> None:
     logits = torch.tensor([[0.0, 200.0, -300.0]])
     net = build(use_combiner=False)
-    answer = net.answer(PimOutputs((logits[None],) * 4, (), (), (), None))
+    answer = net.logits(PimOutputs((logits[None],) * 4, (), (), (), None))
     assert answer.isfinite().all() and answer[0, 2] < -60
 
 

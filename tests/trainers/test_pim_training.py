@@ -246,7 +246,7 @@ def test_one_batch_is_overfitted() -> None:
     assert last["dropped_loss"] < 0.25 * first["dropped_loss"]
     outputs = net.outputs(batch["image"])
     for head in HEADS:
-        assert net.answer(outputs, head).argmax(1).tolist() == batch["label"].tolist()
+        assert net.logits(outputs, head).argmax(1).tolist() == batch["label"].tolist()
 
 
 def plain_loss(net: PIM, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -315,7 +315,7 @@ def batches(net: PIM, head: str) -> list[dict[str, torch.Tensor]]:
     for start in (0, 8):
         images = torch.randn(8, 3, 64, 64)
         with torch.no_grad():
-            labels = net.answer(net.eval().outputs(images), head).argmax(1)
+            labels = net.logits(net.eval().outputs(images), head).argmax(1)
         made.append({"image": images, "label": labels, "index": torch.arange(start, start + 8)})
     return made
 
@@ -348,7 +348,7 @@ def test_validation_declares_the_best_head_and_the_checkpoint_answers_with_it(he
     with torch.no_grad():
         outputs = net.eval().outputs(images)
     assert torch.equal(torch.from_numpy(backend(images.numpy())).argmax(1), data[0]["label"])
-    np.testing.assert_allclose(backend(images.numpy()), net.answer(outputs, head).numpy(), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(backend(images.numpy()), net.logits(outputs, head).numpy(), rtol=1e-3, atol=1e-3)
 
 
 def test_of_equal_heads_all_of_them_together_win() -> None:
@@ -416,7 +416,7 @@ def test_a_training_from_end_to_end(
     for answer in answers:
         array = preprocess(np.asarray(preprocess.decode(dataset / "images/val" / answer["file"])))
         with torch.no_grad():
-            logits = net.eval().answer(net.outputs(torch.from_numpy(array)[None]), head)
+            logits = net.eval().logits(net.outputs(torch.from_numpy(array)[None]), head)
         scores = logits.softmax(1)[0]
         assert answer["class"] == best.metadata.class_names[int(scores.argmax())]
         assert answer["score"] == pytest.approx(scores.max().item(), abs=1e-3)

@@ -105,7 +105,7 @@ class PimTask(ClassifyTask):
         for batch in batches:
             outputs = self.net.outputs(batch["image"])
             for head in heads:
-                metrics[head].update(self.net.answer(outputs, head).float(), batch["label"], batch["index"])
+                metrics[head].update(self.net.logits(outputs, head).float(), batch["label"], batch["index"])
         self.net.train(was_training)
         results = {head: metrics[head].compute(paths, class_names) for head in heads}
         best = max(heads, key=lambda head: results[head].top1)
