@@ -16,6 +16,15 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: a file's name may hold bytes that are not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def did_you_mean(name: str, known: Iterable[str], *, ignore_case: bool = False, count: int = 1) -> str:
     """Return '; did you mean "x"?' for the nearest known names, at most `count`, or "" where none is near."""
     near = ", ".join(f'"{each}"' for each in nearest_names(name, known, ignore_case=ignore_case, count=count))

@@ -1,64 +1,59 @@
-"""How the platform's programs end: sentences on stderr, exit codes, signals, and a metric file that is always true."""
+"""What every platform's programs share: their errors, atomic files, the metric file of a run, and messages."""
 
 from __future__ import annotations
 
-import signal
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.signals import Stopped
-from platforms.tianji.files import PlatformError, write_json
+from common.atomic_io import ResultsError, write_atomic, writing
+from common.errors import ProgramError, UserError
 
-EXIT_MISTAKE = 2
-UNFINISHED = "not finished: it is still running, or it was ended without a word"
+UNFINISHED = "not finished: it is still running, or it was killed"
 
 
-class Ended(RuntimeError):
-    """A program that did not do its work, for no mistake of the user's; the message is the sentence to show."""
+class PlatformError(UserError):
+    """A mistake of the user's; the message is one sentence for the user."""
 
-    def __init__(self, sentence: str, exit_code: int = 1) -> None:
-        super().__init__(sentence)
+
+class TrainingFailedError(ProgramError):
+    """A training that ended without a result, for no mistake of the user's; `exit_code` is the training's own."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
         self.exit_code = exit_code
 
 
-def told(program: str, work: Callable[[], int]) -> int:
-    """Do the work and give its exit code; what ends it early becomes a sentence on stderr and a code of its own."""
-    try:
-        return work()
-    except (Ended, Stopped) as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:  # before the training, or pressed twice
-        return 128 + signal.SIGINT
-    except OSError as error:
-        print(f"{program}: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except ValueError as error:
-        # Every mistake of the user's is a ValueError of a kind of ours, and its message the sentence to show.
-        if type(error) is ValueError or isinstance(error, UnicodeError):
-            raise
-        print(f"{program}: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-
-
 @contextmanager
-def recorded(metric: Path, failed: Callable[[str], Mapping[str, Any]]) -> Iterator[None]:
-    """Have the metric file say "not finished" while this lasts, and what went wrong where it ends in an error.
+def metric_file(path: Path, failed: Callable[[str], Mapping[str, Any]]) -> Iterator[None]:
+    """Write a metric file of an unfinished run before the block, and one with the reason where the block raises.
 
-    `failed` gives the file of a failed run from a sentence. Raises PlatformError where it cannot be written at all.
+    `failed` returns the values of a failed run for a reason. The block itself writes those of a run that succeeds.
+    Raises ResultsError where the first one cannot be written.
     """
-    write_json(metric, failed(UNFINISHED))
+    write_json(path, failed(UNFINISHED))
     try:
         yield
     except BaseException as error:
         try:
-            write_json(metric, failed(_sentence(error)))
-        except PlatformError as problem:  # "not finished" stands there, which is as true
+            write_json(path, failed(_reason(error)))
+        except ResultsError as problem:  # the file still holds UNFINISHED, which is also true
             warn(str(problem))
         raise
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file in ASCII, complete or not at all. Raises ResultsError; an earlier file then stays."""
+    write_text(path, json.dumps(values))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, complete or not at all. Raises ResultsError; an earlier file then stays."""
+    with writing(path):
+        write_atomic(path, text)
 
 
 def log(text: str) -> None:
@@ -71,9 +66,9 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def _sentence(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "stopped by SIGINT"
-    if isinstance(error, (ValueError, Ended, OSError)):
+    if isinstance(error, (UserError, ProgramError, OSError)):
         return str(error)
     return f"{type(error).__name__}: {error}"

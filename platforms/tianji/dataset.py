@@ -1,4 +1,4 @@
-"""The platform's datasets: {train,valid,test}/images/<class>/*.jpg; without the class folders in train for SimSiam."""
+"""The platform's datasets: {train,valid,test}/images/<class>/*.jpg; for SimSiam train may have no class folders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.formatting import is_utf8
 from data_loader.samples import ListError, Sample, SampleList, iter_images, read_class_folders
-from platforms.tianji.files import PlatformError
+from platforms.base import PlatformError
 
 LAYOUT = "<dataset>/{train,valid,test}/images/<class>/*.jpg"
 SEPARATOR = "----"
@@ -19,7 +20,7 @@ LEARNT_OF_FIVE = 4  # parts of `valid` that the refinement learns from where not
 
 @dataclass(frozen=True)
 class Dataset:
-    """The images that a training may see: `train`, labelled or not, and `valid`, always labelled."""
+    """The images of a training: `train`, labelled or not, and `valid`, always labelled."""
 
     root: Path
     class_names: tuple[str, ...]
@@ -33,14 +34,14 @@ class Dataset:
         return self.train is not None
 
     def unlabelled_paths(self) -> list[str]:
-        """Give the paths of all images of `train`."""
+        """Return the paths of all images of `train`."""
         return [*(sample.path for sample in self.train.samples), *self.loose] if self.train else list(self.loose)
 
 
 def read_dataset(root: Path) -> Dataset:
     """Read `train` and `valid`; the classes are `train`'s folders, or `valid`'s where `train` has none.
 
-    Raises PlatformError and ListError with all that is wrong.
+    Raises PlatformError, and ListError with every missing folder.
     """
     root = Path(os.path.abspath(root))  # noqa: PTH100  # links stay as they were named
     if not root.is_dir():
@@ -75,65 +76,56 @@ def read_test(root: Path, class_names: Sequence[str]) -> SampleList:
 
 
 def has_class_folders(root: Path) -> bool:
-    """Say whether `train` has class folders. Raises OSError."""
+    """Return whether `train` has class folders. Raises OSError."""
     return any(entry.is_dir() and not entry.name.startswith(".") for entry in (root / "train" / "images").iterdir())
 
 
-def share_valid(valid: SampleList, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Share `valid`: four fifths of every class to learn from, the rest to measure on; each keeps its order.
+def split_valid(valid: SampleList, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Split `valid` into four fifths of every class to learn from and the rest to measure on; both keep their order.
 
-    A class of two or more images has one at least on either side; a single one is learnt from. The draw of a class
-    depends on the seed and on its own images only. Raises PlatformError where nothing is left to measure on.
+    A class of two or more images has at least one on either side; a single one is learnt from. The draw of a class
+    depends only on the seed and its own images. Raises PlatformError where nothing is left to measure on.
     """
     of_class: defaultdict[int, list[Sample]] = defaultdict(list)
     for sample in valid.samples:
         of_class[sample.label].append(sample)
-    kept: set[str] = set()
+    drawn: set[str] = set()
     for label, samples in of_class.items():
         rest = round(len(samples) * (5 - LEARNT_OF_FIVE) / 5)
         rest = 0 if len(samples) == 1 else max(1, rest)
-        drawn = random.Random(f"{seed} {valid.class_names[label]}").sample(samples, rest)
-        kept.update(sample.path for sample in drawn)
-    learnt = [sample for sample in valid.samples if sample.path not in kept]
-    measured = [sample for sample in valid.samples if sample.path in kept]
+        generator = random.Random(f"{seed} {valid.class_names[label]}")
+        drawn.update(sample.path for sample in generator.sample(samples, rest))
+    learnt = [sample for sample in valid.samples if sample.path not in drawn]
+    measured = [sample for sample in valid.samples if sample.path in drawn]
     if not measured:
-        raise PlatformError(f"{valid.root}: one image a class leaves none to measure on; two at least are needed")
+        raise PlatformError(f"{valid.root}: one image per class leaves none to measure on; at least two are needed")
     return learnt, measured
 
 
 def list_text(samples: Sequence[Sample], root: Path | str) -> str:
-    """Give a list's text, a path below `root` and a label a line; without labels by NO_LABEL. Raises PlatformError."""
-    lines = [_relative(sample.path, root) + f"{SEPARATOR}{sample.label}\n" for sample in samples]
-    return "".join(lines)
+    """Return a list's text, a path below `root` and a label on each line. Raises PlatformError."""
+    return "".join(f"{_relative(sample.path, root)}{SEPARATOR}{sample.label}\n" for sample in samples)
 
 
 def paths_text(paths: Sequence[str], root: Path | str) -> str:
-    """Give the text of a list without labels. Raises PlatformError."""
+    """Return the text of a list without labels. Raises PlatformError."""
     return "".join(f"{_relative(path, root)}\n" for path in paths)
 
 
 def _relative(path: str, root: Path | str) -> str:
     name = Path(path).relative_to(root).as_posix()
-    if "\n" in name or "\r" in name or not _is_utf8(name):
-        raise PlatformError(f"{path!a}: a list cannot hold this name (a line break, or no UTF-8); rename the file")
+    if "\n" in name or "\r" in name or not is_utf8(name):
+        raise PlatformError(f"{path!a}: a list cannot hold this name (a line break, or not UTF-8); rename the file")
     return name
 
 
 def _check_names(root: str, names: Sequence[str]) -> None:
-    """Refuse class names that a file of one name a line cannot hold. Raises PlatformError."""
+    """Raise PlatformError for class names that a file with one name per line cannot hold, and for a single class."""
     for name in names:
-        if name != name.strip() or "\n" in name or "\r" in name or not _is_utf8(name):
+        if name != name.strip() or "\n" in name or "\r" in name or not is_utf8(name):
             raise PlatformError(
                 f"{root}: the class folder {name!a} begins or ends with a space, has a line break or is not UTF-8; "
                 "rename it"
             )
     if len(names) < 2:
-        raise PlatformError(f"{root}: one class folder ({names[0]}) is nothing to tell apart; two at least are needed")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        raise PlatformError(f"{root}: it has one class folder ({names[0]}); at least two are needed")

@@ -1,4 +1,4 @@
-"""The platform's offline validation: a model's accuracy on `test`, through the Predictor that also serves."""
+"""The platform's offline validation: a model's accuracy on `test`, by the same Predictor as the service."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from artifacts.metadata import ModelMetadata
 from common.signals import ended_by_signals
 from data_loader.samples import Sample
 from deploy.backends.devices import parse_device
-from platforms.base import log, recorded, warn
+from platforms.base import PlatformError, log, metric_file, warn, write_json
 from platforms.tianji.dataset import read_test
 from platforms.tianji.files import (
     MODULES,
-    PlatformError,
     Runs,
     failed_test_metric,
     find_model,
     new_evaluation_path,
     tested_metric,
-    write_json,
     written_accuracy,
 )
 from platforms.tianji.train import DATASETS
@@ -35,11 +33,11 @@ MAX_BAD_SHARE = 0.05  # of test, as in the recipes
 BATCH, WORKERS = 32, 4
 
 
-def run_test(args: argparse.Namespace) -> None:
-    """Evaluate, and write the evaluation and the metric file. Raises ValueErrors with the sentence to show."""
+def run_test(args: argparse.Namespace) -> int:
+    """Evaluate, write the evaluation and the metric file; return 0. Raises UserError."""
     folder = Path(os.path.abspath(args.model_path))  # noqa: PTH100  # links stay as they were named
     runs = Runs(args.runs_dir)
-    with runs.of_this_run(), recorded(runs.metric, lambda error: failed_test_metric(folder, error)):
+    with runs.exclusive(), metric_file(runs.metric, lambda error: failed_test_metric(folder, error)):
         parse_device(args.device)
         weights = find_model(folder, args.used_model)
         from deploy.backends.loading import load_backend
@@ -57,10 +55,11 @@ def run_test(args: argparse.Namespace) -> None:
             write_json(path, values)
             write_json(runs.metric, values)
     log(f"acc {written_accuracy(model, top1)} on {len(samples)} images, in {path} and {runs.metric}")
+    return 0
 
 
 def model_of(metadata: ModelMetadata, weights: Path) -> str:
-    """Give the platform's name of a net. Raises PlatformError for one that the platform does not know."""
+    """Return the platform's name of a net. Raises PlatformError for a net that the platform does not know."""
     for model, module in MODULES.items():
         if metadata.net["module"] == module:
             return model
@@ -69,22 +68,21 @@ def model_of(metadata: ModelMetadata, weights: Path) -> str:
 
 
 def accuracy(predictor: Predictor, samples: Sequence[Sample]) -> float:
-    """Give the share of images, from 0 to 1, whose answer is their label; those without an answer are left out.
+    """Return the share of images, from 0 to 1, whose predicted class is their label, over those with a prediction.
 
-    Raises PlatformError where they are too many.
+    Raises PlatformError where too many have none.
     """
-    right = 0
+    correct = 0
     problems = []
     predictions = predictor.predict_files((sample.path for sample in samples), BATCH, topk=1, workers=WORKERS)
     for sample, prediction in zip(samples, predictions, strict=True):
         if prediction.error:
             problems.append(f"{prediction.file}: {prediction.error}")
-        right += prediction.label == sample.label and not prediction.error
-    answered = len(samples) - len(problems)
-    if len(problems) > MAX_BAD_SHARE * len(samples) or not answered:
-        shown = "\n".join(problems[:20])
-        raise PlatformError(f"{len(problems)} of {len(samples)} images of test have no answer:\n{shown}")
+        correct += prediction.label == sample.label and not prediction.error
+    predicted = len(samples) - len(problems)
+    failed = f"{len(problems)} of {len(samples)} images of test have no prediction"
+    if len(problems) > MAX_BAD_SHARE * len(samples) or not predicted:
+        raise PlatformError("\n".join([f"{failed}:", *problems[:20]]))
     if problems:
-        first = problems[0]
-        warn(f"{len(problems)} of {len(samples)} images of test have no answer and are left out; the first: {first}")
-    return right / answered
+        warn(f"{failed} and are left out; the first: {problems[0]}")
+    return correct / predicted

@@ -1,4 +1,4 @@
-"""From the platform's flags to a checked config: the model, its recipe, `advance_settings`, and what the files fix."""
+"""From the platform's flags to a checked config: the model, its recipe, `advance_settings`, and the fixed keys."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.formatting import nearest_names
+from common.formatting import did_you_mean
 from common.paths import ROOT
 from configs.schema import Config, ConfigError, process_config
-from platforms.tianji.files import MODULES, SIMSIAM, PlatformError
+from platforms.base import PlatformError
+from platforms.tianji.files import MODULES, SIMSIAM
 from trainers.config_checks import net_problems
 
 SIMSIAM_RECIPE = ROOT / "configs" / "tianji_simsiam_config.json"
@@ -22,7 +23,7 @@ PIM_RECIPE = ROOT / "configs" / "tianji_pim_config.json"  # a GPU, and published
 PIM_SMALL_RECIPE = ROOT / "configs" / "tianji_pim_small_config.json"  # anything else
 FROM_SCRATCH: Mapping[str, Any] = {"train_mode": "fromscratch", "pretrained_file": ""}
 START_KEYS = ("train_mode", "pretrained_file", "pretrained_path")
-DOWNLOAD_TIMEOUT_S = 20.0  # without an answer
+DOWNLOAD_TIMEOUT_S = 20.0  # without a response
 SETTINGS = "advance_settings"
 
 Settings = dict[str, Any]
@@ -30,7 +31,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Places:
-    """What the platform's layout fixes of a config: keys that `advance_settings` may only repeat.
+    """The keys of a config that the platform's flags and files fix: `advance_settings` may only repeat them.
 
     A key of the second stage is called "next_stage.<key>".
     """
@@ -38,7 +39,7 @@ class Places:
     values: Settings
 
     def fixed(self, key: str) -> tuple[bool, Any]:
-        """Say whether a key is fixed, and its value; a second stage inherits the first one's."""
+        """Return whether a key is fixed, and its value; a second stage inherits the first one's."""
         stage, _, inherited = key.rpartition(".") if key.startswith("next_stage.") else ("", "", key)
         for name in (key, inherited, *([stage] if stage else [])):
             if name in self.values:
@@ -47,7 +48,7 @@ class Places:
 
 
 def read_annotation(text: str) -> Settings:
-    """Read `--annotation_data`, a Python or JSON literal, and give its `advance_settings`. Raises PlatformError."""
+    """Return the `advance_settings` of `--annotation_data`, a Python or JSON literal. Raises PlatformError."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -58,44 +59,44 @@ def read_annotation(text: str) -> Settings:
             raise PlatformError(f"--annotation_data is no Python or JSON literal such as {form}: {error}") from error
     if not isinstance(data, dict):
         raise PlatformError(f"--annotation_data must be an object {{...}}, got a {type(data).__name__}")
-    near = nearest_names(SETTINGS, [key for key in map(str, data) if key != SETTINGS])
-    if near and SETTINGS not in data:
-        raise PlatformError(f'--annotation_data: unknown key "{near[0]}"; did you mean "{SETTINGS}"?')
+    for key in map(str, data):
+        if SETTINGS not in data and (hint := did_you_mean(key, [SETTINGS])):
+            raise PlatformError(f'--annotation_data: unknown key "{key}"{hint}')
     settings = data.get(SETTINGS, {})
     if not isinstance(settings, dict):
         raise PlatformError(f"--annotation_data: {SETTINGS} must be an object {{...}}, got {_short(settings)}")
     return settings
 
 
-def wanted_model(flag: str | None, settings: Settings) -> tuple[str | None, Settings]:
-    """Give the model that is asked for, None where nobody asks, and the settings without what says it.
+def requested_model(flag: str | None, settings: Settings) -> tuple[str | None, Settings]:
+    """Return the requested model, None where there is none, and the settings without the keys that name it.
 
-    Said by the flag, by `advance_settings`' "model", or by its net's module. Raises PlatformError.
+    It is named by the flag, by `advance_settings`' "model", or by its "model_module_name". Raises PlatformError.
     """
     rest = {key: value for key, value in settings.items() if key not in ("model", "model_module_name")}
-    said = {"--model": flag, f"{SETTINGS}.model": settings.get("model")}
+    given = {"--model": flag, f"{SETTINGS}.model": settings.get("model")}
     module = settings.get("model_module_name")
     if module is not None:
         known = {name: model for model, name in MODULES.items()}
-        said[f"{SETTINGS}.model_module_name"] = known.get(str(module), f"a net of {module}")
-    for where, model in said.items():
-        if model is not None and not (isinstance(model, str) and model in MODULES):
+        given[f"{SETTINGS}.model_module_name"] = known.get(str(module), f"a net of {module}")
+    requests = {where: model for where, model in given.items() if model is not None}
+    for where, model in requests.items():
+        if not (isinstance(model, str) and model in MODULES):
             raise PlatformError(f"{where}: the platform's models are {' and '.join(MODULES)}, got {_short(model)}")
-    predictions = {where: model for where, model in said.items() if model is not None}
-    if len(set(predictions.values())) > 1:
-        pairs = ", ".join(f"{where} says {model}" for where, model in predictions.items())
-        raise PlatformError(f"the model is said twice and differently: {pairs}")
-    return next(iter(predictions.values()), None), rest
+    if len(set(requests.values())) > 1:
+        pairs = ", ".join(f"{where} is {model}" for where, model in requests.items())
+        raise PlatformError(f"two different models are given: {pairs}")
+    return next(iter(requests.values()), None), rest
 
 
 def make_config(
     model: str, *, uses_cuda: bool, places: Places, settings: Settings, log: Callable[[str], None]
 ) -> Config:
-    """Choose the recipe, put `advance_settings` over it, and check it. Raises ConfigError with every mistake.
+    """Choose the recipe, override it by `advance_settings`, and check it. Raises ConfigError with every mistake.
 
-    PIM starts from torchvision's published weights where they are on this machine or can be fetched, with the large
-    recipe on a GPU and the small one elsewhere; where they cannot be had, the small one starts from random weights.
-    A start named in `advance_settings` is not replaced.
+    PIM starts from torchvision's published weights where they are on this machine or can be downloaded, with the large
+    recipe on a GPU and the small one elsewhere; without them, the small one starts from random weights.
+    Initial weights named in `advance_settings` are not replaced.
     """
     recipe = SIMSIAM_RECIPE if model == SIMSIAM else PIM_RECIPE if uses_cuda else PIM_SMALL_RECIPE
     config = read_config(recipe, places, settings)
@@ -110,7 +111,7 @@ def make_config(
 
 
 def read_config(recipe: Path, places: Places, settings: Settings, start: Mapping[str, Any] | None = None) -> Config:
-    """Read a recipe, put `start`, `settings` and then `places` over it, and check it all. Raises ConfigError."""
+    """Read a recipe, override it by `start`, `settings` and then `places`, and check it. Raises ConfigError."""
     problems = []
     if not isinstance(settings.get("next_stage", {}), dict):
         problems.append(f"{SETTINGS}: next_stage must be an object {{...}}, got {_short(settings['next_stage'])}")
@@ -133,30 +134,30 @@ def read_config(recipe: Path, places: Places, settings: Settings, start: Mapping
     try:
         config = process_config(recipe, items, checks=[net_problems])
     except ConfigError as error:
-        raise ConfigError([*problems, *(_in_words(problem, items) for problem in error.problems)]) from error
+        raise ConfigError([*problems, *(_as_setting(problem, items) for problem in error.problems)]) from error
     if problems:
         raise ConfigError(problems)
     return config
 
 
 def flattened(settings: Settings) -> Settings:
-    """Write the keys of a second stage as "next_stage.<key>", so that the recipe's others stay."""
+    """Return the settings with a second stage's keys as "next_stage.<key>", so that the recipe's other keys stay."""
     flat: Settings = {}
     for key, value in settings.items():
         if key == "next_stage" and isinstance(value, dict):
-            flat |= {f"next_stage.{inner}": what for inner, what in value.items()}
+            flat |= {f"next_stage.{inner}": item for inner, item in value.items()}
         else:
             flat[str(key)] = value
     return flat
 
 
 def why_no_published_weights(config: Config) -> str:
-    """Fetch torchvision's weights for a config's net, and give "", or why they cannot be had."""
+    """Download torchvision's weights for a config's net; return "", or why they are not available."""
     from nets.support.errors import NetError
     from nets.support.pretrained import published_state_dict
 
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch's download has none, and a firewall may swallow its packets
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torch's download has none, and a firewall may drop its packets
     try:
         published_state_dict(config.model_module_name, config.model_net_name, config.net_args())
     except NetError as error:
@@ -170,8 +171,8 @@ def _item(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
-def _in_words(problem: str, items: Sequence[str]) -> str:
-    """Say where a mistake stands as the platform's user knows it, not as `train.py`'s flag."""
+def _as_setting(problem: str, items: Sequence[str]) -> str:
+    """Replace the place of a mistake, `train.py`'s flag, by the setting that the platform's user wrote."""
     for item in items:
         if problem.startswith(f"--set {item}: "):
             return f"{SETTINGS}: {problem.removeprefix(f'--set {item}: ')}"

@@ -1,4 +1,4 @@
-"""What the platform's service says of an image, in the platform's shape."""
+"""The platform's route: an image's prediction in the platform's shape."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ VISUAL_DATA, VISUAL_RESULT = "need_visual_data", "need_visual_result"
 
 
 def entry(prediction: Prediction, metadata: ModelMetadata, switches: Mapping[str, bool]) -> dict[str, Any]:
-    """Give an image's entry of `data`; PIM's class carries the score in `infer_data` too."""
+    """Return an image's entry of `data`; for PIM the class in `infer_data` includes the score."""
     score = str(round(prediction.score, DIGITS))
-    shown = f"{prediction.class_name}_{score}"
+    label = f"{prediction.class_name}_{score}"
     is_pim = metadata.net["module"] == MODULES[FGVC_PIM]
-    made: dict[str, Any] = {"infer_data": [shown if is_pim else prediction.class_name, score]}
+    fields: dict[str, Any] = {"infer_data": [label if is_pim else prediction.class_name, score]}
     if switches[VISUAL_DATA]:
-        made["visual_data"] = {"output_type": "text", "annotation_type": None, "data": shown}
+        fields["visual_data"] = {"output_type": "text", "annotation_type": None, "data": label}
     if switches[VISUAL_RESULT]:
-        made["visual_result"] = shown
-    return made
+        fields["visual_result"] = label
+    return fields
 
 
 ROUTE = Route("/autotable/predict", {VISUAL_DATA: True, VISUAL_RESULT: True}, entry)

@@ -1,4 +1,4 @@
-"""The platform's training: a dataset and a few flags become a model's folder and the metric file."""
+"""The platform's training: from a dataset and a few flags to a model's folder and the metric file."""
 
 from __future__ import annotations
 
@@ -12,29 +12,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
 from common.signals import Stopped, ended_by_signals
 from configs.schema import Config
 from deploy.backends.devices import parse_device
-from platforms.base import UNFINISHED, Ended, log, recorded, warn
-from platforms.tianji.dataset import SEPARATOR, Dataset, list_text, paths_text, read_dataset, share_valid
+from platforms.base import (
+    UNFINISHED,
+    PlatformError,
+    TrainingFailedError,
+    log,
+    metric_file,
+    warn,
+    write_json,
+    write_text,
+)
+from platforms.tianji.dataset import SEPARATOR, Dataset, list_text, paths_text, read_dataset, split_valid
 from platforms.tianji.files import (
     FGVC_PIM,
     SIMSIAM,
-    PlatformError,
     Runs,
     failed_training_metric,
     generated_name,
     trained_metric,
-    write_json,
-    write_text,
     written_accuracy,
 )
-from platforms.tianji.recipes import Places, Settings, make_config, read_annotation, wanted_model
+from platforms.tianji.recipes import Places, Settings, make_config, read_annotation, requested_model
 
 DATASETS = {FGVC_PIM: Path("/data/CUB_200/"), SIMSIAM: Path("/data/flower_classifier/")}
 EXPORTS = ("onnx",)
 SIGNALS = (130, 138, 143)  # exit codes of a training that SIGINT, SIGUSR1 or SIGTERM ended
-# In a model's folder:
+# Files of a model's folder:
 CLASSES, RECIPE = "classes.txt", "config.json"
 PRETRAINING = "pretraining"
 PRETRAINING_LIST, LEARNT_LIST, MEASURED_LIST = "pretraining_train.txt", "refinement_train.txt", "refinement_valid.txt"
@@ -42,29 +49,29 @@ PRETRAINING_LIST, LEARNT_LIST, MEASURED_LIST = "pretraining_train.txt", "refinem
 
 @dataclass
 class Attempt:
-    """What is known of a training so far, for the metric file of one that fails."""
+    """The model and the folder of a training as far as they are known, for the metric file if it fails."""
 
     model: str | None = None
     folder: Path | None = None
 
     def failed(self, error: str) -> dict[str, Any]:
-        """Give the metric file of this training as it stands."""
+        """Return the metric file of this training if it fails now."""
         return failed_training_metric(self.model, self.folder, error)
 
 
-def run_training(args: argparse.Namespace, started: float) -> None:
-    """Train, export, and write the metric file. Raises ValueErrors with the sentence to show, and Ended.
+def run_training(args: argparse.Namespace, started: float) -> int:
+    """Train, export and write the metric file; return 0. Raises UserError and TrainingFailedError.
 
-    `started` is the `time.perf_counter()` that the total is counted from.
+    `started` is the `time.perf_counter()` that the total time is measured from.
     """
     runs = Runs(args.runs_dir)
     attempt = Attempt()
-    with runs.of_this_run(), recorded(runs.metric, attempt.failed):
+    with runs.exclusive(), metric_file(runs.metric, attempt.failed):
         settings = read_annotation(args.annotation_data)
-        wanted, settings = wanted_model(args.model, settings)
+        requested, settings = requested_model(args.model, settings)
         parse_device(args.device)
-        dataset = read_dataset(args.dataset_path or default_dataset(wanted))
-        attempt.model = model = chosen_model(wanted, dataset)
+        dataset = read_dataset(args.dataset_path or default_dataset(requested))
+        attempt.model = model = choose_model(requested, dataset)
         name = generated_name(model, args.trial_name)
         if dataset.is_labelled and dataset.loose and model == FGVC_PIM:
             warn(f"{len(dataset.loose)} images of train lie in no class folder and are left out")
@@ -74,23 +81,24 @@ def run_training(args: argparse.Namespace, started: float) -> None:
             config = plan(model, name, folder, dataset, args.device, settings)
         with ended_by_signals():
             _train(config)
-            top1, seconds = measured(config)
+            top1, seconds = read_results(config)
             export(config, args.device)
             seconds["total"] = time.perf_counter() - started
             write_json(runs.metric, trained_metric(model, name, folder, top1, seconds))
     log(f"acc {written_accuracy(model, top1)}, model in {folder}, metric in {runs.metric}")
+    return 0
 
 
 def default_dataset(model: str | None) -> Path:
-    """Give the platform's own folder for a model; where none is asked for, the one of the two that is there."""
+    """Return the platform's own folder for a model; without a model, the one of the two that exists."""
     if model is None:
         return next((path for path in DATASETS.values() if path.is_dir()), DATASETS[FGVC_PIM])
     return DATASETS[model]
 
 
-def chosen_model(wanted: str | None, dataset: Dataset) -> str:
-    """Give the model asked for, else the one that the dataset is for. Raises PlatformError where it does not fit."""
-    model = wanted or (FGVC_PIM if dataset.is_labelled else SIMSIAM)
+def choose_model(requested: str | None, dataset: Dataset) -> str:
+    """Return the requested model, else the one that fits the dataset. Raises PlatformError where it does not fit."""
+    model = requested or (FGVC_PIM if dataset.is_labelled else SIMSIAM)
     if model == FGVC_PIM and not dataset.is_labelled:
         raise PlatformError(
             f"{dataset.root / 'train' / 'images'}: no class folders, and {FGVC_PIM} learns from labels; "
@@ -100,7 +108,7 @@ def chosen_model(wanted: str | None, dataset: Dataset) -> str:
 
 
 def plan(model: str, name: str, folder: Path, dataset: Dataset, device: str, settings: Settings) -> Config:
-    """Write class names, lists and recipe into the model's folder, and give the checked config. Raises ValueErrors."""
+    """Write class names, lists and recipe into the model's folder; return the checked config. Raises UserError."""
     write_text(folder / CLASSES, "".join(f"{name}\n" for name in dataset.class_names))
     uses_cuda = find_cuda(device)
     gpu_id = _gpu_id(device, uses_cuda=uses_cuda, settings=settings)
@@ -129,7 +137,7 @@ def plan(model: str, name: str, folder: Path, dataset: Dataset, device: str, set
 
 
 def find_cuda(device: str) -> bool:
-    """Say whether to train on a GPU. Raises PlatformError where one is asked for that torch cannot use."""
+    """Return whether to train on a GPU. Raises PlatformError where torch cannot use the requested one."""
     if device == "cpu":
         return False
     import torch
@@ -139,13 +147,16 @@ def find_cuda(device: str) -> bool:
     if device != "auto":
         raise PlatformError(
             f"--device {device}: torch {torch.__version__} can use no CUDA GPU on this machine; "
-            "use --device cpu, or --device auto for whatever is there"
+            "use --device cpu, or --device auto for what is available"
         )
     return False
 
 
-def measured(config: Config) -> tuple[float, dict[str, float]]:
-    """Give the accuracy, 0 to 1, that the checkpoint on the disk has, and the seconds of all stages. Raises Ended."""
+def read_results(config: Config) -> tuple[float, dict[str, float]]:
+    """Return the accuracy of the checkpoint on the disk, 0 to 1, and the seconds of all stages.
+
+    Raises TrainingFailedError where a stage has left no report.
+    """
     from artifacts.checkpoint import load_checkpoint
 
     stages = all_stages(config)
@@ -156,22 +167,22 @@ def measured(config: Config) -> tuple[float, dict[str, float]]:
         try:
             values = json.loads(report.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise Ended(f"{report}: the training left no report to take its times from: {error}") from error
+            raise TrainingFailedError(f"{report}: the training left no report with its times: {error}") from error
         seconds["train_time"] += values["train_seconds"]
         seconds["valid_time"] += values["validation_seconds"]
     return best["top1"], seconds
 
 
 def all_stages(config: Config) -> list[Config]:
-    """Give the trainings of a config in their order; the last one's checkpoint is the model."""
+    """Return the configs of the stages in their order; the last one's checkpoint is the model."""
     following = config.next_config()
     return [config, following] if following else [config]
 
 
 def export(config: Config, device: str) -> None:
-    """Write the other formats beside the checkpoint, and take the training states away; a refused export is only told.
+    """Write the other formats beside the checkpoint, and remove the training states.
 
-    The accuracy is the checkpoint's, which is there and complete.
+    A failed export is only a warning: the accuracy is the checkpoint's, which is complete.
     """
     from artifacts.archive import drop_earlier
     from artifacts.formats import REPORT
@@ -183,11 +194,11 @@ def export(config: Config, device: str) -> None:
     try:
         if export_formats(final.best_checkpoint(), EXPORTS, folder, device=device):
             warn(f"an export was refused, see {folder / REPORT}; the checkpoint itself is complete")
-    except ValueError as error:
+    except UserError as error:
         warn(f"the model was not exported, its checkpoint is complete: {error}")
     for stage in stages:
         drop_earlier(stage.last_checkpoint())
-        stage.last_checkpoint().unlink(missing_ok=True)  # three times the size, to go on with what is finished
+        stage.last_checkpoint().unlink(missing_ok=True)  # three times the size, and of no use to a finished training
 
 
 def _train(config: Config) -> None:
@@ -197,15 +208,15 @@ def _train(config: Config) -> None:
     if code in SIGNALS:
         raise Stopped(code - 128)
     if code:
-        raise Ended("the training failed, the lines above say why", code)
+        raise TrainingFailedError("the training failed, see the lines above", code)
 
 
 @contextmanager
 def _removed_on_a_mistake(attempt: Attempt) -> Iterator[None]:
-    """Take the model's folder away where a mistake ends a training before it has begun."""
+    """Remove the model's folder where a mistake ends a training before it has begun."""
     try:
         yield
-    except ValueError:
+    except UserError:
         if attempt.folder is not None:
             shutil.rmtree(attempt.folder, ignore_errors=True)
             attempt.folder = None
@@ -213,20 +224,20 @@ def _removed_on_a_mistake(attempt: Attempt) -> Iterator[None]:
 
 
 def _gpu_id(device: str, *, uses_cuda: bool, settings: Settings) -> str:
-    """Give the config's gpu_id that a device stands for; "" where the recipe or the settings choose the GPU."""
+    """Return the config's gpu_id for a device; "" where the recipe or the settings choose the GPU."""
     if not uses_cuda:
         return "cpu"
     if settings.get("gpu_id") in ("", "cpu"):
-        raise PlatformError("advance_settings: gpu_id says which GPUs; for none of them use --device cpu")
+        raise PlatformError("advance_settings: gpu_id selects GPUs; use --device cpu for training without one")
     index = parse_device(device)[1]
     return "" if index is None else str(index)
 
 
 def _simsiam_places(folder: Path, name: str, dataset: Dataset, seed: int) -> Settings:
-    """Write SimSiam's lists, and give what its two stages read and where they write.
+    """Write SimSiam's lists, and return the config keys of what its two stages read and where they write.
 
-    The pretraining gets paths without labels. Where `train` has no labels, it is watched on what the refinement
-    learns from, so that the images that `acc` is measured on have no say in it.
+    The pretraining gets paths without labels. Where `train` has no labels, it is validated on the images that the
+    refinement learns from, so that the images that `acc` is measured on have no influence on it.
     """
     train_root = dataset.root / "train" / "images"
     write_text(folder / PRETRAINING_LIST, paths_text(dataset.unlabelled_paths(), train_root))
@@ -243,10 +254,11 @@ def _simsiam_places(folder: Path, name: str, dataset: Dataset, seed: int) -> Set
     }
     if dataset.is_labelled:
         return values
-    learnt, kept = share_valid(dataset.valid, seed)
-    log(f"train has no labels: {len(learnt)} images of valid are learnt from, acc is measured on the other {len(kept)}")
+    learnt, measured = split_valid(dataset.valid, seed)
+    counts = f"{len(learnt)} images of valid are learnt from, acc is measured on the other {len(measured)}"
+    log(f"train has no labels: {counts}")
     write_text(folder / LEARNT_LIST, list_text(learnt, dataset.valid.root))
-    write_text(folder / MEASURED_LIST, list_text(kept, dataset.valid.root))
+    write_text(folder / MEASURED_LIST, list_text(measured, dataset.valid.root))
     return values | {
         "val_data_file": str(folder / LEARNT_LIST),
         "next_stage.train_data_root_dir": dataset.valid.root,

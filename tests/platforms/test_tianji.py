@@ -1,4 +1,4 @@
-"""The tianji platform: its files against the contract's own examples, its flags, and what happens in failures."""
+"""The tianji platform: its files against the contract's own examples, its flags, and its failures."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ import torch
 
 from artifacts.checkpoint import load_checkpoint
 from artifacts.metadata import ModelMetadata
+from common.atomic_io import ResultsError
 from common.paths import ROOT
 from configs.schema import ConfigError, process_config
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import Sample, SampleList
 from deploy.inference.prediction import Prediction
+from platforms.base import PlatformError, write_text
 from platforms.tianji import cli, recipes
 from platforms.tianji import train as training
-from platforms.tianji.dataset import read_dataset, share_valid
+from platforms.tianji.dataset import read_dataset, split_valid
 from platforms.tianji.evaluate import accuracy, model_of
-from platforms.tianji.files import PlatformError, Runs, generated_name, new_evaluation_path, write_text
-from platforms.tianji.recipes import Places, make_config, read_annotation, wanted_model
+from platforms.tianji.files import Runs, generated_name, new_evaluation_path
+from platforms.tianji.recipes import Places, make_config, read_annotation, requested_model
 from platforms.tianji.response import ROUTE, entry
 from tests.conftest import CLASSES, write_image
 from trainers.config_checks import net_problems
 
-# The contract's examples, as they stand in it.
+# The contract's examples, verbatim.
 TRAINED = """{"recom_model": "FGVC_PIM",
  "gened_model_name": "FGVC_PIM_autotables-2503-train-1",
  "metric_type": "acc", "metric_value": 81.6506,
@@ -92,7 +94,7 @@ def unlabelled(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def pim(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Train FGVC_PIM, with an export that cannot be made; give the runs folder and what the metric file holds."""
+    """Train FGVC_PIM, with an export that fails; return the runs folder and the metric file's values."""
     runs = tmp_path_factory.mktemp("pim_runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "EXPORTS", ("abacus",))
@@ -127,7 +129,7 @@ def metric_of(runs: Path) -> dict[str, Any]:
 
 
 def shape(value: Any) -> Any:
-    """Give a value with its keys in their order, and its numbers and texts as their types."""
+    """Return a value with its keys in their order, and its numbers and texts as their types."""
     if isinstance(value, dict):
         return [(key, shape(item)) for key, item in value.items()]
     return type(value).__name__
@@ -138,7 +140,7 @@ def as_model(text: str, model: str) -> Any:
 
 
 def share_right(report: Path) -> float:
-    """Give the accuracy by a report's confusion matrix."""
+    """Return the accuracy by a report's confusion matrix."""
     confusion = json.loads(report.read_text(encoding="utf-8"))["confusion"]
     return sum(row[label] for label, row in enumerate(confusion)) / sum(map(sum, confusion))
 
@@ -201,13 +203,13 @@ def test_an_evaluation_is_the_contracts(
         assert metric["test_result"]["FGVC_PIM"]["test"]["acc"] == expected
         assert metric["model_path"] == str(folder)
         assert metric["test_consuming"]["FGVC_PIM"]["test"] > 0
-        assert "1 of 21 images of test have no answer and are left out" in capsys.readouterr().err
+        assert "1 of 21 images of test have no prediction and are left out" in capsys.readouterr().err
         written.add(evaluation.name)
     assert len(written) == 2  # a second has one evaluation
 
 
 def share_by_hand(weights: Path, dataset: Path) -> float:
-    """Give the accuracy on the 20 good test images, one by one, through the net itself."""
+    """Return the accuracy on the 20 good test images, one by one, by the net itself."""
     from deploy.backends.loading import load_torch
 
     backend, metadata = load_torch(weights, "cpu", None)
@@ -238,9 +240,9 @@ def test_simsiam_learns_from_four_fifths_of_valid(simsiam: tuple[Path, dict[str,
     assert sorted(lines_of(folder / "pretraining_train.txt")) == sorted(f"{number}.png" for number in range(20))
     seconds = [json.loads(path.read_text(encoding="utf-8")) for path in folder.rglob("report.json")]
     assert len(seconds) == 2
-    told = metric["train_consuming"]["SimSiam"]
-    assert told["train_time"] == pytest.approx(sum(report["train_seconds"] for report in seconds), abs=1e-4)
-    assert told["valid_time"] == pytest.approx(sum(report["validation_seconds"] for report in seconds), abs=1e-4)
+    consumed = metric["train_consuming"]["SimSiam"]
+    assert consumed["train_time"] == pytest.approx(sum(report["train_seconds"] for report in seconds), abs=1e-4)
+    assert consumed["valid_time"] == pytest.approx(sum(report["validation_seconds"] for report in seconds), abs=1e-4)
 
 
 def lines_of(path: Path) -> list[str]:
@@ -267,7 +269,7 @@ def test_the_encoder_alone_classifies_nothing(
     assert "client_test.py: this net gives features, not classes" in capsys.readouterr().err
 
 
-def test_labelled_images_are_refined_on_and_the_whole_of_valid_measures(labelled: Path, tmp_path: Path) -> None:
+def test_labelled_images_are_refined_on_and_all_of_valid_measures(labelled: Path, tmp_path: Path) -> None:
     dataset = read_dataset(labelled)
     first = training.plan("SimSiam", "SimSiam_a", tmp_path, dataset, "cpu", QUICK_SIMSIAM)
     second = first.next_config()
@@ -285,9 +287,9 @@ def test_labelled_images_are_refined_on_and_the_whole_of_valid_measures(labelled
 
 
 @pytest.mark.parametrize(("count", "kept"), [(1, 0), (2, 1), (3, 1), (5, 1), (7, 1), (8, 2), (10, 2), (60, 12)])
-def test_a_fifth_of_every_class_is_kept(count: int, kept: int) -> None:
+def test_a_fifth_of_every_class_is_measured_on(count: int, kept: int) -> None:
     valid = many(count)
-    learnt, measured = share_valid(valid, 0)
+    learnt, measured = split_valid(valid, 0)
     for label in (0, 1):
         own = [sample for sample in measured if sample.label == label]
         assert len(own) == (kept if label == 0 else 2)  # the other class has 10
@@ -303,14 +305,14 @@ def many(count: int) -> SampleList:
 
 
 def test_the_draw_follows_from_the_seed() -> None:
-    assert share_valid(many(60), 3) == share_valid(many(60), 3)
-    assert share_valid(many(60), 3) != share_valid(many(60), 4)
+    assert split_valid(many(60), 3) == split_valid(many(60), 3)
+    assert split_valid(many(60), 3) != split_valid(many(60), 4)
 
 
 def test_single_images_leave_nothing_to_measure_on() -> None:
     single = SampleList((Sample("/v/a/1.jpg", 0), Sample("/v/b/1.jpg", 1)), ("a", "b"), "/v", "/v")
-    with pytest.raises(PlatformError, match="/v: one image a class leaves none to measure on"):
-        share_valid(single, 0)
+    with pytest.raises(PlatformError, match="/v: one image per class leaves none to measure on"):
+        split_valid(single, 0)
 
 
 @pytest.mark.parametrize(
@@ -360,14 +362,14 @@ def test_annotation_data_that_is_none(
         ("FGVC_PIM", {"model": "FGVC_PIM", "model_module_name": "pim_module"}, "FGVC_PIM"),
     ],
 )
-def test_who_says_the_model(flag: str | None, settings: dict[str, Any], model: str | None) -> None:
-    assert wanted_model(flag, settings | {"seed": 1}) == (model, {"seed": 1})
+def test_the_requested_model(flag: str | None, settings: dict[str, Any], model: str | None) -> None:
+    assert requested_model(flag, settings | {"seed": 1}) == (model, {"seed": 1})
 
 
 @pytest.mark.parametrize(
     ("flag", "settings", "sentence"),
     [
-        ("SimSiam", {"model": "FGVC_PIM"}, "--model says SimSiam, advance_settings.model says FGVC_PIM"),
+        ("SimSiam", {"model": "FGVC_PIM"}, "--model is SimSiam, advance_settings.model is FGVC_PIM"),
         (None, {"model": "PIM"}, 'the platform\'s models are FGVC_PIM and SimSiam, got "PIM"'),
         (None, {"model": ["PIM"]}, "the platform's models are FGVC_PIM and SimSiam, got ['PIM']"),
         (None, {"model_module_name": "resnet_module"}, 'got "a net of resnet_module"'),
@@ -375,11 +377,11 @@ def test_who_says_the_model(flag: str | None, settings: dict[str, Any], model: s
 )
 def test_a_model_that_is_none_of_the_platforms(flag: str | None, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(PlatformError) as caught:
-        wanted_model(flag, settings)
+        requested_model(flag, settings)
     assert sentence in str(caught.value)
 
 
-def test_all_mistakes_in_the_settings_are_told_at_once(
+def test_all_mistakes_in_the_settings_are_reported_at_once(
     labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = QUICK_PIM | {
@@ -436,11 +438,11 @@ def test_which_recipe_pim_gets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recipes, "why_no_published_weights", lambda config: problem)
-    said: list[str] = []
-    config = make_config("FGVC_PIM", uses_cuda=uses_cuda, places=places, settings=settings, log=said.append)
+    lines: list[str] = []
+    config = make_config("FGVC_PIM", uses_cuda=uses_cuda, places=places, settings=settings, log=lines.append)
     assert config.model_args["model_type"] == net
     assert (config.train_mode, config.pretrained_file) == start
-    assert any("starts from random weights" in line for line in said) == (start[0] == "fromscratch")
+    assert any("starts from random weights" in line for line in lines) == (start[0] == "fromscratch")
 
 
 def test_settings_that_json_cannot_hold(places: Places) -> None:
@@ -455,7 +457,7 @@ def test_cuda_where_there_is_none_is_a_mistake_unless_auto(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert train(labelled, tmp_path, QUICK_PIM, "--device", "cuda") == 2
-    sentence = "can use no CUDA GPU on this machine; use --device cpu, or --device auto for whatever is there"
+    sentence = "can use no CUDA GPU on this machine; use --device cpu, or --device auto for what is available"
     assert sentence in capsys.readouterr().err
     assert not training.find_cuda("auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -483,7 +485,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "one class": (
         lambda root: [(root / split / "images/b").rename(root / f"{split}_b") for split in ("train", "valid")],
-        "one class folder (a) is nothing to tell apart; two at least are needed",
+        "it has one class folder (a); at least two are needed",
     ),
     "empty class": (lambda root: (root / "train/images/b/1.png").unlink(), "the class folder has no images"),
     "nothing": (
@@ -531,8 +533,8 @@ def test_a_failed_training_leaves_nothing_false(
         "metric_value": None,
         "eval_result": {},
     }
-    assert metric["error"] == "the training failed, the lines above say why"
-    assert (Path(metric["model_path"]) / "report.json").is_file()  # says how far it came
+    assert metric["error"] == "the training failed, see the lines above"
+    assert (Path(metric["model_path"]) / "report.json").is_file()  # of the epochs until then
 
 
 def old_metric(runs: Path) -> Path:
@@ -567,7 +569,7 @@ def test_what_ends_a_training_early(
     monkeypatch.setattr("trainers.runner.run_stages", stages)
     write_text(old_metric(tmp_path), TRAINED)
     assert train(labelled, tmp_path, QUICK_PIM) == code
-    assert seen == ["not finished: it is still running, or it was ended without a word"]
+    assert seen == ["not finished: it is still running, or it was killed"]
     assert metric_of(tmp_path)["error"].startswith(error)
     assert f"client_train.py: {error}" in capsys.readouterr().err
 
@@ -576,13 +578,13 @@ def test_a_second_run_leaves_the_first_ones_metric(
     labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = Runs(tmp_path)
-    with runs.of_this_run():
+    with runs.exclusive():
         write_text(runs.metric, "the first run's")
         assert train(labelled, tmp_path, QUICK_PIM) == 2
         assert test_model(labelled, tmp_path, tmp_path, "a") == 2
         assert runs.metric.read_text(encoding="utf-8") == "the first run's"
-    assert capsys.readouterr().err.count("another training or test is at work there; its metric file tells of one") == 2
-    with runs.of_this_run():
+    assert capsys.readouterr().err.count("another training or test is running there; its metric file is for one") == 2
+    with runs.exclusive():
         assert not runs.metric.exists()
 
 
@@ -591,8 +593,8 @@ def test_a_disk_that_takes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(28, "No space left on device")
 
     write_text(tmp_path / "a.txt", "old")
-    monkeypatch.setattr("platforms.tianji.files.os.fsync", full)
-    with pytest.raises(PlatformError, match=r"a\.txt: cannot write it: No space left on device"):
+    monkeypatch.setattr("common.atomic_io.os.fsync", full)
+    with pytest.raises(ResultsError, match=r"a\.txt: cannot write it: No space left on device"):
         write_text(tmp_path / "a.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
@@ -612,11 +614,11 @@ def test_trial_names_that_become_files(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("../a", "it becomes a file's name, which cannot hold '/'"),
-        ("a\\b", "which cannot hold '\\\\'"),
-        ("a\nb", "which cannot hold '\\n'"),
-        ("a\0b", "which cannot hold '\\x00'"),
-        ("\udcff", "which cannot hold '\\udcff'"),
+        ("../a", "it becomes a file's name, which cannot contain '/'"),
+        ("a\\b", "which cannot contain '\\\\'"),
+        ("a\nb", "which cannot contain '\\n'"),
+        ("a\0b", "which cannot contain '\\x00'"),
+        ("\udcff", "which cannot contain '\\udcff'"),
         ("", "--trial_name must have 1 to 191 bytes in UTF-8, got 0"),
         ("a" * 192, "--trial_name must have 1 to 191 bytes in UTF-8, got 192"),
     ],
@@ -658,8 +660,8 @@ def test_test_images_of_other_classes(
     assert "test/images: no such folder; expected is" in capsys.readouterr().err
 
 
-class Says:
-    """Stands in for a Predictor: answers as told."""
+class FixedPredictor:
+    """Replaces a Predictor: returns the given predictions."""
 
     def __init__(self, predictions: list[Prediction]) -> None:
         self.predictions = predictions
@@ -668,18 +670,18 @@ class Says:
         return iter(self.predictions)
 
 
-def test_accuracy_is_of_the_images_with_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_accuracy_is_of_the_images_with_a_prediction(capsys: pytest.CaptureFixture[str]) -> None:
     samples = [Sample(f"{number}.jpg", number % 4) for number in range(40)]
     predictions = [Prediction(sample.path, 0) for sample in samples]  # right in 10 of 40
-    assert accuracy(Says(predictions), samples) == 0.25
+    assert accuracy(FixedPredictor(predictions), samples) == 0.25
     predictions[0] = Prediction("0.jpg", error="it is broken")
-    assert accuracy(Says(predictions), samples) == 9 / 39
-    assert "1 of 40 images of test have no answer and are left out; the first: 0.jpg: it is broken" in (
+    assert accuracy(FixedPredictor(predictions), samples) == 9 / 39
+    assert "1 of 40 images of test have no prediction and are left out; the first: 0.jpg: it is broken" in (
         capsys.readouterr().err
     )
     predictions[:3] = [Prediction(f"{number}.jpg", error="it is broken") for number in range(3)]
-    with pytest.raises(PlatformError, match=r"3 of 40 images of test have no answer:\s0\.jpg: it is broken"):
-        accuracy(Says(predictions), samples)
+    with pytest.raises(PlatformError, match=r"3 of 40 images of test have no prediction:\s0\.jpg: it is broken"):
+        accuracy(FixedPredictor(predictions), samples)
 
 
 METADATA = ModelMetadata(
@@ -689,7 +691,7 @@ PIM_METADATA = replace(METADATA, net={"module": "pim_module", "name": "PIM", "ar
 BOTH = {"need_visual_data": True, "need_visual_result": True}
 
 
-def test_answers_of_the_service_are_the_contracts() -> None:
+def test_entries_of_the_service_are_the_contracts() -> None:
     daisy = entry(Prediction("", 0, "daisy", 0.55748), METADATA, BOTH)
     assert json.dumps(daisy) == (
         '{"infer_data": ["daisy", "0.5575"], '
@@ -710,7 +712,7 @@ def test_answers_of_the_service_are_the_contracts() -> None:
         ({"need_visual_data": False, "need_visual_result": False}, ["infer_data"]),
     ],
 )
-def test_what_an_answer_leaves_out(switches: dict[str, bool], keys: list[str]) -> None:
+def test_what_an_entry_leaves_out(switches: dict[str, bool], keys: list[str]) -> None:
     assert list(entry(Prediction("", 0, "daisy", 0.5), METADATA, switches)) == keys
 
 
@@ -755,7 +757,7 @@ def test_an_evaluation_never_replaces_another(tmp_path: Path, monkeypatch: pytes
     assert new_evaluation_path(tmp_path) == tmp_path / "evaluation_101.json"
 
 
-@pytest.mark.parametrize("parser", [cli._train_parser(), cli._test_parser()])
+@pytest.mark.parametrize("parser", [cli.train_parser(), cli.test_parser()])
 def test_the_contracts_flags_and_defaults(parser: argparse.ArgumentParser) -> None:
     args = vars(
         parser.parse_args([] if parser.prog == "client_train.py" else ["--model_path", "a", "--used_model", "b"])
@@ -775,7 +777,7 @@ def test_default_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert training.default_dataset(None) == tmp_path
 
 
-def test_flags_and_settings_answer_without_torch(labelled: Path, tmp_path: Path) -> None:
+def test_flags_and_settings_are_checked_without_torch(labelled: Path, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom platforms.tianji import cli\n"
         f"where = ['--dataset_path', {str(labelled)!r}, '--runs_dir', {str(tmp_path)!r}, '--device', 'cpu']\n"
