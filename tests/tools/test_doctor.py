@@ -1,4 +1,4 @@
-"""The doctor finds what was planted, says it within 80 columns, and its cleaned lists train."""
+"""The doctor finds planted faults, reports them within 80 columns, and its cleaned lists train."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import tools.doctor.step_check
 import train
 from common.console import text_columns
 from configs.schema import Config, process_config
 from data_loader.preprocess import Preprocess, decode
 from data_loader.samples import SampleList, read_list, read_unlabelled
 from tools.doctor import __main__ as doctor
+from tools.doctor import step_check
 from tools.doctor.checks import NOTE, PROBLEM
-from tools.doctor.near_duplicates import MAX_BITS, MIN_CORRELATION, alike_pairs
+from tools.doctor.near_duplicates import MAX_BITS, MIN_CORRELATION, near_duplicate_pairs
 from tools.doctor.report import class_weights
 from tools.doctor.scan import FEW, ODDITIES, SMALL_PX, difference_hash, scan
 from tools.doctor.trial_run import measure
+from tools.doctor.types import TrialData
 from trainers.data.sample_lists import read_lists
 from trainers.tasks.classification import balanced_class_weights
 
@@ -40,6 +41,8 @@ NEEDED = {
     "train_data_root_dir": ".",
     "val_data_root_dir": ".",
 }
+NO_IMAGES = SampleList((), ("a", "b"), ".", ".")
+NO_DATA = TrialData(NO_IMAGES, NO_IMAGES, set(), set())
 Diagnosis = tuple[int, str, dict[str, Any]]  # exit code, printed, doctor.json
 
 
@@ -102,7 +105,7 @@ class Planted:
 
 
 def examined(config: Path, *flags: str) -> Diagnosis:
-    """Run the doctor without the step; give exit code, what it printed, and doctor.json."""
+    """Run the doctor without the step; return exit code, printed text and doctor.json."""
     output = config.parent / "out"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
@@ -112,7 +115,7 @@ def examined(config: Path, *flags: str) -> Diagnosis:
 
 
 def found(report: dict[str, Any], kind: str) -> tuple[str, list[list[str]]]:
-    """Give level and the names of the images of a finding, group by group."""
+    """Return level and the names of the images of a finding, group by group."""
     (finding,) = [finding for finding in report["findings"] if finding["kind"] == kind]
     return finding["level"], [[Path(image["path"]).name for image in group] for group in finding["groups"]]
 
@@ -125,9 +128,9 @@ def kinds(report: dict[str, Any], level: str) -> set[str]:
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     data = Planted(tmp_path_factory.mktemp("planted"), class_names=CHINESE)
     data.add("train", "text.jpg", 0, b"not an image")
-    whole = io.BytesIO()
-    soft_image(900).save(whole, "JPEG")
-    data.add("train", "cut.jpg", 1, whole.getvalue()[:-400])
+    jpeg = io.BytesIO()
+    soft_image(900).save(jpeg, "JPEG")
+    data.add("train", "cut.jpg", 1, jpeg.getvalue()[:-400])
     data.add("val", "empty.jpg", 1, b"")
     data.lines["train"].append("missing.png----2\n")
     # The same pixels in another file format; a digest of the bytes would not see it.
@@ -162,7 +165,7 @@ def diagnosis(planted: Planted) -> Diagnosis:
 
 @pytest.fixture(scope="module")
 def trained(planted: Planted, diagnosis: Diagnosis) -> Path:
-    """Train on the cleaned lists; give the folder of checkpoints and report."""
+    """Train on the cleaned lists; return the folder of checkpoints and report."""
     assert train.main(["--config", str(planted.folder / "config.json"), *lists_of(diagnosis)]) == 0
     return planted.folder / "weights"
 
@@ -189,7 +192,7 @@ def test_images_that_spoil_a_training_are_problems(diagnosis: Diagnosis) -> None
     assert found(report, "leakage")[1] == [["leak.png", "val_1_0.png"]]
 
 
-def test_copies_and_look_alikes_are_told_apart(diagnosis: Diagnosis) -> None:
+def test_duplicates_and_near_duplicates_are_distinguished(diagnosis: Diagnosis) -> None:
     _, _, report = diagnosis
     assert found(report, "duplicates in training") == ("warning", [["train_0_0.png", "copy.bmp"]])
     assert found(report, "look-alikes across the lists") == ("warning", [["big.png", "shrunk.jpg"]])
@@ -210,7 +213,7 @@ def test_copies_and_look_alikes_are_told_apart(diagnosis: Diagnosis) -> None:
         ("another format than its ending", {"really_png.jpg"}),
     ],
 )
-def test_odd_images_are_named(diagnosis: Diagnosis, oddity: str, names: set[str]) -> None:
+def test_unusual_images_are_reported(diagnosis: Diagnosis, oddity: str, names: set[str]) -> None:
     level, groups = found(diagnosis[2], oddity)
     assert level == "note" and {name for group in groups for name in group} == names
     assert oddity in ODDITIES
@@ -258,7 +261,7 @@ def test_training_takes_the_cleaned_lists(trained: Path) -> None:
     assert (report["num_train"], report["num_val"]) == (37 - 7, 7)  # without what the test above names
 
 
-def test_look_alikes_of_validation_are_dropped_when_asked(planted: Planted) -> None:
+def test_near_duplicates_of_validation_are_dropped_on_request(planted: Planted) -> None:
     target = planted.folder / "fixed_more"
     _, _, report = examined(planted.config(), "--fix", str(target), "--drop_look_alikes")
     assert report["fix"]["dropped"]["looks like a validation image"] == 1
@@ -307,7 +310,7 @@ def test_weights_are_those_of_a_balanced_training() -> None:
     assert class_weights(counts) == [round(weight, 4) for weight in balanced_class_weights(counts)]
 
 
-def test_mean_and_std_are_of_what_reaches_the_net(tmp_path: Path) -> None:
+def test_mean_and_std_are_of_the_nets_input(tmp_path: Path) -> None:
     data = Planted(tmp_path, clean=2)
     data.add("train", "bright.png", 0, Image.new("RGB", (50, 20), (250, 10, 128)))
     _, _, report = examined(data.config(img_height=20, img_width=40, resize="letterbox"))
@@ -336,7 +339,7 @@ def test_class_folders_are_examined_and_fixed(tmp_path: Path) -> None:
     assert [(Path(s.path).relative_to(tmp_path / "train").as_posix(), s.label) for s in samples.samples] == expected
 
 
-def test_images_without_labels_may_stand_in_both_lists(tmp_path: Path) -> None:
+def test_images_without_labels_may_be_in_both_lists(tmp_path: Path) -> None:
     data = Planted(tmp_path)
     (tmp_path / "unlabelled.txt").write_text("train_0_0.png\ntrain_1_1.png\nval_2_0.png\nval_2_1.png\n")
     net = {"model_module_name": "simsiam_module", "model_net_name": "SimSiam", "model_type": ""}
@@ -351,7 +354,7 @@ def test_images_without_labels_may_stand_in_both_lists(tmp_path: Path) -> None:
     assert [sample.label for sample in cleaned.samples] == [-1, -1, -1]
 
 
-def test_step_tells_time_memory_and_the_disk_that_checkpoints_take(tmp_path: Path, trained: Path) -> None:
+def test_step_reports_time_memory_and_the_size_of_checkpoints(tmp_path: Path, trained: Path) -> None:
     data = Planted(tmp_path)
     data.add("train", "text.jpg", 0, b"not an image")
     config = data.config(bad_images="skip", max_bad_share=1.0)
@@ -360,7 +363,7 @@ def test_step_tells_time_memory_and_the_disk_that_checkpoints_take(tmp_path: Pat
     step = report["step"]
     assert (step["batch_size"], step["steps_an_epoch"], step["steps_measured"]) == (8, 3, 2)  # 21 images, one is bad
     assert step["seconds_an_epoch"] == pytest.approx(3 * step["seconds_a_step"])
-    assert abs(step["losses"][0] - np.log(3)) < 1  # a net that knows nothing yet
+    assert abs(step["losses"][0] - np.log(3)) < 1  # of an untrained net
     assert step["memory_peak"] > 50e6
 
     for name, key in (("net.pth", "checkpoint_best"), ("net_last.pth", "checkpoint_last")):  # of the same net
@@ -370,14 +373,14 @@ def test_step_tells_time_memory_and_the_disk_that_checkpoints_take(tmp_path: Pat
 def test_step_that_fails_is_a_problem(tmp_path: Path) -> None:
     file = Planted(tmp_path).config(train_mode="finetune", pretrained_file=str(tmp_path / "config.json"))
     config = process_config(file)
-    step = measure(config, *read_lists(config), set(), set())
-    (finding,) = tools.doctor.step_check.judge_step(step)
+    step = measure(config, TrialData(*read_lists(config), set(), set()))
+    (finding,) = step_check.judge_step(step)
     assert finding.level == PROBLEM
     assert finding.text.startswith(f"a training step fails: {tmp_path / 'config.json'}: ")
 
 
 @pytest.mark.parametrize(
-    ("measured", "told"),
+    ("measured", "findings"),
     [
         ({"losses": [float("nan"), 1.0]}, [("problem", "the loss is nan in the first step")]),
         (
@@ -385,32 +388,30 @@ def test_step_that_fails_is_a_problem(tmp_path: Path) -> None:
             [("problem", "the loss is inf after 2 steps: a smaller learning_rate may help")],
         ),
         ({"losses": [1.0]}, [("warning", "a step takes 9.5 GB of memory, and 10.0 GB were free")]),
-        ({"losses": [1.0], "memory_peak": 8_000_000_000, "notes": ["said"]}, [("note", "said")]),
+        ({"losses": [1.0], "memory_peak": 8_000_000_000, "notes": ["a note"]}, [("note", "a note")]),
     ],
 )
-def test_steps_are_judged(measured: dict[str, Any], told: list[tuple[str, str]]) -> None:
+def test_steps_are_judged(measured: dict[str, Any], findings: list[tuple[str, str]]) -> None:
     step = {"memory_free": 10_000_000_000, "memory_peak": 9_500_000_000, **measured}
-    assert [(finding.level, finding.text) for finding in tools.doctor.step_check.judge_step(step)] == told
+    assert [(finding.level, finding.text) for finding in step_check.judge_step(step)] == findings
 
 
 def test_batch_that_fits_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory is made to hold 5 images; what a killed process looks like is the pool's affair."""
+    """The memory is simulated to hold 5 images."""
 
-    def in_process(config: Config, lists: Any) -> dict[str, Any]:
+    def in_process(config: Config, data: TrialData) -> dict[str, Any]:
         too_big = config.batch_size > 5
         return {"error": "the memory is too small", "out_of_memory": True} if too_big else {"losses": [1.0]}
 
-    monkeypatch.setattr(tools.doctor.step_check, "_in_own_process", in_process)
-    config = Config.model_validate({**NEEDED, "batch_size": 32})
-    nothing = SampleList((), ("a", "b"), ".", ".")
-    step = tools.doctor.step_check.try_steps(config, nothing, nothing, set(), set())
-    (finding,) = tools.doctor.step_check.judge_step(step)
+    monkeypatch.setattr(step_check, "measure_in_process", in_process)
+    step = step_check.try_steps(Config.model_validate({**NEEDED, "batch_size": 32}), NO_DATA)
+    (finding,) = step_check.judge_step(step)
     assert finding.level == PROBLEM
-    assert finding.text == "the memory is too small; batch_size 4 fits, accumulation_steps makes up for it"
+    assert finding.text == "the memory is too small; batch_size 4 fits, accumulation_steps compensates for it"
 
 
 @pytest.mark.parametrize(
-    ("compiled", "told"),
+    ("compiled", "text"),
     [
         (
             {"seconds_a_whole_step": 0.3, "seconds_of_the_others": 31.0},
@@ -427,23 +428,23 @@ def test_batch_that_fits_is_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"seconds_a_whole_step": 0.3, "seconds_of_the_others": 31.0, "whole_steps_measured": 2},
             'compiled, a step takes 0.3 s instead of 0.4, and compiling 30 s: "compile": true pays back after 3 epochs'
-            ", but these are few steps (2) to tell by",
+            ", measured on 2 steps only",
         ),
         ({"error": "no compiler"}, "the compiled net cannot be trained: no compiler"),
     ],
 )
-def test_compiling_is_judged_by_what_both_ways_took(compiled: dict[str, Any], told: str) -> None:
+def test_compiling_is_judged_by_the_times_of_both_ways(compiled: dict[str, Any], text: str) -> None:
     plain = {"seconds_a_whole_step": 0.4, "seconds_of_the_others": 1.0, "whole_steps_measured": 25}
     step: dict[str, Any] = {**plain, "steps_an_epoch": 100}
     step["compiled"] = {"whole_steps_measured": 25, **compiled}
-    (finding,) = tools.doctor.step_check.judge_compiling(Config.model_validate(NEEDED), step)
-    assert (finding.level, finding.text) == (NOTE, told)
+    (finding,) = step_check.judge_compiling(Config.model_validate(NEEDED), step)
+    assert (finding.level, finding.text) == (NOTE, text)
 
 
-def test_flags_that_do_nothing_together_or_alone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_without_effect_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = Planted(tmp_path).config()
     assert doctor.main(["--config", str(config), "--skip_step", "--try_compile"]) == 2
-    assert "--try_compile trains steps, and --skip_step none" in capsys.readouterr().err
+    assert "--try_compile trains steps, --skip_step trains none" in capsys.readouterr().err
     assert doctor.main(["--config", str(config), "--drop_look_alikes"]) == 2
     assert "--drop_look_alikes changes the lists that --fix writes" in capsys.readouterr().err
 
@@ -451,16 +452,15 @@ def test_flags_that_do_nothing_together_or_alone_are_told(tmp_path: Path, capsys
 def test_what_training_would_not_compile_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def in_process(config: Config, lists: Any) -> dict[str, Any]:
+    def in_process(config: Config, data: TrialData) -> dict[str, Any]:
         tried.append(config.compile)
         return {"losses": [1.0]}
 
-    monkeypatch.setattr(tools.doctor.step_check, "_in_own_process", in_process)
-    nothing = SampleList((), ("a", "b"), ".", ".")
+    monkeypatch.setattr(step_check, "measure_in_process", in_process)
     for module, name, expected in (("resnet_module", "resnet18", [False, True]), ("pim_module", "PIM", [False])):
         net = {"model_module_name": module, "model_net_name": name, "model_type": "", "compile": True}
         config = Config.model_validate({**NEEDED, **net})
-        step = tools.doctor.step_check.try_steps(config, nothing, nothing, set(), set(), compiles_too=True)
+        step = step_check.try_steps(config, NO_DATA, compiles_too=True)
         assert tried == expected
         tried.clear()
     assert step["compiled"] == {"error": "compile is for nets that are trained by their logits alone, not for PIM"}
@@ -475,11 +475,9 @@ def test_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return type("Usage", (), {"free": 250_000_000})
 
     monkeypatch.setattr("shutil.disk_usage", usage)
-    disk, findings = tools.doctor.step_check.judge_disk(
-        config, {"checkpoint_best": 60_000_000, "checkpoint_last": 100_000_000}
-    )
+    disk, findings = step_check.judge_disk(config, {"checkpoint_best": 60_000_000, "checkpoint_last": 100_000_000})
     assert asked == [tmp_path] and disk["needed"] == 360_000_000  # two last ones are kept, a third is written
-    assert [f.text for f in findings] == [f"{tmp_path}/not/yet has 250.0 MB free, and the checkpoints need 360.0 MB"]
+    assert [f.text for f in findings] == [f"{tmp_path}/not/yet has 250.0 MB free, the checkpoints need 360.0 MB"]
     assert findings[0].level == PROBLEM
 
 
@@ -493,13 +491,13 @@ def test_full_disk_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (lambda image: soft_image(4711, 160, 120), False),
     ],
 )
-def test_look_alikes_are_resized_compressed_or_brighter(
+def test_near_duplicates_are_resized_compressed_or_brighter(
     change: Callable[[Image.Image], Image.Image], is_found: bool
 ) -> None:
     images = [soft_image(7, 160, 120), change(soft_image(7, 160, 120)), soft_image(8, 160, 120)]
     hashes = np.array([difference_hash(each) for each in images], np.uint64)
     small = np.stack([np.asarray(p.resize((SMALL_PX, SMALL_PX), Image.Resampling.BOX)) for p in images])
-    pairs = alike_pairs(hashes, small, np.arange(3))
+    pairs = near_duplicate_pairs(hashes, small, np.arange(3))
     assert pairs.tolist() == ([[0, 1]] if is_found else [])
 
 
@@ -526,7 +524,7 @@ def test_pairs_are_those_that_comparing_all_with_all_finds() -> None:
         for j in range(i + 1, 300)
         if bin(int(hashes[i]) ^ int(hashes[j])).count("1") <= MAX_BITS and correlation[i, j] >= MIN_CORRELATION
     }
-    pairs = [tuple(sorted(pair)) for pair in alike_pairs(hashes, small, np.arange(300)).tolist()]
+    pairs = [tuple(sorted(pair)) for pair in near_duplicate_pairs(hashes, small, np.arange(300)).tolist()]
     assert len(expected) == 37 and len(pairs) == len(set(pairs)) and set(pairs) == expected
 
 
@@ -534,8 +532,8 @@ def test_many_images_of_one_hash_are_not_compared_each_with_each() -> None:
     count = 4000
     small = np.zeros((count, SMALL_PX, SMALL_PX, 3), np.uint8)
     small[:, ::2] = 200
-    pairs = alike_pairs(np.full(count, 77, np.uint64), small, np.arange(count))
-    assert count - 1 <= len(pairs) <= 16 * count  # chained, so one group; all with all were 8 million
+    pairs = near_duplicate_pairs(np.full(count, 77, np.uint64), small, np.arange(count))
+    assert count - 1 <= len(pairs) <= 16 * count  # chained into one group; comparing all would be 8 million
 
 
 def test_several_processes_see_what_one_sees(tmp_path: Path) -> None:
@@ -563,12 +561,12 @@ def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "tools.doctor: --workers must be at least 0, got -1\n"
     (tmp_path / "file").write_text("")
     assert doctor.main(["--config", str(config), "--fix", str(tmp_path / "file")]) == 2
-    assert capsys.readouterr().err == f"tools.doctor: {tmp_path}/file: it is a file; --fix wants a folder\n"
+    assert capsys.readouterr().err == f"tools.doctor: {tmp_path}/file: it is a file; --fix needs a folder\n"
 
 
 def test_help_and_mistakes_come_without_torch(tmp_path: Path) -> None:
     code = (
-        "import sys, tools.doctor as d\n"
+        "import sys, tools.doctor.__main__ as d\n"
         "c = d.main(['--config', sys.argv[1]])\n"
         "assert c == 2 and 'torch' not in sys.modules and 'jinja2' not in sys.modules"
     )

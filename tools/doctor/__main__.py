@@ -1,8 +1,8 @@
-"""Look at a training's data and try a step of it, before hours are spent: `python -m tools.doctor --config F`.
+"""Check a training's data and try a few steps of it, before hours are spent: `python -m tools.doctor --config F`.
 
-Reads the config and every image: unreadable and odd ones, duplicates and look-alikes, images that stand in training
+Reads the config and every image: unreadable and unusual images, duplicates and near-duplicates, images in both training
 and validation, contradictory labels, class counts, sizes, mean and std; then trains a few steps for memory and time.
-Writes doctor.json and doctor.html, which shows the images. The exit code is 1 where something would spoil the
+Writes doctor.json and doctor.html, which shows the images. The exit code is 1 where a problem would spoil the
 training, 2 for a mistake, else 0.
 """
 
@@ -23,30 +23,30 @@ from trainers.config_checks import net_problems
 from trainers.data.sample_lists import read_lists
 
 PROGRAM = "tools.doctor"
-MOST_WORKERS = 32
+MAX_WORKERS = 32
 
 
 class DoctorError(UserError):
-    """A mistake of the user's; the message is the sentence to show."""
+    """A mistake of the user's; the message is one sentence for the user."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Examine a training; 0 nothing that would spoil it, 1 something that would, 2 a mistake of the user's."""
+    """Examine a training; return 0, 1 where a problem would spoil it, or 2 for a mistake of the user's."""
     args = make_parser().parse_args(argv)
     return run_program(PROGRAM, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examine, write, tell; give the exit code. Raises ValueError, OSError."""
+    """Examine a training, write and print the report; return the exit code. Raises UserError, OSError."""
     config = process_config(args.config, args.set, checks=[net_problems])
     if args.skip_step and args.try_compile:
-        raise DoctorError("--try_compile trains steps, and --skip_step none: give one of them")
+        raise DoctorError("--try_compile trains steps, --skip_step trains none: use only one of them")
     if args.drop_look_alikes and not args.fix:
-        raise DoctorError("--drop_look_alikes changes the lists that --fix writes: give --fix DIR as well")
+        raise DoctorError("--drop_look_alikes changes the lists that --fix writes: add --fix DIR")
     if args.workers < 0:
         raise DoctorError(f"--workers must be at least 0, got {args.workers}")
     output = args.output or Path(config.save_path)
-    from tools.doctor.fix import check_target, dropped_rows, write_lists
+    from tools.doctor.fix import check_target, find_dropped_rows, write_lists
     from tools.doctor.report import terminal_text, write_report
 
     check_folder(output)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         check_folder(args.fix)
     study, report = examine(config, args)
     if args.fix:
-        dropped = dropped_rows(study, look_alikes=args.drop_look_alikes)
+        dropped = find_dropped_rows(study, near_duplicates=args.drop_look_alikes)
         report["fix"] = write_lists(study, args.fix, dropped)
     page = write_report(report, study, output)
     print(terminal_text(report))
@@ -64,32 +64,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """Read the lists and the images, and try a step; give the study and the report. Raises ListError, ScanError."""
+    """Read the lists and the images, and try steps; return the Study and the report. Raises ListError, ScanError."""
     from tools.doctor.checks import LEVELS, PROBLEM, Study, check
-    from tools.doctor.report import report_of
+    from tools.doctor.report import build_report
     from tools.doctor.scan import scan
     from tools.doctor.step_check import judge_compiling, judge_disk, judge_step, try_steps
+    from tools.doctor.types import TrialData
 
-    train, val = read_lists(config, check_files=False)  # what is missing is a finding
+    train, val = read_lists(config, check_files=False)  # a missing file is a finding
     preprocess = preprocess_of(config)
     paths = [sample.path for samples in (train, val) for sample in samples.samples]
     study = Study.of(config, train, val, preprocess, scan(paths, len(train.samples), preprocess, args.workers))
     findings = check(study)
     step: dict[str, Any] = {}
     if not args.skip_step:
-        bad_train, bad_val = study.parted(study.images.errors)
-        bad = set(bad_train), {study.index(row) for row in bad_val}
-        step = try_steps(config, train, val, *bad, compiles_too=args.try_compile)
+        bad_train, bad_val = study.by_list(study.images.errors)
+        data = TrialData(train, val, set(bad_train), {study.index(row) for row in bad_val})
+        step = try_steps(config, data, compiles_too=args.try_compile)
         findings += [*judge_step(step), *judge_compiling(config, step)]
-    disk, of_disk = judge_disk(config, step)
-    findings = sorted([*findings, *of_disk], key=lambda finding: LEVELS.index(finding.level))
-    report = report_of(study, str(args.config), findings, step, disk)
+    disk, disk_findings = judge_disk(config, step)
+    findings = sorted([*findings, *disk_findings], key=lambda finding: LEVELS.index(finding.level))
+    report = build_report(study, str(args.config), findings, step, disk)
     report["exit_code"] = int(any(finding.level == PROBLEM for finding in findings))
     return study, report
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of tools.doctor."""
+    """Return the parser of tools.doctor."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
     description = f"{summary.partition(':')[0]}."
     parser = argparse.ArgumentParser(
@@ -99,12 +100,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--config", metavar="F", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the config; repeatable")
     add("--output", metavar="DIR", type=Path, help="where doctor.json and doctor.html go (default: save_path)")
-    cleaned = "write lists there without unreadable, repeated and contradictory images, and training's of validation's"
+    cleaned = "write lists there without unreadable, repeated, contradictory and leaked images"
     add("--fix", metavar="DIR", type=Path, help=cleaned)
-    add("--drop_look_alikes", action="store_true", help="with --fix: drop training images that look like validation's")
+    similar = "with --fix: drop training images that are near-duplicates of validation images"
+    add("--drop_look_alikes", action="store_true", help=similar)
     add("--skip_step", action="store_true", help="do not build the net and train a few steps")
-    add("--try_compile", action="store_true", help='also train steps with "compile", and say whether it pays back')
-    workers = min(MOST_WORKERS, os.cpu_count() or 1)
+    add("--try_compile", action="store_true", help='also train steps with "compile", and report whether it pays back')
+    workers = min(MAX_WORKERS, os.cpu_count() or 1)
     add("--workers", metavar="N", type=int, default=workers, help="processes that read images (default: the cores)")
     return parser
 

@@ -1,4 +1,4 @@
-"""What the images and labels of a training are judged by: findings, each a sentence with the images it is about."""
+"""The checks of a training's images and labels: findings, each a sentence with the images that it is about."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from configs.schema import Config
 from data_loader.preprocess import Preprocess
 from data_loader.samples import NO_LABEL, Sample, SampleList
-from tools.doctor.near_duplicates import alike_groups, same_groups
+from tools.doctor.near_duplicates import duplicate_groups, near_duplicate_groups
 from tools.doctor.scan import ODDITIES, ScannedImages, enlargement
 
-PROBLEM, WARNING, NOTE = "problem", "warning", "note"  # spoils the training; may; is good to know
+PROBLEM, WARNING, NOTE = "problem", "warning", "note"  # it spoils the training; it may; it is information
 LEVELS = (PROBLEM, WARNING, NOTE)
-IMBALANCED = 10.0  # largest class to smallest, from which weights are advised
-MISSHAPEN = 2.0  # of an image's sides to the input's, from which `resize` changes much
+IMBALANCED = 10.0  # ratio of the largest class to the smallest from which weights are advised
+MISSHAPEN = 2.0  # ratio of an image's aspect to the input's from which `resize` changes much
 MANY = 0.1  # share of the images from which an oddity is a warning
 WARNED_OF = ("one colour", "very long", "much smaller than the input")
 _RESIZED = {
@@ -31,7 +31,7 @@ _RESIZED = {
 
 @dataclass
 class Finding:
-    """One thing found. `groups` holds the rows of the images it is about, those that belong together in one."""
+    """One finding. `groups` holds the rows of the images that it is about, related ones in one group."""
 
     level: str
     kind: str
@@ -42,89 +42,89 @@ class Finding:
 
 @dataclass(frozen=True)
 class Study:
-    """The lists of a training and what was seen of their images; a row counts through both, training first."""
+    """The lists of a training and the scan of their images; a row is an index into both, training first."""
 
     config: Config
     train: SampleList
     val: SampleList
     preprocess: Preprocess
     images: ScannedImages
-    same: list[list[int]]
-    alike: list[list[int]]
+    duplicates: list[list[int]]
+    near_duplicates: list[list[int]]
 
     @classmethod
     def of(
         cls, config: Config, train: SampleList, val: SampleList, preprocess: Preprocess, found: ScannedImages
     ) -> Study:
-        """Compare the images."""
-        same = same_groups(found)
-        return cls(config, train, val, preprocess, found, same, alike_groups(found, same))
+        """Build a Study by comparing the images."""
+        duplicates = duplicate_groups(found)
+        return cls(config, train, val, preprocess, found, duplicates, near_duplicate_groups(found, duplicates))
 
     @property
     def leaks_matter(self) -> bool:
-        """Whether an image in both lists flatters the accuracy; without labels nothing is learnt that could."""
+        """Whether an image in both lists raises the accuracy falsely: not where no labels are learnt."""
         return not self.config.learns_without_labels() or self.train.is_labelled
 
     def is_train(self, row: int) -> bool:
-        """Say whether a row is of the training list."""
+        """Return whether a row is of the training list."""
         return row < len(self.train.samples)
 
     def sample(self, row: int) -> Sample:
-        """Give a row's sample."""
+        """Return a row's sample."""
         return self.list_of(row).samples[self.index(row)]
 
     def list_of(self, row: int) -> SampleList:
-        """Give the list that a row is of."""
+        """Return the list that a row is of."""
         return self.train if self.is_train(row) else self.val
 
     def index(self, row: int) -> int:
-        """Give a row's place in its own list."""
+        """Return a row's index in its own list."""
         return row if self.is_train(row) else row - len(self.train.samples)
 
     def file(self, row: int) -> str:
-        """Give a row's path below its root, as a list names it."""
+        """Return a row's path below its root, as a list names it."""
         root = self.list_of(row).root
         return self.sample(row).path.removeprefix("" if root == "." else root.rstrip("/") + "/")
 
     def where(self, row: int) -> str:
-        """Say where a row is listed; of class folders, of which split it is."""
+        """Return the file and line of a row; for class folders its split."""
         samples = self.list_of(row)
         return samples.where(self.index(row)) if samples.line_numbers else self.split(row)
 
     def split(self, row: int) -> str:
-        """Name the list that a row is of."""
+        """Return the name of the list that a row is of."""
         return "training" if self.is_train(row) else "validation"
 
     def class_name(self, row: int) -> str:
-        """Give a row's class; "" where it is not known."""
+        """Return a row's class name; "" where it is unknown."""
         label = self.sample(row).label
         return "" if label == NO_LABEL else self.train.class_names[label]
 
-    def parted(self, rows: Iterable[int]) -> tuple[list[int], list[int]]:
-        """Part rows into those of training and those of validation."""
+    def by_list(self, rows: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Return the rows of training and those of validation."""
         rows = list(rows)
         return [row for row in rows if self.is_train(row)], [row for row in rows if not self.is_train(row)]
 
     def labels(self, rows: Iterable[int]) -> set[int]:
-        """Give the labels of rows, as far as they are known."""
+        """Return the labels of rows, as far as they are known."""
         return {self.sample(row).label for row in rows} - {NO_LABEL}
 
 
 def check(study: Study) -> list[Finding]:
-    """Give all findings about images and labels, the worst first."""
+    """Return all findings about images and labels, the most severe first."""
     findings = [
         *_unreadable(study),
-        *_twins(study),
-        *_lookalikes(study),
+        *_duplicates(study),
+        *_near_duplicates(study),
         *_classes(study),
-        *_odd(study),
+        *_oddities(study),
         *_shapes(study),
     ]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
 
 
 def sizes_of(study: Study) -> dict[str, Any]:
-    """Sum up widths, heights, their ratios and the enlargement to the input, over all images that can be read."""
+    """Summarise widths, heights, their ratios and the enlargement to the input, over all readable images."""
     sizes = study.images.sizes[study.images.readable()]
     if not len(sizes):
         return {}
@@ -138,18 +138,18 @@ def sizes_of(study: Study) -> dict[str, Any]:
     }
 
 
-def counted(number: int, noun: str = "picture") -> str:
-    """Write a count with its noun."""
+def count_text(number: int, noun: str = "image") -> str:
+    """Return a count with its noun."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _unreadable(study: Study) -> Iterator[Finding]:
     errors = study.images.errors
-    for name, rows in zip(("training", "validation"), study.parted(sorted(errors)), strict=True):
+    for name, rows in zip(("training", "validation"), study.by_list(sorted(errors)), strict=True):
         if not rows:
             continue
         total = len(study.list_of(rows[0]).samples)
-        text = f"{len(rows):,} of {counted(total, name + ' picture')} cannot be read"
+        text = f"{len(rows):,} of {count_text(total, name + ' image')} cannot be read"
         level = WARNING
         missing = [row for row in rows if errors[row] in ("no such file", "it is a folder")]
         if missing and study.list_of(rows[0]).line_numbers:
@@ -161,46 +161,46 @@ def _unreadable(study: Study) -> Iterator[Finding]:
         yield Finding(level, "unreadable", text, [[row] for row in rows], {row: errors[row] for row in rows})
 
 
-def _twins(study: Study) -> Iterator[Finding]:
-    """Find what stands there several times pixel for pixel."""
-    contradictory = [group for group in study.same if len(study.labels(group)) > 1]
-    parts = [study.parted(group) for group in study.same]
+def _duplicates(study: Study) -> Iterator[Finding]:
+    """Yield findings about images that are listed more than once, pixel for pixel."""
+    contradictory = [group for group in study.duplicates if len(study.labels(group)) > 1]
+    parts = [study.by_list(group) for group in study.duplicates]
     leaks = [train + val for train, val in parts if train and val]
     if contradictory:
-        text = f"{counted(len(contradictory))} with two labels or more: one of them is wrong"
+        text = f"{count_text(len(contradictory))} with two labels or more: one of them is wrong"
         yield Finding(PROBLEM, "contradictory labels", text, contradictory)
     if leaks:
         count = sum(len(val) for train, val in parts if train and val)
-        text = f"{count:,} of {counted(len(study.val.samples), 'validation picture')} also in training: "
+        text = f"{count:,} of {count_text(len(study.val.samples), 'validation image')} also in training: "
         if study.leaks_matter:
-            yield Finding(PROBLEM, "leakage", f"{text}the accuracy will flatter the net", leaks)
+            yield Finding(PROBLEM, "leakage", f"{text}the accuracy will be too high", leaks)
         else:
-            yield Finding(NOTE, "leakage", f"{text}no harm where nothing is learnt from labels", leaks)
+            yield Finding(NOTE, "leakage", f"{text}harmless where no labels are learnt", leaks)
     for number, (name, effect) in enumerate([("training", "they weigh more"), ("validation", "they count twice")]):
         groups = [part[number] for part in parts if len(part[number]) > 1 and len(study.labels(part[number])) < 2]
         if groups:
             extra = sum(len(group) - 1 for group in groups)
-            text = f"{counted(extra, name + ' picture')} more than once, pixel for pixel: {effect}"
+            text = f"{count_text(extra, name + ' image')} more than once, pixel for pixel: {effect}"
             yield Finding(WARNING, f"duplicates in {name}", text, groups)
 
 
-def _lookalikes(study: Study) -> Iterator[Finding]:
-    """Find what looks the same; whether it is, only a person can say."""
-    across = [group for group in study.alike if all(study.parted(group))]
+def _near_duplicates(study: Study) -> Iterator[Finding]:
+    """Yield findings about images that look the same; only a person can decide whether they are."""
+    across = [group for group in study.near_duplicates if all(study.by_list(group))]
     if across:
-        count = sum(len(study.parted(group)[1]) for group in across)
-        of = counted(len(study.val.samples), "validation image")
-        text = f"look-alikes of training images: {count:,} of {of}; see whether they are the same"
+        count = sum(len(study.by_list(group)[1]) for group in across)
+        total = count_text(len(study.val.samples), "validation image")
+        text = f"near-duplicates of training images: {count:,} of {total}; check whether they are the same"
         yield Finding(WARNING if study.leaks_matter else NOTE, "look-alikes across the lists", text, across)
-    torn = [group for group in study.alike if len(study.labels(group)) > 1]
-    if torn:
-        text = f"look-alikes with two labels or more: {counted(len(torn), 'group')}"
-        yield Finding(WARNING, "look-alikes with two labels", text, torn)
+    contradictory = [group for group in study.near_duplicates if len(study.labels(group)) > 1]
+    if contradictory:
+        text = f"near-duplicates with two labels or more: {count_text(len(contradictory), 'group')}"
+        yield Finding(WARNING, "look-alikes with two labels", text, contradictory)
     for number, name in enumerate(("training", "validation")):
-        groups = [part for part in (study.parted(group)[number] for group in study.alike) if len(part) > 1]
-        groups = [group for group in groups if not _are_copies(study, group)]
+        parts = [study.by_list(group)[number] for group in study.near_duplicates]
+        groups = [part for part in parts if len(part) > 1 and not _are_copies(study, part)]
         if groups:
-            text = f"look-alikes in {name}: {counted(len(groups), 'group')}"
+            text = f"near-duplicates in {name}: {count_text(len(groups), 'group')}"
             yield Finding(NOTE, f"look-alikes in {name}", text, groups)
 
 
@@ -213,24 +213,22 @@ def _classes(study: Study) -> Iterator[Finding]:
     folded = Counter(unicodedata.normalize("NFKC", name).casefold().strip() for name in names)
     for name in (name for name, count in folded.items() if count > 1):
         same = ", ".join(f'"{n}"' for n in names if unicodedata.normalize("NFKC", n).casefold().strip() == name)
-        yield Finding(WARNING, "class names", f"the class names {same} differ in their spelling alone")
+        yield Finding(WARNING, "class names", f"the class names {same} differ only in case or width")
     if names == tuple(str(label) for label in range(len(names))) and study.train.line_numbers:
-        text = (
-            "the classes have no names but their numbers; class_names_file, or classes.txt beside the list, gives them"
-        )
+        text = "the classes are named by their numbers; class_names_file, or classes.txt beside the list, names them"
         yield Finding(NOTE, "class names", text)
     if not study.config.learns_without_labels():
         yield from _counts(study)
     empty = [name for name, count in zip(names, study.val.class_counts(), strict=True) if not count]
     if empty:
-        yield Finding(WARNING, "classes without validation", f"no validation image of {_listed(empty)}: unmeasured")
+        yield Finding(WARNING, "classes without validation", f"no validation image of {_shorten(empty)}: unmeasured")
 
 
 def _counts(study: Study) -> Iterator[Finding]:
     counts = study.train.class_counts()
     missing = [name for name, count in zip(study.train.class_names, counts, strict=True) if not count]
     if missing:
-        yield Finding(PROBLEM, "missing classes", f"no training image of {_listed(missing)}: it cannot be learnt")
+        yield Finding(PROBLEM, "missing classes", f"no training image of {_shorten(missing)}: it cannot be learnt")
     present = [count for count in counts if count]
     ratio = max(present) / min(present) if present else 1.0
     if ratio >= IMBALANCED and not (study.config.class_weights or study.config.balanced_sampling):
@@ -238,13 +236,13 @@ def _counts(study: Study) -> Iterator[Finding]:
         yield Finding(WARNING, "imbalance", text)
 
 
-def _odd(study: Study) -> Iterator[Finding]:
+def _oddities(study: Study) -> Iterator[Finding]:
     total = len(study.images.odd)
     for oddity, consequence in ODDITIES.items():
         rows = study.images.has(oddity).tolist()
         if rows:
             level = WARNING if oddity in WARNED_OF and len(rows) >= MANY * total else NOTE
-            yield Finding(level, oddity, f"{counted(len(rows))}: {oddity} ({consequence})", [[row] for row in rows])
+            yield Finding(level, oddity, f"{count_text(len(rows))}: {oddity} ({consequence})", [[row] for row in rows])
 
 
 def _shapes(study: Study) -> Iterator[Finding]:
@@ -252,12 +250,12 @@ def _shapes(study: Study) -> Iterator[Finding]:
     rows = readable[_misshape(study.images.sizes[readable], study.preprocess) > MISSHAPEN].tolist()
     if rows:
         level = WARNING if len(rows) >= 2 * MANY * len(study.images.odd) else NOTE
-        limits = MISSHAPEN, 1 - 1 / MISSHAPEN, counted(len(rows))
+        limits = MISSHAPEN, 1 - 1 / MISSHAPEN, count_text(len(rows))
         yield Finding(level, "shape", _RESIZED[study.preprocess.resize].format(*limits), [[row] for row in rows])
 
 
 def _misshape(sizes: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Give how many times longer than the input each image (M, 2) is in one direction, (M,), 1 and above."""
+    """Return how many times longer than the input each image (M, 2) is in one direction, (M,), 1 and above."""
     ratio = sizes[:, 0] / np.maximum(sizes[:, 1], 1) / (preprocess.width / preprocess.height)
     return np.asarray(np.maximum(ratio, 1 / np.maximum(ratio, 1e-9)))
 
@@ -267,6 +265,6 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     return {name: round(number, 3) for name, number in numbers}
 
 
-def _listed(names: list[str], most: int = 5) -> str:
+def _shorten(names: list[str], most: int = 5) -> str:
     shown = ", ".join(names[:most])
     return f"{len(names)} classes ({shown}, ...)" if len(names) > most else shown

@@ -1,4 +1,4 @@
-"""Writes a training's lists without what spoils them, in the format that a training reads."""
+"""Writes a training's lists without the images that spoil them, in the format that a training reads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.formatting import is_utf8
 from configs.schema import Config
 from data_loader.samples import NO_LABEL, ListError, Sample, SampleList, read_list, read_unlabelled
 from tools.datasets.make_lists import write_file
@@ -18,27 +19,27 @@ FILES = ("train.txt", "val.txt", "classes.txt")
 
 
 class FixError(UserError):
-    """Lists that cannot be written; the message says why."""
+    """Lists that cannot be written; the message is one sentence for the user."""
 
 
 def check_target(folder: Path) -> None:
-    """Raise FixError where lists stand already: the config's own may be among them."""
-    there = [name for name in FILES if (folder / name).exists()]
-    if there:
-        raise FixError(f"{folder} already has {', '.join(there)}; choose another folder for --fix")
+    """Raise FixError where the folder has lists already: the config's own may be among them."""
+    existing = [name for name in FILES if (folder / name).exists()]
+    if existing:
+        raise FixError(f"{folder} already has {', '.join(existing)}; choose another folder for --fix")
     if folder.exists() and not folder.is_dir():
-        raise FixError(f"{folder}: it is a file; --fix wants a folder")
+        raise FixError(f"{folder}: it is a file; --fix needs a folder")
 
 
-def dropped_rows(study: Study, *, look_alikes: bool = False) -> dict[int, str]:
-    """Give the rows to leave out and why; with `look_alikes` training images that look like a validation one too.
+def find_dropped_rows(study: Study, *, near_duplicates: bool = False) -> dict[int, str]:
+    """Return the rows to leave out and why; with `near_duplicates` also training's near-duplicates of validation.
 
-    Of a training image that stands there several times the first stays. Where its labels contradict each other all
-    go, as nobody knows which is right; where validation has it, training gives it up.
+    Of a repeated training image the first stays. Where its labels contradict each other all are dropped, because the
+    right one is unknown; an image of both lists is dropped from training.
     """
     dropped = dict.fromkeys(study.images.errors, "cannot be read")
-    for group in study.same:
-        train, val = study.parted(group)
+    for group in study.duplicates:
+        train, val = study.by_list(group)
         if len(study.labels(group)) > 1:
             dropped |= dict.fromkeys(train, "contradictory labels")
         elif val and study.leaks_matter:
@@ -47,18 +48,18 @@ def dropped_rows(study: Study, *, look_alikes: bool = False) -> dict[int, str]:
             dropped |= dict.fromkeys(train[1:], "a copy of one that stays")
         if len(study.labels(val)) > 1:
             dropped |= dict.fromkeys(val, "contradictory labels")
-    for group in study.alike if look_alikes and study.leaks_matter else []:
-        train, val = study.parted(group)
+    for group in study.near_duplicates if near_duplicates and study.leaks_matter else []:
+        train, val = study.by_list(group)
         if val:
             dropped |= {row: "looks like a validation image" for row in train if row not in dropped}
     for row in range(len(study.train.samples) + len(study.val.samples)):
         if row not in dropped and not _can_be_listed(study.sample(row).path, study.config.file_label_separator):
-            dropped[row] = "its name cannot stand in a list"
+            dropped[row] = "its name cannot be written in a list"
     return dropped
 
 
 def write_lists(study: Study, folder: Path, dropped: dict[int, str]) -> dict[str, Any]:
-    """Write train.txt, val.txt and classes.txt, read them back, and tell what is left. Raises FixError, ToolError."""
+    """Write train.txt, val.txt and classes.txt, verify them, and return the report. Raises FixError, ToolError."""
     config, first_val = study.config, len(study.train.samples)
     kept = {
         "train.txt": [sample for row, sample in enumerate(study.train.samples) if row not in dropped],
@@ -71,7 +72,7 @@ def write_lists(study: Study, folder: Path, dropped: dict[int, str]) -> dict[str
     for name, samples in (("train.txt", study.train), ("val.txt", study.val)):
         lines = [_line(sample, samples.root, config.file_label_separator) for sample in kept[name]]
         write_file(folder / name, "".join(f"{line}\n" for line in lines).encode())
-    _read_back(study, folder, kept)
+    _verify_lists(study, folder, kept)
     names = study.train.class_names
     present = {sample.label for sample in kept["train.txt"]}
     gone = [name for label, name in enumerate(names) if label not in present and study.train.class_counts()[label]]
@@ -97,29 +98,21 @@ def _line(sample: Sample, root: str, separator: str) -> str:
 
 def _can_be_listed(path: str, separator: str) -> bool:
     ends_well = path == path.rstrip() or not separator.isspace()
-    return ends_well and not {"\n", "\r"} & set(path) and _is_utf8(path)
+    return ends_well and not {"\n", "\r"} & set(path) and is_utf8(path)
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _read_back(study: Study, folder: Path, kept: dict[str, list[Sample]]) -> None:
-    """Read the lists as a training will. Raises FixError where they say something else than was meant."""
+def _verify_lists(study: Study, folder: Path, kept: dict[str, list[Sample]]) -> None:
+    """Read the lists as a training will. Raises FixError where they differ from the kept samples."""
     try:
         found = {
             "train.txt": _read(study.config, folder / "train.txt", study.train, study.config.learns_without_labels()),
             "val.txt": _read(study.config, folder / "val.txt", study.val, False),
         }
     except ListError as error:
-        raise FixError(f"{folder}: the lists do not read as they should: {error}") from error
+        raise FixError(f"{folder}: the written lists cannot be read: {error}") from error
     for name, samples in found.items():
         if [_key(sample) for sample in samples] != [_key(sample) for sample in kept[name]]:
-            raise FixError(f"{folder / name}: does not read as it was written; a name in it is ambiguous")
+            raise FixError(f"{folder / name}: it reads differently than written; a name in it is ambiguous")
 
 
 def _read(config: Config, file: Path, samples: SampleList, unlabelled: bool) -> Sequence[Sample]:

@@ -1,4 +1,4 @@
-"""Finds images that are the same, and images that look the same, without comparing each with every other."""
+"""Finds duplicates and near-duplicates without comparing each image with every other."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 
 from tools.doctor.scan import ScannedImages
 
-MAX_BITS = 5  # of 64 that the hashes of images that look the same may differ in
-MIN_CORRELATION = 0.985  # of their small copies; docs/doctor.md says what these two find and what they miss
-WINDOW = 16  # images after it that one is compared with, in an order that puts like beside like
-LEAST_VARIANCE = 16.0  # below it a small copy is nearly of one colour, and like all others that are
+MAX_BITS = 5  # of 64 that the hashes of near-duplicates may differ in
+MIN_CORRELATION = 0.985  # of their small copies; docs/doctor.md lists what these two find and what they miss
+WINDOW = 16  # following images that each is compared with, in an order that puts similar ones together
+MIN_VARIANCE = 16.0  # below it a small copy is nearly of one colour, and correlates with all such
 _BLOCK = 20_000  # pairs that are compared at a time
 
 
-def same_groups(images: ScannedImages) -> list[list[int]]:
-    """Give the rows of each image that stands there several times, pixel for pixel, in the order of the rows."""
+def duplicate_groups(images: ScannedImages) -> list[list[int]]:
+    """Return the rows of each image that is listed more than once, pixel for pixel, in the order of the rows."""
     rows = np.flatnonzero(images.readable())
     _, inverse, counts = np.unique(images.digests[rows], axis=0, return_inverse=True, return_counts=True)
     inverse = inverse.reshape(-1)
@@ -27,11 +27,14 @@ def same_groups(images: ScannedImages) -> list[list[int]]:
     return sorted(groups.values())
 
 
-def alike_groups(images: ScannedImages, same: list[list[int]]) -> list[list[int]]:
-    """Give the rows of images that look the same but are not, chained: each looks like another one of its group."""
-    copies = {row: group for group in same for row in group}
-    doubled = {row for group in same for row in group[1:]}
-    rows = np.array([row for row in np.flatnonzero(images.readable()).tolist() if row not in doubled], np.int64)
+def near_duplicate_groups(images: ScannedImages, duplicates: list[list[int]]) -> list[list[int]]:
+    """Return the rows of near-duplicates in groups: each image is a near-duplicate of another one of its group.
+
+    Of `duplicates` the first is compared, and its copies are in its group.
+    """
+    copies = {row: group for group in duplicates for row in group}
+    repeated = {row for group in duplicates for row in group[1:]}
+    rows = np.array([row for row in np.flatnonzero(images.readable()).tolist() if row not in repeated], np.int64)
     leader = {row: row for row in rows.tolist()}
 
     def find(row: int) -> int:
@@ -41,7 +44,7 @@ def alike_groups(images: ScannedImages, same: list[list[int]]) -> list[list[int]
         return row
 
     groups: dict[int, list[int]] = {}
-    for first, second in alike_pairs(images.hashes, images.small, rows).tolist():
+    for first, second in near_duplicate_pairs(images.hashes, images.small, rows).tolist():
         first, second = sorted((find(first), find(second)))
         leader[second] = first
     for row in rows.tolist():
@@ -50,11 +53,11 @@ def alike_groups(images: ScannedImages, same: list[list[int]]) -> list[list[int]
     return [sorted(copy for row in group for copy in copies.get(row, [row])) for group in chosen]
 
 
-def alike_pairs(hashes: np.ndarray, small: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Give pairs (P, 2) of rows whose hashes differ by MAX_BITS at most and whose small copies agree.
+def near_duplicate_pairs(hashes: np.ndarray, small: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the pairs (P, 2) of rows whose hashes differ by MAX_BITS at most and whose small copies correlate.
 
-    The 64 bits are cut into MAX_BITS + 2 blocks. Where at most MAX_BITS bits differ, two blocks are untouched: for
-    each two blocks the rows are sorted by them, and neighbours of equal blocks are compared, WINDOW of them at most.
+    The 64 bits are cut into MAX_BITS + 2 blocks. Where at most MAX_BITS bits differ, two blocks are equal: for each
+    two blocks the rows are sorted by them, and neighbours of equal blocks are compared, at most WINDOW of them.
     A pair is compared at the first two blocks that it has in common, so only once.
     """
     if len(rows) < 2:
@@ -68,22 +71,22 @@ def alike_pairs(hashes: np.ndarray, small: np.ndarray, rows: np.ndarray) -> np.n
         order = np.lexsort((hashes[rows], keys))
         keys = keys[order]
         for shift in range(1, min(WINDOW, len(rows) - 1) + 1):
-            beside = np.flatnonzero(keys[shift:] == keys[:-shift])
-            if not len(beside):
+            neighbours = np.flatnonzero(keys[shift:] == keys[:-shift])
+            if not len(neighbours):
                 break
-            pairs = np.stack([order[beside], order[beside + shift]], axis=1)  # (P, 2), places in `rows`
+            pairs = np.stack([order[neighbours], order[neighbours + shift]], axis=1)  # (P, 2), indices into `rows`
             differ = hashes[rows[pairs[:, 0]]] ^ hashes[rows[pairs[:, 1]]]
             earlier = [block for number, block in enumerate(blocks[:j]) if number != i]
-            is_main = np.all([differ & block != 0 for block in earlier], axis=0) if earlier else True
-            pairs = pairs[(np.bitwise_count(differ) <= MAX_BITS) & is_main]
+            is_new = np.all([differ & block != 0 for block in earlier], axis=0) if earlier else True
+            pairs = pairs[(np.bitwise_count(differ) <= MAX_BITS) & is_new]
             for start in range(0, len(pairs), _BLOCK):
                 part = pairs[start : start + _BLOCK]
-                found.append(rows[part[_agree(small, rows, moments, part)]])
+                found.append(rows[part[_correlate(small, rows, moments, part)]])
     return np.concatenate(found) if found else np.empty((0, 2), np.int64)
 
 
 def _moments(small: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Give mean and variance of each row's small copy, (N, 2) float64."""
+    """Return mean and variance of each row's small copy, (N, 2) float64."""
     moments = np.empty((len(rows), 2))
     for start in range(0, len(rows), _BLOCK):
         part = rows[start : start + _BLOCK]
@@ -92,11 +95,11 @@ def _moments(small: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return moments
 
 
-def _agree(small: np.ndarray, rows: np.ndarray, moments: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Say of each pair (P, 2) of places in `rows` whether its small copies correlate, (P,) bool."""
+def _correlate(small: np.ndarray, rows: np.ndarray, moments: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return for each pair (P, 2) of indices into `rows` whether its small copies correlate, (P,) bool."""
     first, second = (small[rows[pairs[:, side]]].reshape(len(pairs), -1).astype(np.float32) for side in (0, 1))
     means, variances = moments[pairs, 0], moments[pairs, 1]  # (P, 2)
     covariance = np.einsum("pd,pd->p", first, second) / first.shape[1] - means.prod(1)
-    has_contrast = variances.min(1) >= LEAST_VARIANCE
+    has_contrast = variances.min(1) >= MIN_VARIANCE
     correlates: np.ndarray = has_contrast & (covariance >= MIN_CORRELATION * np.sqrt(variances.prod(1)))
     return correlates

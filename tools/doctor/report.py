@@ -1,4 +1,4 @@
-"""What the doctor says: doctor.json, doctor.html with the images, and lines for a terminal of 80 columns."""
+"""The doctor's report: doctor.json, doctor.html with the images, and lines for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tools.doctor.checks import LEVELS, Finding, Study, sizes_of
 from visualization import fonts, raster
 
 COLUMNS = 79  # some terminals wrap a full line
-GROUPS_TOLD, GROUPS_SHOWN, OF_GROUP = 3, 24, 4  # on the terminal, on the page, of the images of one group
-CLASSES_TOLD = 12
-WEIGHTS_TOLD = 24  # more of them are not written out
+GROUPS_PRINTED, GROUPS_SHOWN, IMAGES_PER_GROUP = 3, 24, 4  # on the terminal, on the page, on both
+CLASSES_PRINTED = 12
+WEIGHTS_PRINTED = 24  # of more classes "balanced" is printed
 THUMBNAIL_PX = 168
 BAR = 24
 
 
-def report_of(
+def build_report(
     study: Study, config: str, findings: Sequence[Finding], step: dict[str, Any], disk: dict[str, Any]
 ) -> dict[str, Any]:
-    """Gather what doctor.json holds, as plain values."""
+    """Return the values of doctor.json."""
     mean, std = study.images.mean_and_std()
     paste: dict[str, Any] = {"mean": [round(value, 4) for value in mean], "std": [round(value, 4) for value in std]}
     weights: list[float] = []
@@ -53,23 +53,23 @@ def report_of(
         "step": step,
         "disk": disk,
         "fix": {},
-        "findings": [_told(study, finding) for finding in findings],
+        "findings": [_finding_values(study, finding) for finding in findings],
     }
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:
-    """Give each class N / (K * its count), over the K classes that have images, as class_weights "balanced" does."""
+    """Return N / (K * its count) of each class, over the K classes with images, as class_weights "balanced" does."""
     present = [count for count in counts if count]
     return [round(sum(present) / (len(present) * count), 4) if count else 0.0 for count in counts]
 
 
 def write_report(report: dict[str, Any], study: Study, folder: Path) -> Path:
-    """Write doctor.json and doctor.html; give the page's path. Raises OSError."""
+    """Write doctor.json and doctor.html; return the page's path. Raises OSError."""
     report = plain(report)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     for name, content in (("doctor.json", text), ("doctor.html", render_html(report, study))):
-        write_atomic(folder / name, content)
+        write_atomic(folder / name, content, durable=False)
     return folder / "doctor.html"
 
 
@@ -96,7 +96,7 @@ def render_html(report: dict[str, Any], study: Study) -> str:
 
 
 def terminal_text(report: dict[str, Any]) -> str:
-    """Lay a report out for a terminal."""
+    """Return a report as text for a terminal."""
     blocks = [
         [_headline(report)],
         list(_data_lines(report)),
@@ -110,10 +110,10 @@ def terminal_text(report: dict[str, Any]) -> str:
 
 
 def paste_lines(paste: dict[str, Any], columns: int) -> list[str]:
-    """Write lines of a config; of many classes the weights are left to the training, which computes the same."""
+    """Return lines of a config; for many classes the weights are "balanced", from which training computes the same."""
     lines = []
     for key, value in paste.items():
-        if key == "class_weights" and len(value) > WEIGHTS_TOLD:
+        if key == "class_weights" and len(value) > WEIGHTS_PRINTED:
             value = "balanced"
         text = f'"{key}": {json.dumps(value)},'
         lines += textwrap.wrap(text, columns, initial_indent="  ", subsequent_indent="    ")
@@ -121,7 +121,7 @@ def paste_lines(paste: dict[str, Any], columns: int) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people do."""
+    """Return a time in ms, s, min or h."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 100:
@@ -129,8 +129,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _told(study: Study, finding: Finding) -> dict[str, Any]:
-    """Give a finding with its images' paths, classes and places."""
+def _finding_values(study: Study, finding: Finding) -> dict[str, Any]:
+    """Return a finding with its images' paths, classes and places."""
 
     def image(row: int) -> dict[str, Any]:
         return {
@@ -149,8 +149,8 @@ def _told(study: Study, finding: Finding) -> dict[str, Any]:
 
 def _headline(report: dict[str, Any]) -> str:
     counts = {level: sum(finding["level"] == level for finding in report["findings"]) for level in LEVELS}
-    told = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items() if count)
-    return f"{elide(printable(report['config']), COLUMNS - 40)}: {told or 'nothing found'}"
+    text = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items() if count)
+    return f"{elide(printable(report['config']), COLUMNS - 40)}: {text or 'nothing found'}"
 
 
 def _data_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -169,10 +169,10 @@ def _data_lines(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _class_lines(classes: list[dict[str, Any]]) -> Iterator[str]:
-    """Tabulate the classes; of many the largest and the smallest."""
+    """Yield the table of the classes; of many the largest and the smallest."""
     ordered = sorted(classes, key=lambda row: -row["training"])
-    half = CLASSES_TOLD // 2
-    rows = ordered if len(ordered) <= CLASSES_TOLD else [*ordered[:half], None, *ordered[-half:]]
+    half = CLASSES_PRINTED // 2
+    rows = ordered if len(ordered) <= CLASSES_PRINTED else [*ordered[:half], None, *ordered[-half:]]
     largest = max(1, ordered[0]["training"])
     names = min(max(text_columns(printable(row["name"])) for row in rows if row), 26)
     names = max(names, len("class"))
@@ -204,21 +204,21 @@ def _step_lines(step: dict[str, Any], disk: dict[str, Any]) -> Iterator[str]:
 
 
 def _finding_lines(finding: dict[str, Any]) -> Iterator[str]:
-    """Write a finding and its first images."""
+    """Yield a finding and its first images."""
     mark = finding["level"].upper() if finding["level"] == LEVELS[0] else finding["level"]
     yield from textwrap.wrap(
         printable(f"{mark:<9}{finding['text']}"), COLUMNS, subsequent_indent=" " * 9, break_on_hyphens=False
     )
     if finding["level"] == LEVELS[2]:
         return
-    for group in finding["groups"][:GROUPS_TOLD]:
+    for group in finding["groups"][:GROUPS_PRINTED]:
         yield from _group_lines(group, "~" if "look-alikes" in finding["kind"] else "=")
-    if len(finding["groups"]) > GROUPS_TOLD:
-        yield f"{'':<11}... {len(finding['groups']) - GROUPS_TOLD:,} more"
+    if len(finding["groups"]) > GROUPS_PRINTED:
+        yield f"{'':<11}... {len(finding['groups']) - GROUPS_PRINTED:,} more"
 
 
 def _group_lines(group: list[dict[str, Any]], sign_of_another: str) -> Iterator[str]:
-    for number, image in enumerate(group[:OF_GROUP]):
+    for number, image in enumerate(group[:IMAGES_PER_GROUP]):
         names = [image["split"], image["class"]] if len(group) > 1 else [image["class"]]
         tail = "" if image["reason"] else f" [{', '.join(name for name in names if name)}]"
         tail = elide(printable(tail), 36)
@@ -226,8 +226,8 @@ def _group_lines(group: list[dict[str, Any]], sign_of_another: str) -> Iterator[
         yield f"{'':<9}{sign} {elide(printable(image['file']), COLUMNS - 11 - text_columns(tail))}{tail}"
         if image["reason"]:
             yield from textwrap.wrap(image["reason"], COLUMNS, initial_indent=" " * 13, subsequent_indent=" " * 13)
-    if len(group) > OF_GROUP:
-        yield f"{'':<9}{sign_of_another} {len(group) - OF_GROUP:,} more"
+    if len(group) > IMAGES_PER_GROUP:
+        yield f"{'':<9}{sign_of_another} {len(group) - IMAGES_PER_GROUP:,} more"
 
 
 def _fix_lines(fix: dict[str, Any]) -> Iterator[str]:
@@ -245,11 +245,11 @@ def _row(name: str, text: str) -> str:
 
 
 def _shown(finding: dict[str, Any], study: Study) -> list[list[dict[str, Any]]]:
-    """Give the first groups of a finding with thumbnails: of a group across the lists, some of each."""
+    """Return the first groups of a finding with thumbnails: of a group across the lists, some of each."""
     groups = []
     for group in finding["groups"][:GROUPS_SHOWN]:
         train, val = ([p for p in group if p["split"] == split] for split in ("training", "validation"))
-        chosen = [*train[: max(OF_GROUP // 2, OF_GROUP - len(val))], *val][:OF_GROUP]
+        chosen = [*train[: max(IMAGES_PER_GROUP // 2, IMAGES_PER_GROUP - len(val))], *val][:IMAGES_PER_GROUP]
         images = [{**image, "image": _thumbnail(image, study)} for image in chosen]
         groups.append(images)
     return groups

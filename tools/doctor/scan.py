@@ -1,4 +1,4 @@
-"""Reads every image of a training once, in parallel: what is odd about it, its size, and what it is compared by."""
+"""Reads every image of a training once, in parallel: its oddities, its size, and the values that it is compared by."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from common.errors import UserError
 from data_loader.preprocess import BROKEN_EXIF, FORMATS, ImageError, Preprocess
 
 SMALL_PX = 16  # side of the small copies that images are compared by
-CHUNK = 32  # images that a process reads before it is heard of
+CHUNK = 32  # images that a process reads at a time
 FEW = 256  # images that are read faster than processes start
-LONG = 4.0  # longer side to shorter, from which an image is told
-ENLARGED = 2.0  # how far an image may be enlarged to the input before it is told
-ODDITIES = {  # of an image that can be read, and what becomes of it; in the order of the bits of `Images.odd`
+LONG = 4.0  # ratio of the longer side to the shorter from which an image is reported
+ENLARGED = 2.0  # enlargement to the input from which an image is reported
+ODDITIES = {  # of a readable image, and how it is read; in the order of the bits of `ScannedImages.odd`
     "CMYK": "converted to RGB",
     "Lab, YCbCr or another colour space": "converted to RGB",
     "16 bits or floating point": "scaled to 8 bits",
@@ -36,7 +36,7 @@ ODDITIES = {  # of an image that can be read, and what becomes of it; in the ord
     "transparent": "laid on white",
     "several frames": "the first one counts",
     "turned by EXIF": "set upright",
-    "another format than its ending": "read all the same",
+    "another format than its ending": "read nevertheless",
     "very long": f"one side is over {LONG:g} times the other: see resize",
     "much smaller than the input": f"enlarged over {ENLARGED:g} times",
     "one colour": "nothing to learn from",
@@ -57,15 +57,15 @@ _ENDINGS = {
 
 
 class ScanError(UserError):
-    """The images could not all be looked at; the message says why."""
+    """Images that cannot be scanned; the message is one sentence for the user."""
 
 
 @dataclass
 class ScannedImages:
-    """What is known of M images, the first `num_train` of them training's; a row that cannot be read is in `errors`.
+    """The scan of M images, the first `num_train` of them training's; a row that cannot be read is in `errors`.
 
     `sizes` (M, 2): width and height, upright. `odd` (M,): bits in the order of ODDITIES. `digests` (M, 2): 128 bits of
-    the sha256 of the decoded pixels. `hashes` (M,): see `difference_hash`. `small` (M, S, S, 3) uint8 lies in a
+    the sha256 of the decoded pixels. `hashes` (M,): see `difference_hash`. `small` (M, S, S, 3) uint8 is mapped from a
     temporary file, so that a million images take memory only while they are compared. `sums` (2, C): of the fitted
     training pixels, 0 to 1, and of their squares; `num_pixels` of them.
     """
@@ -82,7 +82,7 @@ class ScannedImages:
 
     @classmethod
     def empty(cls, num_train: int, num_all: int, channels: int) -> ScannedImages:
-        """Make room for so many images."""
+        """Allocate the arrays of `num_all` images."""
         shape = (num_all, SMALL_PX, SMALL_PX, 3)
         with tempfile.TemporaryFile() as file:  # which the mapping outlives
             small = np.memmap(file, np.uint8, "w+", shape=shape)
@@ -97,24 +97,24 @@ class ScannedImages:
         )
 
     def has(self, oddity: str) -> np.ndarray:
-        """Give the rows of the images with an oddity."""
+        """Return the rows of the images with an oddity."""
         return np.flatnonzero(self.odd & _BITS[oddity])
 
     def readable(self) -> np.ndarray:
-        """Say of each row whether its image can be read, (M,) bool."""
+        """Return for each row whether its image can be read, (M,) bool."""
         flags = np.ones(len(self.odd), bool)
         flags[list(self.errors)] = False
         return flags
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Give both per channel, of the fitted training images, values 0 to 1."""
+        """Return both per channel, of the fitted training images, values 0 to 1."""
         mean = self.sums[0] / max(1, self.num_pixels)
         return mean.tolist(), np.sqrt(np.maximum(self.sums[1] / max(1, self.num_pixels) - mean**2, 0)).tolist()
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look at an image gives; see `Images`. `sums` (2, C) of `num_pixels` fitted pixels."""
+class ImageScan:
+    """The scan of one image; see `ScannedImages`. `sums` (2, C) of `num_pixels` fitted pixels."""
 
     size: tuple[int, int]
     odd: int
@@ -126,31 +126,31 @@ class Look:
 
 
 def scan(paths: Sequence[str], num_train: int, preprocess: Preprocess, workers: int) -> ScannedImages:
-    """Read all images, the first `num_train` of them training's, on so many processes (0: on this one).
+    """Read all images, the first `num_train` of them training's, in `workers` processes (0: in this one).
 
     Raises ScanError where a process dies.
     """
     images = ScannedImages.empty(num_train, len(paths), preprocess.channels)
     chunks = [range(first, min(first + CHUNK, len(paths))) for first in range(0, len(paths), CHUNK)]
     with tqdm(total=len(paths), desc="reading images", unit="", leave=False, disable=None, dynamic_ncols=True) as bar:
-        for chunk, looks in _looks(paths, chunks, preprocess, workers):
-            for row, look in zip(chunk, looks, strict=True):
-                _enter(images, row, look)
+        for chunk, scans in _scan_chunks(paths, chunks, preprocess, workers):
+            for row, scanned in zip(chunk, scans, strict=True):
+                _store(images, row, scanned)
             bar.update(len(chunk))
     return images
 
 
-def look_at(path: str, preprocess: Preprocess) -> Look:
+def scan_image(path: str, preprocess: Preprocess) -> ImageScan:
     """Read one image as the training does. Raises ImageError."""
     image = preprocess.decode(path)
-    fitted = preprocess.fit(image).reshape(-1, preprocess.channels) / 255.0  # (H W, C) float64
+    fitted = preprocess.fit(image).reshape(-1, preprocess.channels) / 255.0  # (H, W, C) to (H W, C) float64
     small = image.convert("RGB").resize((SMALL_PX, SMALL_PX), Image.Resampling.BOX)
     digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
     digest.update(image.tobytes())
     odd = _oddities(path) | _shape_oddities(image.size, preprocess)
     if all(low == high for low, high in np.reshape(image.getextrema(), (-1, 2))):
         odd |= _BITS["one colour"]
-    return Look(
+    return ImageScan(
         image.size,
         odd,
         digest.digest()[:16],
@@ -162,82 +162,82 @@ def look_at(path: str, preprocess: Preprocess) -> Look:
 
 
 def difference_hash(image: Image.Image) -> int:
-    """Give 64 bits: of an 8 x 8 grid, whether each cell is brighter than its left neighbour (N. Krawetz's dHash, 2013).
+    """Return 64 bits: in an 8 x 8 grid, whether each cell is brighter than its left neighbour (dHash, N. Krawetz 2013).
 
-    They hardly change when an image is resized or compressed again, and fall apart when it is cropped or mirrored.
+    They hardly change when an image is resized or compressed again, and completely when it is cropped or mirrored.
     """
     grey = np.asarray(image.convert("RGB").resize((9, 8), Image.Resampling.BOX).convert("L"), np.int16)
     return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "little")
 
 
 def enlargement(sizes: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Give how far each image of size (width, height) (M, 2) is enlarged to the input, (M,); below 1: reduced."""
+    """Return the factor by which each image, (M, 2) of width and height, is enlarged to the input, (M,)."""
     scales = np.array([preprocess.width, preprocess.height]) / np.maximum(sizes, 1)  # (M, 2)
     result: np.ndarray = scales.min(1) if preprocess.resize == "letterbox" else scales.max(1)
     return result
 
 
-def _enter(images: ScannedImages, row: int, look: Look | str) -> None:
-    if isinstance(look, str):
-        images.errors[row] = look
+def _store(images: ScannedImages, row: int, scanned: ImageScan | str) -> None:
+    if isinstance(scanned, str):
+        images.errors[row] = scanned
         return
-    images.sizes[row] = look.size
-    images.odd[row] = look.odd
-    images.digests[row] = np.frombuffer(look.digest, np.uint64)
-    images.hashes[row] = look.hash
-    images.small[row] = look.small
+    images.sizes[row] = scanned.size
+    images.odd[row] = scanned.odd
+    images.digests[row] = np.frombuffer(scanned.digest, np.uint64)
+    images.hashes[row] = scanned.hash
+    images.small[row] = scanned.small
     if row < images.num_train:
-        images.sums += look.sums
-        images.num_pixels += look.num_pixels
+        images.sums += scanned.sums
+        images.num_pixels += scanned.num_pixels
 
 
-def _looks(
+def _scan_chunks(
     paths: Sequence[str], chunks: Iterable[range], preprocess: Preprocess, workers: int
-) -> Iterator[tuple[range, list[Look | str]]]:
-    """Give each chunk's looks in order; no more chunks are under way than keep the processes busy."""
+) -> Iterator[tuple[range, list[ImageScan | str]]]:
+    """Yield each chunk's scans in order; only as many chunks are submitted ahead as keep the processes busy."""
     if not workers or len(paths) <= FEW:
         for chunk in chunks:
-            yield chunk, _look_at_all([paths[row] for row in chunk], preprocess)
+            yield chunk, _scan_chunk([paths[row] for row in chunk], preprocess)
         return
-    waiting: deque[tuple[range, Future[list[Look | str]]]] = deque()
+    waiting: deque[tuple[range, Future[list[ImageScan | str]]]] = deque()
     remaining = iter(chunks)
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(workers, multiprocessing.get_context(kind), _leave_interrupts) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context(kind), _ignore_interrupts) as pool:
         try:
             for chunk in itertools.islice(remaining, 4 * workers):
-                waiting.append((chunk, pool.submit(_look_at_all, [paths[row] for row in chunk], preprocess)))
+                waiting.append((chunk, pool.submit(_scan_chunk, [paths[row] for row in chunk], preprocess)))
             while waiting:
                 chunk, future = waiting.popleft()
                 yield chunk, future.result()
                 for further in itertools.islice(remaining, 1):
-                    waiting.append((further, pool.submit(_look_at_all, [paths[row] for row in further], preprocess)))
+                    waiting.append((further, pool.submit(_scan_chunk, [paths[row] for row in further], preprocess)))
         except BrokenProcessPool as error:
             first, last = paths[chunk[0]], paths[chunk[-1]]
             advice = "the memory was too small, or a decoder crashed; --workers 0 reads them one by one"
             raise ScanError(f"a process died among the images from {first} to {last}: {advice}") from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # of an interrupted scan nobody wants the rest
+            pool.shutdown(wait=False, cancel_futures=True)  # the rest of an interrupted scan is not needed
 
 
-def _leave_interrupts() -> None:
-    """Leave Ctrl-C, which reaches the whole process group, to the main process."""
+def _ignore_interrupts() -> None:
+    """Ignore Ctrl-C, which every process of the group gets: the main process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _look_at_all(paths: Sequence[str], preprocess: Preprocess) -> list[Look | str]:
-    looks: list[Look | str] = []
+def _scan_chunk(paths: Sequence[str], preprocess: Preprocess) -> list[ImageScan | str]:
+    scans: list[ImageScan | str] = []
     for path in paths:
         try:
-            looks.append(look_at(path, preprocess))
+            scans.append(scan_image(path, preprocess))
         except ImageError as error:
-            looks.append(str(error))
-    return looks
+            scans.append(str(error))
+    return scans
 
 
 def _oddities(path: str) -> int:
-    """Find what is odd about the file of an image that can be decoded."""
+    """Return the oddities of the file of a decodable image, as bits."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata
+        warnings.simplefilter("ignore")  # of unusual metadata
         with Image.open(path, formats=FORMATS) as image:
             mode, name = image.mode, image.format or ""
             found = {
@@ -251,12 +251,12 @@ def _oddities(path: str) -> int:
             try:
                 found["several frames"] = getattr(image, "is_animated", False)
             except (*BROKEN_EXIF, EOFError):
-                found["several frames"] = False  # what stands behind the first frame is damaged, and of no use anyway
+                found["several frames"] = False  # the frames after the first are damaged, and not used anyway
             try:
                 found["turned by EXIF"] = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             except BROKEN_EXIF:
                 found["turned by EXIF"] = False
-    return sum(_BITS[oddity] for oddity, is_there in found.items() if is_there)
+    return sum(_BITS[oddity] for oddity, is_found in found.items() if is_found)
 
 
 def _shape_oddities(size: tuple[int, int], preprocess: Preprocess) -> int:

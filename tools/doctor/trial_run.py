@@ -1,4 +1,4 @@
-"""A few training steps, done by the trainer itself, and what they take: memory, time, and bytes of checkpoints."""
+"""A few training steps, run by the trainer itself, and their cost: memory, time, and bytes of checkpoints."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from data_loader.cache_builder import free_memory
 from data_loader.loaders import enlarged, plan_epoch, without
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, SampleList
-from tools.doctor.types import Step
+from tools.doctor.types import Step, TrialData
 from trainers.builder import build_start_net, build_trainer
 from trainers.runner import processes_wanted
 from trainers.runtime.device import choose_device, describe_device
 from trainers.trainer import Trainer
 
-MOST_STEPS, MOST_SECONDS = 25, 15.0  # after the first step, which warms up
+MAX_STEPS, MAX_SECONDS = 25, 15.0  # after the first step, which is the warm-up
 
 
-def measure(config: Config, train: SampleList, val: SampleList, bad_train: set[int], bad_val: set[int]) -> Step:
-    """Train a few steps in this process, of which the memory is told; see `doctor_step.try_steps`."""
+def measure(config: Config, data: TrialData) -> Step:
+    """Train a few steps in this process, whose peak memory is reported; see `step_check.try_steps`."""
     too_small = f"the memory is too small for batch_size {config.batch_size}"
     try:
-        return _measure(config, without(train, bad_train), without(val, bad_val))
+        return _measure(config, without(data.train, data.bad_train), without(data.val, data.bad_val))
     except (torch.OutOfMemoryError, MemoryError):
         return {"error": too_small, "out_of_memory": True}
     except (ValueError, RuntimeError) as error:
-        if "can't allocate memory" in str(error):  # torch's word on the CPU
+        if "can't allocate memory" in str(error):  # torch's message on the CPU
             return {"error": too_small, "out_of_memory": True}
         return {"error": first_line(error), "traceback": traceback.format_exc()}
 
 
 class TrialTrainer(Trainer):
-    """The trainer, stopped after a few steps; it saves nothing."""
+    """The trainer, which stops after a few steps and saves nothing."""
 
-    def trial(self, most_steps: int, most_seconds: float) -> list[float]:
-        """Train the first steps of an epoch; give the seconds of each, the first with the loaders' start."""
-        self.plan = steps = self._plan(start=0)[: most_steps + 1]
+    def trial(self, max_steps: int, max_seconds: float) -> list[float]:
+        """Train the first steps of an epoch; return the seconds of each, the first with the loaders' start."""
+        self.plan = steps = self._plan(start=0)[: max_steps + 1]
         batches = self._start_epoch(steps)
         seconds: list[float] = []
         for step in steps:
@@ -55,16 +55,16 @@ class TrialTrainer(Trainer):
             seconds.append(time.perf_counter() - start)
             self.progress.step += 1
             self.progress.consumed += step.num_samples
-            if sum(seconds[1:]) > most_seconds:
+            if sum(seconds[1:]) > max_seconds:
                 break
         return seconds
 
     def losses(self) -> list[float]:
-        """Give the mean loss of each step."""
+        """Return the mean loss of each step."""
         return [float(losses.sums[0]) / len(losses.indices) for *_, losses in self.pending]
 
     def checkpoint_bytes(self) -> dict[str, int]:
-        """Give the bytes of the tensors of both checkpoints."""
+        """Return the bytes of the tensors of both checkpoints."""
         best, last = (self._checkpoint(with_training_state=state) for state in (False, True))
         return {"checkpoint_best": _tensor_bytes(vars(best)), "checkpoint_last": _tensor_bytes(vars(last))}
 
@@ -78,9 +78,9 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
     net = build_start_net(config, notes.append)
     trainer = build_trainer(config, net, train, val, device=device, log=notes.append, kind=TrialTrainer)
     assert isinstance(trainer, TrialTrainer)
-    seconds = trainer.trial(MOST_STEPS, MOST_SECONDS)
-    rests = [step.num_samples != trainer.plan[0].num_samples for step in trainer.plan]
-    whole = [a_step for a_step, is_rest in zip(seconds, rests, strict=False) if not is_rest][1:] or seconds
+    seconds = trainer.trial(MAX_STEPS, MAX_SECONDS)
+    full = [step.num_samples == trainer.plan[0].num_samples for step in trainer.plan]
+    of_full = [a_step for a_step, is_full in zip(seconds, full, strict=False) if is_full][1:] or seconds
     processes = processes_wanted(config)
     epoch = plan_epoch(len(train.samples), config.batch_size, processes, config.accumulation_steps)
     warm = seconds[1:] or seconds
@@ -94,9 +94,9 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
         "processes": processes,
         "steps_measured": len(warm),
         "seconds_a_step": a_step,
-        "whole_steps_measured": len(whole),
-        "seconds_a_whole_step": sum(whole) / len(whole),
-        "seconds_of_the_others": sum(seconds) - sum(whole),  # the first one and the rest, each of a new size
+        "whole_steps_measured": len(of_full),
+        "seconds_a_whole_step": sum(of_full) / len(of_full),
+        "seconds_of_the_others": sum(seconds) - sum(of_full),  # of the first and the smaller last step, new sizes
         "steps_an_epoch": len(epoch),
         "seconds_an_epoch": a_step * len(epoch),
         "losses": trainer.losses(),
@@ -110,7 +110,7 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Give the most bytes that this process has held: of the GPU where it trains on one, else of main memory."""
+    """Return the peak memory of this process in bytes: of the GPU where it trains on one, else of main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     unit = 1 if sys.platform == "darwin" else 1024
