@@ -9,12 +9,12 @@ from tools.benchmark.peer_env import DEFAULT_PEERS
 
 FLOWERS, CIFAR = "configs/flowers_config.json", "configs/simsiam_cifar10_config.json"
 DESCRIPTION = """\
-Measure this program beside others, in one run: every side does a round, then
-every one the next, so that what the machine does in the meantime hits all."""
+Measure this program beside others, in one run: every side does one round, then
+every side the next, so that changes of the machine's load affect all of them."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser."""
+    """Return the parser."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.benchmark",
         description=DESCRIPTION,
@@ -25,14 +25,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--make_peers",
         metavar="DIR",
         type=Path,
-        help=f"make the peers' environment ({DEFAULT_PEERS}: where it is sought)",
+        help=f"make the peers' environment (by default it is expected in {DEFAULT_PEERS})",
     )
     commands = parser.add_subparsers(dest="command", metavar="KIND")
     _add_training(commands)
     _add_inference(commands)
-    _add_own(commands)
+    _add_service_and_probe(commands)
     page = commands.add_parser("page", help="write reports into docs/benchmarks.md", allow_abbrev=False)
-    page.add_argument("reports", metavar="JSON", type=Path, nargs="+", help="what --json has written, in order")
+    page.add_argument("reports", metavar="JSON", type=Path, nargs="+", help="files that --json has written, in order")
     return parser
 
 
@@ -44,7 +44,7 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="NAME:KEY=VALUE,...",
         action="append",
         default=[],
-        help="one more side of ours, with other keys; may be given several times",
+        help="another side of ours, with other keys; repeatable",
     )
     load = _kind(commands, "load", "an epoch of reading images, the first and the later ones", ("imagefolder",))
     _add_config(load, FLOWERS)
@@ -52,7 +52,7 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--augment",
         choices=("crop", "config", "none"),
         default="crop",
-        help="random crops and flips (default), all that the config says, or nothing",
+        help="random crops and flips (default), all of the config's augmentation, or nothing",
     )
     load.add_argument("--workers", metavar="N", type=int, default=2, help="loader processes of both (default 2)")
     simsiam = _kind(commands, "simsiam", "steps of SimSiam", ("lightly",))
@@ -62,7 +62,7 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--stem",
         choices=("imagenet", "small"),
         default="imagenet",
-        help="of both nets: as lightly's example has it (default), or a ResNet's for CIFAR",
+        help="of both nets: that of lightly's example (default), or a ResNet's for CIFAR",
     )
 
 
@@ -70,9 +70,7 @@ def _add_inference(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     infer = _kind(commands, "infer", "a checkpoint and its exports: batches of numbers, or a folder", ("timm",))
     infer.add_argument("--weights", metavar="F", type=Path, required=True, help="a checkpoint")
     infer.add_argument("--artefacts", metavar="DIR", type=Path, help="where its exports are")
-    infer.add_argument(
-        "--images", metavar="DIR", type=Path, help="a folder of class folders with JPEGs, to be answered"
-    )
+    infer.add_argument("--images", metavar="DIR", type=Path, help="a folder of class folders with JPEGs to classify")
     _add_batches(infer, 32)
     pim = _kind(commands, "pim", "PIM's selection against one sample after the other", ())
     pim.add_argument("--model_type", metavar="NAME", default="resnet18", help="backbone (default resnet18)")
@@ -80,7 +78,7 @@ def _add_inference(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     _add_batches(pim, 16)
 
 
-def _add_own(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_service_and_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     serve = _kind(commands, "serve", "the HTTP service under load", ("unbatched", "litserve"))
     serve.add_argument("--weights", metavar="F", type=Path, required=True, help="a checkpoint, or any export of it")
     serve.add_argument("--clients", metavar="N", type=int, default=32, help="at once (default 32)")
@@ -100,7 +98,7 @@ def _kind(
             "--against", choices=peers, nargs="+", default=list(peers), help=f"default {' and '.join(peers)}"
         )
     parser.add_argument("--rounds", metavar="N", type=int, default=7, help="of all sides in turn (default 7)")
-    parser.add_argument("--json", metavar="F", type=Path, help="write the figures, round by round, as well")
+    parser.add_argument("--json", metavar="F", type=Path, help="also write the figures, round by round")
     parser.add_argument(
         "--peers", metavar="DIR", type=Path, default=Path(DEFAULT_PEERS), help=f"their environment ({DEFAULT_PEERS})"
     )

@@ -1,4 +1,4 @@
-"""What `tools.benchmark` measures: by set, and in it by name, what takes a batch and does its work."""
+"""The sides of `tools.benchmark` that run in its own process: functions of a batch, by set and name."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ class PerSamplePim(PIM):
     def select(
         self, logits: torch.Tensor, features: torch.Tensor, count: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Choose as PIM does, all positions ranked."""
+        """Select as PIM does, with all positions ranked."""
         ranked, tokens, orders = [], [], []
         for sample in range(logits.shape[0]):
-            certainty = logits[sample].float().softmax(dim=1).amax(dim=1)  # (S,)
-            order = certainty.argsort(descending=True)
+            confidence = logits[sample].float().softmax(dim=1).amax(dim=1)  # (S,)
+            order = confidence.argsort(descending=True)
             ranked.append(torch.cat([logits[sample, order[:count]], logits[sample, order[count:]]]))
             tokens.append(features[sample, order[:count]])
             orders.append(order)
         return torch.stack(ranked), torch.stack(tokens), torch.stack(orders)
 
 
-def batch_round(answer: Forward, shape: tuple[int, ...], seconds: float, seed: int) -> Round:
-    """Have batches of random numbers (N, C, H, W) answered for so long, after two to warm up."""
+def batch_round(forward: Forward, shape: tuple[int, ...], seconds: float, seed: int) -> Round:
+    """Run batches of random numbers (N, C, H, W) for `seconds`, after two for warm-up; return images per second."""
     images = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.compile's about itself
-        for _ in range(2):  # the caches are the neighbour's
-            answer(images)
+        warnings.simplefilter("ignore")  # torch.compile's own
+        for _ in range(2):  # the previous side has filled the caches
+            forward(images)
     started, count = time.perf_counter(), 0
     while (spent := time.perf_counter() - started) < seconds:
-        answer(images)
+        forward(images)
         count += shape[0]
     return {RATE: count / spent}
 
 
 def probe_contenders(model_type: str, size: int, count: int) -> dict[str, Callable[[], Round]]:
-    """Give a probe of 90 epochs on kept features, and what it costs to run the backbone in each, in probes an hour.
+    """Return rounds of a probe of 90 epochs, on stored features and with the backbone run in each, in probes per hour.
 
-    The count are random numbers that lie in memory, fitted and normalised, for both. Of the second one epoch is run,
-    and 90 times its time counted. Raises NetError.
+    Both use `count` images of random numbers in memory. Of the second one epoch is run, and its time counted 90 times.
+    Raises NetError.
     """
     from nets.simsiam_module import SimSiam
     from trainers.evaluation.feature_probes import PROBE_EPOCHS, PROBE_RATE, embed, fit_probe
@@ -70,11 +70,11 @@ def probe_contenders(model_type: str, size: int, count: int) -> dict[str, Callab
     layer = torch.nn.Linear(net(images[:1]).shape[1], PROBE_CLASSES)
     optimizer = torch.optim.SGD(layer.parameters(), lr=PROBE_RATE, momentum=0.9)
 
-    def kept() -> None:
+    def on_features() -> None:
         embedded = embed(net, ({"image": images[part], "label": labels[part], "index": part} for part in parts))
         fit_probe(embedded, PROBE_CLASSES, seed=0)
 
-    def epoch() -> None:
+    def one_epoch() -> None:
         for part in parts:
             with torch.no_grad():
                 features = net(images[part])
@@ -82,7 +82,7 @@ def probe_contenders(model_type: str, size: int, count: int) -> dict[str, Callab
             torch.nn.functional.cross_entropy(layer(features), labels[part]).backward()
             optimizer.step()
 
-    return {"features kept": lambda: _per_hour(kept, 1), PROBE_BASE: lambda: _per_hour(epoch, PROBE_EPOCHS)}
+    return {"features kept": lambda: _per_hour(on_features, 1), PROBE_BASE: lambda: _per_hour(one_epoch, PROBE_EPOCHS)}
 
 
 def _per_hour(work: Callable[[], None], times: int) -> Round:
@@ -92,7 +92,7 @@ def _per_hour(work: Callable[[], None], times: int) -> Round:
 
 
 def pim_contenders(model_type: str, size: int, batch: int) -> dict[str, Contenders]:
-    """Give a training step and inference of PIM with 200 classes, both per sample and batched. Raises NetError."""
+    """Return a training step and inference of PIM with 200 classes, per sample and batched. Raises NetError."""
     sets: dict[str, Contenders] = {"training step": {}, "inference": {}}
     labels = torch.arange(batch) % CUB_CLASSES
     for name, kind in (("a loop over samples", PerSamplePim), ("batched topk and gather", PIM)):
@@ -119,9 +119,9 @@ def _training_step(task: PimTask, labels: torch.Tensor) -> Forward:
 
 
 def inference_contenders(weights: Path, artefacts: Path) -> Contenders:
-    """Give by name what answers a batch, with the shape of one image: the checkpoint in torch, and its exports.
+    """Return the inference of a batch by the checkpoint in torch and by its exports, with the shape of one image.
 
-    Raises ValueError.
+    Raises UserError.
     """
     from artifacts.checkpoint import load_checkpoint
     from deploy.backends.loading import load_backend
@@ -166,14 +166,14 @@ def inference_contenders(weights: Path, artefacts: Path) -> Contenders:
             found[name], own = load_backend(artefacts / file, device="cpu", **options)  # type: ignore[arg-type]
             if own.weights_sha256 != metadata.weights_sha256 or own.input != "float32 NCHW":
                 raise BenchmarkError(f"{artefacts / file}: it is not the export of {weights} with float32 input")
-    return {name: (answer, shape) for name, answer in found.items()}
+    return {name: (forward, shape) for name, forward in found.items()}
 
 
 def _torch_forward(net: Callable[[torch.Tensor], torch.Tensor], *, half: bool) -> Forward:
-    def answer(images: np.ndarray) -> object:
+    def forward(images: np.ndarray) -> object:
         with torch.inference_mode():
             batch = torch.from_numpy(images)
             batch = batch.bfloat16().contiguous(memory_format=torch.channels_last) if half else batch
             return net(batch).float().numpy()
 
-    return answer
+    return forward

@@ -1,6 +1,6 @@
-"""This program's own sides of a benchmark, each a process that speaks `tools.benchmark.protocol`' protocol.
+"""This program's own sides of a benchmark, each a process with the protocol of `tools.benchmark.protocol`.
 
-What runs is what train.py and inference.py run, through the functions that they call.
+They call the functions that train.py and inference.py call.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 ENDLESS = 1_000_000  # epochs
 
 
-class _OverError(Exception):
-    """There is no further round."""
+class _LastRoundError(Exception):
+    """Ends a training after the last round."""
 
 
 def train(turns: Turns, config: Config) -> None:
-    """Train; a round is an epoch, its rate the trainer's own images a second, without saving."""
+    """Train; a round is an epoch, its rate the trainer's own images per second, without saving."""
     before = (0, 0.0)
 
     def log(text: str) -> None:
@@ -36,20 +36,20 @@ def train(turns: Turns, config: Config) -> None:
         if not text.startswith("epoch "):
             return
         after = trainer.progress.pictures_trained, trainer.progress.train_seconds
-        turns.tell({RATE: (after[0] - before[0]) / (after[1] - before[1])})
+        turns.report({RATE: (after[0] - before[0]) / (after[1] - before[1])})
         before = after
         if not turns.wait():
-            raise _OverError
+            raise _LastRoundError
 
     trainer = make_trainer(config, log)
     turns.ready("torch")
     if turns.wait():
-        with contextlib.suppress(_OverError):
+        with contextlib.suppress(_LastRoundError):
             trainer.fit()
 
 
 def make_trainer(config: Config, log: Callable[[str], None]) -> Trainer:
-    """Put together what train.py puts together, on one process. Raises ValueError."""
+    """Build the trainer as train.py does, for one process. Raises UserError."""
     from trainers.builder import build_start_net, build_trainer
     from trainers.runner import read_data
     from trainers.runtime.device import choose_device
@@ -60,14 +60,14 @@ def make_trainer(config: Config, log: Callable[[str], None]) -> Trainer:
     return build_trainer(config, build_start_net(config, _log_nothing), train, val, device=device, log=log)
 
 
-def load(turns: Turns, config: Config, *, is_main: bool) -> None:
-    """Read the training images, ready for the net; a round is an epoch, `is_first`: one with all before it anew."""
+def load(turns: Turns, config: Config, *, with_start: bool) -> None:
+    """Read the training images, ready for the net; a round is an epoch, `with_start` including the loader's start."""
     images = EpochOfImages(config)
 
     def play() -> Round:
         nonlocal images
         started = time.perf_counter()
-        if is_main:
+        if with_start:
             images = EpochOfImages(config)
         count = images.read()
         return {RATE: count / (time.perf_counter() - started)}
@@ -102,7 +102,7 @@ class EpochOfImages:
         self.loader = training_loader(data, self.batches, config.dataloader_workers, device=self.device)
 
     def read(self) -> int:
-        """Read an epoch; give the number of images."""
+        """Read an epoch; return the number of images."""
         import numpy as np
 
         from data_loader.loaders import checked, epoch_order, plan_epoch
@@ -125,7 +125,7 @@ class EpochOfImages:
 
 
 def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: int, precision: str) -> None:
-    """Answer for all images of a folder and write a CSV, as inference.py does; a round is the folder."""
+    """Classify all images of a folder and write a CSV, as inference.py does; a round is the folder."""
     from data_loader.samples import iter_images
     from deploy.backends.loading import load_backend
     from deploy.inference.predictor import Predictor
@@ -137,8 +137,8 @@ def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: 
         def play() -> Round:
             started, count = time.perf_counter(), 0
             with open_results(Path(place, "results.csv"), 1, predictor.details) as results:
-                for answer in predictor.predict_files(iter_images(images), batch_size, 1, workers):
-                    results.write(answer)
+                for prediction in predictor.predict_files(iter_images(images), batch_size, 1, workers):
+                    results.write(prediction)
                     count += 1
             return {RATE: count / (time.perf_counter() - started)}
 
@@ -146,7 +146,7 @@ def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: 
 
 
 def main() -> None:
-    """Be a side until there is no further round."""
+    """Run one side until the last round."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark.own_runner", allow_abbrev=False)
     parser.add_argument("what", choices=("train", "load", "first_load", "folder"))
     parser.add_argument("--config", help="the config itself, as JSON")
@@ -169,11 +169,11 @@ def main() -> None:
         if args.what == "train":
             train(turns, config)
         else:
-            load(turns, config, is_main=args.what == "first_load")
+            load(turns, config, with_start=args.what == "first_load")
 
 
 def _log_nothing(text: str) -> None:
-    """Stay silent."""
+    """Discard a message."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A side's end of the benchmark's protocol: it waits for a line "go", does a round, and answers with a line of JSON."""
+"""A side's end of the benchmark's protocol: it waits for a line "go", does a round, and writes a line of JSON."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import os
 import sys
 from collections.abc import Callable
 
-RATE = "rate"  # the figure that sides are compared by: the higher, the better
+RATE = "rate"  # the figure that sides are compared by; higher is better
 GO = "go"
-Round = dict[str, float]  # RATE, and what else is worth a column
+Round = dict[str, float]  # RATE, and further columns
 
 
 class Turns:
-    """A process's rounds. What it, or its libraries, print to stdout meanwhile goes to stderr."""
+    """A process's rounds. Whatever it or its libraries print to stdout goes to stderr."""
 
     def __init__(self) -> None:
-        self._answers = os.fdopen(os.dup(1), "w")
+        self._output = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
     def ready(self, *packages: str) -> None:
-        """Say that it is ready, and the versions of what it measures."""
+        """Write the versions of the packages that are measured, which means that this side is ready."""
         from importlib.metadata import version
 
-        self._tell({package: version(package) for package in packages})
+        self._write({package: version(package) for package in packages})
 
     def wait(self) -> bool:
-        """Wait for the next round; False: there is none."""
+        """Wait for the next round; return False after the last one."""
         return sys.stdin.readline().strip() == GO
 
-    def tell(self, figures: Round) -> None:
-        """Answer with a round's figures."""
-        self._tell(figures)
+    def report(self, figures: Round) -> None:
+        """Write a round's figures."""
+        self._write(figures)
 
     def play(self, play: Callable[[], Round], *packages: str) -> None:
-        """Be ready, and do rounds until there is none."""
+        """Do rounds until the last one."""
         self.ready(*packages)
         while self.wait():
-            self.tell(play())
+            self.report(play())
 
-    def _tell(self, values: object) -> None:
-        self._answers.write(f"{json.dumps(values)}\n")
-        self._answers.flush()
+    def _write(self, values: object) -> None:
+        self._output.write(f"{json.dumps(values)}\n")
+        self._output.flush()

@@ -1,4 +1,4 @@
-"""What is told of measurements: a table for the terminal, JSON, and the tables of docs/benchmarks.md."""
+"""Reports of measurements: a table for the terminal, JSON, and the tables of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -17,32 +17,31 @@ BEGIN, END = "<!-- tables: written by python -m tools.benchmark page -->", "<!--
 WHOLE_FROM = 100  # rates from here on are written without decimals
 
 
-def report_of(command: str, around: Mapping[str, object], sets: Sequence[Measured]) -> dict[str, Any]:
-    """Give what goes into a JSON file."""
-    return {"command": command, **around, "sets": [asdict(measured) for measured in sets]}
+def build_report(command: str, environment: Mapping[str, object], sets: Sequence[Measured]) -> dict[str, Any]:
+    """Return the values of the JSON file."""
+    return {"command": command, **environment, "sets": [asdict(measured) for measured in sets]}
 
 
-def sets_of(report: Mapping[str, Any]) -> list[Measured]:
-    """Read a report's measurements again."""
+def read_sets(report: Mapping[str, Any]) -> list[Measured]:
+    """Return the measurements of a report that was read from JSON."""
     return [
         Measured(**{**values, "figures": [_figure(item) for item in values["figures"]]}) for values in report["sets"]
     ]
 
 
 def section(report: Mapping[str, Any]) -> str:
-    """Write a report in Markdown: where and how it was measured, and a table for each set."""
-    around = f"{report['hardware']}, {report['cores']} cores, {report['threads']} threads"
-    packages = {
-        **report["versions"],
-        **{name: told for each in report["sets"] for name, told in each["versions"].items()},
-    }
-    versions = ", ".join(f"{name} {told}" for name, told in packages.items())
-    lines = [f"`{report['command']}`", "", f"{report['day']}, {around}; {versions}; commit {report['commit']}."]
-    return "\n".join([*lines, *(f"\n{table(measured)}" for measured in sets_of(report))])
+    """Return a report in Markdown: where and how it was measured, and a table for each set."""
+    machine = f"{report['hardware']}, {report['cores']} cores, {report['threads']} threads"
+    packages = dict(report["versions"])
+    for each in report["sets"]:
+        packages |= each["versions"]
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    lines = [f"`{report['command']}`", "", f"{report['day']}, {machine}; {versions}; commit {report['commit']}."]
+    return "\n".join([*lines, *(f"\n{table(measured)}" for measured in read_sets(report))])
 
 
 def table(measured: Measured) -> str:
-    """Write a set as a table of Markdown, with a warning where the machine was busy."""
+    """Return a set as a table of Markdown, with a warning where the machine was busy."""
     figures = measured.figures
     extras = list(figures[0].extras)
     bases = list(dict.fromkeys(base for figure in figures for base in figure.ratios))
@@ -59,22 +58,22 @@ def table(measured: Measured) -> str:
 
 
 def number(value: float) -> str:
-    """Write a figure with as many digits as it is worth."""
+    """Return a figure with three significant digits, from 100 on without decimals."""
     return f"{value:.0f}" if value >= WHOLE_FROM or value == int(value) else f"{value:.3g}"
 
 
 def write_page(reports: Sequence[Path], page: Path = PAGE) -> None:
-    """Put the tables of reports between the marks of the page. Raises BenchmarkError."""
+    """Write the tables of reports between the marks of the page. Raises BenchmarkError, OSError."""
     text = page.read_text(encoding="utf-8")
     before, mark, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (mark and end):
-        raise BenchmarkError(f"{page}: the marks that the tables stand between are not there: {BEGIN}")
+        raise BenchmarkError(f"{page}: the marks around the tables are missing: {BEGIN}")
     try:
         found = [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in reports]
         sections = [f"## {name}\n\n{section(report)}\n" for name, report in found]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise BenchmarkError(f"a report is not one of tools.benchmark: {error}") from error
+        raise BenchmarkError(f"a file is no report of tools.benchmark: {error}") from error
     page.write_text("\n".join([f"{before}{BEGIN}\n", *sections, f"{END}{after}"]), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""What is measured: sides that do a round when they are asked to, in this process or in one of their own."""
+"""The sides of a measurement: each does a round on request, in this process or in one of its own."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from common.errors import BenchmarkError
 from common.paths import ROOT
 from tools.benchmark.protocol import GO, Round
 
-PATIENCE_S = 30.0  # for a side that has been told that there is no further round
+PATIENCE_S = 30.0  # for a side to end after the last round
 
 
 class Side(Protocol):
-    """One of those that are compared; `versions` are those of its packages."""
+    """One of the compared programs; `versions` are those of its packages."""
 
     name: str
     versions: dict[str, str]
 
     def play(self) -> Round:
-        """Do one round and give its figures. Raises BenchmarkError."""
+        """Do one round and return its figures. Raises BenchmarkError."""
 
     def close(self) -> None:
         """End it."""
@@ -42,13 +42,13 @@ class CallSide:
         return self._play()
 
     def close(self) -> None:
-        """Leave it to the garbage collector."""
+        """Do nothing: the garbage collector frees it."""
 
 
 class ProcessSide:
-    """A side in a process of its own, which stays warm between its rounds and works in none but its own.
+    """A side in a process of its own, which stays warm between its rounds and is idle in those of others.
 
-    `command` starts `module` with a Python, from the project's folder. Raises BenchmarkError.
+    It runs `python -m module arguments` in the project's folder. Raises BenchmarkError.
     """
 
     def __init__(self, name: str, module: str, arguments: Sequence[object], python: str = sys.executable) -> None:
@@ -69,7 +69,7 @@ class ProcessSide:
             raise
 
     def play(self) -> Round:
-        """Have it do one round."""
+        """Let the process do one round and return its figures."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(f"{GO}\n")
@@ -80,7 +80,7 @@ class ProcessSide:
         return figures
 
     def close(self) -> None:
-        """Tell it that there is no further round, and wait until it has ended."""
+        """End the process after its last round, and wait for it."""
         if not self._log.closed:
             assert self._process.stdin is not None and self._process.stdout is not None
             self._process.stdin.close()
@@ -103,12 +103,12 @@ class ProcessSide:
         self._process.wait()
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
-        return BenchmarkError(f"{self.name}: it ended in the middle: {lines[-1] if lines else 'without a word'}")
+        return BenchmarkError(f"{self.name}: it ended early: {lines[-1] if lines else 'without a message'}")
 
 
 @contextmanager
 def started(starters: Sequence[Callable[[], Side]]) -> Iterator[list[Side]]:
-    """Start sides one after the other, and end them. Raises BenchmarkError."""
+    """Start sides one after the other, yield them, and end them. Raises BenchmarkError."""
     with ExitStack() as stack:
         sides = []
         for start in starters:

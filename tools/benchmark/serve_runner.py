@@ -1,4 +1,4 @@
-"""A side of the serve benchmark."""
+"""The sides of the serve benchmark."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tools.loadtest.service_process import TICKS, Service, memory_mb, processor_
 
 
 class ServiceSide(Service):
-    """A service that is loaded for `seconds` a round.
+    """A service under load for `seconds` per round.
 
-    Between its rounds it is halted, with all that it has started: litserve's processes ask their queues all the time,
-    a tenth of a core, which the others' rounds would lack.
+    Between its rounds it is stopped, with its child processes: litserve's poll their queues all the time, a tenth of a
+    core, which the other sides' rounds would lack.
     """
 
     def __init__(self, name: str, command: Sequence[str], health: str, clients: int, seconds: float) -> None:
@@ -47,7 +47,7 @@ class ServiceSide(Service):
         if done.stderr:
             print(f"{self.name}: {done.stderr.strip()}", file=sys.stderr)
         figures: Round = json.loads(done.stdout)
-        used = max(processor_s(pid) - used, 1 / TICKS)  # it is told no finer
+        used = max(processor_s(pid) - used, 1 / TICKS)  # the resolution of the counter
         cores = used / figures.pop("seconds")
         per_core = {"cores": cores, "requests/s a core": figures[RATE] / cores}
         return {**figures, **per_core, "MB at start": before, "MB at end": memory_mb(pid)}

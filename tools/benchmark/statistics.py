@@ -1,4 +1,4 @@
-"""Rounds of all sides in turn, and what follows from them: medians, spreads, ratios with their intervals."""
+"""Rounds of all sides in turn, and their statistics: medians, spreads, ratios with their intervals."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tools.benchmark.runners import Side
 
 RESAMPLES = 10_000
 LEVEL = 95  # percent
-BUSY = 0.1  # share of the machine that others take, from which on a measurement is marked
-LOOK_S = 0.25
+BUSY = 0.1  # share of the machine used by others from which a measurement is marked
+PROBE_S = 0.25
 PACKAGES = ("torch", "torchvision", "pillow", "onnxruntime", "openvino")
-EXTRAS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni")  # what decides how fast a CPU multiplies
+EXTRAS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni")  # the instructions that decide a CPU's speed
 SUMMARIES: dict[str, Callable[[Sequence[float]], float]] = {  # of a figure's rounds; else the median
     "errors": sum,
     "MB at start": lambda values: values[0],
@@ -33,7 +33,7 @@ SUMMARIES: dict[str, Callable[[Sequence[float]], float]] = {  # of a figure's ro
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of the rates of two sides: the median over the rounds, and the interval."""
+    """The ratio of two sides' rates: the median over the rounds, and its interval."""
 
     value: float
     low: float
@@ -55,7 +55,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measured:
-    """A set of sides that were measured in turn; `busy` is the share of the machine that others took meanwhile."""
+    """A set of sides that were measured in turn; `busy` is the share of the machine that other processes used."""
 
     title: str
     unit: str
@@ -67,25 +67,25 @@ class Measured:
 def measure(
     title: str, unit: str, sides: Sequence[Side], against: Sequence[str], rounds: int, warmups: int = 1
 ) -> Measured:
-    """Have every side do a round, then every one the next; those before are for warming up. Raises BenchmarkError.
+    """Let every side do one round, then every side the next, after `warmups` rounds; return their figures.
 
-    Ratios are to the sides named in `against`.
+    Ratios are to the sides named in `against`. Raises BenchmarkError.
     """
     played: dict[str, list[Round]] = {side.name: [] for side in sides}
     others = []
     for number in range(warmups + rounds):
         for side in sides:
-            others.append(share_of_others(LOOK_S))
+            others.append(share_of_others(PROBE_S))
             figures = side.play()
             if number >= warmups:
                 played[side.name].append(figures)
-    figures_of = [summed_up(side.name, played, [name for name in against if name != side.name]) for side in sides]
-    versions = {package: told for side in sides for package, told in side.versions.items()}
+    figures_of = [summarise(side.name, played, [name for name in against if name != side.name]) for side in sides]
+    versions = {package: number for side in sides for package, number in side.versions.items()}
     return Measured(title, unit, statistics.median(others), figures_of, versions)
 
 
-def summed_up(name: str, played: Mapping[str, Sequence[Round]], against: Sequence[str]) -> Figure:
-    """Give a side's figure from the rounds of all."""
+def summarise(name: str, played: Mapping[str, Sequence[Round]], against: Sequence[str]) -> Figure:
+    """Return a side's figure from the rounds of all sides."""
     own = played[name]
     rates = [figures[RATE] for figures in own]
     extras = {
@@ -96,7 +96,7 @@ def summed_up(name: str, played: Mapping[str, Sequence[Round]], against: Sequenc
 
 
 def paired_ratio(rates: Sequence[float], base: Sequence[float]) -> Ratio:
-    """Give the median of the rounds' ratios, and its 95 % interval by the bootstrap over rounds.
+    """Return the median of the rounds' ratios, and its 95 % interval by the bootstrap over rounds.
 
     Percentile bootstrap (Efron & Tibshirani 1993, ch. 13): rounds are drawn with replacement 10,000 times, the two
     sides of a round together. Of fewer than five rounds it is little more than their range.
@@ -109,21 +109,21 @@ def paired_ratio(rates: Sequence[float], base: Sequence[float]) -> Ratio:
 
 
 def share_of_others(seconds: float) -> float:
-    """Give the share of all processor time that is taken while no side works, measured for so long; 0 off Linux."""
+    """Return the share of all processor time in use while no side works, measured for `seconds`; 0 off Linux."""
     file = Path("/proc/stat")
     if not file.is_file():
         return 0.0
-    looks = []
+    counts = []
     for pause in (seconds, 0.0):
         ticks = [int(text) for text in file.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
-        looks.append((sum(ticks), ticks[3] + ticks[4]))  # all; idle and waiting for a disk
+        counts.append((sum(ticks), ticks[3] + ticks[4]))  # all; idle and waiting for a disk
         time.sleep(pause)
-    (before, idle_before), (after, idle_after) = looks
+    (before, idle_before), (after, idle_after) = counts
     return 1 - (idle_after - idle_before) / max(1, after - before)
 
 
-def surroundings() -> dict[str, object]:
-    """Give hardware, threads, versions, commit and day."""
+def describe_environment() -> dict[str, object]:
+    """Return hardware, threads, versions, commit and day."""
     import torch
 
     found = {}

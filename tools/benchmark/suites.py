@@ -1,4 +1,4 @@
-"""The kinds of measurement: which sides there are, and what they are given."""
+"""The kinds of measurement: their sides and the arguments of each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TIMM_BEST = "timm, bf16"  # --amp --amp-dtype bfloat16 --channels-last
 
 
 def train(args: argparse.Namespace) -> list[Measured]:
-    """Train an epoch a round: ours as its config says, timm with its default flags and with its best."""
+    """Train, an epoch per round: ours by its config, timm with its default flags and with its fastest."""
     with _images_of(args) as place:
         configs = {"train.py": _config(args, place)}
         for variant in args.variant:
@@ -52,14 +52,14 @@ def train(args: argparse.Namespace) -> list[Measured]:
 
 
 def load(args: argparse.Namespace) -> list[Measured]:
-    """Read an epoch a round: the later ones, and the first with all that comes before it."""
+    """Read images, an epoch per round: later ones, and the first with the loader's start."""
     plain = f"ImageFolder + DataLoader, {args.workers} workers"
     with _images_of(args) as place:
         config = _config(args, place)
         changes: dict[str, dict[str, Any]] = {"crop": CROPS, "config": {}, "none": {"data_aug": False}}
         config = _changed(config, {**changes[args.augment], "dataloader_workers": args.workers, "data_cache": "none"})
-        few = Path(place, "few")  # to validate on: what is not measured
-        chosen_images(Path(config.train_data_root_dir), config.num_classes, few)
+        few = Path(place, "few")  # for validation, which is not measured
+        link_images(Path(config.train_data_root_dir), config.num_classes, few)
         config = _changed(config, {"val_data_root_dir": str(few)})
         on_cpu = _changed(config, {"augment_on": "cpu"})
         cached = _changed(config, {"augment_on": "device", "data_cache": "ram"})
@@ -76,7 +76,7 @@ def load(args: argparse.Namespace) -> list[Measured]:
 
 
 def simsiam(args: argparse.Namespace) -> list[Measured]:
-    """Train an epoch of some images a round, with the same net and augmentation as lightly's loop."""
+    """Train SimSiam, an epoch of some images per round, with the same net and augmentation as lightly's loop."""
     with _images_of(args) as place:
         config = _config(args, place)
         sizes = {"projector_size": 2048, "predictor_size": 512, **config.net_args(), "projector_layers": 3}
@@ -93,9 +93,9 @@ def simsiam(args: argparse.Namespace) -> list[Measured]:
 
 
 def infer(args: argparse.Namespace) -> list[Measured]:
-    """Answer batches of numbers by every export, and a folder from JPEG to CSV beside timm's script."""
+    """Infer batches of random numbers by every export, and a folder from JPEG to CSV beside timm's script."""
     if not (args.artefacts or args.images):
-        raise BenchmarkError("name --artefacts DIR (exports that answer batches), --images DIR (a folder), or both")
+        raise BenchmarkError("name --artefacts DIR (exports, for batches), --images DIR (a folder), or both")
     sets = []
     if args.artefacts:
         from tools.benchmark.micro import inference_contenders
@@ -107,7 +107,7 @@ def infer(args: argparse.Namespace) -> list[Measured]:
 
 
 def pim(args: argparse.Namespace) -> list[Measured]:
-    """Run PIM's training step and its inference with both ways of selecting."""
+    """Run PIM's training step and its inference, with selection per sample and batched."""
     from tools.benchmark.micro import pim_contenders
 
     sets = pim_contenders(args.model_type, args.size, args.batch)
@@ -115,7 +115,7 @@ def pim(args: argparse.Namespace) -> list[Measured]:
 
 
 def serve(args: argparse.Namespace) -> list[Measured]:
-    """Load the service, the same one image by image, and litserve's."""
+    """Put load on the service, on the same without batching, and on litserve's."""
     from tools.benchmark.serve_runner import ServiceSide
 
     weights = str(args.weights.resolve())
@@ -127,15 +127,8 @@ def serve(args: argparse.Namespace) -> list[Measured]:
         bases.append("no batching")
         starters.append(partial(side, bases[-1], [*own, "--no_batching"], "/readyz"))
     if "litserve" in args.against:
-        peer = [
-            peer_python(args.peers),
-            "-m",
-            "tools.benchmark.peers.litserve",
-            "--weights",
-            weights,
-            "--port",
-            "{port}",
-        ]
+        peer = [peer_python(args.peers), "-m", "tools.benchmark.peers.litserve", "--weights", weights]
+        peer += ["--port", "{port}"]
         for size, workers in ((8, 1), (32, 1), (8, 2)):
             bases.append(f"litserve {size}" + (f", {workers} workers" if workers > 1 else ""))
             flags = ["--batch_size", str(size), "--workers", str(workers)]
@@ -147,12 +140,12 @@ def serve(args: argparse.Namespace) -> list[Measured]:
 
 
 def probe(args: argparse.Namespace) -> list[Measured]:
-    """Fit a linear probe on features that are kept, and with the backbone run in each epoch."""
+    """Fit a linear probe on stored features, and with the backbone run in each epoch."""
     from tools.benchmark.micro import PROBE_BASE, probe_contenders
 
     plays = probe_contenders(args.model_type, args.size, args.pictures)
     starters: list[Starter] = [partial(CallSide, name, play) for name, play in plays.items()]
-    return [_measured(f"{args.images} images, {args.size} px", "probes/h", starters, [PROBE_BASE], args.rounds)]
+    return [_measured(f"{args.pictures} images, {args.size} px", "probes/h", starters, [PROBE_BASE], args.rounds)]
 
 
 KINDS: Mapping[str, Callable[[argparse.Namespace], list[Measured]]] = {
@@ -160,11 +153,11 @@ KINDS: Mapping[str, Callable[[argparse.Namespace], list[Measured]]] = {
 }
 
 
-def chosen_images(root: Path, count: int, place: Path) -> None:
+def link_images(root: Path, count: int, place: Path) -> None:
     """Link `count` images of class folders into class folders at `place`, the first of each class by name."""
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
     if not folders:
-        raise BenchmarkError(f"{root}: no class folders in it; the peers read nothing else")
+        raise BenchmarkError(f"{root}: no class folders in it, which the peers need")
     shares = [count // len(folders) + (number < count % len(folders)) for number in range(len(folders))]
     for folder, share in zip(folders, shares, strict=True):
         (place / folder.name).mkdir(parents=True)
@@ -175,13 +168,13 @@ def chosen_images(root: Path, count: int, place: Path) -> None:
 
 @contextmanager
 def _images_of(args: argparse.Namespace) -> Iterator[str]:
-    """Give a folder that is gone in the end, with the chosen training images where not all are wanted."""
+    """Yield a temporary folder, with links to some training images where --pictures limits them."""
     config = process_config(args.config, args.set)
     if config.train_data_file:
         raise BenchmarkError(f"{args.config}: train_data_file is set; the peers read class folders")
     with tempfile.TemporaryDirectory() as place:
         if args.pictures:
-            chosen_images(Path(config.train_data_root_dir), args.pictures, Path(place, "train"))
+            link_images(Path(config.train_data_root_dir), args.pictures, Path(place, "train"))
         yield place
 
 
@@ -233,12 +226,12 @@ def _folder(args: argparse.Namespace) -> Measured:
 
 
 def _contest(title: str, contenders: Any, args: argparse.Namespace) -> Measured:
-    """Measure what answers batches in this process; the first is what the others are compared with."""
+    """Measure inference of batches in this process; the others are compared with the first."""
     from tools.benchmark.micro import batch_round
 
     starters: list[Starter] = [
-        partial(CallSide, name, partial(batch_round, answer, (args.batch, *shape), args.seconds, args.seed))
-        for name, (answer, shape) in contenders.items()
+        partial(CallSide, name, partial(batch_round, forward, (args.batch, *shape), args.seconds, args.seed))
+        for name, (forward, shape) in contenders.items()
     ]
     return _measured(f"{title}, batch {args.batch}", IMAGES_A_SECOND, starters, [next(iter(contenders))], args.rounds)
 

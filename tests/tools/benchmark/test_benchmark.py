@@ -1,4 +1,4 @@
-"""The benchmark: rounds in turn, ratios with their intervals, sides in processes, and what is told of them."""
+"""The benchmark: rounds in turn, ratios with their intervals, sides in processes, and their reports."""
 
 import json
 import math
@@ -36,17 +36,17 @@ def play():
     count += 1
     print("noise")
     if count == int(sys.argv[1]):
-        raise SystemExit("it has had enough")
+        raise SystemExit("that was the last one")
     return {"rate": 10.0 * count, "errors": 1}
 turns.play(play, "numpy")
 """
 
 
 class Recorded(Turns):
-    """Turns without a process: as many rounds as are asked for, and what was told."""
+    """Turns without a process: they allow so many rounds and record their figures."""
 
     def __init__(self, rounds: int) -> None:
-        self.left, self.told, self.versions = rounds, list[Round](), tuple[str, ...]()
+        self.left, self.reported, self.versions = rounds, list[Round](), tuple[str, ...]()
 
     def ready(self, *packages: str) -> None:
         self.versions = packages
@@ -55,8 +55,8 @@ class Recorded(Turns):
         self.left -= 1
         return self.left >= 0
 
-    def tell(self, figures: Round) -> None:
-        self.told.append(figures)
+    def report(self, figures: Round) -> None:
+        self.reported.append(figures)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def side_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def make_flowers(tmp_path: Path, make_config: Callable[..., Path]) -> Callable[..., Config]:
-    """Give a config of twelve training images in class folders."""
+    """A function that returns a config of twelve training images in class folders."""
     for number in range(12):
         write_image(tmp_path / "train" / f"class {number % 3}" / f"{number:02d}.png", number % 3, number)
     folders = {f"{split}_data_root_dir": str(tmp_path / "train") for split in ("train", "val")}
@@ -94,7 +94,7 @@ def test_interval_is_that_of_the_order_statistics(rounds: int) -> None:
 
 
 def test_sides_take_turns_and_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "LOOK_S", 0.0)
+    monkeypatch.setattr(statistics, "PROBE_S", 0.0)
     order: list[str] = []
     rates = {"a": iter([99.0, 2.0, 4.0, 9.0]), "b": iter([99.0, 1.0, 4.0, 3.0])}
 
@@ -118,12 +118,12 @@ def test_a_process_does_a_round_when_asked(side_module: str) -> None:
     with started([lambda: ProcessSide("theirs", side_module, [3])]) as (side,):
         assert side.versions == {"numpy": np.__version__}
         assert [side.play(), side.play()] == [{"rate": 10.0, "errors": 1}, {"rate": 20.0, "errors": 1}]
-        with pytest.raises(BenchmarkError, match=r"^theirs: it ended in the middle: it has had enough$"):
+        with pytest.raises(BenchmarkError, match=r"^theirs: it ended early: that was the last one$"):
             side.play()
 
 
-def test_a_side_that_does_not_start_says_why() -> None:
-    with pytest.raises(BenchmarkError, match=r"^theirs: it ended in the middle: .*No module named tools\.nothing"):
+def test_a_side_that_does_not_start_gives_the_reason() -> None:
+    with pytest.raises(BenchmarkError, match=r"^theirs: it ended early: .*No module named tools\.nothing"):
         ProcessSide("theirs", "tools.nothing", [])
 
 
@@ -142,7 +142,7 @@ def a_figure(name: str, rate: float, ratios: dict[str, Ratio]) -> Figure:
 MEASURED = Measured(
     "training", "images/s", 0.02, [a_figure("ours", 246.8, {"b": Ratio(2.0, 1.5, 2.25)}), a_figure("b", 12.34, {})]
 )
-AROUND = {
+ENVIRONMENT = {
     "hardware": "a CPU",
     "cores": 2,
     "threads": 2,
@@ -166,8 +166,8 @@ def test_table() -> None:
 
 
 def test_page_gets_the_tables_of_reports(tmp_path: Path) -> None:
-    made = report.report_of("command", AROUND, [MEASURED])
-    assert report.sets_of(json.loads(json.dumps(made))) == [MEASURED]
+    made = report.build_report("command", ENVIRONMENT, [MEASURED])
+    assert report.read_sets(json.loads(json.dumps(made))) == [MEASURED]
     for name in ("train", "load"):
         (tmp_path / f"{name}.json").write_text(json.dumps(made), encoding="utf-8")
     page = tmp_path / "page.md"
@@ -180,7 +180,7 @@ def test_page_gets_the_tables_of_reports(tmp_path: Path) -> None:
         assert text.count(report.table(MEASURED)) == 2
         assert "2026-01-02, a CPU, 2 cores, 2 threads; torch 2; commit abc." in text
     page.write_text("nothing", encoding="utf-8")
-    with pytest.raises(BenchmarkError, match="the marks that the tables stand between are not there"):
+    with pytest.raises(BenchmarkError, match="the marks around the tables are missing"):
         report.write_page([], page)
 
 
@@ -192,15 +192,18 @@ def test_the_page_has_the_marks() -> None:
 def test_chosen_images_are_shared_among_the_classes(tmp_path: Path) -> None:
     for number in range(9):
         write_image(tmp_path / "all" / "abc"[number % 3] / f"{number}.png", 0, number)
-    suites.chosen_images(tmp_path / "all", 5, tmp_path / "few")
+    suites.link_images(tmp_path / "all", 5, tmp_path / "few")
     found = sorted(path.relative_to(tmp_path / "few").as_posix() for path in tmp_path.glob("few/*/*.png"))
     assert found == ["a/0.png", "a/3.png", "b/1.png", "b/4.png", "c/2.png"]
     with pytest.raises(BenchmarkError, match="no class folders in it"):
-        suites.chosen_images(tmp_path / "few" / "a", 5, tmp_path / "none")
+        suites.link_images(tmp_path / "few" / "a", 5, tmp_path / "none")
 
 
 def test_help_comes_without_torch() -> None:
-    code = "import sys; from tools.benchmark import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
+    code = (
+        "import sys; from tools.benchmark.__main__ import main\n"
+        "try: main(['--help'])\nfinally: print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.endswith("False\n") and "KIND" in done.stdout
 
@@ -210,7 +213,7 @@ def test_help_comes_without_torch() -> None:
     [
         (
             ["serve", "--weights", "x.onnx", "--peers", "nowhere"],
-            "nowhere: the peers' environment is not there; make it",
+            "nowhere: no environment of the peers there; make it",
         ),
         (["infer", "--weights", "x.pth"], "name --artefacts DIR"),
         (["train", "--set", "num_epochz=3"], 'unknown key "num_epochz"'),
@@ -230,13 +233,13 @@ def test_no_kind_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"data_cache": "ram", "augment_on": "device"}])
-def test_our_training_side_tells_a_figure_an_epoch(
+def test_our_training_side_reports_a_figure_per_epoch(
     make_flowers: Callable[..., Config], changes: dict[str, str]
 ) -> None:
     turns = Recorded(3)
     train(turns, make_flowers(num_epochs=1000, validation_interval=1000, **changes))
     assert turns.versions == ("torch",)
-    assert len(turns.told) == 3 and all(0 < figures["rate"] < 1e6 for figures in turns.told)
+    assert len(turns.reported) == 3 and all(0 < figures["rate"] < 1e6 for figures in turns.reported)
 
 
 def test_both_loading_sides_read_the_same_images(make_flowers: Callable[..., Config]) -> None:
@@ -253,11 +256,11 @@ def test_batches_are_counted_within_their_time() -> None:
     seen: list[tuple[int, ...]] = []
     pause = threading.Event()
 
-    def answer(images: np.ndarray) -> None:
+    def forward(images: np.ndarray) -> None:
         seen.append(images.shape)
         pause.wait(0.02)
 
-    rate = batch_round(answer, (4, 3, 8, 8), 0.2, seed=0)["rate"]
+    rate = batch_round(forward, (4, 3, 8, 8), 0.2, seed=0)["rate"]
     counted = len(seen) - 2  # those before the time began
     assert seen[0] == (4, 3, 8, 8) and 4 * counted / rate == pytest.approx(0.02 * counted, rel=0.6)
     assert rate <= 4 / 0.02

@@ -1,4 +1,4 @@
-"""The load on a service: what the client counts, and a service that is halted between its rounds."""
+"""The load on a service: the client's counts, and a service that is stopped between its rounds."""
 
 import asyncio
 import io
@@ -20,11 +20,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
-        self.answer()
+        self.respond()
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
-        self.answer()
-    def answer(self):
+        self.respond()
+    def respond(self):
         self.send_response(200)
         self.send_header("Content-Length", "2")
         self.end_headers()
@@ -35,19 +35,19 @@ ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def test_client_counts_answers_and_errors() -> None:
-    asked: list[bytes] = []
+def test_client_counts_responses_and_errors() -> None:
+    received: list[bytes] = []
     tasks: list[asyncio.Task[None] | None] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.append(asyncio.current_task())
-        for number in range(1, 10):  # then it hangs up
+        for number in range(1, 10):  # then it closes the connection
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
             except asyncio.IncompleteReadError:
                 break
             length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
-            asked.append(await reader.readexactly(length))
+            received.append(await reader.readexactly(length))
             status = b"503 Busy" if number % 3 == 0 else b"200 OK"
             writer.write(b"HTTP/1.1 %b\r\ncontent-length: 4\r\n\r\nbody" % status)
             await asyncio.sleep(0.005)
@@ -63,10 +63,10 @@ def test_client_counts_answers_and_errors() -> None:
             return seen
 
     seen = asyncio.run(both())
-    bodies = set(asked)
+    bodies = set(received)
     assert len(bodies) == 4  # each client its own image
     assert seen.errors["HTTP/1.1 503 body"] > 0 and seen.errors["IncompleteReadError"] > 0
-    assert len(seen.latencies_s) + seen.errors["HTTP/1.1 503 body"] == len(asked)
+    assert len(seen.latencies_s) + seen.errors["HTTP/1.1 503 body"] == len(received)
     assert all(latency > 0 for latency in seen.latencies_s)
 
 
@@ -76,7 +76,7 @@ def test_images_differ_and_have_the_size() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="needs Linux's /proc")
-def test_a_service_is_loaded_and_halted(tmp_path: Path) -> None:
+def test_a_service_is_loaded_and_stopped(tmp_path: Path) -> None:
     (tmp_path / "service.py").write_text(SERVICE, encoding="utf-8")
     command = [sys.executable, str(tmp_path / "service.py"), "{port}"]
     side = ServiceSide("theirs", command, "/health", clients=2, seconds=0.3)
@@ -92,7 +92,7 @@ def test_a_service_is_loaded_and_halted(tmp_path: Path) -> None:
     assert side.process.returncode is not None and memory_mb(pid) == 0.0
 
 
-def test_a_service_that_ends_says_why(tmp_path: Path) -> None:
+def test_a_service_that_ends_gives_the_reason(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('the port is taken')"]
     with pytest.raises(BenchmarkError, match=r"^theirs: it did not start: the port is taken$"):
         ServiceSide("theirs", command, "/health", clients=2, seconds=0.3)

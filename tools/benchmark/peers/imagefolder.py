@@ -17,7 +17,7 @@ from tools.benchmark.protocol import RATE, Round, Turns
 
 
 def make_loader(config: Config, workers: int) -> DataLoader[Any]:
-    """Give the loader of a config's training images, with its augmentation, as tutorials write it."""
+    """Return the loader of a config's training images, with its augmentation, as tutorials write it."""
     size = (config.img_height, config.img_width)
     steps: list[Any] = [transforms.Resize(size)]
     if config.data_aug:
@@ -31,7 +31,7 @@ def make_loader(config: Config, workers: int) -> DataLoader[Any]:
 
 
 def main() -> None:
-    """Be a side until there is no further round."""
+    """Run this side until the last round."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark.peers.imagefolder", allow_abbrev=False)
     parser.add_argument("--config", required=True, help="the config itself, as JSON")
     parser.add_argument("--workers", type=int, default=2)

@@ -41,14 +41,14 @@ class SimSiam(nn.Module):
         self.prediction_head = SimSiamPredictionHead(projector_size, predictor_size, projector_size)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the projection, without a gradient, and the prediction of one view."""
-        features = self.backbone(images).flatten(start_dim=1)
+        """Return the projection, without a gradient, and the prediction of one view, each (N, P)."""
+        features = self.backbone(images).flatten(start_dim=1)  # (N, D, 1, 1) to (N, D)
         projection = self.projection_head(features)
         return projection.detach(), self.prediction_head(projection)
 
 
 def make_loader(config: Config, workers: int) -> DataLoader[Any]:
-    """Give the loader of two views of each image, with lightly's transform in our config's settings."""
+    """Return the loader of two views of each image, with lightly's transform in our config's settings."""
     brightness, contrast, saturation, hue = config.color_jitter
     transform = SimSiamTransform(
         input_size=config.img_height,
@@ -70,7 +70,7 @@ def make_loader(config: Config, workers: int) -> DataLoader[Any]:
 
 
 def main() -> None:
-    """Be a side until there is no further round."""
+    """Run this side until the last round."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark.peers.lightly", allow_abbrev=False)
     parser.add_argument("--config", required=True, help="the config itself, as JSON")
     parser.add_argument("--workers", type=int, default=2)

@@ -1,4 +1,4 @@
-"""litserve's side of `tools.benchmark serve`: the same net, decoding and answers behind its server and batching."""
+"""litserve's side of `tools.benchmark serve`: the same net, decoding and responses behind its server and batching."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TOP_K = 5
 
 
 class Classifier(litserve.LitAPI):
-    """What litserve asks of a model: one image in base64 a request, in the same JSON as our service."""
+    """The API that litserve calls: one image in base64 per request, in the same JSON as our service."""
 
     def __init__(self, weights: Path, **options: Any) -> None:
         super().__init__(**options)
         self.weights = weights
 
     def setup(self, device: str) -> None:
-        """Load the net; this runs in the process that answers."""
+        """Load the net, in the process that predicts."""
         backend, metadata = load_backend(self.weights, device=device)
         self.predictor, self.metadata = Predictor(backend, metadata), metadata
 
@@ -36,21 +36,21 @@ class Classifier(litserve.LitAPI):
         return decode(base64.b64decode(request["content"], validate=True), preprocess.channels, preprocess.max_pixels)
 
     def batch(self, inputs: list[Image.Image]) -> list[Image.Image]:
-        """Leave them as they are: the predictor stacks them once they have one size."""
+        """Return them unchanged: the predictor stacks them once they have one size."""
         return inputs
 
     def predict(self, images: list[Image.Image] | Image.Image) -> list[Prediction] | Prediction:
-        """Answer for a batch, or where there is no batching for one image."""
+        """Predict a batch, or a single image where there is no batching."""
         if isinstance(images, Image.Image):
             return self.predictor.predict_images([images], TOP_K)[0]
         return self.predictor.predict_images(images, TOP_K)
 
     def unbatch(self, output: list[Prediction]) -> list[Prediction]:
-        """Leave them as they are."""
+        """Return them unchanged."""
         return output
 
     def encode_response(self, output: Prediction) -> dict[str, Any]:
-        """Give the answer as our service does."""
+        """Return the response in our service's shape."""
         return {"code": 200, "msg": "ok", "data": [output.to_dict()]}
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--batch_timeout_s", type=float, default=0.002)
-    parser.add_argument("--workers", type=int, default=1, help="processes that answer")
+    parser.add_argument("--workers", type=int, default=1, help="processes that predict")
     args = parser.parse_args()
     api = Classifier(args.weights, max_batch_size=args.batch_size, batch_timeout=args.batch_timeout_s)
     server = litserve.LitServer(api, accelerator="auto", workers_per_device=args.workers, fast_queue=True)

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ EPOCHS = 300  # --epochs
 
 
 def training(args: argparse.Namespace) -> Callable[[], Round]:
-    """Give an epoch of train.py with its default flags, or with --amp --amp-dtype bfloat16 --channels-last."""
+    """Return a round of train.py, an epoch, by its default flags or --amp --amp-dtype bfloat16 --channels-last."""
     random_seed(42, 0)
     model = create_model(args.model, num_classes=args.num_classes)
     loader = _training_loader(args, resolve_data_config(_input_of(args), model=model))
@@ -71,8 +70,8 @@ def training(args: argparse.Namespace) -> Callable[[], Round]:
     return play
 
 
-def answering(args: argparse.Namespace) -> Callable[[], Round]:
-    """Give inference.py over a folder with --num-classes N --topk 1, from the JPEGs to the CSV; its batch is 256."""
+def inference(args: argparse.Namespace) -> Callable[[], Round]:
+    """Return a round of inference.py: a folder with --num-classes N --topk 1, from JPEG to CSV; its batch is 256."""
     model = create_model(args.model, num_classes=args.num_classes)
     data_config = resolve_data_config(_input_of(args), model=model)
     model = model.to(device=DEVICE).eval()
@@ -133,15 +132,14 @@ def _autocast(args: argparse.Namespace) -> AbstractContextManager[None]:
 
 
 def main() -> None:
-    """Be a side until there is no further round."""
+    """Run this side until the last round."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark.peers.timm", allow_abbrev=False)
-    kinds = {"train": training, "folder": answering}
+    kinds = {"train": training, "folder": inference}
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", default="resnet34")
-    whole = partial(parser.add_argument, type=int, required=True)
     for name in ("--num_classes", "--size", "--batch_size", "--workers"):
-        whole(name)
+        parser.add_argument(name, type=int, required=True)
     parser.add_argument("--amp", action="store_true")
     args = parser.parse_args()
     turns = Turns()
