@@ -1,8 +1,8 @@
 """Write the features of a folder's images: `python -m tools.embed --weights W --images DIR --output E.npz`.
 
-W is a net that gives features, such as a pretrained SimSiam (a checkpoint or any file exported from it), or any
-classifier's checkpoint, of which the features before the last layer are taken. The file holds `features`, float32
-(N, D), each row of length 1; `files`, the paths below DIR; `weights_sha256`; `precision`; and `preprocess`, JSON text.
+W is a net whose output is features, such as a pretrained SimSiam (a checkpoint or any file exported from it), or any
+classifier's checkpoint, whose features before the last layer are used. The file holds `features`, float32 (N, D), each
+row of length 1; `files`, the paths below DIR; `weights_sha256`; `precision`; and `preprocess`, JSON text.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from common.atomic_io import check_folder
 from common.cli import run_program
 from common.console import printable
 from common.errors import UserError
+from common.formatting import is_utf8
 from configs.schema import process_config
 from data_loader.samples import IMAGE_SUFFIXES, iter_images
 from deploy.backends.base import RUNTIMES
@@ -30,20 +31,20 @@ PROGRAM = "tools.embed"
 
 
 class EmbedError(UserError):
-    """A mistake of the user's; the message is the sentence to show."""
+    """A mistake of the user's; the message is one sentence for the user."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Embed a folder; 0 all images, 1 some could not be read, 2 a mistake of the user's."""
+    """Embed a folder; return 0, 1 where some images could not be read, or 2 for a mistake of the user's."""
     args = make_parser().parse_args(argv)
     return run_program(PROGRAM, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embed, write, tell the sum; give the exit code. Raises ValueError, OSError."""
+    """Embed a folder, write the file and print a summary; return the exit code. Raises UserError, OSError."""
     check_target(args.output, ".npz")
-    next(images_below(args.images))
-    embedder = embedder_of(args)
+    next(iter_folder(args.images))
+    embedder = load_embedder(args)
     started = time.perf_counter()
     embeddings, failed = embed_folder(PROGRAM, embedder, args.images, args.batch_size, args.workers)
     embeddings.save(args.output)
@@ -55,20 +56,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def embed_folder(program: str, embedder: Embedder, root: Path, batch_size: int, workers: int) -> tuple[Embeddings, int]:
-    """Embed the images below a folder, telling of each that fails; give the embeddings and how many failed.
+    """Embed the images below a folder; return the embeddings and the number of failed images, each reported on stderr.
 
-    Only features are held. Raises EmbedError where no image is left, and what `Embedder.embed_files` does.
+    Only features are held in memory. Raises EmbedError where all fail, and BackendError.
     """
     import numpy as np
     from tqdm import tqdm
 
     from deploy.inference.feature_extractor import Embeddings
 
-    held, files, failed = bytearray(), [], 0  # bytes grow in place, where joining arrays would hold them twice
-    embedded = embedder.embed_files(images_below(root), batch_size, workers)
+    held, files, failed = bytearray(), [], 0  # bytes grow in place; joining arrays would need twice the memory
+    embedded = embedder.embed_files(iter_folder(root), batch_size, workers)
     for image in tqdm(embedded, unit=" images", disable=None, leave=False):
         relative = Path(image.file).relative_to(root).as_posix()
-        error = image.error or ("" if _is_utf8(relative) else "its name is not UTF-8; rename it")
+        error = image.error or ("" if is_utf8(relative) else "its name is not UTF-8; rename it")
         if error or image.features is None:
             failed += 1
             tqdm.write(f"{program}: {printable(image.file)}: {printable(error)}", file=sys.stderr)
@@ -84,8 +85,8 @@ def embed_folder(program: str, embedder: Embedder, root: Path, batch_size: int, 
     ), failed
 
 
-def images_below(root: Path) -> Iterator[str]:
-    """Stream the images of a folder. Raises EmbedError where it is none, or empty."""
+def iter_folder(root: Path) -> Iterator[str]:
+    """Return an iterator over the images below a folder. Raises EmbedError where there is no folder or no image."""
     if not root.is_dir():
         raise EmbedError(f"{root}: no such folder (relative paths start from {Path.cwd()})")
     images = iter_images(root)
@@ -95,25 +96,28 @@ def images_below(root: Path) -> Iterator[str]:
     return itertools.chain([first], images)
 
 
-def embedder_of(args: argparse.Namespace) -> Embedder:
-    """Load what the flags of `add_net_flags` name. Raises ValueError."""
+def load_embedder(args: argparse.Namespace) -> Embedder:
+    """Load the net that the flags of `add_net_flags` name. Raises UserError."""
+    for flag in ("batch_size", "workers"):
+        if getattr(args, flag) < 1:
+            raise EmbedError(f"--{flag} must be at least 1, got {getattr(args, flag)}")
     config = process_config(args.config, check_files=False) if args.config else None
-    from deploy.inference.feature_extractor import load_embedder  # after what needs no torch has been checked
+    from deploy.inference import feature_extractor  # late: the checks above need no torch
 
-    return load_embedder(args.weights, device=args.device, config=config, runtime=args.runtime)
+    return feature_extractor.load_embedder(args.weights, device=args.device, config=config, runtime=args.runtime)
 
 
 def check_target(path: Path, suffix: str) -> None:
-    """Raise ValueError unless a file with that ending may be written there, as far as can be told before."""
+    """Raise UserError where a file with that suffix cannot be written, as far as that is known beforehand."""
     if path.suffix.lower() != suffix:
         raise EmbedError(f'{path}: the file must end in {suffix}, got "{path.suffix}"')
     if path.is_dir():
-        raise EmbedError(f"{path}: it is a folder; name a file")
+        raise EmbedError(f"{path}: it is a folder; give a file")
     check_folder(path.parent)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of tools.embed."""
+    """Return the parser of tools.embed."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog=f"python -m {PROGRAM}",
@@ -122,28 +126,20 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_net_flags(parser)
-    parser.add_argument("--output", metavar="E.npz", type=Path, required=True, help="where the features go")
+    parser.add_argument("--output", metavar="E.npz", type=Path, required=True, help="the file to write the features to")
     return parser
 
 
 def add_net_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what names the net, the folder and how the net is run."""
+    """Add the flags of the net, the folder, and how the net is run."""
     add = parser.add_argument
     add("--weights", metavar="W", type=Path, required=True, help="a checkpoint, or a file exported from one")
     add("--images", metavar="DIR", type=Path, required=True, help="a folder of images, with all below it")
-    add("--config", metavar="F", type=Path, help="of weights that do not say which net they are of")
+    add("--config", metavar="F", type=Path, help="config of bare weights, which do not name their net")
     add("--batch_size", metavar="N", type=int, default=32, help="images at once (default 32)")
     add("--workers", metavar="N", type=int, default=4, help="threads that decode (default 4)")
     add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--runtime", choices=RUNTIMES, default="auto", help="what runs an ONNX file (default auto)")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

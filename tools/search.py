@@ -1,7 +1,7 @@
-"""Find the images of a folder that look most alike: `python -m tools.search --weights W --images DIR --query Q`.
+"""Find the images of a folder most similar to a query: `python -m tools.search --weights W --images DIR --query Q`.
 
-Alike is what the net finds alike: the cosine of its features, at most 1. W is as in tools.embed, whose
-file --embeddings saves embedding the folder again. A query that lies in the folder is not found itself.
+Similarity is the cosine of the net's features, at most 1. W is as in tools.embed; with its file as --embeddings the
+folder is not embedded again. A query in the folder is not among its own results.
 """
 
 from __future__ import annotations
@@ -17,17 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.atomic_io import atomic_path, write_atomic, writing
 from common.cli import run_program
 from common.console import elide, printable
 from data_loader.samples import iter_images
-from tools.embed import (
-    EmbedError,
-    add_net_flags,
-    check_target,
-    embed_folder,
-    embedder_of,
-    images_below,
-)
+from tools.embed import EmbedError, add_net_flags, check_target, embed_folder, iter_folder, load_embedder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,68 +30,68 @@ if TYPE_CHECKING:
     from deploy.inference.feature_extractor import Embedder, Embeddings
 
 PROGRAM = "tools.search"
-SHEET_QUERIES = 30  # more would make an image that few programs open
+SHEET_QUERIES = 30  # few programs open the image of more
 CELL_PX, FRAME_PX = 160, 4
-QUERY_PX = 388  # as high as two rows of hits, whose captions have three lines
+QUERY_PX = 388  # the height of two rows of hits with captions of three lines
 MAX_COLUMNS = 6
-LEFT_COLUMNS = 2 + 3 + 2 + 7 + 2  # of a line, before the path
+LEFT_COLUMNS = 2 + 3 + 2 + 7 + 2  # of a line before the path
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One image that was found, its path below the folder, and its cosine to the query."""
+    """A found image: its path below the folder, and its cosine to the query."""
 
     file: str
     similarity: float
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found for one query, the most similar first."""
+class SearchResult:
+    """The images found for one query, the most similar first."""
 
     query: str
     hits: tuple[Hit, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Search; 0 all answered, 1 some images could not be read, 2 a mistake of the user's."""
+    """Search; return 0, 1 where some images could not be read, or 2 for a mistake of the user's."""
     args = make_parser().parse_args(argv)
     return run_program(PROGRAM, lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Search, print and write what was asked; give the exit code. Raises ValueError, OSError."""
+    """Search, write the requested files and print the results; return the exit code. Raises UserError, OSError."""
     check(args)
-    embedder = embedder_of(args)
+    embedder = load_embedder(args)
     if args.embeddings:
-        embeddings, failed = _known(args, embedder), 0
+        embeddings, failed = _read_embeddings(args, embedder), 0
     else:
         embeddings, failed = embed_folder(PROGRAM, embedder, args.images, args.batch_size, args.workers)
-    answers = []
-    for image in embedder.embed_files(queries_of(args.query), args.batch_size, args.workers):
+    results = []
+    for image in embedder.embed_files(iter_queries(args.query), args.batch_size, args.workers):
         if image.features is None:
             failed += 1
             print(f"{PROGRAM}: {printable(image.file)}: {printable(image.error)}", file=sys.stderr)
             continue
         hits = most_similar(embeddings, args.images, image.file, image.features, args.k)
-        answers.append(Found(image.file, tuple(hits)))
-    if args.output and answers:
-        write_csv(args.output, args.images, answers)
-    if args.sheet and answers:
-        write_sheet(args.sheet, args.images, answers, embedder.metadata.preprocess.max_pixels)
-    for number, found in enumerate(answers):  # last: who reads them may stop reading
-        print("\n" * bool(number) + "\n".join(lines_of(found)))
+        results.append(SearchResult(image.file, tuple(hits)))
+    if args.output and results:
+        write_csv(args.output, args.images, results)
+    if args.sheet and results:
+        write_sheet(args.sheet, args.images, results, embedder.metadata.preprocess.max_pixels)
+    for number, found in enumerate(results):  # last: stdout may be a pipe that is closed early
+        print("\n" * bool(number) + "\n".join(format_result(found)))
     return 1 if failed else 0
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check what was asked without torch. Raises ValueError with the sentence to show."""
+    """Check the flags without torch. Raises UserError."""
     if args.k < 1:
         raise EmbedError(f"--k must be at least 1, got {args.k}")
-    next(images_below(args.images))
+    next(iter_folder(args.images))
     if not args.query.exists():
         raise EmbedError(f"{args.query}: no such image or folder (relative paths start from {Path.cwd()})")
-    next(queries_of(args.query))
+    next(iter_queries(args.query))
     if args.output:
         check_target(args.output, ".csv")
     if args.sheet:
@@ -107,13 +101,13 @@ def check(args: argparse.Namespace) -> None:
                 raise EmbedError(f"{args.sheet}: it would be one of the images of {folder}; choose another folder")
 
 
-def queries_of(query: Path) -> Iterator[str]:
-    """Give the image, or those below the folder. Raises EmbedError for an empty folder."""
-    return images_below(query) if query.is_dir() else iter([str(query)])
+def iter_queries(query: Path) -> Iterator[str]:
+    """Return an iterator over the image, or those below the folder. Raises EmbedError for an empty folder."""
+    return iter_folder(query) if query.is_dir() else iter([str(query)])
 
 
 def most_similar(embeddings: Embeddings, root: Path, query: str, features: np.ndarray, count: int) -> Iterator[Hit]:
-    """Give the `count` images most similar to a query's features (D,), without the query's own file."""
+    """Yield the `count` images most similar to a query's features (D,), without the query's own file."""
     for file, cosine in embeddings.ranked(features):
         if count == 0:
             return
@@ -122,8 +116,8 @@ def most_similar(embeddings: Embeddings, root: Path, query: str, features: np.nd
             yield Hit(file, cosine)
 
 
-def lines_of(found: Found) -> list[str]:
-    """Write the query and, below it, rank, similarity and path; a terminal's lines are cut to its width."""
+def format_result(found: SearchResult) -> list[str]:
+    """Return the query and, below it, rank, similarity and path; on a terminal lines are cut to its width."""
     columns = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else None
     lines = [_fitting(found.query, columns)]
     for rank, hit in enumerate(found.hits, 1):
@@ -132,36 +126,32 @@ def lines_of(found: Found) -> list[str]:
     return lines if found.hits else [*lines, "  no other image"]
 
 
-def write_csv(path: Path, root: Path, answers: Sequence[Found]) -> None:
-    """Write a line a hit: query, rank, similarity, file; UTF-8 with the mark that Excel needs. Raises ResultsError."""
-    from common.atomic_io import write_atomic, writing
-
+def write_csv(path: Path, root: Path, results: Sequence[SearchResult]) -> None:
+    """Write a line per hit: query, rank, similarity, file; UTF-8 with a BOM, for Excel. Raises ResultsError."""
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(["query", "rank", "similarity", "file"])
-    for found in answers:
+    for found in results:
         for rank, hit in enumerate(found.hits, 1):
             table.writerow([found.query, rank, f"{hit.similarity:.6f}", (root / hit.file).as_posix()])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.getvalue().encode("utf-8-sig", "backslashreplace"))
+        write_atomic(path, text.getvalue().encode("utf-8-sig", "backslashreplace"), durable=False)
 
 
-def write_sheet(path: Path, root: Path, answers: Sequence[Found], max_pixels: int) -> None:
-    """Draw the queries, each beside what was found for it. Raises ResultsError, ImageError."""
-    from common.atomic_io import atomic_path, writing
-
-    if len(answers) > SHEET_QUERIES:
-        print(f"{PROGRAM}: {path} shows the first {SHEET_QUERIES} of {len(answers)} queries", file=sys.stderr)
-    sheet = _stacked([_block(found, root, max_pixels) for found in answers[:SHEET_QUERIES]])
+def write_sheet(path: Path, root: Path, results: Sequence[SearchResult], max_pixels: int) -> None:
+    """Draw the queries, each beside the images found for it. Raises ResultsError, ImageError."""
+    if len(results) > SHEET_QUERIES:
+        print(f"{PROGRAM}: {path} shows the first {SHEET_QUERIES} of {len(results)} queries", file=sys.stderr)
+    sheet = _stack([_draw_result(found, root, max_pixels) for found in results[:SHEET_QUERIES]])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
+        with atomic_path(path, durable=False) as temporary:
             sheet.save(temporary, "PNG", optimize=True)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of tools.search."""
+    """Return the parser of tools.search."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         prog=f"python -m {PROGRAM}", description=f"{summary.partition(':')[0]}.", epilog=rest, allow_abbrev=False
@@ -170,14 +160,14 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--query", metavar="Q", type=Path, required=True, help="an image, or a folder of them")
     add("--k", metavar="K", type=int, default=8, help="images to find for each (default 8)")
-    add("--embeddings", metavar="E.npz", type=Path, help="what tools.embed wrote for the folder")
-    add("--output", metavar="S.csv", type=Path, help="the answers as a table as well")
-    add("--sheet", metavar="S.png", type=Path, help="the answers as an image as well")
+    add("--embeddings", metavar="E.npz", type=Path, help="the file that tools.embed wrote for the folder")
+    add("--output", metavar="S.csv", type=Path, help="also write the results as a table")
+    add("--sheet", metavar="S.png", type=Path, help="also write the results as an image")
     return parser
 
 
-def _known(args: argparse.Namespace, embedder: Embedder) -> Embeddings:
-    """Read the folder's embeddings, and hold them against the weights and the folder. Raises ValueError, OSError."""
+def _read_embeddings(args: argparse.Namespace, embedder: Embedder) -> Embeddings:
+    """Read the folder's embeddings, and verify that weights and folder are the same. Raises UserError, OSError."""
     from deploy.inference.feature_extractor import Embeddings
 
     path, root = args.embeddings, args.images
@@ -190,15 +180,15 @@ def _known(args: argparse.Namespace, embedder: Embedder) -> Embeddings:
         raise EmbedError(f"{path}: {made}; leave it out, or make it again")
     if embeddings.preprocess != embedder.preprocess_text():
         raise EmbedError(f"{path}: it was made with another preprocessing than {args.weights} has; make it again")
-    there = {Path(file).relative_to(root).as_posix() for file in iter_images(root)}
-    gone = [file for file in embeddings.files if file not in there]
+    present = {Path(file).relative_to(root).as_posix() for file in iter_images(root)}
+    gone = [file for file in embeddings.files if file not in present]
     if gone:
         raise EmbedError(
             f"{path}: {len(gone)} of its {len(embeddings.files)} images are not below {root}, first {gone[0]}; "
             "name the folder that it was made of, or make it again"
         )
-    if unknown := len(there) - len(embeddings.files):
-        print(f"{PROGRAM}: {unknown} of {len(there)} images below {root} are not in {path}", file=sys.stderr)
+    if unknown := len(present) - len(embeddings.files):
+        print(f"{PROGRAM}: {unknown} of {len(present)} images below {root} are not in {path}", file=sys.stderr)
     return embeddings
 
 
@@ -206,7 +196,7 @@ def _fitting(text: str, columns: int | None) -> str:
     return printable(text) if columns is None else elide(printable(text), columns)
 
 
-def _block(found: Found, root: Path, max_pixels: int) -> Image.Image:
+def _draw_result(found: SearchResult, root: Path, max_pixels: int) -> Image.Image:
     """Draw one query, large and framed, and the hits to its right."""
     from PIL import Image
 
@@ -231,7 +221,7 @@ def _block(found: Found, root: Path, max_pixels: int) -> Image.Image:
 
 
 def _pixels(path: Path, cell_px: int, max_pixels: int) -> np.ndarray:
-    """Read an image for a cell; a large one is shrunk at once, to twice the cell, so that a sheet holds none."""
+    """Read an image for a cell, (H, W, 3) uint8; a large one is reduced at once to twice the cell, to save memory."""
     import numpy as np
 
     from data_loader.preprocess import decode
@@ -242,7 +232,7 @@ def _pixels(path: Path, cell_px: int, max_pixels: int) -> np.ndarray:
 
 
 def _framed(pixels: np.ndarray) -> np.ndarray:
-    """Fit an image into the query's cell, with a frame round it."""
+    """Fit an image into the query's cell, with a frame around it."""
     import numpy as np
     from PIL import Image, ImageOps
 
@@ -253,8 +243,8 @@ def _framed(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(ImageOps.expand(image, FRAME_PX, HIT))
 
 
-def _stacked(blocks: Sequence[Image.Image]) -> Image.Image:
-    """Lay the blocks below each other."""
+def _stack(blocks: Sequence[Image.Image]) -> Image.Image:
+    """Draw the blocks below each other."""
     from PIL import Image
 
     from visualization.raster import PAPER

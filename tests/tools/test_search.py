@@ -24,7 +24,7 @@ from tools import embed, search
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
-    """Give a checkpoint of a net that gives features, and the net."""
+    """A checkpoint of a net whose output is features, and the net."""
     folder = tmp_path_factory.mktemp("net")
     return folder / "net.pth", made(folder, SIMSIAM, "features")
 
@@ -89,8 +89,8 @@ def test_the_query_is_not_found_but_its_copy_is(
     own = images / "b/4.png"
     shutil.copy(own, images / "copy.png")
     (tmp_path / "link.png").symlink_to(own)
-    for asked in (own, tmp_path / "link.png", Path(os.path.relpath(own))):
-        assert run(trained, images, asked, "--k", 100) == 0
+    for given in (own, tmp_path / "link.png", Path(os.path.relpath(own))):
+        assert run(trained, images, given, "--k", 100) == 0
         found = [line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]]
         assert found[0] == ["1.0000", "copy.png"]
         assert [file for file, _ in expected_order(trained[1], images, own)] == [file for _, file in found]
@@ -103,9 +103,9 @@ def test_a_folder_of_queries_with_a_bad_one(
     (query.parent / "bad.png").write_bytes(b"")
     shutil.copy(images / "花/1.png", query.parent / "z.png")
     assert run(trained, images, query.parent, "--k", 1) == 1
-    told = capsys.readouterr()
-    assert told.err == f"tools.search: {query.parent}/bad.png: it is empty (0 bytes)\n"
-    first, second = told.out.split("\n\n")
+    captured = capsys.readouterr()
+    assert captured.err == f"tools.search: {query.parent}/bad.png: it is empty (0 bytes)\n"
+    first, second = captured.out.split("\n\n")
     assert first.splitlines()[0] == str(query)
     assert second.splitlines() == [f"{query.parent}/z.png", "    1   1.0000  花/1.png"]
 
@@ -117,10 +117,7 @@ def test_a_folder_with_the_query_alone(
     assert capsys.readouterr().out == f"{query}\n  no other image\n"
 
 
-# --- a folder embedded before
-
-
-def test_saved_embeddings_answer_the_same_without_embedding_again(
+def test_saved_embeddings_give_the_same_without_embedding_again(
     trained: tuple[Path, nn.Module],
     images: Path,
     query: Path,
@@ -138,8 +135,8 @@ def test_saved_embeddings_answer_the_same_without_embedding_again(
 
     monkeypatch.setattr(search, "embed_folder", refuse)
     assert run(trained, images, query, "--embeddings", saved) == 0
-    told = capsys.readouterr()
-    assert (told.out, told.err) == (plain, "")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == (plain, "")
     write_images(images, 11)
     assert run(trained, images, query, "--embeddings", saved) == 0
     assert capsys.readouterr().err == f"tools.search: 2 of 11 images below {images} are not in {saved}\n"
@@ -165,9 +162,6 @@ def test_embeddings_of_other_weights_or_files_are_refused(
         assert sentence in capsys.readouterr().err
 
 
-# --- what it looks like
-
-
 def test_a_terminals_lines_are_cut_to_its_width(
     trained: tuple[Path, nn.Module],
     images: Path,
@@ -186,7 +180,7 @@ def test_a_terminals_lines_are_cut_to_its_width(
     assert lines[1].startswith("    1   1.0000  很长") and lines[1].endswith("/42.png")
 
 
-def test_the_sheet_shows_the_query_and_what_was_found(trained: tuple[Path, nn.Module], tmp_path: Path) -> None:
+def test_the_sheet_shows_the_query_and_its_hits(trained: tuple[Path, nn.Module], tmp_path: Path) -> None:
     colours = {"red": (220, 30, 30), "green": (30, 160, 40), "grey": (128, 128, 128)}
     for name, colour in colours.items():
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -220,9 +214,6 @@ def test_a_sheet_of_many_queries_has_the_first(
         assert drawn.height == 2 * 466
 
 
-# --- mistakes
-
-
 @pytest.mark.parametrize(
     ("flag", "value", "sentence"),
     [
@@ -247,6 +238,6 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     (tmp_path / "empty").mkdir()
     assert run(trained, images, query, flag, value if flag == "--k" else tmp_path / value) == 2
-    told = capsys.readouterr()
-    assert sentence in told.err
-    assert (told.out, told.err.count("\n")) == ("", 1)
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
