@@ -1,7 +1,7 @@
-"""`python -m tools.gpu_check --json F`: what a GPU makes of this program, in one command of under nine minutes.
+"""Measure this program on a GPU against its targets, in under nine minutes: `python -m tools.gpu_check --json F`.
 
-Each part runs in a process of its own within its time; what fails or takes too long is named, and the others still run.
-CIFAR-10, in class folders below train/ and test/, is read from --cifar10; without it those parts are left out.
+Each part runs in a process of its own with a time limit; a part that fails or exceeds it is reported, and the others
+still run. CIFAR-10, in class folders below train/ and test/, is read from --cifar10; without it its parts are left out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.cli import run_program
+from common.errors import UserError
 from common.paths import ROOT
 
 if TYPE_CHECKING:
@@ -27,15 +29,20 @@ if TYPE_CHECKING:
 
     from configs.schema import Config
 
-IMAGES, CLASSES = 8192, 5  # made, for the training's speed
+PROGRAM = "python -m tools.gpu_check"
+IMAGES, CLASSES = 8192, 5  # of the synthetic training set
 WARM_EPOCHS = 2
 CIFAR10_EPOCHS = 40
 REPEATS = 50
 
 
+class NoGpuError(UserError):
+    """A machine without a CUDA device; the message is one sentence for the user."""
+
+
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure beside what was aimed at; `aim` is a least or a most, as `at_least` says."""
+    """One measured figure and its target; `aim` is a lower bound where `at_least`, else an upper bound."""
 
     part: str
     what: str
@@ -45,13 +52,13 @@ class Figure:
     at_least: bool = True
 
     def is_reached(self) -> bool:
-        """Say whether the aim was reached."""
+        """Return whether the target was reached."""
         return self.value >= self.aim if self.at_least else self.value <= self.aim
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is measured, and how long it may take."""
+    """A measurement and its time limit."""
 
     measure: Callable[[argparse.Namespace], Iterator[Figure]]
     limit_s: float
@@ -59,11 +66,45 @@ class Part:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every part and give the exit code: 0, 1 where a part failed, 2 where there is no GPU."""
-    parser = argparse.ArgumentParser(prog="python -m tools.gpu_check", description=__doc__, allow_abbrev=False)
+    """Measure the parts; return 0, 1 where a part failed, or 2 where there is no GPU."""
+    args = make_parser().parse_args(argv)
+    return run_program(PROGRAM, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure the parts, print and write the figures; return the exit code. Raises NoGpuError, OSError."""
+    if args.part:
+        for figure in PARTS[args.part].measure(args):
+            print(json.dumps(asdict(figure)), flush=True)
+        return 0
+    import torch
+
+    if not torch.cuda.is_available():
+        raise NoGpuError("there is no CUDA device here")
+    machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    print(machine, flush=True)
+    figures, failures = [], {}
+    for name in args.parts:
+        measured, failure = run_part(name, args.cifar10)
+        figures += measured
+        if failure:
+            failures[name] = failure
+            print(f"{name}: {failure}", flush=True)
+        for figure in measured:
+            print(format_figure(figure), flush=True)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        report = {"machine": machine, "figures": [asdict(figure) for figure in figures], "failures": failures}
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 1 if failures else 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of tools.gpu_check."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--cifar10", metavar="DIR", type=Path, help="CIFAR-10: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png")
-    add("--json", metavar="F", type=Path, help="write the figures as well")
+    add("--json", metavar="F", type=Path, help="also write the figures")
     add(
         "--parts",
         metavar="PART",
@@ -73,36 +114,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of {', '.join(PARTS)} (all)",
     )
     add("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)  # the process of one of them
-    args = parser.parse_args(argv)
-    if args.part:
-        for figure in PARTS[args.part].measure(args):
-            print(json.dumps(asdict(figure)), flush=True)
-        return 0
-    import torch
-
-    if not torch.cuda.is_available():
-        print("python -m tools.gpu_check: there is no CUDA device here", file=sys.stderr)
-        return 2
-    machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
-    print(machine, flush=True)
-    figures, failures = [], {}
-    for name in args.parts:
-        found, failure = run_part(name, args.cifar10)
-        figures += found
-        if failure:
-            failures[name] = failure
-            print(f"{name}: {failure}", flush=True)
-        for figure in found:
-            print(line_of(figure), flush=True)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        told = {"machine": machine, "figures": [asdict(figure) for figure in figures], "failures": failures}
-        args.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    return 1 if failures else 0
+    return parser
 
 
 def run_part(name: str, cifar10: Path | None) -> tuple[list[Figure], str]:
-    """Measure a part in a process of its own; give its figures and, where it did not end well, why."""
+    """Measure a part in a process of its own; return its figures and, where it failed, the reason."""
     part = PARTS[name]
     if part.needs_cifar10 and cifar10 is None:
         return [], "not measured: it needs --cifar10"
@@ -124,15 +140,15 @@ def run_part(name: str, cifar10: Path | None) -> tuple[list[Figure], str]:
     return [Figure(**json.loads(line)) for line in output.splitlines() if line.startswith("{")], failure
 
 
-def line_of(figure: Figure) -> str:
-    """Put a figure into a line of the table."""
+def format_figure(figure: Figure) -> str:
+    """Return a figure as a line of the table."""
     sign = "reached" if figure.is_reached() else "missed "
     bound = "at least" if figure.at_least else "at most"
     return f"{sign} {figure.part:8} {figure.what}: {figure.value:.4g} {figure.unit} ({bound} {figure.aim:g})"
 
 
 def train(args: argparse.Namespace) -> Iterator[Figure]:
-    """Images a second of GeM_ResNet_AVP resnet34 at 128 px, as it is, compiled, and compiled with CUDA graphs."""
+    """Yield images per second of GeM_ResNet_AVP resnet34 at 128 px: eager, compiled, compiled with CUDA graphs."""
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder), IMAGES, 128)
         for way, mode in {"": False, ", compiled": True, ", compiled, CUDA graphs": "reduce-overhead"}.items():
@@ -142,7 +158,7 @@ def train(args: argparse.Namespace) -> Iterator[Figure]:
 
 
 def training_config(folder: Path, **values: Any) -> Config:
-    """Give the config of the training part."""
+    """Return the config of the training part."""
     from configs.schema import Config
 
     return Config.model_validate(
@@ -160,7 +176,7 @@ def training_config(folder: Path, **values: Any) -> Config:
 
 
 def median_rate(config: Config, epochs: int) -> float:
-    """Train for some epochs after the first two, and give the median of their images a second."""
+    """Train for `epochs` after the first two, and return the median of their images per second."""
     from tools.benchmark.own_runner import make_trainer
 
     class Enough(Exception):
@@ -182,7 +198,7 @@ def median_rate(config: Config, epochs: int) -> float:
 
 
 def forward(args: argparse.Namespace) -> Iterator[Figure]:
-    """Milliseconds of a bf16 forward pass at 128 px: as it is, and replayed from a CUDA graph."""
+    """Yield milliseconds of a bf16 forward pass at 128 px: eager, and replayed from a CUDA graph."""
     import torch
 
     net = deployed_net(torch.device("cuda"))
@@ -199,7 +215,7 @@ def forward(args: argparse.Namespace) -> Iterator[Figure]:
 
 
 def deployed_net(device: torch.device) -> torch.nn.Module:
-    """Give a GeM_ResNet_AVP resnet34 in bf16."""
+    """Return a GeM_ResNet_AVP resnet34 in bf16, in eval mode."""
     import torch
 
     from nets.net_interface import build_net
@@ -216,7 +232,7 @@ def deployed_net(device: torch.device) -> torch.nn.Module:
 
 
 def forward_ms(call: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
-    """Give the median milliseconds of a call, each waited for."""
+    """Return the median milliseconds of a call, synchronised with the device."""
     import torch
 
     def wait() -> None:
@@ -237,7 +253,7 @@ def forward_ms(call: Callable[[], object], device: torch.device, repeats: int = 
 
 
 def cifar10(args: argparse.Namespace) -> Iterator[Figure]:
-    """Seconds until a ResNet-18 classifies 95 and 96 % of CIFAR-10's test images, trained by train.py."""
+    """Yield seconds until a ResNet-18 classifies 95 and 96 % of CIFAR-10's test images, trained by train.py."""
     overrides = {"num_epochs": CIFAR10_EPOCHS, "validation_interval": 2}
     report, seconds = trained("configs/cifar10_resnet18_config.json", args.cifar10, overrides)
     best = report["best"]["top1"] * 100
@@ -251,7 +267,7 @@ def cifar10(args: argparse.Namespace) -> Iterator[Figure]:
 
 
 def simsiam(args: argparse.Namespace) -> Iterator[Figure]:
-    """SimSiam's 200 epochs of CIFAR-10: seconds, and the kNN accuracy."""
+    """Yield the seconds of SimSiam's 200 epochs of CIFAR-10, and the kNN accuracy."""
     overrides = {"num_epochs": 200, "validation_interval": 50, "data_cache": "ram"}
     report, _ = trained("configs/simsiam_cifar10_config.json", args.cifar10, overrides, "--stage", "1")
     yield Figure("simsiam", "200 epochs", report["train_seconds"], "s", 360, at_least=False)
@@ -259,7 +275,7 @@ def simsiam(args: argparse.Namespace) -> Iterator[Figure]:
 
 
 def trained(config: str, data: Path, overrides: Mapping[str, object], *flags: str) -> tuple[dict[str, Any], float]:
-    """Run train.py on CIFAR-10 and give its report and the seconds that the whole program took."""
+    """Run train.py on CIFAR-10; return its report and the seconds of the complete program."""
     with tempfile.TemporaryDirectory() as folder:
         values = {"save_path": folder, "log_path": folder, "is_tensorboard": False, **overrides}
         values |= {"train_data_root_dir": str(data / "train"), "val_data_root_dir": str(data / "test")}
@@ -272,7 +288,7 @@ def trained(config: str, data: Path, overrides: Mapping[str, object], *flags: st
 
 
 def make_images(folder: Path, count: int, size: int) -> None:
-    """Write coloured clouds into class folders."""
+    """Write images of blurred random colours into class folders."""
     import numpy as np
     from PIL import Image
 

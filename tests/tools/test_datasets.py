@@ -1,4 +1,4 @@
-"""make_lists, make_mnist and make_digits: what they write, and every mistake by its sentence."""
+"""make_lists, make_mnist and make_digits: the files that they write, and every error message."""
 
 import io
 import os
@@ -195,16 +195,16 @@ def test_largest_remainder(total: int, shares: list[str], counts: list[int]) -> 
         (["--group", "dog"], '--group "dog" matches none of the paths, such as tulip/obj0_0.jpg'),
         (
             ["--split", "0.999,0.001"],
-            "val.txt would be empty: a share of 0.001 of 50 images gives none; use more images or another --split",
+            "val.txt would be empty: a share of 0.001 of 50 images is none; use more images or another --split",
         ),
         (
             ["--group", "obj", "--stratify"],
-            "val.txt would be empty: a share of 0.1 of 50 images class by class with the groups kept whole gives none; "
+            "val.txt would be empty: a share of 0.1 of 50 images class by class without dividing groups is none; "
             "use more images or another --split",
         ),
         (
             ["--separator", "1"],
-            '--separator "1" cannot be told from a label; use ---- or another text without digits',
+            '--separator "1" is not distinct from a label; use ---- or another text without digits',
         ),
     ],
 )

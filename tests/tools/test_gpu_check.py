@@ -1,4 +1,4 @@
-"""What `tools.gpu_check` does where there is no GPU: its parts on a CPU, and what it says."""
+"""`tools.gpu_check` without a GPU: its parts on a CPU, and its messages."""
 
 import argparse
 import json
@@ -15,8 +15,8 @@ from tools.gpu_check import (
     PARTS,
     Figure,
     deployed_net,
+    format_figure,
     forward_ms,
-    line_of,
     main,
     make_images,
     median_rate,
@@ -29,13 +29,13 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 
 
 @without_gpu
-def test_it_needs_a_gpu_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert capsys.readouterr().err == "python -m tools.gpu_check: there is no CUDA device here\n"
 
 
 @without_gpu
-def test_a_part_that_fails_is_named_with_its_last_line() -> None:
+def test_a_part_that_fails_is_reported_with_its_last_line() -> None:
     figures, failure = run_part("forward", None)
     assert figures == [] and ("CUDA" in failure or "NVIDIA" in failure)
     assert run_part("simsiam", None) == ([], "not measured: it needs --cifar10")
@@ -57,34 +57,32 @@ def test_the_forward_part_measures_the_call() -> None:
 
 
 @pytest.mark.parametrize("part", ["cifar10", "simsiam"])
-def test_the_trained_parts_ask_for_what_train_can_do(
-    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their commands are held against the config's rules, and their reports are made up."""
+def test_the_trained_parts_have_valid_configs(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their commands are checked by the config's rules, and their reports are invented."""
     make_class_folders(tmp_path)
-    asked: list[Config] = []
+    configs: list[Config] = []
 
     def run(command: list[str], **_: object) -> None:
         flags = [command[place + 1] for place, word in enumerate(command) if word == "--set"]
         config = process_config(ROOT / command[command.index("--config") + 1], flags, checks=[net_problems])
-        asked.append(config)
+        configs.append(config)
         points = [{"epoch": 10, "top1": 0.955}]
         report = {"best": {"top1": 0.955}, "train_seconds": 16.0, "curves": {"val": points}}
         (Path(config.save_path) / "report.json").write_text(json.dumps(report))
 
     monkeypatch.setattr("subprocess.run", run)
     figures = list(PARTS[part].measure(argparse.Namespace(cifar10=tmp_path)))
-    (config,) = asked
+    (config,) = configs
     assert config.num_epochs == {"cifar10": CIFAR10_EPOCHS, "simsiam": 200}[part]
     assert figures[0].part == part
 
 
 def make_class_folders(folder: Path) -> None:
-    """Lay out a set of CIFAR-10's ten classes with an image each."""
+    """Write a set of CIFAR-10's ten classes with an image each."""
     for split in ("train", "test"):
         for label in range(10):
             (folder / split / str(label)).mkdir(parents=True)
-            Image.new("RGB", (32, 32)).save(folder / split / str(label) / "picture.png")
+            Image.new("RGB", (32, 32)).save(folder / split / str(label) / "image.png")
 
 
 def test_a_figure_is_reached_from_its_own_side() -> None:
@@ -93,5 +91,5 @@ def test_a_figure_is_reached_from_its_own_side() -> None:
         Figure("forward", "b", 0.5, "ms", 0.4, at_least=False),
     )
     assert fast.is_reached() and not slow.is_reached()
-    assert line_of(slow) == "missed  forward  b: 0.5 ms (at most 0.4)"
+    assert format_figure(slow) == "missed  forward  b: 0.5 ms (at most 0.4)"
     assert Figure(**json.loads(json.dumps(slow.__dict__))) == slow

@@ -3,8 +3,8 @@
     python -m tools.make_digits
 
 The data are the 1,797 scans of the UCI optical digits (Alpaydin, Kaynak 1998), 8x8 pixels with 17 grey levels
-0..16. Each is stretched to 0..255 and enlarged to 32x32 with Pillow's bicubic filter: that adds no detail, it only
-lets people see the digit. Written are OUTPUT/digits/<digit>/<index>.png, OUTPUT/trainset.txt and
+0..16. Each is scaled to 0..255 and enlarged to 32x32 with Pillow's bicubic filter, which adds no detail but makes the
+digit visible. Written are OUTPUT/digits/<digit>/<index>.png, OUTPUT/trainset.txt and
 OUTPUT/valset.txt (80/20 of each digit), OUTPUT/classes.txt, and OUTPUT/images with 20 images of the validation
 split. A second run writes only what is missing or differs.
 """
@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from tools.datasets.make_lists import Entry, ToolError, format_table, list_text, split_images, write_file
+from common.cli import run_program
+from tools.datasets.make_lists import Entry, format_table, list_text, split_images, write_file
 
 DIGITS = tuple(str(digit) for digit in range(10))
 GREATEST_GREY = 16
@@ -31,10 +31,15 @@ SEED = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write whatever is not yet in place; 0 when complete, 2 if it cannot be written."""
+    """Write the files that are missing or differ; return 0, or 2 where they cannot be written."""
     parser = argparse.ArgumentParser(prog="python -m tools.make_digits", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", default="data_example", metavar="DIR", help="folder (default data_example)")
     output = Path(parser.parse_args(argv).output)
+    return run_program("make_digits", lambda: write_digits(output))
+
+
+def write_digits(output: Path) -> int:
+    """Write the files that are missing or differ, and print their counts; return 0. Raises ToolError."""
     images = draw_digits()
     entries = [(f"{digit}/{index:04d}.png", digit) for digit, index in images]
     splits = split_images(entries, SHARES, SEED, stratify=True)
@@ -43,11 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files["trainset.txt"] = list_text(splits["train"], SEPARATOR).encode()
     files["valset.txt"] = list_text(splits["val"], SEPARATOR).encode()
     files["classes.txt"] = "".join(f"{digit}\n" for digit in DIGITS).encode()
-    try:
-        written = sum(write_file(output / name, data) for name, data in files.items())
-    except ToolError as error:
-        print(f"make_digits: {error}", file=sys.stderr)
-        return 2
+    written = sum(write_file(output / name, data) for name, data in files.items())
     print(format_table(splits, DIGITS))
     in_place = f"all {len(files)} files were already in place, nothing was written"
     print(f"{output}: {f'{written} of {len(files)} files written' if written else in_place}")
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw_digits() -> dict[tuple[int, int], bytes]:
-    """Encode every scan as a 32x32 8-bit grey PNG, by (digit, index), in the order of the digits."""
+    """Return every scan as a 32x32 8-bit grey PNG, by (digit, index), in the order of the digits."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -72,7 +73,7 @@ def draw_digits() -> dict[tuple[int, int], bytes]:
 
 
 def _choose_samples(entries: Sequence[Entry]) -> dict[str, str]:
-    """Take the first few entries of each digit: flat file name -> path below digits/."""
+    """Return the first few entries of each digit: flat file name -> path below digits/."""
     taken: Counter[int] = Counter()
     chosen: dict[str, str] = {}
     for path, digit in entries:

@@ -13,7 +13,6 @@ import json
 import random
 import re
 import sys
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,11 @@ from fractions import Fraction
 from pathlib import Path
 
 from common.atomic_io import write_atomic
+from common.cli import run_program
+from common.console import text_columns
 from common.errors import UserError
-from data_loader.samples import ListError, read_class_folders
+from common.formatting import is_utf8
+from data_loader.samples import read_class_folders
 
 SPLIT_NAMES = ("train", "val", "test")
 Entry = tuple[str, int]  # path relative to the images folder, label
@@ -32,7 +34,7 @@ _COUNT_WIDTH = 9
 
 
 class ToolError(UserError):
-    """A user's mistake, told in one sentence; the program ends with exit code 2."""
+    """A mistake of the user's; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,22 @@ class Images:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the lists; 0 when written, 2 after a mistake in the arguments or the folder."""
+    """Write the lists; return 0, or 2 after a mistake in the arguments or the folder."""
     args = _parse_args(sys.argv[1:] if argv is None else argv)
-    try:
-        shares = parse_shares(args.split)
-        separator = check_separator(args.separator)
-        pattern = _compile(args.group) if args.group else None
-        output = Path(args.output)
-        refuse_existing(output, args.overwrite)
-        images = find_images(args.images)
-        splits = split_images(images.entries, shares, args.seed, stratify=args.stratify, pattern=pattern)
-        write_lists(output, splits, images.class_names, separator)
-        notes = _notes(images, splits, pattern) + _remove_stale_test(output, splits)
-    except (ListError, ToolError) as error:
-        print(f"make_lists: {error}", file=sys.stderr)
-        return 2
+    return run_program("make_lists", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the lists and print their counts; return 0. Raises ToolError, ListError."""
+    shares = parse_shares(args.split)
+    separator = check_separator(args.separator)
+    pattern = _compile(args.group) if args.group else None
+    output = Path(args.output)
+    refuse_existing(output, args.overwrite)
+    images = find_images(args.images)
+    splits = split_images(images.entries, shares, args.seed, stratify=args.stratify, pattern=pattern)
+    write_lists(output, splits, images.class_names, separator)
+    notes = _list_notes(images, splits, pattern) + _remove_stale_test(output, splits)
     print(format_table(splits, images.class_names))
     print(notes, end="")
     print(f"\nLines for the config:\n{config_lines(args.images, output, splits, images.class_names, separator)}")
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_shares(text: str) -> list[Fraction]:
-    """Read two or three shares such as `0.9,0.1` or `1/2,1/4,1/4`; exact, so that they can be summed exactly."""
+    """Return two or three shares from text such as `0.9,0.1` or `1/2,1/4,1/4`, as exact fractions."""
     try:
         shares = [Fraction(part.strip()) for part in text.split(",")]
     except (ValueError, ZeroDivisionError) as error:
@@ -81,15 +84,15 @@ def parse_shares(text: str) -> list[Fraction]:
 
 
 def check_separator(text: str) -> str:
-    r"""Check what is to stand between path and label; `\t` stands for a tab."""
+    r"""Return the separator of path and label, where `\t` is a tab. Raises ToolError."""
     separator = text.replace("\\t", "\t")
     if not separator or re.search(r"[0-9\r\n]", separator):
-        raise ToolError(f'--separator "{text}" cannot be told from a label; use ---- or another text without digits')
+        raise ToolError(f'--separator "{text}" is not distinct from a label; use ---- or another text without digits')
     return separator
 
 
 def find_images(folder: str) -> Images:
-    """Read the class folders below a folder; raises ToolError for a path that no list can hold."""
+    """Return the images in the class folders of a folder. Raises ToolError for a path that no list can hold."""
     found = read_class_folders(folder)
     start = len("" if found.root == "." else found.root.rstrip("/") + "/")
     entries = tuple((sample.path[start:], sample.label) for sample in found.samples)
@@ -99,7 +102,7 @@ def find_images(folder: str) -> Images:
     for path, _ in entries:
         if "\n" in path or "\r" in path:
             raise ToolError(f"the name {path!r} has a line break, which a list cannot hold; rename it")
-        if not _is_utf8(path):
+        if not is_utf8(path):
             raise ToolError(f"the name {path!r} is not UTF-8, which a list must be; rename it")
     return Images(entries, found.class_names)
 
@@ -112,7 +115,7 @@ def split_images(
     stratify: bool = False,
     pattern: re.Pattern[str] | None = None,
 ) -> dict[str, list[Entry]]:
-    """Draw the splits at random; within a split the entries keep their order.
+    """Return random splits by name; within a split the entries keep their order.
 
     Counts are the shares rounded by largest remainder, of all entries or, stratified, of each class. With a pattern,
     entries with the same match stay in one split and the counts come as near as the sizes of the groups allow.
@@ -128,16 +131,16 @@ def split_images(
         splits[SPLIT_NAMES[split]].append(entry)
     for name, share in zip(splits, shares, strict=True):
         if not splits[name]:
-            how = " class by class" * stratify + " with the groups kept whole" * (pattern is not None)
+            how = " class by class" * stratify + " without dividing groups" * (pattern is not None)
             raise ToolError(
-                f"{name}.txt would be empty: a share of {float(share):g} of {len(entries)} images{how} gives none; "
+                f"{name}.txt would be empty: a share of {float(share):g} of {len(entries)} images{how} is none; "
                 "use more images or another --split"
             )
     return splits
 
 
 def round_shares(total: int, shares: Sequence[Fraction]) -> list[int]:
-    """Divide a total by largest remainder, so that the parts sum to it; of equal remainders the first wins."""
+    """Return a total divided by largest remainder, so that the parts sum to it; of equal remainders the first wins."""
     exact = [total * share for share in shares]
     counts = [int(part) for part in exact]
     by_remainder = sorted(range(len(shares)), key=lambda index: counts[index] - exact[index])
@@ -156,38 +159,38 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 def write_lists(
     output: Path, splits: Mapping[str, Sequence[Entry]], class_names: Sequence[str], separator: str
 ) -> list[Path]:
-    """Write the files of render_lists; say which were not already so. Raises ToolError."""
+    """Write the files of render_lists; return the paths of those that changed. Raises ToolError."""
     texts = render_lists(splits, class_names, separator)
     return [output / name for name, text in texts.items() if write_file(output / name, text.encode())]
 
 
 def render_lists(splits: Mapping[str, Sequence[Entry]], class_names: Sequence[str], separator: str) -> dict[str, str]:
-    """Give the text of NAME.txt for each split and of classes.txt, by file name."""
+    """Return the text of NAME.txt for each split and of classes.txt, by file name."""
     texts = {f"{name}.txt": list_text(entries, separator) for name, entries in splits.items()}
     return texts | {"classes.txt": "".join(f"{name}\n" for name in class_names)}
 
 
 def list_text(entries: Sequence[Entry], separator: str) -> str:
-    """Give the text of a list, one entry a line."""
+    """Return the text of a list, one entry per line."""
     return "".join(f"{path}{separator}{label}\n" for path, label in entries)
 
 
 def write_file(path: Path, data: bytes) -> bool:
-    """Write a file complete or not at all; False if it already had this content. Raises ToolError."""
+    """Write a file, complete or not at all; return False if it already had this content. Raises ToolError."""
     try:
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data, durable=False)  # one of up to 70,000, which can be written again
+        write_atomic(path, data, durable=False)
     except OSError as error:
         raise ToolError(f"cannot write {path}: {error.strerror}; choose a folder that can be written to") from error
     return True
 
 
 def format_table(splits: Mapping[str, Sequence[Entry]], class_names: Sequence[str]) -> str:
-    """Tabulate class by split with sums, at most 80 columns wide."""
+    """Return a table of class by split with sums, at most 80 columns wide."""
     counts = {name: Counter(label for _, label in entries) for name, entries in splits.items()}
-    name_width = min(max(map(_width, [*class_names, "class"])), _TABLE_WIDTH - _COUNT_WIDTH * (len(splits) + 1))
+    name_width = min(max(map(text_columns, [*class_names, "class"])), _TABLE_WIDTH - _COUNT_WIDTH * (len(splits) + 1))
     rows = [(name, [counts[split][label] for split in splits]) for label, name in enumerate(class_names)]
     rows.append(("all", [len(entries) for entries in splits.values()]))
     head = _fit("class", name_width) + "".join(f"{text:>{_COUNT_WIDTH}}" for text in [*splits, "all"])
@@ -200,7 +203,7 @@ def format_table(splits: Mapping[str, Sequence[Entry]], class_names: Sequence[st
 def config_lines(
     images: str, output: Path, splits: Mapping[str, Sequence[Entry]], class_names: Sequence[str], separator: str
 ) -> str:
-    """Write the config's lines about this data, to be pasted."""
+    """Return the lines about this data to paste into a config."""
     root = Path(images).as_posix()
     values: dict[str, str | int] = {"num_classes": len(class_names), "file_label_separator": separator}
     values["class_names_file"] = (output / "classes.txt").as_posix()
@@ -230,7 +233,7 @@ def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _bind_separator(argv: Sequence[str]) -> list[str]:
-    """Write `--separator ----` as one word, because argparse takes a value of dashes for a flag."""
+    """Join `--separator ----` to one word, because argparse reads a value of dashes as a flag."""
     words = list(argv)
     if "--separator" in words[:-1]:
         index = words.index("--separator")
@@ -248,7 +251,7 @@ def _compile(regex: str) -> re.Pattern[str]:
 def _assign_entries(
     entries: Sequence[Entry], shares: Sequence[Fraction], generator: random.Random, stratify: bool
 ) -> list[int]:
-    """Choose a split for every entry on its own."""
+    """Return the index of a split for every entry, each drawn by itself."""
     parts: defaultdict[int, list[int]] = defaultdict(list)
     for index, (_, label) in enumerate(entries):
         parts[label if stratify else 0].append(index)
@@ -270,9 +273,9 @@ def _assign_groups(
     stratify: bool,
     pattern: re.Pattern[str],
 ) -> list[int]:
-    """Choose a split for every group in random order, each where it brings the counts nearest to the shares.
+    """Return the index of a split for every entry: groups in random order, each to the split that needs it most.
 
-    Groups too large for the smallest split come first. To sort all by size would leave that split the small ones.
+    Groups too large for the smallest split come first; sorting all by size would leave that split only small groups.
 
     With a counts[split][class] and targets t, adding a group g to a split changes sum((a - t)^2) by
     sum(2 g (a - t) + g^2); the last term is the same for every split.
@@ -288,7 +291,7 @@ def _assign_groups(
     order.sort(key=lambda group: len(groups[group]) <= smallest)
     chosen = [0] * len(entries)
     for group in order:
-        gains = [sum(count * wanted[part] for part, count in sizes[group].items()) for wanted in missing]
+        gains = [sum(count * needed[part] for part, count in sizes[group].items()) for needed in missing]
         split = gains.index(max(gains))
         for part, count in sizes[group].items():
             missing[split][part] -= count
@@ -298,7 +301,7 @@ def _assign_groups(
 
 
 def _find_groups(entries: Sequence[Entry], pattern: re.Pattern[str]) -> list[list[int]]:
-    """Gather the indices of entries with an equal match; an entry without a match is a group of its own."""
+    """Return the indices of entries with an equal match; an entry without a match is its own group."""
     groups: defaultdict[Hashable, list[int]] = defaultdict(list)
     for index, (path, _) in enumerate(entries):
         key = _group_key(path, pattern)
@@ -313,8 +316,8 @@ def _group_key(path: str, pattern: re.Pattern[str]) -> str | None:
     return None if match is None else match.group(1 if pattern.groups else 0)
 
 
-def _notes(images: Images, splits: Mapping[str, Sequence[Entry]], pattern: re.Pattern[str] | None) -> str:
-    """Say what the table does not shout: classes that a split lacks, images that belong to no group."""
+def _list_notes(images: Images, splits: Mapping[str, Sequence[Entry]], pattern: re.Pattern[str] | None) -> str:
+    """Return notes on classes that a split lacks and on images without a group."""
     notes = ""
     for name, entries in splits.items():
         present = {label for _, label in entries}
@@ -330,7 +333,7 @@ def _notes(images: Images, splits: Mapping[str, Sequence[Entry]], pattern: re.Pa
 
 
 def _remove_stale_test(output: Path, splits: Mapping[str, Sequence[Entry]]) -> str:
-    """After an overwritten split into three, take away the old test.txt: its images may be in train.txt now."""
+    """Remove the test.txt of an overwritten split into three: its images may be in train.txt now. Return a note."""
     stale = output / "test.txt"
     if "test" in splits or not stale.exists():
         return ""
@@ -338,23 +341,10 @@ def _remove_stale_test(output: Path, splits: Mapping[str, Sequence[Entry]]) -> s
     return f"note: {stale} of an earlier split was removed\n"
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _width(text: str) -> int:
-    """Columns of a text on a terminal, where a Chinese character takes two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
 def _fit(text: str, width: int) -> str:
     """Pad or cut a text to a width in columns."""
-    if _width(text) > width:
-        while _width(text) > width - 3:
+    if text_columns(text) > width:
+        while text_columns(text) > width - 3:
             text = text[:-1]
         text += "..."
-    return text + " " * (width - _width(text))
+    return text + " " * (width - text_columns(text))

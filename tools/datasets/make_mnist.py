@@ -1,4 +1,4 @@
-"""Lay out MNIST as PNG files with txt lists: the worked example.
+"""Write MNIST as PNG files with txt lists: the worked example.
 
     python -m tools.make_mnist --output data/mnist
 
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from data_loader.samples import ListError, iter_images
+from common.cli import run_program
+from data_loader.samples import iter_images
 from tools.datasets.make_lists import (
     Entry,
     ToolError,
@@ -44,19 +44,20 @@ COUNTS: dict[str, tuple[int, ...]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the images (unless there is a source) and the lists; 0 when complete, 2 after a mistake."""
+    """Write the images (unless there is a source) and the lists; return 0, or 2 after a mistake."""
     args = _parse_args(argv)
+    return run_program("make_mnist", lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the images and the lists, and print their counts; return 0. Raises ToolError, ListError."""
     output = Path(args.output)
-    try:
-        root = Path(args.source) if args.source else output / "images"
-        if not args.source:
-            write_images(root, Path(args.download_root) if args.download_root else output / "download")
-        splits = read_splits(root)
-        check_counts(splits, root)
-        written = _write_once(output, splits, args.overwrite)
-    except (ListError, ToolError) as error:
-        print(f"make_mnist: {error}", file=sys.stderr)
-        return 2
+    root = Path(args.source) if args.source else output / "images"
+    if not args.source:
+        write_images(root, Path(args.download_root) if args.download_root else output / "download")
+    splits = read_splits(root)
+    check_counts(splits, root)
+    written = _write_once(output, splits, args.overwrite)
     print(format_table(splits, DIGITS))
     print("\nEverything was in place." if not written else f"\nWrote {', '.join(map(str, written))}")
     print(f"\nLines for the config:\n{config_lines(root.as_posix(), output, splits, DIGITS, SEPARATOR)}")
@@ -64,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_images(root: Path, download_root: Path) -> int:
-    """Write MNIST's 70,000 images as PNG files and say how many were missing. Raises ToolError without a download."""
+    """Write MNIST's 70,000 images as PNG files; return how many were missing. Raises ToolError without a download."""
     written = 0
     for split, first_index, is_training in (("train", 0, True), ("test", TRAINING_IMAGES, False)):
         for position, (pixels, digit) in enumerate(_download(download_root, is_training)):
             path = root / split / str(digit) / f"{first_index + position:05d}.png"
-            if path.exists():  # each file was written whole, so an interrupted run goes on here
+            if path.exists():  # files are written atomically, so an interrupted run continues here
                 continue
             buffer = io.BytesIO()
             pixels.save(buffer, format="PNG")
@@ -78,10 +79,10 @@ def write_images(root: Path, download_root: Path) -> int:
 
 
 def read_splits(root: Path, validation_images: int = VALIDATION_IMAGES) -> dict[str, list[Entry]]:
-    """Read {train,test}/<digit>/<index>.png into the three splits, in the original order.
+    """Return the three splits of {train,test}/<digit>/<index>.png, in the original order.
 
     Training images with an index below `validation_images` are the validation split.
-    Raises ToolError for a missing folder, a file name that is no index and an index that occurs twice.
+    Raises ToolError for a missing folder, a file name that is no index, and an index that occurs twice.
     """
     training = _read_original(root, "train")
     return {
@@ -122,7 +123,7 @@ def _download(download_root: Path, is_training: bool) -> Iterator[tuple[Image.Im
 
 
 def _read_original(root: Path, part: str) -> dict[int, Entry]:
-    """Map the original index to the entry, in the order of the index."""
+    """Return the entries by their original index, in its order."""
     found: dict[int, Entry] = {}
     for label, digit in enumerate(DIGITS):
         folder = root / part / digit
@@ -141,7 +142,7 @@ def _read_original(root: Path, part: str) -> dict[int, Entry]:
 
 
 def _write_once(output: Path, splits: Mapping[str, Sequence[Entry]], overwrite: bool) -> list[Path]:
-    """Write the lists; lists with other content are left alone unless they may be overwritten."""
+    """Write the lists; return the changed ones. Raises ToolError for other lists that must not be overwritten."""
     texts = render_lists(splits, DIGITS, SEPARATOR)
     if not all(_holds(output / name, text) for name, text in texts.items()):
         refuse_existing(output, overwrite)
