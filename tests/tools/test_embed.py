@@ -238,7 +238,7 @@ def test_a_net_whose_last_layer_does_not_run_is_refused(tmp_path: Path) -> None:
         ("--images", "nowhere", "no such folder (relative paths start from"),
         ("--images", "empty", "no images in it or below it; endings known: .jpg"),
         ("--output", "E.txt", 'the file must end in .npz, got ".txt"'),
-        ("--output", "folder.npz", "it is a folder; name a file"),
+        ("--output", "folder.npz", "it is a folder; give a file"),
         ("--output", "a.file/E.npz", "a.file is a file, not a folder"),
         ("--weights", "none.pth", "no such file"),
         ("--batch_size", "0", "--batch_size must be at least 1, got 0"),
