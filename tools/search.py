@@ -136,7 +136,7 @@ def write_csv(path: Path, root: Path, results: Sequence[SearchResult]) -> None:
             table.writerow([found.query, rank, f"{hit.similarity:.6f}", (root / hit.file).as_posix()])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.getvalue().encode("utf-8-sig", "backslashreplace"), durable=False)
+        write_atomic(path, text.getvalue().encode("utf-8-sig", "backslashreplace"))
 
 
 def write_sheet(path: Path, root: Path, results: Sequence[SearchResult], max_pixels: int) -> None:
@@ -146,7 +146,7 @@ def write_sheet(path: Path, root: Path, results: Sequence[SearchResult], max_pix
     sheet = _stack([_draw_result(found, root, max_pixels) for found in results[:SHEET_QUERIES]])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path, durable=False) as temporary:
+        with atomic_path(path) as temporary:
             sheet.save(temporary, "PNG", optimize=True)
 
 

@@ -181,7 +181,7 @@ def write_file(path: Path, data: bytes) -> bool:
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, data, durable=False)
+        write_atomic(path, data, durable=False)  # one of up to 70,000, which can be written again
     except OSError as error:
         raise ToolError(f"cannot write {path}: {error.strerror}; choose a folder that can be written to") from error
     return True

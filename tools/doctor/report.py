@@ -69,7 +69,7 @@ def write_report(report: dict[str, Any], study: Study, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     for name, content in (("doctor.json", text), ("doctor.html", render_html(report, study))):
-        write_atomic(folder / name, content, durable=False)
+        write_atomic(folder / name, content)
     return folder / "doctor.html"
 
 

@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,11 @@ def test_a_service_is_loaded_and_stopped(tmp_path: Path) -> None:
         assert figures["rate"] > 0 and figures["errors"] == 0 and figures["p50 ms"] <= figures["p99 ms"]
         assert 0 < figures["cores"] <= (os.cpu_count() or 1) + 0.5
         assert 1 < figures["MB at start"] < 200 and 1 < figures["MB at end"] < 200
-        assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"  # stopped
+        for _ in range(1000):  # a signal arrives a little later
+            if is_stopped := Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                break
+            time.sleep(0.01)
+        assert is_stopped
     finally:
         side.close()
     assert side.process.returncode is not None and memory_mb(pid) == 0.0
