@@ -39,12 +39,11 @@ from deploy.inference.decision import decide
 from deploy.inference.predictor import Predictor
 from deploy.service.request_parser import RequestError, read_upload
 from deploy.service.routes import NATIVE
-from deploy.service.server import service_of
+from deploy.service.server import open_server
 from nets import net_interface
 from pytorch2json.converter import convert
 from pytorch2json.interpreter import Interpreter
 from pytorch2json.network import DescriptionError, read_description, write_description
-from tests.deploy.service.test_batching import METADATA, GatedBackend, png
 from tests.helpers.fuzzing import (
     BYTES,
     DIGITS,
@@ -61,7 +60,7 @@ from tests.helpers.fuzzing import (
     mutated,
     watched,
 )
-from tests.helpers.serving import OTHER, flags, write_page
+from tests.helpers.serving import METADATA, OTHER, GatedBackend, flags, png, write_page
 from trainers.config_checks import net_problems
 from trainers.train_state import Progress
 
@@ -400,9 +399,9 @@ def test_forms_and_uploads() -> None:
 
 
 def flags_of_limits() -> Any:
-    from deploy.service.cli_args import limits_of
+    from deploy.service.cli_args import limits_from
 
-    return limits_of(flags())
+    return limits_from(flags())
 
 
 App = Callable[..., Any]
@@ -412,7 +411,7 @@ App = Callable[..., Any]
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     page = write_page(tmp_path_factory.mktemp("page"))
     predictor = Predictor(GatedBackend(), replace(METADATA, preprocess=Preprocess(8, 8)))
-    with service_of(predictor, [NATIVE, OTHER], flags("--workers", 1), "", page) as server:
+    with open_server(predictor, [NATIVE, OTHER], flags("--workers", 1), "", page) as server:
         yield server.config.app
 
 

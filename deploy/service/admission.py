@@ -1,4 +1,4 @@
-"""How many images the service lets in: few while more come than it can answer, many while it is slow for a moment."""
+"""Admission control: how many images the service holds, few under overload and many while it is slow for a moment."""
 
 from __future__ import annotations
 
@@ -7,97 +7,144 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-SHORT = 0.5  # of the queue is open while more comes than can be answered
-LONG = 4  # times the queue, while less comes than usually is
-MEMORY_S = 60.0  # of a stage's work
-TICK_S = 0.1  # between two signs of life
+OVERLOAD_SHARE = 0.5  # of the queue is open under overload
+SLOW_FACTOR = 4  # times the queue is open while no more images arrive than usual
+WINDOW_S = 60.0  # of a stage's work, over which its throughput is averaged
+TICK_S = 0.1  # between two ticks of the event loop
 
 
 class QueueFullError(Exception):
-    """As many images are held as may be now; none of this request has been taken."""
+    """The queue is full; none of the request's images has been admitted."""
 
 
-class Pace:
-    """How fast a stage of `threads` threads usually is: over its last minute of work, the older the less it counts."""
+class Throughput:
+    """Images a second of a stage of `threads` threads: an exponential average over its last minute of work."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._images, self._seconds = 0.0, 0.0
         self._lock = threading.Lock()
 
-    def note(self, images: int, seconds: float) -> None:
-        """Add what one thread has done. Any thread may call it."""
-        kept = math.exp(-seconds / (self._threads * MEMORY_S))
+    def record(self, images: int, seconds: float) -> None:
+        """Add the work of one thread. Any thread may call it."""
+        kept = math.exp(-seconds / (self._threads * WINDOW_S))
         with self._lock:
             self._images = self._images * kept + images
             self._seconds = self._seconds * kept + seconds
 
     def images_per_second(self) -> float:
-        """Give what all threads together do while they are at work; 0 where nothing is known yet."""
+        """Return what all threads together process while they work; 0 before the first `record`."""
         with self._lock:
             return self._threads * self._images / self._seconds if self._seconds else 0.0
 
 
-class Admission:
-    """Counts the images that are held, and lets in or refuses.
+class VirtualQueue:
+    """The queue that the offered load would make at the usual throughput (adaptive virtual queue).
 
-    A full queue makes everybody wait for all of it. Where more comes than can be answered, it would stay full, and a
-    short one answers as many: SHORT of `queue_size`. Where the machine is slow for a moment, no more comes than is
-    answered otherwise, and all of it should be, late as it may be: LONG times `queue_size`. Which of both it is, a
-    queue tells that is only reckoned: what is asked for, refused or not, comes in, and leaves at the slowest stage's
-    usual pace (an adaptive virtual queue: Kunniyur & Srikant 2001): too much where it passes `queue_size`, no more than
-    usual below half of that, and between them what may be a burst, which `queue_size` is for. Whoever finds nobody may
-    bring so many. What comes at once after a pause of the process itself, which `tick` tells, has come in the pause.
+    All images arrive here, admitted or not, and leave at the usual rate. So it is long under overload, and short while
+    only the service is slow for a moment. Source: Kunniyur and Srikant, "Analysis and design of an adaptive
+    virtual queue (AVQ) algorithm for active queue management", SIGCOMM 2001.
 
-    Not made for several threads.
+    What is sent while the process is paused arrives all at once afterwards. A pause, seen as a late `tick`, therefore
+    gives a credit: so many images may arrive before the length counts from 0 again.
     """
 
-    def __init__(self, queue_size: int, stages: Sequence[Pace], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, max_length: float, max_credit: float, now: float) -> None:
+        self._max_length, self._max_credit = max_length, max_credit
+        self._length = 0.0  # below 0: credit of a pause
+        self._updated_at = now
+        self._ticked_at = math.inf  # no tick yet
+
+    @property
+    def length(self) -> float:
+        """Images in the queue; below 0 while the credit of a pause lasts."""
+        return self._length
+
+    def advance(self, now: float, rate: float) -> None:
+        """Let images leave at `rate` (1/s) up to now, and old credit expire at the same rate."""
+        left = rate * (now - self._updated_at)
+        credit = self._pause_credit(now, rate)
+        if self._length < 0:
+            self._length = min(self._length + left, -credit)
+        else:
+            self._length = max(self._length - left, -credit)
+        self._updated_at = now
+
+    def add(self, images: int) -> None:
+        """Let images arrive. The length is capped, so that it is soon short again after an overload."""
+        self._length = min(self._length + images, self._max_length)
+
+    def remove(self, images: int) -> None:
+        """Take images back that caused no work; this gives no credit."""
+        self._length = min(self._length, max(self._length - images, 0.0))
+
+    def tick(self, now: float) -> None:
+        """Record that the event loop runs, after `advance`."""
+        self._ticked_at = now
+
+    def _pause_credit(self, now: float, rate: float) -> float:
+        """Return how many images may have been sent while no tick came."""
+        paused_s = now - max(self._ticked_at + TICK_S, self._updated_at)
+        return min(rate * max(paused_s, 0.0), self._max_credit)
+
+
+class Admission:
+    """Counts the images in the service, and admits a request or refuses it. Not thread-safe.
+
+    The limit follows from the virtual queue:
+
+    - longer than `queue_size` (overload): OVERLOAD_SHARE of `queue_size`. A longer queue would serve no more requests,
+      only later. Into an empty service `queue_size` images are admitted all the same;
+    - at most half of `queue_size` (usual load): SLOW_FACTOR times `queue_size`. If the real queue is long nevertheless,
+      the machine is slow for a moment or was paused, and nothing is gained by refusing;
+    - between them (a burst): `queue_size`.
+    """
+
+    def __init__(
+        self, queue_size: int, stages: Sequence[Throughput], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._queue_size, self._stages, self._clock = queue_size, stages, clock
-        self._short, self._long = math.ceil(SHORT * queue_size), LONG * queue_size
-        self._reckoned, self._reckoned_at = 0.0, clock()  # below 0: so many may still come of a pause
-        self._ticked_at = math.inf  # never
+        self._overload_limit, self._slow_limit = math.ceil(OVERLOAD_SHARE * queue_size), SLOW_FACTOR * queue_size
+        self._virtual = VirtualQueue(2.0 * queue_size, self._slow_limit, clock())
         self.held = 0  # images
 
     def has_room(self, images: int = 1) -> bool:
-        """Say whether so many would be let in now."""
-        most = self._queue_size
-        if self._reckoned > self._queue_size and self.held:
-            most = self._short
-        elif self._reckoned <= self._queue_size / 2:
-            most = self._long
-        return self.held + images <= most
+        """Return whether so many would be admitted now."""
+        return self.held + images <= self._limit()
 
     def check(self) -> None:
-        """Raise QueueFullError where not one image would be let in; of a request that is, `let_in` hears later."""
-        self._reckon(0)
+        """Raise QueueFullError where not one image would be admitted; an admitted request calls `acquire` later."""
+        self._advance()
         if not self.has_room():
-            self._reckon(1)
+            self._virtual.add(1)
             raise QueueFullError
 
-    def let_in(self, images: int) -> None:
-        """Hold so many more, all or none. Raises QueueFullError."""
-        self._reckon(images)
+    def acquire(self, images: int) -> None:
+        """Admit so many images, all or none. Raises QueueFullError."""
+        self._advance()
+        self._virtual.add(images)
         if not self.has_room(images):
             raise QueueFullError
         self.held += images
 
-    def let_out(self, images: int, without_work: int = 0) -> None:
-        """Hold so many less, of which some were no images or wanted by nobody: they are not reckoned."""
+    def release(self, images: int, without_work: int = 0) -> None:
+        """Count images as done. `without_work` of them caused none: damaged ones, or the client had left."""
         self.held -= images
-        self._reckoned = min(self._reckoned, max(self._reckoned - without_work, 0.0))
+        self._virtual.remove(without_work)
 
     def tick(self) -> None:
-        """Give a sign of life, each TICK_S: where it is late, the process was not at work."""
-        self._reckon(0)
-        self._ticked_at = self._reckoned_at
+        """Record that the event loop runs; called each TICK_S."""
+        self._virtual.tick(self._advance())
 
-    def _reckon(self, images: int) -> None:
+    def _limit(self) -> int:
+        if self._virtual.length > self._queue_size and self.held:
+            return self._overload_limit
+        if self._virtual.length <= self._queue_size / 2:
+            return self._slow_limit
+        return self._queue_size
+
+    def _advance(self) -> float:
+        """Bring the virtual queue up to date with the slowest stage's throughput, and return the time."""
         now = self._clock()
-        usual = min(stage.images_per_second() for stage in self._stages)
-        done = usual * (now - self._reckoned_at)
-        paused_s = max(now - max(self._ticked_at + TICK_S, self._reckoned_at), 0.0)
-        missed = -min(usual * paused_s, self._long)  # so many may have come in a pause, and no more are held
-        left = min(self._reckoned + done, missed) if self._reckoned < 0 else max(self._reckoned - done, missed)
-        self._reckoned = min(left + images, 2.0 * self._queue_size)  # no more: it should soon be over
-        self._reckoned_at = now
+        self._virtual.advance(now, min(stage.images_per_second() for stage in self._stages))
+        return now

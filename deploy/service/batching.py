@@ -1,4 +1,4 @@
-"""Micro-batching: images of many requests are decoded in threads and answered together by one net thread."""
+"""Micro-batching: images of many requests are decoded in threads, and one net thread runs them in batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor, Prepared, prepare
-from deploy.service.admission import Admission, Pace
+from deploy.service.admission import Admission, Throughput
 from deploy.service.image_decoder import ImageDecoder
 
 T = TypeVar("T")
@@ -24,30 +24,30 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class _Job:
-    """One request. Only the event loop changes it; the threads look whether anybody still waits."""
+    """One request. Only the event loop changes it; the threads check whether it still waits."""
 
-    answered: asyncio.Future[list[Prediction]]
-    answers: list[Prediction]
-    left: int
+    future: asyncio.Future[list[Prediction]]
+    predictions: list[Prediction]
+    remaining: int
 
 
 @dataclass(frozen=True)
-class _Image:
+class _QueuedImage:
     job: _Job
     index: int
     prepared: Prepared
 
 
-_Result = tuple[_Job, int, Prediction | Exception | None]  # None: nobody waited for it
+_Result = tuple[_Job, int, Prediction | Exception | None]  # None: the request was done already, cancelled say
 
 
 class MicroBatcher:
-    """Answers for images of many requests: whatever is ready when the net is free makes the next batch.
+    """Predicts for images of many requests: all images that are ready when the net is free make the next batch.
 
     How many images are held (decoding, ready, or in the net) follows from `queue_size`: see Admission.
-    With `batch_wait_ms` a batch that is not full waits so long for more. `on_batch` hears in the net's thread how many
-    images a batch had, and its seconds.
-    `submit` belongs to one event loop; the other methods may be called anywhere.
+    A batch that is not full waits `batch_wait_ms` for more. `on_batch` is called in the net's thread with a batch's
+    number of images and its seconds.
+    `submit` belongs to one event loop; the other methods may be called from any thread.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class MicroBatcher:
         self._batch_size, self._workers, self._topk = batch_size, workers, topk
         self._batch_wait_s = batch_wait_ms / 1000
         self._has_fixed_sizes = predictor.backend.name == "openvino" and predictor.metadata.precision == "int8"
-        self._decoding_pace, self._net_pace = Pace(workers), Pace(1)
-        self._admission = Admission(queue_size, [self._decoding_pace, self._net_pace])
-        self._ready: deque[_Image] = deque()
+        self._decoding_throughput, self._net_throughput = Throughput(workers), Throughput(1)
+        self._admission = Admission(queue_size, [self._decoding_throughput, self._net_throughput])
+        self._ready: deque[_QueuedImage] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._is_closed = False
         self._changed = threading.Condition()  # guards the three above
@@ -78,23 +78,23 @@ class MicroBatcher:
         self._net.start()
 
     def submit(self, images: Sequence[bytes]) -> asyncio.Future[list[Prediction]]:
-        """Take the encoded images of a request; a bad one's answer has an error. `file` stays empty.
+        """Queue a request's encoded images and return a future of their predictions, in order.
 
-        What has not been done yet is left out once the future is done, cancelled say. It raises BackendError where the
-        net fails. Raises QueueFullError.
+        A damaged image's prediction has an error; `file` stays empty. Work not yet begun is skipped once the future is
+        done, cancelled say. The future raises BackendError where the net fails. Raises QueueFullError.
         """
-        self._admission.let_in(len(images))
+        self._admission.acquire(len(images))
         job = _Job(asyncio.get_running_loop().create_future(), [Prediction("")] * len(images), len(images))
         for index, data in enumerate(images):
             self._pool.submit(self._prepare, job, index, data)
-        return job.answered
+        return job.future
 
     def in_pool(self, function: Callable[..., T], *args: Any, is_large: bool = False) -> Future[T]:
-        """Run a function in a decoding thread; in the one for large images, where it decodes such."""
+        """Run a function in a decoding thread; `is_large`: in the thread for large images."""
         return (self._pool_of_one if is_large else self._pool).submit(function, *args)
 
     def in_net_thread(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        """Run a function between two batches: backends are not made for several threads."""
+        """Run a function between two batches: backends are not thread-safe."""
         done: Future[T] = Future()
 
         def call() -> None:
@@ -102,7 +102,7 @@ class MicroBatcher:
                 return
             try:
                 done.set_result(function(*args))
-            except Exception as error:  # whoever waits for it hears of it
+            except Exception as error:  # the future raises it
                 done.set_exception(error)
 
         with self._changed:
@@ -111,7 +111,7 @@ class MicroBatcher:
         return done
 
     def warm_up(self) -> Prediction:
-        """Answer for a grey image in the batch sizes to come: what they make a runtime compile, no request waits for.
+        """Predict for a grey image in all batch sizes to come, so that no request waits while a runtime compiles.
 
         Raises BackendError.
         """
@@ -119,23 +119,23 @@ class MicroBatcher:
 
     @property
     def held(self) -> int:
-        """How many images are held."""
+        """The number of images decoding, waiting or in the net."""
         return self._admission.held
 
     def check_room(self) -> None:
-        """Tell, before a request's body is read, whether an image would be taken. Raises QueueFullError."""
+        """Check, before a request's body is read, that an image would be admitted. Raises QueueFullError."""
         self._admission.check()
 
     def tick(self) -> None:
-        """Hear that the event loop is at work; called each TICK_S."""
+        """Record that the event loop runs; called each TICK_S."""
         self._admission.tick()
 
     def is_ready(self) -> bool:
-        """Say whether an image would be taken, and answered."""
+        """Return whether an image would be admitted, and the net's thread runs."""
         return self._admission.has_room() and self._net.is_alive()
 
     def close(self) -> None:
-        """Finish what has been taken, then end the threads."""
+        """Finish the queued images, then end the threads."""
         self._pool.shutdown(wait=True)  # first: it hands large images on
         self._pool_of_one.shutdown(wait=True)
         with self._changed:
@@ -144,26 +144,24 @@ class MicroBatcher:
         self._net.join()
 
     def _prepare(self, job: _Job, index: int, data: bytes, may_be_large: bool = False) -> None:
-        outcome: Prediction | Exception | None = None
-        if not job.answered.done():  # else nobody waits for it any more
-            started = time.perf_counter()
-            try:
-                prepared = self._decoder.prepared(data, may_be_large=may_be_large)
-            except Exception as error:  # a fault of ours: the request hears of it, and does not wait for ever
-                outcome = error
-            else:
-                if not prepared.error:
-                    seconds = time.perf_counter() - started
-                    self._decoding_pace.note(1, seconds * self._workers if may_be_large else seconds)  # one at a time
-                    self._put(_Image(job, index, prepared))
-                    return
-                if not may_be_large:  # it is large, or bad: a second look tells which, and holds no small one up
-                    self._pool_of_one.submit(self._prepare, job, index, data, True)
-                    return
-                outcome = Prediction("", error=prepared.error)
-        _deliver(self._take, [(job, index, outcome)])
+        if job.future.done():  # the request does not wait any more
+            return self._deliver([(job, index, None)])
+        started = time.perf_counter()
+        try:
+            prepared = self._decoder.prepared(data, may_be_large=may_be_large)
+        except Exception as error:  # a bug: the request fails, and does not wait for ever
+            return self._deliver([(job, index, error)])
+        seconds = time.perf_counter() - started
+        if not prepared.error:
+            # one large image is decoded at a time
+            self._decoding_throughput.record(1, seconds * self._workers if may_be_large else seconds)
+            self._put(_QueuedImage(job, index, prepared))
+        elif may_be_large:
+            self._deliver([(job, index, Prediction("", error=prepared.error))])
+        else:  # large or damaged: a second try finds out, and delays no small one
+            self._pool_of_one.submit(self._prepare, job, index, data, True)
 
-    def _put(self, image: _Image) -> None:
+    def _put(self, image: _QueuedImage) -> None:
         with self._changed:
             self._ready.append(image)
             self._changed.notify()
@@ -173,7 +171,7 @@ class MicroBatcher:
             pass
 
     def _step(self) -> bool:
-        """Answer for one batch, then make the calls that wait; False once all is done and closed."""
+        """Run one batch, then the calls that wait; return False once all is done and closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._calls or self._is_closed)
             if self._batch_wait_s and self._ready:
@@ -181,58 +179,62 @@ class MicroBatcher:
             batch = [self._ready.popleft() for _ in range(self._next_size(len(self._ready)))]
             calls = [self._calls.popleft() for _ in range(len(self._calls))]
         if batch:
-            self._answer(batch)
+            self._run_batch(batch)
         for call in calls:
             call()
         return bool(batch or calls) or not self._is_closed
 
     def _next_size(self, count: int) -> int:
-        """Say how many of the images that are ready go into the net.
+        """Return how many of the images that are ready make the next batch.
 
-        Programs for fixed batch sizes, powers of two, would fill up 5 to 8: 4 go, and the fifth with those that come.
+        Programs for fixed batch sizes, powers of two, would pad 5 images to 8: 4 go, and the fifth with later ones.
         """
         size = min(count, self._batch_size)
         return 1 << (size.bit_length() - 1) if self._has_fixed_sizes and size else size
 
-    def _answer(self, batch: Sequence[_Image]) -> None:
+    def _run_batch(self, batch: Sequence[_QueuedImage]) -> None:
         wanted, results = [], list[_Result]()
         for image in batch:
-            if image.job.answered.done():
+            if image.job.future.done():
                 results.append((image.job, image.index, None))
             else:
                 wanted.append(image)
         if wanted:
-            results += self._answered(wanted)
-        _deliver(self._take, results)
+            results += self._predict(wanted)
+        self._deliver(results)
 
-    def _answered(self, wanted: Sequence[_Image]) -> list[_Result]:
+    def _predict(self, wanted: Sequence[_QueuedImage]) -> list[_Result]:
         started = time.perf_counter()
         outcomes: Sequence[Prediction | Exception]
         try:
             outcomes = self._predictor.answer_prepared([image.prepared for image in wanted], self._topk)
-        except Exception as error:  # each request hears of it, and the thread lives on
+        except Exception as error:  # each request fails, and the thread lives on
             outcomes = [error] * len(wanted)
         seconds = time.perf_counter() - started
-        self._net_pace.note(len(wanted), seconds)
+        self._net_throughput.record(len(wanted), seconds)
         self._on_batch(len(wanted), seconds)
         return [(image.job, image.index, outcome) for image, outcome in zip(wanted, outcomes, strict=True)]
 
-    def _take(self, results: Sequence[_Result]) -> None:
-        """Note what became of images; this runs in the event loop."""
+    def _deliver(self, results: Sequence[_Result]) -> None:
+        with suppress(RuntimeError):  # the event loop has ended, and no request waits
+            results[0][0].future.get_loop().call_soon_threadsafe(self._collect, results)
+
+    def _collect(self, results: Sequence[_Result]) -> None:
+        """Release images from the queue and complete their requests; runs in the event loop."""
         without_work = sum(
             outcome is None or (isinstance(outcome, Prediction) and bool(outcome.error)) for *_, outcome in results
         )
-        self._admission.let_out(len(results), without_work)
+        self._admission.release(len(results), without_work)
         for job, index, outcome in results:
-            job.left -= 1
-            if job.answered.done():
+            job.remaining -= 1
+            if job.future.done():
                 continue
             if isinstance(outcome, Exception):
-                job.answered.set_exception(outcome)
+                job.future.set_exception(outcome)
             elif outcome is not None:
-                job.answers[index] = outcome
-                if job.left == 0:
-                    job.answered.set_result(job.answers)
+                job.predictions[index] = outcome
+                if job.remaining == 0:
+                    job.future.set_result(job.predictions)
 
     def _warm_up(self) -> Prediction:
         metadata = self._predictor.metadata
@@ -241,12 +243,7 @@ class MicroBatcher:
             "", prepare(Image.new("RGB" if metadata.preprocess.channels == 3 else "L", size, "grey"), metadata)
         )
         sizes = [1 << power for power in range((self._batch_size - 1).bit_length())]
-        answers = []
+        predictions = list[Prediction]()
         for count in (*sizes, self._batch_size, self._batch_size):  # OpenVINO compiles what comes twice for itself
-            answers = self._predictor.answer_prepared([grey] * count, self._topk)
-        return answers[0]
-
-
-def _deliver(take: Callable[[Sequence[_Result]], None], results: Sequence[_Result]) -> None:
-    with suppress(RuntimeError):  # the loop has ended, and nobody waits
-        results[0][0].answered.get_loop().call_soon_threadsafe(take, results)
+            predictions = self._predictor.answer_prepared([grey] * count, self._topk)
+        return predictions[0]

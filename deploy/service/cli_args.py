@@ -1,4 +1,4 @@
-"""The service's flags, and among them its limits."""
+"""The service's flags, its limits among them."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from deploy.service.limits import Limits
 
 TOKEN_VARIABLE = "SERVICE_TOKEN"
 EPILOG = f"""\
-The environment variable {TOKEN_VARIABLE}, where it is set, is a bearer token that
-requests must carry. SIGTERM and Ctrl-C let what is in flight end first."""
+The environment variable {TOKEN_VARIABLE}, if set, is the bearer token that
+requests must carry. On SIGTERM and Ctrl-C, requests in flight are completed first."""
 
 
 def add_service_flags(parser: argparse.ArgumentParser) -> None:
-    """Add every flag of the service but --weights, --device and --service_port, which programs name each their way."""
+    """Add all flags of the service but --weights, --device and --service_port, which each program names itself."""
     add = parser.add_argument_group("service").add_argument
-    add("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1: this machine alone)")
+    add("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1: this machine only)")
     add(
         "--http_status",
         choices=("true", "ok"),
         default="true",
-        help="HTTP status of a mistake's answer: the true one (default), or 200, with the code in the answer alone",
+        help="HTTP status of an error response: the actual code (default), or 200 with the code in the body only",
     )
-    add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes told of an image (default 5)")
+    add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes listed for an image (default 5)")
     add("--runtime", choices=RUNTIMES, default="auto", help="what runs an ONNX file (default auto)")
     add("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
     workers = min(os.cpu_count() or 1, 16)
-    add("--workers", metavar="N", type=number(1, 256), default=workers, help=f"threads that decode (default {workers})")
+    add("--workers", metavar="N", type=number(1, 256), default=workers, help=f"decoding threads (default {workers})")
     add("--batch_size", metavar="N", type=number(1, 1024), default=8, help="images in the net at once (default 8)")
-    add("--no_batching", action="store_true", help="the net takes images one by one: --batch_size 1")
+    add("--no_batching", action="store_true", help="one image at a time: --batch_size 1")
     add(
         "--batch_wait_ms",
         metavar="MS",
         type=number(0.0, 1000.0),
         default=0.0,
-        help="how long a batch that is not full waits for more (default 0)",
+        help="how long a batch that is not full waits for more images (default 0)",
     )
     add(
         "--drain_s",
         metavar="S",
         type=number(0.0, 3600.0),
         default=2.0,
-        help="how long after SIGTERM requests are still taken, while /readyz says no (default 2)",
+        help="how long after SIGTERM requests are still served, while /readyz fails (default 2)",
     )
     add_limit = parser.add_argument_group("limits").add_argument
     for item in fields(Limits):
@@ -54,6 +54,6 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
         add_limit(f"--{item.name}", metavar="N", type=number(low, high), default=default, help=text)
 
 
-def limits_of(args: argparse.Namespace) -> Limits:
-    """Give the limits that the flags say."""
+def limits_from(args: argparse.Namespace) -> Limits:
+    """Return the limits that the flags set."""
     return Limits(**{item.name: getattr(args, item.name) for item in fields(Limits)})

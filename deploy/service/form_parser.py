@@ -1,4 +1,4 @@
-"""Forms: the fields of an urlencoded or multipart body, within limits."""
+"""Forms: the fields of an urlencoded or multipart body, read within limits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ BOUNDARY = re.compile(rb"[ -~]{1,70}")  # RFC 2046, 5.1.1
 
 
 class FormError(UserError):
-    """A form that cannot be read, or that passes a limit; the message is one sentence for whoever sent it."""
+    """A form that cannot be read, or that exceeds a limit; the message is one sentence for the client."""
 
-    def __init__(self, sentence: str, status: int = 400) -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
         self.status = status
 
 
@@ -43,7 +43,7 @@ def urlencoded_fields(body: bytes, max_fields: int) -> list[Field]:
     if body.count(b"%") > MAX_ESCAPES:
         raise FormError(f"the form has more than {MAX_ESCAPES} percent escapes", 413)
     pairs = (pair.partition(b"=") for pair in body.split(b"&"))
-    return [Field(_unescaped(name).decode("utf-8", "replace"), _unescaped(value)) for name, _, value in pairs]
+    return [Field(_unescape(name).decode("utf-8", "replace"), _unescape(value)) for name, _, value in pairs]
 
 
 def multipart_fields(body: bytes, content_type: str, max_parts: int, max_header_bytes: int) -> list[Field]:
@@ -53,29 +53,29 @@ def multipart_fields(body: bytes, content_type: str, max_parts: int, max_header_
         raise FormError("the form's Content-Type names no boundary")
     reader = _Reader(max_parts, max_header_bytes)
     try:
-        size = len(body)  # the parser's own limits: the reader's sentences tell more
+        size = len(body)  # the parser's own limits are off: the reader's messages are clearer
         parser = MultipartParser(boundary, reader.callbacks(), max_header_count=size, max_header_size=size)
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
         raise FormError("the multipart form is damaged") from error
-    if not reader.is_whole:
+    if not reader.is_complete:
         raise FormError("the multipart form ends too early")
     return reader.fields
 
 
-def _unescaped(text: bytes) -> bytes:
+def _unescape(text: bytes) -> bytes:
     return unquote_to_bytes(text.replace(b"+", b" "))
 
 
 @dataclass
 class _Reader:
-    """What python_multipart's parser calls while it reads."""
+    """The callbacks of python_multipart's parser."""
 
     max_parts: int
     max_header_bytes: int
     fields: list[Field] = field(default_factory=list)
-    is_whole: bool = False
+    is_complete: bool = False
     _headers: dict[bytes, bytes] = field(default_factory=dict)
     _name: bytes = b""
     _value: bytes = b""
@@ -90,7 +90,7 @@ class _Reader:
             "on_header_end": self._header_end,
             "on_part_data": lambda data, start, end: self._data.append(data[start:end]),
             "on_part_end": self._end,
-            "on_end": self._whole,
+            "on_end": self._complete,
         }
 
     def _begin(self) -> None:
@@ -124,5 +124,5 @@ class _Reader:
         name = options[b"name"].decode("utf-8", "replace")
         self.fields.append(Field(name, b"".join(self._data), is_file))
 
-    def _whole(self) -> None:
-        self.is_whole = True
+    def _complete(self) -> None:
+        self.is_complete = True

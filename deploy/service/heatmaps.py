@@ -1,4 +1,4 @@
-"""Heat maps for the service: the map of an answer laid over the image it was given for, as a data URL."""
+"""Heat maps for the service: the map of a prediction laid over its image, as a data URL."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from deploy.service.batching import MicroBatcher
 from deploy.service.image_decoder import ImageDecoder
 from visualization.heatmap_overlay import heat_map_image
 
-MAX_SIDE_PX = 1024  # of what is sent back
+MAX_SIDE_PX = 1024  # of the JPEG in the response
 SIDES_PX = (448, MAX_SIDE_PX)
 
 
 class HeatMaps:
-    """Makes heat maps, `at_once` at a time: each holds its image, and takes the net longer than an answer."""
+    """Makes heat maps, at most `at_once` at a time: each holds its image, and takes longer than a prediction."""
 
     def __init__(
         self, mapper: HeatMapper, metadata: ModelMetadata, decoder: ImageDecoder, batcher: MicroBatcher, at_once: int
     ) -> None:
         self._mapper, self._metadata, self._decoder, self._batcher = mapper, metadata, decoder, batcher
-        self._turn = asyncio.Semaphore(at_once)
+        self._slots = asyncio.Semaphore(at_once)
 
     async def data_url(self, data: bytes, label: int) -> str:
-        """Give data:image/jpeg;base64,... of an encoded decoded under its map. Raises BackendError, ImageError."""
-        async with self._turn:
+        """Return an encoded image under its map, as data:image/jpeg;base64,... Raises BackendError, ImageError."""
+        async with self._slots:
             try:
-                decoded, image = await asyncio.wrap_future(self._batcher.in_pool(self._seen, data, False))
-            except ImageError:  # it is a large one
-                seen = self._batcher.in_pool(self._seen, data, True, is_large=True)
-                decoded, image = await asyncio.wrap_future(seen)
-            found = await asyncio.wrap_future(self._batcher.in_net_thread(self._mapper, image, label))
-            return await asyncio.wrap_future(self._batcher.in_pool(self._drawn, decoded, found))
+                decoded, image = await asyncio.wrap_future(self._batcher.in_pool(self._decode, data, False))
+            except ImageError:  # it may be a large one
+                large = self._batcher.in_pool(self._decode, data, True, is_large=True)
+                decoded, image = await asyncio.wrap_future(large)
+            heat_map = await asyncio.wrap_future(self._batcher.in_net_thread(self._mapper, image, label))
+            return await asyncio.wrap_future(self._batcher.in_pool(self._draw, decoded, heat_map))
 
-    def _seen(self, data: bytes, may_be_large: bool) -> tuple[Image.Image, np.ndarray]:
-        """Return the image to draw on, and the net's input, float32 (C, H, W)."""
+    def _decode(self, data: bytes, may_be_large: bool) -> tuple[Image.Image, np.ndarray]:
+        """Return the RGB image to draw on, at most MAX_SIDE_PX, and the net's input, float32 (C, H, W)."""
         preprocess = self._metadata.preprocess
-        decoded = seen = self._decoder.decode(data, 3, may_be_large=may_be_large)
+        decoded = of_net = self._decoder.decode(data, 3, may_be_large=may_be_large)
         if preprocess.channels != 3:
-            seen = self._decoder.decode(data, preprocess.channels, may_be_large=may_be_large)
-        image = preprocess(as_array(seen))
+            of_net = self._decoder.decode(data, preprocess.channels, may_be_large=may_be_large)
+        image = preprocess(as_array(of_net))
         if max(decoded.size) > MAX_SIDE_PX:
             decoded.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
         return decoded, image
 
-    def _drawn(self, image: Image.Image, found: HeatMap) -> str:
-        made = heat_map_image(image, found.heat, self._metadata.preprocess.resize, found.marks, SIDES_PX)
+    def _draw(self, image: Image.Image, heat_map: HeatMap) -> str:
+        drawn = heat_map_image(image, heat_map.heat, self._metadata.preprocess.resize, heat_map.marks, SIDES_PX)
         file = io.BytesIO()
-        made.save(file, "JPEG", quality=JPEG_QUALITY)
+        drawn.save(file, "JPEG", quality=JPEG_QUALITY)
         return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

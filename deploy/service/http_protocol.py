@@ -1,4 +1,7 @@
-"""The service's side of HTTP/1.1 below its routes: uvicorn's protocol, with limits on what comes before a request."""
+"""HTTP/1.1 below the routes: uvicorn's protocol, with limits on what arrives before and between requests.
+
+It builds on members of uvicorn that are no public interface: uvicorn_members.py lists all of them.
+"""
 
 from __future__ import annotations
 
@@ -12,174 +15,176 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from deploy.service.limits import Limits
 
 PENDING = "pending"  # in the scope's state: the future that the request waits for
-HAS_LEFT = "has_left"  # there too: its sender has gone
-LINGER_S = 5.0  # for what is still sent of a body that has been answered: a close before would lose the answer
-MAX_AHEAD = 64  # requests of one connection that wait for an earlier one's answer
-GRACE_S = 2.0  # after the request's own time, in which its answer says so
+DISCONNECTED = "disconnected"  # there too: its client has gone
+LINGER_S = 5.0  # for the rest of a body after its response: closing at once would discard the response
+MAX_PIPELINED = 64  # requests of one connection that wait for an earlier one's response
+GRACE_S = 2.0  # after the request's own time limit, for the response that reports it
 
 
-def protocol_within(limits: Limits, on_refusal: Callable[[int], None]) -> type[HttpToolsProtocol]:
-    """Give the protocol that holds connections to the limits; `on_refusal` hears each refusal's code."""
-    members = {"limits": limits, "on_refusal": staticmethod(on_refusal)}
+def protocol_class(limits: Limits, on_rejection: Callable[[int], None]) -> type[HttpToolsProtocol]:
+    """Return the protocol class with these limits; `on_rejection` is called with each rejection's code."""
+    members = {"limits": limits, "on_rejection": staticmethod(on_rejection)}
     return type("ServiceProtocol", (LimitedProtocol,), members)
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. A mistake that uvicorn would answer in plain text, or not at all, is answered as others are."""
+    """One connection. What uvicorn would reject in plain text, or not at all, gets the service's JSON error."""
 
     limits: Limits
-    on_refusal: Callable[[int], None]
+    on_rejection: Callable[[int], None]
     _timer: asyncio.TimerHandle | None = None
-    _refusal: tuple[int, str] | None = None
+    _rejection: tuple[int, str] | None = None
     _head_bytes = 0
-    _gap_bytes = 0  # since the last of a body: a chunk's head, or the trailers
-    _is_in_head = True  # of a request that has begun, or that is to come
+    _gap_bytes = 0  # since the body's last bytes: a chunk's head, or the trailers
+    _is_in_head = True  # of a request that has begun, or of the next one
     _is_in_body = False
-    _is_refused = False
-    _unanswered: tuple[RequestResponseCycle, ...] = ()  # uvicorn itself remembers the newest alone
+    _is_rejected = False
+    _open_cycles: tuple[RequestResponseCycle, ...] = ()  # uvicorn itself keeps the newest only
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock, or refuse one connection too many."""
+        """Start the timer, or reject a connection too many."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.max_connections:
-            self.refuse(503, f"{self.limits.max_connections} connections are open; try again later")
+            self.reject(503, f"{self.limits.max_connections} connections are open; try again later")
         else:
-            self._within(self.limits.header_timeout_s)
+            self._set_timer(self.limits.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let a request end whose sender has gone."""
-        self._within(None)
+        """End the requests of a client that has gone."""
+        self._set_timer(None)
         self._end_requests()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read, and count what comes before a request's body, and between and after its chunks."""
-        if self._is_refused:
+        """Parse, and count the bytes before a request's body, and between and after its chunks."""
+        if self._is_rejected:
             return
         if self._is_in_head:
             self._head_bytes += len(data)
-            if self._timer is None:  # even empty lines, with which no request has begun, are given no more time
-                self._within(self.limits.header_timeout_s)
+            if self._timer is None:  # empty lines begin no request, and get no more time either
+                self._set_timer(self.limits.header_timeout_s)
         self._gap_bytes += len(data)
         super().data_received(data)
         if self._is_in_head and self._head_bytes > self.limits.max_header_bytes:
-            self.refuse(*self._too_long())
+            self.reject(*self._too_long())
         elif self._is_in_body and self._gap_bytes > self.limits.max_header_bytes:
-            self.transport.close()  # nobody sends such trailers; uvicorn would keep them all
+            self.transport.close()  # no client sends such trailers; uvicorn would keep them all
 
     def on_message_begin(self) -> None:
-        """Start the clock of the headers."""
+        """Start the timer of the headers."""
         super().on_message_begin()
-        self._within(self.limits.header_timeout_s)
+        self._set_timer(self.limits.header_timeout_s)
         self._is_in_head = True
 
     def on_headers_complete(self) -> None:
-        """Hold the headers to their limit, and start the clock of the body."""
+        """Check the size of the headers, and start the timer of the body."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.limits.max_header_bytes:
-            self._refusal = self._too_long()
-            raise ValueError(self._refusal[1])  # ends the parser, which has send_400_response called
+            self._rejection = self._too_long()
+            raise ValueError(self._rejection[1])  # ends the parser; uvicorn then calls send_400_response
         self._is_in_head, self._is_in_body, self._head_bytes, self._gap_bytes = False, True, 0, 0
-        if len(self.pipeline) >= MAX_AHEAD:
-            self._take_no_more()
-        self._within(self.limits.request_timeout_s + GRACE_S)
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._stop_reading()
+        self._set_timer(self.limits.request_timeout_s + GRACE_S)
         super().on_headers_complete()
-        self._unanswered = (*self._still_unanswered(), self.cycle)
+        self._open_cycles = (*self._incomplete_cycles(), self.cycle)
 
     def on_body(self, body: bytes) -> None:
-        """Take what `data_received` has counted for a body's."""
+        """Restart the count of bytes beside the body."""
         self._gap_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Stop the clock: the request is whole."""
+        """Stop the timer: the request is complete."""
         super().on_message_complete()
         self._is_in_head, self._is_in_body = True, False
-        self._within(None)
+        self._set_timer(None)
 
     def on_response_complete(self) -> None:
-        """Let what is still sent of an answered body come for a while."""
+        """Give the rest of a body that has its response already some time to arrive."""
         super().on_response_complete()
         if self._is_in_body and not self.transport.is_closing():
-            self._within(LINGER_S)
+            self._set_timer(LINGER_S)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or passes a limit."""
-        self.refuse(*(self._refusal or (400, "this is not a request of HTTP/1.1")))
+        """Reject what is no HTTP, or exceeds a limit."""
+        self.reject(*(self._rejection or (400, "this is not a request of HTTP/1.1")))
 
-    def refuse(self, status: int, sentence: str) -> None:
-        """Answer without a request, and close: after a while, since what is still sent would wipe the answer out.
+    def reject(self, status: int, message: str) -> None:
+        """Send an error without a request, and close; not at once, as bytes that still arrive would discard the error.
 
-        Where a whole request waits for its answer, that one alone comes before the end.
+        If a complete request waits for its response, only that is sent before the end.
         """
         self._unset_keepalive_if_required()
-        self._within(None)
-        if self._is_refused or self.transport.is_closing():
+        self._set_timer(None)
+        if self._is_rejected or self.transport.is_closing():
             return
-        self._is_refused = True
-        if self.pipeline or (self._is_answering() and not self._is_in_body):
-            (self.pipeline[0][0] if self.pipeline else self.cycle).keep_alive = False  # the newest
+        self._is_rejected = True
+        if self.pipeline or (self._is_responding() and not self._is_in_body):
+            self.cycle.keep_alive = False
             self._abort_later()
             return
         self._end_requests()
-        self.on_refusal(status)
-        body = json.dumps({"code": status, "msg": sentence, "data": []}).encode()
-        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-        retry = "retry-after: 1\r\n" if status == 503 else ""
-        end = f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(f"{head}{retry}{end}".encode() + body)
+        self.on_rejection(status)
+        self.transport.write(_rejection_bytes(status, message))
         if status == 503:  # there are too many already
             self.transport.close()
         else:
             self.transport.write_eof()
-            self._within(LINGER_S)
+            self._set_timer(LINGER_S)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, also where its answer is never read."""
+        """Close an idle connection, also if its response is never read."""
         super().timeout_keep_alive_handler()
         self._abort_later()
 
-    def _is_answering(self) -> bool:
+    def _is_responding(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
-    def _still_unanswered(self) -> Iterator[RequestResponseCycle]:
-        return (cycle for cycle in self._unanswered if not cycle.response_complete)
+    def _incomplete_cycles(self) -> Iterator[RequestResponseCycle]:
+        return (cycle for cycle in self._open_cycles if not cycle.response_complete)
 
     def _end_requests(self) -> None:
-        """Tell the requests that are being answered that nobody waits any more, and let them write nothing."""
-        for cycle in self._still_unanswered():
+        """Cancel what the open requests wait for, and let them write nothing."""
+        for cycle in self._incomplete_cycles():
             state = cycle.scope["state"]
-            state[HAS_LEFT] = True
+            state[DISCONNECTED] = True
             if PENDING in state:
                 state[PENDING].cancel()
             cycle.disconnected = True
             cycle.message_event.set()
 
-    def _take_no_more(self) -> None:
-        """Answer what waits, and close: uvicorn would read on after each answer, thousands of requests at a time."""
-        self.pipeline[0][0].keep_alive = False  # the newest
-        self._is_refused = True
+    def _stop_reading(self) -> None:
+        """Respond to what is pipelined, and close: uvicorn would go on reading, thousands of requests at a time."""
+        self.cycle.keep_alive = False
+        self._is_rejected = True
         self._abort_later()
-        raise ValueError("too many requests ahead")  # ends the parser
+        raise ValueError("too many pipelined requests")  # ends the parser
 
     def _too_long(self) -> tuple[int, str]:
         return 431, f"the first line and headers have more than {self.limits.max_header_bytes} bytes"
 
-    def _within(self, seconds: float | None) -> None:
-        """Give what comes next so long."""
+    def _set_timer(self, seconds: float | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None else self.loop.call_later(seconds, self._out_of_time)
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self._on_timeout)
 
-    def _out_of_time(self) -> None:
-        if self._is_in_body or self._is_refused:
+    def _on_timeout(self) -> None:
+        if self._is_in_body or self._is_rejected:
             self.transport.close()
-        elif not self._is_answering():
-            self.refuse(408, f"the headers did not come within {self.limits.header_timeout_s:g} seconds")
+        elif not self._is_responding():
+            self.reject(408, f"the headers did not come within {self.limits.header_timeout_s:g} seconds")
         else:
-            self.cycle.keep_alive = False  # a second request is half there; the first is still being answered
+            self.cycle.keep_alive = False  # half of a second request is here; the first still gets its response
             return
         self._abort_later()
 
     def _abort_later(self) -> None:
         self.loop.call_later(self.limits.request_timeout_s, self.transport.abort)
+
+
+def _rejection_bytes(status: int, message: str) -> bytes:
+    body = json.dumps({"code": status, "msg": message, "data": []}).encode()
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+    retry = "retry-after: 1\r\n" if status == 503 else ""
+    return f"{head}{retry}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body

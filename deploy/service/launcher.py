@@ -1,6 +1,6 @@
-"""The HTTP service: `python -m deploy.service --weights F` answers for images that are sent to it.
+"""The HTTP service: `python -m deploy.service --weights F` predicts for the images that clients send.
 
-A program with flags of its own adds `add_service_flags` to its parser, names --device and --service_port itself, and
+A program with flags of its own adds `add_service_flags` to its parser, defines --device and --service_port itself, and
 calls `serve` with its routes.
 """
 
@@ -29,10 +29,10 @@ PROGRAM = "python -m deploy.service"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal comes, and give the exit code: 0, or 2 for a mistake of the user."""
+    """Serve until a signal comes, and return the exit code: 0, or 2 for a mistake of the user's."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Answer for images over HTTP.",
+        description="Predict for images over HTTP.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -45,54 +45,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return serve(args.weights, [NATIVE], args)
-    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
+    except ValueError as error:  # every mistake of the user's is one
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2
 
 
 def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> int:
-    """Serve the routes until SIGTERM or Ctrl-C, finish what is in flight, and give the exit code 0.
+    """Serve the routes until SIGTERM or Ctrl-C, complete the requests in flight, and return the exit code 0.
 
-    `args` has what `add_service_flags` adds, `device` and `service_port`. Raises ValueError with the sentence to show.
+    `args` has the flags of `add_service_flags`, `device` and `service_port`. Raises UserError.
     """
     from artifacts.formats import artifact_kind
     from common.malloc import return_freed_memory
 
-    artifact_kind(weights)  # what is not there is told before the libraries are loaded
+    artifact_kind(weights)  # a missing file is an error before the libraries are loaded
     token = _token()
     return_freed_memory()
-    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in the images that are sent
-    with _bound(args.host, args.service_port) as listener:
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in clients' images
+    with _bind(args.host, args.service_port) as listener:
         from deploy.backends.loading import load_backend
         from deploy.inference.predictor import Predictor
-        from deploy.service.server import service_of, stopped_by_signals
+        from deploy.service.server import open_server, stop_on_signals
 
         backend, metadata = load_backend(weights, device=args.device, runtime=args.runtime, precision=args.precision)
         predictor = Predictor(backend, metadata)
-        with service_of(predictor, routes, args, token) as server, stopped_by_signals(server):
+        with open_server(predictor, routes, args, token) as server, stop_on_signals(server):
             _listen(listener)
-            print(_start(weights, predictor, routes, listener), flush=True)
+            print(_start_message(weights, predictor, routes, listener), flush=True)
             if not token and not _is_loopback(listener):
-                print(f"whoever reaches it may use it: {TOKEN_VARIABLE} sets a bearer token", file=sys.stderr)
+                print(f"any client on the network may use it: {TOKEN_VARIABLE} sets a bearer token", file=sys.stderr)
             server.run(sockets=[listener])
     return 0
 
 
 def _token() -> str:
-    """Give the bearer token of the environment; "" where none is set. Raises ServiceError."""
+    """Return the bearer token of the environment, "" where none is set. Raises ServiceError."""
     token = os.environ.get(TOKEN_VARIABLE)
     if token is not None and (not token.strip() or token != token.strip() or not token.isprintable()):
-        raise ServiceError(f"{TOKEN_VARIABLE} must be a token without spaces around it; unset it to ask for none")
+        raise ServiceError(f"{TOKEN_VARIABLE} must be a token without spaces around it; unset it to require none")
     return token or ""
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """Take the address; nobody can connect before `_listen`. Raises ServiceError."""
+def _bind(host: str, port: int) -> socket.socket:
+    """Bind the address; no client can connect before `_listen`. Raises ServiceError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:  # the latter of a name that no address can have
-        reason = error.strerror if isinstance(error, OSError) else "not a name of a machine"
+    except (OSError, UnicodeError) as error:  # the latter for names that IDNA cannot encode
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
         raise ServiceError(f"--host {host}: no such address here: {reason}") from error
     try:
         if os.name == "posix":  # elsewhere it would let two programs have one port
@@ -100,7 +100,7 @@ def _bound(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise _refused(host, port, error) from error
+        raise _listen_error(host, port, error) from error
     return listener
 
 
@@ -109,15 +109,15 @@ def _listen(listener: socket.socket) -> None:
         listener.listen(BACKLOG)
     except OSError as error:  # another program took the address in the meantime
         host, port = listener.getsockname()[:2]
-        raise _refused(host, port, error) from error
+        raise _listen_error(host, port, error) from error
 
 
-def _refused(host: str, port: int, error: OSError) -> ServiceError:
+def _listen_error(host: str, port: int, error: OSError) -> ServiceError:
     hint = "stop what listens there, or choose another --service_port" if error.errno == errno.EADDRINUSE else ""
     return ServiceError(f"cannot listen on {host}:{port}: {error.strerror}{hint and '; '}{hint}")
 
 
-def _start(weights: Path, predictor: Predictor, routes: Sequence[Route], listener: socket.socket) -> str:
+def _start_message(weights: Path, predictor: Predictor, routes: Sequence[Route], listener: socket.socket) -> str:
     metadata, backend = predictor.metadata, predictor.backend
     host, port = listener.getsockname()[:2]
     size = f"{metadata.preprocess.width}x{metadata.preprocess.height}"

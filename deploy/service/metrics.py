@@ -1,4 +1,4 @@
-"""What GET /metrics tells, in Prometheus's words."""
+"""The Prometheus metrics of GET /metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
-OTHER = "other"  # the route of whatever nobody serves: a label must not grow with what is asked
+OTHER = "other"  # the label of all other paths: unknown ones must not grow the number of labels
 
 
 class Metrics:
@@ -20,37 +20,37 @@ class Metrics:
         self._paths = frozenset(paths)
         self._registry = CollectorRegistry()
         to, of = self._registry, ("route", "code")
-        self._requests = Counter("service_requests", "Requests answered, by code", of, registry=to)
-        self._errors = Counter("service_errors", "Requests answered with a code from 400", of, registry=to)
+        self._requests = Counter("service_requests", "Requests by route and code", of, registry=to)
+        self._errors = Counter("service_errors", "Requests with a code of 400 or above", of, registry=to)
         self._seconds = Histogram(
-            "service_request_seconds", "From the headers to the answer", ("route",), buckets=SECONDS, registry=to
+            "service_request_seconds", "From the headers to the response", ("route",), buckets=SECONDS, registry=to
         )
         self._batch = Histogram("service_batch_pictures", "Images in a batch", buckets=BATCH_SIZES, registry=to)
-        self._net = Histogram("service_net_seconds", "What the net took for a batch", buckets=SECONDS, registry=to)
+        self._net = Histogram("service_net_seconds", "Time of a batch in the net", buckets=SECONDS, registry=to)
         self._queue = Gauge("service_queue_pictures", "Images decoding, waiting or in the net", registry=to)
         ProcessCollector(registry=to)
 
-    def watch_queue(self, held: Callable[[], int]) -> None:
-        """Ask `held` for the length of the queue whenever the metrics are asked for."""
-        self._queue.set_function(held)
+    def watch_queue(self, length: Callable[[], int]) -> None:
+        """Read the queue's length from `length` at each scrape."""
+        self._queue.set_function(length)
 
     def on_batch(self, count: int, seconds: float) -> None:
-        """Note a batch that the net answered."""
+        """Count a batch that the net has run."""
         self._batch.observe(count)
         self._net.observe(seconds)
 
     def on_request(self, path: str, code: int, seconds: float) -> None:
-        """Note an answer; `code` is the true one, whatever the HTTP status says."""
+        """Count a response; `code` is the actual one, also where --http_status ok sends 200."""
         route = path if path in self._paths else OTHER
         self._count(route, code)
         self._seconds.labels(route).observe(seconds)
 
-    def on_refusal(self, code: int) -> None:
-        """Note an answer to what never became a request: headers that are too long or late, a connection too many."""
+    def on_rejection(self, code: int) -> None:
+        """Count what never became a request: headers that are too long or late, a connection too many."""
         self._count(OTHER, code)
 
     def text(self) -> bytes:
-        """Give the metrics as text."""
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def _count(self, route: str, code: int) -> None:

@@ -1,4 +1,4 @@
-"""What every request passes before its route."""
+"""The middleware around all routes."""
 
 from __future__ import annotations
 
@@ -10,42 +10,41 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploy.service.handlers import CODE
 from deploy.service.routes import OPEN_PATHS
-from deploy.service.state import Served
+from deploy.service.state import ServiceState
 
 
-class Door:
-    """What every request passes: the token, and the metrics."""
+class AuthMetricsMiddleware:
+    """Checks the bearer token, and counts each request with its code and seconds."""
 
-    def __init__(self, app: ASGIApp, served: Served) -> None:
-        self._app, self._metrics, self._mistake = app, served.metrics, served.answering.mistake
-        self._token = served.token.encode()
-        self._departing = served.departing
+    def __init__(self, app: ASGIApp, state: ServiceState) -> None:
+        self._app, self._metrics, self._error_response = app, state.metrics, state.handler.error_response
+        self._token, self._draining = state.token.encode(), state.draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass, and note what became of it."""
+        """Pass an authorized request to its route, or respond with 401; count it either way."""
         if scope["type"] != "http":
             return
         started, status = time.perf_counter(), 500
 
-        async def noting(message: Message) -> None:
+        async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if self._departing.is_set():  # whoever keeps a connection would send into its end
+                if self._draining.is_set():  # a kept connection would send its next request into the shutdown
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         state = scope.setdefault("state", {})
         app: ASGIApp = self._app
-        if self._token and scope["path"] not in OPEN_PATHS and not self._carries_token(scope):
-            app = self._mistake(Request(scope), 401, "the bearer token is missing or wrong")
+        if self._token and scope["path"] not in OPEN_PATHS and not self._is_authorized(scope):
+            app = self._error_response(Request(scope), 401, "the bearer token is missing or wrong")
             app.headers["www-authenticate"] = "Bearer"
         try:
-            await app(scope, receive, noting)
+            await app(scope, receive, send_noting_status)
         finally:
             self._metrics.on_request(scope["path"], state.get(CODE, status), time.perf_counter() - started)
 
-    def _carries_token(self, scope: Scope) -> bool:
+    def _is_authorized(self, scope: Scope) -> bool:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, token = given.partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)

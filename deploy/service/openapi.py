@@ -1,4 +1,4 @@
-"""The page at /docs, plain HTML made of the OpenAPI description: it loads nothing from anywhere."""
+"""The OpenAPI description of a prediction route, and the page at /docs: plain HTML that loads nothing else."""
 
 from __future__ import annotations
 
@@ -19,43 +19,45 @@ STYLE = (
 _DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 DOCS_POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; frame-ancestors 'none'"
 
-
-MISTAKES = {
+ERRORS = {
     400: "the body cannot be understood",
     401: "the bearer token is missing or wrong",
-    408: "the request came too slowly",
-    413: "the body, an image or their number passes a limit",
-    415: "the body is of another type, or compressed",
+    408: "the request arrived too slowly",
+    413: "the body, an image or the number of images exceeds a limit",
+    415: "the body has another Content-Type, or is compressed",
     422: "an image cannot be decoded, or has too many pixels",
-    503: "too much is asked at once, or the net failed: Retry-After says when to try again",
+    503: "the queue is full, or the net failed; Retry-After is the time until another try, in seconds",
 }
 
 
-def operation(switches: Mapping[str, bool], entry: Mapping[str, Any], mistakes: Iterable[int]) -> dict[str, Any]:
-    """Give what OpenAPI says of a route that takes images; `entry` is what its answer may hold for one."""
+def operation(switches: Mapping[str, bool], entry: Mapping[str, Any], errors: Iterable[int]) -> dict[str, Any]:
+    """Return the OpenAPI operation of a route that takes images; `entry` is an example of one image's entry."""
     text = {"type": "string", "description": "an image in base64, or a data URL"}
-    file = {"type": "string", "format": "binary", "description": "an image's file"}
+    file = {"type": "string", "format": "binary", "description": "an image file"}
     bodies = {KINDS[0]: [text], KINDS[1]: [text], KINDS[2]: [file, text]}
-    good = _answer_of({"code": 200, "msg": "ok", "data": [entry]})
-    bad = {str(code): {"description": MISTAKES[code], "content": _answer_of(_mistake(code))} for code in mistakes}
+    good = _content({"code": 200, "msg": "ok", "data": [entry]})
+    bad = {
+        str(code): {"description": ERRORS[code], "content": _content({"code": code, "msg": ERRORS[code], "data": []})}
+        for code in errors
+    }
     return {
         "requestBody": {
             "required": True,
-            "content": {kind: {"schema": _body_of(images, switches)} for kind, images in bodies.items()},
+            "content": {kind: {"schema": _body_schema(images, switches)} for kind, images in bodies.items()},
         },
-        "responses": {"200": {"description": "an entry for each image, in order", "content": good}, **bad},
+        "responses": {"200": {"description": "one entry per image, in order", "content": good}, **bad},
     }
 
 
 def docs_page(description: Mapping[str, Any]) -> str:
-    """Give the page for an OpenAPI description."""
+    """Return the HTML page of an OpenAPI description."""
     parts = []
     for path, methods in description["paths"].items():
-        for method, told in methods.items():
-            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(told['summary'])}</p>")
-            for kind, content in told.get("requestBody", {}).get("content", {}).items():
+        for method, route in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(route['summary'])}</p>")
+            for kind, content in route.get("requestBody", {}).get("content", {}).items():
                 parts.append(f"<p>Body, <code>{kind}</code>:</p>{_pre(content['schema'])}")
-            for code, response in told["responses"].items():
+            for code, response in route["responses"].items():
                 parts.append(f"<p><b>{code}</b> {escape(response['description'])}</p>")
                 parts += [
                     _pre(content["example"]) for content in response.get("content", {}).values() if "example" in content
@@ -63,22 +65,18 @@ def docs_page(description: Mapping[str, Any]) -> str:
     title = escape(description["info"]["title"])
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-        f'<h1>{title}</h1><p>The same for programs: <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</html>'
+        f'<h1>{title}</h1><p>Machine-readable: <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</html>'
     )
 
 
-def _body_of(images: Sequence[Mapping[str, Any]], switches: Mapping[str, bool]) -> dict[str, Any]:
+def _body_schema(images: Sequence[Mapping[str, Any]], switches: Mapping[str, bool]) -> dict[str, Any]:
     one = images[0] if len(images) == 1 else {"oneOf": [*images]}
     content = {"oneOf": [*images, {"type": "array", "items": one, "minItems": 1}]}
     flags = {name: {"type": "boolean", "default": default} for name, default in switches.items()}
     return {"type": "object", "required": [CONTENT], "properties": {CONTENT: content, **flags}}
 
 
-def _mistake(code: int) -> dict[str, Any]:
-    return {"code": code, "msg": MISTAKES[code], "data": []}
-
-
-def _answer_of(example: Mapping[str, Any]) -> dict[str, Any]:
+def _content(example: Mapping[str, Any]) -> dict[str, Any]:
     data = {"type": "array", "items": {"type": "object"}}
     properties = {"code": {"type": "integer"}, "msg": {"type": "string"}, "data": data}
     return {KINDS[0]: {"schema": {"type": "object", "properties": properties}, "example": dict(example)}}

@@ -1,4 +1,4 @@
-"""Uploads: the body of a request becomes encoded images and switches, within limits."""
+"""Uploads: encoded images and switches, read from a request's body within limits."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SHOWN_CHARACTERS = 40
 
 
 class RequestError(Exception):
-    """A request that is not answered: the HTTP status, and the sentence that says why."""
+    """A request that is refused: the HTTP status, and the reason as one sentence."""
 
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
         self.status = status
 
 
@@ -38,43 +38,43 @@ class Upload:
 
 
 def read_upload(body: bytes, content_type: str, defaults: Mapping[str, bool], limits: Limits) -> Upload:
-    """Read a body that is JSON, an urlencoded or a multipart form. Other fields than the known are ignored.
+    """Read a body that is JSON, an urlencoded or a multipart form. Unknown fields are ignored.
 
-    `content` is one image or several: base64 or a data URL, or in multipart a file. Raises RequestError.
+    `content` is one image or several: base64, a data URL, or a file of a multipart form. Raises RequestError.
     """
     kind = content_type.partition(";")[0].strip().lower()
     try:
         if kind == KINDS[0]:
-            contents, given = _of_json(body, defaults)
+            contents, given = _read_json(body, defaults)
         elif kind in KINDS:
-            contents, given = _of_form(_fields(kind, body, content_type, limits), defaults)
+            contents, given = _read_form(_fields(kind, body, content_type, limits), defaults)
         else:
-            got = f"got {shown(kind)}" if kind else "and there is none"
+            got = f"got {quoted(kind)}" if kind else "and there is none"
             raise RequestError(415, f"the Content-Type must be {', '.join(KINDS[:2])} or {KINDS[2]}, {got}")
     except FormError as error:
         raise RequestError(error.status, str(error)) from error
     if not contents:
         raise RequestError(400, f'there is no image: "{CONTENT}" is missing or empty')
-    count, most = len(contents), limits.max_pictures
-    if count > most:
-        raise RequestError(413, f"a request may hold {most} images, this one has {count}")
+    count = len(contents)
+    if count > limits.max_pictures:
+        raise RequestError(413, f"a request may hold {limits.max_pictures} images, this one has {count}")
     images = [_encoded_image(content, name_of(index, count), limits) for index, content in enumerate(contents)]
     return Upload(images, {**defaults, **{name: _switch(name, value) for name, value in given.items()}})
 
 
 def name_of(index: int, count: int) -> str:
-    """Call an image of a request by what its sender knows it as."""
+    """Return the name of an image in messages: its place in the request."""
     return CONTENT if count == 1 else f"{CONTENT}[{index}]"
 
 
-def shown(value: object) -> str:
-    """Quote what was sent, as far as it is short."""
+def quoted(value: object) -> str:
+    """Quote a value of the request, cut to SHOWN_CHARACTERS."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     return json.dumps(text, ensure_ascii=False) if isinstance(value, str) else text
 
 
-def _of_json(body: bytes, defaults: Mapping[str, bool]) -> tuple[list[Any], dict[str, Any]]:
+def _read_json(body: bytes, defaults: Mapping[str, bool]) -> tuple[list[Any], dict[str, Any]]:
     if sum(body.count(mark) for mark in (b",", b"[", b"{")) > MAX_JSON_VALUES:
         raise RequestError(413, f"the JSON holds more than {MAX_JSON_VALUES} values")
     try:
@@ -88,7 +88,7 @@ def _of_json(body: bytes, defaults: Mapping[str, bool]) -> tuple[list[Any], dict
     return contents, {name: values[name] for name in defaults if name in values}
 
 
-def _of_form(fields: Sequence[Field], defaults: Mapping[str, bool]) -> tuple[list[Any], dict[str, Any]]:
+def _read_form(fields: Sequence[Field], defaults: Mapping[str, bool]) -> tuple[list[Any], dict[str, Any]]:
     contents: list[Any] = []
     given: dict[str, Any] = {}
     for item in fields:
@@ -106,33 +106,33 @@ def _fields(kind: str, body: bytes, content_type: str, limits: Limits) -> list[F
 
 
 def _texts(value: bytes) -> list[Any]:
-    """Give the texts of a form's field: one, none where it is empty, or those of a list written as JSON."""
+    """Return the texts of a form's field: one, none where it is empty, or those of a JSON list."""
     text = value.decode("latin-1").strip()
     if not text.startswith("["):
         # An unescaped "+" of base64 arrives as a space
         return [text.replace(" ", "+")] if text else []
-    return _of_json(b'{"content": %b}' % value, {})[0]
+    return _read_json(b'{"content": %b}' % value, {})[0]
 
 
 def _encoded_image(content: object, name: str, limits: Limits) -> bytes:
-    most = limits.max_picture_mb * 10**6
+    max_bytes = limits.max_picture_mb * 10**6
     if isinstance(content, str):
         text = _base64_of(content, name)
-        if len(text) * 3 // 4 - text[-2:].count("=") > most:
+        if len(text) * 3 // 4 - text[-2:].count("=") > max_bytes:
             raise RequestError(413, f"{name}: the image has more than {limits.max_picture_mb} MB")
         try:
             return base64.b64decode(text, validate=True)
         except ValueError as error:
             raise RequestError(400, f"{name}: it is neither base64 nor a data URL") from error
     if not isinstance(content, bytes):
-        raise RequestError(400, f"{name} must be a text in base64, got {shown(content)}")
-    if len(content) > most:
+        raise RequestError(400, f"{name} must be a text in base64, got {quoted(content)}")
+    if len(content) > max_bytes:
         raise RequestError(413, f"{name}: the image has more than {limits.max_picture_mb} MB")
     return content
 
 
 def _base64_of(text: str, name: str) -> str:
-    """Give the base64 of a text without line breaks, of a data URL what follows its head."""
+    """Return a text's base64 without white space; of a data URL, the part after its head."""
     if ADDRESS.match(text):
         raise RequestError(400, f"{name}: addresses are not fetched; send the image itself, in base64")
     if text[:5].lower() == "data:":
@@ -148,5 +148,5 @@ def _switch(name: str, value: object) -> bool:
         return value
     found = SWITCHES.get(value.strip().lower()) if isinstance(value, str) else None
     if found is None:
-        raise RequestError(400, f"{name} must be true or false, got {shown(value)}")
+        raise RequestError(400, f"{name} must be true or false, got {quoted(value)}")
     return found

@@ -12,13 +12,20 @@ if TYPE_CHECKING:
     from artifacts.metadata import ModelMetadata
     from deploy.inference.prediction import Prediction
 
-HEATMAP = "heatmap"  # the switch that asks for one is need_heatmap
+HEATMAP = "heatmap"  # requested by the switch need_heatmap
 PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/texts.js": ("texts.js", "text/javascript; charset=utf-8"),
 }
-OPEN_PATHS = {*PAGE_FILES, "/healthz", "/readyz", "/docs", "/openapi.json"}  # they tell nothing of images or nets
+OPEN_PATHS = {
+    *PAGE_FILES,
+    "/healthz",
+    "/readyz",
+    "/docs",
+    "/openapi.json",
+}  # need no token: they reveal no image or net
 
 
 class ServiceError(UserError):
@@ -27,16 +34,16 @@ class ServiceError(UserError):
 
 @dataclass(frozen=True)
 class Route:
-    """A path that takes images: the boolean fields of its requests, and what it says of one image's answer."""
+    """A path that takes images: the boolean fields of its requests, and one image's entry in its response."""
 
     path: str
     switches: Mapping[str, bool]  # with their defaults
     entry: Callable[[Prediction, ModelMetadata, Mapping[str, bool]], dict[str, Any]]
 
 
-def native_entry(answer: Prediction, metadata: ModelMetadata, switches: Mapping[str, bool]) -> dict[str, Any]:
-    """Give an answer as inference.py writes it, without the file."""
-    return {key: value for key, value in answer.to_dict().items() if key != "file"}
+def native_entry(prediction: Prediction, metadata: ModelMetadata, switches: Mapping[str, bool]) -> dict[str, Any]:
+    """Return a prediction as inference.py writes it, without the file."""
+    return {key: value for key, value in prediction.to_dict().items() if key != "file"}
 
 
 NATIVE = Route("/predict", {f"need_{HEATMAP}": False}, native_entry)

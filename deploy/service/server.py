@@ -1,4 +1,4 @@
-"""From a predictor to a server that is ready to listen: the threads, the application and uvicorn put together."""
+"""The server, ready to listen: predictor, threads, application and uvicorn put together."""
 
 from __future__ import annotations
 
@@ -15,61 +15,63 @@ from types import FrameType
 
 import uvicorn
 
+from common.errors import UserError
 from deploy.backends.base import HeatMapper
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.predictor import Predictor
 from deploy.service.app import PAGE, make_app
 from deploy.service.batching import MicroBatcher
-from deploy.service.cli_args import limits_of
-from deploy.service.handlers import Answering
+from deploy.service.cli_args import limits_from
+from deploy.service.handlers import PredictHandler
 from deploy.service.heatmaps import HeatMaps
-from deploy.service.http_protocol import GRACE_S, protocol_within
+from deploy.service.http_protocol import GRACE_S, protocol_class
 from deploy.service.image_decoder import ImageDecoder
 from deploy.service.limits import Limits
 from deploy.service.metrics import Metrics
 from deploy.service.routes import Route, ServiceError
-from deploy.service.state import Served
+from deploy.service.state import ServiceState
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class DepartingServer(uvicorn.Server):
-    """A server that says that it is about to stop before it does.
+class DrainingServer(uvicorn.Server):
+    """A server that drains before it stops.
 
-    Who asks /readyz learns of it, connections are kept no longer, and for `drain_s` requests are still taken.
+    For `drain_s` after SIGTERM /readyz fails and connections are closed after their response, while requests are still
+    served: a load balancer has time to send the next ones elsewhere.
     """
 
     def __init__(
-        self, config: uvicorn.Config, drain_s: float, departing: threading.Event, tick: Callable[[], None]
+        self, config: uvicorn.Config, drain_s: float, draining: threading.Event, tick: Callable[[], None]
     ) -> None:
         super().__init__(config)
-        self._drain_s, self._departing, self._tick = drain_s, departing, tick
+        self._drain_s, self._draining, self._tick = drain_s, draining, tick
         self._stop_at = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; Ctrl-C, a person at a terminal, and a second signal: now."""
-        if sig == signal.SIGTERM and not self._departing.is_set():
-            self._departing.set()
+        """Begin to drain; on Ctrl-C, and on a second signal, stop at once."""
+        if sig == signal.SIGTERM and not self._draining.is_set():
+            self._draining.set()
             self._stop_at = time.monotonic() + self._drain_s
         else:
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        """Say whether it is time to stop; uvicorn asks every tenth of a second (TICK_S)."""
+        """Return whether to stop; uvicorn calls this every tenth of a second (TICK_S)."""
         self._tick()
         self.should_exit = self.should_exit or time.monotonic() >= self._stop_at
         return await super().on_tick(counter)
 
 
 @contextmanager
-def service_of(
+def open_server(
     predictor: Predictor, routes: Sequence[Route], args: argparse.Namespace, token: str = "", page: Path = PAGE
-) -> Iterator[DepartingServer]:
-    """Give a server that is warm; its threads end with the context.
+) -> Iterator[DrainingServer]:
+    """Yield a server that is warmed up; its threads end with the context.
 
     Raises ServiceError, DecodingError, BackendError.
     """
-    limits = limits_of(args)
+    limits = limits_from(args)
     if limits.max_pictures > limits.queue:
         raise ServiceError(f"--queue must be at least --max_pictures, got {limits.queue} and {limits.max_pictures}")
     metrics = Metrics(route.path for route in routes)
@@ -89,20 +91,20 @@ def service_of(
     try:
         metrics.watch_queue(lambda: batcher.held)
         if error := batcher.warm_up().error:
-            raise ServiceError(f"the net has no answer for a grey image: {error}")
+            raise ServiceError(f"the net has no prediction for a grey image: {error}")
         mapper = _heat_mapper(predictor)
         heatmaps = HeatMaps(mapper, predictor.metadata, decoder, batcher, args.workers) if mapper else None
-        answering = Answering(batcher, predictor.metadata, limits, heatmaps, always_200=args.http_status == "ok")
-        departing = threading.Event()
-        served = Served(routes, answering, predictor.metadata, metrics, mapper is not None, token, departing)
-        yield DepartingServer(_settings(make_app(served, page), limits, metrics), args.drain_s, departing, batcher.tick)
+        handler = PredictHandler(batcher, predictor.metadata, limits, heatmaps, always_200=args.http_status == "ok")
+        draining = threading.Event()
+        state = ServiceState(routes, handler, predictor.metadata, metrics, mapper is not None, token, draining)
+        yield DrainingServer(_config(make_app(state, page), limits, metrics), args.drain_s, draining, batcher.tick)
     finally:
         batcher.close()
 
 
 @contextmanager
-def stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C stop the server and not the process: once it has stopped, uvicorn sends them again."""
+def stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C stop the server, not the process: uvicorn raises them again once it has stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -110,7 +112,7 @@ def stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         server.should_exit = True
 
-    before = {number: signal.signal(number, stop) for number in STOPPING}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -119,20 +121,20 @@ def stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
 
 
 def _heat_mapper(predictor: Predictor) -> HeatMapper | None:
-    """Give what makes heat maps, where the net is a checkpoint and has positions to map."""
+    """Return the heat mapper of a checkpoint whose net has positions to map, else None."""
     if not isinstance(predictor.backend, CheckpointBackend):
         return None
     try:
         return predictor.backend.heat_mapper(predictor.metadata)
-    except ValueError:
+    except UserError:
         return None
 
 
-def _settings(app: object, limits: Limits, metrics: Metrics) -> uvicorn.Config:
+def _config(app: object, limits: Limits, metrics: Metrics) -> uvicorn.Config:
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every damaged form
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=protocol_within(limits, metrics.on_refusal),
+        http=protocol_class(limits, metrics.on_rejection),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from artifacts.metadata import ModelMetadata
-from deploy.service.handlers import Answering
+from deploy.service.handlers import PredictHandler
 from deploy.service.metrics import Metrics
 from deploy.service.routes import Route
 
 
 @dataclass(frozen=True)
-class Served:
-    """What there is to serve."""
+class ServiceState:
+    """The parts that the routes and the middleware share."""
 
     routes: Sequence[Route]
-    answering: Answering
+    handler: PredictHandler
     metadata: ModelMetadata
     metrics: Metrics
     has_heatmaps: bool
-    token: str  # empty: none is asked for
-    departing: threading.Event  # set once the service is about to stop
+    token: str  # empty: none is required
+    draining: threading.Event  # set once the service is about to stop

@@ -20,7 +20,7 @@ from artifacts.checkpoint import load_checkpoint
 from common.paths import ROOT
 from data_loader.samples import read_class_folders
 from tests.data_loader.test_preprocess import png_header
-from tests.helpers.serving import Served, base64_of, serving, write_page
+from tests.helpers.serving import RunningService, base64_of, serving, write_page
 from tools.doctor import __main__ as doctor
 
 DOCS = ROOT / "docs" / "image-formats.md"
@@ -287,16 +287,16 @@ def test_doctor(odd: Corpus, config: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serving(write_page(tmp_path_factory.mktemp("page"))) as one:
         yield one
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of odd metadata; `serve` ignores it too
-def test_service(odd: Corpus, served: Served) -> None:
+def test_service(odd: Corpus, served: RunningService) -> None:
     for row, cells in table().items():
         for name, data in odd.rows[row].items():
-            status, answer, _ = served.ask(body={"content": base64_of(data)})
+            status, answer, _ = served.send(body={"content": base64_of(data)})
             if cells["service"] == NO_NAME:
                 continue
             assert str(status) == cells["service"], (name, answer)

@@ -1,4 +1,4 @@
-"""Drives a headless Chromium by the DevTools protocol over a pipe: https://chromedevtools.github.io/devtools-protocol."""
+"""Control of a headless Chromium by the DevTools protocol over a pipe: https://chromedevtools.github.io/devtools-protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 TIMEOUT_S = 20.0
 FLAGS = (
     "--headless",
-    "--no-sandbox",  # which a container's root has no use of
+    "--no-sandbox",  # Chromium's sandbox does not start as root in a container
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
@@ -29,12 +29,12 @@ FLAGS = (
 
 
 class BrowserError(Exception):
-    """Chromium refused a command, a script in the page failed, or what was waited for did not come."""
+    """A command of Chromium's, a script in the page or a wait failed."""
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a request gets instead of the server's answer; status 0 is a connection that is refused."""
+class FakeResponse:
+    """A response in place of the server's; status 0 is a connection that is refused."""
 
     status: int
     body: dict[str, Any] = field(default_factory=dict)
@@ -42,17 +42,17 @@ class Reply:
 
 
 class Browser:
-    """A Chromium that runs; made by `open_browser`. It reads commands on file descriptor 3 and answers on 4."""
+    """A running Chromium, made by `open_browser`. It reads commands on file descriptor 3 and writes results on 4."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin is not None and process.stdout is not None
-        self._commands, self._answers = process.stdin.fileno(), process.stdout.fileno()
+        self._commands, self._results = process.stdin.fileno(), process.stdout.fileno()
         self._count = 0
         self._unread = b""
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
 
     def call(self, method: str, session: str = "", **parameters: Any) -> dict[str, Any]:
-        """Give a command, and give its result; events that come meanwhile go to the listeners. Raises BrowserError."""
+        """Send a command, and return its result; listeners get the events before it. Raises BrowserError."""
         number = self.post(method, session, **parameters)
         until = time.monotonic() + TIMEOUT_S
         while (message := self._read(until)).get("id") != number:
@@ -66,7 +66,7 @@ class Browser:
         return result
 
     def post(self, method: str, session: str = "", **parameters: Any) -> int:
-        """Give a command without waiting for its result, and give its number."""
+        """Send a command without waiting for its result, and return its number."""
         self._count += 1
         command: dict[str, Any] = {"id": self._count, "method": method, "params": parameters}
         message = json.dumps(command | ({"sessionId": session} if session else {})).encode() + b"\0"
@@ -81,7 +81,7 @@ class Browser:
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Page(self, session)
-        self.listeners.append(page.hear)
+        self.listeners.append(page.on_event)
         try:
             for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
                 page.call(f"{domain}.enable")
@@ -92,70 +92,71 @@ class Browser:
             page.wait(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
             yield page
         finally:
-            self.listeners.remove(page.hear)
+            self.listeners.remove(page.on_event)
             self.call("Target.disposeBrowserContext", browserContextId=context)
 
     def _read(self, until: float) -> dict[str, Any]:
         while b"\0" not in self._unread:
-            readable, _, _ = select.select([self._answers], [], [], max(0.0, until - time.monotonic()))
+            readable, _, _ = select.select([self._results], [], [], max(0.0, until - time.monotonic()))
             if not readable:
-                raise BrowserError(f"chromium did not answer within {TIMEOUT_S:.0f} s")
-            some = os.read(self._answers, 1 << 20)
+                raise BrowserError(f"chromium did not respond within {TIMEOUT_S:.0f} s")
+            some = os.read(self._results, 1 << 20)
             if not some:
                 raise BrowserError("chromium ended")
             self._unread += some
         message, self._unread = self._unread.split(b"\0", 1)
-        answer: dict[str, Any] = json.loads(message)
-        return answer
+        result: dict[str, Any] = json.loads(message)
+        return result
 
 
 class Page:
-    """One tab: what a person does there, what is seen there, and what went wrong there."""
+    """One tab: input, what is shown, errors and requests."""
 
     def __init__(self, browser: Browser, session: str) -> None:
         self._browser, self._session = browser, session
-        self.errors: list[str] = []  # of scripts, and breaches of the page's Content-Security-Policy
+        self.errors: list[str] = []  # of scripts and of the page's Content-Security-Policy
         self.requests: list[dict[str, Any]] = []  # with "url", "method" and "headers"
-        self._replies: list[Reply] = []
+        self._responses: list[FakeResponse] = []
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Give a command for this tab. Raises BrowserError."""
+        """Send a command for this tab, and return its result. Raises BrowserError."""
         return self._browser.call(method, self._session, **parameters)
 
-    def hear(self, event: dict[str, Any]) -> None:
-        """Keep what an event of this tab tells."""
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Record an event of this tab."""
         if event.get("sessionId") != self._session:
             return
-        method, told = event["method"], event["params"]
+        method, values = event["method"], event["params"]
+        entry = values.get("entry", {})
         if method == "Runtime.exceptionThrown":
-            self.errors.append(json.dumps(told["exceptionDetails"]))
-        elif method == "Log.entryAdded" and told["entry"]["level"] == "error" and told["entry"]["source"] != "network":
-            self.errors.append(told["entry"]["text"])
+            self.errors.append(json.dumps(values["exceptionDetails"]))
+        elif method == "Log.entryAdded" and entry["level"] == "error" and entry["source"] != "network":
+            self.errors.append(entry["text"])
         elif method == "Network.requestWillBeSent":
-            self.requests.append(told["request"])
+            self.requests.append(values["request"])
         elif method == "Fetch.requestPaused":
-            self._answer(told["requestId"])
+            self._respond(values["requestId"])
 
-    def reply(self, pattern: str, replies: Sequence[Reply]) -> None:
-        """Answer the next requests to addresses of a pattern with these; those after them reach the server."""
-        self._replies = list(replies)
+    def fake(self, pattern: str, responses: Sequence[FakeResponse]) -> None:
+        """Send these responses to the next requests that match a pattern; later requests reach the server."""
+        self._responses = list(responses)
         self.call("Fetch.enable", patterns=[{"urlPattern": pattern}])
 
-    def _answer(self, request: str) -> None:
+    def _respond(self, request: str) -> None:
         method, more = "continueRequest", dict[str, Any]()
-        if self._replies:
-            reply = self._replies.pop(0)
-            if reply.status:
-                body = base64.b64encode(json.dumps(reply.body).encode()).decode()
-                headers = [{"name": name, "value": value} for name, value in reply.headers.items()]
+        if self._responses:
+            response = self._responses.pop(0)
+            if response.status:
+                body = base64.b64encode(json.dumps(response.body).encode()).decode()
+                headers = [{"name": name, "value": value} for name, value in response.headers.items()]
                 method = "fulfillRequest"
-                more = {"responseCode": reply.status, "body": body, "responseHeaders": headers}
+                more = {"responseCode": response.status, "body": body, "responseHeaders": headers}
             else:
                 method, more = "failRequest", {"errorReason": "ConnectionRefused"}
         self._browser.post(f"Fetch.{method}", self._session, requestId=request, **more)
 
     def run(self, script: str) -> Any:
-        """Give the value of an expression in the page; a promise is awaited. Raises BrowserError."""
+        """Return the value of an expression in the page; a promise is awaited. Raises BrowserError."""
         result = self.call(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
         )
@@ -164,17 +165,17 @@ class Page:
         return result["result"].get("value")
 
     def wait(self, script: str) -> None:
-        """Wait until an expression in the page is true. Raises BrowserError with what is seen instead."""
+        """Wait until an expression in the page is true. Raises BrowserError with the page's text."""
         until = time.monotonic() + TIMEOUT_S
         while time.monotonic() < until:
             with suppress(BrowserError):  # while the page is being exchanged
                 if self.run(f"Boolean({script})"):
                     return
             time.sleep(0.02)
-        raise BrowserError(f"{script} did not become true; seen: {self.run('document.body?.innerText')}")
+        raise BrowserError(f"{script} did not become true; the page shows: {self.run('document.body?.innerText')}")
 
     def text(self, selector: str) -> str:
-        """Give the text of an element as it is seen; "" of a hidden one."""
+        """Return the text of an element as it is shown; "" of a hidden one."""
         element = f"document.querySelector({json.dumps(selector)})"
         return str(self.run(f"{element}.checkVisibility() ? {element}.innerText : ''"))
 
@@ -210,7 +211,7 @@ class Page:
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
 
     def drop(self, files: Sequence[Path], x: int = 100, y: int = 400) -> None:
-        """Drag files from outside into the page, and let go."""
+        """Drag files into the page and drop them."""
         data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
@@ -226,13 +227,13 @@ class Page:
         self.press("v", 86, modifiers=2, commands=["paste"])
 
     def resize(self, width: int, height: int) -> None:
-        """Give the tab a size in pixels."""
+        """Set the size of the tab in pixels."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
 
     def screenshot(self, path: Path) -> None:
-        """Write what is seen as a PNG."""
+        """Write what is shown as a PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
 

@@ -1,4 +1,4 @@
-"""The load of `tools.soak`: requests at a steady rate whatever the answers are, hostile ones, and slow senders."""
+"""The load of `tools.soak`: requests at a steady rate whatever the responses, hostile ones, and slow clients."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from PIL import Image
 
-from tools.loadtest.http_client import LENGTH, request
+from tools.loadtest.http_client import LENGTH, make_request
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 TIMEOUT_S = 60.0
 IDLE_S = 60.0  # the service closes a connection that was idle for 75 s
-LOST = 0  # the status of a request that was sent and not answered
+LOST = 0  # the status of a request that got no response
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request; `status` is LOST where no answer came. `late_s`: sent so long after it was due."""
+    """The result of a request: `status` is LOST if no response came; it was sent `late_s` after its due time."""
 
     status: int
     seconds: float
@@ -34,18 +34,18 @@ class Outcome:
 
 @dataclass
 class Connections:
-    """Connections that are kept for a while: the one that was used last goes out first."""
+    """Kept connections; the one that was used last is used first."""
 
     port: int
     idle: list[tuple[float, Connection]] = field(default_factory=list)  # since when
 
-    async def ask(self, sent: bytes) -> Outcome:
-        """Send a request and read its answer. Raises OSError where there is nobody to send it to."""
-        reader, writer = self._kept() or await asyncio.open_connection("127.0.0.1", self.port)
+    async def send(self, request: bytes) -> Outcome:
+        """Send a request and return its outcome. Raises OSError where no server listens."""
+        reader, writer = self._pop() or await asyncio.open_connection("127.0.0.1", self.port)
         started = time.perf_counter()
         try:
-            writer.write(sent)
-            head, _ = await asyncio.wait_for(answer_of(reader), TIMEOUT_S)
+            writer.write(request)
+            head, _ = await asyncio.wait_for(read_response(reader), TIMEOUT_S)
         except (OSError, EOFError, TimeoutError):
             writer.close()
             return Outcome(LOST, time.perf_counter() - started)
@@ -57,68 +57,68 @@ class Connections:
         return Outcome(int(head[9:12]), now - started, b"\r\nretry-after:" in head.lower())
 
     def close(self) -> None:
-        """Close those that are idle."""
+        """Close the idle connections."""
         for _, (_, writer) in self.idle:
             writer.close()
         self.idle.clear()
 
-    def _kept(self) -> Connection | None:
-        """Give a connection that has not been idle for too long; where the newest has been, all of them have."""
+    def _pop(self) -> Connection | None:
+        """Return a connection that was idle for less than IDLE_S; if the newest was idle for longer, all were."""
         if self.idle and time.perf_counter() - self.idle[-1][0] > IDLE_S:
             self.close()
         return self.idle.pop()[1] if self.idle else None
 
 
-async def answer_of(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Read an answer: its head and its body."""
+async def read_response(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Return a response's head and body."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = LENGTH.search(head)
     return head, await reader.readexactly(int(length[1]) if length else 0)
 
 
 async def steady(port: int, requests: Sequence[bytes], rate: float, seconds: float) -> list[Outcome]:
-    """Send requests in turn at a mean rate (1/s) with the gaps of independent senders, and wait for all answers."""
+    """Send requests in turn as a Poisson process of a rate (1/s), and return all outcomes in order."""
     connections = Connections(port)
     generator = np.random.default_rng(0)
     outcomes: list[Outcome] = []
 
-    async def ask(number: int, late_s: float) -> None:
-        with contextlib.suppress(OSError):  # nobody to send it to: it is lost
-            outcomes[number] = replace(await connections.ask(requests[number % len(requests)]), late_s=late_s)
+    async def send(number: int, late_s: float) -> None:
+        with contextlib.suppress(OSError):  # no server listens: it is lost
+            outcomes[number] = replace(await connections.send(requests[number % len(requests)]), late_s=late_s)
 
     started, due = time.perf_counter(), 0.0
     async with asyncio.TaskGroup() as group:
         while (due := due + float(generator.exponential(1 / rate))) < seconds:
             await asyncio.sleep(max(0.0, started + due - time.perf_counter()))
             outcomes.append(Outcome(LOST, 0.0))
-            group.create_task(ask(len(outcomes) - 1, max(0.0, time.perf_counter() - started - due)))
+            group.create_task(send(len(outcomes) - 1, max(0.0, time.perf_counter() - started - due)))
     connections.close()
     return outcomes
 
 
 async def closed_loop(port: int, requests: Sequence[bytes], is_over: Callable[[list[Outcome]], bool]) -> list[Outcome]:
-    """Let a client for each request ask over and over until `is_over` of what has been answered, or nobody listens."""
+    """Let a client for each request send it repeatedly until `is_over(outcomes)`, or until no server listens."""
     outcomes: list[Outcome] = []
 
-    async def client(sent: bytes) -> None:
+    async def client(request: bytes) -> None:
         connections = Connections(port)
         with contextlib.suppress(OSError):
             while not is_over(outcomes):
-                outcomes.append(await connections.ask(sent))
+                outcomes.append(await connections.send(request))
         connections.close()
 
-    await asyncio.gather(*(client(sent) for sent in requests))
+    await asyncio.gather(*(client(request) for request in requests))
     return outcomes
 
 
 async def harass(port: int, rate: float, seconds: float) -> int:
-    """Send hostile requests at a rate (1/s), a connection each, and give how many were answered with 5xx but 503."""
-    shapes = hostile(request)
+    """Send hostile requests at a rate (1/s), a connection each, and return how many got 5xx but 503."""
+    shapes = hostile(make_request)
     faults = 0
 
-    async def send(sent: bytes) -> None:
+    async def send(request: bytes) -> None:
         nonlocal faults
-        faults += await _is_fault(port, sent)
+        faults += await _is_fault(port, request)
 
     started = time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -128,12 +128,12 @@ async def harass(port: int, rate: float, seconds: float) -> int:
     return faults
 
 
-async def _is_fault(port: int, sent: bytes) -> bool:
-    """Send something, wait a second for an answer, and say whether it is 5xx but 503."""
+async def _is_fault(port: int, request: bytes) -> bool:
+    """Return whether the response, awaited for a second, is 5xx but 503."""
     with contextlib.suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
-            writer.write(sent)
+            writer.write(request)
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 1.0)
             return head[9:10] == b"5" and head[9:12] != b"503"
         finally:
@@ -142,8 +142,8 @@ async def _is_fault(port: int, sent: bytes) -> bool:
 
 
 def hostile(request: Callable[[str, bytes], bytes]) -> list[bytes]:
-    """Give requests that ask for trouble, whole and cut short."""
-    images = [b"", b"no image", _jpeg()[:200], promised(60_000, 60_000), promised(20_000, 1)]
+    """Return invalid and costly requests, complete and truncated."""
+    images = [b"", b"no image", _jpeg()[:200], empty_png(60_000, 60_000), empty_png(20_000, 1)]
     bodies = [b"[" * 100_000, b'{"content": "http://127.0.0.1/a"}', b'{"content": 1e999}', b"\xff" * 1000]
     head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     shapes = [request("/predict", image) for image in images] + [head % len(body) + body for body in bodies]
@@ -151,8 +151,8 @@ def hostile(request: Callable[[str, bytes], bytes]) -> list[bytes]:
     return [*shapes, b"POST /predict HTTP/1.1\r\n" + b"A: " + b"a" * 20_000 + b"\r\n\r\n"]
 
 
-def promised(width: int, height: int) -> bytes:
-    """Make a PNG whose header promises a size, with next to nothing behind it."""
+def empty_png(width: int, height: int) -> bytes:
+    """Return a PNG whose header claims a size, with hardly any data."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -1,4 +1,4 @@
-"""The sides of `tools.benchmark serve`: a service in a process of its own, loaded by a client in another."""
+"""A service in a process of its own, and the memory and processor time that it takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # a second
 
 
 class Service:
-    """A service in a process of its own, ready once `health` is answered with 200. Raises BenchmarkError."""
+    """A service in a process of its own, ready once `health` returns 200. Raises BenchmarkError."""
 
     def __init__(self, name: str, command: Sequence[str], health: str) -> None:
         self.name = name
@@ -42,12 +42,12 @@ class Service:
             raise
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it and to all that it has started."""
+        """Send a signal to the service and its child processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     def close(self) -> None:
-        """Stop it and all that it has started."""
+        """Stop the service and its child processes."""
         if not self._log.closed:
             for numbers in ((signal.SIGTERM, signal.SIGCONT), (signal.SIGKILL,)):
                 for number in numbers:
@@ -59,25 +59,25 @@ class Service:
     def _wait_for(self, url: str) -> None:
         until = time.monotonic() + START_S
         while time.monotonic() < until and self.process.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-                if answer.status == 200:
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as response:
+                if response.status == 200:
                     return
             time.sleep(0.2)
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
-        raise BenchmarkError(f"{self.name}: it did not start: {lines[-1] if lines else 'without a word'}")
+        raise BenchmarkError(f"{self.name}: it did not start: {lines[-1] if lines else 'it printed no message'}")
 
 
 def memory_mb(pid: int) -> float:
-    """Give the memory of a process and all that it has started, in MB; pages that several share count once.
+    """Return the memory of a process and its children in MB (10^6 bytes); pages that several share count once.
 
-    Linux's Pss; 0 of a process that has ended. Raises OSError where a process may not be looked at.
+    Linux's Pss; 0 of a process that has ended. Raises OSError where a process may not be inspected.
     """
     return sum(_kilobytes(each) for each in _with_children(pid)) * 1024 / 1e6
 
 
 def processor_s(pid: int) -> float:
-    """Give the processor time that a process, and all that it has started and still runs, have taken so far."""
+    """Return the processor time in seconds of a process and its children that still run."""
     ticks = 0
     for each in _with_children(pid):
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Images of many requests in one net thread: order, batches, limits, and that nothing stays behind."""
+"""Micro-batching: order, batches, limits, cancelled requests, and that no image stays in memory."""
 
 import asyncio
 import base64
@@ -25,37 +25,7 @@ from deploy.service.admission import QueueFullError
 from deploy.service.batching import MicroBatcher
 from deploy.service.heatmaps import HeatMaps
 from deploy.service.image_decoder import DecodingError, ImageDecoder
-
-METADATA = ModelMetadata(("dark", "bright", "grey"), Preprocess(8, 8), {"module": "m", "name": "n", "args": {}})
-PATIENCE_S = 20
-
-
-class GatedBackend:
-    """Logits from the mean brightness; it waits for `gate`, and keeps what it was given and in which thread."""
-
-    def __init__(self, name: str = "fake") -> None:
-        self.name, self.device = name, "cpu"
-        self.sizes: list[int] = []
-        self.threads: set[str] = set()
-        self.gate, self.entered = threading.Event(), threading.Event()
-        self.gate.set()
-        self.failure: Exception | None = None
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        self.sizes.append(len(images))
-        self.threads.add(threading.current_thread().name)
-        self.entered.set()
-        assert self.gate.wait(PATIENCE_S)
-        if self.failure is not None:
-            raise self.failure
-        mean = images.mean(axis=(1, 2, 3))
-        return np.stack([-mean, mean, np.zeros_like(mean)], axis=1).astype(np.float32)
-
-
-def png(value: int = 128, size: tuple[int, int] = (9, 7)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(file, "PNG")
-    return file.getvalue()
+from tests.helpers.serving import METADATA, PATIENCE_S, GatedBackend, png
 
 
 @contextmanager
@@ -81,18 +51,18 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.002)
 
 
-# --- answers and batches
+# --- predictions and batches
 
 
-def test_answers_are_the_predictors_in_order() -> None:
+def test_predictions_are_the_predictors_in_order() -> None:
     backend = GatedBackend()
     requests = [[png(value + 7 * index) for index in range(count)] for value, count in ((0, 3), (100, 1), (200, 5))]
     decode = METADATA.preprocess.decode
     expected = [Predictor(GatedBackend(), METADATA).predict_images(list(map(decode, r)), 2) for r in requests]
 
     async def main() -> None:
-        answers = await asyncio.gather(*map(batcher.submit, requests))
-        for got, wanted in zip(answers, expected, strict=True):
+        predictions = await asyncio.gather(*map(batcher.submit, requests))
+        for got, wanted in zip(predictions, expected, strict=True):
             assert [(a.label, a.class_name, a.file, a.error) for a in got] == [
                 (a.label, a.class_name, "", "") for a in wanted
             ]
@@ -117,9 +87,9 @@ def test_answers_are_the_predictors_in_order() -> None:
         ("openvino", "int8", 6, [1, 4, 2, 1]),
     ],
 )
-def test_what_waits_goes_into_the_next_batch(name: str, precision: str, batch_size: int, sizes: list[int]) -> None:
+def test_images_that_wait_make_the_next_batch(name: str, precision: str, batch_size: int, sizes: list[int]) -> None:
     backend = GatedBackend(name)
-    told: list[int] = []
+    counts: list[int] = []
     metadata = ModelMetadata(METADATA.class_names, METADATA.preprocess, METADATA.net, precision=precision)
 
     async def main() -> None:
@@ -131,26 +101,24 @@ def test_what_waits_goes_into_the_next_batch(name: str, precision: str, batch_si
         backend.gate.set()
         await asyncio.gather(first, *others)
 
-    with batching(backend, metadata, batch_size=batch_size, on_batch=lambda count, _: told.append(count)) as batcher:
+    with batching(backend, metadata, batch_size=batch_size, on_batch=lambda count, _: counts.append(count)) as batcher:
         run(main)
-    assert backend.sizes == told == sizes
+    assert backend.sizes == counts == sizes
 
 
-def test_nothing_waits_for_company_unless_told_to() -> None:
-    async def both() -> float:
-        started = time.perf_counter()
+def test_a_batch_waits_for_more_images_with_batch_wait_ms_only() -> None:
+    async def both() -> None:
         first = batcher.submit([png()])
         await asyncio.sleep(0.05)
         await asyncio.gather(first, batcher.submit([png()]))
-        return time.perf_counter() - started
 
     backend = GatedBackend()
     with batching(backend) as batcher:
-        asyncio.run(both())
+        run(both)
     assert backend.sizes == [1, 1]
     backend = GatedBackend()
-    with batching(backend, batch_size=2, batch_wait_ms=10_000) as batcher:
-        assert asyncio.run(both()) < 5  # full before the time is over
+    with batching(backend, batch_size=2, batch_wait_ms=10**6) as batcher:
+        run(both)  # full long before the time is over
     assert backend.sizes == [2]
     with batching(backend, batch_size=2, batch_wait_ms=100) as batcher:
         started = time.perf_counter()
@@ -162,7 +130,7 @@ def test_nothing_waits_for_company_unless_told_to() -> None:
         assert time.perf_counter() - started > 0.1
 
 
-def test_the_warm_up_runs_every_size_to_come_in_the_nets_thread() -> None:
+def test_the_warm_up_runs_every_batch_size_in_the_nets_thread() -> None:
     backend = GatedBackend()
     with batching(backend, batch_size=6) as batcher:
         assert batcher.warm_up().class_name == "bright"  # mid grey lies a little above ImageNet's mean
@@ -170,26 +138,26 @@ def test_the_warm_up_runs_every_size_to_come_in_the_nets_thread() -> None:
     assert backend.threads == {"net"}
 
 
-# --- mistakes and limits
+# --- errors and limits
 
 
-def test_a_bad_image_takes_no_other_with_it() -> None:
+def test_a_damaged_image_does_not_affect_the_others() -> None:
     async def main() -> None:
         other = batcher.submit([png(250)])
-        answers = await batcher.submit([png(0), b"", png(250), b"GIF89a"])
-        assert [answer.class_name for answer in answers] == ["dark", "", "bright", ""]
-        assert answers[1].error == "it is empty (0 bytes)"
-        assert "not an image of a known format" in answers[3].error or "damaged" in answers[3].error
+        predictions = await batcher.submit([png(0), b"", png(250), b"GIF89a"])
+        assert [prediction.class_name for prediction in predictions] == ["dark", "", "bright", ""]
+        assert predictions[1].error == "it is empty (0 bytes)"
+        assert "not an image of a known format" in predictions[3].error or "damaged" in predictions[3].error
         assert (await other)[0].class_name == "bright"
         only_bad = await batcher.submit([b"", b"x"])
-        assert all(answer.error for answer in only_bad)
+        assert all(prediction.error for prediction in only_bad)
         assert batcher.held == 0
 
     with batching(GatedBackend()) as batcher:
         run(main)
 
 
-def test_a_full_queue_takes_nothing_of_a_request() -> None:
+def test_a_full_queue_admits_no_image_of_a_request() -> None:
     backend = GatedBackend()
 
     async def main() -> None:
@@ -202,7 +170,7 @@ def test_a_full_queue_takes_nothing_of_a_request() -> None:
         with pytest.raises(QueueFullError):
             batcher.check_room()
         backend.gate.set()
-        assert [len(answers) for answers in await asyncio.gather(*taken)] == [1, 2]
+        assert [len(predictions) for predictions in await asyncio.gather(*taken)] == [1, 2]
         assert batcher.held == 0 and batcher.is_ready()
 
     with batching(backend, queue_size=4) as batcher:
@@ -210,13 +178,13 @@ def test_a_full_queue_takes_nothing_of_a_request() -> None:
 
 
 @pytest.mark.parametrize("failure", [BackendError("no memory"), RuntimeError("a bug")])
-def test_a_net_that_fails_is_told_and_goes_on(failure: Exception) -> None:
+def test_a_failure_of_the_net_fails_its_requests_only(failure: Exception) -> None:
     backend = GatedBackend()
 
     async def main() -> None:
         backend.failure = failure
-        told = await asyncio.gather(*(batcher.submit([png()] * 3) for _ in range(3)), return_exceptions=True)
-        assert told == [failure] * 3
+        results = await asyncio.gather(*(batcher.submit([png()] * 3) for _ in range(3)), return_exceptions=True)
+        assert results == [failure] * 3
         backend.failure = None
         assert (await batcher.submit([png(250)]))[0].class_name == "bright"
         await until(lambda: batcher.held == 0)
@@ -225,7 +193,7 @@ def test_a_net_that_fails_is_told_and_goes_on(failure: Exception) -> None:
         run(main)
 
 
-def test_a_fault_while_decoding_is_told_and_nothing_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_while_decoding_fails_the_request_and_nothing_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         with monkeypatch.context() as patch:
             patch.setattr(image_decoder, "decode", lambda *_: divmod(1, 0))
@@ -238,10 +206,10 @@ def test_a_fault_while_decoding_is_told_and_nothing_waits_for_ever(monkeypatch: 
         run(main)
 
 
-# --- leaving
+# --- cancelled requests
 
 
-def test_what_nobody_waits_for_is_left_out_and_leaves_nothing() -> None:
+def test_cancelled_requests_are_skipped_and_leave_nothing() -> None:
     backend = GatedBackend()
 
     async def main() -> None:
@@ -263,7 +231,7 @@ def test_what_nobody_waits_for_is_left_out_and_leaves_nothing() -> None:
         assert not batcher._ready
 
 
-def test_no_image_outlives_its_answer() -> None:
+def test_no_image_outlives_its_prediction() -> None:
     alive: list[weakref.ref[np.ndarray]] = []
     prepare = predictor.prepare
 
@@ -274,8 +242,8 @@ def test_no_image_outlives_its_answer() -> None:
 
     async def main() -> None:
         for _ in range(5):
-            answers = await batcher.submit([png()] * 10)
-            assert len(answers) == 10
+            predictions = await batcher.submit([png()] * 10)
+            assert len(predictions) == 10
         await until(lambda: batcher.held == 0)
 
     with pytest.MonkeyPatch.context() as patch, batching(GatedBackend()) as batcher:
@@ -286,7 +254,7 @@ def test_no_image_outlives_its_answer() -> None:
         assert not [ref for ref in alive if ref() is not None]
 
 
-def test_closing_finishes_what_was_taken_and_ends_the_threads() -> None:
+def test_closing_finishes_the_queue_and_ends_the_threads() -> None:
     backend = GatedBackend()
     before = threading.active_count()
 
@@ -296,14 +264,14 @@ def test_closing_finishes_what_was_taken_and_ends_the_threads() -> None:
         await until(backend.entered.is_set)
         threading.Timer(0.1, backend.gate.set).start()
         await asyncio.to_thread(batcher.close)
-        assert [len(answers) for answers in await asyncio.gather(*waiting)] == [3] * 4
+        assert [len(predictions) for predictions in await asyncio.gather(*waiting)] == [3] * 4
 
     with batching(backend) as batcher:
         run(main)
     assert threading.active_count() == before
 
 
-def test_an_event_loop_that_has_gone_stops_nothing() -> None:
+def test_an_event_loop_that_has_ended_stops_nothing() -> None:
     backend = GatedBackend()
 
     async def leave() -> None:
@@ -344,18 +312,18 @@ def test_calls_run_in_the_nets_thread_between_batches() -> None:
 # --- decoding
 
 
-def test_large_images_are_decoded_one_at_a_time_and_hold_no_small_one_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_decoder, "LEAST_SMALL_PIXELS", 100)
-    whole = preprocess.decode
-    at_once, most, go_on = 0, 0, threading.Event()
+def test_large_images_are_decoded_one_at_a_time_and_delay_no_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_decoder, "MIN_SMALL_PIXELS", 100)
+    original = preprocess.decode
+    at_once, max_at_once, proceed = 0, 0, threading.Event()
 
     def slow(data: bytes, channels: int, max_pixels: int) -> Image.Image:
-        nonlocal at_once, most
-        image = whole(data, channels, max_pixels)  # raises for a large one at the first look
+        nonlocal at_once, max_at_once
+        image = original(data, channels, max_pixels)  # raises for a large one at the first try
         if image.width * image.height > 100:
             at_once += 1
-            most = max(most, at_once)
-            assert go_on.wait(PATIENCE_S)
+            max_at_once = max(max_at_once, at_once)
+            assert proceed.wait(PATIENCE_S)
             time.sleep(0.01)
             at_once -= 1
         return image
@@ -363,9 +331,9 @@ def test_large_images_are_decoded_one_at_a_time_and_hold_no_small_one_up(monkeyp
     async def main() -> None:
         large = [batcher.submit([png(size=(40, 50))]) for _ in range(5)]
         small = await asyncio.gather(*(batcher.submit([png(size=(10, 10))]) for _ in range(5)))
-        assert not any(answers[0].error for answers in small)
-        go_on.set()
-        assert not any(answers[0].error for answers in await asyncio.gather(*large))
+        assert not any(predictions[0].error for predictions in small)
+        proceed.set()
+        assert not any(predictions[0].error for predictions in await asyncio.gather(*large))
         error = (await batcher.submit([png(size=(40, 51))]))[0].error
         assert error == "40x51 is more than max_pixels (2000) allows"
 
@@ -374,18 +342,18 @@ def test_large_images_are_decoded_one_at_a_time_and_hold_no_small_one_up(monkeyp
     decoder = ImageDecoder(METADATA, max_pixels=2000, memory_bytes=40 * 2200, workers=2)
     with batching(GatedBackend(), decoder=decoder) as batcher:
         run(main)
-    assert most == 1
+    assert max_at_once == 1
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_heat_maps_are_made_of_large_images_as_well(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_decoder, "LEAST_SMALL_PIXELS", 100)
+def test_heat_maps_of_small_and_large_images(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_decoder, "MIN_SMALL_PIXELS", 100)
     metadata = ModelMetadata(METADATA.class_names, Preprocess(8, 8, channels), METADATA.net)
     decoder = ImageDecoder(metadata, max_pixels=2000, memory_bytes=40 * 2100, workers=1)
-    asked: list[tuple[tuple[int, ...], int, str]] = []
+    calls: list[tuple[tuple[int, ...], int, str]] = []
 
     def mapper(image: np.ndarray, label: int) -> HeatMap:
-        asked.append((image.shape, label, threading.current_thread().name))
+        calls.append((image.shape, label, threading.current_thread().name))
         return HeatMap(np.eye(8, dtype=np.float32))
 
     async def main() -> None:
@@ -394,16 +362,16 @@ def test_heat_maps_are_made_of_large_images_as_well(channels: int, monkeypatch: 
             url = await heatmaps.data_url(png(size=size), 2)
             drawn = Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,"))))
             assert drawn.format == "JPEG" and drawn.width * size[1] == drawn.height * size[0]
-            assert len(set(drawn.convert("L").tobytes())) > 20  # the map is seen on a plain image
+            assert len(set(drawn.convert("L").tobytes())) > 20  # the map is visible on a plain image
         with pytest.raises(ImageError, match="more than max_pixels"):
             await heatmaps.data_url(png(size=(50, 41)), 2)
 
     with batching(GatedBackend(), metadata, decoder) as batcher:
         run(main)
-    assert asked == [((channels, 8, 8), 2, "net")] * 2
+    assert calls == [((channels, 8, 8), 2, "net")] * 2
 
 
-def test_a_damaged_avif_is_damaged_and_no_fault() -> None:
+def test_a_damaged_avif_is_an_image_error() -> None:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(file, "AVIF")
     half = len(file.getvalue()) // 2
@@ -412,16 +380,14 @@ def test_a_damaged_avif_is_damaged_and_no_fault() -> None:
     assert decoder.prepared(data, may_be_large=True).error.startswith("it is damaged: Failed to decode ")
 
 
-def test_the_nets_own_pixel_cap_counts_as_well() -> None:
+def test_the_nets_own_pixel_limit_applies_as_well() -> None:
     metadata = ModelMetadata(METADATA.class_names, Preprocess(8, 8, max_pixels=50), {})
     decoder = ImageDecoder(metadata, 10**6, 10**9, 1)
     assert decoder.prepared(png(size=(10, 10)), may_be_large=True).error == "10x10 is more than max_pixels (50) allows"
 
 
-def test_too_little_memory_to_decode_is_told_with_what_it_takes() -> None:
-    sentence = (
-        r"--decode_memory_mb must be at least 420 for images of 10 megapixels and 2 workers, got 419"  # 40 * 10.5
-    )
-    with pytest.raises(DecodingError, match=sentence):
+def test_too_little_memory_to_decode_is_an_error_that_names_the_minimum() -> None:
+    message = r"--decode_memory_mb must be at least 420 for images of 10 megapixels and 2 workers, got 419"  # 40 * 10.5
+    with pytest.raises(DecodingError, match=message):
         ImageDecoder(METADATA, 10 * 10**6, 419 * 10**6, 2)
     ImageDecoder(METADATA, 10 * 10**6, 420 * 10**6, 2)

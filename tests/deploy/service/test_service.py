@@ -1,4 +1,4 @@
-"""The service as it is used: a real server on a real port, good requests and mistaken ones."""
+"""The service on a real port: valid requests, errors, and the other routes."""
 
 import http.client
 import json
@@ -12,12 +12,23 @@ import pytest
 from deploy.backends.base import BackendError
 from deploy.inference.predictor import Predictor
 from deploy.service.routes import NATIVE, ServiceError
-from deploy.service.server import service_of
-from tests.deploy.service.test_batching import METADATA, GatedBackend, png
-from tests.deploy.service.test_request_parser import multipart
-from tests.helpers.serving import JSON, PATIENCE_S, Served, all_of, read, serving, wait, write_page
-from tests.helpers.serving import base64_of as base64_of
-from tests.helpers.serving import flags as flags
+from deploy.service.server import open_server
+from tests.helpers.serving import (
+    JSON,
+    METADATA,
+    PATIENCE_S,
+    GatedBackend,
+    RunningService,
+    base64_of,
+    flags,
+    multipart,
+    png,
+    read,
+    read_all,
+    serving,
+    wait,
+    write_page,
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +37,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(page: Path) -> Iterator[Served]:
+def service(page: Path) -> Iterator[RunningService]:
     with serving(page, "--max_body_mb", 1, "--max_picture_mb", 1, "--max_megapixels", 1, "--max_pictures", 4) as one:
         yield one
 
 
-# --- answers
+# --- predictions
 
 
-def test_every_kind_of_body_gives_the_same_answer(served: Served) -> None:
+def test_every_content_type_gives_the_same_response(service: RunningService) -> None:
     image = png(250)
     text = base64_of(image)
     expected = Predictor(GatedBackend(), METADATA).predict_images([METADATA.preprocess.decode(image)])[0].to_dict()
@@ -46,57 +57,57 @@ def test_every_kind_of_body_gives_the_same_answer(served: Served) -> None:
         (f"content={text}".encode(), {"content-type": "application/x-www-form-urlencoded"}),
         (body, {"content-type": kind}),
     ):
-        status, answer, got = served.ask("/predict", sent, headers)
-        assert (status, answer["code"], answer["msg"], got["content-type"]) == (200, 200, "ok", "application/json")
-        assert answer["data"] == [json.loads(json.dumps(expected))]  # one image alone: to the bit
+        status, response, got = service.send("/predict", sent, headers)
+        assert (status, response["code"], response["msg"], got["content-type"]) == (200, 200, "ok", "application/json")
+        assert response["data"] == [json.loads(json.dumps(expected))]  # one image alone: to the bit
 
 
-def test_several_images_in_order_and_a_route_of_another_shape(served: Served) -> None:
+def test_several_images_in_order_and_a_route_of_another_shape(service: RunningService) -> None:
     images = [base64_of(png(value)) for value in (0, 250, 0)]
-    answer = served.ask("/predict", {"content": images})[1]
-    assert [entry["class"] for entry in answer["data"]] == ["dark", "bright", "dark"]
-    assert served.ask("/other", {"content": images})[1]["data"] == [
-        {"said": "DARK"},
-        {"said": "BRIGHT"},
-        {"said": "DARK"},
+    response = service.send("/predict", {"content": images})[1]
+    assert [entry["class"] for entry in response["data"]] == ["dark", "bright", "dark"]
+    assert service.send("/other", {"content": images})[1]["data"] == [
+        {"name": "DARK"},
+        {"name": "BRIGHT"},
+        {"name": "DARK"},
     ]
-    quiet = served.ask("/other", {"content": images[0], "loud": False})[1]
-    assert quiet == {"code": 200, "msg": "ok", "data": [{"said": ""}]}
+    quiet = service.send("/other", {"content": images[0], "loud": False})[1]
+    assert quiet == {"code": 200, "msg": "ok", "data": [{"name": ""}]}
 
 
-def test_a_kept_connection_answers_again_and_again(served: Served) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE_S)
+def test_a_connection_is_kept_for_several_requests(service: RunningService) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=PATIENCE_S)
     for value, name in ((0, "dark"), (250, "bright"), (0, "dark")):
         connection.request("POST", "/predict", json.dumps({"content": base64_of(png(value))}), JSON)
         assert read(connection.getresponse())[1]["data"][0]["class"] == name
     connection.close()
 
 
-def test_requests_that_come_while_the_net_works_go_together(served: Served) -> None:
-    before = len(served.backend.sizes)
-    served.backend.entered.clear()
-    served.backend.gate.clear()
-    answers: list[int] = []
+def test_requests_that_arrive_while_the_net_works_share_a_batch(service: RunningService) -> None:
+    before = len(service.backend.sizes)
+    service.backend.entered.clear()
+    service.backend.gate.clear()
+    statuses: list[int] = []
     body = {"content": base64_of(png())}
-    threads = [threading.Thread(target=lambda: answers.append(served.ask("/predict", body)[0])) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: statuses.append(service.send("/predict", body)[0])) for _ in range(6)]
     threads[0].start()
-    assert served.backend.entered.wait(PATIENCE_S)
+    assert service.backend.entered.wait(PATIENCE_S)
     for thread in threads[1:]:
         thread.start()
-    wait(lambda: served.metric("service_queue_pictures") == 6)
-    served.backend.gate.set()
+    wait(lambda: service.metric("service_queue_pictures") == 6)
+    service.backend.gate.set()
     for thread in threads:
         thread.join()
-    assert answers == [200] * 6
-    assert served.backend.sizes[before:][0] == 1 and len(served.backend.sizes) - before <= 3
-    assert sum(served.backend.sizes[before:]) == 6
+    assert statuses == [200] * 6
+    assert service.backend.sizes[before:][0] == 1 and len(service.backend.sizes) - before <= 3
+    assert sum(service.backend.sizes[before:]) == 6
 
 
-# --- mistakes
+# --- errors
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "sentence"),
+    ("body", "status", "message"),
     [
         (b"{", 400, "the body is not JSON"),
         (
@@ -117,21 +128,21 @@ def test_requests_that_come_while_the_net_works_go_together(served: Served) -> N
     ],
     ids=range(8),
 )
-def test_a_mistake_is_a_sentence(served: Served, body: object, status: int, sentence: str) -> None:
-    got, answer, headers = served.ask("/predict", body)
-    assert (got, answer["code"], answer["data"]) == (status, status, [])
-    assert answer["msg"].startswith(sentence)
+def test_an_error_has_a_message(service: RunningService, body: object, status: int, message: str) -> None:
+    got, response, headers = service.send("/predict", body)
+    assert (got, response["code"], response["data"]) == (status, status, [])
+    assert response["msg"].startswith(message)
     assert headers["content-type"] == "application/json"
 
 
-def test_other_types_and_compressed_bodies(served: Served) -> None:
-    assert served.ask("/predict", b"{}", {})[1]["msg"].endswith("and there is none")
-    status, answer, _ = served.ask("/predict", b"x", {**JSON, "content-encoding": "gzip"})
-    assert (status, answer["msg"]) == (415, "compressed bodies are not read; leave out Content-Encoding")
+def test_other_types_and_compressed_bodies(service: RunningService) -> None:
+    assert service.send("/predict", b"{}", {})[1]["msg"].endswith("and there is none")
+    status, response, _ = service.send("/predict", b"x", {**JSON, "content-encoding": "gzip"})
+    assert (status, response["msg"]) == (415, "compressed bodies are not read; leave out Content-Encoding")
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "sentence"),
+    ("method", "path", "status", "message"),
     [
         ("POST", "/nowhere/../etc", 404, "there is no /nowhere/../etc here; see /docs"),
         ("GET", "/predict", 405, "/predict does not take GET; see /docs"),
@@ -140,38 +151,39 @@ def test_other_types_and_compressed_bodies(served: Served) -> None:
         ("GET", "/%00%22", 404, 'there is no /\x00" here; see /docs'),
     ],
 )
-def test_other_paths_and_methods(served: Served, method: str, path: str, status: int, sentence: str) -> None:
-    got, answer, headers = served.ask(path, None, {}, method)
-    assert (got, answer) == (status, {"code": status, "msg": sentence, "data": []})
+def test_other_paths_and_methods(service: RunningService, method: str, path: str, status: int, message: str) -> None:
+    got, response, headers = service.send(path, None, {}, method)
+    assert (got, response) == (status, {"code": status, "msg": message, "data": []})
     assert status != 405 or headers["allow"]
 
 
-def test_a_fault_of_the_service_shows_nothing_of_itself(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_reveals_nothing_in_the_response(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.service.handlers.read_upload", lambda *_: divmod(1, 0))
-    status, answer, _ = served.ask("/predict", {"content": "YQ=="})
-    assert (status, answer) == (500, {"code": 500, "msg": "the service failed; its log says why", "data": []})
+    status, response, _ = service.send("/predict", {"content": "YQ=="})
+    assert (status, response) == (500, {"code": 500, "msg": "the service failed; its log says why", "data": []})
 
 
-def test_a_net_that_fails_is_busy_and_says_why_in_the_log(served: Served, caplog: pytest.LogCaptureFixture) -> None:
-    served.backend.failure = BackendError("/a/path: the net broke")
+def test_a_failure_of_the_net_is_503_and_logged(service: RunningService, caplog: pytest.LogCaptureFixture) -> None:
+    service.backend.failure = BackendError("/a/path: the net broke")
     try:
-        status, answer, headers = served.ask("/predict", {"content": base64_of(png())})
+        status, response, headers = service.send("/predict", {"content": base64_of(png())})
     finally:
-        served.backend.failure = None
-    assert (status, answer["msg"], headers["retry-after"]) == (503, "the net failed; try again later", "1")
+        service.backend.failure = None
+    assert (status, response["msg"], headers["retry-after"]) == (503, "the net failed; try again later", "1")
     assert "/a/path: the net broke" in caplog.text
 
 
-# --- what else is served
+# --- other routes
 
 
-def test_the_page_comes_whole_with_a_strict_policy(served: Served) -> None:
+def test_the_page_has_a_strict_content_security_policy(service: RunningService) -> None:
     for path, name, kind in (
         ("/", "index.html", "text/html"),
         ("/page.css", "page.css", "text/css"),
         ("/page.js", "page.js", "text/javascript"),
+        ("/texts.js", "texts.js", "text/javascript"),
     ):
-        status, content, headers = served.get(path)
+        status, content, headers = service.get(path)
         assert (status, content.decode(), headers["content-type"]) == (200, f"猫 {name}", f"{kind}; charset=utf-8")
         policy = dict(part.strip().partition(" ")[::2] for part in headers["content-security-policy"].split(";"))
         assert (policy["default-src"], policy["script-src"], policy["style-src"]) == ("'none'", "'self'", "'self'")
@@ -180,36 +192,36 @@ def test_the_page_comes_whole_with_a_strict_policy(served: Served) -> None:
 
 
 def test_a_missing_file_of_the_page_is_named(tmp_path: Path) -> None:
-    sentence = r"index\.html: cannot read this file of the page: No such file"
-    one = service_of(Predictor(GatedBackend(), METADATA), [NATIVE], flags(), page=tmp_path)
-    with pytest.raises(ServiceError, match=sentence), one:
+    message = r"index\.html: cannot read this file of the page: No such file"
+    one = open_server(Predictor(GatedBackend(), METADATA), [NATIVE], flags(), page=tmp_path)
+    with pytest.raises(ServiceError, match=message), one:
         pass
 
 
-def test_info_health_and_the_description(served: Served) -> None:
-    assert served.get("/info")[1] == {
+def test_info_health_and_the_description(service: RunningService) -> None:
+    assert service.get("/info")[1] == {
         "classes": ["dark", "bright", "grey"],
         "net": "n",
         "input": "8x8",
         "heatmap": False,
         "calibrated": False,
     }
-    assert served.get("/healthz")[:2] == (200, {"status": "ok"})
-    assert served.get("/readyz")[:2] == (200, {"status": "ready"})
-    told = served.get("/openapi.json")[1]
-    body = told["paths"]["/other"]["post"]["requestBody"]["content"]
+    assert service.get("/healthz")[:2] == (200, {"status": "ok"})
+    assert service.get("/readyz")[:2] == (200, {"status": "ready"})
+    description = service.get("/openapi.json")[1]
+    body = description["paths"]["/other"]["post"]["requestBody"]["content"]
     assert set(body) == {"application/json", "application/x-www-form-urlencoded", "multipart/form-data"}
     assert body["application/json"]["schema"]["properties"]["loud"] == {"type": "boolean", "default": True}
-    example = told["paths"]["/other"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
-    assert example == {"code": 200, "msg": "ok", "data": [{"said": "DARK"}]}
-    status, content, headers = served.get("/docs")
+    example = description["paths"]["/other"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
+    assert example == {"code": 200, "msg": "ok", "data": [{"name": "DARK"}]}
+    status, content, headers = service.get("/docs")
     assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
     text = content.decode()
     assert "POST /predict" in text and "need_heatmap" in text
-    assert not re.search(r"https?://|<script|<link|<img", text)  # nothing comes from anywhere
+    assert not re.search(r"https?://|<script|<link|<img", text)  # nothing is loaded
 
 
-def test_metrics_count_what_happens(served: Served) -> None:
+def test_metrics_count_requests_and_images(service: RunningService) -> None:
     names = (
         'service_requests_total{code="200",route="/other"}',
         "service_batch_pictures_sum",
@@ -217,32 +229,32 @@ def test_metrics_count_what_happens(served: Served) -> None:
     )
     seconds = 'service_request_seconds_count{route="/other"}'
     errors = 'service_errors_total{code="422",route="/other"}'
-    before = [served.metric(name) for name in (*names, seconds, errors)]
-    served.ask("/other", {"content": [base64_of(png())] * 3})
-    served.ask("/other", {"content": ""})
+    before = [service.metric(name) for name in (*names, seconds, errors)]
+    service.send("/other", {"content": [base64_of(png())] * 3})
+    service.send("/other", {"content": ""})
     requests, images, batches, counted, refused = (
-        served.metric(name) - old for name, old in zip((*names, seconds, errors), before, strict=True)
+        service.metric(name) - old for name, old in zip((*names, seconds, errors), before, strict=True)
     )
     assert (requests, images, counted, refused) == (1, 3, 2, 1)
     assert 1 <= batches <= 3
-    assert served.metric("process_resident_memory_bytes") > 10**6
-    text = served.get("/metrics")[1].decode()
+    assert service.metric("process_resident_memory_bytes") > 10**6
+    text = service.get("/metrics")[1].decode()
     assert set(re.findall(r'route="([^"]*)"', text)) <= {"/predict", "/other", "other"}
 
 
-def test_a_token_is_asked_for_by_all_that_tells_something(page: Path) -> None:
+def test_a_token_is_required_by_all_routes_about_images_and_nets(page: Path) -> None:
     with serving(page, token="sésame") as guarded:
         body = {"content": base64_of(png())}
         for given in (None, "sésame", "Bearer", "Bearer sesame", "Basic sésame", "Bearer sésame x"):
             headers = JSON if given is None else {**JSON, "authorization": given.encode().decode("latin-1")}
-            status, answer, got = guarded.ask("/predict", body, headers)
-            assert (status, answer["msg"]) == (401, "the bearer token is missing or wrong"), given
+            status, response, got = guarded.send("/predict", body, headers)
+            assert (status, response["msg"]) == (401, "the bearer token is missing or wrong"), given
             assert got["www-authenticate"] == "Bearer"
         with guarded.connect() as connection:
             connection.sendall(b"GET /info HTTP/1.1\r\nauthorization: Bearer \xff\xfe\r\nconnection: close\r\n\r\n")
-            assert all_of(connection).startswith(b"HTTP/1.1 401 ")
+            assert read_all(connection).startswith(b"HTTP/1.1 401 ")
         right = {"authorization": "bearer sésame".encode().decode("latin-1")}
-        assert guarded.ask("/predict", body, {**JSON, **right})[0] == 200
+        assert guarded.send("/predict", body, {**JSON, **right})[0] == 200
         assert guarded.get("/info")[0] == guarded.get("/metrics")[0] == 401
         assert guarded.get("/metrics", **right)[0] == 200
         for path in ("/healthz", "/readyz", "/", "/page.js", "/docs"):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import http.client
 import io
 import json
 import re
-import socket
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,15 +32,13 @@ from deploy.export.writers import Source, make_int8, make_json
 from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
 from deploy.service.request_parser import CONTENT
-from deploy.service.routes import NATIVE
-from deploy.service.server import service_of
 from deploy.uncertainty.calibration import for_temperature
 from deploy.uncertainty.outputs import config_of
 from pytorch2json import engine
 from tests.conftest import CLASSES
-from tests.deploy.service.test_service import base64_of
-from tests.deploy.service.test_service import flags as service_flags
 from tests.helpers.exported import ENVIRONMENT, paint, train_net, write_list
+from tests.helpers.serving import GatedBackend, RunningService, base64_of, running, write_page
+from tests.helpers.serving import flags as service_flags
 
 PROGRAM = Path(inference_uncertain.__file__)
 
@@ -256,23 +251,11 @@ def test_the_service_decides_as_the_net(weights: Path, tmp_path: Path) -> None:
 
 
 def served(predictor: Predictor, page: Path, images: list[bytes]) -> list[dict[str, Any]]:
-    """Give what a service in this process says of images."""
-    for name in ("index.html", "page.css", "page.js"):
-        (page / name).write_text("", encoding="utf-8")
-    with service_of(predictor, [NATIVE], service_flags(), "", page) as server:
-        listener = socket.create_server(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        connection = http.client.HTTPConnection(*listener.getsockname(), timeout=60)
-        try:
-            body = json.dumps({CONTENT: [base64_of(image) for image in images]})
-            connection.request("POST", "/predict", body, {"content-type": "application/json"})
-            said: list[dict[str, Any]] = json.loads(connection.getresponse().read())["data"]
-        finally:
-            connection.close()
-            server.should_exit = True
-            thread.join(60)
-    return said
+    """Return the entries of images in a service's response."""
+    with running(predictor, service_flags(), page=write_page(page)) as port:
+        body = {CONTENT: [base64_of(image) for image in images]}
+        entries: list[dict[str, Any]] = RunningService(port, GatedBackend()).send("/predict", body)[1]["data"]
+    return entries
 
 
 # --- evaluation

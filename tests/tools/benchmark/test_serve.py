@@ -55,11 +55,11 @@ def test_client_counts_responses_and_errors() -> None:
         writer.close()
         await writer.wait_closed()
 
-    async def both() -> http_client.Seen:
+    async def both() -> http_client.LoadResult:
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            requests = [http_client.request("/predict", f"image {number}".encode()) for number in range(4)]
-            seen = await http_client.load(port, requests, 0.3)
+            requests = [http_client.make_request("/predict", f"image {number}".encode()) for number in range(4)]
+            seen = await http_client.run_clients(port, requests, 0.3)
             await asyncio.gather(*filter(None, tasks))
             return seen
 
@@ -72,8 +72,8 @@ def test_client_counts_responses_and_errors() -> None:
 
 
 def test_images_differ_and_have_the_size() -> None:
-    assert http_client.image(0) != http_client.image(1)
-    assert Image.open(io.BytesIO(http_client.image(0))).size == (320, 240)
+    assert http_client.make_image(0) != http_client.make_image(1)
+    assert Image.open(io.BytesIO(http_client.make_image(0))).size == (320, 240)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="needs Linux's /proc")
