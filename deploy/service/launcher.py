@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.cli import number
+from common.cli import number, run_program
 from deploy.service.cli_args import EPILOG, TOKEN_VARIABLE, add_service_flags
 from deploy.service.routes import NATIVE, Route, ServiceError
 
@@ -43,11 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--service_port", metavar="N", type=number(0, 65535), default=8080, help="default 8080; 0: any that is free")
     add_service_flags(parser)
     args = parser.parse_args(argv)
-    try:
-        return serve(args.weights, [NATIVE], args)
-    except ValueError as error:  # every mistake of the user's is one
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+    return run_program(PROGRAM, lambda: serve(args.weights, [NATIVE], args))
 
 
 def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> int:

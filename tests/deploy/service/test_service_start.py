@@ -211,6 +211,15 @@ def test_a_net_of_features_and_limits_that_contradict_each_other(
     assert start_error(capsys, *common) == "the net failed on fake cpu: no"
 
 
+def test_a_bug_s_own_value_error_keeps_its_traceback(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        return np.zeros(2) + np.zeros(3)
+
+    monkeypatch.setattr("deploy.backends.loading.load_backend", broken)
+    with pytest.raises(ValueError, match="operands could not be broadcast together"):
+        launcher.main(["--weights", str(weights), "--service_port", "0"])
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
