@@ -1,7 +1,7 @@
 """Files that an earlier build wrote still load, and predict what they predicted.
 
-tests/data/earlier_files.tar.xz holds a set made before the packages were laid out anew: a calibrated classifier with its
-training state and all its exports, a PIM, a SimSiam and its probe, six images, and in expected.json what that build
+tests/data/earlier_files.tar.xz holds a set made before the packages were laid out anew: a calibrated classifier with
+its training state and all its exports, a PIM, a SimSiam and its probe, six images, and in expected.json what that build
 made of them. Outputs are compared within rounding, since processors round differently; on the processor that
 expected.json names they are the same to the bit.
 """
