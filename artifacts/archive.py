@@ -1,4 +1,4 @@
-"""Archives of torch that stand on the disk whole or not at all, and that tell when they no longer are."""
+"""Archives of torch that are complete on the disk or not there at all, and that are verified when they are read."""
 
 from __future__ import annotations
 
@@ -10,44 +10,38 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from artifacts.errors import ArtifactError
+from common.atomic_io import atomic_path, move_into_place, sync_file
 
-_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, struct.error)
+ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, struct.error)
 
 MARK = b"sha256 "  # what the archive's comment starts with; the digest of all that stands before the comment follows
-SEAL_BYTES = len(MARK) + 64
+COMMENT_BYTES = len(MARK) + 64
 _LENGTH_BYTES = 2  # of the comment's length, the last field of an archive without a comment
 
 
-def write_archive(path: Path, save: Callable[[BinaryIO], object], *, earlier: int = 0) -> None:
-    """Write a zip archive to a temporary file in the same folder, seal it with its sha256, fsync, rename, fsync.
+def write_archive(path: Path, save: Callable[[BinaryIO], object], *, backups: int = 0) -> None:
+    """Write a zip archive with its sha256 as the comment, complete or not at all, and sync it to the disk.
 
-    `save` writes the archive; `earlier` is how many of the files that stood there before are kept. Whatever happens,
-    the old file or the new one stands there whole. Raises OSError, and what `save` raises.
+    `save` writes the archive; `backups` is how many of the files that stood there before are kept. Raises OSError, and
+    what `save` raises; the file that stood there before is then untouched.
     """
-    temporary = _temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w+b") as file:
-            save(file)
-            _seal(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if earlier and path.exists():
-            _keep_as_earlier(path, earlier)
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+
+    def keep_old() -> None:
+        if backups and path.exists():
+            _make_backup(path, backups)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, before_replace=keep_old) as temporary, temporary.open("w+b") as file:
+        save(file)
+        _append_checksum(file)
 
 
-def check_whole(path: Path) -> bool:
-    """Hold an archive against its digest, or one without against its checksums; say whether it is an archive at all.
+def verify_archive(path: Path) -> bool:
+    """Return whether a file is an archive; verify its sha256, or where it has none the checksums of its entries.
 
     Raises ArtifactError where it is damaged, OSError.
     """
@@ -55,83 +49,94 @@ def check_whole(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         if not size:
             raise ArtifactError(f"{path}: it is empty")
-        file.seek(max(0, size - SEAL_BYTES))
-        seal = file.read()
+        file.seek(max(0, size - COMMENT_BYTES))
+        comment = file.read()
         file.seek(0)
-        if seal.startswith(MARK):
-            if _sha256(file, size - SEAL_BYTES) != seal.removeprefix(MARK):
+        if comment.startswith(MARK):
+            if _sha256(file, size - COMMENT_BYTES) != comment.removeprefix(MARK):
                 raise ArtifactError(f"{path}: it is damaged: it does not match its sha256")
             return True
         start = file.read(2)
     if start != b"PK" and not zipfile.is_zipfile(path):
         return False
-    check_archive(path)
+    verify_entries(path)
     with zipfile.ZipFile(path) as archive:
-        if archive.comment:  # torch writes none: it was our seal
+        if archive.comment:  # torch writes none: it was our checksum
             raise ArtifactError(f"{path}: it is damaged: its sha256 cannot be read")
     return True
 
 
-def is_whole(path: Path) -> bool:
-    """Say whether a file is there, an archive, readable and undamaged."""
+def verify_entries(path: Path) -> None:
+    """Verify the checksum of every entry of a torch archive, which torch does not. Raises ArtifactError."""
     try:
-        return path.is_file() and check_whole(path)
+        with open_archive(path) as archive:
+            damaged = archive.testzip()
+    except ARCHIVE_ERRORS as error:
+        raise ArtifactError(f"{path}: it is damaged: {error}") from error
+    if damaged:
+        raise ArtifactError(f'{path}: it is damaged: "{damaged}" in it does not match its checksum')
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether a file is there, an archive, readable and undamaged."""
+    try:
+        return path.is_file() and verify_archive(path)
     except (ArtifactError, OSError):
         return False
 
 
-def earlier_file(path: Path, number: int) -> Path:
-    """Name the file that stood at `path` `number` saves ago."""
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """Open a zip archive. Raises BadZipFile also where the file only ends in one, as a cut one that held another."""
+    archive = zipfile.ZipFile(path)
+    if min((entry.header_offset for entry in archive.infolist()), default=0):
+        archive.close()
+        raise zipfile.BadZipFile("it is not complete")
+    return archive
+
+
+def backup_file(path: Path, number: int) -> Path:
+    """Return the path of the file that stood at `path` `number` saves ago."""
     return path.with_name(f"{path.stem}.{number}{path.suffix}")
 
 
-def earlier_files(path: Path) -> Iterator[Path]:
-    """Give the kept files that stood at `path` before, the newest first."""
-    return itertools.takewhile(Path.exists, (earlier_file(path, number) for number in itertools.count(1)))
+def backup_files(path: Path) -> Iterator[Path]:
+    """Yield the backups of the file at `path`, the newest first."""
+    return itertools.takewhile(Path.exists, (backup_file(path, number) for number in itertools.count(1)))
 
 
-def drop_earlier(path: Path, keep: int = 0) -> None:
-    """Remove the earlier files beyond `keep`. Raises OSError."""
-    for file in [*earlier_files(path)][keep:]:
+def remove_backups(path: Path, *, keep: int = 0) -> None:
+    """Remove all backups but the newest `keep`. Raises OSError."""
+    for file in [*backup_files(path)][keep:]:
         file.unlink(missing_ok=True)
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what saves that were killed have left beside a file. Raises OSError."""
+    """Remove the temporary files that killed saves have left beside a file. Raises OSError."""
+    beginnings = tuple(f".{target.name}." for target in (path, backup_file(path, 1)))
     for file in path.parent.iterdir() if path.parent.is_dir() else ():
-        if file.name.startswith(f".{path.name}.") and file.suffix == ".tmp":
+        if file.name.startswith(beginnings) and file.suffix == ".tmp":
             file.unlink(missing_ok=True)
 
 
-def _keep_as_earlier(path: Path, count: int) -> None:
-    """Count up the earlier files' numbers, and let `path` be number 1 too: it never leaves its own place."""
+def _make_backup(path: Path, count: int) -> None:
+    """Move each backup up by one number, and link `path` as number 1; `path` itself always stays in its place."""
     for number in range(count - 1, 0, -1):
-        if earlier_file(path, number).exists():
-            earlier_file(path, number).replace(earlier_file(path, number + 1))
-    link = _temporary(path, ".earlier")
-    try:
-        link.unlink(missing_ok=True)
+        if backup_file(path, number).exists():
+            move_into_place(backup_file(path, number), backup_file(path, number + 1), durable=False)
+    with atomic_path(backup_file(path, 1), durable=False) as link:
+        link.unlink(missing_ok=True)  # a killed save's, which may be a link to another backup
         try:
             os.link(path, link)
         except OSError:  # a file system without links
             with path.open("rb") as source, link.open("wb") as target:
                 shutil.copyfileobj(source, target)
-                target.flush()
-                os.fsync(target.fileno())
-        link.replace(earlier_file(path, 1))
-    finally:
-        with suppress(OSError):
-            link.unlink(missing_ok=True)
+            sync_file(link)
 
 
-def _temporary(path: Path, what: str = "") -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}{what}.tmp")
-
-
-def _seal(file: BinaryIO) -> None:
-    """Append the comment; what stands before it, its length included, is under the digest."""
+def _append_checksum(file: BinaryIO) -> None:
+    """Append the comment; the sha256 is of all that stands before it, its length included."""
     file.seek(-_LENGTH_BYTES, os.SEEK_END)
-    file.write(SEAL_BYTES.to_bytes(_LENGTH_BYTES, "little"))
+    file.write(COMMENT_BYTES.to_bytes(_LENGTH_BYTES, "little"))
     size = file.tell()
     file.seek(0)
     digest = _sha256(file, size)
@@ -140,39 +145,9 @@ def _seal(file: BinaryIO) -> None:
 
 
 def _sha256(file: BinaryIO, size: int) -> bytes:
-    """Give the digits of the digest of the next `size` bytes."""
+    """Return the hexadecimal sha256 of the next `size` bytes."""
     digest = hashlib.sha256()
     while size and (block := file.read(min(size, 2**20))):
         digest.update(block)
         size -= len(block)
     return digest.hexdigest().encode()
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # Windows cannot open a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def check_archive(path: Path) -> None:
-    """Hold every part of a torch archive against its checksum, which torch does not. Raises ArtifactError."""
-    try:
-        with _open_archive(path) as archive:
-            damaged = archive.testzip()
-    except _ARCHIVE_ERRORS as error:
-        raise ArtifactError(f"{path}: it is damaged: {error}") from error
-    if damaged:
-        raise ArtifactError(f'{path}: it is damaged: "{damaged}" in it does not match its checksum')
-
-
-def _open_archive(path: Path) -> zipfile.ZipFile:
-    """Open a zip archive; raises BadZipFile also where it only ends in one, as a cut file that held another does."""
-    archive = zipfile.ZipFile(path)
-    if min((entry.header_offset for entry in archive.infolist()), default=0):
-        archive.close()
-        raise zipfile.BadZipFile("it is not whole")
-    return archive

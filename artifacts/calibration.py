@@ -1,4 +1,4 @@
-"""Calibration: which uncertainty a net's answers are decided by, and what was promised when it was fitted."""
+"""Calibration: the uncertainty score that accepts predictions, and the target that its thresholds were fitted to."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ SCORES = (
     "margin",
     "energy",
     "evidence",
-)  # of the logits alone: all files have them
-ACCEPT, CONFORMAL = "accept", "conformal"  # the metadata' thresholds that decide
+)  # of the logits alone: every kind of file has them
+ACCEPT, CONFORMAL = "accept", "conformal"  # keys of the metadata's thresholds
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the thresholds `accept` and `conformal` of the same metadata was chosen for, on a labelled list.
+    """The target that the thresholds `accept` and `conformal` of the same metadata were fitted to on a labelled list.
 
-    The error among the accepted is under `target_risk` with probability `confidence`; the conformal set misses the
-    true class with probability at most `conformal_risk`. Of `images` the threshold accepted `accepted`, of which
-    `wrong` were; `risk_bound` is what that bounds the error by.
+    The error rate of the accepted is under `target_risk` with probability `confidence`; the conformal set misses the
+    true class with probability at most `conformal_risk`. Of `pictures` images the threshold accepted `accepted`, of
+    which `wrong` were wrong; `risk_bound` is the upper bound of the error rate that follows.
     """
 
     score: str
@@ -35,12 +35,12 @@ class Calibration:
     risk_bound: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> Calibration:
-        """Read what `to_dict` wrote. Raises ValueError for anything else."""
+        """Return the calibration that `to_dict` wrote. Raises ValueError for anything else."""
         names = [field.name for field in fields(cls)]
         if not isinstance(values, dict) or set(values) != set(names):
             raise ValueError(f"calibration must have {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""The checkpoint: a trained net that knows everything about itself, as plain tensors and values."""
+"""The checkpoint: a trained net with its config, metadata and training state, as plain tensors and values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from artifacts.archive import check_whole, earlier_files, is_whole, write_archive
+from artifacts.archive import backup_files, is_complete, verify_archive, write_archive
 from artifacts.errors import ArtifactError, CheckpointError, DamagedCheckpointError
 from artifacts.metadata import ModelMetadata
 from common.formatting import first_line
@@ -24,9 +24,9 @@ FORMAT_VERSION = 1
 
 @dataclass
 class Checkpoint:
-    """What a run needs to go on, and a deployment to answer.
+    """What a run needs to resume, and a deployment to predict.
 
-    `net` and `ema` are state dicts; where `ema` is there, it is the one that was validated and is deployed.
+    `net` and `ema` are state dicts; where `ema` is given, it is the one that was validated and is deployed.
     `progress` holds step, epoch, images consumed of the epoch, best metric and history: plain values.
     """
 
@@ -39,14 +39,14 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
 
     def deployed(self) -> dict[str, torch.Tensor]:
-        """Give the weights that answer."""
+        """Return the weights to predict with."""
         return self.net if self.ema is None else self.ema
 
 
-def save_checkpoint(checkpoint: Checkpoint, path: str | Path, *, earlier: int = 0) -> None:
-    """Write a checkpoint whole or not at all, with a digest of all its bytes.
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path, *, backups: int = 0) -> None:
+    """Write a checkpoint complete or not at all, with a digest of all its bytes.
 
-    `earlier` is how many of those that stood there before are kept, as net.1.pth, net.2.pth beside net.pth.
+    `backups` is how many of those that stood there before are kept, as net.1.pth, net.2.pth beside net.pth.
     Raises CheckpointError naming the path; the file that stood there before is then untouched.
     """
     path = Path(path)
@@ -61,11 +61,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, *, earlier: int = 
         "scaler": checkpoint.scaler,
         "progress": checkpoint.progress,
     }
-    _write(content, path, earlier)
+    _write(content, path, backups)
 
 
 def rewrite_metadata(path: str | Path, metadata: ModelMetadata) -> None:
-    """Put other metadata into a checkpoint, whole or not at all; all else in it stays, and a link still leads to it.
+    """Replace the metadata in a checkpoint, completely or not at all; all else stays, and a link still leads to it.
 
     Raises CheckpointError where it is damaged, bare weights, or the metadata is of other weights.
     """
@@ -81,8 +81,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return _checkpoint_of(_load(Path(path)), path)
 
 
-def newest_whole_checkpoint(path: str | Path, log: Callable[[str], None]) -> Checkpoint:
-    """Read a checkpoint, or where it is damaged or gone the newest whole one of those kept before it, and say so.
+def newest_complete_checkpoint(path: str | Path, log: Callable[[str], None]) -> Checkpoint:
+    """Read a checkpoint, or where it is damaged or gone the newest complete backup, and log which one.
 
     Raises CheckpointError.
     """
@@ -93,13 +93,13 @@ def newest_whole_checkpoint(path: str | Path, log: Callable[[str], None]) -> Che
         if path.is_file() and not isinstance(error, DamagedCheckpointError):
             raise
         others = ""
-        for earlier in earlier_files(path):
+        for backup in backup_files(path):
             try:
-                checkpoint = load_checkpoint(earlier)
+                checkpoint = load_checkpoint(backup)
             except CheckpointError:
-                others += f"; {earlier.name} is damaged too"
+                others += f"; {backup.name} is damaged too"
                 continue
-            log(f"warning: {error}; going on from {earlier.name}, the one before")
+            log(f"warning: {error}; going on from {backup.name}, the one before")
             return checkpoint
         raise type(error)(f"{error}{others}") from error
 
@@ -121,12 +121,12 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Say whether a file is a checkpoint of ours (and not a bare state dict). Raises CheckpointError."""
+    """Return whether a file is a checkpoint of this program, not a bare state dict. Raises CheckpointError."""
     return bool(_load(Path(path), lazily=True).get("format") == FORMAT)
 
 
 def weights_sha256(state: dict[str, torch.Tensor]) -> str:
-    """Digest names, dtypes, shapes and bytes of a state dict, in the order of the names."""
+    """Return the sha256 of the names, dtypes, shapes and bytes of a state dict, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -156,59 +156,59 @@ def _checkpoint_of(content: dict[str, Any], path: str | Path) -> Checkpoint:
             scaler=content["scaler"],
             progress=content["progress"],
         )
-        is_whole = weights_sha256(checkpoint.deployed()) == checkpoint.metadata.weights_sha256
+        is_intact = weights_sha256(checkpoint.deployed()) == checkpoint.metadata.weights_sha256
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: the checkpoint is incomplete: {error}") from error
-    if not is_whole:
+    if not is_intact:
         raise DamagedCheckpointError(f"{path}: the weights do not match their sha256: the file is damaged")
     return checkpoint
 
 
-def _write(content: dict[str, Any], path: Path, earlier: int = 0) -> None:
+def _write(content: dict[str, Any], path: Path, backups: int = 0) -> None:
     try:
-        write_archive(path, lambda file: torch.save(content, file), earlier=earlier)
+        write_archive(path, lambda file: torch.save(content, file), backups=backups)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(f"{path}: cannot write the checkpoint: {_reason(error)}") from error
 
 
 def _load(path: Path, *, lazily: bool = False) -> dict[str, Any]:
-    """Read what a file holds; lazily, its tensors are read from the disk when they are used."""
+    """Read the content of a file; lazily, its tensors are read from the disk when they are used."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file (relative paths start from {Path.cwd()})")
     try:
-        is_archive = check_whole(path)
+        is_archive = verify_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles it did not write itself; they are refused or read
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and is_archive)
     except ArtifactError as error:
-        raise DamagedCheckpointError(f"{error}{_offer(path)}") from error
+        raise DamagedCheckpointError(f"{error}{_hint(path)}") from error
     except OSError as error:
-        failing = error.errno == errno.EIO  # the disk; any other refusal says nothing about the file
-        kind, offer = (DamagedCheckpointError, _offer(path)) if failing else (CheckpointError, "")
-        raise kind(f"{path}: cannot read it: {_reason(error)}{offer}") from error
+        failing = error.errno == errno.EIO  # the disk; any other error is not the file's
+        kind, hint = (DamagedCheckpointError, _hint(path)) if failing else (CheckpointError, "")
+        raise kind(f"{path}: cannot read it: {_reason(error)}{hint}") from error
     except pickle.UnpicklingError as error:
-        kind = CheckpointError if is_archive else DamagedCheckpointError  # an archive has been found whole
+        kind = CheckpointError if is_archive else DamagedCheckpointError  # an archive has been verified
         reason = "it holds more than plain tensors and values (or is damaged), and was not read"
-        raise kind(f"{path}: {reason}{'' if is_archive else _offer(path)}") from error
+        raise kind(f"{path}: {reason}{'' if is_archive else _hint(path)}") from error
     except Exception as error:  # on a foreign file torch raises anything: IndexError, AssertionError, struct.error
-        raise DamagedCheckpointError(f"{path}: cannot read it: {_reason(error)}{_offer(path)}") from error
+        raise DamagedCheckpointError(f"{path}: cannot read it: {_reason(error)}{_hint(path)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint or a state dict")
     return content
 
 
-def _offer(path: Path) -> str:
-    """Name a whole checkpoint to take in a damaged one's place: the one before it, or the training's last."""
-    for other in [*earlier_files(path), path.with_name(f"{path.stem}_last{path.suffix}")]:
-        if is_whole(other):
-            return f"; {other} is whole"
+def _hint(path: Path) -> str:
+    """Return a hint at a complete checkpoint to use in a damaged one's place: a backup, or the training's last."""
+    for other in [*backup_files(path), path.with_name(f"{path.stem}_last{path.suffix}")]:
+        if is_complete(other):
+            return f"; {other} is complete"
     return ""
 
 
 def _reason(error: BaseException) -> str:
     cause = error
     while not isinstance(cause, OSError) and cause.__context__ is not None:
-        cause = cause.__context__  # what torch met while writing, a full disk say
+        cause = cause.__context__  # the cause that torch met while writing, such as a full disk
     if isinstance(cause, OSError):
         error = cause
     return getattr(error, "strerror", None) or first_line(error)

@@ -14,4 +14,4 @@ class CheckpointError(UserError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint that is no longer what was written; the message names another one that is whole, if there is."""
+    """A checkpoint that is no longer what was written; the message names a complete one, if there is one."""

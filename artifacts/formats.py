@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from artifacts.archive import _ARCHIVE_ERRORS, _open_archive
+from artifacts.archive import ARCHIVE_ERRORS, open_archive
 from artifacts.errors import ArtifactError
 
-KINDS = {  # what an ending promises
+KINDS = {  # by suffix
     ".pth": "checkpoint",
     ".pt": "jit",
     ".pt2": "pt2",
@@ -29,37 +29,42 @@ REPORT = "export_report.json"
 
 
 def artifact_kind(path: str | Path) -> str:
-    """Say what a weights file is, one of KINDS's values: by its ending, but torch's archives by what is in them.
+    """Return the kind of a weights file, one of KINDS's values: by its suffix, but torch's archives by their entries.
 
-    Raises ArtifactError where it is missing, may not be read or is of no known kind; needs no torch.
+    Raises ArtifactError where it is missing, cannot be read or is of no known kind. Needs no torch.
     """
     path = Path(path)
-    promised = KINDS.get(path.suffix.lower())
+    by_suffix = KINDS.get(path.suffix.lower())
     try:
         if not path.is_file():
             kind = "it is a folder, not a weights file" if path.is_dir() else "no such file"
             raise ArtifactError(f"{path}: {kind} (relative paths start from {Path.cwd()})")
-        found = _archive_kind(path) if promised in (None, "checkpoint", "jit", "pt2") else ""
+        found = _archive_kind(path) if by_suffix in (None, "checkpoint", "jit", "pt2") else ""
     except OSError as error:
-        raise _refused(path, error) from error
-    if not found and promised is None:
+        raise unreadable(path, error) from error
+    if not found and by_suffix is None:
         ending = f'the ending "{path.suffix}"' if path.suffix else "a file without an ending"
-        raise ArtifactError(f"{path}: no backend answers from {ending}; known are {', '.join(KINDS)}")
-    return found or promised or ""
+        raise ArtifactError(f"{path}: no backend for {ending}; known are {', '.join(KINDS)}")
+    return found or by_suffix or ""
 
 
 def engine_metadata_file(path: str | Path) -> Path:
-    """Name the file beside an engine that holds its metadata."""
+    """Return the path of the file beside an engine that holds its metadata."""
     path = Path(path)
     return path.with_name(f"{path.name}.{METADATA_FILE}")
 
 
+def unreadable(path: Path, error: OSError) -> ArtifactError:
+    """Return the error that names a file which the system does not let us read."""
+    return ArtifactError(f"{path}: cannot read it: {error.strerror or error}")
+
+
 def _archive_kind(path: Path) -> str:
-    """Tell the archives of torch.save, torch.jit.save and torch.export.save apart; "" where it is none of them."""
+    """Return which of torch.save, torch.jit.save and torch.export.save wrote an archive; "" where none did."""
     try:
-        with _open_archive(path) as archive:
+        with open_archive(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         suffix, start = path.suffix.lower(), _first_bytes(path)
         if suffix == ".pth" and start in (b"", b"PK"):  # the old files of torch.save are no archives
             raise ArtifactError(f"{path}: it is damaged or cut short") from error
@@ -74,7 +79,3 @@ def _archive_kind(path: Path) -> str:
 def _first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(2)
-
-
-def _refused(path: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(f"{path}: cannot read it: {error.strerror or error}")

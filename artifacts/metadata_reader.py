@@ -1,4 +1,4 @@
-"""Reading metadata back: whatever kind of artefact carries them, nothing in the file is executed."""
+"""Reading metadata from every kind of artefact; nothing in the file is executed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from artifacts.archive import _ARCHIVE_ERRORS, _open_archive
+from artifacts.archive import ARCHIVE_ERRORS, open_archive
 from artifacts.errors import ArtifactError
-from artifacts.formats import METADATA_FILE, METADATA_KEY, TITLES, _refused, artifact_kind, engine_metadata_file
+from artifacts.formats import METADATA_FILE, METADATA_KEY, TITLES, artifact_kind, engine_metadata_file, unreadable
 from artifacts.metadata import ModelMetadata
 from artifacts.onnx_file import read_onnx
 
@@ -31,9 +31,9 @@ def read_metadata(path: str | Path) -> ModelMetadata:
     try:
         values = _metadata_values(path, kind)
         if not isinstance(values, dict):
-            raise ArtifactError(f"{path}: the metadata in this {TITLES[kind]} are no JSON object")
+            raise ArtifactError(f"{path}: the metadata in this {TITLES[kind]} is no JSON object")
     except OSError as error:
-        raise _refused(path, error) from error
+        raise unreadable(path, error) from error
     try:
         return ModelMetadata.from_dict(values)
     except ValueError as error:
@@ -67,22 +67,22 @@ def _parsed(path: Path, kind: str, text: str | bytes) -> Any:
 
 def _from_archive(path: Path, kind: str) -> bytes:
     damaged = f"{path}: it is damaged, or no {TITLES[kind]}"
-    path.open("rb").close()  # what the system refuses is no damage
+    path.open("rb").close()  # a file that the system refuses to open is not damaged
     try:
-        with _open_archive(path) as archive:
+        with open_archive(path) as archive:
             found = [entry for entry in archive.infolist() if entry.filename.endswith(f"/extra/{METADATA_FILE}")]
-            # The caps keep what unpacks to more than it says, or to too much, from being unpacked.
+            # The limits keep an entry that unpacks to more than it declares, or to too much, from being unpacked.
             if len(found) == 1 and found[0].file_size > MAX_METADATA_BYTES:
                 raise zipfile.BadZipFile(f"its metadata is too large ({found[0].file_size} bytes)")
             if len(found) == 1 and found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise zipfile.BadZipFile("torch does not compress this way")
             text = archive.read(found[0]) if len(found) == 1 else b""
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         raise ArtifactError(f"{damaged}: {error}") from error
     if not found:
         raise _without_metadata(path, kind)
     if len(found) > 1:
-        raise ArtifactError(f"{damaged}: it holds {len(found)} times metadata")
+        raise ArtifactError(f"{damaged}: it holds metadata {len(found)} times")
     return text
 
 

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.errors import ArtifactError
-from artifacts.formats import _refused
+from artifacts.formats import unreadable
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from onnx import ModelProto, TensorProto
 
-DIGEST_KEY = "sha256"  # of ONNX metadata: what `onnx_digest` gave when the file was written
+DIGEST_KEY = "sha256"  # of ONNX metadata: `onnx_digest` of the file when it was written
 DIGEST_DIGITS = 64
 _DIGEST_ENTRY = b"\x0a\x06sha256\x12\x40"  # its key and the length of its value, as protobuf writes them
 
 
 def read_onnx(path: str | Path) -> ModelProto:
-    """Parse an ONNX file without its external data, and hold both against the digest, where it carries one.
+    """Parse an ONNX file without its external data, and verify both by the digest, where it carries one.
 
-    A tensor may name any file of the disk as its data: only those of the model's own folder are let through. The
-    digest's entry is taken out of the metadata. Raises ArtifactError where it is damaged or its data lies outside.
+    A tensor may name any file of the disk as its data: only those of the model's own folder are accepted. The
+    digest's entry is removed from the metadata. Raises ArtifactError where it is damaged or its data lies outside.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -39,14 +39,14 @@ def read_onnx(path: str | Path) -> ModelProto:
     except DecodeError as error:
         raise ArtifactError(f"{path}: it is damaged, or no ONNX file") from error
     except OSError as error:
-        raise _refused(path, error) from error
+        raise unreadable(path, error) from error
     return model
 
 
 def onnx_digest(path: Path, model: ModelProto, content: bytes) -> str:
-    """Give the sha256 of an ONNX file: of its bytes with the digest's own digits blanked, and of each data file.
+    """Return the sha256 of an ONNX file: of its bytes with the digest's own digits blanked, and of each data file.
 
-    `content` is what the file holds, `model` the same parsed. Raises OSError.
+    `content` is the file's bytes, `model` the same parsed. Raises OSError.
     """
     digest = hashlib.sha256(_blanked(content))
     for location in sorted({location for _, location in _external_data(model)}):
@@ -56,7 +56,7 @@ def onnx_digest(path: Path, model: ModelProto, content: bytes) -> str:
 
 
 def _tensors(message: Message) -> Iterator[TensorProto]:
-    """Give every tensor of a graph, its constants, attributes, subgraphs and functions."""
+    """Yield every tensor of a graph, its constants, attributes, subgraphs and functions."""
     from google.protobuf.message import Message
     from onnx import TensorProto
 
@@ -71,7 +71,7 @@ def _tensors(message: Message) -> Iterator[TensorProto]:
 
 
 def _external_data(model: ModelProto) -> Iterator[tuple[str, str]]:
-    """Give the names of the tensors whose data lies outside the model, and of the files that hold it."""
+    """Yield the names of the tensors whose data lies outside the model, and of the files that hold it."""
     for tensor in _tensors(model):
         for entry in tensor.external_data:
             if entry.key == "location":
@@ -93,7 +93,7 @@ def _check_external_data(path: Path, tensor: str, location: str) -> None:
 
 
 def _check_digest(path: Path, model: ModelProto) -> None:
-    """Take the digest out of the metadata; raise ArtifactError where it is there and not the file's."""
+    """Remove the digest from the metadata. Raises ArtifactError where it is there and not the file's."""
     entries = [entry for entry in model.metadata_props if entry.key == DIGEST_KEY]
     if entries and {entry.value for entry in entries} != {onnx_digest(path, model, path.read_bytes())}:
         raise ArtifactError(f"{path}: it is damaged, or was changed after its export: it does not match its sha256")
@@ -102,7 +102,7 @@ def _check_digest(path: Path, model: ModelProto) -> None:
 
 
 def _blanked(content: bytes) -> bytes:
-    """Put zeros in place of the digest in an ONNX file: where protobuf has written the key and a text of 64 bytes."""
+    """Return an ONNX file's bytes with zeros for the digest, found by its key and length as protobuf writes them."""
     start = content.rfind(_DIGEST_ENTRY) + len(_DIGEST_ENTRY)
     if start < len(_DIGEST_ENTRY):
         return content

@@ -22,23 +22,50 @@ from data_loader.samples import (
     read_unlabelled,
 )
 
-SEPARATOR = "----"  # of a list whose config is not known
+SEPARATOR = "----"  # of a list whose config is unknown
 LOOKED_FOR = 100  # images of a list, to find the folder that its paths start from
 
 
 class SamplesError(UserError):
-    """Images that cannot be had; the message is one sentence for the user."""
+    """Images that cannot be found or read; the message is one sentence for the user."""
 
 
 def listed_samples(
     samples: Path, config: Config | None, metadata: ModelMetadata, root: Path | None = None
 ) -> list[Sample]:
-    """Give the images that a list or a folder names, as `find_pictures` does, without reading them.
-
-    Raises SamplesError, ListError.
-    """
-    with _readable(samples):
+    """Return the samples of a list or a folder, without reading the images. Raises SamplesError, ListError."""
+    with reading_samples(samples):
         return _named_samples(samples, config, metadata, root)
+
+
+def config_samples(file: str, root: str, config: Config, metadata: ModelMetadata) -> list[Sample]:
+    """Return the samples of one of a config's lists, of class folders where `file` is "". Raises ListError."""
+    if metadata.output == "features":  # trained on images without labels
+        names, separator = metadata.class_names, config.file_label_separator
+        return list(read_unlabelled(file, root, separator, names, check_files=False).samples)
+    if file:
+        return _list_samples(file, root, config, metadata)
+    names = metadata.class_names if metadata.class_names != tuple(map(str, range(metadata.num_classes))) else ()
+    return list(read_class_folders(root, names).samples)
+
+
+def has_data(file: str, root: str) -> bool:
+    """Return whether a config's list is there, or its folder where `file` is ""."""
+    return Path(file).is_file() if file else bool(root) and Path(root).is_dir()
+
+
+def spread_indices(count: int, wanted: int) -> list[int]:
+    """Return `wanted` indices below `count`, evenly spread: lists are often sorted by class."""
+    return [int(index) for index in np.linspace(0, count - 1, wanted)]
+
+
+@contextmanager
+def reading_samples(samples: Path | None) -> Iterator[None]:
+    """Turn an OSError from reading a list or a folder into a SamplesError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise SamplesError(f"{error.filename or samples}: cannot read it: {error.strerror}") from error
 
 
 def _named_samples(samples: Path, config: Config | None, metadata: ModelMetadata, root: Path | None) -> list[Sample]:
@@ -66,7 +93,7 @@ def _best_rooted(samples: Path, roots: Iterable[str], config: Config | None, met
         except ListError as error:  # its paths may leave this root, and be right from the next
             first_error = first_error or error
             continue
-        looked_for = _spread(len(found), min(len(found), LOOKED_FOR))
+        looked_for = spread_indices(len(found), min(len(found), LOOKED_FOR))
         there = sum(Path(found[index].path).is_file() for index in looked_for)
         if there > most:
             best, most = found, there
@@ -77,7 +104,7 @@ def _best_rooted(samples: Path, roots: Iterable[str], config: Config | None, met
 
 
 def _folder_samples(folder: Path, metadata: ModelMetadata) -> list[Sample]:
-    """Give the images of a folder, labelled where its folders are the class names and no image lies beside them."""
+    """Return the samples of a folder, labelled where its folders are class names and no image lies beside them."""
     folders = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     if folders and folders <= set(metadata.class_names) and not any(iter_images(folder, recursive=False)):
         return list(read_class_folders(folder, metadata.class_names).samples)
@@ -85,16 +112,6 @@ def _folder_samples(folder: Path, metadata: ModelMetadata) -> list[Sample]:
     if not found:
         raise SamplesError(f"{folder}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
     return found
-
-
-def _config_samples(file: str, root: str, config: Config, metadata: ModelMetadata) -> list[Sample]:
-    if metadata.output == "features":  # learnt from images that need no labels
-        names, separator = metadata.class_names, config.file_label_separator
-        return list(read_unlabelled(file, root, separator, names, check_files=False).samples)
-    if file:
-        return _list_samples(file, root, config, metadata)
-    names = metadata.class_names if metadata.class_names != tuple(map(str, range(metadata.num_classes))) else ()
-    return list(read_class_folders(root, names).samples)
 
 
 def _list_samples(file: str, root: str, config: Config | None, metadata: ModelMetadata) -> list[Sample]:
@@ -106,7 +123,7 @@ def _list_samples(file: str, root: str, config: Config | None, metadata: ModelMe
             separator,
             metadata.num_classes,
             metadata.class_names,
-            check_files=False,  # an image that is gone is skipped and counted, as one that is damaged
+            check_files=False,  # a missing image is skipped and counted, as a damaged one
             allow_outside_root=config.allow_outside_root if config else False,
         )
     except ListError as error:
@@ -114,21 +131,3 @@ def _list_samples(file: str, root: str, config: Config | None, metadata: ModelMe
             raise
         raise ListError([f"{error.problems[0]}, in a config named with --config", *error.problems[1:]]) from error
     return list(found.samples)
-
-
-def _has_data(file: str, root: str) -> bool:
-    return Path(file).is_file() if file else bool(root) and Path(root).is_dir()
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """Give `wanted` of the indices below `count`, evenly spread: lists are often sorted by class."""
-    return [int(index) for index in np.linspace(0, count - 1, wanted)]
-
-
-@contextmanager
-def _readable(samples: Path | None) -> Iterator[None]:
-    """Turn the system's refusal to read a list or a folder into a SamplesError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise SamplesError(f"{error.filename or samples}: cannot read it: {error.strerror}") from error

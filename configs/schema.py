@@ -171,7 +171,7 @@ class Config(BaseModel):
 
     test_time_views: Literal[1, 2, 6] = Field(
         1,
-        description="views whose mean answer gives a second top-1, apart: 2, plain and mirrored; 6, also a pixel aside",
+        description="views whose mean gives a second, separate top-1: 2, plain and mirrored; 6, also a pixel aside",
     )
 
     # Start weights

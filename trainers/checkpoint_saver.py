@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from artifacts.archive import clear_leftovers, drop_earlier, is_whole
+from artifacts.archive import clear_leftovers, is_complete, remove_backups
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from common.signals import children_wait
 
@@ -15,7 +15,7 @@ class Saver:
     def __init__(self, best: Path, last: Path, keep: int) -> None:
         self.best, self.last = best, last
         self.goes_on = False  # a resumed training, whose past the files beside `last` are
-        self._earlier = keep - 1
+        self._backups = keep - 1
         self._has_saved = False
 
     @property
@@ -29,16 +29,16 @@ class Saver:
             save_checkpoint(checkpoint, self.best)
 
     def save_last(self, checkpoint: Checkpoint) -> None:
-        """Write the last checkpoint; what stood there is kept if it is whole and this training's.
+        """Write the last checkpoint; what stood there is kept if it is complete and this training's.
 
         Raises CheckpointError.
         """
         keeps = self._has_saved
         if not self._has_saved:
-            drop_earlier(self.last, self._earlier if self.goes_on else 0)  # another training's are not this one's past
+            remove_backups(self.last, keep=self._backups if self.goes_on else 0)  # not another training's
             for path in (self.last, self.best):
                 clear_leftovers(path)
-            keeps = self.goes_on and is_whole(self.last)
+            keeps = self.goes_on and is_complete(self.last)
         with children_wait():
-            save_checkpoint(checkpoint, self.last, earlier=self._earlier if keeps else 0)
+            save_checkpoint(checkpoint, self.last, backups=self._backups if keeps else 0)
         self._has_saved = True

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from artifacts.checkpoint import Checkpoint, load_checkpoint, newest_whole_checkpoint
+from artifacts.checkpoint import Checkpoint, load_checkpoint, newest_complete_checkpoint
 from artifacts.errors import CheckpointError
 from artifacts.metadata import build_metadata
 from common.formatting import first_line
@@ -208,7 +208,7 @@ def changed_since(before: dict[str, Any], config: Config) -> list[str]:
 
 
 def _checkpoint_to_resume(config: Config, log: Callable[[str], None]) -> Checkpoint:
-    checkpoint = newest_whole_checkpoint(config.last_checkpoint(), log)
+    checkpoint = newest_complete_checkpoint(config.last_checkpoint(), log)
     if checkpoint.optimizer is None:
         raise CheckpointError(f"{config.last_checkpoint()}: holds no training state, --resume cannot go on with it")
     fixed = [key for key in FIXED_ON_RESUME if checkpoint.config.get(key) != getattr(config, key)]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from artifacts.archive import is_whole
+from artifacts.archive import is_complete
 from artifacts.checkpoint import Checkpoint
 from artifacts.errors import CheckpointError
 from artifacts.metadata import ModelMetadata
@@ -375,7 +375,7 @@ class Trainer:
     def _replace_lost_best(self) -> None:
         """Put the present net where the best one was lost: a training must not end with the name of a spoilt file."""
         progress, path = self.progress, self.saver.best
-        is_lost = bool(progress.best) and self.world.is_main and not is_whole(path)
+        is_lost = bool(progress.best) and self.world.is_main and not is_complete(path)
         if not any(self.world.gather([is_lost])):
             return
         what = "is damaged" if path.exists() else "is not there"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from artifacts.archive import check_archive
+from artifacts.archive import verify_entries
 from artifacts.formats import TITLES, artifact_kind
 from artifacts.metadata import ModelMetadata, build_metadata, class_names_of
 from artifacts.metadata_reader import read_metadata
@@ -87,7 +87,7 @@ def load_jit(path: Path, device: str, metadata: ModelMetadata) -> Backend:
     from deploy.backends.safe_torchscript import read_script
 
     target = choose_device(device)
-    check_archive(path)
+    verify_entries(path)
     net = read_script(path, target)
     channels_last = metadata.input == "float32 NCHW"
     if channels_last:
@@ -102,7 +102,7 @@ def load_pt2(path: Path, device: str, metadata: ModelMetadata) -> Backend:
     from deploy.backends.safe_torch_export import read_program
 
     target = choose_device(device)
-    check_archive(path)
+    verify_entries(path)
     program = move_to_device_pass(read_program(path), target)
     return TorchBackend(program.module(), target, "pt2")
 

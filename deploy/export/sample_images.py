@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.metadata import ModelMetadata
-from artifacts.sample_sources import SamplesError, _config_samples, _has_data, _named_samples, _readable, _spread
+from artifacts.sample_sources import (
+    SamplesError,
+    config_samples,
+    has_data,
+    listed_samples,
+    reading_samples,
+    spread_indices,
+)
 from configs.schema import Config
 from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import (
@@ -57,7 +64,7 @@ class SampleImages:
         """Give `count` of the images, evenly spread; all where there are no more."""
         if len(self) <= count:
             return self
-        chosen = _spread(len(self), count)
+        chosen = spread_indices(len(self), count)
         labels = None if self.labels is None else self.labels[chosen]
         return SampleImages(self.pixels[chosen], labels, tuple(self.files[i] for i in chosen), self.source, self.listed)
 
@@ -92,12 +99,12 @@ def find_images(
     `samples` is a list, whose paths start from `root` if it is given, or a folder, labelled where its folders are the
     class names. Without it the images are those of the config's validation data. Raises SamplesError, ListError.
     """
-    with _readable(samples):
+    with reading_samples(samples):
         if samples is not None:
-            found, source = _named_samples(samples, config, metadata, root), str(samples)
-        elif config is not None and _has_data(config.val_data_file, config.val_data_root_dir):
+            found, source = listed_samples(samples, config, metadata, root), str(samples)
+        elif config is not None and has_data(config.val_data_file, config.val_data_root_dir):
             source = config.val_data_file or config.val_data_root_dir
-            found = _config_samples(config.val_data_file, config.val_data_root_dir, config, metadata)
+            found = config_samples(config.val_data_file, config.val_data_root_dir, config, metadata)
         else:
             known = f" (its config names {config.val_data_file or config.val_data_root_dir})" if config else ""
             raise SamplesError(
@@ -118,11 +125,11 @@ def find_calibration(config: Config | None, metadata: ModelMetadata, count: int)
     """
     if config is None:
         return None
-    with _readable(None):
-        if not _has_data(config.train_data_file, config.train_data_root_dir):
+    with reading_samples(None):
+        if not has_data(config.train_data_file, config.train_data_root_dir):
             return None
         source = config.train_data_file or config.train_data_root_dir
-        found = _config_samples(config.train_data_file, config.train_data_root_dir, config, metadata)
+        found = config_samples(config.train_data_file, config.train_data_root_dir, config, metadata)
         images = _read(found, source, metadata.preprocess, _fitting(count, metadata.preprocess))
     return images if len(images) > len(images.skipped) else None
 
@@ -146,7 +153,7 @@ def has_no_memory(error: BaseException) -> bool:
 
 def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: int) -> SampleImages:
     count = len(samples) if most == 0 else min(most, len(samples))
-    chosen = [samples[index] for index in _spread(len(samples), count)]
+    chosen = [samples[index] for index in spread_indices(len(samples), count)]
     good: list[Sample] = []
     skipped = []
     with _enough_memory(count, preprocess):

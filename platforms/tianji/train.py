@@ -184,7 +184,7 @@ def export(config: Config, device: str) -> None:
 
     A failed export is only a warning: the accuracy is the checkpoint's, which is complete.
     """
-    from artifacts.archive import drop_earlier
+    from artifacts.archive import remove_backups
     from artifacts.formats import REPORT
     from deploy.export.exporter import export_formats
 
@@ -197,7 +197,7 @@ def export(config: Config, device: str) -> None:
     except UserError as error:
         warn(f"the model was not exported, its checkpoint is complete: {error}")
     for stage in stages:
-        drop_earlier(stage.last_checkpoint())
+        remove_backups(stage.last_checkpoint())
         stage.last_checkpoint().unlink(missing_ok=True)  # three times the size, and of no use to a finished training
 
 

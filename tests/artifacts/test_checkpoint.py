@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, and what is damaged, hostile, newer or not written whole is refused."""
+"""Checkpoints: saved and read back; damaged, hostile, newer and incomplete ones are refused."""
 
 import errno
 import os
@@ -186,7 +186,7 @@ def test_a_newer_format_is_refused(saved: Path) -> None:
         load_checkpoint(saved)
 
 
-def test_newer_metadata_are_refused(saved: Path) -> None:
+def test_newer_metadata_is_refused(saved: Path) -> None:
     metadata = torch.load(saved, weights_only=True)["facts"]
     rewrite(saved, facts=metadata | {"facts_version": 9})
     with pytest.raises(CheckpointError, match="the metadata is of version 9, this program reads version 1"):
@@ -243,7 +243,7 @@ def test_a_failing_write_leaves_the_old_file(saved: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_full_disk_is_told(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = saved.read_bytes()
     real_open = Path.open
 
@@ -268,13 +268,13 @@ def test_an_interrupted_write_leaves_the_old_file(saved: Path, monkeypatch: pyte
     assert saved.read_bytes() == before
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"file/net\.pth: cannot write the checkpoint: (File exists|Not a dir)"):
         save_checkpoint(make_checkpoint(), tmp_path / "file" / "net.pth")
 
 
-def test_a_folder_without_permission_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

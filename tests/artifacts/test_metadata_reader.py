@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from artifacts import metadata_reader
-from artifacts.archive import check_archive
+from artifacts.archive import verify_entries
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.errors import ArtifactError, CheckpointError
 from artifacts.formats import artifact_kind, engine_metadata_file
@@ -80,11 +80,9 @@ def test_a_pickle_of_old_torch_is_a_checkpoint(tmp_path: Path) -> None:
 def test_files_that_are_no_artefact(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x")
     (tmp_path / "none").write_text("x")
-    with pytest.raises(
-        ArtifactError, match=r'x\.txt: no backend answers from the ending "\.txt"; known are \.pth, \.pt'
-    ):
+    with pytest.raises(ArtifactError, match=r'x\.txt: no backend for the ending "\.txt"; known are \.pth, \.pt'):
         artifact_kind(tmp_path / "x.txt")
-    with pytest.raises(ArtifactError, match="no backend answers from a file without an ending"):
+    with pytest.raises(ArtifactError, match="no backend for a file without an ending"):
         artifact_kind(tmp_path / "none")
     with pytest.raises(ArtifactError, match=r"missing\.onnx: no such file \(relative paths start from"):
         read_metadata(tmp_path / "missing.onnx")
@@ -92,12 +90,12 @@ def test_files_that_are_no_artefact(tmp_path: Path) -> None:
         read_metadata(tmp_path)
 
 
-def test_the_metadata_of_plain_files_need_no_torch(artefacts: Path) -> None:
+def test_metadata_of_plain_files_needs_no_torch(artefacts: Path) -> None:
     code = f"""
 import sys
-from artifacts.metadata_reader import read_facts
+from artifacts.metadata_reader import read_metadata
 for ending in ("pt", "pt2", "onnx", "json", "engine"):
-    assert read_facts({str(artefacts)!r} + "/model." + ending).num_classes == 3
+    assert read_metadata({str(artefacts)!r} + "/model." + ending).num_classes == 3
 assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
@@ -108,7 +106,7 @@ assert "torch" not in sys.modules
 
 
 @pytest.mark.parametrize("ending", ["pt", "pt2", "onnx"])
-def test_a_foreign_file_is_told_how_to_become_ours(ending: str, tmp_path: Path) -> None:
+def test_a_foreign_file_without_metadata_names_the_command(ending: str, tmp_path: Path) -> None:
     path = WRITERS[ending](TinyNet().eval(), tmp_path / f"model.{ending}", None, example_of(METADATA))
     format_name = {"pt": "jit"}.get(ending, ending)
     with pytest.raises(ArtifactError, match=rf"carries no metadata .* deploy\.export .* --formats {format_name}$"):
@@ -124,7 +122,7 @@ def test_json_that_is_no_description(tmp_path: Path) -> None:
 
 def test_an_engine_alone(artefacts: Path, tmp_path: Path) -> None:
     shutil.copy(artefacts / "model.engine", tmp_path)
-    with pytest.raises(ArtifactError, match=r"its metadata is not beside it; copy model\.engine\.metadata\.json too"):
+    with pytest.raises(ArtifactError, match=r"its metadata is not beside it; copy model\.engine\.facts\.json too"):
         read_metadata(tmp_path / "model.engine")
 
 
@@ -138,7 +136,7 @@ def preprocess(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "key", sorted(METADATA.to_dict().keys() - {"producer", "input", "precision", "facts_version", "task"})
 )
-def test_metadata_that_miss_a_part(key: str) -> None:
+def test_metadata_without_a_key(key: str) -> None:
     values = METADATA.to_dict()
     del values[key]
     with pytest.raises(ValueError, match=f"^the metadata is incomplete: '{key}'$"):
@@ -246,7 +244,7 @@ def with_metadata_entry(path: Path, text: bytes, **entry_changes: Any) -> Path:
     return path
 
 
-def test_metadata_that_unpack_to_too_much(tmp_path: Path) -> None:
+def test_metadata_that_unpacks_to_too_much(tmp_path: Path) -> None:
     bomb = with_metadata_entry(tmp_path / "bomb.pt", b" " * (17 * 2**20), compress_type=zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < 10**5
     with pytest.raises(
@@ -270,31 +268,31 @@ def test_a_cut_archive_is_not_taken_for_one_that_lies_in_it(
         read_metadata(path)
 
 
-def test_metadata_twice_are_refused(tmp_path: Path) -> None:
+def test_metadata_twice_is_refused(tmp_path: Path) -> None:
     path = with_metadata_entry(tmp_path / "twice.pt", b"{}")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("other/extra/facts.json", b"{}")
-    with pytest.raises(ArtifactError, match="it holds 2 times metadata"):
+    with pytest.raises(ArtifactError, match="it holds metadata 2 times"):
         read_metadata(path)
 
 
 def test_too_large_a_file_beside_an_engine(artefacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata_reader, "MAX_FACTS_BYTES", 100)
+    monkeypatch.setattr(metadata_reader, "MAX_METADATA_BYTES", 100)
     path = write_engine_metadata(tmp_path / "model.engine", METADATA)
     size = engine_metadata_file(path).stat().st_size
-    with pytest.raises(ArtifactError, match=rf"metadata\.json: it is too large \({size} bytes, at most 100\)"):
+    with pytest.raises(ArtifactError, match=rf"facts\.json: it is too large \({size} bytes, at most 100\)"):
         read_metadata(path)
 
 
 def test_a_flipped_bit_in_the_weights_is_found(artefacts: Path, tmp_path: Path) -> None:
     kernel = torch.load(artefacts / "model.pth", weights_only=True)["net"]["conv.weight"].numpy().tobytes()
     for name in ("model.pt", "model.pt2"):
-        check_archive(artefacts / name)
+        verify_entries(artefacts / name)
         content = bytearray((artefacts / name).read_bytes())
         content[content.index(kernel) + 5] ^= 0x40
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ArtifactError, match=r'it is damaged: "model/data/.*" in it does not match its checksum'):
-            check_archive(tmp_path / name)
+            verify_entries(tmp_path / name)
 
 
 def test_a_file_that_may_not_be_read(artefacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +333,7 @@ def test_a_cut_checkpoint_is_one_sentence(kept: int, artefacts: Path, tmp_path: 
 
 
 def external(artefacts: Path, folder: Path, location: str, where: str = "initializer") -> Path:
-    """Write an ONNX file one of whose tensors says that its data lies in `location`."""
+    """Write an ONNX file one of whose tensors has its data in `location`."""
     folder.mkdir(exist_ok=True)
     model = onnx.load(artefacts / "model.onnx")
     tensor = onnx.TensorProto(name="weights", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)

@@ -27,7 +27,7 @@ from unittest import mock
 import torch
 
 import train
-from artifacts.archive import earlier_files
+from artifacts.archive import backup_files
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
 from artifacts.errors import CheckpointError
 from artifacts.metadata import ModelMetadata
@@ -125,7 +125,7 @@ def kill_saves(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
         except CheckpointError:
             found["unloadable"] += 1
             save_checkpoint(numbered_checkpoint(announced), path)
-        for file in earlier_files(path):
+        for file in backup_files(path):
             try:
                 number_of(file)
             except CheckpointError:
@@ -135,7 +135,7 @@ def kill_saves(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
 
 def _save_on(path: Path, start: int, writer: int) -> None:
     for number in range(start + 1, 2**31):
-        save_checkpoint(numbered_checkpoint(number), path, earlier=2)
+        save_checkpoint(numbered_checkpoint(number), path, backups=2)
         os.write(writer, number.to_bytes(4, "little"))
 
 

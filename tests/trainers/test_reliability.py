@@ -20,7 +20,7 @@ import torch
 
 import inference
 import train
-from artifacts.archive import clear_leftovers, drop_earlier, earlier_files
+from artifacts.archive import backup_files, clear_leftovers, remove_backups
 from artifacts.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
 from artifacts.errors import CheckpointError, DamagedCheckpointError
 from data_loader.cache import Fitting
@@ -53,7 +53,7 @@ def saved(tmp_path: Path) -> Path:
     """A checkpoint 3, and 2 and 1 before it."""
     path = tmp_path / "net_last.pth"
     for number in (1, 2, 3):
-        save_checkpoint(numbered_checkpoint(number, 500), path, earlier=2)
+        save_checkpoint(numbered_checkpoint(number, 500), path, backups=2)
     return path
 
 
@@ -88,11 +88,11 @@ def finish(config: Path, weights: Path, *more: str) -> int:
 
 def test_the_checkpoints_before_are_kept_and_numbered(saved: Path) -> None:
     assert sorted(file.name for file in saved.parent.iterdir()) == ["net_last.1.pth", "net_last.2.pth", "net_last.pth"]
-    assert [number_of(file) for file in (saved, *earlier_files(saved))] == [3, 2, 1]
-    save_checkpoint(numbered_checkpoint(4, 500), saved, earlier=1)
-    assert [number_of(file) for file in (saved, *earlier_files(saved))][:2] == [4, 3]
-    drop_earlier(saved, 1)
-    assert [number_of(file) for file in earlier_files(saved)] == [3]
+    assert [number_of(file) for file in (saved, *backup_files(saved))] == [3, 2, 1]
+    save_checkpoint(numbered_checkpoint(4, 500), saved, backups=1)
+    assert [number_of(file) for file in (saved, *backup_files(saved))][:2] == [4, 3]
+    remove_backups(saved, keep=1)
+    assert [number_of(file) for file in backup_files(saved)] == [3]
 
 
 def test_a_file_system_without_links_keeps_them_too(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +100,8 @@ def test_a_file_system_without_links_keeps_them_too(saved: Path, monkeypatch: py
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", refuse)
-    save_checkpoint(numbered_checkpoint(4, 500), saved, earlier=2)
-    assert [number_of(file) for file in (saved, *earlier_files(saved))] == [4, 3, 2]
+    save_checkpoint(numbered_checkpoint(4, 500), saved, backups=2)
+    assert [number_of(file) for file in (saved, *backup_files(saved))] == [4, 3, 2]
 
 
 def test_what_killed_saves_left_is_removed(saved: Path) -> None:
@@ -121,12 +121,12 @@ def test_200_damaged_checkpoints_are_all_detected(saved: Path) -> None:
         data = bytearray(whole)
         data[position] ^= 1 << int(generator.integers(8))
         saved.write_bytes(data if number % 2 else whole[:position])
-        with pytest.raises(DamagedCheckpointError, match=r"net_last\.pth: .*net_last\.1\.pth is whole"):
+        with pytest.raises(DamagedCheckpointError, match=r"net_last\.pth: .*net_last\.1\.pth is complete"):
             load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("back", range(1, 72))
-def test_every_byte_of_the_seal_counts(saved: Path, back: int) -> None:
+def test_every_byte_of_the_checksum_counts(saved: Path, back: int) -> None:
     data = bytearray(saved.read_bytes())
     data[-back] ^= 4
     saved.write_bytes(data)
@@ -134,10 +134,10 @@ def test_every_byte_of_the_seal_counts(saved: Path, back: int) -> None:
         load_checkpoint(saved)
 
 
-def test_files_of_zeros_and_without_a_seal(saved: Path, tmp_path: Path) -> None:
+def test_files_of_zeros_and_without_a_checksum(saved: Path, tmp_path: Path) -> None:
     """What a power failure leaves of a file; and the checkpoints of torch.save alone, by their archive's checksums."""
     saved.write_bytes(bytes(saved.stat().st_size))
-    with pytest.raises(DamagedCheckpointError, match=r"net_last\.1\.pth is whole"):
+    with pytest.raises(DamagedCheckpointError, match=r"net_last\.1\.pth is complete"):
         load_checkpoint(saved)
     bare = tmp_path / "bare.pth"
     torch.save(torch.load(tmp_path / "net_last.1.pth", weights_only=True), bare)
@@ -163,7 +163,7 @@ def test_resume_takes_the_one_before_a_damaged_last(
     monkeypatch.setattr(Trainer, "_save_last", save_then_die)
     assert finish(trained, weights, "--set", "keep_checkpoints=3") == 130
     last = weights / "net_last.pth"
-    assert [load_checkpoint(file).progress["step"] for file in (last, *earlier_files(last))] == [5, 4, 3]
+    assert [load_checkpoint(file).progress["step"] for file in (last, *backup_files(last))] == [5, 4, 3]
     last.write_bytes(last.read_bytes()[:-1000])
     capsys.readouterr()
     stop_at = 6
@@ -171,13 +171,13 @@ def test_resume_takes_the_one_before_a_damaged_last(
     out = capsys.readouterr().out
     assert f"warning: {last}: it is damaged" in out and "going on from net_last.1.pth, the one before" in out
     assert "at step 4" in out
-    assert [load_checkpoint(file).progress["step"] for file in (last, *earlier_files(last))] == [6, 5, 4]
+    assert [load_checkpoint(file).progress["step"] for file in (last, *backup_files(last))] == [6, 5, 4]
     monkeypatch.setattr(Trainer, "_save_last", save)
     assert finish(trained, weights, "--resume") == 0  # keep_checkpoints is 2 again
-    assert len(list(earlier_files(last))) == 1
+    assert len(list(backup_files(last))) == 1
     assert what_came_of_it(weights) == what_came_of_it(trained.parent / "whole")
     assert finish(trained, weights, "--set", "num_epochs=1", "--set", "save_interval_steps=0") == 0
-    assert not list(earlier_files(last))  # another training's past is not this one's
+    assert not list(backup_files(last))  # another training's past is not this one's
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -220,9 +220,9 @@ def test_resume_replaces_a_best_checkpoint_that_was_lost(
 def test_every_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "net_last.pth"
     for number in (1, 2):
-        save_checkpoint(numbered_checkpoint(number, 500), path, earlier=1)
+        save_checkpoint(numbered_checkpoint(number, 500), path, backups=1)
     with Faults(tmp_path)() as faults:
-        save_checkpoint(numbered_checkpoint(3, 500), path, earlier=1)
+        save_checkpoint(numbered_checkpoint(3, 500), path, backups=1)
     assert {"open", "write", "read", "fsync", "link", "replace", "open folder"} == set(faults.done)
     old, survived = 3, 0
     for at in range(len(faults.done)):
@@ -230,7 +230,7 @@ def test_every_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path) -> Non
             for for_good in (False, True):
                 try:
                     with Faults(tmp_path, at, code, for_good=for_good)():
-                        save_checkpoint(numbered_checkpoint(old + 1, 500), path, earlier=1)
+                        save_checkpoint(numbered_checkpoint(old + 1, 500), path, backups=1)
                 except CheckpointError as error:
                     assert str(error) == f"{path}: cannot write the checkpoint: {os.strerror(code)}"
                     assert number_of(path) in (old, old + 1)
@@ -238,7 +238,7 @@ def test_every_fault_leaves_the_old_or_the_new_checkpoint(tmp_path: Path) -> Non
                     assert faults.done[at] == "link" and not for_good  # copied in its place
                     assert number_of(path) == old + 1
                     survived += 1
-                assert all(number_of(file) <= number_of(path) for file in earlier_files(path))
+                assert all(number_of(file) <= number_of(path) for file in backup_files(path))
                 assert not list(tmp_path.glob(".*.tmp"))
                 old = number_of(path)
     assert survived == 3

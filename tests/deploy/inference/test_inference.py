@@ -563,7 +563,7 @@ def test_mistakes_end_in_a_sentence(
         (("-idir", good, "-cfg", "other.json"), "^other.json: cannot read the config"),
         (("-idir", good, "--weights", "none.pth"), r"^none\.pth: no such file"),
         (("-idir", good, "--weights", "x.pth"), r"^x\.pth: "),
-        (("-idir", good, "--weights", good / "img2.png"), 'no backend answers from the ending ".png"'),
+        (("-idir", good, "--weights", good / "img2.png"), 'no backend for the ending ".png"'),
         ((*net, "-idir", good, "--device", "tpu"), "device must be auto, cpu, cuda or cuda:N"),
     ]
     before = snapshot(good)
