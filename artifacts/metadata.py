@@ -115,7 +115,7 @@ class ModelMetadata:
             "precision": self.precision in PRECISIONS,
             "task": _is_identifier(self.task),
             "output": _is_identifier(self.output),
-            "temperature": self.temperature is None or (_is_number(self.temperature) and 0 < self.temperature < 1e6),
+            "temperature": self.temperature is None or (_is_number(self.temperature) and 1e-6 < self.temperature < 1e6),
             "thresholds": isinstance(thresholds, dict) and all(map(_is_number, thresholds.values())),
             "calibration": self.calibration is None or self._has_thresholds(),
             "weights_sha256": isinstance(sha256, str) and bool(re.fullmatch("([0-9a-f]{64})?", sha256)),

@@ -1,6 +1,6 @@
-"""Configs, lists, checkpoints, metadata, descriptions and requests, right but for a thing or two: a sentence each.
+"""Configs, lists, checkpoints, metadata, descriptions and requests with a few mutations: a message for the user each.
 
-1,000 cases, always the same; `make fuzz` runs 10,000 others.
+1,000 fixed cases; `make fuzz` runs 10,000 new ones.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from tests.helpers.fuzzing import (
     HUGE,
     NESTED,
     ODD,
-    answer_of,
     as_json,
     changed_bytes,
     check_sentence,
     fuzzed,
+    limited,
     mutated,
-    watched,
+    run_captured,
 )
 from tests.helpers.serving import METADATA, OTHER, GatedBackend, flags, png, write_page
 from trainers.config_checks import net_problems
@@ -79,7 +79,7 @@ CALIBRATED = ModelMetadata(
 
 
 class SmallNet(nn.Module):
-    """As many kinds of layers as a few lines hold: float32 (N, 3, 8, 8) -> (N, 3)."""
+    """Many kinds of layers: images (N, 3, 8, 8) to logits (N, 3)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class SmallNet(nn.Module):
 
 
 def refused(work: Callable[[], object], kind: type[ValueError], seen: Counter[str]) -> bool:
-    """Say whether a reader refuses, in a sentence."""
+    """Return whether a reader refuses its input, with a message for the user."""
     try:
         work()
     except kind as error:
@@ -106,12 +106,9 @@ def refused(work: Callable[[], object], kind: type[ValueError], seen: Counter[st
     return False
 
 
-# --- configs
-
-
 @pytest.fixture
 def nets_listed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every config's check reads all of nets/, 50 ms: the files do not change."""
+    """Read nets/ once: every config's check would, in 50 ms, and the files do not change."""
     monkeypatch.setattr(net_interface, "available_nets", functools.cache(net_interface.available_nets))
 
 
@@ -130,7 +127,7 @@ def test_configs(tmp_path: Path, checks_files: bool) -> None:
     def case(recipe: Any, edits: Any, changes: Any, overrides: Any) -> None:
         file.write_bytes(changed_bytes(as_json(mutated(recipe, edits)), changes))
         given = [f"{key}={json.dumps(value)}" for key, value in overrides]
-        with watched():
+        with limited():
             try:
                 config = process_config(file, given, check_files=checks_files, checks=[net_problems])
             except ConfigError as error:
@@ -149,7 +146,7 @@ def test_configs(tmp_path: Path, checks_files: bool) -> None:
 
 @pytest.mark.usefixtures("nets_listed_once")
 def test_train_prints_any_config(tmp_path: Path) -> None:
-    """The whole program, on what a terminal is."""
+    """The complete program, with streams like a terminal's."""
     file, seen = tmp_path / "config.json", Counter[int]()
     recipe = json.loads((ROOT / "configs/flowers_config.json").read_text(encoding="utf-8"))
     recipe["model_args"] = {"model_type": "resnet34"}
@@ -157,17 +154,14 @@ def test_train_prints_any_config(tmp_path: Path) -> None:
     @fuzzed(40, EDITS)
     def case(edits: Any) -> None:
         file.write_bytes(as_json(mutated(recipe, edits)))
-        with watched():
-            code, told = answer_of(train.main, ["--config", str(file), "--print_config"])
+        with limited():
+            code, message = run_captured(train.main, ["--config", str(file), "--print_config"])
         seen[code] += 1
         if code:
-            check_sentence(told)
+            check_sentence(message)
 
     case()
     assert set(seen) == {0, 2}
-
-
-# --- lists
 
 
 def test_lists(tmp_path: Path) -> None:
@@ -185,7 +179,7 @@ def test_lists(tmp_path: Path) -> None:
         text = "\n".join("".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows)
         text = text.replace(NESTED, "[" * 99).replace(DIGITS, "9" * 99).replace(HUGE, "1e400")
         file.write_bytes(changed_bytes(text.replace("----", separator).encode("utf-8", "surrogatepass"), changes))
-        with watched():
+        with limited():
             flags = {"check_files": checks, "allow_outside_root": not checks}
             refused(lambda: read_list(file, images, separator, 3, names, **flags), ListError, seen)
             refused(lambda: read_unlabelled(file, images, separator, names, **flags), ListError, seen)
@@ -193,9 +187,6 @@ def test_lists(tmp_path: Path) -> None:
 
     case()
     assert min(seen["read"], seen["refused"]) > 20, seen
-
-
-# --- checkpoints and metadata
 
 
 def test_checkpoints_metadata(tmp_path: Path) -> None:
@@ -210,7 +201,7 @@ def test_checkpoints_metadata(tmp_path: Path) -> None:
     @fuzzed(100, EDITS)
     def case(edits: Any) -> None:
         torch.save(mutated(content, edits), path)
-        with watched():
+        with limited():
             if not refused(lambda: load_checkpoint(path), CheckpointError, seen):
                 checkpoint = load_checkpoint(path)
                 assert isinstance(checkpoint.config, dict) and isinstance(checkpoint.net, dict)
@@ -222,7 +213,7 @@ def test_checkpoints_metadata(tmp_path: Path) -> None:
 
 
 def test_metadata_and_calibrations(tmp_path: Path) -> None:
-    """Beside an engine they are JSON; whatever file carries them, the same function reads them."""
+    """Beside an engine they are JSON; the same function reads them from every kind of file."""
     engine, metadata_file, seen = tmp_path / "a.engine", tmp_path / "a.engine.facts.json", Counter[str]()
     engine.write_bytes(b"engine")
     logits = np.random.default_rng(0).normal(0, 3, (5, 3)).astype(np.float32)
@@ -231,7 +222,7 @@ def test_metadata_and_calibrations(tmp_path: Path) -> None:
     @fuzzed(160, EDITS, FEW_BYTES)
     def case(edits: Any, changes: Any) -> None:
         metadata_file.write_bytes(changed_bytes(as_json(mutated(CALIBRATED.to_dict(), edits)), changes))
-        with watched():
+        with limited():
             if refused(lambda: read_metadata(engine), ArtifactError, seen):
                 return
             metadata = read_metadata(engine)
@@ -244,9 +235,6 @@ def test_metadata_and_calibrations(tmp_path: Path) -> None:
     assert min(seen["read"], seen["refused"]) > 10, seen
 
 
-# --- descriptions
-
-
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
@@ -256,8 +244,8 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check_description(path: Path, images: torch.Tensor, seen: Counter[str]) -> None:
-    """Read a description, and where it can be read, run it."""
-    with watched():
+    """Read a description and, if it is valid, run it."""
+    with limited():
         if not refused(lambda: read_description(path), DescriptionError, seen):
             interpreter = Interpreter.load(path)
             refused(lambda: interpreter(images), DescriptionError, seen)
@@ -280,7 +268,7 @@ def test_descriptions(described: Path, tmp_path: Path) -> None:
 
 
 def test_a_layers_own_numbers(described: Path, tmp_path: Path) -> None:
-    """Changes that a schema lets pass: a layer's sizes, axes, paddings and shapes, with those of other layers."""
+    """Mutations within the schema: a layer's sizes, axes, paddings and shapes."""
     path, seen = tmp_path / "model.json", Counter[str]()
     values = json.loads(described.read_text(encoding="utf-8"))
     (tmp_path / "model.safetensors").write_bytes(described.with_suffix(".safetensors").read_bytes())
@@ -339,11 +327,8 @@ def test_a_descriptions_weights(described: Path, tmp_path: Path) -> None:
     assert min(seen["read"], seen["refused"]) > 4, seen
 
 
-# --- requests
-
-
 def bodies() -> st.SearchStrategy[tuple[bytes, str]]:
-    """Give bodies and their types: JSON, urlencoded, and multipart forms, of right and wrong values."""
+    """Return a strategy of bodies and their types: JSON, urlencoded and multipart forms, of right and wrong values."""
     text = base64.b64encode(png()).decode()
     right = {"content": [text, f"data:image/png;base64,{text}"], "need_heatmap": True, "loud": "1"}
     as_body = st.builds(lambda edits: as_json(mutated(right, edits)), st.one_of(EDITS, st.just([])))
@@ -377,13 +362,13 @@ def multipart_body(parts: list[tuple[str, bytes]]) -> bytes:
 
 
 def test_forms_and_uploads() -> None:
-    limits, seen = flags_of_limits(), Counter[str]()
+    limits, seen = default_limits(), Counter[str]()
 
     @fuzzed(120, bodies(), FEW_BYTES)
     def case(body: tuple[bytes, str], changes: Any) -> None:
         content, kind = body
         content = changed_bytes(content, changes)
-        with watched():
+        with limited():
             try:
                 upload = read_upload(content, kind, {"need_heatmap": False, "loud": True}, limits)
             except RequestError as error:
@@ -398,7 +383,7 @@ def test_forms_and_uploads() -> None:
     assert seen["read"] > 20 and seen["refused"] > seen["no JSON"], seen
 
 
-def flags_of_limits() -> Any:
+def default_limits() -> Any:
     from deploy.service.cli_args import limits_from
 
     return limits_from(flags())
@@ -415,14 +400,14 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         yield server.config.app
 
 
-async def asked(app: App, scope: dict[str, Any], chunks: list[bytes]) -> tuple[int, bytes]:
-    """Send a request to the application; give status and body."""
-    coming = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    coming += [{"type": "http.request", "body": b"", "more_body": False}]
+async def send_request(app: App, scope: dict[str, Any], chunks: list[bytes]) -> tuple[int, bytes]:
+    """Send a request to the application; return status and body."""
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages += [{"type": "http.request", "body": b"", "more_body": False}]
     sent: list[Any] = []
 
     async def receive() -> Any:
-        return coming.pop(0) if coming else {"type": "http.disconnect"}
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -432,7 +417,7 @@ async def asked(app: App, scope: dict[str, Any], chunks: list[bytes]) -> tuple[i
 
 
 def test_requests(app: App) -> None:
-    """The whole application, without a socket: methods, paths and headers too."""
+    """The complete application without a socket: methods, paths and headers too."""
     loop, seen = asyncio.new_event_loop(), Counter[int]()
     header = st.tuples(
         st.sampled_from(
@@ -454,12 +439,12 @@ def test_requests(app: App) -> None:
             "path": path, "raw_path": path.encode("utf-8", "replace"), "query_string": b"a=%ff", "root_path": "",
             "headers": [*headers, (b"content-type", kind.encode())], "client": ("127.0.0.1", 1), "server": ("a", 1),
         }  # fmt: skip
-        with watched():
-            status, prediction = loop.run_until_complete(asked(app, scope, [content[:50], content[50:]]))
+        with limited():
+            status, response = loop.run_until_complete(send_request(app, scope, [content[:50], content[50:]]))
         seen[status] += 1
-        assert status < 500, prediction
+        assert status < 500, response
         if status >= 400:
-            values = json.loads(prediction)
+            values = json.loads(response)
             assert values["code"] == status
             check_sentence(values["msg"])
 
@@ -468,17 +453,14 @@ def test_requests(app: App) -> None:
     assert seen[200] > 4 and {400, 405, 422} <= set(seen), seen
 
 
-# --- what it found
-
-
-def test_letters_that_no_terminal_has(tmp_path: Path) -> None:
+def test_characters_that_no_terminal_has(tmp_path: Path) -> None:
     recipe = json.loads((ROOT / "configs/flowers_config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_bytes(as_json(recipe | {"model_args": {"model_type": "\ud800"}, "model_type": ""}))
-    assert answer_of(train.main, ["--config", str(tmp_path / "config.json"), "--print_config"]) == (0, "")
+    assert run_captured(train.main, ["--config", str(tmp_path / "config.json"), "--print_config"]) == (0, "")
 
 
 @pytest.mark.parametrize("part", ["config", "progress"])
-def test_a_checkpoint_of_which_a_part_is_something_else(tmp_path: Path, part: str) -> None:
+def test_a_checkpoint_with_a_part_of_another_type(tmp_path: Path, part: str) -> None:
     path = tmp_path / "net.pth"
     save_checkpoint(Checkpoint({}, CALIBRATED, {"weight": torch.ones(2)}), path)
     torch.save(torch.load(path, weights_only=True) | {part: None}, path)
@@ -486,14 +468,19 @@ def test_a_checkpoint_of_which_a_part_is_something_else(tmp_path: Path, part: st
         load_checkpoint(path)
 
 
-def test_metadata_whose_std_float32_cannot_hold() -> None:
+def test_metadata_with_a_temperature_that_overflows() -> None:
+    with pytest.raises(ValueError, match="the metadata is damaged: temperature cannot be 1e-320"):
+        ModelMetadata.from_dict(CALIBRATED.to_dict() | {"temperature": 1e-320})
+
+
+def test_metadata_with_a_std_beyond_float32() -> None:
     values = CALIBRATED.to_dict()
     values["preprocess"]["std"][1] = 1e-320
     with pytest.raises(ValueError, match=r"the metadata is damaged: std cannot be \(0\.229, 1e-320, 0\.225\)"):
         ModelMetadata.from_dict(values)
 
 
-def test_descriptions_beyond_what_tensors_can_be(described: Path, tmp_path: Path) -> None:
+def test_descriptions_beyond_the_limits_of_tensors(described: Path, tmp_path: Path) -> None:
     values = json.loads(described.read_text(encoding="utf-8"))
     (tmp_path / "model.safetensors").write_bytes(described.with_suffix(".safetensors").read_bytes())
     layer = next(layer for layer in values["layers"] if layer["type"] == "slice")

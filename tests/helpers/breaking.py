@@ -1,4 +1,4 @@
-"""Breaks savings and trainings on purpose and counts what was lost; the tests do a little of it, this program more.
+"""Kills saves and trainings on purpose and counts the losses; the tests do a few, this program many.
 
 python -m tests.helpers.breaking saves 1000        kill -9 a loop of saves
 python -m tests.helpers.breaking training 100      kill -9 a small training, with 0, 2 and 4 loader processes in turn
@@ -34,7 +34,7 @@ from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
 from tests.conftest import write_image
 
-RECIPE = {  # everything random that a step has, and a save after each of its nine steps
+RECIPE = {  # all randomness that a step can have, and a save after each of the nine steps
     "model_module_name": "shufflenet_v2_module", "model_net_name": "shufflenet_v2_x0_5", "img_height": 32,
     "img_width": 32, "num_classes": 3, "num_epochs": 3, "batch_size": 4, "accumulation_steps": 2, "gpu_id": "cpu",
     "precision": "fp32", "is_tensorboard": False, "log_interval": 1, "save_interval_steps": 1, "ema_decay": 0.9,
@@ -43,30 +43,30 @@ RECIPE = {  # everything random that a step has, and a save after each of its ni
 
 
 def numbered_checkpoint(number: int, values: int = 50_000) -> Checkpoint:
-    """Make a checkpoint whose weights and progress tell its number."""
+    """Return a checkpoint whose weights and progress hold its number."""
     metadata = ModelMetadata(("猫", "dog"), Preprocess(32, 24, 1, "crop"), {"module": "m", "name": "n", "args": {}})
     net = {"weight": torch.full((values,), float(number)), "bias": torch.arange(5.0), "count": torch.tensor(number)}
     return Checkpoint({"num_classes": 2}, metadata, net, progress={"step": number})
 
 
 def number_of(path: Path) -> int:
-    """Read a numbered checkpoint back. Raises CheckpointError."""
+    """Return the number of a numbered checkpoint. Raises CheckpointError."""
     checkpoint = load_checkpoint(path)
     number = int(checkpoint.progress["step"])
     assert torch.equal(checkpoint.net["weight"], torch.full_like(checkpoint.net["weight"], float(number)))
     return number
 
 
-def forked(work: Callable[[], Any], told: str = os.devnull) -> int:
-    """Run something in a copy of this process, which writes into the file `told`; give the copy's id."""
+def forked(work: Callable[[], Any], output: str = os.devnull) -> int:
+    """Run `work` in a fork of this process, whose stdout and stderr are appended to `output`; return its id."""
     pid = os.fork()
     if pid:
         return pid
     code = 99
     try:
-        written = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(written, 1)
-        os.dup2(written, 2)
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
         sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115
         warnings.filterwarnings("default", "This DataLoader will create")  # more processes than the machine has cores
         code = int(work() or 0)
@@ -81,8 +81,8 @@ def exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def ranks(count: int, work: Callable[[], Any], told: str | Path = os.devnull) -> list[int]:
-    """Run something in copies of this process that are a torchrun agent's processes; give their exit codes."""
+def ranks(count: int, work: Callable[[], Any], output: str | Path = os.devnull) -> list[int]:
+    """Run `work` in forks of this process with the variables that torchrun sets; return their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -92,14 +92,11 @@ def ranks(count: int, work: Callable[[], Any], told: str | Path = os.devnull) ->
         os.environ.update({name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()})
         return work()
 
-    return [exit_code(pid) for pid in [forked(partial(work_as, rank), str(told)) for rank in range(count)]]
-
-
-# --- kill -9 ---
+    return [exit_code(pid) for pid in [forked(partial(work_as, rank), str(output)) for rank in range(count)]]
 
 
 def kill_saves(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
-    """Kill a loop of saves again and again, each time some milliseconds in; give what was found."""
+    """Kill a loop of saves repeatedly, each time after some milliseconds; return the counts of losses."""
     path, chance = folder / "net_last.pth", random.Random(seed)
     found = {"kills": 0, "unloadable": 0, "lost": 0, "earlier unloadable": 0, "in the middle of a save": 0}
     save_checkpoint(numbered_checkpoint(0), path)
@@ -108,18 +105,18 @@ def kill_saves(folder: Path, kills: int, seed: int = 0) -> dict[str, int]:
         reader, writer = os.pipe()
         pid = forked(lambda path=path, start=start, writer=writer: _save_on(path, start, writer))
         os.close(writer)
-        told = os.read(reader, 4)
+        announcements = os.read(reader, 4)
         time.sleep(chance.uniform(0, 0.03))
         os.kill(pid, signal.SIGKILL)
         assert exit_code(pid) == -signal.SIGKILL
         while more := os.read(reader, 2**16):
-            told += more
+            announcements += more
         os.close(reader)
         found["kills"] += 1
         found["in the middle of a save"] += any(folder.glob(".*.tmp"))
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink()
-        announced = int.from_bytes(told[-4:], "little")
+        announced = int.from_bytes(announcements[-4:], "little")
         try:
             found["lost"] += number_of(path) < announced
         except CheckpointError:
@@ -140,7 +137,7 @@ def _save_on(path: Path, start: int, writer: int) -> None:
 
 
 def small_training(folder: Path) -> Path:
-    """Write images, lists and the config of a training of nine steps; give the config."""
+    """Write images, lists and the config of a training of nine steps; return the config's path."""
     folder.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = dict(RECIPE)
     for split, count in (("train", 21), ("val", 9)):
@@ -158,8 +155,8 @@ def arguments(config: Path, save_path: Path, workers: int = 0) -> list[str]:
     return ["--config", str(config), "--set", f"save_path={save_path}", "--set", f"dataloader_workers={workers}"]
 
 
-def what_came_of_it(weights: Path) -> tuple[Any, ...]:
-    """Give digests and metrics of a finished training: last and best, net and average."""
+def results_of(weights: Path) -> tuple[Any, ...]:
+    """Return digests and metrics of a finished training: last and best, net and average."""
     last, best = load_checkpoint(weights / "net_last.pth"), load_checkpoint(weights / "net.pth")
     digests = [weights_sha256(state) for state in (last.net, last.deployed(), best.net, best.deployed())]
     return *digests, last.progress["curves"], last.progress["best"], last.progress["step"], last.progress["epoch"]
@@ -168,9 +165,9 @@ def what_came_of_it(weights: Path) -> tuple[Any, ...]:
 def kill_training(
     folder: Path, config: Path, kills: int, workers: int, expected: tuple[Any, ...], duration: float
 ) -> dict[str, Any]:
-    """Kill a training at random moments, three times on its way to the end; compare each end with what is expected.
+    """Kill a training at random moments, three times until it ends; compare each end's results with `expected`.
 
-    `duration` is about how many seconds it takes undisturbed.
+    `duration` is the approximate number of seconds of an undisturbed training.
     """
     chance = random.Random(workers)
     folder.mkdir(exist_ok=True)
@@ -185,7 +182,7 @@ def kill_training(
             time.sleep(chance.uniform(0.1, 0.8) * duration)
             os.kill(pid, signal.SIGKILL)
             if exit_code(pid) == 0:
-                duration *= 0.8  # it was faster: the machine has less else to do
+                duration *= 0.8  # it was faster: the machine is less busy
                 break
             kills_here += 1
             found["kills"] += 1
@@ -195,21 +192,18 @@ def kill_training(
                     load_checkpoint(weights / "net.pth")
             except CheckpointError:
                 found["unloadable"] += 1
-        told = str(folder / f"told{found['ends']}.txt")
-        pid = forked(lambda given=given, last=last: train.main(_resumed(given, last)), told)
+        output = folder / f"output{found['ends']}.txt"
+        pid = forked(lambda given=given, last=last: train.main(_resumed(given, last)), str(output))
         finished = exit_code(pid)
-        if finished != 0 or what_came_of_it(weights) != expected:
+        if finished != 0 or results_of(weights) != expected:
             found["ended otherwise"] += 1
-            found["told"] = [*found.get("told", []), finished, Path(told).read_text(encoding="utf-8")]
+            found["output"] = [*found.get("output", []), finished, output.read_text(encoding="utf-8")]
         found["ends"] += 1
     return {**found, "steps saved when killed": sorted(killed_at)}
 
 
 def _resumed(given: list[str], last: Path) -> list[str]:
     return [*given, "--resume"] if last.exists() else given
-
-
-# --- what the system refuses ---
 
 
 class Faults:
@@ -222,7 +216,7 @@ class Faults:
         self.folder, self.at, self.errno, self.for_good = str(folder), at, errno, for_good
         self.done: list[str] = []
 
-    def meet(self, what: str, path: Any) -> None:
+    def count(self, what: str, path: Any) -> None:
         if not str(path).startswith(self.folder):
             return
         self.done.append(what)
@@ -237,30 +231,30 @@ class Faults:
         def opened(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
             if "w" not in mode:
                 return real_open(path, mode, *rest, **options)
-            self.meet("open", path)
+            self.count("open", path)
             return FaultyFile(real_open(path, mode, *rest, **options), self, path)
 
-        def met(module: Any, name: str, what: str) -> Any:
+        def counted(module: Any, name: str, what: str) -> Any:
             real = getattr(module, name)
 
             def operation(path: Any, *rest: Any, **options: Any) -> Any:
-                self.meet(what, Path(f"/proc/self/fd/{path}").readlink() if what == "fsync" else path)
+                self.count(what, Path(f"/proc/self/fd/{path}").readlink() if what == "fsync" else path)
                 return real(path, *rest, **options)
 
             return mock.patch.object(module, name, operation)
 
         with (
             mock.patch.object(Path, "open", opened),
-            met(os, "fsync", "fsync"),
-            met(os, "replace", "replace"),
-            met(os, "link", "link"),
-            met(os, "open", "open folder"),
+            counted(os, "fsync", "fsync"),
+            counted(os, "replace", "replace"),
+            counted(os, "link", "link"),
+            counted(os, "open", "open folder"),
         ):
             yield self
 
 
 class FaultyFile:
-    """A file whose writes and reads can be made to fail."""
+    """A file whose writes and reads fail on request."""
 
     def __init__(self, file: Any, faults: Faults, path: Path) -> None:
         self.file, self.faults, self.path = file, faults, path
@@ -275,11 +269,11 @@ class FaultyFile:
         return getattr(self.file, name)
 
     def write(self, data: Any) -> int:
-        self.faults.meet("write", self.path)
+        self.faults.count("write", self.path)
         return int(self.file.write(data))
 
     def read(self, size: int = -1) -> Any:
-        self.faults.meet("read", self.path)
+        self.faults.count("read", self.path)
         return self.file.read(size)
 
 
@@ -301,8 +295,8 @@ def main() -> int:
             shares = [args.kills // 3 + (number < args.kills % 3) for number in range(3)]
             pairs = zip((0, 2, 4), shares, strict=True)
             config, start = small_training(Path(folder)), time.monotonic()
-            assert exit_code(forked(lambda: train.main(arguments(config, Path(folder) / "whole")))) == 0
-            duration, expected = time.monotonic() - start, what_came_of_it(Path(folder) / "whole")
+            assert exit_code(forked(lambda: train.main(arguments(config, Path(folder) / "undisturbed")))) == 0
+            duration, expected = time.monotonic() - start, results_of(Path(folder) / "undisturbed")
             results = (
                 kill_training(Path(folder) / str(workers), config, share, workers, expected, duration)
                 for workers, share in pairs

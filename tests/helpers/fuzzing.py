@@ -1,4 +1,4 @@
-"""What the fuzzer does to a valid document, and how it tells a traceback, a hang and a sentence apart."""
+"""The fuzzer: mutations of a valid document, limits of a case, and the check that an error is one for the user."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-TIMES = int(os.environ.get("FUZZ_TIMES", "0"))  # as many cases as in short, and new ones; 0: in short
-PATIENCE_S = 30  # of one case, which takes milliseconds
-MEMORY_BYTES = 3 * 2**30  # that one case may take
-LONGEST_LINE = 12_000  # of a sentence that quotes what someone wrote
+TIMES = int(os.environ.get("FUZZ_TIMES", "0"))  # factor of the number of cases, which then are new; 0: the fixed ones
+TIMEOUT_S = 30  # of one case, which takes milliseconds
+MEMORY_BYTES = 3 * 2**30  # of one case
+LONGEST_LINE = 12_000  # of a message that quotes the input
 
 LONG = 5000  # letters of a long name
-NESTED, DIGITS, HUGE = "@nested@", "@digits@", "@huge@"  # what only the text of a document can hold
+NESTED, DIGITS, HUGE = "@nested@", "@digits@", "@huge@"  # stand for values that only the text of a document can hold
 IN_TEXT = {NESTED: "[" * 20_000 + "]" * 20_000, DIGITS: "9" * 5000, HUGE: "1e400"}
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 7, 255, 2**31, 2**63, -(2**63), 10**30, 0.5, -0.0, 1e-320, 1e308, -1e308,
@@ -33,25 +33,25 @@ ODD: tuple[Any, ...] = (
     "=", "----", "N", "2*N", "9999999999*N", [], {}, [None], [[]], [0], [-1, 10**10], [1.5, "a"], {"": ""}, {"a": [{}]},
 )  # fmt: skip
 KINDS = ("odd", "odd", "odd", "delete", "rename", "repeat", "swap", "wrap", "as text", "near", "near", "cut")
-Edit = tuple[int, str, int]  # place, one of KINDS, what with
+Edit = tuple[int, str, int]  # place, one of KINDS, choice of the new value
 EDITS = st.lists(st.tuples(st.integers(0, 9999), st.sampled_from(KINDS), st.integers(0, 9999)), min_size=1, max_size=2)
-# Other bytes in a text, but seldom: most only end it for its parser. Place, which, and how many they replace
+# Other bytes in a text, but rarely: most of them only end the parsing. Place, bytes, and how many they replace
 BYTES = st.lists(st.tuples(st.integers(0, 99_999), st.binary(max_size=4), st.integers(0, 3)), min_size=1, max_size=2)
 FEW_BYTES = st.one_of(*[st.just([])] * 5, BYTES)
-OWN_WORDS = re.compile(r"Traceback \(most|site-packages| object at 0x|^[A-Z]\w+Error\(|File \"/", re.MULTILINE)
+TRACES = re.compile(r"Traceback \(most|site-packages| object at 0x|^[A-Z]\w+Error\(|File \"/", re.MULTILINE)
 
 
 class HangError(BaseException):
-    """A case that takes too long; nothing catches it."""
+    """A case that exceeds TIMEOUT_S; no code under test catches it."""
 
 
 def fuzzed(short: int, *strategies: Any) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    """Make a case many: `short` of them, always the same, or FUZZ_TIMES as many, always others."""
+    """Return a decorator that runs a case `short` times with fixed inputs, or FUZZ_TIMES as often with new ones."""
     config = settings(
         max_examples=max(1, TIMES) * short,
         derandomize=not TIMES,
         database=None,
-        deadline=None,  # two cores that others use too: see HangError
+        deadline=None,  # see HangError
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )
@@ -63,7 +63,7 @@ def fuzzed(short: int, *strategies: Any) -> Callable[[Callable[..., None]], Call
 
 
 def mutated(document: Any, edits: list[Edit]) -> Any:
-    """Give a copy of a document of dicts, lists and plain values with a few things changed, at any depth."""
+    """Return a copy of a document of dicts, lists and plain values with a few changes, at any depth."""
     root = [copy.deepcopy(document)]
     for place, kind, which in edits:
         places = list(_places(root))
@@ -75,7 +75,7 @@ def mutated(document: Any, edits: list[Edit]) -> Any:
 
 
 def changed_bytes(text: bytes, changes: list[tuple[int, bytes, int]]) -> bytes:
-    """Put other bytes in the place of a few."""
+    """Return the text with a few bytes replaced by others."""
     for place, other, count in changes:
         start = place % (len(text) + 1)
         text = text[:start] + other + text[start + count :]
@@ -83,7 +83,7 @@ def changed_bytes(text: bytes, changes: list[tuple[int, bytes, int]]) -> bytes:
 
 
 def as_json(document: Any) -> bytes:
-    """Write a document as JSON, with the marks of IN_TEXT as what they stand for."""
+    """Return a document as JSON, with the marks of IN_TEXT replaced by their values."""
     text = json.dumps(document)
     for mark, meaning in IN_TEXT.items():
         text = text.replace(json.dumps(mark), meaning)
@@ -91,24 +91,24 @@ def as_json(document: Any) -> bytes:
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """Hold a case to PATIENCE_S, and on Linux to MEMORY_BYTES. Raises HangError."""
+def limited() -> Iterator[None]:
+    """Limit a case to TIMEOUT_S, and on Linux to MEMORY_BYTES. Raises HangError."""
 
     def stop(*_: Any) -> None:
-        raise HangError(f"no answer within {PATIENCE_S} s")
+        raise HangError(f"no result within {TIMEOUT_S} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE_S)
+    signal.setitimer(signal.ITIMER_REAL, TIMEOUT_S)
     try:
-        with _memory_for(MEMORY_BYTES):
+        with _memory_limit(MEMORY_BYTES):
             yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def answer_of(program: Callable[[list[str]], int], arguments: list[str]) -> tuple[int, str]:
-    """Run a program in this process on streams as a terminal's are; give its exit code and what it told."""
+def run_captured(program: Callable[[list[str]], int], arguments: list[str]) -> tuple[int, str]:
+    """Run a program in this process with streams like a terminal's; return its exit code and its stderr."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     with redirect_stdout(out), redirect_stderr(err):
         code = program(arguments)
@@ -118,15 +118,15 @@ def answer_of(program: Callable[[list[str]], int], arguments: list[str]) -> tupl
 
 
 def check_sentence(text: str) -> None:
-    """Hold what is told of a mistake to be for people."""
-    assert text.strip(), "nothing is told"
-    assert not OWN_WORDS.search(text), text
+    """Assert that an error's text is one for the user, without traces of the code."""
+    assert text.strip(), "the message is empty"
+    assert not TRACES.search(text), text
     assert max(map(len, text.splitlines())) <= LONGEST_LINE, text[:300]
 
 
 @contextmanager
-def _memory_for(more: int) -> Iterator[None]:
-    """Let this process take so many bytes more."""
+def _memory_limit(more: int) -> Iterator[None]:
+    """Limit this process to `more` bytes above what it has."""
     if sys.platform != "linux":
         yield
         return

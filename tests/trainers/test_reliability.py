@@ -35,8 +35,8 @@ from tests.helpers.breaking import (
     number_of,
     numbered_checkpoint,
     ranks,
+    results_of,
     small_training,
-    what_came_of_it,
 )
 from trainers import builder, checkpoint_saver
 from trainers import runner as training
@@ -175,7 +175,7 @@ def test_resume_takes_the_one_before_a_damaged_last(
     monkeypatch.setattr(Trainer, "_save_last", save)
     assert finish(trained, weights, "--resume") == 0  # keep_checkpoints is 2 again
     assert len(list(backup_files(last))) == 1
-    assert what_came_of_it(weights) == what_came_of_it(trained.parent / "whole")
+    assert results_of(weights) == results_of(trained.parent / "whole")
     assert finish(trained, weights, "--set", "num_epochs=1", "--set", "save_interval_steps=0") == 0
     assert not list(backup_files(last))  # another training's past is not this one's
 
@@ -253,8 +253,8 @@ def test_a_training_tells_a_fault_and_goes_on_later(
     for name in ("net_last.pth", "net.pth"):
         shutil.copy(trained.parent / "whole" / name, weights)
     faults = Faults(weights, 0, errno.EIO, for_good=True)
-    real = faults.meet
-    monkeypatch.setattr(faults, "meet", lambda name, path: real(name, path) if name == what else None)
+    real = faults.count
+    monkeypatch.setattr(faults, "count", lambda name, path: real(name, path) if name == what else None)
     with faults():
         assert finish(trained, weights, "--resume", "--set", "num_epochs=4") in (1, 2)
     err = capsys.readouterr().err
@@ -280,7 +280,7 @@ def test_a_disk_that_fills_up_stops_the_training_in_good_order(
 ) -> None:
     weights = small_disk / "w"
     assert finish(trained, weights, "--set", "num_epochs=1") == 0
-    digests = what_came_of_it(weights)[0]
+    digests = results_of(weights)[0]
     free = shutil.disk_usage(small_disk).free
     (small_disk / "filler").write_bytes(bytes(free - 1_000_000))
     capsys.readouterr()
@@ -288,7 +288,7 @@ def test_a_disk_that_fills_up_stops_the_training_in_good_order(
     err = capsys.readouterr().err
     assert f"{weights}/net_last.pth: cannot write the checkpoint: No space left on device" in err
     assert "Traceback" not in err
-    assert what_came_of_it(weights)[0] == digests
+    assert results_of(weights)[0] == digests
     (small_disk / "filler").unlink()
     assert finish(trained, weights, "--resume", "--set", "num_epochs=2") == 0
 
@@ -303,9 +303,9 @@ def test_killed_saves_lose_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2, 4])
 def test_killed_trainings_end_as_if_never_killed(trained: Path, tmp_path: Path, workers: int) -> None:
-    expected = what_came_of_it(trained.parent / "whole")
+    expected = results_of(trained.parent / "whole")
     found = kill_training(tmp_path, trained, 1, workers, expected, duration=1.5)
-    assert (found["kills"], found["unloadable"], found["ended otherwise"]) == (1, 0, 0), found.get("told")
+    assert (found["kills"], found["unloadable"], found["ended otherwise"]) == (1, 0, 0), found.get("output")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
@@ -571,10 +571,10 @@ def test_a_hostile_checkpoint_is_refused_at_every_door(
 
 
 def test_the_same_bits_with_0_1_and_2_workers_and_in_two_runs(trained: Path, tmp_path: Path) -> None:
-    expected = what_came_of_it(trained.parent / "whole")
+    expected = results_of(trained.parent / "whole")
     for run, workers in enumerate((0, 1, 2)):
         assert train.main(arguments(trained, tmp_path / str(run), workers)) == 0
-        assert what_came_of_it(tmp_path / str(run)) == expected
+        assert results_of(tmp_path / str(run)) == expected
 
 
 class DoubleNet(torch.nn.Module):
