@@ -1,7 +1,7 @@
-"""The converter: a trained net becomes a network description and its weights.
+"""The converter from a trained net to a network description and its weights.
 
-torch.export gives the net as a graph of ATen operators; each becomes the layers that `operators.py` writes for it.
-What depends on weights alone is computed here, and batch norms disappear into the convolutions before them.
+torch.export makes a graph of ATen operators; `operators/table.py` has the layers of each. What depends on weights alone
+is computed here, and batch norms are folded into the convolutions before them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.formatting import first_line
 from pytorch2json.graph import Builder, Constant, Graph, Value, size_of
 from pytorch2json.network import DescriptionError, Network, Parity, Profile, WeightsFile
-from pytorch2json.operators import OPERATORS
+from pytorch2json.operators.table import OPERATORS
 
 PRODUCER = "classic-trainer pytorch2json"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -36,10 +37,11 @@ def convert(
     precision: str = "fp32",
     profile: tuple[int, int, int] = (1, 8, 64),
     metadata: Mapping[str, Any] | None = None,
+    output_name: str = "logits",
 ) -> tuple[Network, dict[str, torch.Tensor]]:
-    """Describe a net that takes images (N, ...) and gives logits (N, K), and prove nothing yet.
+    """Return the description and the weights of a net from images (N, ...) to outputs (N, ...), not yet verified.
 
-    `parity_input` (n, ...) is real input, float32 or uint8; what the net gives for it is kept with it. In fp16 and bf16
+    `parity_input` (n, ...) is real input, float32 or uint8; it is kept with the net's outputs for it. In fp16 and bf16
     weights and tensors are rounded, input and output stay float32, and what the net itself computes in float32, layer
     norms, softmax, powers and exponentials too, stays in float32 between casts.
     Raises DescriptionError: an operator that cannot be described, a batch size that the net fixes, fp16 overflow.
@@ -48,19 +50,21 @@ def convert(
     with torch.inference_mode():
         expected = net(parity_input).float()
     exported = _export(net, parity_input, DTYPES[precision], profile)
-    graph = Graph(tensors={"parity.images": parity_input, "parity.logits": expected})
+    parity = Parity(input="parity.images", output=f"parity.{output_name}", tolerance=TOLERANCES[precision])
+    graph = Graph(tensors={parity.input: parity_input, parity.output: expected})
     traced = tuple(f"{name}." for name, module in net.named_modules() if isinstance(module, torch.fx.GraphModule))
-    images, logits = _walk(exported, _originals(net, exported), _module_paths(exported, traced), graph)
+    images, output = _walk(exported, _originals(net, exported), _module_paths(exported, traced), graph)
+    output = graph.rename(output, output_name)
     network = Network(
         producer=PRODUCER,
         precision=precision,  # type: ignore[arg-type]  # checked by the lookup above
         inputs=(images.tensor(),),
-        outputs=(logits.tensor(),),
+        outputs=(output.tensor(),),
         profile=Profile(min=profile[0], best=profile[1], max=profile[2]),
         weights=WeightsFile(file="model.safetensors", sha256="0" * 64),  # set by write_description
-        parity=Parity(input="parity.images", output="parity.logits", tolerance=TOLERANCES[precision]),
+        parity=parity,
         facts=dict(metadata or {}),
-        layers=graph.finished(logits),
+        layers=graph.finished(output),
     )
     used = {name for layer in network.layers for name in layer.weights.values()}
     return network, {name: tensor for name, tensor in graph.tensors.items() if name in used or "parity." in name}
@@ -75,8 +79,8 @@ class _Typed(nn.Module):
         self._dtype = dtype
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.net(images.to(self._dtype) if images.is_floating_point() else images)
-        return logits.float()
+        outputs: torch.Tensor = self.net(images.to(self._dtype) if images.is_floating_point() else images)
+        return outputs.float()
 
 
 class _Plain(nn.Module):
@@ -87,8 +91,8 @@ class _Plain(nn.Module):
         self.net = net
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.net(images)
-        return logits
+        outputs: torch.Tensor = self.net(images)
+        return outputs
 
 
 def _export(
@@ -106,14 +110,14 @@ def _export(
             exported = torch.export.export(typed.eval(), (example,), dynamic_shapes=({0: batch},), strict=False)
             return exported.run_decompositions({})
     except Exception as error:  # torch.export's errors have no common kind
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise DescriptionError(f"torch.export cannot take the net with a free batch size: {first}") from error
+        why = first_line(error)
+        raise DescriptionError(f"torch.export cannot take the net with a free batch size: {why}") from error
     finally:
         log.setLevel(level)
 
 
 def _originals(net: nn.Module, exported: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:
-    """Give by placeholder the net's own float32 weights, so that nothing is folded from rounded ones."""
+    """Return by placeholder the net's own float32 weights, so that nothing is folded from rounded ones."""
     own = {f"net.{name}": value.detach() for name, value in [*net.named_parameters(), *net.named_buffers()]}
     signature = exported.graph_signature
     originals = {}
@@ -130,7 +134,7 @@ def _walk(
     paths: Mapping[Any, str],
     graph: Graph,
 ) -> tuple[Value, Value]:
-    """Describe node after node; give the net's input and output."""
+    """Add the layers of all nodes to the graph; return the net's input and output."""
     results: dict[Any, Any] = {}
     norms = _foldable_norms(exported.graph)
     images: Value | None = None
@@ -146,11 +150,11 @@ def _walk(
             output = results[node.args[0][0]]
     if images is None or not isinstance(output, Value) or output.name == "images":
         raise DescriptionError("the net's output does not depend on its input")
-    return images, graph.rename(output, "logits")
+    return images, output
 
 
 def _describe(node: Any, results: dict[Any, Any], norms: dict[Any, Any], path: str, graph: Graph) -> Any:
-    """Give what a node computes: a Value, a Constant, a size or a tuple of these."""
+    """Add the layers of a node; return its result: a Value, a Constant, a size or a tuple of these."""
     target = str(node.target)
     args = torch.fx.node.map_arg(node.args, lambda arg: results[arg])
     kwargs = torch.fx.node.map_arg(node.kwargs, lambda arg: results[arg])
@@ -161,7 +165,7 @@ def _describe(node: Any, results: dict[Any, Any], norms: dict[Any, Any], path: s
     if target == "aten.sym_size.int" or isinstance(node.meta.get("val"), (int, torch.SymInt)):
         return size_of(node.meta["val"])
     if target in ("aten.new_zeros.default", "aten.new_ones.default", "aten.new_full.default"):
-        args = (torch.empty(0, dtype=node.meta["val"].dtype), *args[1:])  # of the tensor only dtype and device count
+        args = (torch.empty(0, dtype=node.meta["val"].dtype), *args[1:])  # only the tensor's dtype and device count
     values = [value for value in _flat([args, kwargs]) if isinstance(value, Value)]
     if not values and all(not isinstance(value, str) or "N" not in value for value in _flat([args, kwargs])):
         return _computed(node, args, kwargs)
@@ -185,7 +189,7 @@ def _describe(node: Any, results: dict[Any, Any], norms: dict[Any, Any], path: s
 
 
 def _computed(node: torch.fx.Node, args: Any, kwargs: Any) -> Any:
-    """Compute what depends on weights alone."""
+    """Return the result of a node that depends on weights alone."""
 
     def unwrap(value: Any) -> Any:
         if isinstance(value, Constant):
@@ -203,7 +207,7 @@ def _computed(node: torch.fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def _foldable_norms(graph: Any) -> dict[Any, Any]:
-    """Give by convolution the batch norm that alone takes its output."""
+    """Return by convolution the batch norm that is the only reader of its output."""
     found = {}
     for node in graph.nodes:
         if str(node.target) != BATCH_NORM:
@@ -223,10 +227,10 @@ def _flat(value: Any) -> list[Any]:
 
 
 def _module_paths(exported: torch.export.ExportedProgram, traced: tuple[str, ...]) -> dict[Any, str]:
-    """Give the module of each node; `traced` begin the paths within nets that torch.fx has traced.
+    """Return the module of each node; `traced` are the starts of paths within nets that torch.fx has traced.
 
-    Those have lost which module called a function. It is that of the weight that the function takes; and since calls
-    nest, what runs between two nodes of a module runs within it.
+    Those nets do not record which module called a function. It is the module of the weight that the function takes; and
+    since calls nest, a node between two nodes of a module is within it.
     """
     nodes: list[Any] = [node for node in exported.graph.nodes if node.op == "call_function"]
     paths = {node: _path(node) for node in nodes}
@@ -247,7 +251,7 @@ def _module_paths(exported: torch.export.ExportedProgram, traced: tuple[str, ...
 
 
 def _nearest(nodes: Sequence[Any], known: Mapping[Any, str]) -> dict[Any, str]:
-    """Give for each node its known path, or that of the last node before it that has one."""
+    """Return for each node its known path, or that of the last node before it that has one."""
     latest, found = "", {}
     for node in nodes:
         latest = found[node] = known.get(node, latest)
@@ -260,7 +264,7 @@ def _path(node: torch.fx.Node) -> str:
 
 
 def _is_leaf(node: torch.fx.Node) -> bool:
-    """Say whether the node's module is one of torch's own, whose name then is the layer's."""
+    """Return whether the node's module is one of torch's own; its name then is the layer's."""
     return _class_name(node).startswith("torch.nn.modules.")
 
 
@@ -277,4 +281,4 @@ def _weight_name(exported: torch.export.ExportedProgram, node: torch.fx.Node) ->
 def _source_line(node: torch.fx.Node) -> str:
     lines = (node.meta.get("stack_trace") or "").strip().splitlines()
     calls = [line.strip() for line in lines if line.strip().startswith("File ")]
-    return f"called in {calls[-1]}" if calls else "where is not known"
+    return f"called in {calls[-1]}" if calls else "its source line is not known"

@@ -1,8 +1,8 @@
-"""Build an engine: a network description becomes TensorRT's, which engine_runner.py reads and runs.
+"""Build an engine from a network description with TensorRT; engine_runner.py runs it.
 
 `python -m pytorch2json.engine --description D/model.json --output D/model.engine` builds with the package `tensorrt`
-where it is installed, else with `tensorrt_rtx`, which builds on a machine without a GPU. Beside the engine stands
-`model.engine.facts.json`: the description's metadata, and under "engine" what built it and its sha256.
+where it is installed, else with `tensorrt_rtx`, which builds on a machine without a GPU. Beside the engine it writes
+`model.engine.facts.json`: the description's metadata, and under "engine" the library that built it and its sha256.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.cli import run_program
+from pytorch2json.description_checks import find_problems
+from pytorch2json.description_file import atomic_file, read_description
 from pytorch2json.engine_layers import Definition, define
 from pytorch2json.engine_runner import EngineRunner, metadata_file
-from pytorch2json.network import DescriptionError, Network, atomic_file, find_problems, read_description
+from pytorch2json.network import DescriptionError, Network
 from pytorch2json.tensorrt_library import (
-    Heard,
+    Messages,
+    collect_messages,
     create_builder,
     create_network,
     device_info,
     known_capabilities,
     library_name,
-    listen,
     load_library,
+    reason,
     refusals,
-    words,
 )
 
 if TYPE_CHECKING:
@@ -41,28 +44,9 @@ COLUMNS, ROW_NAME = 79, 13  # of what --device_info prints, and of the names of 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build an engine, and give the exit code: 0 built, 2 a mistake of the user or a refusal of the builder."""
+    """Build an engine; return the exit code: 0 built, 2 a mistake of the user or a refusal of the builder."""
     args = _parser().parse_args(argv)
-    try:
-        builds = bool(args.description and args.output)
-        if not builds and not args.device_info:
-            raise DescriptionError("name the description with --description and the engine with --output")
-        if not builds and args.check:
-            raise DescriptionError("--check needs --description and --output")
-        if args.device_info:
-            for row in device_info().splitlines():
-                print(textwrap.fill(row, COLUMNS, subsequent_indent=" " * ROW_NAME, break_on_hyphens=False))
-        if builds:
-            capabilities = tuple(filter(None, map(str.strip, args.compute_capabilities.split(","))))
-            info = write_engine(args.description, args.output, args.tf32, capabilities, log=_print_warning)
-            print(f"{args.output}: {info['bytes']} bytes, built by {info['library']} {info['version']}")
-        if args.check:
-            error = hold_to_parity(args.output, args.description)
-            print(f"{args.output}: the parity sample's relative error is {error:.2e}")
-    except DescriptionError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_program(PROGRAM, lambda: _run(args))
 
 
 def write_engine(
@@ -72,9 +56,9 @@ def write_engine(
     compute_capabilities: Sequence[str] = (),
     log: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Build NAME.engine and NAME.engine.facts.json, each whole or not at all; return the metadata of the engine.
+    """Write NAME.engine and NAME.engine.facts.json, each complete or not at all; return the metadata of the engine.
 
-    What is interrupted between the two is told by the sha256 when the engine is loaded. Raises DescriptionError.
+    The sha256 shows an interruption between the two when the engine is loaded. Raises DescriptionError.
     """
     path, target = Path(description), Path(output)
     if target.suffix != ".engine":
@@ -114,32 +98,32 @@ def build_engine(
     compute_capabilities: Sequence[str] = (),
     log: Callable[[str], None] | None = None,
 ) -> bytes:
-    """Build the engine of a description; fp32 is computed in fp32 unless `tf32` allows 10 bits of mantissa.
+    """Return the engine of a description; fp32 is computed in fp32 unless `tf32` allows 10 bits of mantissa.
 
     `compute_capabilities` ("8.9") names the GPUs to build for, and is TensorRT for RTX's alone. `log` gets TensorRT's
-    warnings. Raises DescriptionError with TensorRT's own words where it refuses the network.
+    warnings. Raises DescriptionError with TensorRT's own message where it refuses the network.
     """
     if problem := next(find_problems(network, weights), ""):
         raise DescriptionError(problem)
     trt = load_library()
-    with listen(trt) as heard:
-        builder = create_builder(trt, heard)
+    with collect_messages(trt) as messages:
+        builder = create_builder(trt, messages)
         definition = Definition(trt, create_network(trt, builder), weights)
-        define(definition, network, heard)
-        with refusals("the builder's settings", trt, heard):
+        define(definition, network, messages)
+        with refusals("the builder's settings", trt, messages):
             config = _config(trt, builder, network, tf32, compute_capabilities)
-        with refusals("the network", trt, heard):
+        with refusals("the network", trt, messages):
             plan = builder.build_serialized_network(definition.target, config)
         if plan is None:
-            raise DescriptionError(f"{_culprit(network, heard)}: {library_name(trt)} refuses it: {words(heard)}")
-        for is_error, text in heard:
+            raise DescriptionError(f"{_culprit(network, messages)}: {library_name(trt)} refuses it: {reason(messages)}")
+        for is_error, text in messages:
             if log is not None and not is_error:
                 log(text)
         return bytes(plan)
 
 
-def hold_to_parity(engine: str | Path, description: str | Path, device: str = "cuda") -> float:
-    """Run the description's parity sample through the engine on a GPU, and give the relative error.
+def verify_parity(engine: str | Path, description: str | Path, device: str = "cuda") -> float:
+    """Run the description's parity sample through the engine on a GPU, and return the relative error.
 
     Raises DescriptionError where it is over the sample's tolerance or the engine is of another description.
     """
@@ -160,6 +144,25 @@ def hold_to_parity(engine: str | Path, description: str | Path, device: str = "c
     return error
 
 
+def _run(args: argparse.Namespace) -> int:
+    builds = bool(args.description and args.output)
+    if not builds and not args.device_info:
+        raise DescriptionError("name the description with --description and the engine with --output")
+    if not builds and args.check:
+        raise DescriptionError("--check needs --description and --output")
+    if args.device_info:
+        for row in device_info().splitlines():
+            print(textwrap.fill(row, COLUMNS, subsequent_indent=" " * ROW_NAME, break_on_hyphens=False))
+    if builds:
+        capabilities = tuple(filter(None, map(str.strip, args.compute_capabilities.split(","))))
+        info = write_engine(args.description, args.output, args.tf32, capabilities, log=_print_warning)
+        print(f"{args.output}: {info['bytes']} bytes, built by {info['library']} {info['version']}")
+    if args.check:
+        error = verify_parity(args.output, args.description)
+        print(f"{args.output}: the parity sample's relative error is {error:.2e}")
+    return 0
+
+
 def _config(trt: Any, builder: Any, network: Network, tf32: bool, compute_capabilities: Sequence[str]) -> Any:
     config = builder.create_builder_config()
     if not tf32:
@@ -169,7 +172,7 @@ def _config(trt: Any, builder: Any, network: Network, tf32: bool, compute_capabi
         wrong = [capability for capability in compute_capabilities if capability not in known]
         if wrong or not known:
             offered = f"it knows {', '.join(known)}" if known else "it builds for the GPU of this machine alone"
-            raise ValueError(f"compute capability {', '.join(wrong)}: {offered}")
+            raise DescriptionError(f"compute capability {', '.join(wrong)}: {offered}")
         config.num_compute_capabilities = len(compute_capabilities)
         for number, capability in enumerate(compute_capabilities):
             config.set_compute_capability(known[capability], number)
@@ -178,13 +181,13 @@ def _config(trt: Any, builder: Any, network: Network, tf32: bool, compute_capabi
         shapes = [tensor.shape_at(batch) for batch in (batches.min, batches.best, batches.max)]
         profile.set_shape(tensor.name, *shapes)
         if config.add_optimization_profile(profile) < 0:
-            raise ValueError(f"the profile {shapes} is not valid")
+            raise DescriptionError(f"the profile {shapes} is not valid")
     return config
 
 
-def _culprit(network: Network, heard: Heard) -> str:
-    """Name the layer that TensorRT's errors speak of."""
-    text = words(heard)
+def _culprit(network: Network, messages: Messages) -> str:
+    """Return the layer that TensorRT's errors name, or "the network"."""
+    text = reason(messages)
     named = [layer for layer in network.layers if re.search(rf"(?<![\w.]){re.escape(layer.name)}(?![\w.])", text)]
     layer = max(named, key=lambda layer: len(layer.name), default=None)
     return "the network" if layer is None else f'layer "{layer.name}" ({layer.type})'
@@ -204,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", metavar="ENGINE", help="the engine to write; its metadata goes to ENGINE.facts.json"
     )
-    parser.add_argument("--device_info", action="store_true", help="tell the library, the GPU, and what is built for")
+    parser.add_argument("--device_info", action="store_true", help="print the library, the GPU, and what is built for")
     parser.add_argument("--tf32", action="store_true", help="let float32 products be rounded to TF32 (10 bits)")
     parser.add_argument(
         "--compute_capabilities",

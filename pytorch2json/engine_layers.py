@@ -1,4 +1,4 @@
-"""The network in TensorRT: each layer of a description by its add_* call, held to the shape and dtype it declares."""
+"""The network in TensorRT: each layer of a description by its add_* call, checked for its declared shape and dtype."""
 
 from __future__ import annotations
 
@@ -6,36 +6,34 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytorch2json import network as described
-from pytorch2json.network import DescriptionError, Layer, Network, Tensor
-from pytorch2json.tensorrt_library import DTYPES, Heard, library_name, refusals
+from pytorch2json.network import MAX_AXES, DescriptionError, Layer, Network, Tensor, dtype_of
+from pytorch2json.tensorrt_library import DTYPES, Messages, library_name, refusals
 
 if TYPE_CHECKING:
     import torch
 
-MAX_RANK = 8  # trt.Dims.MAX_DIMS
 
-
-def define(definition: Definition, network: Network, heard: Heard) -> None:
+def define(definition: Definition, network: Network, messages: Messages) -> None:
     """Add input, layers and outputs. Raises DescriptionError naming the layer that TensorRT does not take as it is."""
     trt, target = definition.trt, definition.target
     for tensor in network.inputs:
-        with refusals(f'input "{tensor.name}"', trt, heard):
+        with refusals(f'input "{tensor.name}"', trt, messages):
             added = target.add_input(tensor.name, definition.dtype(tensor.dtype), dims(tensor))
             definition.tensors[tensor.name] = _made(added)
     for layer in network.layers:
         where = f'layer "{layer.name}" ({layer.type})'
-        with refusals(where, trt, heard):
+        with refusals(where, trt, messages):
             added = ADD[layer.type](definition, layer, [definition.tensors[name] for name in layer.inputs])
             added.name = layer.name
         for number, tensor in enumerate(layer.outputs):
             made = added.get_output(number)
             made.name = tensor.name
             definition.tensors[tensor.name] = made
-            with refusals(where, trt, heard):
+            with refusals(where, trt, messages):
                 shape = tuple(made.shape)  # here TensorRT checks the layer's inputs
             _compare(where, tensor, shape, made.dtype, definition)
     for tensor in network.outputs:
-        with refusals(f'output "{tensor.name}"', trt, heard):
+        with refusals(f'output "{tensor.name}"', trt, messages):
             target.mark_output(definition.tensors[tensor.name])
 
 
@@ -50,28 +48,28 @@ class Definition:
         self._alive: list[torch.Tensor] = []
 
     def member(self, kind: str, name: str) -> Any:
-        """Give a member of one of TensorRT's enumerations by our name for it."""
+        """Return a member of one of TensorRT's enumerations by our name for it. Raises ValueError for an older one."""
         found = getattr(getattr(self.trt, kind), name.upper(), None)
         if found is None:
             raise ValueError(f"it has no {kind}.{name.upper()}")
         return found
 
     def dtype(self, name: str) -> Any:
-        """Give TensorRT's dtype for ours."""
+        """Return TensorRT's dtype for ours."""
         return self.member("DataType", DTYPES[name])
 
     def weights(self, layer: Layer, role: str) -> Any:
-        """Point to a weight of a layer, or give empty weights where it has none. TensorRT copies nothing."""
+        """Return a pointer to a weight of a layer, or empty weights where it has none. TensorRT copies nothing."""
         if role not in layer.weights:
             return self.trt.Weights(self.dtype(layer.outputs[0].dtype))
         tensor = self._weights[layer.weights[role]].detach().cpu().contiguous()
         self._alive.append(tensor)
-        dtype = self.dtype(str(tensor.dtype).removeprefix("torch."))
-        return self.trt.Weights(dtype, tensor.data_ptr(), tensor.numel())  # numpy has no bfloat16
+        # By address, not from numpy, which has no bfloat16.
+        return self.trt.Weights(self.dtype(dtype_of(tensor)), tensor.data_ptr(), tensor.numel())
 
 
 def _compare(where: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any, definition: Definition) -> None:
-    """Hold what TensorRT makes of a tensor to the description. Where TensorRT does not know a size it says -1."""
+    """Raise DescriptionError where TensorRT makes another tensor than declared; a size it does not know is -1."""
     expected = dims(tensor)
     fits = len(shape) == len(expected) and all(
         got == size or (got == -1 and size >= 0) for got, size in zip(shape, expected, strict=True)
@@ -181,8 +179,8 @@ def _normalization(d: Definition, layer: described.Normalization, inputs: list[A
 
 
 def _matrix_multiply(d: Definition, layer: described.MatrixMultiply, inputs: list[Any]) -> Any:
-    turned = layer.transpose_a, layer.transpose_b
-    a, b = (d.member("MatrixOperation", "transpose" if is_turned else "none") for is_turned in turned)
+    flags = layer.transpose_a, layer.transpose_b
+    a, b = (d.member("MatrixOperation", "transpose" if flag else "none") for flag in flags)
     return _made(d.target.add_matrix_multiply(inputs[0], a, inputs[1], b))
 
 
@@ -232,21 +230,21 @@ ADD: dict[str, Callable[[Definition, Any, list[Any]], Any]] = {
 
 
 def _made(added: Any) -> Any:
-    """Give what an add_* call returned. Raises RuntimeError for None, which is TensorRT's no."""
+    """Return what an add_* call returned. Raises RuntimeError for None, which is TensorRT's refusal."""
     if added is None:
-        raise RuntimeError("it gives None")
+        raise RuntimeError("it returns None")
     return added
 
 
 def _bits(*axes: int) -> int:
-    """Give axes as TensorRT's bit mask."""
-    if max(axes) >= MAX_RANK:
-        raise ValueError(f"axis {max(axes)} is over {MAX_RANK - 1}")
+    """Return axes as TensorRT's bit mask. Raises ValueError."""
+    if max(axes) >= MAX_AXES:
+        raise ValueError(f"axis {max(axes)} is over {MAX_AXES - 1}")
     return sum(1 << axis for axis in set(axes))
 
 
 def dims(tensor: Tensor) -> tuple[int, ...]:
-    """Give a shape as TensorRT has it: -1 for what depends on the batch size."""
+    """Return a shape as TensorRT has it: -1 for what depends on the batch size."""
     return tuple(size if isinstance(size, int) else -1 for size in tensor.shape)
 
 

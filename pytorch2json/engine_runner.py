@@ -1,4 +1,4 @@
-"""The engine at work: NAME.engine and the metadata beside it are read, checked, and answer on a CUDA GPU."""
+"""Running an engine: NAME.engine and the metadata beside it are read, checked, and run on a CUDA GPU."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytorch2json.network import DescriptionError
-from pytorch2json.tensorrt_library import DTYPES, Heard, library_name, listen, load_library, logger, words
+from pytorch2json.network import DescriptionError, dtype_of
+from pytorch2json.tensorrt_library import (
+    DTYPES,
+    Messages,
+    collect_messages,
+    library_name,
+    load_library,
+    logger,
+    reason,
+)
 
 if TYPE_CHECKING:
     import torch
 
-ALIGNMENT = 256  # bytes: what an engine asks of its tensors' addresses
+ALIGNMENT = 256  # bytes: of the addresses of an engine's tensors
 
 
 class EngineRunner:
-    """An engine that answers on a CUDA GPU. With `cuda_graph` each batch size is captured once and then replayed.
+    """An engine on a CUDA GPU. With `cuda_graph` each batch size is captured once and then replayed.
 
-    Raises DescriptionError where the file was changed, no GPU is there, or TensorRT cannot load it.
+    Raises DescriptionError where the file was changed, there is no GPU, or TensorRT cannot load it.
     """
 
     def __init__(self, path: str | Path, device: str | torch.device = "cuda", *, cuda_graph: bool = False) -> None:
@@ -31,101 +39,100 @@ class EngineRunner:
         self.device = _cuda_device(self.path, device)
         self._cuda_graph = cuda_graph
         self._captured: dict[int, _Captured] = {}
-        with _on(self.device), listen(trt) as heard:
+        with _on(self.device), collect_messages(trt) as messages:
             self._runtime = trt.Runtime(logger(trt))
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 made = f"{self.info.get('library')} {self.info.get('version')}"
                 raise DescriptionError(
-                    f"{path}: built by {made}, and {library_name(trt)} cannot load it: {words(heard)}"
+                    f"{path}: built by {made}, and {library_name(trt)} cannot load it: {reason(messages)}"
                 )
             self._context = self._engine.create_execution_context()
             if self._context is None:
-                raise DescriptionError(f"{path}: {library_name(trt)} cannot run it: {words(heard)}")
+                raise DescriptionError(f"{path}: {library_name(trt)} cannot run it: {reason(messages)}")
         self._input, self._output = self._io_names()
         self.shape = tuple(self._engine.get_tensor_shape(self._input))
         least, _, most = self._engine.get_tensor_profile_shape(self._input, 0)
         self.min_batch, self.max_batch = least[0], most[0]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Give the logits, float32 (N, K) on the GPU, of images with the input's shape and dtype.
+        """Return the outputs, float32 (N, ...) on the GPU, for images of the input's shape and dtype.
 
         Raises DescriptionError where they do not fit, also for a batch size outside the engine's profile.
         """
         import torch
 
         self._check(images)
-        with _on(self.device), torch.inference_mode(), listen(self._trt) as heard:
+        with _on(self.device), torch.inference_mode(), collect_messages(self._trt) as messages:
             images = images.to(self.device).contiguous()
             if images.data_ptr() % ALIGNMENT:  # a slice of a larger tensor
                 images = images.clone()
-            logits = self._replay(images, heard) if self._cuda_graph else self._run(self._context, images, heard)
-            return logits.float()
+            outputs = self._replay(images, messages) if self._cuda_graph else self._run(self._context, images, messages)
+            return outputs.float()
 
     def _check(self, images: torch.Tensor) -> None:
         batch = len(images) if images.ndim else 0
-        dtype = str(images.dtype).removeprefix("torch.")
         expected = self._dtype(self._input)
-        if tuple(images.shape[1:]) != self.shape[1:] or images.ndim != len(self.shape) or dtype != expected:
+        is_shape = tuple(images.shape[1:]) == self.shape[1:] and images.ndim == len(self.shape)
+        if not is_shape or dtype_of(images) != expected:
             wanted = ", ".join(["N", *map(str, self.shape[1:])])
-            raise DescriptionError(
-                f"{self.path}: its input is {expected} ({wanted}), got {dtype} {tuple(images.shape)}"
-            )
+            got = f"{dtype_of(images)} {tuple(images.shape)}"
+            raise DescriptionError(f"{self.path}: its input is {expected} ({wanted}), got {got}")
         if not self.min_batch <= batch <= self.max_batch:
             raise DescriptionError(
                 f"{self.path}: built for batches of {self.min_batch} to {self.max_batch} images, got {batch}"
             )
 
-    def _run(self, context: Any, images: torch.Tensor, heard: Heard) -> torch.Tensor:
-        logits = self._bind(context, images, heard)
-        self._execute(context, heard)
-        return logits
+    def _run(self, context: Any, images: torch.Tensor, messages: Messages) -> torch.Tensor:
+        outputs = self._bind(context, images, messages)
+        self._execute(context, messages)
+        return outputs
 
-    def _bind(self, context: Any, images: torch.Tensor, heard: Heard) -> torch.Tensor:
-        """Tell the context where its input is and where its output, which is made here, goes."""
+    def _bind(self, context: Any, images: torch.Tensor, messages: Messages) -> torch.Tensor:
+        """Set the addresses of a context's input and of its output, which is allocated here and returned."""
         import torch
 
         fits = context.set_input_shape(self._input, tuple(images.shape))
         if not fits or not context.set_tensor_address(self._input, images.data_ptr()):
-            raise DescriptionError(f"{self.path}: it does not take {tuple(images.shape)}: {words(heard)}")
+            raise DescriptionError(f"{self.path}: it does not take {tuple(images.shape)}: {reason(messages)}")
         shape = tuple(context.get_tensor_shape(self._output))
-        logits = torch.empty(shape, dtype=getattr(torch, self._dtype(self._output)), device=self.device)
-        context.set_tensor_address(self._output, logits.data_ptr())
-        return logits
+        outputs = torch.empty(shape, dtype=getattr(torch, self._dtype(self._output)), device=self.device)
+        context.set_tensor_address(self._output, outputs.data_ptr())
+        return outputs
 
-    def _execute(self, context: Any, heard: Heard) -> None:
+    def _execute(self, context: Any, messages: Messages) -> None:
         import torch
 
         if not context.execute_async_v3(torch.cuda.current_stream(self.device).cuda_stream):
-            raise DescriptionError(f"{self.path}: it failed on {self.device}: {words(heard)}")
+            raise DescriptionError(f"{self.path}: it failed on {self.device}: {reason(messages)}")
 
-    def _replay(self, images: torch.Tensor, heard: Heard) -> torch.Tensor:
+    def _replay(self, images: torch.Tensor, messages: Messages) -> torch.Tensor:
         batch = len(images)
         if batch not in self._captured:
-            self._captured[batch] = self._capture(images, heard)
+            self._captured[batch] = self._capture(images, messages)
         captured = self._captured[batch]
         captured.images.copy_(images)
         captured.graph.replay()
-        return captured.logits.clone()
+        return captured.outputs.clone()
 
-    def _capture(self, images: torch.Tensor, heard: Heard) -> _Captured:
-        """Record one batch size on a context of its own: a context holds the shapes of its last call."""
+    def _capture(self, images: torch.Tensor, messages: Messages) -> _Captured:
+        """Capture one batch size on a context of its own: a context keeps the shapes of its last call."""
         import torch
 
-        context, place = self._context_to_capture(), images.clone()
-        logits = self._bind(context, place, heard)
+        context, inputs = self._context_to_capture(), images.clone()
+        outputs = self._bind(context, inputs, messages)
         current, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            self._execute(context, heard)  # the first call allocates and compiles, which a capture must not see
+            self._execute(context, messages)  # the first call allocates and compiles, which a capture must not see
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._execute(context, heard)
-        return _Captured(graph, context, place, logits)
+            self._execute(context, messages)
+        return _Captured(graph, context, inputs, outputs)
 
     def _context_to_capture(self) -> Any:
-        """Give a context that has its kernels before its first call: what is captured stays."""
+        """Return a context that has its final kernels before its first call: a capture keeps those that it saw."""
         strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:  # tensorrt chose them when it built the engine
             return self._engine.create_execution_context()
@@ -144,7 +151,7 @@ class EngineRunner:
 
 
 def read_engine(path: str | Path) -> tuple[bytes, dict[str, Any]]:
-    """Read an engine's bytes and the metadata beside it, check that both belong together. Raises DescriptionError."""
+    """Read an engine's bytes and the metadata beside it, and check that they match. Raises DescriptionError."""
     path = Path(path)
     file = metadata_file(path)
     try:
@@ -164,18 +171,18 @@ def read_engine(path: str | Path) -> tuple[bytes, dict[str, Any]]:
 
 
 def metadata_file(path: str | Path) -> Path:
-    """Name the file beside an engine that holds its metadata."""
+    """Return the path of an engine's metadata, beside it."""
     return Path(path).with_name(f"{Path(path).name}.facts.json")
 
 
 @dataclass(frozen=True)
 class _Captured:
-    """A CUDA graph with all that it reads and writes, which must live as long as it does."""
+    """A CUDA graph with the memory that it reads and writes, which must live as long as it does."""
 
     graph: Any
     context: Any
     images: torch.Tensor
-    logits: torch.Tensor
+    outputs: torch.Tensor
 
 
 def _cuda_device(path: Path, device: str | torch.device) -> torch.device:

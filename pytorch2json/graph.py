@@ -1,4 +1,4 @@
-"""The graph that the converter fills: values, constants, and layers under their modules' names."""
+"""The graph that the converter fills: values, constants, and layers named by their modules."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Value:
     dtype: torch.dtype
 
     def tensor(self) -> Tensor:
-        """Give its entry in the description."""
+        """Return its entry in the description."""
         return Tensor(name=self.name, shape=self.shape, dtype=dtype_name(self.dtype))
 
 
 @dataclass(frozen=True)
 class Constant:
-    """What depends on weights alone: the unrounded tensor, the dtype that it takes in the graph, a weight's name."""
+    """A tensor that depends on weights alone: unrounded, with its dtype in the graph and a weight's name."""
 
     tensor: torch.Tensor
     dtype: torch.dtype
@@ -47,13 +47,13 @@ class Graph:
     _input: Value | None = None
 
     def input(self, name: str, meta: torch.Tensor) -> Value:
-        """Declare the input."""
+        """Declare the input, and return its value."""
         self._names.add(name)
         self._input = Value(name, shape_of(meta), meta.dtype)
         return self._input
 
     def unique(self, name: str) -> str:
-        """Give the name, or name_2, name_3, ... where it is taken."""
+        """Return the name, or name_2, name_3, ... where it is taken, and reserve it."""
         number, candidate = 1, name
         while candidate in self._names:
             number += 1
@@ -62,12 +62,12 @@ class Graph:
         return candidate
 
     def add(self, kind: type[Any], name: str, inputs: Sequence[Value], outputs: Sequence[Value], **parts: Any) -> None:
-        """Append a layer whose outputs have their names already."""
+        """Append a layer with named outputs."""
         names = tuple(value.name for value in inputs)
         self.layers.append(kind(name=name, inputs=names, outputs=tuple(v.tensor() for v in outputs), **parts))
 
     def constant(self, tensor: torch.Tensor, dtype: torch.dtype, name: str) -> Value:
-        """Give the value of a constant layer; equal constants of one name share it."""
+        """Return the value of a constant layer; equal constants of one name share it."""
         same = self._constants.setdefault((name, tuple(tensor.shape), dtype), [])
         for known, value in same:
             if torch.equal(known, tensor):
@@ -79,9 +79,9 @@ class Graph:
         return value
 
     def weight(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> str:
-        """Put a tensor into the weights file, rounded to its dtype. Raises DescriptionError where it overflows.
+        """Add a tensor to the weights file, rounded to its dtype, and return its name there.
 
-        Infinities may stand where they stood before, as in the masks of attention.
+        Raises DescriptionError where it overflows; infinities from before, as in the masks of attention, are allowed.
         """
         rounded = tensor.detach().to(dtype)
         if bool(rounded.isnan().any()):
@@ -96,7 +96,7 @@ class Graph:
         return candidate
 
     def batch(self) -> Value:
-        """Give the batch size as an int64 tensor (1,), from the input's shape."""
+        """Return the batch size as an int64 tensor (1,), from the input's shape."""
         if self._batch is None:
             assert self._input is not None
             rank = len(self._input.shape)
@@ -108,7 +108,7 @@ class Graph:
         return self._batch
 
     def rename(self, value: Value, name: str) -> Value:
-        """Give a tensor another name, wherever it is used."""
+        """Rename a tensor wherever it is used, and return it."""
         renamed = Value(self.unique(name), value.shape, value.dtype)
         for position, layer in enumerate(self.layers):
             inputs = tuple(renamed.name if used == value.name else used for used in layer.inputs)
@@ -117,7 +117,7 @@ class Graph:
         return renamed
 
     def finished(self, output: Value) -> tuple[Layer, ...]:
-        """Give the layers that the output needs, in execution order."""
+        """Return the layers that the output needs, in execution order."""
         needed, kept = {output.name}, []
         for layer in reversed(self.layers):
             if any(tensor.name in needed for tensor in layer.outputs):
@@ -127,12 +127,12 @@ class Graph:
 
 
 class Builder:
-    """Writes the layers of one operator. `shape` and `dtype` are those of its result."""
+    """Appends the layers of one operator. `shape` and `dtype` are those of its result."""
 
     def __init__(self, graph: Graph, path: str, is_leaf: bool, meta: Any) -> None:
         self.graph = graph
         self.path = path
-        self.output_name = ""  # of the tensor, where a later module's work is folded into this one
+        self.output_name = ""  # the tensor's, where a later module is folded into this one
         self._is_leaf = is_leaf
         self.metas = list(meta) if isinstance(meta, (list, tuple)) else [meta]
 
@@ -157,7 +157,7 @@ class Builder:
         step: str = "",
         **parts: Any,
     ) -> Value:
-        """Append a layer and give its output; `step` names one that is not the operator's last."""
+        """Append a layer and return its output; `step` names one that is not the operator's last."""
         name = self._name(kind, step)
         shape = self.shape if shape is None else tuple(shape)
         tensor_name = self.graph.unique(self.output_name) if self.output_name and not step else name
@@ -166,7 +166,7 @@ class Builder:
         return value
 
     def topk(self, x: Value, shape: Sequence[Size], **parts: Any) -> tuple[Value, Value]:
-        """Append a topk layer; give its values and its int32 indices."""
+        """Append a topk layer; return its values and its int32 indices."""
         name = self._name(network.TopK, "")
         values = Value(name, tuple(shape), x.dtype)
         indices = Value(self.graph.unique(f"{name}.indices"), tuple(shape), torch.int32)
@@ -174,11 +174,11 @@ class Builder:
         return values, indices
 
     def weight(self, role: str, tensor: torch.Tensor, dtype: torch.dtype) -> str:
-        """Put a weight of this module into the weights file and give its name there."""
+        """Add a weight of this module to the weights file, and return its name there."""
         return self.graph.weight(f"{self.path}.{role}".lstrip("."), tensor, dtype)
 
     def value(self, x: Value | Constant | float, dtype: torch.dtype | None = None, rank: int = 0) -> Value:
-        """Give anything as a value of a dtype, with axes of size 1 put before until it has the rank."""
+        """Return an operand as a value of a dtype, with leading axes of size 1 up to the rank."""
         if isinstance(x, Value):
             x = self.cast(x, x.dtype if dtype is None else dtype)
             return self.reshaped(x, (*[1] * (rank - len(x.shape)), *x.shape)) if len(x.shape) < rank else x
@@ -189,17 +189,17 @@ class Builder:
         return self.graph.constant(tensor, dtype or x.dtype, name)
 
     def cast(self, x: Value, dtype: torch.dtype) -> Value:
-        """Cast where the dtype differs."""
+        """Return x, cast where its dtype differs."""
         return x if x.dtype == dtype else self.add(network.Cast, (x,), x.shape, dtype, step="cast")
 
     def reshaped(self, x: Value, shape: Sequence[Size], step: str = "reshape") -> Value:
-        """Reshape where the shape differs; at most one of its sizes may depend on the batch size."""
+        """Return x, reshaped where its shape differs; at most one size may depend on the batch size."""
         if tuple(shape) == x.shape:
             return x
         return self.add(network.Shuffle, (x,), shape, step=step, reshape=reshape_of(shape))
 
     def sizes(self, shape: Sequence[Size]) -> Value:
-        """Give a shape as an int64 tensor of rank 1, computed where it depends on the batch size."""
+        """Return a shape as an int64 tensor of rank 1, computed where it depends on the batch size."""
         known = self.graph.sizes.get(tuple(shape))
         if known is not None:
             return known
@@ -227,7 +227,7 @@ class Builder:
 
 
 def size_of(size: int | torch.SymInt) -> Size:
-    """Give a size of torch.export as a number, "N" or "64*N". Raises DescriptionError for any other expression."""
+    """Return a size of torch.export as a number, "N" or "64*N". Raises DescriptionError for other expressions."""
     if isinstance(size, int):
         return size
     expression = size.node.expr
@@ -240,12 +240,12 @@ def size_of(size: int | torch.SymInt) -> Size:
 
 
 def shape_of(meta: torch.Tensor) -> tuple[Size, ...]:
-    """Give the shape of a tensor of torch.export."""
+    """Return the shape of a tensor of torch.export."""
     return tuple(size_of(size) for size in meta.shape)
 
 
 def reshape_of(shape: Sequence[Size]) -> tuple[int, ...]:
-    """Give a shape as a reshape has it, with -1 for the size that depends on the batch. Raises DescriptionError."""
+    """Return the sizes of a reshape, -1 for the one that depends on the batch. Raises DescriptionError."""
     sizes = tuple(size if isinstance(size, int) else -1 for size in shape)
     if sizes.count(-1) > 1:
         raise DescriptionError(f"a reshape to {tuple(shape)}: only one size may depend on the batch size")
@@ -253,7 +253,7 @@ def reshape_of(shape: Sequence[Size]) -> tuple[int, ...]:
 
 
 def dtype_name(dtype: torch.dtype) -> DType:
-    """Give a dtype's name in the description. Raises DescriptionError for one that TensorRT lacks."""
+    """Return a dtype's name in the description. Raises DescriptionError for one that TensorRT lacks."""
     name = str(dtype).removeprefix("torch.")
     if name not in ("float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"):
         raise DescriptionError(f"TensorRT has no {name}")

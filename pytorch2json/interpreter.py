@@ -1,6 +1,6 @@
-"""The interpreter: runs a description on the CPU (or a GPU) with torch's functions alone, to prove it right.
+"""The interpreter: runs a description on the CPU (or a GPU) with torch's functions alone, to verify it.
 
-It knows nothing of the net: only the two files. What a layer gives is checked against the shape and dtype it declares.
+It reads only the two files. Each layer's output is checked against the shape and dtype that it declares.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from common.formatting import first_line
 from pytorch2json import network
-from pytorch2json.network import DescriptionError, Layer, Network, read_description
+from pytorch2json.description_file import read_description
+from pytorch2json.network import DescriptionError, Layer, Network, dtype_of
 
 Tensors = Sequence[torch.Tensor]
 Weights = Mapping[str, torch.Tensor]
@@ -65,7 +66,7 @@ REDUCE: dict[str, Callable[..., torch.Tensor]] = {
 
 
 class Interpreter:
-    """A description that answers. Raises DescriptionError where a layer gives what it does not declare."""
+    """A description as a function. Raises DescriptionError where a layer makes other than what it declares."""
 
     def __init__(self, network: Network, weights: Weights, device: str | torch.device = "cpu") -> None:
         self.network = network
@@ -79,11 +80,11 @@ class Interpreter:
         return cls(*read_description(path), device)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Give the logits float32 (N, K) of images with the input's shape and dtype. Raises DescriptionError."""
+        """Return the outputs, float32 (N, ...), for images of the input's shape and dtype. Raises DescriptionError."""
         return self._execute(images, keep=False)[self.network.outputs[0].name]
 
     def run(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Give every tensor by its name, in execution order."""
+        """Return every tensor by its name, in execution order. Raises DescriptionError."""
         return self._execute(images, keep=True)
 
     @torch.inference_mode()
@@ -93,16 +94,16 @@ class Interpreter:
             got = f"{type(images).__module__}.{type(images).__name__}"
             raise DescriptionError(f'input "{declared.name}" is a torch tensor, got {got}; torch.from_numpy makes one')
         count = len(images) if images.ndim else 0
-        if tuple(images.shape) != declared.shape_at(count) or _name(images) != declared.dtype:
-            got = f"{_name(images)} {tuple(images.shape)}"
+        if tuple(images.shape) != declared.shape_at(count) or dtype_of(images) != declared.dtype:
+            got = f"{dtype_of(images)} {tuple(images.shape)}"
             raise DescriptionError(f'input "{declared.name}" is {declared.dtype} {declared.shape}, got {got}')
         tensors = {declared.name: images.to(self.device)}
         for position, layer in enumerate(self.network.layers):
             for tensor, made in zip(layer.outputs, self._layer(layer, tensors), strict=True):
-                if tuple(made.shape) != tensor.shape_at(count) or _name(made) != tensor.dtype:
-                    got = f"{_name(made)} {tuple(made.shape)}"
+                if tuple(made.shape) != tensor.shape_at(count) or dtype_of(made) != tensor.dtype:
+                    got = f"{dtype_of(made)} {tuple(made.shape)}"
                     raise DescriptionError(
-                        f'layer "{layer.name}" ({layer.type}) declares {tensor.dtype} {tensor.shape} and gives {got}'
+                        f'layer "{layer.name}" ({layer.type}) declares {tensor.dtype} {tensor.shape} and makes {got}'
                     )
                 tensors[tensor.name] = made
             if not keep:
@@ -115,13 +116,13 @@ class Interpreter:
         weights = {role: self._weights[name] for role, name in layer.weights.items()}
         try:
             result = RUN[layer.type](layer, inputs, weights)
-        except (RuntimeError, IndexError, TypeError, ValueError, OverflowError) as error:  # what torch has for misfits
+        except (RuntimeError, IndexError, TypeError, ValueError, OverflowError) as error:  # torch's errors for misfits
             raise DescriptionError(f'layer "{layer.name}" ({layer.type}) cannot run: {first_line(error)}') from error
         return result if isinstance(result, tuple) else (result,)
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Give max |got - expected| over max |expected|; NaN where either is not finite."""
+    """Return max |got - expected| / max |expected|; NaN where either is not finite."""
     return float((got.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-30))
 
 
@@ -146,7 +147,7 @@ def _pooling(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
 
 
 def _padded(x: torch.Tensor, layer: Any, value: float, always: bool = False) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Pad an image batch where before and after differ (or always); else leave it to the function that takes it."""
+    """Return the padded images and no padding where before and after differ (or always); else both as they are."""
     (top, left), (bottom, right) = layer.pre_padding, layer.post_padding
     if not always and (top, left) == (bottom, right):
         return x, (top, left)
@@ -172,7 +173,7 @@ def _slice(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
     x = inputs[0]
     sizes = layer.size if len(inputs) == 1 else inputs[1].tolist()
     declared = layer.outputs[0].shape
-    if any(isinstance(size, int) and size != given for size, given in zip(declared, sizes, strict=True)):
+    if any(isinstance(size, int) and size != got for size, got in zip(declared, sizes, strict=True)):
         raise ValueError(f"its size is {tuple(sizes)}, declared is {declared}")
     for axis, (start, size, stride) in enumerate(zip(layer.start, sizes, layer.stride, strict=True)):
         places = start + stride * torch.arange(size, device=x.device)
@@ -216,8 +217,10 @@ def _matrix_multiply(layer: Any, inputs: Tensors, weights: Weights) -> torch.Ten
 
 def _elementwise(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
     left, right = inputs
-    if left.ndim != right.ndim or left.dtype != right.dtype:  # TensorRT's rule, where torch would be kind
-        raise ValueError(f"its inputs are {_name(left)} {tuple(left.shape)} and {_name(right)} {tuple(right.shape)}")
+    if left.ndim != right.ndim or left.dtype != right.dtype:  # TensorRT's rule; torch would broadcast
+        raise ValueError(
+            f"its inputs are {dtype_of(left)} {tuple(left.shape)} and {dtype_of(right)} {tuple(right.shape)}"
+        )
     return ELEMENTWISE[layer.operation](left, right)
 
 
@@ -269,7 +272,7 @@ assert set(RUN) == set(network.TYPES)
 
 
 def _last_uses(described: Network) -> list[list[str]]:
-    """Give by layer the tensors that nothing needs after it."""
+    """Return by layer the tensors that no later one needs."""
     last: dict[str, int] = {}
     for position, layer in enumerate(described.layers):
         for name in (*layer.inputs, *(tensor.name for tensor in layer.outputs)):
@@ -280,7 +283,3 @@ def _last_uses(described: Network) -> list[list[str]]:
     for name, position in last.items():
         ends[position].append(name)
     return ends
-
-
-def _name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

@@ -1,23 +1,16 @@
 """The network description: a trained net as the layers that TensorRT's INetworkDefinition.add_* calls build.
 
-`model.json` holds the layers in execution order, `model.safetensors` their weights. docs/tensorrt-json.md tells every
-field; `python -m pytorch2json.network` writes its JSON schema.
+docs/tensorrt-json.md describes every field; `python -m pytorch2json.network` writes the JSON schema.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import reprlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from common.atomic_io import atomic_path
 from common.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,9 +19,7 @@ if TYPE_CHECKING:
 FORMAT: Literal["network description for TensorRT"] = "network description for TensorRT"
 FORMAT_VERSION: Literal[1] = 1
 SCHEMA_FILE = Path(__file__).with_name("description.schema.json")
-MAX_ELEMENTS = 2**31  # of one tensor at batch 1: what TensorRT takes
 MAX_AXES = 8  # of one tensor: TensorRT's Dims.MAX_DIMS
-MAX_DESCRIPTION_BYTES = 256 * 2**20
 
 Size = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^([1-9][0-9]{0,9}\*)?N$")]
 Shape = tuple[Size, ...]
@@ -49,19 +40,19 @@ class _Part(BaseModel):
 
 
 class Tensor(_Part):
-    """What flows between layers. A shape's entries are numbers, or "N" (the batch size) or "64*N"."""
+    """A tensor between layers. A shape's entries are numbers, or "N" (the batch size) or "64*N"."""
 
     name: Name
     shape: Shape
     dtype: DType
 
     def shape_at(self, batch: int) -> tuple[int, ...]:
-        """Give the shape in numbers at a batch size."""
+        """Return the shape in numbers at a batch size."""
         return tuple(size if isinstance(size, int) else _factor(size) * batch for size in self.shape)
 
 
 class _Layer(_Part):
-    """What every layer has: `inputs` and `weights` by name (a weight's role: its tensor in the weights file)."""
+    """The fields of every layer: `inputs` and `weights` by name (a weight's role: its tensor in the weights file)."""
 
     name: Name
     inputs: tuple[Name, ...] = ()
@@ -83,7 +74,7 @@ class Convolution(_Layer):
 
 
 class Pooling(_Layer):
-    """add_pooling_nd over height and width. Padded places never win; an average divides by the window unless told."""
+    """add_pooling_nd over height and width. Padded places never win a maximum."""
 
     type: Literal["pooling"] = "pooling"
     operation: Literal["max", "average"]
@@ -91,7 +82,7 @@ class Pooling(_Layer):
     stride: Pair
     pre_padding: NaturalPair
     post_padding: NaturalPair
-    average_excludes_padding: bool
+    average_excludes_padding: bool  # else an average divides by the full window
 
 
 class Activation(_Layer):
@@ -148,7 +139,7 @@ class TopK(_Layer):
 
 
 class Gather(_Layer):
-    """add_gather_v2 of inputs data and indices. default: whole slices along axis; element: one value an index.
+    """add_gather_v2 of inputs data and indices. default: slices along axis; element: one value an index.
 
     default with indices of rank 0 removes the axis.
     """
@@ -159,7 +150,7 @@ class Gather(_Layer):
 
 
 class Shuffle(_Layer):
-    """add_shuffle: transpose, then reshape (-1: what is left), then transpose; each may be absent."""
+    """add_shuffle: transpose, then reshape (-1: the remaining size), then transpose; each may be absent."""
 
     type: Literal["shuffle"] = "shuffle"
     first_transpose: tuple[Natural, ...] | None = None
@@ -175,9 +166,9 @@ class Concatenation(_Layer):
 
 
 class Slice(_Layer):
-    """add_slice. `size` is null where a second input, an int64 tensor (set_input(2, ...)), gives it.
+    """add_slice. `size` is null where a second input, an int64 tensor (set_input(2, ...)), holds it.
 
-    A stride of 0 repeats an axis of size 1. mode fill: what lies outside the data is 0; default: nothing may.
+    A stride of 0 repeats an axis of size 1. mode fill: places outside the data are 0; default: there are none.
     """
 
     type: Literal["slice"] = "slice"
@@ -263,7 +254,7 @@ class Profile(_Part):
 
 
 class Parity(_Part):
-    """A real input and what the net gave for it: tensors of the weights file.
+    """A real input and the net's output for it: tensors of the weights file.
 
     A run is right where max |got - expected| is at most `tolerance` times max |expected|.
     """
@@ -281,7 +272,7 @@ class WeightsFile(_Part):
 
 
 class Network(_Part):
-    """A whole description."""
+    """A network description."""
 
     format: Literal["network description for TensorRT"] = FORMAT
     format_version: Literal[1] = FORMAT_VERSION
@@ -313,119 +304,8 @@ ROLES: dict[str, tuple[set[str], set[str]]] = {  # the weights that a type must 
 }
 
 
-def read_description(path: str | Path) -> tuple[Network, dict[str, torch.Tensor]]:
-    """Read a description and its weights, and check that they fit together. Raises DescriptionError."""
-    path = Path(path)
-    network = read_network(path)
-    file = path.parent / network.weights.file
-    if not file.is_file():
-        raise DescriptionError(f"{path}: its weights file {network.weights.file} is not beside it")
-    if (sha256 := _sha256(file)) != network.weights.sha256:
-        expected = network.weights.sha256
-        raise DescriptionError(f"{file}: not the weights of {path}: sha256 {sha256[:12]}..., not {expected[:12]}...")
-    weights = _read_weights(file)
-    if problem := next(find_problems(network, weights), ""):
-        raise DescriptionError(f"{path}: {problem}")
-    return network, weights
-
-
-def read_network(path: str | Path) -> Network:
-    """Read a description without its weights. Raises DescriptionError."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_DESCRIPTION_BYTES:
-            raise DescriptionError(f"{path}: it is too large for a description ({path.stat().st_size} bytes)")
-        text = path.read_bytes()
-    except OSError as error:
-        raise DescriptionError(f"{path}: cannot read it: {error.strerror}") from error
-    _check_version(path, text)
-    try:
-        return Network.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in TYPES)
-        if first["type"] == "union_tag_invalid":
-            known = ", ".join(TYPES)
-            raise DescriptionError(f'{path}: {where}: unknown type "{first["ctx"]["tag"]}"; known: {known}') from error
-        raise DescriptionError(f"{path}: {where or 'it'}: {first['msg']}{_got(first)}") from error
-
-
-def write_description(path: str | Path, network: Network, weights: Mapping[str, torch.Tensor]) -> Network:
-    """Write NAME.json and NAME.safetensors, each whole or not at all; give the network with its weights' sha256.
-
-    The weights come first: what is interrupted between the two is told by the sha256 when it is read.
-    Raises DescriptionError.
-    """
-    from safetensors.torch import save
-
-    path = Path(path)
-    if problem := next(find_problems(network, weights), ""):
-        raise DescriptionError(f"{path}: {problem}")
-    file = path.with_suffix(".safetensors")
-    try:
-        named = WeightsFile(file=file.name, sha256="0" * 64)
-    except ValidationError as error:
-        raise DescriptionError(f"{path}: name the description with letters, digits, _, - and . alone") from error
-    with atomic_file(file) as temporary:
-        # Not save_file: its files are readable by their owner alone, whatever the umask says.
-        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
-        named = named.model_copy(update={"sha256": _sha256(temporary)})
-    network = network.model_copy(update={"weights": named})
-    with atomic_file(path) as temporary:
-        temporary.write_text(to_json(network), encoding="utf-8")
-    return network
-
-
-def to_json(network: Network) -> str:
-    """Give the description's text: one line a layer."""
-    values = network.model_dump(mode="json")
-    layers = values.pop("layers")
-    lines = [f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}," for key, value in values.items()]
-    rows = ",\n".join(f"    {json.dumps(layer, ensure_ascii=False)}" for layer in layers)
-    return "\n".join(["{", *lines, '  "layers": [', rows, "  ]", "}", ""])
-
-
-def find_problems(network: Network, weights: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """Say what contradicts itself: names, order, number of inputs, weights and their shapes."""
-    known = {tensor.name: tensor for tensor in network.inputs}
-    names: set[str] = set()
-    for layer in network.layers:
-        where = f'layer "{layer.name}" ({layer.type})'
-        if layer.name in names:
-            yield f"{where}: a layer of this name came before"
-        names.add(layer.name)
-        least, most = ARITY[layer.type]
-        if not least <= len(layer.inputs) <= most:
-            yield f"{where}: {len(layer.inputs)} inputs, needs {least if least == most else f'{least} to {most}'}"
-        if len(layer.outputs) != (2 if layer.type == "topk" else 1):
-            yield f"{where}: {len(layer.outputs)} outputs"
-        for name in layer.inputs:
-            if name not in known:
-                yield f'{where}: its input "{name}" is made by no layer before it'
-        for tensor in layer.outputs:
-            if tensor.name in known:
-                yield f'{where}: a tensor "{tensor.name}" is there already'
-            if len(tensor.shape) > MAX_AXES:
-                yield f'{where}: tensor "{tensor.name}" has {len(tensor.shape)} axes, more than {MAX_AXES}'
-            elif math.prod(size if isinstance(size, int) else _factor(size) for size in tensor.shape) > MAX_ELEMENTS:
-                yield f'{where}: tensor "{tensor.name}" is too large: {tensor.shape}'
-            known[tensor.name] = tensor
-        yield from (f"{where}: {problem}" for problem in _weight_problems(layer, known, weights))
-    for tensor in network.outputs:
-        if known.get(tensor.name) != tensor:
-            yield f'output "{tensor.name}" {tensor.shape} {tensor.dtype} is not what a layer makes'
-    if not network.profile.min <= network.profile.best <= network.profile.max:
-        yield f"profile: min {network.profile.min}, best {network.profile.best}, max {network.profile.max}"
-    batch = weights[network.parity.input].shape[:1] if network.parity.input in weights else ()
-    for name, tensor in ((network.parity.input, network.inputs[0]), (network.parity.output, network.outputs[0])):
-        if name not in weights:
-            yield f'parity: no tensor "{name}" in the weights'
-        elif not batch or tuple(weights[name].shape) != tensor.shape_at(batch[0]):
-            yield f'parity: tensor "{name}" has the shape {tuple(weights[name].shape)}, not {tensor.shape}'
-
-
 def description_schema() -> dict[str, Any]:
-    """Give the JSON schema of a description."""
+    """Return the JSON schema of a description."""
     schema = Network.model_json_schema()
     schema["required"] = ["format", "format_version", *schema["required"]]
     for part in schema["$defs"].values():
@@ -434,83 +314,13 @@ def description_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": FORMAT}
 
 
-def _weight_problems(layer: Layer, known: Mapping[str, Tensor], weights: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    required, allowed = ROLES.get(layer.type, (set(), set()))
-    roles = set(layer.weights)
-    if not required <= roles <= allowed:
-        yield f"its weights are {sorted(roles)}, needs {sorted(required)}"
-        return
-    output = layer.outputs[0]
-    shapes: dict[str, tuple[Size, ...]] = {"value": output.shape}
-    if layer.type in ("convolution", "scale"):
-        data = known.get(layer.inputs[0]) if layer.inputs else None
-        if data is None or len(data.shape) != 4 or not isinstance(data.shape[1], int):
-            yield f"its input must have 4 axes, got {data.shape if data else 'none'}"
-            return
-        shapes = {"scale": (data.shape[1],), "shift": (data.shape[1],)}
-        if isinstance(layer, Convolution):
-            maps = layer.num_output_maps
-            shapes = {"kernel": (maps, data.shape[1] // layer.groups, *layer.kernel_shape), "bias": (maps,)}
-    for role, name in layer.weights.items():
-        if name not in weights:
-            yield f'its {role} "{name}" is not in the weights file'
-        elif tuple(weights[name].shape) != shapes[role] or _dtype_name(weights[name]) != output.dtype:
-            got = f"{_dtype_name(weights[name])} {tuple(weights[name].shape)}"
-            yield f'its {role} "{name}" is {got}, must be {output.dtype} {shapes[role]}'
-
-
-def _read_weights(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise DescriptionError(f"{file}: damaged: {error}") from error
-
-
-def _check_version(path: Path, text: bytes) -> None:
-    """Tell JSON that is no description, or a newer one, in a sentence of its own. Raises DescriptionError."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DescriptionError(f"{path}: it is not JSON: {error}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise DescriptionError(f'{path}: it is not a network description (its "format" must be "{FORMAT}")')
-    if (version := values.get("format_version")) != FORMAT_VERSION:
-        raise DescriptionError(f"{path}: format_version {reprlib.repr(version)}; this program reads {FORMAT_VERSION}")
-
-
-def _got(error: Mapping[str, Any]) -> str:
-    value = repr(error["input"])
-    return "" if error["type"] == "missing" or len(value) > 80 else f", got {value}"
+def dtype_of(tensor: torch.Tensor) -> DType:
+    """Return a tensor's dtype by its name in a description."""
+    return cast(DType, str(tensor.dtype).removeprefix("torch."))
 
 
 def _factor(size: str) -> int:
     return int(size[:-2]) if size != "N" else 1
-
-
-def _dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `target` when the block ends; make its folder. Raises DescriptionError."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            yield temporary
-    except OSError as error:
-        raise DescriptionError(f"{target}: cannot write it: {error.strerror or error}") from error
 
 
 if __name__ == "__main__":

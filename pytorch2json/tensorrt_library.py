@@ -1,7 +1,7 @@
-"""The library under the engines: tensorrt or tensorrt_rtx, what it says while it works, and what it can do here.
+"""The library of the engines, tensorrt or tensorrt_rtx: its messages, and what it can do on this machine.
 
-Of two packages with the same Python names the first that imports is taken. TensorRT tells a refusal twice: its logger
-says what is wrong, and its Python raises or gives None; here the two become one DescriptionError in TensorRT's words.
+Of two packages with the same Python names the first that imports is taken. TensorRT reports a refusal twice: its logger
+gets the reason, and its Python raises or returns None; here the two become one DescriptionError.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ DTYPES = {  # a dtype of the description: TensorRT's name for it
     "uint8": "UINT8",
     "bool": "BOOL",
 }
-# What TensorRT's Python raises where it refuses something; the last is for what an older version lacks.
+# What TensorRT's Python raises for a refusal; the last is for what an older version lacks.
 REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, OverflowError, AttributeError)
 RTX_DEFAULT = "compute capability 8.0, 8.6, 8.9, 12.0 and later"  # NVIDIA, "CPU-Only AOT and TensorRT-RTX Engines"
-Heard = list[tuple[bool, str]]  # TensorRT's messages: whether an error (else a warning), and the text
+Messages = list[tuple[bool, str]]  # TensorRT's messages: whether an error (else a warning), and the text
 
 
 def load_library() -> Any:
-    """Import tensorrt, else tensorrt_rtx. Raises DescriptionError where neither is there."""
+    """Return tensorrt, else tensorrt_rtx. Raises DescriptionError where neither can be imported."""
     broken = []
     for name in LIBRARIES:
         try:
@@ -47,8 +47,17 @@ def load_library() -> Any:
     )
 
 
+def library_problem() -> str:
+    """Return why no engine can be built here; "" where the library can be imported."""
+    try:
+        load_library()
+    except DescriptionError as error:
+        return str(error)
+    return ""
+
+
 def gpu_problem() -> str:
-    """Say why no engine can run here, in the library's own terms; "" where one can. Raises DescriptionError."""
+    """Return why no engine can run here, in the library's own terms; "" where one can. Raises DescriptionError."""
     import torch
 
     trt = load_library()
@@ -56,8 +65,8 @@ def gpu_problem() -> str:
         return f"torch {torch.__version__} sees no CUDA GPU"
     if not hasattr(trt.Runtime, "get_engine_validity"):
         return ""
-    with listen(trt) as heard:
-        builder = create_builder(trt, heard)
+    with collect_messages(trt) as messages:
+        builder = create_builder(trt, messages)
         network = create_network(trt, builder)
         x = network.add_input("x", trt.DataType.FLOAT, (1, 1))
         network.mark_output(network.add_activation(x, trt.ActivationType.RELU).get_output(0))
@@ -66,13 +75,13 @@ def gpu_problem() -> str:
     if validity != trt.EngineValidity.INVALID:
         return ""
     reasons = [name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if bits & int(bit)]
-    return f"{library_name(trt)} says {', '.join(reasons) or 'INVALID'} of {torch.cuda.get_device_name()}"
+    return f"{library_name(trt)} reports {', '.join(reasons) or 'INVALID'} for {torch.cuda.get_device_name()}"
 
 
 def device_info() -> str:
-    """Tell the library, the CUDA device, for which GPUs an engine is built, and whether one can run here.
+    """Return as text the library, the CUDA device, for which GPUs an engine is built, and whether one can run here.
 
-    Raises DescriptionError where no library is there.
+    Raises DescriptionError where there is no library.
     """
     import torch
 
@@ -95,68 +104,67 @@ def device_info() -> str:
     return "\n".join(f"{key:<12} {value}" for key, value in rows.items())
 
 
-def create_builder(trt: Any, heard: Heard) -> Any:
-    """Give a builder. Raises DescriptionError where the library needs a GPU to build and has none."""
+def create_builder(trt: Any, messages: Messages) -> Any:
+    """Return a builder. Raises DescriptionError where the library needs a GPU to build and has none."""
     try:
         return trt.Builder(logger(trt))
     except REFUSALS as error:
         advice = "" if trt.__name__ == "tensorrt_rtx" else "; tensorrt-rtx-cu13 builds without a GPU"
-        raise DescriptionError(
-            f"{library_name(trt)} cannot build on this machine: {words(heard, error)}{advice}"
-        ) from error
+        why = f"{reason(messages, error)}{advice}"
+        raise DescriptionError(f"{library_name(trt)} cannot build on this machine: {why}") from error
 
 
 @functools.cache
 def logger(trt: Any) -> Any:
-    """Give the one logger of this process: TensorRT keeps the first that it is handed."""
+    """Return the only logger of this process: TensorRT keeps the first that it gets."""
 
-    class Logger(trt.ILogger):  # its base is known only now
+    class Logger(trt.ILogger):  # a base that is imported late
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.heard: Heard = []
+            self.messages: Messages = []
 
         def log(self, severity: Any, text: str) -> None:
             if severity <= trt.ILogger.WARNING:
-                self.heard.append((severity <= trt.ILogger.ERROR, " ".join(text.split())))
+                self.messages.append((severity <= trt.ILogger.ERROR, " ".join(text.split())))
 
     return Logger()
 
 
 @contextmanager
-def listen(trt: Any) -> Iterator[Heard]:
-    """Collect TensorRT's errors and warnings in a list of their own."""
-    ears = logger(trt)
-    before, ears.heard = ears.heard, []
+def collect_messages(trt: Any) -> Iterator[Messages]:
+    """Yield a list that collects TensorRT's errors and warnings within the block."""
+    own = logger(trt)
+    before, own.messages = own.messages, []
     try:
-        yield ears.heard
+        yield own.messages
     finally:
-        ears.heard = before
+        own.messages = before
 
 
 @contextmanager
-def refusals(where: str, trt: Any, heard: Heard) -> Iterator[None]:
-    """Turn what TensorRT raises into a DescriptionError that says where and in its own words why."""
+def refusals(where: str, trt: Any, messages: Messages) -> Iterator[None]:
+    """Turn what TensorRT raises into a DescriptionError with the place and TensorRT's own reason."""
     try:
         yield
     except REFUSALS as error:
-        raise DescriptionError(f"{where}: {library_name(trt)} refuses it: {words(heard, error)}") from error
+        raise DescriptionError(f"{where}: {library_name(trt)} refuses it: {reason(messages, error)}") from error
 
 
-def words(heard: Heard, error: BaseException | None = None) -> str:
-    """Give TensorRT's errors, else what Python raised; without a GPU each failure complains of that too."""
-    errors = list(dict.fromkeys(text for is_error, text in heard if is_error))
+def reason(messages: Messages, error: BaseException | None = None) -> str:
+    """Return TensorRT's errors, else what Python raised; without a GPU every failure reports that too."""
+    errors = list(dict.fromkeys(text for is_error, text in messages if is_error))
     about_network = [text for text in errors if "cudaError" not in text]
     raised = first_line(error) if error is not None and str(error) else ""
-    return "; ".join(about_network or errors) or raised or "it gives no reason"
+    return "; ".join(about_network or errors) or raised or "no reason given"
 
 
 def library_name(trt: Any) -> str:
-    """Give the library's name and version, as they stand in messages."""
+    """Return the library's name and version, for messages."""
     return f"{trt.__name__} {trt.__version__}"
 
 
 def known_capabilities(trt: Any) -> dict[str, Any]:
-    """Give by name ("8.9") the compute capabilities that the library can be told to build for."""
+    """Return by name ("8.9") the compute capabilities that the library can build for."""
     members = getattr(trt, "ComputeCapability", None)
     names = members.__members__ if members is not None else {}
     numbers = {name.removeprefix("SM"): member for name, member in names.items() if re.fullmatch(r"SM\d+", name)}
@@ -164,6 +172,6 @@ def known_capabilities(trt: Any) -> dict[str, Any]:
 
 
 def create_network(trt: Any, builder: Any) -> Any:
-    """Give an empty network that is strongly typed, as every network is from TensorRT 11 on."""
+    """Return an empty network that is strongly typed, as every network is from TensorRT 11 on."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return builder.create_network(0 if flag is None else 1 << int(flag))

@@ -1,4 +1,4 @@
-"""tensorrtx's text weights: one line a tensor, `name count hex hex ...`, under the names of the net's state dict."""
+"""tensorrtx's text weights: one line a tensor, `name count hex hex ...`, by the names of the state dict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pytorch2json.network import atomic_file
+from pytorch2json.description_file import atomic_file
 
 
 def write_wts(path: str | Path, state: Mapping[str, torch.Tensor]) -> None:

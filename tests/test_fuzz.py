@@ -42,8 +42,9 @@ from deploy.service.routes import NATIVE
 from deploy.service.server import open_server
 from nets import net_interface
 from pytorch2json.converter import convert
+from pytorch2json.description_file import read_description, write_description
 from pytorch2json.interpreter import Interpreter
-from pytorch2json.network import DescriptionError, read_description, write_description
+from pytorch2json.network import DescriptionError
 from tests.helpers.fuzzing import (
     BYTES,
     DIGITS,

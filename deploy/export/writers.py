@@ -105,7 +105,7 @@ def make_int8(source: Source, path: Path) -> None:
 def make_json(source: Source, path: Path) -> None:
     """Write the network description and its weights. Raises DescriptionError."""
     from pytorch2json.converter import convert
-    from pytorch2json.network import write_description
+    from pytorch2json.description_file import write_description
 
     metadata = source.metadata_in(source.precision)
     network, weights = convert(

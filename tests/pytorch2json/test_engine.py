@@ -1,4 +1,4 @@
-"""Descriptions become engines by the real TensorRT builder; where a GPU is there they run and are held to parity."""
+"""Descriptions become engines by the real TensorRT builder; on a GPU they run, and their parity is verified."""
 
 from __future__ import annotations
 
@@ -23,12 +23,20 @@ from common.paths import ROOT
 from pytorch2json import engine, engine_runner
 from pytorch2json import network as described
 from pytorch2json.converter import convert
-from pytorch2json.engine import build_engine, hold_to_parity, main, write_engine
+from pytorch2json.description_file import write_description
+from pytorch2json.engine import build_engine, main, verify_parity, write_engine
 from pytorch2json.engine_layers import Definition, define, dims
 from pytorch2json.engine_runner import EngineRunner, read_engine
 from pytorch2json.interpreter import Interpreter
-from pytorch2json.network import DescriptionError, Network, Tensor, write_description
-from pytorch2json.tensorrt_library import DTYPES, create_network, gpu_problem, listen, load_library, logger
+from pytorch2json.network import DescriptionError, Network, Tensor
+from pytorch2json.tensorrt_library import (
+    DTYPES,
+    collect_messages,
+    create_network,
+    gpu_problem,
+    load_library,
+    logger,
+)
 from tests.conftest import slow_but
 from tests.pytorch2json.test_pytorch2json import OPERATIONS, Wrapped, lively_net, random_images
 
@@ -83,7 +91,7 @@ class Sketch:
         return self.add(described.Cast, (x,), x.shape, dtype)
 
     def sizes(self, x: Tensor, *sizes: Any, index: torch.dtype = torch.int32) -> Tensor:
-        """Give sizes, "N" and "4*N" among them, as the converter does: from the shape of a tensor."""
+        """Return sizes, "N" and "4*N" among them, as the converter does: from the shape of a tensor."""
         shape = self.add(described.ShapeOf, (x,), (len(x.shape),), "int64")
         zero = self.constant(torch.zeros(1, dtype=index))
         batch = self.add(described.Gather, (shape, zero), (1,), "int64", mode="default", axis=0)
@@ -99,7 +107,7 @@ class Sketch:
         return self.add(described.Concatenation, parts, (len(parts),), "int64", axis=0)
 
     def finish(self, output: Tensor, **changes: Any) -> tuple[Network, dict[str, torch.Tensor]]:
-        """Give the description with a parity sample of two images; what is expected of it, the interpreter says."""
+        """Return the description with a parity sample of two images, its expected output still zeros."""
         shape = self.input.shape_at(2)
         images = self.random(*shape) if self.input.dtype == "float32" else torch.arange(216).view(shape).to(torch.uint8)
         parts: dict[str, Any] = {
@@ -188,7 +196,7 @@ def expanded(s: Sketch, x: Tensor, index: torch.dtype, batch: str = "N") -> Tens
 
 
 def merged_batch(s: Sketch, x: Tensor) -> Tensor:
-    """Axes 0 and 1 become one, which a slice keeps whole, as windows of attention do."""
+    """Axes 0 and 1 become one, which a slice does not cut, as windows of attention do."""
     flat = shuffle(s, x, ("8*N", 6, 6), reshape=(-1, 6, 6))
     part = cut(s, flat, ("8*N", 3, 6), s.sizes(x, "8*N", 3, 6), start=(0, 1, 0))
     return shuffle(s, part, ("N", 8, 3, 6), reshape=(-1, 8, 3, 6))
@@ -239,7 +247,7 @@ def cubed(s: Sketch, x: Tensor) -> Tensor:
 
 
 def half(dtype: str) -> Case:
-    """Give a block in half precision between casts, with what stays in float32 between casts of its own."""
+    """Return a block in half precision between casts, with what stays in float32 between casts of its own."""
 
     def case(s: Sketch, x: Tensor) -> Tensor:
         kind = getattr(torch, dtype)
@@ -359,7 +367,7 @@ CASES: dict[str, Case] = {
 
 
 def described_case(name: str) -> tuple[Network, dict[str, torch.Tensor]]:
-    """Describe a case; what its parity sample must give, the interpreter says, which shares no code with the engine."""
+    """Describe a case; its parity sample is from the interpreter, which shares no code with the engine."""
     sketch = Sketch()
     network, weights = sketch.finish(CASES[name](sketch, sketch.input))
     tolerance = {"half float16": 2e-2, "half bfloat16": 1e-1}.get(name, 1e-4)
@@ -387,20 +395,20 @@ def test_the_cases_have_every_layer_and_operation() -> None:
         assert made[kind.model_fields["type"].default] == set(operations)
 
 
-# --- what the definition says, read back from TensorRT
+# --- the definition, read back from TensorRT
 
 
 def definition_of(network: Network, weights: dict[str, torch.Tensor]) -> Any:
-    """Define a network without building it, and give TensorRT's own object."""
-    with listen(trt) as heard:
+    """Define a network without building it, and return TensorRT's own object."""
+    with collect_messages(trt) as messages:
         builder = trt.Builder(logger(trt))
         definition = Definition(trt, create_network(trt, builder), weights)
-        define(definition, network, heard)
+        define(definition, network, messages)
     return SimpleNamespace(target=definition.target, alive=(builder, definition))
 
 
 def layer_of(name: str, kind: str, class_name: str = "") -> tuple[Any, dict[str, torch.Tensor]]:
-    """Give the one layer of a kind of a case as TensorRT has it, and the description's weights."""
+    """Return the only layer of a kind of a case as TensorRT has it, and the description's weights."""
     network, weights = described_case(name)
     defined = definition_of(network, weights)
     position = next(number for number, layer in enumerate(network.layers) if layer.type == kind)
@@ -465,7 +473,7 @@ def test_bfloat16_weights_arrive_as_bfloat16() -> None:
     defined = definition_of(network, weights)
     layer = defined.target.get_layer(1)
     layer.__class__ = trt.IConvolutionLayer
-    kernel = layer.kernel  # numpy has no bfloat16, so TensorRT gives its own Weights
+    kernel = layer.kernel  # numpy has no bfloat16, so TensorRT returns its own Weights
     assert (kernel.dtype, kernel.size) == (trt.DataType.BF16, 288)
     assert weights["convolution_2.kernel"].dtype == torch.bfloat16
 
@@ -479,11 +487,11 @@ def test_tf32_is_off_unless_asked_for() -> None:
         assert config.num_optimization_profiles == 1
 
 
-# --- whole nets
+# --- nets
 
 
 def flat(function: Callable[[torch.Tensor], torch.Tensor]) -> Wrapped:
-    """Give a function as a net with an output (N, K), as all that is deployed has."""
+    """Return a function as a net with an output (N, K), as all that is deployed has."""
     return Wrapped(lambda x: function(x).reshape(x.shape[0], -1))
 
 
@@ -576,7 +584,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("make", REFUSALS, ids=lambda make: make.__name__)
-def test_a_refusal_names_the_layer_and_says_tensorrts_words(make: Callable[[Sketch], Tensor]) -> None:
+def test_a_refusal_names_the_layer_and_tensorrts_reason(make: Callable[[Sketch], Tensor]) -> None:
     sketch = Sketch()
     network, weights = sketch.finish(make(sketch))
     with pytest.raises(DescriptionError, match=REFUSALS[make]) as caught:
@@ -601,7 +609,7 @@ def test_other_refusals() -> None:
         build_engine(network, {name: weights[name] for name in weights if "kernel" not in name})
 
 
-def test_an_enumeration_that_lacks_a_member_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_enumeration_that_lacks_a_member_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     class Older:
         def __getattr__(self, name: str) -> Any:
             return SimpleNamespace(RELU=0) if name == "ActivationType" else getattr(trt, name)
@@ -635,13 +643,13 @@ def test_compute_capabilities() -> None:
 def test_tensorrt_comes_first_and_a_broken_one_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     found, wanted = ModuleType("found"), []
 
-    def give(name: str) -> ModuleType:
+    def import_module(name: str) -> ModuleType:
         wanted.append(name)
         if name == "tensorrt":
             raise ImportError("libnvinfer.so.10: cannot open shared object file\nmore")
         return found
 
-    monkeypatch.setattr(importlib, "import_module", give)
+    monkeypatch.setattr(importlib, "import_module", import_module)
     assert load_library() is found
     assert wanted == ["tensorrt", "tensorrt_rtx"]
     monkeypatch.setattr(importlib, "import_module", lambda name: ModuleType(name))
@@ -665,7 +673,7 @@ def test_without_a_library_both_packages_are_named(
     )
 
 
-def test_a_library_that_cannot_build_here_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_cannot_build_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     class Standard:  # tensorrt on a machine without a GPU
         __name__, __version__ = "tensorrt", "10.9.0"
 
@@ -678,8 +686,8 @@ def test_a_library_that_cannot_build_here_is_told(monkeypatch: pytest.MonkeyPatc
 
     standard = Standard()
     monkeypatch.setattr(engine, "load_library", lambda: standard)
-    words = r"^tensorrt 10.9.0 cannot build on this machine: CUDA initialization failure with error: 35; tensorrt-rtx"
-    with pytest.raises(DescriptionError, match=words):
+    message = r"^tensorrt 10.9.0 cannot build on this machine: CUDA initialization failure with error: 35; tensorrt-rtx"
+    with pytest.raises(DescriptionError, match=message):
         build_engine(*described_case("convolution"))
 
 
@@ -700,24 +708,24 @@ def test_device_info(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 def test_spaces_between_compute_capabilities_are_no_part_of_them(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    seen = []
 
     def write(description: str, output: str, tf32: bool, capabilities: Sequence[str], log: Any) -> dict[str, Any]:
-        asked.append(capabilities)
+        seen.append(capabilities)
         return {"bytes": 1, "library": "x", "version": "1"}
 
     monkeypatch.setattr(engine, "write_engine", write)
     flags = ["--description", str(files / "model.json"), "--output", str(files / "x.engine")]
     assert main([*flags, "--compute_capabilities", " 8.9, 12.0 ,"]) == 0
-    assert asked == [("8.9", "12.0")]
+    assert seen == [("8.9", "12.0")]
 
 
-def test_the_interpreter_says_what_it_takes() -> None:
+def test_the_interpreter_names_its_input() -> None:
     network, weights = described_case("convolution")
     interpreter = Interpreter(network, weights)
     images = weights["parity.in"]
-    words = r'^input "images" is a torch tensor, got numpy.ndarray; torch.from_numpy makes one$'
-    with pytest.raises(DescriptionError, match=words):
+    message = r'^input "images" is a torch tensor, got numpy.ndarray; torch.from_numpy makes one$'
+    with pytest.raises(DescriptionError, match=message):
         interpreter(images.numpy())
     with pytest.raises(DescriptionError, match=r'^input "images" is float32 .*, got float32 \(\)$'):
         interpreter(torch.tensor(1.0))
@@ -728,7 +736,7 @@ def test_the_interpreter_says_what_it_takes() -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """Give a folder with model.json, its weights and model.engine."""
+    """Return a folder with model.json, its weights and model.engine."""
     write_description(tmp_path / "model.json", *described_case("convolution"))
     write_engine(tmp_path / "model.json", tmp_path / "model.engine")
     return tmp_path
@@ -782,8 +790,8 @@ def test_a_failure_leaves_the_old_engine(files: Path) -> None:
 
 def test_the_command_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "model.engine").unlink()
-    asked = ["--description", str(files / "model.json"), "--output", str(files / "deep" / "other.engine")]
-    assert main([*asked, "--tf32"]) == 0
+    flags = ["--description", str(files / "model.json"), "--output", str(files / "deep" / "other.engine")]
+    assert main([*flags, "--tf32"]) == 0
     assert capsys.readouterr().out.endswith(f"bytes, built by {trt.__name__} {trt.__version__}\n")
     assert read_engine(files / "deep" / "other.engine")[1]["engine"]["tf32"] is True
     for wrong, text in (
@@ -794,8 +802,8 @@ def test_the_command_line(files: Path, capsys: pytest.CaptureFixture[str]) -> No
             ["--description", "none.json", "--output", "x.engine"],
             "none.json: cannot read it: No such file or directory",
         ),
-        ([*asked[:3], "model.json"], 'model.json: the name of an engine must end in ".engine"'),
-        ([*asked[:3], f"{files}/model.json/x.engine"], "model.json/x.engine: cannot write it: "),
+        ([*flags[:3], "model.json"], 'model.json: the name of an engine must end in ".engine"'),
+        ([*flags[:3], f"{files}/model.json/x.engine"], "model.json/x.engine: cannot write it: "),
     ):
         assert main(wrong) == 2
         error = capsys.readouterr().err
@@ -817,11 +825,11 @@ def test_help_is_quick() -> None:
 # --- running
 
 
-def test_without_a_gpu_a_runner_says_where_else_to_go(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = "model.engine: an engine runs only on a CUDA GPU, and {}; model.onnx and model.json run on the CPU"
+def test_without_a_gpu_a_runner_names_the_other_files(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "model.engine: an engine runs only on a CUDA GPU, and {}; model.onnx and model.json run on the CPU"
     with pytest.raises(DescriptionError) as caught:
         EngineRunner(files / "model.engine", "cpu")
-    assert words.format('"cpu" is none') in str(caught.value)
+    assert message.format('"cpu" is none') in str(caught.value)
     with pytest.raises(DescriptionError, match=r'model.engine: "gpu" is not a device; name cuda or cuda:N'):
         EngineRunner(files / "model.engine", "gpu")
     with monkeypatch.context() as patch:
@@ -831,34 +839,34 @@ def test_without_a_gpu_a_runner_says_where_else_to_go(files: Path, monkeypatch: 
             EngineRunner(files / "model.engine", "cuda:2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DescriptionError) as caught:
-        hold_to_parity(files / "model.engine", files / "model.json")
-    assert words.format(f"torch {torch.__version__} sees none") in str(caught.value)
+        verify_parity(files / "model.engine", files / "model.json")
+    assert message.format(f"torch {torch.__version__} sees none") in str(caught.value)
 
 
 @pytest.fixture
 def no_cuda_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a runner believe that the CPU is its GPU."""
+    """Let a runner take the CPU for its GPU."""
     monkeypatch.setattr(engine_runner, "_cuda_device", lambda path, device: torch.device("cpu"))
     monkeypatch.setattr(engine_runner, "_on", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
 
 
 @pytest.mark.usefixtures("no_cuda_needed")
-def test_an_engine_of_another_kind_is_refused_in_tensorrts_words(files: Path) -> None:
+def test_an_engine_of_another_kind_is_refused_with_tensorrts_reason(files: Path) -> None:
     path, metadata = files / "model.engine", files / "model.engine.facts.json"
     path.write_bytes(b"x" * 1000)
     values = json.loads(metadata.read_text(encoding="utf-8"))
     values["engine"] |= {"version": "1.2.3", "sha256": hashlib.sha256(b"x" * 1000).hexdigest()}
     metadata.write_text(json.dumps(values), encoding="utf-8")
-    words = (
+    message = (
         rf"model.engine: built by {trt.__name__} 1.2.3, and {trt.__name__} {trt.__version__} cannot load it: .*magicTag"
     )
-    with pytest.raises(DescriptionError, match=words):
+    with pytest.raises(DescriptionError, match=message):
         EngineRunner(path)
 
 
 class StandIn:
-    """TensorRT's runtime played by the interpreter, through the same calls and the same bare addresses.
+    """TensorRT's runtime replaced by the interpreter, through the same calls and the same bare addresses.
 
     It shows that shapes, dtypes, addresses and the profile go where they should, on a machine without a GPU.
     """
@@ -924,7 +932,7 @@ class StandInEngine:
         return True
 
     def view(self, name: str) -> torch.Tensor:
-        """Give the memory at a bound address as a tensor."""
+        """Return the memory at a bound address as a tensor."""
         shape, dtype = self.get_tensor_shape(name), getattr(torch, self.tensors[name].dtype)
         memory = (ctypes.c_char * (math.prod(shape) * dtype.itemsize)).from_address(self.bound[name])
         return torch.frombuffer(memory, dtype=dtype).view(shape)
@@ -932,7 +940,7 @@ class StandInEngine:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_cuda_needed: None) -> Iterator[tuple[StandIn, Path]]:
-    """Give the stand-in and a folder with model.json and model.engine of a net whose output is named logits."""
+    """Yield the stand-in and a folder with model.json and model.engine of a net whose output is named logits."""
     s = Sketch()
     x = activation(s, s.input)
     s.layers[-1] = s.layers[-1].model_copy(update={"outputs": (x.model_copy(update={"name": "logits"}),)})
@@ -945,7 +953,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_cuda_needed: No
     yield library, tmp_path
 
 
-def test_a_runner_hands_over_what_it_is_given(stand_in: tuple[StandIn, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_passes_on_what_it_gets(stand_in: tuple[StandIn, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     library, folder = stand_in
     monkeypatch.setattr(engine_runner, "ALIGNMENT", 64)  # what torch's memory has on the CPU
     runner = EngineRunner(folder / "model.engine")
@@ -961,41 +969,41 @@ def test_a_runner_hands_over_what_it_is_given(stand_in: tuple[StandIn, Path], mo
 def test_a_runner_refuses_what_does_not_fit(stand_in: tuple[StandIn, Path]) -> None:
     library, folder = stand_in
     runner = EngineRunner(folder / "model.engine")
-    for images, words in (
+    for images, message in (
         (torch.zeros(5, 8, 6, 6), r"model.engine: built for batches of 1 to 4 images, got 5$"),
         (torch.zeros(0, 8, 6, 6), r"built for batches of 1 to 4 images, got 0$"),
         (torch.zeros(1, 8, 6, 5), r"its input is float32 \(N, 8, 6, 6\), got float32 \(1, 8, 6, 5\)$"),
         (torch.zeros(1, 8, 6, 6).half(), r"its input is float32 \(N, 8, 6, 6\), got float16 \(1, 8, 6, 6\)$"),
         (torch.tensor(1.0), r"its input is float32 \(N, 8, 6, 6\), got float32 \(\)$"),
     ):
-        with pytest.raises(DescriptionError, match=words):
+        with pytest.raises(DescriptionError, match=message):
             runner(images)
     library.fails = True
     with pytest.raises(DescriptionError, match=r"model.engine: it failed on cpu: the device is lost$"):
         runner(torch.zeros(1, 8, 6, 6))
 
 
-def test_parity_is_held(stand_in: tuple[StandIn, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_parity_is_verified(stand_in: tuple[StandIn, Path], capsys: pytest.CaptureFixture[str]) -> None:
     library, folder = stand_in
     path, description = folder / "model.engine", folder / "model.json"
-    assert hold_to_parity(path, description) == 0
+    assert verify_parity(path, description) == 0
     library.interpreter = Wrapped(lambda x: x.relu() + 0.01)  # type: ignore[assignment]
     error = f"{0.01 / library.parity_scale:.2e}"
     with pytest.raises(DescriptionError, match=rf"relative error {error} on the parity sample, allowed is 1e-04"):
-        hold_to_parity(path, description)
+        verify_parity(path, description)
     library.interpreter = Wrapped(lambda x: x * torch.nan)  # type: ignore[assignment]
     with pytest.raises(DescriptionError, match=r"relative error nan on the parity sample"):
-        hold_to_parity(path, description)
+        verify_parity(path, description)
     description.write_text(description.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     with pytest.raises(DescriptionError, match=r"model.engine: it was not built from .*model.json; build it again"):
-        hold_to_parity(path, description)
+        verify_parity(path, description)
 
 
-def held(folder: Path, network: Network, weights: dict[str, torch.Tensor]) -> None:
-    """Build, run and hold to the parity sample, at once and from a CUDA graph."""
+def verify_on_gpu(folder: Path, network: Network, weights: dict[str, torch.Tensor]) -> None:
+    """Build, run and compare with the parity sample, directly and from a CUDA graph."""
     write_description(folder / "model.json", network, weights)
     write_engine(folder / "model.json", folder / "model.engine")
-    hold_to_parity(folder / "model.engine", folder / "model.json")
+    verify_parity(folder / "model.engine", folder / "model.json")
     images = weights[network.parity.input]
     plain, graph = (EngineRunner(folder / "model.engine", cuda_graph=cuda_graph) for cuda_graph in (False, True))
     for _ in range(3):
@@ -1006,7 +1014,7 @@ def held(folder: Path, network: Network, weights: dict[str, torch.Tensor]) -> No
 @needs_gpu
 def test_every_layer_runs(tmp_path: Path) -> None:
     for name in CASES:
-        held(tmp_path, *described_case(name))
+        verify_on_gpu(tmp_path, *described_case(name))
 
 
 @pytest.mark.gpu
@@ -1014,7 +1022,7 @@ def test_every_layer_runs(tmp_path: Path) -> None:
 def test_what_the_converter_makes_of_operators_runs(tmp_path: Path) -> None:
     torch.manual_seed(0)
     for function in OPERATIONS.values():
-        held(tmp_path, *convert(flat(function), torch.randn(2, 6, 9, 6)))
+        verify_on_gpu(tmp_path, *convert(flat(function), torch.randn(2, 6, 9, 6)))
 
 
 @pytest.mark.gpu
@@ -1023,7 +1031,7 @@ def test_what_the_converter_makes_of_operators_runs(tmp_path: Path) -> None:
 def test_every_family_runs(row: str, precision: str, tmp_path: Path) -> None:
     net, side = lively_net(row)
     images = random_images(9, side)
-    held(tmp_path, *convert(net, images[:2], precision=precision))
+    verify_on_gpu(tmp_path, *convert(net, images[:2], precision=precision))
     runner = EngineRunner(tmp_path / "model.engine")
     with torch.no_grad():
         expected = net(images)

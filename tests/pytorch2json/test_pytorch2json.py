@@ -1,4 +1,4 @@
-"""The converter and the interpreter: whole nets by family, single operators, and what cannot be described."""
+"""The converter and the interpreter: nets by family, single operators, and what cannot be described."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from common.paths import ROOT
 from nets.net_interface import build_net
 from pytorch2json import network
 from pytorch2json.converter import convert
+from pytorch2json.description_checks import find_problems
+from pytorch2json.description_file import read_description, to_json, write_description
 from pytorch2json.interpreter import Interpreter, relative_error
-from pytorch2json.network import DescriptionError, Network, read_description, write_description
+from pytorch2json.network import DescriptionError, Network
 from pytorch2json.wts import write_wts
 from tests.conftest import slow_but
 
@@ -72,7 +74,7 @@ def lively_net(row: str) -> tuple[nn.Module, int]:
 
 
 def random_images(count: int, side: int, seed: int = 0) -> torch.Tensor:
-    """Give smooth coloured images, float32 (count, 3, side, side)."""
+    """Return smooth coloured images, float32 (count, 3, side, side)."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 5, 5, generator=generator) * 2
     return functional.interpolate(coarse, (side, side), mode="bicubic") + torch.randn(1, generator=generator) * 0.1
@@ -138,7 +140,7 @@ def test_residual_additions_and_names_are_the_modules() -> None:
     assert weights["fc.weight"].shape == (7, 1024)
 
 
-def test_the_parity_sample_is_the_nets_own_answer(tmp_path: Path) -> None:
+def test_the_parity_sample_is_the_nets_own_output(tmp_path: Path) -> None:
     net, side = lively_net("resnet18")
     images = random_images(2, side)
     write_description(tmp_path / "model.json", *convert(net, images))
@@ -232,7 +234,7 @@ def test_operators_alone(name: str) -> None:
     net = Wrapped(OPERATIONS[name])
     images = torch.randn(5, 6, 9, 6)
     interpreter = Interpreter(*convert(net, images[:2]))
-    assert not list(network.find_problems(interpreter.network, interpreter._weights))
+    assert not list(find_problems(interpreter.network, interpreter._weights))
     for count in (1, 3, 5):
         expected = net(images[:count])
         got = interpreter(images[:count])
@@ -303,7 +305,7 @@ def test_an_unknown_operator_names_itself_its_module_and_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "words"),
+    ("function", "reason"),
     [
         (lambda x: x[0], "one image picked out of the batch"),
         (lambda x: functional.pad(x, (1, 1), value=3.0), "a padding with anything but zeros"),
@@ -313,8 +315,8 @@ def test_an_unknown_operator_names_itself_its_module_and_its_line() -> None:
         (lambda x: torch.cat([row.sum(0, keepdim=True) for row in x]), "free batch size"),
     ],
 )
-def test_refusals_say_why(function: Callable[[torch.Tensor], torch.Tensor], words: str) -> None:
-    assert re.search(words, refused(function))
+def test_refusals_state_the_reason(function: Callable[[torch.Tensor], torch.Tensor], reason: str) -> None:
+    assert re.search(reason, refused(function))
 
 
 def test_weights_that_overflow_fp16_are_named() -> None:
@@ -347,7 +349,7 @@ def described(tmp_path: Path) -> Path:
 
 def test_a_description_is_read_as_it_was_written(described: Path) -> None:
     read, weights = read_description(described)
-    assert Network.model_validate_json(network.to_json(read)) == read
+    assert Network.model_validate_json(to_json(read)) == read
     assert len(described.read_text("utf-8").splitlines()) == len(read.layers) + 14
     assert described.stat().st_mode == described.with_suffix(".safetensors").stat().st_mode
     assert set(weights) == {"0.kernel", "0.bias", "4.weight", "4.bias", "parity.images", "parity.logits"}
@@ -376,27 +378,27 @@ TAMPERED = {
     ),
     "another file": ('"format": "', '"format": "a ', "it is not a network description"),
     "no JSON": ('"format"', "format", "it is not JSON"),
-    "unmade input": ('"inputs": ["images"]', '"inputs": ["picture"]', '"picture" is made by no layer before it'),
+    "unmade input": ('"inputs": ["images"]', '"inputs": ["image"]', '"image" is made by no layer before it'),
     "huge tensor": ('["N", 144]', '["9999999999*N", 144]', "is too large"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TAMPERED)
-def test_tampered_descriptions_are_told_and_not_run(name: str, described: Path) -> None:
-    old, new, words = TAMPERED[name]
+def test_tampered_descriptions_are_refused(name: str, described: Path) -> None:
+    old, new, problem = TAMPERED[name]
     text = described.read_text("utf-8")
     assert old in text
     described.write_text(text.replace(old, new), "utf-8")
     with pytest.raises(DescriptionError) as caught:
         Interpreter.load(described)(torch.randn(1, 3, 8, 8))
-    assert words in str(caught.value)
+    assert problem in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
 def test_a_weights_file_that_is_not_the_descriptions_is_refused(described: Path) -> None:
     weights = described.with_suffix(".safetensors")
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-4] + b"abcd")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-4] + b"abcd")
     with pytest.raises(DescriptionError, match="not the weights of"):
         read_description(described)
     weights.unlink()
@@ -410,19 +412,19 @@ def test_offsets_past_the_end_are_damage(end: int, described: Path) -> None:
     import json
 
     weights = described.with_suffix(".safetensors")
-    whole = weights.read_bytes()
-    length = int.from_bytes(whole[:8], "little")
-    header = json.loads(whole[8 : 8 + length])
+    content = weights.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
     header["0.bias"]["data_offsets"][1] += end
     text = json.dumps(header).encode()
-    weights.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     described.write_text(re.sub(r'"sha256": "\w+"', f'"sha256": "{digest}"', described.read_text("utf-8")), "utf-8")
     with pytest.raises(DescriptionError, match=r"model\.safetensors: damaged: "):
         read_description(described)
 
 
-def test_input_of_another_shape_is_told(described: Path) -> None:
+def test_input_of_another_shape_is_refused(described: Path) -> None:
     interpreter = Interpreter.load(described)
     with pytest.raises(DescriptionError, match=r"got float32 \(1, 3, 8, 9\)"):
         interpreter(torch.randn(1, 3, 8, 9))

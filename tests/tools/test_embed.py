@@ -23,7 +23,7 @@ from deploy.backends.base import BackendError
 from deploy.inference.feature_extractor import Embedded, Embedder, EmbeddingError, Embeddings, load_embedder
 from nets.net_interface import build_net
 from pytorch2json.converter import convert
-from pytorch2json.network import write_description
+from pytorch2json.description_file import write_description
 from tests.conftest import write_image
 from tests.helpers.exported import WRITERS, TinyNet, build_metadata, example_of, write_jit
 from tools import embed

@@ -39,7 +39,7 @@ from deploy.inference.predictor import Predictor
 from nets.net_interface import build_net
 from pytorch2json import engine_runner
 from pytorch2json.converter import convert
-from pytorch2json.network import write_description as write_network
+from pytorch2json.description_file import write_description as write_network
 from tests.helpers.exported import (
     NET,
     WRITERS,

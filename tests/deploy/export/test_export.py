@@ -245,7 +245,7 @@ def spoil_int8(path: Path, layer: str) -> None:
 
 
 def spoil_json(path: Path, layer: str) -> None:
-    from pytorch2json.network import read_description, write_description
+    from pytorch2json.description_file import read_description, write_description
 
     network, weights = read_description(path)
     [name] = {layer.weights["kernel"] for layer in network.layers if layer.name == LAYER}

@@ -24,9 +24,10 @@ from deploy.export.parity import INT8_BATCH_TOLERANCE
 from deploy.export.quantization import quantize
 from nets.pim_module import PIM
 from pytorch2json.converter import convert
+from pytorch2json.description_file import read_description, write_description
 from pytorch2json.engine import build_engine
 from pytorch2json.interpreter import Interpreter, relative_error
-from pytorch2json.network import DescriptionError, read_description, write_description
+from pytorch2json.network import DescriptionError
 from pytorch2json.tensorrt_library import load_library
 from tests.conftest import CLASSES, slow_but, write_image
 from tests.pytorch2json.test_pytorch2json import random_images

@@ -29,7 +29,7 @@ from deploy.inference import cli_inputs
 from deploy.inference.cli_loop import with_places
 from nets.net_interface import build_net
 from pytorch2json.converter import convert
-from pytorch2json.network import write_description
+from pytorch2json.description_file import write_description
 from tests.helpers.exported import WRITERS, example_of
 
 PROGRAM = Path(inference.__file__)
