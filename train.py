@@ -10,7 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from configs.schema import DEFAULT_CONFIG, ConfigError, describe_config, process_config
+from configs.loading import ConfigError, describe_config, process_config
+from configs.schema import DEFAULT_CONFIG
 from trainers.config_checks import net_problems
 
 FIRST_TELLS_S = 3.0

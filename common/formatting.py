@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 
 
@@ -37,3 +38,9 @@ def nearest_names(name: str, known: Iterable[str], *, ignore_case: bool = False,
     for each in known:
         names.setdefault(each.lower() if ignore_case else each, each)
     return [names[near] for near in difflib.get_close_matches(name.lower() if ignore_case else name, names, n=count)]
+
+
+def short_json(value: object) -> str:
+    """Return a value as JSON, cut to 60 characters; text for what JSON does not know."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

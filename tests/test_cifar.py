@@ -14,7 +14,7 @@ import torch
 import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
 from common.paths import ROOT
-from configs.schema import process_config
+from configs.loading import process_config
 from data_loader.loaders import collate
 from tools.benchmark.own_runner import make_trainer
 from trainers.evaluation.test_time_augmentation import mean_logits

@@ -24,7 +24,7 @@ import inference_uncertain
 from artifacts.formats import artifact_kind
 from artifacts.metadata_reader import read_metadata
 from common.paths import ROOT
-from configs.schema import process_config
+from configs.loading import process_config
 from deploy.backends.loading import load_backend
 from deploy.inference.feature_extractor import load_embedder
 from deploy.inference.predictor import prepare

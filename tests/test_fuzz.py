@@ -32,7 +32,8 @@ from artifacts.errors import ArtifactError, CheckpointError
 from artifacts.metadata import ModelMetadata, preprocess_of
 from artifacts.metadata_reader import read_metadata
 from common.paths import ROOT
-from configs.schema import Config, ConfigError, process_config
+from configs.loading import ConfigError, process_config
+from configs.schema import Config
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, read_class_names, read_list, read_unlabelled
 from deploy.inference.decision import decide

@@ -20,7 +20,7 @@ from common.cli import run_program
 from common.console import printable
 from common.errors import UserError
 from common.formatting import is_utf8
-from configs.schema import process_config
+from configs.loading import process_config
 from data_loader.samples import IMAGE_SUFFIXES, iter_images
 from deploy.backends.base import RUNTIMES
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from artifacts.formats import REPORT
 from common.formatting import did_you_mean
 from common.signals import Stopped, ended_by_signals
-from configs.schema import Config, process_config
+from configs.loading import process_config
+from configs.schema import Config
 from deploy.export.cli_args import make_parser
 from deploy.export.console import PROGRAM, tell
 from deploy.export.formats import FORMATS, PRECISIONS, WTS

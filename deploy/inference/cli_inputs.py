@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from configs.schema import DEFAULT_CONFIG, Config, process_config
+from configs.loading import process_config
+from configs.schema import DEFAULT_CONFIG, Config
 from data_loader.samples import IMAGE_SUFFIXES, iter_images
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import Any
 
 from common.formatting import did_you_mean
 from common.paths import ROOT
-from configs.schema import Config, ConfigError, process_config
+from configs.loading import ConfigError, process_config
+from configs.schema import Config
 from platforms.base import PlatformError
 from platforms.tianji.files import MODULES, SIMSIAM
 from trainers.config_checks import net_problems

@@ -20,7 +20,8 @@ import torch
 from PIL import Image, ImageFilter
 
 import train as train_program
-from configs.schema import Config, process_config
+from configs.loading import process_config
+from configs.schema import Config
 from data_loader import cache_builder
 from data_loader.augment import TrainingView
 from data_loader.batch_augment import BatchViews

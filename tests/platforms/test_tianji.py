@@ -20,7 +20,7 @@ from artifacts.checkpoint import load_checkpoint
 from artifacts.metadata import ModelMetadata
 from common.atomic_io import ResultsError
 from common.paths import ROOT
-from configs.schema import ConfigError, process_config
+from configs.loading import ConfigError, process_config
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import Sample, SampleList
 from deploy.inference.prediction import Prediction

@@ -17,7 +17,8 @@ from PIL import Image
 
 import train
 from common.console import text_columns
-from configs.schema import Config, process_config
+from configs.loading import process_config
+from configs.schema import Config
 from data_loader.preprocess import Preprocess, decode
 from data_loader.samples import SampleList, read_list, read_unlabelled
 from tools.doctor import __main__ as doctor

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from common.paths import ROOT
-from configs.schema import Config, process_config
+from configs.loading import process_config
+from configs.schema import Config
 from tools.gpu_check import (
     CIFAR10_EPOCHS,
     PARTS,

@@ -22,7 +22,8 @@ import inference
 import train
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
 from artifacts.metadata import ModelMetadata, build_metadata
-from configs.schema import Config, process_config
+from configs.loading import process_config
+from configs.schema import Config
 from data_loader.augment import BatchMixer
 from data_loader.preprocess import Preprocess
 from deploy.backends.loading import load_backend

@@ -21,7 +21,8 @@ import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
 from artifacts.metadata import build_metadata
 from common.paths import ROOT
-from configs.schema import Config, process_config
+from configs.loading import process_config
+from configs.schema import Config
 from data_loader.preprocess import Preprocess
 from tests.conftest import GEM_RESNET, slow_but
 from trainers import builder

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BenchmarkError
-from configs.schema import Config, process_config
+from configs.loading import process_config
+from configs.schema import Config
 from tools.benchmark.peer_env import peer_python, peer_versions
 from tools.benchmark.runners import CallSide, ProcessSide, Side, started
 from tools.benchmark.statistics import Measured, measure

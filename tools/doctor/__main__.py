@@ -18,7 +18,8 @@ from artifacts.metadata import preprocess_of
 from common.atomic_io import check_folder
 from common.cli import run_program
 from common.errors import UserError
-from configs.schema import DEFAULT_CONFIG, Config, process_config
+from configs.loading import process_config
+from configs.schema import DEFAULT_CONFIG, Config
 from trainers.config_checks import net_problems
 from trainers.data.sample_lists import read_lists
 

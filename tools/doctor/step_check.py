@@ -111,7 +111,7 @@ def judge_disk(config: Config, step: Step) -> tuple[dict[str, Any], list[Finding
 def _compiled_step(config: Config, data: TrialData) -> Step:
     compiled = config.model_copy(update={"compile": True})
     problems = net_problems(compiled)
-    return {"error": problems[0]} if problems else measure_in_process(compiled, data)
+    return {"error": problems[0].sentence} if problems else measure_in_process(compiled, data)
 
 
 def _measure(config: Config, data: TrialData) -> Step:

@@ -14,7 +14,8 @@ import torch
 
 from common.errors import BenchmarkError
 from common.paths import ROOT
-from configs.schema import Config, process_config
+from configs.loading import process_config
+from configs.schema import Config
 from tests.conftest import write_image
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import report, statistics, suites

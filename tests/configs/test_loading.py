@@ -1,4 +1,4 @@
-"""The config: classic keys train unchanged, and every mistake is a sentence."""
+"""Reading a config: classic keys work unchanged, and all mistakes are reported, each as a sentence."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from common.paths import ROOT
-from configs import schema
-from configs.schema import Config, ConfigError, config_schema, describe_config, process_config
+from configs.docs_writer import SCHEMA_FILE
+from configs.loading import ConfigError, describe_config, process_config
+from configs.schema import Config
+from trainers.config_checks import net_problems
 
 
 @pytest.fixture
 def classic(tmp_path: Path) -> dict[str, Any]:
-    """Give a config of an old checkout: the classic keys alone."""
+    """A config of an old checkout: the classic keys alone."""
     (tmp_path / "images").mkdir()
     (tmp_path / "trainset.txt").write_text("a.jpg----0\n")
     return {
@@ -132,6 +134,77 @@ def test_each_mistake_is_a_sentence(
     found = problems(tmp_path, classic | change)
     assert len(found) == 1
     assert found[0].startswith(sentence)
+    found = problems(tmp_path, classic | change | {"seed": "x"})  # another key's mistake hides none
+    assert len(found) == 2
+    assert any(problem.startswith(sentence) for problem in found)
+
+
+def test_a_mistake_hides_no_other_that_holds_its_keys_letters(tmp_path: Path, classic: dict[str, Any]) -> None:
+    """The letters of the rejected keys stand in the names of missing files."""
+    changes = {"seed": "x", "resize": 1, "mean": "x", "std": 1, "compile": 7}
+    files = {
+        "train_data_root_dir": "/data/seeds/images",
+        "val_data_file": "resize.std.txt",
+        "class_names_file": "compile/meaning.txt",
+    }
+    found = problems(tmp_path, classic | changes | files)
+    assert len(found) == len(changes) + len(files)
+    assert 'a.json: train_data_root_dir "/data/seeds/images" is not a folder' in found
+    assert 'a.json: val_data_file "resize.std.txt" is not a file' in found
+    hint = f"(relative paths start from {Path.cwd()})"
+    assert f'a.json: class_names_file "compile/meaning.txt" is not a file {hint}' in found
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"class_weights": [1.0]}, {"num_classes": "2"}),
+        ({"mean": [0.5]}, {"num_channels": 2}),
+        ({"warmup_epochs": 91}, {"num_epochs": "100"}),
+        ({"min_learning_rate": 1.0}, {"learning_rate": 0}),
+        ({"augment_on": "device", "rotation_degrees": 5}, {"rotation_degrees": "5"}),
+        ({"train_mode": "update", "save_path": "nowhere"}, {"pretrained_file": 0}),
+        ({"train_mode": "update", "pretrained_file": ""}, {"save_path": 0}),
+        ({"balanced_sampling": True, "class_weights": "balanced"}, {"class_weights": "even"}),
+        ({"model_type": "a", "model_args": {"model_type": "b"}}, {"model_args": []}),
+        ({"next_stage": {"mean": [0.5]}}, {"num_channels": 2}),
+        ({"next_stage": {"mean": [0.5], "num_channels": 2}}, {}),
+    ],
+)
+def test_a_rule_is_not_applied_to_what_stands_in_for_a_rejected_value(
+    tmp_path: Path, classic: dict[str, Any], change: dict[str, Any], wrong: dict[str, Any]
+) -> None:
+    found = problems(tmp_path, classic | change | wrong)
+    (key,) = wrong or {"num_channels": 2}
+    assert {problem.split(": ", 1)[1].removeprefix("next_stage: ").split()[0] for problem in found} == {key}
+
+
+def test_the_mistakes_of_the_next_stage_hide_none(tmp_path: Path, classic: dict[str, Any]) -> None:
+    following = {"num_epochs": 0, "learing_rate": 1, "next_stage": {}, "std": [0.0, 1.0, 1.0], "mean": [0.5]}
+    found = problems(tmp_path, classic | {"next_stage": following, "num_classes": "2", "class_weights": [1.0]})
+    assert found == [
+        'a.json: num_classes must be a whole number, got "2"',
+        'a.json: next_stage: unknown key "learing_rate"; did you mean "learning_rate"?',
+        "a.json: next_stage: a third training cannot follow",
+        "a.json: next_stage: num_epochs must be at least 1, got 0",
+        "a.json: next_stage: mean must have num_channels (3) entries, got 1",
+        "a.json: next_stage: std must be at least 1e-09, got [0.0, 1.0, 1.0]",
+    ]
+
+
+def test_a_nets_mistake_is_not_hidden_either(tmp_path: Path, classic: dict[str, Any]) -> None:
+    """And one about the net is not made of the name that stands in for a rejected one."""
+    simsiam = {"model_module_name": "simsiam_module", "model_net_name": "SimSiam", "data_aug": False, "seed": "x"}
+    file = written(tmp_path, classic | simsiam | {"compile": "labels", "label_smoothing": 0.1, "model_args": {"x": 1}})
+    with pytest.raises(ConfigError) as caught:
+        process_config(file, checks=[net_problems])
+    starts = [problem.removeprefix(f"{file}: ")[:20] for problem in caught.value.problems]
+    assert [start.split()[0] for start in starts[:2]] == ["compile", "seed"]
+    assert starts[2:] == ["nets/simsiam_module.", "label_smoothing need", "data_aug cannot be o"]
+    file = written(tmp_path, classic | {"model_net_name": 3, "model_args": {"x": 1}})
+    with pytest.raises(ConfigError) as caught:
+        process_config(file, checks=[net_problems])
+    assert caught.value.problems == [f"{file}: model_net_name must be a text in quotes, got 3"]
 
 
 def test_missing_key_and_missing_files(tmp_path: Path, classic: dict[str, Any]) -> None:
@@ -190,12 +263,7 @@ def test_print_config_names_the_origin(tmp_path: Path, classic: dict[str, Any]) 
     assert set(rows) == set(Config.model_fields)
 
 
-def test_the_schema_and_its_table_are_current() -> None:
-    assert json.loads(schema.SCHEMA_FILE.read_text(encoding="utf-8")) == config_schema(), "run python -m configs.schema"
-    assert schema.TABLE_FILE.read_text(encoding="utf-8") == schema.config_table(), "run python -m configs.schema"
-
-
-@pytest.mark.parametrize("file", sorted(p for p in (ROOT / "configs").glob("*.json") if p != schema.SCHEMA_FILE))
+@pytest.mark.parametrize("file", sorted(p for p in (ROOT / "configs").glob("*.json") if p != SCHEMA_FILE))
 def test_every_recipe_is_valid_and_names_the_schema(file: Path) -> None:
     process_config(file, check_files=False)
     assert json.loads(file.read_text(encoding="utf-8"))["$schema"] == "./config.schema.json"
