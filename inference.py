@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from common.atomic_io import check_folder
 from common.cli import run_program
-from common.signals import StopRequest
 from configs.schema import Config
 from deploy.inference.cli_args import DEFAULT_IMAGES, DEFAULT_RESULT, make_parser
 from deploy.inference.cli_inputs import (
@@ -28,14 +26,12 @@ from deploy.inference.cli_inputs import (
 )
 from deploy.inference.cli_loop import Tally, line_columns, predict_all, report_end, until_unreadable
 from deploy.inference.console_table import LineLayout
-from deploy.inference.prediction import Prediction
 from deploy.inference.result_writer import ResultsFile, check_results_path, open_results
 
 if TYPE_CHECKING:
-    from artifacts.metadata import ModelMetadata
-    from deploy.backends.base import Backend
     from deploy.inference.heatmap_writer import HeatMapCopies
     from deploy.inference.image_writers import AnnotatedCopies, SortedCopies
+    from deploy.inference.prediction import Prediction
     from deploy.inference.predictor import Predictor
 
     Copies = AnnotatedCopies | SortedCopies | HeatMapCopies
@@ -57,16 +53,17 @@ class Request:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Classify or convert, and give the exit code.
+    """Classify or convert, and return the exit code.
 
-    0 all answered or written, 1 some failed, 2 a mistake of the user, 3 a conversion was refused, 128 + n signal n.
+    0: all images classified, or all files written; 1: some failed; 2: a mistake of the user's; 3: a conversion was
+    refused; 128 + n: signal n.
     """
     args = make_parser().parse_args(argv)
     return run_program(PROGRAM, lambda: convert(args) if conversions(args) else run(args, check(args)))
 
 
 def check(args: argparse.Namespace) -> Request:
-    """Check what was asked without torch. Raises ValueError with the sentence to show."""
+    """Check what was asked without torch. Raises UserError."""
     if args.heatmap_class is not None and args.heatmap is None:
         raise AskedError("--heatmap_class goes with --heatmap DIR, the folder that the heat maps go to")
     classic = args.output is None and args.save_images is None and args.heatmap is None
@@ -86,10 +83,10 @@ def check(args: argparse.Namespace) -> Request:
 
 
 def run(args: argparse.Namespace, request: Request) -> int:
-    """Load the net, answer for every image, tell the sum; give the exit code. Raises ValueError."""
+    """Load the net, predict for every image, print the sums; return the exit code. Raises UserError."""
     from artifacts.formats import TITLES, artifact_kind
 
-    kind = artifact_kind(request.weights)  # a file that nothing loads is told before torch is there
+    kind = artifact_kind(request.weights)  # a file that nothing loads is refused before torch is imported
     if request.heatmap is not None and kind != "checkpoint":
         from deploy.inference.heatmap_writer import refuse_without_gradients
 
@@ -98,26 +95,24 @@ def run(args: argparse.Namespace, request: Request) -> int:
 
     backend, metadata = load_asked(args, PROGRAM, request.weights, request.config)
     predictor = Predictor(backend, metadata)
-    copies = _copies(args, request, backend, metadata)
-    topk = min(args.topk, metadata.num_classes)
+    copies = _copies(args, request, predictor)
     tally = Tally()
-    started = time.perf_counter()
-    with open_results(request.output, topk, predictor.details) if request.output else nullcontext() as results:
+    columns = predictor.csv_columns(args.topk)
+    with open_results(request.output, columns) if request.output else nullcontext() as results:
         _predict_all(args, request, predictor, results, copies, tally)
-    rate = (tally.answered + tally.failed) / (time.perf_counter() - started)
-    sums = f"{tally.answered} answered, {tally.failed} failed, {rate:.1f} images/s on {backend.name} {backend.device}"
+    sums = f"{tally.predicted} answered, {tally.failed} failed, {tally.speed(backend)}"
     return report_end(PROGRAM, tally, sums, _places(request))
 
 
 def conversions(args: argparse.Namespace) -> list[str]:
-    """Give the formats that the classic switches ask for."""
+    """Return the formats that the classic switches ask for."""
     return [name for name in ("json", "jit", "onnx") if getattr(args, f"pytorch2{name}")]
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Write the net in other formats beside its weights; give the exit code, 3 where one was refused.
+    """Write the net in other formats beside its weights; return the exit code, 3 where one was refused.
 
-    Raises ValueError.
+    Raises UserError.
     """
     if args.output or args.save_images:
         raise AskedError(
@@ -127,7 +122,7 @@ def convert(args: argparse.Namespace) -> int:
     if args.heatmap or args.heatmap_class:
         raise AskedError("a conversion makes no heat maps: leave out --heatmap and --heatmap_class")
     if args.image:
-        raise AskedError(f"{args.image}: one image proves no conversion right; name a folder with --image_dir")
+        raise AskedError(f"{args.image}: one image verifies no conversion; name a folder with --image_dir")
     if args.image_dir:
         next(images_below(args.image_dir))
     weights, config = weights_and_config(args)
@@ -149,24 +144,22 @@ def _predict_all(
     copies: Sequence[Copies],
     tally: Tally,
 ) -> None:
-    """Answer for the images until they, or the patience of whoever started it, end; `tally` tells how it went."""
-    layout = LineLayout.of(predictor.metadata.class_names, line_columns())
+    layout = LineLayout.of(predictor.prediction_type.text_widths(predictor.metadata), line_columns())
+
+    def record(prediction: Prediction) -> None:
+        if results is not None:
+            results.write(prediction)
+        path = Path(prediction.file)
+        relative = path.name if request.root is None else path.relative_to(request.root).as_posix()
+        for kind in copies:
+            kind.add(prediction, relative)
+
+    def line(prediction: Prediction) -> str:
+        return "" if args.quiet and not prediction.error else layout.line(prediction)
+
     images = until_unreadable(request.images, tally)
-    with StopRequest() as stop:
-        predictions = predictor.predict_files(images, args.batch_size, args.topk, args.workers)
-
-        def record(prediction: Prediction) -> None:
-            _record(prediction, request.root, results, copies)
-
-        predict_all(predictions, record, layout.line, tally, lambda: stop.received, lambda prediction: not args.quiet)
-
-
-def _record(prediction: Prediction, root: Path | None, results: ResultsFile | None, copies: Sequence[Copies]) -> None:
-    if results is not None:
-        results.write(prediction)
-    path = Path(prediction.file)
-    for kind in copies:
-        kind.add(prediction, path.name if root is None else path.relative_to(root).as_posix())
+    predictions = predictor.predict_files(images, args.batch_size, args.topk, args.workers)
+    predict_all(predictions, record, line, tally)
 
 
 def _places(request: Request) -> str:
@@ -175,22 +168,20 @@ def _places(request: Request) -> str:
     return " and ".join(dict.fromkeys(map(str, places)))
 
 
-def _copies(args: argparse.Namespace, request: Request, backend: Backend, metadata: ModelMetadata) -> list[Copies]:
-    """Make what gives images back. Raises ValueError where a heat map cannot be made."""
+def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) -> list[Copies]:
+    """Return what writes images. Raises HeatMapError where a heat map cannot be made."""
     from deploy.inference.image_writers import AnnotatedCopies, SortedCopies
 
+    metadata = predictor.metadata
     made: list[Copies] = []
-    if request.save_images is not None and args.save_as == "annotated":
-        made.append(AnnotatedCopies(request.save_images, metadata.preprocess.max_pixels))
-    elif request.save_images is not None:
+    if request.save_images is not None and args.save_as == "folders" and metadata.class_names:
         made.append(SortedCopies(request.save_images, metadata.class_names))
+    elif request.save_images is not None:
+        made.append(AnnotatedCopies(request.save_images, metadata.preprocess.max_pixels))
     if request.heatmap is not None:
-        from deploy.backends.torch_backend import CheckpointBackend
-        from deploy.inference.heatmap_writer import HeatMapCopies, label_of
+        from deploy.inference.heatmap_writer import heat_map_copies
 
-        assert isinstance(backend, CheckpointBackend)  # other kinds of files have been refused
-        label = None if args.heatmap_class is None else label_of(args.heatmap_class, metadata)
-        made.append(HeatMapCopies(request.heatmap, backend.heat_mapper(metadata), metadata, label))
+        made.append(heat_map_copies(request.heatmap, predictor, args.heatmap_class))
     return made
 
 

@@ -7,23 +7,20 @@ that is worth.
 from __future__ import annotations
 
 import argparse
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from common.cli import run_program
-from common.signals import StopRequest
 from configs.schema import Config
 from deploy.inference.cli_args import DEFAULT_IMAGES
 from deploy.inference.cli_inputs import AskedError, images_below, load_asked, one_image, weights_and_config
 from deploy.inference.cli_loop import Tally, line_columns, predict_all, report_end, until_unreadable
 from deploy.inference.console_table import LineLayout
 from deploy.inference.decision import ACCEPTED, SET_ASIDE
-from deploy.inference.prediction import Prediction
 from deploy.inference.result_writer import ResultsFile, check_results_path, open_results
 from deploy.uncertainty.cli_args import DEFAULT_OUTPUT, make_parser
 from deploy.uncertainty.review_folder import SetAside, check_new_folder
@@ -31,6 +28,7 @@ from deploy.uncertainty.review_folder import SetAside, check_new_folder
 if TYPE_CHECKING:
     from artifacts.metadata import ModelMetadata
     from deploy.backends.base import Backend
+    from deploy.inference.class_prediction import ClassPrediction
     from deploy.inference.predictor import Predictor
 
 PROGRAM = "inference_uncertain.py"
@@ -135,16 +133,14 @@ def run(args: argparse.Namespace, request: Request) -> int:
     predictor = Predictor(backend, metadata, Repetition(passes) if passes else None)
     aside = SetAside(request.set_aside, metadata) if request.set_aside is not None else None
     decisions: Counter[str] = Counter()
-    tally, topk = Tally(), min(args.topk, metadata.num_classes)
-    started = time.perf_counter()
-    with open_results(request.output, topk, predictor.details) if request.output else nullcontext() as results:
+    tally, columns = Tally(), predictor.csv_columns(args.topk)
+    with open_results(request.output, columns) if request.output else nullcontext() as results:
         _predict_all(args, request, predictor, results, aside, decisions, tally)
-    rate = (tally.answered + tally.failed) / (time.perf_counter() - started)
     if aside is not None:
         aside.finish()
     sums = (
         f"{decisions[ACCEPTED]} accepted, {decisions[SET_ASIDE]} set aside, {tally.failed} failed, "
-        f"{rate:.1f} images/s on {backend.name} {backend.device}"
+        f"{tally.speed(backend)}"
     )
     places = " and ".join(str(place) for place in (request.output, request.set_aside) if place is not None)
     return report_end(PROGRAM, tally, sums, places)
@@ -160,30 +156,26 @@ def _predict_all(
     tally: Tally,
 ) -> None:
     columns = line_columns()
-    layout = LineLayout.of(predictor.metadata.class_names, columns and columns - DECISION_WIDTH)
+    widths = predictor.prediction_type.text_widths(predictor.metadata)
+    layout = LineLayout.of(widths, columns and columns - DECISION_WIDTH)
 
-    def record(prediction: Prediction) -> None:
+    def record(prediction: ClassPrediction) -> None:
         decisions[prediction.decision] += 1
         if results is not None:
             results.write(prediction)
         if aside is not None:
             aside.add(prediction)
 
-    def line(prediction: Prediction) -> str:
+    def line(prediction: ClassPrediction) -> str:
+        if args.quiet and prediction.decision == ACCEPTED:
+            return ""
         decided = "" if prediction.error else f"  {prediction.uncertainty:<9.3g}  {prediction.decision}"
         return layout.line(prediction) + decided
 
     images = until_unreadable(request.images, tally)
-    with StopRequest() as stop:
-        predictions = predictor.predict_files(images, args.batch_size, args.topk, args.workers)
-        predict_all(
-            predictions,
-            record,
-            line,
-            tally,
-            lambda: stop.received,
-            is_shown=lambda prediction: not args.quiet or prediction.decision != ACCEPTED,
-        )
+    predictions = predictor.predict_files(images, args.batch_size, args.topk, args.workers)
+    classes = cast("Generator[ClassPrediction, None, None]", predictions)  # only logits can be calibrated
+    predict_all(classes, record, line, tally)
 
 
 def _check_known(*files: Path) -> None:

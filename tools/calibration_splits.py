@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         logits, labels, metadata = answers_of(args)
         print(f"{len(labels)} images, accuracy {np.mean(logits.argmax(axis=1) == labels):.4f}")
-        print(f"{args.splits} splits, calibrated on {args.images}, measured on {len(labels) - args.images}")
+        print(f"{args.splits} splits, calibrated on {args.pictures}, measured on {len(labels) - args.pictures}")
         promise = Promise(args.target_risk, args.confidence, args.conformal)
         found = {
             score: splits(logits, labels, metadata, replace(promise, score=score), args.pictures, args.splits)
@@ -87,7 +87,7 @@ def answers_of(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, ModelM
     else:
         raise UncertaintyError("name the labelled images with --lists")
     if not 0 < args.pictures < len(labels):
-        raise UncertaintyError(f"--pictures must be less than the {len(labels)} there are, got {args.images}")
+        raise UncertaintyError(f"--pictures must be less than the {len(labels)} there are, got {args.pictures}")
     return logits, labels, metadata
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from common.errors import UserError
-from visualization.heatmap_overlay import Marks
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the programs' --help needs none of them
+    import numpy as np
     import torch
+
+    from visualization.heatmap_overlay import Marks
 
 RUNTIMES = ("auto", "onnxruntime", "openvino")  # what may run an ONNX file
 PRECISIONS = ("auto", "fp32", "bf16")  # what a checkpoint, or an ONNX file on OpenVINO, may be computed in
@@ -85,4 +85,4 @@ class HeatMap:
     marks: tuple[Marks, ...] = ()
 
 
-HeatMapper = Callable[[np.ndarray, int], HeatMap]  # an image (C, H, W) as the net takes it, and a label
+HeatMapper = Callable[["np.ndarray", int], HeatMap]  # an image (C, H, W) as the net takes it, and a label

@@ -25,7 +25,7 @@ def check_declared(path: Path, metadata: ModelMetadata, declared: Sequence[Shape
     if len(declared) != len(expected):
         raise BackendError(f"{path}: its net must have one input and one output")
     for (what, wanted), sizes in zip(expected.items(), declared, strict=True):
-        if sizes is not None and wanted is not None and not _agree(sizes, wanted):
+        if sizes is not None and wanted is not None and not shapes_agree(sizes, wanted):
             own, other = (", ".join("N" if size is None else str(size) for size in part) for part in (sizes, wanted))
             raise BackendError(f"{path}: its net {what} ({own}), its metadata says ({other}): they are not of one net")
 
@@ -35,7 +35,7 @@ def sizes_of(shape: Iterable[object]) -> Shape:
     return tuple(size if isinstance(size, int) and size >= 0 else None for size in shape)
 
 
-def _agree(sizes: Shape, wanted: Shape) -> bool:
+def shapes_agree(sizes: Shape, wanted: Shape) -> bool:
     """Return whether two shapes can be of one tensor; a size that is free in either agrees with any."""
     pairs = zip(sizes, wanted, strict=False)
     return len(sizes) == len(wanted) and all(None in pair or pair[0] == pair[1] for pair in pairs)

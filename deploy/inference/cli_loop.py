@@ -1,73 +1,80 @@
-"""Answering for one image after the other: lines, results, copies, and how it ended."""
+"""The loop over a program's images: lines, results, and how it ended."""
 
 from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 from common.cli import EXIT_BROKEN_PIPE, _forget_stdout, _refusal
 from common.console import text_columns
+from common.errors import UserError
+from common.signals import StopRequest
 from deploy.inference.prediction import Prediction
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from deploy.backends.base import Backend
+
+P = TypeVar("P", bound=Prediction)
+
 
 @dataclass
 class Tally:
-    """What has become of the images so far, and why it ended before the last one, where it did."""
+    """How many images were predicted and how many failed, and why the loop ended early, where it did."""
 
-    answered: int = 0
+    predicted: int = 0
     failed: int = 0
     problem: str = ""
     exit_code: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def speed(self, backend: Backend) -> str:
+        """Return the images per second until now, and what they ran on."""
+        rate = (self.predicted + self.failed) / (time.perf_counter() - self.started)
+        return f"{rate:.1f} images/s on {backend.name} {backend.device}"
 
 
 def predict_all(
-    predictions: Generator[Prediction, None, None],
-    record: Callable[[Prediction], None],
-    line: Callable[[Prediction], str],
-    tally: Tally,
-    stopped_by: Callable[[], int | None],
-    is_shown: Callable[[Prediction], bool],
+    predictions: Generator[P, None, None], record: Callable[[P], None], line: Callable[[P], str], tally: Tally
 ) -> None:
-    """Record and print the answers until they, or the patience of whoever started it, end; `tally` tells how it went.
+    """Record and print the predictions until they end or a signal asks for the end; `tally` counts them.
 
-    `stopped_by` gives the number of the signal that asks for the end; an answer gets a line where it `is_shown`.
-    Raises ValueError where nothing was answered.
+    `line` returns what is printed of one, "" for nothing. Raises UserError where the first batch fails.
     """
     from tqdm import tqdm
 
     # The number of images is not known before the folder has been walked, so the bar counts without a percentage.
-    with closing(predictions), tqdm(unit=" images", disable=None, leave=False) as bar:
+    with StopRequest() as stop, closing(predictions), tqdm(unit=" images", disable=None, leave=False) as bar:
         try:
             for prediction in predictions:
                 record(prediction)
                 tally.failed += bool(prediction.error)
-                tally.answered += not prediction.error
-                if prediction.error or is_shown(prediction):
-                    _log(line(prediction), bar)
+                tally.predicted += not prediction.error
+                if text := line(prediction):
+                    _log(text, bar)
                 bar.update()
-                if number := stopped_by():
-                    tally.exit_code = 128 + number
+                if stop.received:
+                    tally.exit_code = 128 + stop.received
                     break
-        except BrokenPipeError:  # whoever read the lines has gone
+        except BrokenPipeError:  # the reader of the lines has gone
             _forget_stdout()
             tally.exit_code = EXIT_BROKEN_PIPE
         except OSError as error:
             tally.problem, tally.exit_code = _refusal(error), 2
-        except ValueError as error:  # the net or the disk failed: the results so far are kept
-            if not tally.answered and not tally.failed:
+        except UserError as error:  # the net or the disk failed: the results so far are kept
+            if not tally.predicted and not tally.failed:
                 raise  # there are none: those of an earlier run stay
             tally.problem, tally.exit_code = str(error), 2
 
 
 def report_end(program: str, tally: Tally, sums: str, places: str) -> int:
-    """Print the sums and where the results are, and on stderr why it ended early; give the exit code."""
+    """Print the sums and where the results are, and on stderr why it ended early; return the exit code."""
     if tally.exit_code != EXIT_BROKEN_PIPE:
         print(with_places(sums, places))
     if tally.problem:
@@ -76,7 +83,7 @@ def report_end(program: str, tally: Tally, sums: str, places: str) -> int:
 
 
 def line_columns() -> int | None:
-    """Give the columns that a line may have: a terminal's, or any number (None)."""
+    """Return the columns that a line may have: a terminal's, or None for any number."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -91,7 +98,7 @@ def with_places(sums: str, places: str) -> str:
 
 
 def until_unreadable(images: Iterator[str], tally: Tally) -> Iterator[str]:
-    """End at a folder that cannot be read, so that the images before it are still answered."""
+    """End at a folder that cannot be read, so that the images before it still get their predictions."""
     try:
         yield from images
     except OSError as error:

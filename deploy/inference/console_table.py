@@ -1,4 +1,4 @@
-"""An answer as a line of text, in columns that a terminal of 80 characters holds."""
+"""A prediction as a line of text, in columns that a terminal of 80 characters holds."""
 
 from __future__ import annotations
 
@@ -8,36 +8,34 @@ from dataclasses import dataclass
 from common.console import elide, printable, text_columns
 from deploy.inference.prediction import Prediction
 
-MAX_FILE_COLUMNS, MIN_FILE_COLUMNS, MAX_CLASS_COLUMNS = 60, 16, 28
-SCORE_COLUMNS, GAP = 6, "  "
+MAX_FILE_COLUMNS, MIN_FILE_COLUMNS = 60, 16
+GAP = "  "
 
 
 @dataclass(frozen=True)
 class LineLayout:
-    """How wide the columns `file  class  score` are; `elides` shortens what is longer, in the middle."""
+    """Widths of the columns: the file's, and those of `texts`; `elides` cuts the middle out of longer texts."""
 
-    file_columns: int
-    class_columns: int
+    file_width: int
+    widths: Sequence[int]
     elides: bool
 
     @classmethod
-    def of(cls, class_names: Sequence[str], columns: int | None) -> LineLayout:
-        """Fit the columns to a terminal; without one (None: a pipe or a file) nothing is shortened."""
-        longest = max(map(text_columns, class_names), default=0)
-        class_columns = min(longest, MAX_CLASS_COLUMNS)
+    def of(cls, widths: Sequence[int], columns: int | None) -> LineLayout:
+        """Fit columns of `widths` and the file's to a terminal; without one (None) nothing is shortened."""
         if columns is None:
-            return cls(40, class_columns, elides=False)
-        left = columns - 1 - class_columns - SCORE_COLUMNS - 2 * len(GAP)  # some terminals wrap a full line
-        return cls(min(MAX_FILE_COLUMNS, max(MIN_FILE_COLUMNS, left)), class_columns, elides=True)
+            return cls(40, widths, elides=False)
+        left = columns - 1 - sum(widths) - len(widths) * len(GAP)  # some terminals wrap a full line
+        return cls(min(MAX_FILE_COLUMNS, max(MIN_FILE_COLUMNS, left)), widths, elides=True)
 
-    def line(self, prediction: Prediction, file: str | None = None) -> str:
-        """Write an answer, or its error, as one line; `file` stands for the answer's own path."""
-        name = self._column(printable(prediction.file if file is None else file), self.file_columns)
+    def line(self, prediction: Prediction) -> str:
+        """Write a prediction, or its error, as one line."""
+        name = self._column(prediction.file, self.file_width)
         if prediction.error:
             return f"{name}{GAP}error: {printable(prediction.error)}"
-        class_name = self._column(printable(prediction.class_name), self.class_columns)
-        return f"{name}{GAP}{class_name}{GAP}{prediction.score:.4f}"
+        texts = map(self._column, prediction.texts(), self.widths)
+        return GAP.join([name, *texts]).rstrip()
 
     def _column(self, text: str, columns: int) -> str:
-        text = elide(text, columns) if self.elides else text
+        text = elide(printable(text), columns) if self.elides else printable(text)
         return text + " " * (columns - text_columns(text))

@@ -1,4 +1,4 @@
-"""Images given back: sorted into a folder a class, or with their answer written below them."""
+"""Copies of the images: sorted into a folder per class, or with their prediction drawn in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORE
 
 
 class SortedCopies:
-    """Copies images to FOLDER/<class>/<path below the image folder>; bad images are left out.
+    """Copies images to FOLDER/<class>/<path below the image folder>; those with an error are left out.
 
     Nothing is lost: where another image already has the name, the copy becomes name_2, and nothing that lies in the
     folder is ever removed, an earlier run's copy under another class neither.
@@ -27,15 +27,14 @@ class SortedCopies:
 
     def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
         self._folder = folder
-        self._class_folders = folder_names(class_names)
+        self._class_folders = dict(zip(class_names, folder_names(class_names), strict=True)) | {"": ""}
 
     def add(self, prediction: Prediction, relative: str) -> None:
-        """Copy the image of an answer. Raises ResultsError."""
+        """Copy the image of a prediction. Raises ResultsError."""
         if prediction.error:
             return
         source = Path(prediction.file)
-        class_folder = self._class_folders[prediction.label]
-        target = self._folder / class_folder / relative
+        target = self._folder / self._class_folders[prediction.group] / relative
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             target = _free_name(source, target)
@@ -45,21 +44,17 @@ class SortedCopies:
 
 
 class AnnotatedCopies:
-    """Writes FOLDER/<path below the image folder>.answer.jpg: the image with its answer in a strip below it."""
+    """Writes FOLDER/<path below the image folder>.answer.jpg: the image with its prediction, as `annotate` draws it."""
 
     def __init__(self, folder: Path, max_pixels: int) -> None:
         self._folder = folder
         self._max_pixels = max_pixels
 
     def add(self, prediction: Prediction, relative: str) -> None:
-        """Draw the image of an answer; a bad image has none. Raises ResultsError, ImageError."""
+        """Draw the image of a prediction, if it has one. Raises ResultsError, ImageError."""
         if prediction.error:
             return
-        from visualization.raster import annotated  # late: fonts take a moment
-
-        lines = [f"{prediction.class_name}  {prediction.score:.4f}"]
-        lines += [f"{name}  {score:.4f}" for name, score in prediction.top_k[1:3]]
-        image = annotated(decode(prediction.file, 3, self._max_pixels), lines)
+        image = prediction.annotate(decode(prediction.file, 3, self._max_pixels))
         target = self._folder / f"{relative}.answer.jpg"
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +63,7 @@ class AnnotatedCopies:
 
 
 def folder_names(class_names: Sequence[str]) -> list[str]:
-    """Give each class a folder name that every file system takes, no two alike even where case does not count."""
+    """Return a folder name per class that every file system takes, no two alike even where case does not count."""
     names: list[str] = []
     taken: set[str] = set()
     for label, class_name in enumerate(class_names):
@@ -83,7 +78,7 @@ def folder_names(class_names: Sequence[str]) -> list[str]:
 
 
 def _free_name(source: Path, target: Path) -> Path:
-    """Give the target, or the first of name_2, name_3, ... that is free or holds this very image."""
+    """Return the target, or the first of name_2, name_3, ... that is free or holds this very image."""
     number = 1
     candidate = target
     while candidate.exists() and not (candidate.is_file() and _is_copy(source, candidate)):
@@ -93,7 +88,7 @@ def _free_name(source: Path, target: Path) -> Path:
 
 
 def _is_copy(source: Path, other: Path) -> bool:
-    """Say whether the other file holds the same bytes and is not the source itself under another path."""
+    """Return whether the other file holds the same bytes and is not the source itself under another path."""
     if other.samefile(source):
         raise ResultsError(f"{other}: it is the image {source} itself; choose another folder for the copies")
     return filecmp.cmp(source, other, shallow=False)

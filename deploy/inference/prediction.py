@@ -1,49 +1,88 @@
-"""What a net predicts for an image."""
+"""What a net predicts for an image: the base of the prediction types, of which each kind of output has its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-DECISION_COLUMNS = ("uncertainty", "decision", "conformal_set")
+if TYPE_CHECKING:  # a program's --help needs no numpy
+    import numpy as np
+    from PIL import Image
+
+    from artifacts.metadata import ModelMetadata
+
+NOT_FINITE = "the net's output is not finite (NaN or infinite logits)"
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What the net says of one image, or in `error` why it says nothing.
+class Prediction(ABC):
+    """The prediction for one image, or in `error` why there is none.
 
-    `top_k` holds the classes with the highest scores, best first; the first is the answer itself. `decision` is
-    accept or set_aside where the net is calibrated, else empty, and `conformal_set` the classes that the image may
-    show. `measures` are further numbers by name.
+    A type alone knows what its outputs mean: `decode` reads them, the other methods write one prediction. The table
+    `PREDICTION_TYPES` names the type of an output. `measures` are further numbers by name, those of a `Measure`.
     """
 
     file: str
-    label: int = -1
-    class_name: str = ""
-    score: float = 0.0
-    top_k: tuple[tuple[str, float], ...] = ()
-    error: str = ""
-    uncertainty: float = 0.0
-    decision: str = ""
-    conformal_set: tuple[str, ...] = ()
-    measures: tuple[tuple[str, float], ...] = ()
+    error: str = field(default="", kw_only=True)
+    measures: tuple[tuple[str, float], ...] = field(default=(), kw_only=True)
+
+    @classmethod
+    @abstractmethod
+    def decode(cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int) -> Iterator[Prediction]:
+        """Yield a prediction, without its file, for each row of float32 outputs (N, ...); NOT_FINITE is an error.
+
+        Of classes the `topk` best are kept.
+        """
+
+    @abstractmethod
+    def values(self) -> dict[str, Any]:
+        """Return plain values for JSON, without file and measures."""
+
+    @classmethod
+    @abstractmethod
+    def csv_columns(cls, metadata: ModelMetadata, topk: int) -> tuple[str, ...]:
+        """Return the names of the columns between the file and the measures."""
+
+    @abstractmethod
+    def csv_row(self) -> list[str | int]:
+        """Return what stands in `csv_columns`."""
+
+    @classmethod
+    @abstractmethod
+    def text_widths(cls, metadata: ModelMetadata) -> tuple[int, ...]:
+        """Return how many terminal columns each of `texts` gets."""
+
+    @abstractmethod
+    def texts(self) -> tuple[str, ...]:
+        """Return what a terminal line shows beside the file, column by column."""
+
+    @property
+    def group(self) -> str:
+        """The class whose folder a sorted copy goes to; empty where there is none."""
+        return ""
+
+    def caption(self) -> list[str]:
+        """Return the lines below an annotated image, the most important first."""
+        return ["  ".join(self.texts())]
+
+    def annotate(self, image: Image.Image) -> Image.Image:
+        """Return the image with the prediction in it: the caption in a strip below."""
+        from visualization.raster import annotated  # late: fonts take a moment
+
+        return annotated(image, self.caption())
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON: {"file", "label", "class", "score", "top_k"}, or {"file", "error"}.
-
-        Where the net is calibrated DECISION_COLUMNS follow, and then the measures.
-        """
+        """Return plain values for JSON: {"file", `values`, measures}, or {"file", "error"}."""
         if self.error:
             return {"file": self.file, "error": self.error}
-        return {
-            "file": self.file,
-            "label": self.label,
-            "class": self.class_name,
-            "score": self.score,
-            "top_k": [[name, score] for name, score in self.top_k],
-            **self._details(),
-        }
+        return {"file": self.file, **self.values(), **dict(self.measures)}
 
-    def _details(self) -> dict[str, Any]:
-        decided = (self.uncertainty, self.decision, list(self.conformal_set)) if self.decision else ()
-        return dict(zip(DECISION_COLUMNS, decided, strict=False)) | dict(self.measures)
+
+def csv_text(value: Any) -> str:
+    """Write a number to six digits, and a list, whose items may hold any character, as JSON."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

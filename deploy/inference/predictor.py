@@ -1,4 +1,4 @@
-"""The Predictor: from a file to an answer, through the one decoder and the net's own preprocessing."""
+"""The Predictor: from a file to a prediction, through the one decoder and the net's own preprocessing."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ import numpy as np
 from PIL import Image
 
 from artifacts.metadata import ModelMetadata
+from artifacts.outputs import output_shape
 from data_loader.preprocess import ImageError, as_array
 from deploy.backends.base import Backend, BackendError
-from deploy.inference.decision import Decision, decide
-from deploy.inference.prediction import DECISION_COLUMNS, Prediction
-from deploy.inference.uncertainty_scores import softmax as softmax  # where it has always been found
+from deploy.backends.declared_sizes import shapes_agree
+from deploy.inference.prediction import NOT_FINITE, Prediction
+from deploy.inference.prediction_types import prediction_type
 
 
 class Measure(Protocol):
-    """More numbers of images: prepared images (N, ...) -> an array (N,) for each of `names`."""
+    """Further numbers of images: prepared images (N, ...) -> an array (N,) for each of `names`."""
 
     names: tuple[str, ...]
 
     def __call__(self, images: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Give the numbers of a batch. Raises BackendError."""
+        """Return the numbers of a batch. Raises BackendError."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One image ready for the net, as `prepare` gives it, or the reason why it is not."""
+    """One image ready for the net, as `prepare` returns it, or the reason why it is not."""
 
     file: str
     pixels: np.ndarray | None
@@ -40,89 +41,81 @@ class Prepared:
 
 
 class Predictor:
-    """Answers for files and images. A bad one gets an answer with an error and takes no other with it.
+    """Predicts for files and images. A bad one gets a prediction with an error and takes no other with it.
 
-    Where the metadata is calibrated each answer is decided on. `measure` gives more numbers of each image.
-    Raises BackendError for a net that gives features instead of logits.
+    The type of the predictions follows from the metadata's output; of a calibrated net they hold the decision.
+    `measure` adds numbers to each. Raises BackendError for an output without a prediction type.
     """
 
     def __init__(self, backend: Backend, metadata: ModelMetadata, measure: Measure | None = None) -> None:
-        if metadata.output != "logits":
-            raise BackendError(
-                f"this net gives {metadata.output}, not classes: python -m tools.embed writes them, and a "
-                "SimSiam_probe trained from it classifies"
-            )
         self.backend = backend
         self.metadata = metadata
+        self.prediction_type = prediction_type(metadata.output)
         self._measure = measure
 
-    @property
-    def details(self) -> tuple[str, ...]:
-        """The keys that its answers have beside those of any net: for `open_results`."""
+    def csv_columns(self, topk: int = 5) -> tuple[str, ...]:
+        """Return the columns that `open_results` writes between file and error."""
         measures = self._measure.names if self._measure else ()
-        return (*(DECISION_COLUMNS if self.metadata.calibration else ()), *measures)
+        return (*self.prediction_type.csv_columns(self.metadata, topk), *measures)
 
     def predict_files(
         self, paths: Iterable[str], batch_size: int = 32, topk: int = 5, workers: int = 4
     ) -> Generator[Prediction, None, None]:
-        """Stream the answers in the order of the paths, decoding in `workers` threads ahead of the net.
+        """Stream the predictions in the order of the paths, decoding in `workers` threads ahead of the net.
 
-        At most two batches of images and one a worker are held, however many paths there are. Raises BackendError.
+        At most two batches of images and one per worker are held, however many paths there are. Raises BackendError.
         """
         if batch_size < 1 or topk < 1 or workers < 1:
             raise ValueError(f"batch_size, topk and workers must be at least 1, got {batch_size}, {topk}, {workers}")
         prepared = prepare_ahead(paths, self.metadata, batch_size + workers, workers)
         while batch := list(itertools.islice(prepared, batch_size)):
-            yield from self.answer_prepared(batch, topk)
+            yield from self.predict_prepared(batch, topk)
 
     def predict_images(self, images: Sequence[Image.Image], topk: int = 5) -> list[Prediction]:
-        """Answer for decoded images in one batch; they are what `metadata.preprocess.decode` gives. `file` stays empty.
+        """Predict in one batch for decoded images, as `metadata.preprocess.decode` returns them; `file` stays empty.
 
         Raises BackendError.
         """
-        return self.answer_prepared([_prepared(image, "", self.metadata) for image in images], topk)
+        return self.predict_prepared([_prepared(image, "", self.metadata) for image in images], topk)
 
-    def answer_prepared(self, batch: Sequence[Prepared], topk: int) -> list[Prediction]:
-        """Answer for a batch of what `prepare_ahead` gives, in its order. Raises BackendError."""
-        pixels = [prepared.pixels for prepared in batch if prepared.pixels is not None]
-        good = iter(self._predictions(np.stack(pixels), topk) if pixels else ())
+    def predict_prepared(self, batch: Sequence[Prepared], topk: int = 5) -> list[Prediction]:
+        """Predict for a batch of what `prepare_ahead` yields, in its order. Raises BackendError."""
+        good = [prepared for prepared in batch if prepared.pixels is not None]
+        predictions = iter(self._predictions(good, topk) if good else ())
         return [
-            Prediction(prepared.file, error=prepared.error)
-            if prepared.pixels is None
-            else replace(next(good), file=prepared.file)
+            self.failure(prepared.file, prepared.error) if prepared.pixels is None else next(predictions)
             for prepared in batch
         ]
 
-    def _predictions(self, images: np.ndarray, topk: int) -> Iterator[Prediction]:
-        """Answer for prepared images (N, ...), without their files; an error where the logits are not finite."""
-        logits = self.backend(images)
-        expected = (len(images), self.metadata.num_classes)
-        if logits.shape != expected:
-            raise BackendError(
-                f"the {self.backend.name} net gives {logits.shape} instead of {expected}: not its metadata"
-            )
-        measured = self._measure(images) if self._measure else {}
-        rows = zip(softmax(logits, self.metadata.temperature or 1.0), decide(logits, self.metadata), strict=True)
-        for number, (scores, decision) in enumerate(rows):
-            measures = tuple((name, float(values[number])) for name, values in measured.items())
-            if np.isnan(scores).any() or any(math.isnan(value) for _, value in measures):
-                yield Prediction("", error="the net's output is not finite (NaN or infinite logits)")
-            else:
-                yield replace(self._best(scores, decision, topk), measures=measures)
+    def failure(self, file: str, error: str) -> Prediction:
+        """Return the prediction for an image that has none."""
+        return self.prediction_type(file, error=error)
 
-    def _best(self, scores: np.ndarray, decision: Decision | None, topk: int) -> Prediction:
-        names = self.metadata.class_names
-        order = np.argsort(-scores, kind="stable")[:topk]  # of equal scores the lower label comes first
-        top_k = tuple((names[label], float(scores[label])) for label in order)
-        prediction = Prediction("", int(order[0]), *top_k[0], top_k)
-        if decision is None:
-            return prediction
-        members = tuple(names[label] for label in decision.conformal_set)
-        return replace(prediction, uncertainty=decision.uncertainty, decision=decision.decision, conformal_set=members)
+    def _predictions(self, batch: Sequence[Prepared], topk: int) -> Iterator[Prediction]:
+        images = np.stack([prepared.pixels for prepared in batch if prepared.pixels is not None])
+        outputs = self.backend(images)
+        self._check_shape(outputs, len(images))
+        measured = self._measure(images) if self._measure else {}
+        decoded = self.prediction_type.decode(outputs, self.metadata, topk)
+        for number, (prepared, prediction) in enumerate(zip(batch, decoded, strict=True)):
+            measures = tuple((name, float(values[number])) for name, values in measured.items())
+            if any(math.isnan(value) for _, value in measures):
+                yield self.failure(prepared.file, NOT_FINITE)
+            else:
+                yield replace(prediction, file=prepared.file, measures=measures)
+
+    def _check_shape(self, outputs: np.ndarray, count: int) -> None:
+        """Raise BackendError for outputs that contradict the metadata."""
+        declared = output_shape(self.metadata) or (None,) * outputs.ndim
+        expected = (count, *declared[1:])
+        if not shapes_agree(outputs.shape, expected):
+            raise BackendError(
+                f"the {self.backend.name} net gives {outputs.shape} instead of {expected}: not its metadata"
+            )
 
 
 def prepare_ahead(paths: Iterable[str], metadata: ModelMetadata, ahead: int, workers: int) -> Iterator[Prepared]:
-    """Stream images ready for the net, in order, decoded in threads at most `ahead` of whoever asks."""
+    """Stream images ready for the net, in order, decoded in threads at most `ahead` of the consumer."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[Future[Prepared]] = deque()
     try:
@@ -132,7 +125,7 @@ def prepare_ahead(paths: Iterable[str], metadata: ModelMetadata, ahead: int, wor
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:  # also where whoever asks stops asking
+    finally:  # also where the consumer stops early
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from deploy.inference.prediction import Prediction
+from deploy.inference.class_prediction import ClassPrediction
 from deploy.service.middleware import AuthMetricsMiddleware
 from deploy.service.openapi import DOCS_POLICY, docs_page, operation
 from deploy.service.routes import HEATMAP, PAGE_FILES, Route, ServiceError
@@ -56,7 +56,7 @@ def _add_route(app: FastAPI, state: ServiceState, route: Route) -> None:
         return await state.handler.handle(request, route)
 
     names = state.metadata.class_names
-    example = Prediction("", 0, names[0], 0.9, ((names[0], 0.9), (names[1], 0.1)))
+    example = ClassPrediction("", 0, names[0], 0.9, ((names[0], 0.9), (names[1], 0.1)))
     entry = route.entry(example, state.metadata, route.switches)
     if state.has_heatmaps and f"need_{HEATMAP}" in route.switches:
         entry[HEATMAP] = "data:image/jpeg;base64,... (with need_heatmap)"

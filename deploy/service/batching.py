@@ -84,7 +84,8 @@ class MicroBatcher:
         done, cancelled say. The future raises BackendError where the net fails. Raises QueueFullError.
         """
         self._admission.acquire(len(images))
-        job = _Job(asyncio.get_running_loop().create_future(), [Prediction("")] * len(images), len(images))
+        empty = self._predictor.failure("", "")
+        job = _Job(asyncio.get_running_loop().create_future(), [empty] * len(images), len(images))
         for index, data in enumerate(images):
             self._pool.submit(self._prepare, job, index, data)
         return job.future
@@ -157,7 +158,7 @@ class MicroBatcher:
             self._decoding_throughput.record(1, seconds * self._workers if may_be_large else seconds)
             self._put(_QueuedImage(job, index, prepared))
         elif may_be_large:
-            self._deliver([(job, index, Prediction("", error=prepared.error))])
+            self._deliver([(job, index, self._predictor.failure("", prepared.error))])
         else:  # large or damaged: a second try finds out, and delays no small one
             self._pool_of_one.submit(self._prepare, job, index, data, True)
 
@@ -207,7 +208,7 @@ class MicroBatcher:
         started = time.perf_counter()
         outcomes: Sequence[Prediction | Exception]
         try:
-            outcomes = self._predictor.answer_prepared([image.prepared for image in wanted], self._topk)
+            outcomes = self._predictor.predict_prepared([image.prepared for image in wanted], self._topk)
         except Exception as error:  # each request fails, and the thread lives on
             outcomes = [error] * len(wanted)
         seconds = time.perf_counter() - started
@@ -245,5 +246,5 @@ class MicroBatcher:
         sizes = [1 << power for power in range((self._batch_size - 1).bit_length())]
         predictions = list[Prediction]()
         for count in (*sizes, self._batch_size, self._batch_size):  # OpenVINO compiles what comes twice for itself
-            predictions = self._predictor.answer_prepared([grey] * count, self._topk)
+            predictions = self._predictor.predict_prepared([grey] * count, self._topk)
         return predictions[0]

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import ImageError
 from deploy.backends.base import BackendError
+from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.prediction import Prediction
 from deploy.service.admission import QueueFullError
 from deploy.service.batching import MicroBatcher
@@ -117,7 +118,7 @@ class PredictHandler:
         return await asyncio.wrap_future(self._batcher.in_pool(read_upload, *args))
 
     def _heatmap(self, data: bytes, prediction: Prediction) -> asyncio.Future[str]:
-        assert self._heatmaps is not None
+        assert self._heatmaps is not None and isinstance(prediction, ClassPrediction)  # a checkpoint of classes
         return asyncio.ensure_future(self._heatmaps.data_url(data, prediction.label))
 
     async def _wait(self, request: Request, pending: asyncio.Future[T], deadline: float) -> T:

@@ -12,8 +12,8 @@ import numpy as np
 from artifacts.metadata import ModelMetadata
 from common.atomic_io import ResultsError, atomic_path, check_folder, write_atomic, writing
 from data_loader.preprocess import ImageError, decode
+from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.decision import SET_ASIDE
-from deploy.inference.prediction import Prediction
 
 SHEET, LIST, CLASSES = "contact_sheet.png", "to_label.txt", "classes.txt"
 SHOWN, COLUMNS = 100, 10  # images of the contact sheet
@@ -30,12 +30,12 @@ class SetAside:
 
     def __init__(self, folder: Path, metadata: ModelMetadata) -> None:
         self._folder, self._metadata = folder, metadata
-        self._predictions: list[Prediction] = []
+        self._predictions: list[ClassPrediction] = []
 
     def __len__(self) -> int:
         return len(self._predictions)
 
-    def add(self, prediction: Prediction) -> None:
+    def add(self, prediction: ClassPrediction) -> None:
         """Note an answer, if it was set aside."""
         if prediction.decision == SET_ASIDE:
             self._predictions.append(prediction)
@@ -63,7 +63,7 @@ class SetAside:
         with writing(self._folder / name):
             write_atomic(self._folder / name, text.encode(errors="surrogateescape"))
 
-    def _draw(self, predictions: list[Prediction], names: list[str]) -> None:
+    def _draw(self, predictions: list[ClassPrediction], names: list[str]) -> None:
         from visualization.raster import image_grid, png_bytes  # late: fonts take a moment
 
         captions = [
@@ -82,7 +82,7 @@ def check_new_folder(folder: Path) -> None:
         raise ResultsError(f"{folder}: it is not empty; name a new folder with --set_aside")
 
 
-def _pixels(predictions: list[Prediction], metadata: ModelMetadata) -> Iterator[np.ndarray]:
+def _pixels(predictions: list[ClassPrediction], metadata: ModelMetadata) -> Iterator[np.ndarray]:
     for prediction in predictions:
         try:
             yield np.asarray(decode(prediction.file, 3, metadata.preprocess.max_pixels))

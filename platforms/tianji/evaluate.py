@@ -72,13 +72,16 @@ def accuracy(predictor: Predictor, samples: Sequence[Sample]) -> float:
 
     Raises PlatformError where too many have none.
     """
+    from deploy.inference.class_prediction import ClassPrediction
+
     correct = 0
     problems = []
     predictions = predictor.predict_files((sample.path for sample in samples), BATCH, topk=1, workers=WORKERS)
     for sample, prediction in zip(samples, predictions, strict=True):
         if prediction.error:
             problems.append(f"{prediction.file}: {prediction.error}")
-        correct += prediction.label == sample.label and not prediction.error
+        elif isinstance(prediction, ClassPrediction):
+            correct += prediction.label == sample.label
     predicted = len(samples) - len(problems)
     failed = f"{len(problems)} of {len(samples)} images of test have no prediction"
     if len(problems) > MAX_BAD_SHARE * len(samples) or not predicted:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts.metadata import ModelMetadata
+from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.prediction import Prediction
 from deploy.service.routes import Route
 from platforms.tianji.files import DIGITS, FGVC_PIM, MODULES
@@ -15,6 +16,7 @@ VISUAL_DATA, VISUAL_RESULT = "need_visual_data", "need_visual_result"
 
 def entry(prediction: Prediction, metadata: ModelMetadata, switches: Mapping[str, bool]) -> dict[str, Any]:
     """Return an image's entry of `data`; for PIM the class in `infer_data` includes the score."""
+    assert isinstance(prediction, ClassPrediction)  # the platform's models are classifiers
     score = str(round(prediction.score, DIGITS))
     label = f"{prediction.class_name}_{score}"
     is_pim = metadata.net["module"] == MODULES[FGVC_PIM]

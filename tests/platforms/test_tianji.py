@@ -23,7 +23,7 @@ from common.paths import ROOT
 from configs.loading import ConfigError, process_config
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import Sample, SampleList
-from deploy.inference.prediction import Prediction
+from deploy.inference.class_prediction import ClassPrediction
 from platforms.base import PlatformError, write_text
 from platforms.tianji import cli, recipes
 from platforms.tianji import train as training
@@ -120,7 +120,7 @@ def test_model(dataset: Path, runs: Path, folder: str | Path, name: str) -> int:
     return cli.test(["--dataset_path", str(dataset), *where])
 
 
-test_model.__test__ = False  # type: ignore[attr-defined]  # it is no test
+test_model.__test__ = False  # it is no test
 
 
 def metric_of(runs: Path) -> dict[str, Any]:
@@ -663,23 +663,23 @@ def test_test_images_of_other_classes(
 class FixedPredictor:
     """Replaces a Predictor: returns the given predictions."""
 
-    def __init__(self, predictions: list[Prediction]) -> None:
+    def __init__(self, predictions: list[ClassPrediction]) -> None:
         self.predictions = predictions
 
-    def predict_files(self, paths: Any, batch_size: int, topk: int, workers: int) -> Iterator[Prediction]:
+    def predict_files(self, paths: Any, batch_size: int, topk: int, workers: int) -> Iterator[ClassPrediction]:
         return iter(self.predictions)
 
 
 def test_accuracy_is_of_the_images_with_a_prediction(capsys: pytest.CaptureFixture[str]) -> None:
     samples = [Sample(f"{number}.jpg", number % 4) for number in range(40)]
-    predictions = [Prediction(sample.path, 0) for sample in samples]  # right in 10 of 40
+    predictions = [ClassPrediction(sample.path, 0) for sample in samples]  # right in 10 of 40
     assert accuracy(FixedPredictor(predictions), samples) == 0.25
-    predictions[0] = Prediction("0.jpg", error="it is broken")
+    predictions[0] = ClassPrediction("0.jpg", error="it is broken")
     assert accuracy(FixedPredictor(predictions), samples) == 9 / 39
     assert "1 of 40 images of test have no prediction and are left out; the first: 0.jpg: it is broken" in (
         capsys.readouterr().err
     )
-    predictions[:3] = [Prediction(f"{number}.jpg", error="it is broken") for number in range(3)]
+    predictions[:3] = [ClassPrediction(f"{number}.jpg", error="it is broken") for number in range(3)]
     with pytest.raises(PlatformError, match=r"3 of 40 images of test have no prediction:\s0\.jpg: it is broken"):
         accuracy(FixedPredictor(predictions), samples)
 
@@ -692,13 +692,13 @@ BOTH = {"need_visual_data": True, "need_visual_result": True}
 
 
 def test_entries_of_the_service_are_the_contracts() -> None:
-    daisy = entry(Prediction("", 0, "daisy", 0.55748), METADATA, BOTH)
+    daisy = entry(ClassPrediction("", 0, "daisy", 0.55748), METADATA, BOTH)
     assert json.dumps(daisy) == (
         '{"infer_data": ["daisy", "0.5575"], '
         '"visual_data": {"output_type": "text", "annotation_type": null, "data": "daisy_0.5575"}, '
         '"visual_result": "daisy_0.5575"}'
     )
-    chat = entry(Prediction("", 1, "020.Yellow_breasted_Chat", 0.99999), PIM_METADATA, BOTH)
+    chat = entry(ClassPrediction("", 1, "020.Yellow_breasted_Chat", 0.99999), PIM_METADATA, BOTH)
     shown = "020.Yellow_breasted_Chat_1.0"
     assert chat["infer_data"] == [shown, "1.0"]
     assert chat["visual_data"]["data"] == chat["visual_result"] == shown
@@ -713,12 +713,12 @@ def test_entries_of_the_service_are_the_contracts() -> None:
     ],
 )
 def test_what_an_entry_leaves_out(switches: dict[str, bool], keys: list[str]) -> None:
-    assert list(entry(Prediction("", 0, "daisy", 0.5), METADATA, switches)) == keys
+    assert list(entry(ClassPrediction("", 0, "daisy", 0.5), METADATA, switches)) == keys
 
 
 @pytest.mark.parametrize(("score", "text"), [(1.0, "1.0"), (0.5, "0.5"), (0.00014, "0.0001"), (0.00001, "0.0")])
 def test_scores_have_at_most_four_decimals(score: float, text: str) -> None:
-    assert entry(Prediction("", 0, "daisy", score), METADATA, BOTH)["infer_data"] == ["daisy", text]
+    assert entry(ClassPrediction("", 0, "daisy", score), METADATA, BOTH)["infer_data"] == ["daisy", text]
 
 
 def test_the_route_is_the_contracts() -> None:

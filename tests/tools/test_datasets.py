@@ -366,7 +366,7 @@ def test_mnist_download_writes_pngs_and_goes_on_after_an_interruption(
             return iter(self.pairs)
 
     datasets = types.ModuleType("torchvision.datasets")
-    datasets.MNIST = FakeMnist  # type: ignore[attr-defined]
+    datasets.MNIST = FakeMnist
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     monkeypatch.setattr(make_mnist, "COUNTS", TINY_COUNTS)
@@ -389,7 +389,7 @@ def test_mnist_without_network(
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
 
     datasets = types.ModuleType("torchvision.datasets")
-    datasets.MNIST = refuse  # type: ignore[attr-defined]
+    datasets.MNIST = refuse
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     assert make_mnist.main(["--output", str(tmp_path), "--download_root", str(tmp_path / "raw")]) == 2

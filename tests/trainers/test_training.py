@@ -382,10 +382,10 @@ def test_a_loss_that_is_no_number_stops_the_training(
 
     def spoiled(task: ClassifyTask, batch: Any, generator: Any) -> Any:
         out = step(task, batch, generator)
-        spoiled.calls += 1  # type: ignore[attr-defined]
-        return {"loss": out["loss"] * math.nan} if spoiled.calls == 8 else out  # type: ignore[attr-defined]
+        spoiled.calls += 1
+        return {"loss": out["loss"] * math.nan} if spoiled.calls == 8 else out
 
-    spoiled.calls = 0  # type: ignore[attr-defined]
+    spoiled.calls = 0
     monkeypatch.setattr(ClassifyTask, "training_step", spoiled)
     assert run_train(make_config(log_interval=1)) == 1
     err = capsys.readouterr().err

@@ -136,7 +136,7 @@ def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: 
 
         def play() -> Round:
             started, count = time.perf_counter(), 0
-            with open_results(Path(place, "results.csv"), 1, predictor.details) as results:
+            with open_results(Path(place, "results.csv"), predictor.csv_columns(1)) as results:
                 for prediction in predictor.predict_files(iter_images(images), batch_size, 1, workers):
                     results.write(prediction)
                     count += 1

@@ -24,8 +24,8 @@ from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess, as_array
 from deploy.backends.base import HeatMap
 from deploy.inference import heatmap_writer
+from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.heatmap_writer import HeatMapCopies, HeatMapError, label_of
-from deploy.inference.prediction import Prediction
 from nets.net_interface import build_net
 from nets.pim_module import PIM
 from nets.support.saliency import GradCam, NoHeatMapError, PimMapper, heat_mapper
@@ -600,12 +600,12 @@ def test_the_text_names_the_head_that_answers(head: str, images: Path, monkeypat
         NAMES, Preprocess(8, 8), {"module": "pim_module", "name": "PIM", "args": {"head": head} if head else {}}
     )
     copies = HeatMapCopies(images / "maps", lambda image, label: HeatMap(np.zeros((8, 8))), metadata, 2)
-    prediction = Prediction(str(images / "wide.png"), 1, "dog", 0.5, (("dog", 0.5), ("bird", 0.3)))
+    prediction = ClassPrediction(str(images / "wide.png"), 1, "dog", 0.5, (("dog", 0.5), ("bird", 0.3)))
     copies.add(prediction, "wide.png")
-    last = f"head that answers: {head or 'all'}"
+    last = f"predicting head: {head or 'all'}"
     assert told == [
-        ["dog  0.5000", "nothing here speaks for dog", "bird  0.3000", last],
-        ["map of bird  0.3000", "nothing here speaks for bird", "answer: dog  0.5000", last],
+        ["dog  0.5000", "no evidence for dog", "bird  0.3000", last],
+        ["map of bird  0.3000", "no evidence for bird", "prediction: dog  0.5000", last],
     ]
     (images / "wide.png").unlink()
     with pytest.raises(HeatMapError, match=rf"^{images}/wide\.png: no heat map: no such file$"):
@@ -620,8 +620,8 @@ def test_mistakes_with_heat_maps(
     maps = ("--heatmap", tmp_path / "maps")
     cases: list[tuple[tuple[object, ...], str]] = [
         ((pim, *folder, "--heatmap_class", "dog"), r"^--heatmap_class goes with --heatmap DIR, the folder"),
-        ((pim, *folder, *maps, "--heatmap_class", "Bog"), '^--heatmap_class: the net knows no class "Bog"; .*"dog"'),
-        ((pim, *folder, *maps, "--heatmap_class", "x"), 'knows no class "x"; it knows 猫/cat, dog, bird$'),
+        ((pim, *folder, *maps, "--heatmap_class", "Bog"), '^--heatmap_class: the net has no class "Bog"; .*"dog"'),
+        ((pim, *folder, *maps, "--heatmap_class", "x"), 'has no class "x"; its classes are 猫/cat, dog, bird$'),
         ((pim, *folder, "--heatmap", images), f"^{images}: it lies inside {images}, where the heat maps go; choose an"),
         ((pim, *folder, "--heatmap", images / "wide.png"), "wide.png is a file, not a folder"),
         ((pim, *maps, "--pytorch2onnx"), "^a conversion makes no heat maps: leave out --heatmap and --heatmap_class$"),
@@ -754,7 +754,7 @@ def test_the_page_shows_a_map_beside_its_image_alone(tmp_path: Path) -> None:
     maps = {"b.png": np.zeros((200, 200, 3), np.uint8)}
     html = write_report(report, tmp_path, heat_maps=maps).read_text(encoding="utf-8")
     assert html.count('alt="heat map of &lt;b&gt;"') == 1
-    assert "beside an image, where the net saw its answer" in html
+    assert "beside an image, the heat map of its prediction" in html
     assert "beside an image" not in write_report(report, tmp_path).read_text(encoding="utf-8")
 
 

@@ -324,7 +324,7 @@ class FakeExport:
             self.calls.append((weights, list(formats), output_dir, samples, config, device))
             return exit_code
 
-        monkeypatch.setitem(sys.modules, "deploy.export", SimpleNamespace(export_formats=export_formats))
+        monkeypatch.setitem(sys.modules, "deploy.export.exporter", SimpleNamespace(export_formats=export_formats))
 
 
 def test_the_classic_switches_convert_beside_the_weights(
@@ -380,7 +380,7 @@ def test_mistakes_of_a_conversion(
     cases: list[tuple[tuple[object, ...], str]] = [
         (("--output", "r.csv"), "a conversion goes beside the weights and classifies nothing: leave out --output"),
         (("--save_images", "out"), "leave out --output and --save_images"),
-        (("--image", good / "img2.png"), r"img2\.png: one image proves no conversion right; name a folder with"),
+        (("--image", good / "img2.png"), r"img2\.png: one image verifies no conversion; name a folder with"),
         (("-idir", tmp_path / "none"), "none: no such folder"),
         (("--cls", "5"), r"net\.pth: it holds resnet_module\.resnet18 with 3 classes .* contradicts --cls 5"),
         (("--weights", "none.pth"), r"none\.pth: no such file"),
@@ -702,7 +702,7 @@ SLOW_START = """
 import sys, time
 sys.path.insert(0, sys.argv.pop(1))
 import inference
-from deploy import predictor
+from deploy.inference import predictor
 
 prepare = predictor._prepared_file
 def slowly(path, metadata):

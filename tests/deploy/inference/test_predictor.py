@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from data_loader.samples import ListError, Sample, SampleList
 from deploy.backends.base import BackendError
 from deploy.backends.devices import choose_device
 from deploy.backends.loading import load_backend
+from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.console_table import LineLayout
 from deploy.inference.image_writers import AnnotatedCopies, SortedCopies, folder_names
-from deploy.inference.prediction import Prediction
-from deploy.inference.predictor import Predictor, softmax
+from deploy.inference.predictor import Predictor
 from deploy.inference.result_writer import open_results
+from deploy.inference.uncertainty_scores import softmax
 from nets.net_interface import build_net
 
 NAMES = ("猫", "dog", "bird/s")
@@ -345,14 +347,19 @@ def test_a_failing_device_is_a_sentence(
 
 # --- results, copies and lines
 
-GOOD = Prediction("a/x.png", 0, "猫", 0.75, (("猫", 0.75), ("dog", 0.25)))
+GOOD = ClassPrediction("a/x.png", 0, "猫", 0.75, (("猫", 0.75), ("dog", 0.25)))
+COLUMNS = ClassPrediction.csv_columns(metadata(), topk=2)
+
+
+def layout_of(names: tuple[str, ...], columns: int | None) -> LineLayout:
+    return LineLayout.of(ClassPrediction.text_widths(replace(metadata(), class_names=names)), columns)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl"])
 def test_a_failure_leaves_the_old_results(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"r{suffix}"
     path.write_text("old")
-    with pytest.raises(RuntimeError), open_results(path, 2) as results:
+    with pytest.raises(RuntimeError), open_results(path, COLUMNS) as results:
         results.write(GOOD)
         raise RuntimeError
     assert path.read_text() == "old"
@@ -365,7 +372,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Path, "open", lambda path, mode="r", **options: real_open(Path("/dev/full"), mode, **options))
     with (
         pytest.raises(ResultsError, match=r"r\.csv: cannot write it: No space left on device"),
-        open_results(tmp_path / "r.csv", 2) as results,
+        open_results(tmp_path / "r.csv", COLUMNS) as results,
     ):
         for _ in range(10_000):
             results.write(GOOD)
@@ -394,7 +401,7 @@ def test_folder_names_are_safe_and_distinct() -> None:
 
 
 def sort_into(folder: Path, source: str, relative: str, label: int) -> None:
-    SortedCopies(folder, NAMES).add(Prediction(source, label, NAMES[label], 0.5, ((NAMES[label], 0.5),)), relative)
+    SortedCopies(folder, NAMES).add(ClassPrediction(source, label, NAMES[label], 0.5, ((NAMES[label], 0.5),)), relative)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -433,7 +440,7 @@ def test_annotated_copies_show_the_image_and_keep_it(tmp_path: Path) -> None:
     source = str(tmp_path / "x.png")
     Image.linear_gradient("L").resize((300, 200)).convert("RGB").save(source)
     before = Path(source).read_bytes()
-    AnnotatedCopies(tmp_path, 10**6).add(Prediction(source, 0, "猫", 0.75, GOOD.top_k), "x.png")
+    AnnotatedCopies(tmp_path, 10**6).add(ClassPrediction(source, 0, "猫", 0.75, GOOD.top_k), "x.png")
     assert Path(source).read_bytes() == before
     with Image.open(tmp_path / "x.png.answer.jpg") as drawn:
         assert drawn.width >= 300
@@ -444,10 +451,12 @@ def test_annotated_copies_show_the_image_and_keep_it(tmp_path: Path) -> None:
 
 def test_lines_fit_80_columns() -> None:
     names = ("猫", "dog", "a very long class name that goes on and on")
-    layout = LineLayout.of(names, 80)
+    layout = layout_of(names, 80)
     long_path = "照片/" * 30 + "the name of the file.jpg"
     lines = [
-        layout.line(Prediction(path, 0, name, 0.5, ((name, 0.5),))) for path in ("x.jpg", long_path) for name in names
+        layout.line(ClassPrediction(path, 0, name, 0.5, ((name, 0.5),)))
+        for path in ("x.jpg", long_path)
+        for name in names
     ]
     assert all(text_columns(line) < 80 for line in lines)
     assert len({text_columns(line) for line in lines}) == 1
@@ -455,16 +464,19 @@ def test_lines_fit_80_columns() -> None:
     assert "..." in lines[3]
     assert "of the file.jpg" in lines[3]
     assert lines[0].startswith("x.jpg   ")
-    assert layout.line(Prediction("x.jpg", error="it is empty")).split(maxsplit=1) == ["x.jpg", "error: it is empty"]
+    assert layout.line(ClassPrediction("x.jpg", error="it is empty")).split(maxsplit=1) == [
+        "x.jpg",
+        "error: it is empty",
+    ]
 
 
 def test_without_a_terminal_nothing_is_shortened() -> None:
-    line = LineLayout.of(("猫",), None).line(Prediction("d/" * 100 + "x.jpg", 0, "猫", 1.0, (("猫", 1.0),)))
+    line = layout_of(("猫",), None).line(ClassPrediction("d/" * 100 + "x.jpg", 0, "猫", 1.0, (("猫", 1.0),)))
     assert line == "d/" * 100 + "x.jpg  猫  1.0000"
 
 
 def test_names_cannot_break_a_line() -> None:
-    line = LineLayout.of(NAMES, None).line(Prediction("a\nb\x1b[31m\udcff.jpg", 0, "猫", 1.0, (("猫", 1.0),)))
+    line = layout_of(NAMES, None).line(ClassPrediction("a\nb\x1b[31m\udcff.jpg", 0, "猫", 1.0, (("猫", 1.0),)))
     assert line.startswith("a\\nb\\x1b[31m\\udcff.jpg ")
 
 

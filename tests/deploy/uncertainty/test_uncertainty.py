@@ -31,8 +31,8 @@ from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, Sample, read_list
 from deploy.backends.base import BackendError
 from deploy.backends.torch_backend import CheckpointBackend
+from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.decision import Decision, decide
-from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
 from deploy.inference.result_writer import open_results
 from deploy.inference.uncertainty_scores import ClassMeans, UncertaintyError, split_entropy, uncertainty_of
@@ -435,7 +435,7 @@ def test_metadata_without_calibration_stay_as_they_were() -> None:
         ({"score": "distance"}, "calibration cannot have score 'distance'"),
         ({"target_risk": 1.5}, "calibration cannot have target_risk 1.5"),
         ({"confidence": float("nan")}, "calibration cannot have confidence nan"),
-        ({"pictures": True}, "calibration cannot have images True"),
+        ({"pictures": True}, "calibration cannot have pictures True"),
         ({"surplus": 1}, "calibration must have score, target_risk, "),
     ],
 )
@@ -544,7 +544,7 @@ def test_csv_columns_stand_before_the_error(shades: list[str], tmp_path: Path) -
     predictor = Predictor(
         BrightnessBackend(), metadata_with(), Repetition(view_passes(BrightnessBackend(), metadata_with(), ()))
     )
-    with open_results(tmp_path / "r.csv", 1, predictor.details) as results:
+    with open_results(tmp_path / "r.csv", predictor.csv_columns(1)) as results:
         for prediction in predictor.predict_files([shades[1], str(tmp_path / "none.png")]):
             results.write(prediction)
     header, first, second = (tmp_path / "r.csv").read_text(encoding="utf-8-sig").splitlines()
@@ -749,9 +749,9 @@ def test_what_was_set_aside_is_ranked_drawn_and_listed(shades: list[str], tmp_pa
     for path, doubt in zip(shades, doubts, strict=True):
         decision = "accept" if doubt < 0.2 else "set_aside"
         aside.add(
-            Prediction(path, 0, "猫", 1 - doubt, uncertainty=doubt, decision=decision, conformal_set=("猫", "dog"))
+            ClassPrediction(path, 0, "猫", 1 - doubt, uncertainty=doubt, decision=decision, conformal_set=("猫", "dog"))
         )
-    aside.add(Prediction("bad.png", error="it is empty"))
+    aside.add(ClassPrediction("bad.png", error="it is empty"))
     aside.finish()
     folder = tmp_path / "aside"
     names = ["0001_090.png", "0002_180.png", "0003_255.png", "0004_000.png"]
@@ -787,7 +787,7 @@ def test_a_list_to_label_holds_any_name(tmp_path: Path) -> None:
     found = [b"a\nb.png", b"c\rd.png", b"\xff.png", "猫 ----1.png".encode()]
     for index, name in enumerate(found):
         path = grey(tmp_path / os.fsdecode(name), index)
-        aside.add(Prediction(path, 0, "猫", 0.5, uncertainty=0.5 - index / 10, decision="set_aside"))
+        aside.add(ClassPrediction(path, 0, "猫", 0.5, uncertainty=0.5 - index / 10, decision="set_aside"))
     aside.finish()
     listed = tmp_path / "aside/to_label.txt"
     listed.write_text(listed.read_text(encoding="utf-8").replace("?\n", "2\n"), encoding="utf-8")
@@ -799,7 +799,7 @@ def test_a_list_to_label_holds_any_name(tmp_path: Path) -> None:
 def test_a_long_name_keeps_its_end(tmp_path: Path) -> None:
     path = grey(tmp_path / ("猫" * 80 + ".png"), 9)
     aside = SetAside(tmp_path / "aside", metadata_with())
-    aside.add(Prediction(path, 0, "猫", 0.5, uncertainty=0.5, decision="set_aside"))
+    aside.add(ClassPrediction(path, 0, "猫", 0.5, uncertainty=0.5, decision="set_aside"))
     aside.finish()
     (copy,) = (tmp_path / "aside").glob("0001_*.png")
     assert copy.name.endswith("猫猫.png") and len(copy.name.encode()) < 255
