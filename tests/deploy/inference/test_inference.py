@@ -290,7 +290,7 @@ def test_an_older_results_file_outlives_a_net_that_answers_nothing(
     output = tmp_path / "r.csv"
     output.write_text("precious")
     for ending, text in (
-        ("onnx", r"model\.onnx: its net gives logits \(N, 3\), its metadata says \(N, 4\)"),
+        ("onnx", r"model\.onnx: its net returns logits \(N, 3\), its metadata says \(N, 4\)"),
         ("pt", r"the jit net gives \(6, 3\) instead of \(6, 4\): not its metadata"),
     ):
         path = WRITERS[ending](net, tmp_path / f"model.{ending}", metadata, example_of(metadata))
