@@ -1,6 +1,6 @@
 """Files that appear complete or not at all: written beside their place, then renamed.
 
-This is the one place of the project that does so; tests/test_architecture.py holds it.
+No other module does so; tests/test_architecture.py checks it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class ResultsError(UserError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into a ResultsError that names the path."""
+    """Turn an OSError into a ResultsError that names the path."""
     try:
         yield
     except OSError as error:
@@ -27,7 +27,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ResultsError unless the folder is there, or can be made, and may be written to."""
+    """Raise ResultsError unless the folder exists or can be made, and may be written to."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists() or parent.is_symlink())
     if not there.exists():
         raise ResultsError(f"{there}: it is a link to {there.readlink()}, which is not there")
@@ -43,12 +43,17 @@ def atomic_path(
 ) -> Iterator[Path]:
     """Yield a temporary path in the same folder that becomes `target` when the block ends, and is removed on an error.
 
-    See `move_into_place`. Raises OSError, and what the block raises.
+    See `move_into_place`. Raises OSError, which names the target where it names no other file, and what the block
+    raises.
     """
     temporary = temporary_path(target)
     try:
         yield temporary
         move_into_place(temporary, target, durable=durable, before_replace=before_replace)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(target)
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -79,19 +84,19 @@ def move_into_place(
 
 
 def temporary_path(target: Path) -> Path:
-    """Return this process's own name beside `target`; a short one where the target's is as long as allowed."""
+    """Return this process's own path beside `target`: with a short name where the target's is as long as allowed."""
     name = f".{target.name}.{os.getpid()}.tmp"
     return target.with_name(name if len(os.fsencode(name)) <= 255 else f".{os.getpid()}.tmp")
 
 
 def sync_file(path: Path) -> None:
-    """Have a file's bytes reach the disk. Raises OSError."""
+    """Write a file's bytes through to the disk. Raises OSError."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a folder's names reach the disk. Raises OSError."""
+    """Write a folder's entries through to the disk. Raises OSError."""
     if os.name != "posix":  # Windows cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What every command-line program shares: number types and exit codes."""
+"""What every command-line program shares: the types of its flags, and its exit codes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import ProgramError, UserError
@@ -18,16 +19,18 @@ EXIT_MISTAKE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
-    """Give what reads a number from `low` to `high` off the command line: a whole one where `low` is."""
-    is_whole = isinstance(low, int)
+    """Return a parser of a flag's number from `low` to `high`: of a whole one, an int, where `low` is an int.
+
+    It raises ArgumentTypeError.
+    """
+    kind, title = (int, "a whole number") if isinstance(low, int) else (float, "a number")
 
     def parse(text: str) -> float:
         try:
-            value = int(text) if is_whole else float(text)
+            value: float = kind(text)
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            title = "a whole number" if is_whole else "a number"
             raise argparse.ArgumentTypeError(f'must be {title} from {low} to {high}, got "{text}"')
         return value
 
@@ -35,21 +38,10 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 
 def named_path(text: str) -> Path:
-    """Read a path. Raises ArgumentTypeError for an empty text, which would be the present folder."""
+    """Return a flag's path. Raises ArgumentTypeError for an empty text, which would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("must be a path, got an empty text")
     return Path(text)
-
-
-def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """Give what reads a flag's whole number from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text[:10]) <= high:
-            raise argparse.ArgumentTypeError(f'must be a whole number from {low} to {high}, got "{text}"')
-        return int(text)
-
-    return parse
 
 
 def run_program(
@@ -57,11 +49,11 @@ def run_program(
 ) -> int:
     """Run a program's work and return its exit code: what ends it becomes one line on stderr.
 
-    2: a UserError, or a file that the system refuses (OSError); a ProgramError's own code; 128 + n: ended by signal n;
-    141: whoever read stdout has gone. Any other exception is a bug and keeps its traceback. `report` takes the line and
-    the error instead of stderr.
+    2: a UserError or an OSError; a ProgramError's own code; 128 + n: ended by signal n; 141: the reader of stdout has
+    gone. Any other exception is a bug and keeps its traceback. `report` receives the line and the error instead of
+    stderr.
     """
-    if sys.stdout is None:  # closed by the parent process: the lines go nowhere
+    if sys.stdout is None:  # closed by the parent process
         sys.stdout = io.StringIO()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
@@ -77,10 +69,10 @@ def run_program(
         report(f"{program}: {error}", error)
         return error.exit_code
     except BrokenPipeError:
-        _forget_stdout()
+        discard_stdout()
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        report(f"{program}: {_refusal(error)}", error)
+        report(f"{program}: {os_error_text(error)}", error)
         return EXIT_MISTAKE
     except Stopped as error:
         report(f"{program}: {error}", error)
@@ -89,17 +81,18 @@ def run_program(
         return 128 + signal.SIGINT
 
 
-def _print_to_stderr(line: str, error: BaseException) -> None:
-    print(line, file=sys.stderr)
-
-
-def _refusal(error: OSError) -> str:
-    """Return what the system refused: a path, or, where it names none, stdout on a full disk."""
+def os_error_text(error: OSError) -> str:
+    """Return the path and the system's reason; an error without a path is stdout's, whose buffer is then discarded."""
     if error.filename is None:
-        _forget_stdout()
+        discard_stdout()
     return f"{error.filename or 'stdout'}: {error.strerror or error}"
 
 
-def _forget_stdout() -> None:
-    """Let what is still in stdout's buffer go nowhere, so that Python does not complain when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def discard_stdout() -> None:
+    """Discard what is still in stdout's buffer, so that Python does not complain about it when it ends."""
+    with suppress(OSError):  # stdout is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_to_stderr(line: str, error: BaseException) -> None:
+    print(line, file=sys.stderr)

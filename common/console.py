@@ -8,12 +8,12 @@ DOTS = "..."
 
 
 def text_columns(text: str) -> int:
-    """Count the terminal columns of a text: two for a wide (Chinese) character, none for a combining mark."""
+    """Return the terminal columns of a text: two for a wide (Chinese) character, none for a combining mark."""
     return sum(_columns(character) for character in text)
 
 
 def elide(text: str, columns: int) -> str:
-    """Cut the middle out of a text that is wider than `columns`; the end, where a file's name stands, keeps more."""
+    """Return a text without its middle where it is wider than `columns`; the end, with a file's name, keeps more."""
     if text_columns(text) <= columns:
         return text
     room = columns - len(DOTS)
@@ -23,14 +23,14 @@ def elide(text: str, columns: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape what would break a line or move the cursor: control characters, and bytes that are not UTF-8."""
+    """Return a text with control characters, and bytes that are not UTF-8, as escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _fitting(text: str, columns: int) -> str:
-    """Give the longest beginning of a text that fits."""
+    """Return the longest beginning of a text that fits."""
     for length, character in enumerate(text):
         columns -= _columns(character)
         if columns < 0:

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """Turn a value into what strict JSON in UTF-8 can hold: None for NaN, text for what is neither number nor list."""
+    """Return a value as strict JSON in UTF-8 can hold it: None for NaN, text for what is neither number nor list."""
     if isinstance(value, dict):
         return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -15,7 +15,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal,
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that ends the program; no ordinary error, so that nothing on the way takes it for its own."""
+    """A signal that ends the program; not an Exception, so that no handler of ordinary errors catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -24,7 +24,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_signals(*others: signal.Signals) -> Iterator[None]:
-    """Let SIGTERM, a closed terminal and `others` raise Stopped. One ignored from the start, as by nohup, stays so."""
+    """Make SIGTERM, a closed terminal and `others` raise Stopped. One that is ignored, as by nohup, stays so."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise Stopped(number)
@@ -42,10 +42,10 @@ def ended_by_signals(*others: signal.Signals) -> Iterator[None]:
 
 
 class StopRequest:
-    """While entered, the first of STOPPING is only noted in `received`; a second Ctrl-C interrupts at once."""
+    """While entered, the first signal of STOPPING is only noted in `received`; a second Ctrl-C interrupts at once."""
 
-    def __init__(self, word: str = "") -> None:
-        self.word = word  # said at once, when the signal arrives
+    def __init__(self, message: str = "") -> None:
+        self.message = message  # printed on stderr as soon as the signal arrives
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -53,7 +53,7 @@ class StopRequest:
         for number in STOPPING:
             try:
                 self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: whoever started the thread handles signals
+            except ValueError:  # not in the main thread, which alone handles signals
                 break
         return self
 
@@ -70,22 +70,22 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.received is None and self.word:
-            os.write(2, f"\n{self.word}\n".encode())  # a handler may interrupt a print, so not print
+        if self.received is None and self.message:
+            os.write(2, f"\n{self.message}\n".encode())  # a handler may interrupt a print, so not print
         self.received = signal.Signals(number)
 
 
 @contextmanager
-def children_wait() -> Iterator[None]:
-    """Hear of a child that died only afterwards: the loaders' handler raises wherever it interrupts, also a write."""
+def deferred_child_signals() -> Iterator[None]:
+    """Defer SIGCHLD to the end of the block: the loaders' handler raises wherever it interrupts, also in a write."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before = signal.signal(signal.SIGCHLD, lambda number, frame: came.append(number))
+    received: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, frame: received.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
-    if came and callable(before):
+    if received and callable(before):
         before(signal.SIGCHLD, None)

@@ -1,4 +1,4 @@
-"""What the numbers of an export were measured on: the machine, and the versions of what ran there."""
+"""The machine that an export is measured on, and the versions of its packages."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 PACKAGES = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
 
 
-def machine() -> dict[str, Any]:
-    """Give processor, instructions, GPU, threads and system, as plain values."""
+def machine_info() -> dict[str, Any]:
+    """Return processor, instructions, GPU, threads and system, as plain values."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()
@@ -29,8 +29,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Give the versions of Python and of the packages that are installed."""
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of those of PACKAGES that are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

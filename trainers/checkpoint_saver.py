@@ -6,7 +6,7 @@ from pathlib import Path
 
 from artifacts.archive import clear_leftovers, is_complete, remove_backups
 from artifacts.checkpoint import Checkpoint, save_checkpoint
-from common.signals import children_wait
+from common.signals import deferred_child_signals
 
 
 class Saver:
@@ -25,7 +25,7 @@ class Saver:
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """Write the best checkpoint. Raises CheckpointError."""
-        with children_wait():
+        with deferred_child_signals():
             save_checkpoint(checkpoint, self.best)
 
     def save_last(self, checkpoint: Checkpoint) -> None:
@@ -39,6 +39,6 @@ class Saver:
             for path in (self.last, self.best):
                 clear_leftovers(path)
             keeps = self.goes_on and is_complete(self.last)
-        with children_wait():
+        with deferred_child_signals():
             save_checkpoint(checkpoint, self.last, backups=self._backups if keeps else 0)
         self._has_saved = True

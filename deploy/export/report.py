@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic_io import write_atomic
-from common.system_info import machine, versions
+from common.system_info import machine_info, package_versions
 from deploy.export.parity import (
     BATCH,
     LEAST_AGREEMENT,
@@ -114,8 +114,8 @@ class ExportReport:
                 "least_cosine_of_features": LEAST_COSINE,
             },
             "batch_size": BATCH,
-            "machine": machine(),
-            "versions": versions(),
+            "machine": machine_info(),
+            "versions": package_versions(),
         }
 
     def write(self, path: Path) -> None:

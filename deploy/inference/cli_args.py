@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from common.cli import named_path, whole_number
+from common.cli import named_path, number
 from configs.schema import DEFAULT_CONFIG
 from deploy.backends.base import PRECISION_HELP, PRECISIONS, RUNTIMES
 
@@ -80,8 +80,8 @@ def add_net(parser: argparse.ArgumentParser, weights: int | str | None = None) -
     )
     add("-net", "--net", metavar="NAME", help="instead of the config's model_net_name")
     add("-model", "--model", "-module", "--module", metavar="MODULE", help="instead of the config's model_module_name")
-    add("-cls", "--cls", metavar="N", type=whole_number(2, 10**9), help="instead of the config's num_classes")
-    add("-size", "--size", metavar="N", type=whole_number(1, 8192), help="instead of img_height and img_width")
+    add("-cls", "--cls", metavar="N", type=number(2, 10**9), help="instead of the config's num_classes")
+    add("-size", "--size", metavar="N", type=number(1, 8192), help="instead of img_height and img_width")
 
 
 def _add_conversions(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +103,7 @@ def _add_conversions(parser: argparse.ArgumentParser) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
-    add("--topk", metavar="K", type=whole_number(1, 10**9), default=5, help="classes told of an image (default 5)")
+    add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes told of an image (default 5)")
     add(
         "--output",
         metavar="F",
@@ -135,9 +135,9 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say how and where it runs."""
     add = parser.add_argument_group("machine").add_argument
-    add("--batch_size", metavar="N", type=whole_number(1, 65536), default=32, help="images at once (default 32)")
+    add("--batch_size", metavar="N", type=number(1, 65536), default=32, help="images at once (default 32)")
     workers = min(os.cpu_count() or 1, 16)
-    add("--workers", metavar="N", type=whole_number(1, 256), default=workers, help="threads that decode")
+    add("--workers", metavar="N", type=number(1, 256), default=workers, help="threads that decode")
     add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add(
         "--runtime",

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from common.cli import EXIT_BROKEN_PIPE, _forget_stdout, _refusal
+from common.cli import EXIT_BROKEN_PIPE, discard_stdout, os_error_text
 from common.console import text_columns
 from common.errors import UserError
 from common.signals import StopRequest
@@ -63,10 +63,10 @@ def predict_all(
                     tally.exit_code = 128 + stop.received
                     break
         except BrokenPipeError:  # the reader of the lines has gone
-            _forget_stdout()
+            discard_stdout()
             tally.exit_code = EXIT_BROKEN_PIPE
         except OSError as error:
-            tally.problem, tally.exit_code = _refusal(error), 2
+            tally.problem, tally.exit_code = os_error_text(error), 2
         except UserError as error:  # the net or the disk failed: the results so far are kept
             if not tally.predicted and not tally.failed:
                 raise  # there are none: those of an earlier run stay

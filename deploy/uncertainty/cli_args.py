@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from artifacts.calibration import SCORES
-from common.cli import named_path, whole_number
+from common.cli import named_path, number
 from deploy.inference.cli_args import DEFAULT_RESULT, add_images, add_machine, add_net
 from deploy.uncertainty.calibration import DEFAULT_SCORE
 
@@ -99,7 +99,7 @@ def _add_repetition(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--repeat", choices=REPEATS, help="dropout kept on, or several views of each image")
     group.add_argument(
-        "--passes", metavar="N", type=whole_number(2, 1000), help=f"with --repeat dropout (default {DEFAULT_PASSES})"
+        "--passes", metavar="N", type=number(2, 1000), help=f"with --repeat dropout (default {DEFAULT_PASSES})"
     )
     group.add_argument(
         "--views",
@@ -111,7 +111,7 @@ def _add_repetition(parser: argparse.ArgumentParser) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
-    add("--topk", metavar="K", type=whole_number(1, 10**9), default=1, help="classes told of an image (default 1)")
+    add("--topk", metavar="K", type=number(1, 10**9), default=1, help="classes told of an image (default 1)")
     add("--output", metavar="F", type=named_path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_OUTPUT})")
     add(
         "--set_aside",
