@@ -97,6 +97,53 @@ def test_flags_belong_to_their_own_command() -> None:
             assert owner == item or owner in (package, sisters.get(package)), f"{path} imports {item}"
 
 
+def renames(code: str) -> set[str]:
+    """Return how a module renames files, or makes temporary ones in order to."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil", "tempfile"):
+            found |= {name.name for name in node.names} & {"replace", "rename", "move", "mkstemp"}
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        name, owner = node.func.attr, ast.unparse(node.func.value)
+        of_path = name in ("replace", "rename") and len(node.args) == 1 and not node.keywords  # a text's takes two
+        of_module = f"{owner}.{name}" in ("os.replace", "os.rename", "shutil.move", "tempfile.mkstemp")
+        found |= {name} if of_path or of_module else set()
+    return found
+
+
+def test_what_renames_a_file() -> None:
+    for code in (
+        "Path(a).replace(b)",
+        "a.rename(b)",
+        "os.replace(a, b)",
+        "tempfile.mkstemp()",
+        "from os import rename",
+    ):
+        assert len(renames(code)) == 1, code
+    assert not renames("a.replace('x', 'y'); dataclasses.replace(a, x=1); date.replace(tzinfo=None); a.mkstemp()")
+
+
+def test_files_are_renamed_by_atomic_io_alone() -> None:
+    found = {str(path.relative_to(ROOT)): renames(path.read_text(encoding="utf-8")) for path in sources()}
+    assert {name: how for name, how in found.items() if how} == {
+        "common/atomic_io.py": {"replace"},
+        "data_loader/cache_builder.py": {"mkstemp"},  # a file that several processes write, and that may get no name
+        "deploy/export/staging.py": {"rename"},  # a folder that is found only when it is locked
+    }
+
+
+def test_private_names_stay_in_their_module() -> None:
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in {
+                *ALLOWED,
+                "deploy",
+                "tools",
+            }:
+                assert not [name.name for name in node.names if name.name.startswith("_")], path
+
+
 def test_configs_come_without_torch() -> None:
     for path in (ROOT / "configs").glob("*.py"):
         assert "import torch" not in path.read_text(encoding="utf-8"), path
