@@ -7,7 +7,7 @@ class UserError(ValueError):
     """A mistake of the user's, or something of theirs that cannot be used; the message is the one sentence to show.
 
     It names what, where, the value and the remedy. `run_program` prints it and ends with exit code 2. Every error class
-    of the project that stands for such a mistake descends from this one, so that a ValueError of any other kind is a
+    of the project for such a mistake descends from this one, so that a ValueError of any other kind is a
     bug and keeps its traceback.
     """
 

@@ -137,12 +137,12 @@ def _check_next_stage(config: Config, wrong: set[str], check_files: bool, checks
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return a file's values, and a sentence for each key that stands twice. Raises ConfigError."""
+    """Return a file's values, and a sentence for each key that is given twice. Raises ConfigError."""
     problems: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
-        problems.extend(f'{path}: key "{key}" stands twice' for key in sorted({k for k in keys if keys.count(k) > 1}))
+        problems.extend(f'{path}: key "{key}" is given twice' for key in sorted({k for k in keys if keys.count(k) > 1}))
         return dict(pairs)
 
     try:

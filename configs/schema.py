@@ -35,7 +35,7 @@ class Config(BaseModel):
     val_data_root_dir: str = Field(description="folder that the validation list's paths start from")
     train_data_file: str = Field("", description="txt list for training; empty: one folder a class under the root dir")
     val_data_file: str = Field("", description="txt list for validation; empty: one folder a class under the root dir")
-    file_label_separator: str = Field("----", min_length=1, description="what stands between path and label")
+    file_label_separator: str = Field("----", min_length=1, description="text between path and label")
     class_names_file: str = Field(
         "", description="one class name a line; empty: classes.txt beside the list, else the numbers"
     )

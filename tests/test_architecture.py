@@ -136,11 +136,7 @@ def test_files_are_renamed_by_atomic_io_alone() -> None:
 def test_private_names_stay_in_their_module() -> None:
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in {
-                *ALLOWED,
-                "deploy",
-                "tools",
-            }:
+            if isinstance(node, ast.ImportFrom) and node.module in MODULES:
                 assert not [name.name for name in node.names if name.name.startswith("_")], path
 
 

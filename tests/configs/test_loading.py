@@ -221,7 +221,7 @@ def test_missing_key_and_missing_files(tmp_path: Path, classic: dict[str, Any]) 
     [
         ('{"a": 1,}', "a.json:1:9: not valid JSON: "),
         ("[1]", 'a.json: a config is a JSON object {"key": value, ...}, got [1]'),
-        ('{"num_epochs": 1, "num_epochs": 2}', 'a.json: key "num_epochs" stands twice'),
+        ('{"num_epochs": 1, "num_epochs": 2}', 'a.json: key "num_epochs" is given twice'),
         ('{"num_epochs": ' + "1" * 5000 + "}", "a.json: Exceeds the limit"),
         ("[" * 100_000, "a.json: nested too deeply for a config"),
     ],
