@@ -62,10 +62,7 @@ def run_program(
         exit_code = work()
         sys.stdout.flush()
         return exit_code
-    except UserError as error:
-        report(f"{program}: {error}", error)
-        return EXIT_MISTAKE
-    except ProgramError as error:
+    except (UserError, ProgramError, Stopped) as error:
         report(f"{program}: {error}", error)
         return error.exit_code
     except BrokenPipeError:
@@ -74,9 +71,6 @@ def run_program(
     except OSError as error:
         report(f"{program}: {os_error_text(error)}", error)
         return EXIT_MISTAKE
-    except Stopped as error:
-        report(f"{program}: {error}", error)
-        return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 

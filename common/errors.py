@@ -11,6 +11,8 @@ class UserError(ValueError):
     bug and keeps its traceback.
     """
 
+    exit_code = 2
+
 
 class ProgramError(RuntimeError):
     """A program that cannot go on, for no mistake of the user's; the message is the sentence to show."""
