@@ -46,7 +46,7 @@ def make_app(state: ServiceState, page: Path = PAGE) -> ASGIApp:
 
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> Response:
-        return error_response(request, 500, "the service failed; its log says why")
+        return error_response(request, 500, "internal error; see the log of the service")
 
     return AuthMetricsMiddleware(app, state)
 

@@ -149,7 +149,7 @@ class MicroBatcher:
             return self._deliver([(job, index, None)])
         started = time.perf_counter()
         try:
-            prepared = self._decoder.prepared(data, may_be_large=may_be_large)
+            prepared = self._decoder.prepare(data, may_be_large=may_be_large)
         except Exception as error:  # a bug: the request fails, and does not wait for ever
             return self._deliver([(job, index, error)])
         seconds = time.perf_counter() - started

@@ -23,7 +23,7 @@ from deploy.service.batching import MicroBatcher
 from deploy.service.heatmaps import HeatMaps
 from deploy.service.http_protocol import DISCONNECTED, PENDING
 from deploy.service.limits import Limits
-from deploy.service.request_parser import RequestError, Upload, name_of, read_upload
+from deploy.service.request_parser import RequestError, Upload, content_name, read_upload
 from deploy.service.routes import HEATMAP, Route
 
 SMALL_BODY_BYTES = 65_536  # parsing it takes less time than handing it to a thread
@@ -97,7 +97,7 @@ class PredictHandler:
         predictions = await self._wait(request, self._batcher.submit(upload.images), deadline)
         for index, prediction in enumerate(predictions):
             if prediction.error:
-                raise RequestError(422, f"{name_of(index, len(predictions))}: {prediction.error}")
+                raise RequestError(422, f"{content_name(index, len(predictions))}: {prediction.error}")
         entries = [route.entry(prediction, self._metadata, upload.switches) for prediction in predictions]
         if self._heatmaps is not None and upload.switches.get(f"need_{HEATMAP}"):
             for entry, data, prediction in zip(entries, upload.images, predictions, strict=True):

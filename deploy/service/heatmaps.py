@@ -44,10 +44,10 @@ class HeatMaps:
     def _decode(self, data: bytes, may_be_large: bool) -> tuple[Image.Image, np.ndarray]:
         """Return the RGB image to draw on, at most MAX_SIDE_PX, and the net's input, float32 (C, H, W)."""
         preprocess = self._metadata.preprocess
-        decoded = of_net = self._decoder.decode(data, 3, may_be_large=may_be_large)
+        decoded = net_image = self._decoder.decode(data, 3, may_be_large=may_be_large)
         if preprocess.channels != 3:
-            of_net = self._decoder.decode(data, preprocess.channels, may_be_large=may_be_large)
-        image = preprocess(as_array(of_net))
+            net_image = self._decoder.decode(data, preprocess.channels, may_be_large=may_be_large)
+        image = preprocess(as_array(net_image))
         if max(decoded.size) > MAX_SIDE_PX:
             decoded.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
         return decoded, image

@@ -1,6 +1,7 @@
 """HTTP/1.1 below the routes: uvicorn's protocol, with limits on what arrives before and between requests.
 
-It builds on members of uvicorn that are no public interface: uvicorn_members.py lists all of them.
+It builds on members of uvicorn that are no public interface. tests/deploy/service/test_uvicorn_members.py lists them
+and the versions that were tested, and fails when uvicorn changes one.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class ImageDecoder:
                 f"megapixels and {workers} workers, got {memory_bytes // 10**6}"
             )
 
-    def prepared(self, data: bytes, *, may_be_large: bool) -> Prepared:
+    def prepare(self, data: bytes, *, may_be_large: bool) -> Prepared:
         """Return an image decoded and preprocessed for the net, or the reason why it cannot be used."""
         try:
             image = self.decode(data, self._metadata.preprocess.channels, may_be_large=may_be_large)

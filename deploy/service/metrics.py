@@ -19,16 +19,20 @@ class Metrics:
     def __init__(self, paths: Iterable[str]) -> None:
         self._paths = frozenset(paths)
         self._registry = CollectorRegistry()
-        to, of = self._registry, ("route", "code")
-        self._requests = Counter("service_requests", "Requests by route and code", of, registry=to)
-        self._errors = Counter("service_errors", "Requests with a code of 400 or above", of, registry=to)
+        registry, labels = self._registry, ("route", "code")
+        self._requests = Counter("service_requests", "Requests by route and code", labels, registry=registry)
+        self._errors = Counter("service_errors", "Requests with a code of 400 or above", labels, registry=registry)
         self._seconds = Histogram(
-            "service_request_seconds", "From the headers to the response", ("route",), buckets=SECONDS, registry=to
+            "service_request_seconds",
+            "From the headers to the response",
+            ("route",),
+            buckets=SECONDS,
+            registry=registry,
         )
-        self._batch = Histogram("service_batch_pictures", "Images in a batch", buckets=BATCH_SIZES, registry=to)
-        self._net = Histogram("service_net_seconds", "Time of a batch in the net", buckets=SECONDS, registry=to)
-        self._queue = Gauge("service_queue_pictures", "Images decoding, waiting or in the net", registry=to)
-        ProcessCollector(registry=to)
+        self._batch = Histogram("service_batch_pictures", "Images in a batch", buckets=BATCH_SIZES, registry=registry)
+        self._net = Histogram("service_net_seconds", "Time of a batch in the net", buckets=SECONDS, registry=registry)
+        self._queue = Gauge("service_queue_pictures", "Images decoding, waiting or in the net", registry=registry)
+        ProcessCollector(registry=registry)
 
     def watch_queue(self, length: Callable[[], int]) -> None:
         """Read the queue's length from `length` at each scrape."""

@@ -49,7 +49,7 @@ def read_upload(body: bytes, content_type: str, defaults: Mapping[str, bool], li
         elif kind in KINDS:
             contents, given = _read_form(_fields(kind, body, content_type, limits), defaults)
         else:
-            got = f"got {quoted(kind)}" if kind else "and there is none"
+            got = f"got {quote(kind)}" if kind else "and there is none"
             raise RequestError(415, f"the Content-Type must be {', '.join(KINDS[:2])} or {KINDS[2]}, {got}")
     except FormError as error:
         raise RequestError(error.status, str(error)) from error
@@ -58,16 +58,16 @@ def read_upload(body: bytes, content_type: str, defaults: Mapping[str, bool], li
     count = len(contents)
     if count > limits.max_pictures:
         raise RequestError(413, f"a request may hold {limits.max_pictures} images, this one has {count}")
-    images = [_encoded_image(content, name_of(index, count), limits) for index, content in enumerate(contents)]
+    images = [_encoded_image(content, content_name(index, count), limits) for index, content in enumerate(contents)]
     return Upload(images, {**defaults, **{name: _switch(name, value) for name, value in given.items()}})
 
 
-def name_of(index: int, count: int) -> str:
+def content_name(index: int, count: int) -> str:
     """Return the name of an image in messages: its place in the request."""
     return CONTENT if count == 1 else f"{CONTENT}[{index}]"
 
 
-def quoted(value: object) -> str:
+def quote(value: object) -> str:
     """Quote a value of the request, cut to SHOWN_CHARACTERS."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
@@ -125,7 +125,7 @@ def _encoded_image(content: object, name: str, limits: Limits) -> bytes:
         except ValueError as error:
             raise RequestError(400, f"{name}: it is neither base64 nor a data URL") from error
     if not isinstance(content, bytes):
-        raise RequestError(400, f"{name} must be a text in base64, got {quoted(content)}")
+        raise RequestError(400, f"{name} must be a text in base64, got {quote(content)}")
     if len(content) > max_bytes:
         raise RequestError(413, f"{name}: the image has more than {limits.max_picture_mb} MB")
     return content
@@ -148,5 +148,5 @@ def _switch(name: str, value: object) -> bool:
         return value
     found = SWITCHES.get(value.strip().lower()) if isinstance(value, str) else None
     if found is None:
-        raise RequestError(400, f"{name} must be true or false, got {quoted(value)}")
+        raise RequestError(400, f"{name} must be true or false, got {quote(value)}")
     return found

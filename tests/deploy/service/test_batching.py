@@ -377,13 +377,13 @@ def test_a_damaged_avif_is_an_image_error() -> None:
     half = len(file.getvalue()) // 2
     data = file.getvalue()[:half] + bytes(half)
     decoder = ImageDecoder(METADATA, 10**6, 10**9, 1)
-    assert decoder.prepared(data, may_be_large=True).error.startswith("it is damaged: Failed to decode ")
+    assert decoder.prepare(data, may_be_large=True).error.startswith("it is damaged: Failed to decode ")
 
 
 def test_the_nets_own_pixel_limit_applies_as_well() -> None:
     metadata = ModelMetadata(METADATA.class_names, Preprocess(8, 8, max_pixels=50), {})
     decoder = ImageDecoder(metadata, 10**6, 10**9, 1)
-    assert decoder.prepared(png(size=(10, 10)), may_be_large=True).error == "10x10 is more than max_pixels (50) allows"
+    assert decoder.prepare(png(size=(10, 10)), may_be_large=True).error == "10x10 is more than max_pixels (50) allows"
 
 
 def test_too_little_memory_to_decode_is_an_error_that_names_the_minimum() -> None:

@@ -160,7 +160,7 @@ def test_other_paths_and_methods(service: RunningService, method: str, path: str
 def test_a_bug_reveals_nothing_in_the_response(service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.service.handlers.read_upload", lambda *_: divmod(1, 0))
     status, response, _ = service.send("/predict", {"content": "YQ=="})
-    assert (status, response) == (500, {"code": 500, "msg": "the service failed; its log says why", "data": []})
+    assert (status, response) == (500, {"code": 500, "msg": "internal error; see the log of the service", "data": []})
 
 
 def test_a_failure_of_the_net_is_503_and_logged(service: RunningService, caplog: pytest.LogCaptureFixture) -> None:
