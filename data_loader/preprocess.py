@@ -41,6 +41,16 @@ BROKEN_EXIF = (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError
 # What Pillow's plugins raise on damaged files.
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, IndexError, RuntimeError)
 
+EMPTY = "it is empty (0 bytes)"
+TOO_MANY_PIXELS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+UNREADABLE = (*DAMAGED, *TOO_MANY_PIXELS, MemoryError)
+REASONS: dict[type[Exception], str] = {
+    FileNotFoundError: "no such file",
+    IsADirectoryError: "it is a folder",
+    PermissionError: "no permission to read it",
+    MemoryError: "it is too large for the memory",
+}
+
 _warnings_lock = threading.Lock()
 
 
@@ -65,7 +75,7 @@ def decode(
     """
     try:
         if isinstance(source, bytes) and not source:
-            raise ImageError("it is empty (0 bytes)")
+            raise ImageError(EMPTY)
         with _open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -76,22 +86,8 @@ def decode(
             return _to_8bit(_upright(image), channels)
     except ImageError:
         raise
-    except UnidentifiedImageError as error:
-        if not isinstance(source, bytes) and Path(source).is_file() and Path(source).stat().st_size == 0:
-            raise ImageError("it is empty (0 bytes)") from error
-        raise ImageError(f"it is not an image of a known format ({', '.join(FORMATS)})") from error
-    except FileNotFoundError as error:
-        raise ImageError("no such file") from error
-    except IsADirectoryError as error:
-        raise ImageError("it is a folder") from error
-    except PermissionError as error:
-        raise ImageError("no permission to read it") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"it has more pixels than max_pixels ({max_pixels}) allows") from error
-    except MemoryError as error:
-        raise ImageError("it is too large for the memory") from error
-    except DAMAGED as error:
-        raise ImageError(_damage(error)) from error
+    except UNREADABLE as error:
+        raise ImageError(_reason(error, source, max_pixels)) from error
 
 
 @dataclass(frozen=True)
@@ -197,8 +193,17 @@ def as_array(image: Image.Image) -> np.ndarray:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def _damage(error: Exception) -> str:
-    """Say why an image cannot be read; what the system refuses, which has a number, is no damage."""
+def _reason(error: Exception, source: str | Path | bytes, max_pixels: int) -> str:
+    """Return why an image cannot be read; an OSError with a number is the system's, and no damage to the file."""
+    if isinstance(error, UnidentifiedImageError):
+        if not isinstance(source, bytes) and Path(source).is_file() and Path(source).stat().st_size == 0:
+            return EMPTY
+        return f"it is not an image of a known format ({', '.join(FORMATS)})"
+    if isinstance(error, TOO_MANY_PIXELS):
+        return f"it has more pixels than max_pixels ({max_pixels}) allows"
+    for kind, reason in REASONS.items():
+        if isinstance(error, kind):
+            return reason
     if isinstance(error, OSError) and error.errno:
         return "no such file" if error.errno == errno.ELOOP else f"it cannot be read: {error.strerror}"
     return f"it is damaged: {str(error) or type(error).__name__}"
