@@ -4,7 +4,6 @@ import http.client
 import json
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,20 +26,7 @@ from tests.helpers.serving import (
     read_all,
     serving,
     wait,
-    write_page,
 )
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture(scope="module")
-def service(page: Path) -> Iterator[RunningService]:
-    with serving(page, "--max_body_mb", 1, "--max_picture_mb", 1, "--max_megapixels", 1, "--max_pictures", 4) as one:
-        yield one
-
 
 # --- predictions
 

@@ -5,11 +5,11 @@ import io
 import json
 import os
 import re
-import socket
+import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,7 @@ from tests.helpers.serving import (
     read_all,
     serving,
     wait,
-    write_page,
 )
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_page(tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture(scope="module")
-def service(page: Path) -> Iterator[RunningService]:
-    with serving(page, "--max_body_mb", 1, "--max_picture_mb", 1, "--max_megapixels", 1, "--max_pictures", 4) as one:
-        yield one
 
 
 @pytest.mark.parametrize("has_length", [True, False])
@@ -151,23 +139,28 @@ def test_what_is_no_http_gets_a_message(service: RunningService, sent: bytes) ->
 
 
 @pytest.fixture(scope="module")
-def strict(page: Path) -> Iterator[RunningService]:
-    limits = ("--header_timeout_s", 0.4, "--request_timeout_s", 0.8, "--queue", 2, "--max_pictures", 2)
-    with serving(page, *limits, "--max_connections", 20, "--max_pending_mb", 1, "--http_status", "ok") as one:
+def impatient(page: Path) -> Iterator[RunningService]:
+    with serving(page, "--header_timeout_s", 0.4, "--request_timeout_s", 0.8, "--http_status", "ok") as one:
         yield one
 
 
-def test_slow_headers_get_408(strict: RunningService) -> None:
+@pytest.fixture(scope="module")
+def small(page: Path) -> Iterator[RunningService]:
+    with serving(page, "--queue", 2, "--max_pictures", 2, "--max_connections", 20, "--max_pending_mb", 1) as one:
+        yield one
+
+
+def test_slow_headers_get_408(impatient: RunningService) -> None:
     for start in (b"", b"POST /predict HTTP/1.1\r\nhost: a\r\n", b"\r\n"):
-        with strict.connect() as connection:
+        with impatient.connect() as connection:
             connection.sendall(start)
             response = read_all(connection)
         assert response.startswith(b"HTTP/1.1 408 "), start
         assert b"the headers did not come within 0.4 seconds" in response
 
 
-def test_a_slow_body_gets_408_although_bytes_arrive(strict: RunningService) -> None:
-    with strict.connect() as connection:
+def test_a_slow_body_gets_408_although_bytes_arrive(impatient: RunningService) -> None:
+    with impatient.connect() as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n")
         for _ in range(6):
             connection.sendall(b"x")
@@ -181,57 +174,62 @@ def test_a_slow_body_gets_408_although_bytes_arrive(strict: RunningService) -> N
     }
 
 
-def test_http_status_ok_sends_200_with_the_code_in_the_body(strict: RunningService) -> None:
+def test_http_status_ok_sends_200_with_the_code_in_the_body(impatient: RunningService) -> None:
     for path, code in (("/predict", 400), ("/nowhere", 404)):
-        status, response, _ = strict.send(path, b"{")
+        status, response, _ = impatient.send(path, b"{")
         assert (status, response["code"]) == (200, code)
-    assert strict.metric('service_errors_total{code="400",route="/predict"}') == 1
-    assert strict.metric('service_errors_total{code="404",route="other"}') == 1
+    assert impatient.metric('service_errors_total{code="400",route="/predict"}') == 1
+    assert impatient.metric('service_errors_total{code="404",route="other"}') == 1
 
 
-def test_a_full_queue_and_a_net_that_is_too_slow(strict: RunningService) -> None:
-    strict.backend.gate.clear()
-    got: list[tuple[int, Any, Mapping[str, str]]] = []
+def test_a_net_that_is_too_slow(impatient: RunningService) -> None:
+    impatient.backend.gate.clear()
+    response = impatient.send("/predict", {"content": base64_of(png())})[1]
+    assert (response["code"], response["msg"]) == (503, "no response within 0.8 seconds; try again later")
+    impatient.backend.gate.set()
+    wait(impatient.is_empty)
+
+
+def test_a_full_queue(small: RunningService) -> None:
+    small.backend.gate.clear()
+    statuses: list[int] = []
     body = {"content": [base64_of(png())] * 2}
-    waiting = threading.Thread(target=lambda: got.append(strict.send("/predict", body)))
+    waiting = threading.Thread(target=lambda: statuses.append(small.send("/predict", body)[0]))
     waiting.start()
-    wait(lambda: strict.metric("service_queue_pictures") == 2)
-    _, response, headers = strict.send("/predict", body)
-    assert (response["code"], response["msg"]) == (503, "2 images are waiting; try again later")
+    wait(lambda: small.metric("service_queue_pictures") == 2)
+    status, response, headers = small.send("/predict", body)
+    assert (status, response["msg"]) == (503, "2 images are waiting; try again later")
     assert headers["retry-after"] == "1"
-    assert strict.get("/readyz")[:2] == (503, {"status": "not ready"})
+    assert small.get("/readyz")[:2] == (503, {"status": "not ready"})
+    small.backend.gate.set()
     waiting.join()
-    assert got[0][1]["msg"] == "no response within 0.8 seconds; try again later"
-    strict.backend.gate.set()
-    wait(strict.is_empty)
-    assert strict.get("/readyz")[:2] == (200, {"status": "ready"})
-    assert strict.send("/predict", body)[1]["code"] == 200
+    wait(small.is_empty)
+    assert small.get("/readyz")[:2] == (200, {"status": "ready"})
+    assert [*statuses, small.send("/predict", body)[0]] == [200, 200]
 
 
-def test_the_bodies_of_all_requests_have_a_limit(strict: RunningService) -> None:
-    def send(connection: socket.socket) -> None:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 900000\r\n\r\n" + bytes(600_000))
-
-    with strict.connect() as first, strict.connect() as second:
-        send(first)
-        time.sleep(0.1)
-        send(second)
-        response = json.loads(second.recv(65536).partition(b"\r\n\r\n")[2])
-        assert (response["code"], response["msg"]) == (503, "requests of 1 MB are in progress; try again later")
-        assert b'"code":408' in first.recv(65536)  # and its bytes no longer count
-    assert strict.send("/predict", {"content": base64_of(png()), "x": "y" * 900_000})[1]["code"] == 200
+def test_the_bodies_of_all_requests_have_a_limit(small: RunningService) -> None:
+    with small.connect() as first, small.connect() as second:
+        for connection in (first, second):
+            head = b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 900000\r\n\r\n"
+            connection.sendall(head + bytes(600_000))
+        refused = select.select([first, second], [], [], PATIENCE_S)[0]
+        response = json.loads(refused[0].recv(65536).partition(b"\r\n\r\n")[2])
+    assert (response["code"], response["msg"]) == (503, "requests of 1 MB are in progress; try again later")
+    body = {"content": base64_of(png()), "x": "y" * 900_000}
+    wait(lambda: small.send("/predict", body)[0] == 200)  # the bytes of closed connections no longer count
 
 
-def test_connections_have_a_limit(strict: RunningService) -> None:
-    wait(lambda: strict.get("/healthz")[0] == 200)
+def test_connections_have_a_limit(small: RunningService) -> None:
+    wait(lambda: small.get("/healthz")[0] == 200)
     with ExitStack() as held:
         for _ in range(20):
-            held.enter_context(strict.connect())
-        response = read_all(held.enter_context(strict.connect()))
+            held.enter_context(small.connect())
+        response = read_all(held.enter_context(small.connect()))
     assert response.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1\r\n" in response
     assert b"20 connections are open; try again later" in response
-    wait(lambda: strict.get("/healthz")[0] == 200)
-    assert b'service_errors_total{code="503",route="other"}' in strict.get("/metrics")[1]
+    wait(lambda: small.get("/healthz")[0] == 200)
+    assert b'service_errors_total{code="503",route="other"}' in small.get("/metrics")[1]
 
 
 def test_a_client_that_disconnects_leaves_nothing(service: RunningService) -> None:
@@ -285,39 +283,7 @@ def encoded(generator: np.random.Generator) -> bytes:
 
 def fuzzed(generator: np.random.Generator) -> tuple[bytes, str]:
     """Return a body and its type, most with an error or two."""
-    data = encoded(generator)
-    text = base64_of(data)
-    odd: list[Any] = [
-        None,
-        True,
-        1e308,
-        -1,
-        "",
-        "data:,",
-        "http://a",
-        "\ud800",
-        "\x00",
-        [],
-        {},
-        [[text]],
-        [text] * 9,
-        text[:-3],
-        f"data:image/png;base64,{text}",
-    ]
-    content = text if generator.random() < 0.5 else odd[generator.integers(len(odd))]
-    values = {"content": content, "need_heatmap": [True, False, "1", 2, None, "é"][generator.integers(6)], "loud": "x"}
-    if generator.random() < 0.5:
-        del values["need_heatmap"], values["loud"]
-    kind = generator.integers(4)
-    if kind == 0:
-        body, title = json.dumps(values).encode(), "application/json"
-    elif kind == 1:
-        body, title = (
-            f"content={content}&need_heatmap=%zz&=&&x".encode("utf-8", "replace"),
-            "application/x-www-form-urlencoded",
-        )
-    else:
-        body, title = multipart([("content", "a" if kind == 2 else None, data), ("need_heatmap", None, b"1")])
+    body, kind = request_body(generator)
     if generator.random() < 0.3:
         changed = bytearray(body)
         for _ in range(generator.integers(1, 4)):
@@ -326,14 +292,35 @@ def fuzzed(generator: np.random.Generator) -> tuple[bytes, str]:
     if generator.random() < 0.1:
         body = body[: generator.integers(len(body))]
     if generator.random() < 0.1:
-        title = [
-            "",
-            "text/plain",
-            "application/json; charset=\xff",
-            "multipart/form-data",
-            "multipart/form-data; boundary=" + "é" * 9,
-        ][generator.integers(5)]
-    return body, title
+        kind = WRONG_TYPES[generator.integers(len(WRONG_TYPES))]
+    return body, kind
+
+
+WRONG_TYPES = (
+    "",
+    "text/plain",
+    "application/json; charset=\xff",
+    "multipart/form-data",
+    "multipart/form-data; boundary=" + "é" * 9,
+)
+
+
+def request_body(generator: np.random.Generator) -> tuple[bytes, str]:
+    data = encoded(generator)
+    text = base64_of(data)
+    wrong: list[Any] = [None, True, 1e308, -1, "", "data:,", "http://a", "\ud800", "\x00", [], {}, [[text]], [text] * 9]
+    wrong += [text[:-3], f"data:image/png;base64,{text}"]
+    content = text if generator.random() < 0.5 else wrong[generator.integers(len(wrong))]
+    values = {"content": content, "need_heatmap": [True, False, "1", 2, None, "é"][generator.integers(6)], "loud": "x"}
+    if generator.random() < 0.5:
+        del values["need_heatmap"], values["loud"]
+    kind = generator.integers(4)
+    if kind == 0:
+        return json.dumps(values).encode(), "application/json"
+    if kind == 1:
+        form = f"content={content}&need_heatmap=%zz&=&&x"
+        return form.encode("utf-8", "replace"), "application/x-www-form-urlencoded"
+    return multipart([("content", "a" if kind == 2 else None, data), ("need_heatmap", None, b"1")])
 
 
 INTERNALS = rf"Traceback|File \"|0x[0-9a-f]{{6}}|site-packages|{re.escape(str(ROOT))}"
