@@ -79,8 +79,8 @@ def test_net_runs_under_autocast_and_in_half_precision() -> None:
         expected = net(images)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             under_autocast = net(images)
-        whole = net.bfloat16()(images.bfloat16())
-    for logits in (under_autocast, whole):
+        in_bfloat16 = net.bfloat16()(images.bfloat16())
+    for logits in (under_autocast, in_bfloat16):
         torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.05)
 
 
@@ -121,8 +121,8 @@ def test_features_equal_torchvisions_with_its_weights() -> None:
         logits = ours(images)
     assert torch.equal(features, expected)
     pooled = np.concatenate([gem_by_numpy(expected, 3.0), expected.double().numpy().mean(axis=(2, 3))], axis=1)
-    wanted = pooled @ ours.fc.weight.detach().double().numpy().T + ours.fc.bias.detach().double().numpy()
-    np.testing.assert_allclose(logits.numpy(), wanted, rtol=1e-4, atol=1e-5)
+    expected = pooled @ ours.fc.weight.detach().double().numpy().T + ours.fc.bias.detach().double().numpy()
+    np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 97), (28, 28)])

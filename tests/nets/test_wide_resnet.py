@@ -30,8 +30,8 @@ def build(module: str, name: str, size_px: int = 32, **model_args: Any) -> nn.Mo
     return build_net(f"{module}_module", name, num_classes=10, model_args=model_args, **sizes)
 
 
-def lively(net: nn.Module) -> nn.Module:
-    """Give the net in eval mode with batch norms of which nothing is 0 or 1, as after a training."""
+def with_trained_norms(net: nn.Module) -> nn.Module:
+    """Return the net in eval mode, its batch norms without values of 0 and 1, as after a training."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 2)
@@ -44,7 +44,7 @@ def lively(net: nn.Module) -> nn.Module:
 @pytest.fixture(scope="module")
 def wide() -> nn.Module:
     torch.manual_seed(0)
-    return lively(build("wide_resnet", "WideResNet", **SMALL))
+    return with_trained_norms(build("wide_resnet", "WideResNet", **SMALL))
 
 
 @pytest.fixture(scope="module")

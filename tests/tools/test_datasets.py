@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import types
 from collections import Counter
 from collections.abc import Iterator
@@ -260,19 +259,16 @@ def test_the_table_keeps_to_80_columns() -> None:
 
 
 @pytest.mark.parametrize("tool", ["make_lists", "make_mnist", "make_digits"])
-def test_help_is_quick_and_needs_no_heavy_module(tool: str) -> None:
+def test_help_needs_no_heavy_module(tool: str) -> None:
     code = (
         f"import sys, tools.{tool} as t\n"
         "try: t.main(['--help'])\n"
         "except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'torchvision', 'sklearn', 'numpy')))"
     )
-    start_s = time.perf_counter()
-    root = ROOT
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"usage: python -m tools.{tool}" in done.stdout
-    assert time.perf_counter() - start_s < 5
 
 
 # One image a digit validates, one trains, one tests.
