@@ -21,8 +21,8 @@ from platforms.tianji.files import (
     failed_test_metric,
     find_model,
     new_evaluation_path,
+    scale_accuracy,
     tested_metric,
-    written_accuracy,
 )
 from platforms.tianji.train import DATASETS
 
@@ -48,13 +48,13 @@ def run_test(args: argparse.Namespace) -> int:
             backend, metadata = load_backend(weights, device=args.device)
             model = model_of(metadata, weights)
             samples = read_test(args.dataset_path or DATASETS[model], metadata.class_names).samples
-            top1 = accuracy(Predictor(backend, metadata), samples)
+            accuracy = measure_accuracy(Predictor(backend, metadata), samples)
             seconds = time.perf_counter() - started
             path = new_evaluation_path(folder)
-            values = tested_metric(model, folder, path.name, top1, seconds)
+            values = tested_metric(model, folder, path.name, accuracy, seconds)
             write_json(path, values)
             write_json(runs.metric, values)
-    log(f"acc {written_accuracy(model, top1)} on {len(samples)} images, in {path} and {runs.metric}")
+    log(f"acc {scale_accuracy(model, accuracy)} on {len(samples)} images, in {path} and {runs.metric}")
     return 0
 
 
@@ -67,7 +67,7 @@ def model_of(metadata: ModelMetadata, weights: Path) -> str:
     raise PlatformError(f"{weights}: it holds a {net}; the platform's models are {' and '.join(MODULES)}")
 
 
-def accuracy(predictor: Predictor, samples: Sequence[Sample]) -> float:
+def measure_accuracy(predictor: Predictor, samples: Sequence[Sample]) -> float:
     """Return the share of images, from 0 to 1, whose predicted class is their label, over those with a prediction.
 
     Raises PlatformError where too many have none.

@@ -63,18 +63,20 @@ class Runs:
             os.close(lock)
 
 
-def trained_metric(model: str, name: str, folder: Path, top1: float, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Return the metric file of a training: `top1` from 0 to 1, seconds "total", "train_time" and "valid_time"."""
-    accuracy = written_accuracy(model, top1)
+def trained_metric(
+    model: str, name: str, folder: Path, accuracy: float, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the metric file of a training: accuracy from 0 to 1, seconds "total", "train_time" and "valid_time"."""
+    acc = scale_accuracy(model, accuracy)
     return {
         "recom_model": model,
         "gened_model_name": name,
         "metric_type": "acc",
-        "metric_value": accuracy,
+        "metric_value": acc,
         "used_models": model,
         "model_path": str(folder),
         "model_params": {},
-        "eval_result": {model: {"eval": {"acc": accuracy}}},
+        "eval_result": {model: {"eval": {"acc": acc}}},
         "predict_prob": {},
         "train_consuming": {model: {key: round(seconds[key], DIGITS) for key in ("total", "train_time", "valid_time")}},
     }
@@ -97,13 +99,13 @@ def failed_training_metric(model: str | None, folder: Path | None, error: str) -
     }
 
 
-def tested_metric(model: str, folder: Path, file_name: str, top1: float, seconds: float) -> dict[str, Any]:
-    """Return the evaluation of a model on `test`: `top1` from 0 to 1."""
+def tested_metric(model: str, folder: Path, file_name: str, accuracy: float, seconds: float) -> dict[str, Any]:
+    """Return the evaluation of a model on `test`: accuracy from 0 to 1."""
     return {
         "model_path": str(folder),
         "predict_result_filename": file_name,
         "preview_data": {},
-        "test_result": {model: {"test": {"acc": written_accuracy(model, top1)}}},
+        "test_result": {model: {"test": {"acc": scale_accuracy(model, accuracy)}}},
         "predict_prob": {},
         "test_consuming": {model: {"test": round(seconds, DIGITS)}},
     }
@@ -122,9 +124,9 @@ def failed_test_metric(folder: Path, error: str) -> dict[str, Any]:
     }
 
 
-def written_accuracy(model: str, top1: float) -> float:
+def scale_accuracy(model: str, accuracy: float) -> float:
     """Return an accuracy from 0 to 1 as the platform has it: PIM's in percent, SimSiam's as a share."""
-    return round(SCALE[model] * top1, DIGITS)
+    return round(SCALE[model] * accuracy, DIGITS)
 
 
 def generated_name(model: str, trial_name: str) -> str:

@@ -31,7 +31,7 @@ Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Places:
+class FixedKeys:
     """The keys of a config that the platform's flags and files fix: `advance_settings` may only repeat them.
 
     A key of the second stage is called "next_stage.<key>".
@@ -39,7 +39,7 @@ class Places:
 
     values: Settings
 
-    def fixed(self, key: str) -> tuple[bool, Any]:
+    def find(self, key: str) -> tuple[bool, Any]:
         """Return whether a key is fixed, and its value; a second stage inherits the first one's."""
         stage, _, inherited = key.rpartition(".") if key.startswith("next_stage.") else ("", "", key)
         for name in (key, inherited, *([stage] if stage else [])):
@@ -65,7 +65,7 @@ def read_annotation(text: str) -> Settings:
             raise PlatformError(f'--annotation_data: unknown key "{key}"{hint}')
     settings = data.get(SETTINGS, {})
     if not isinstance(settings, dict):
-        raise PlatformError(f"--annotation_data: {SETTINGS} must be an object {{...}}, got {_short(settings)}")
+        raise PlatformError(f"--annotation_data: {SETTINGS} must be an object {{...}}, got {_quote(settings)}")
     return settings
 
 
@@ -83,7 +83,7 @@ def requested_model(flag: str | None, settings: Settings) -> tuple[str | None, S
     requests = {where: model for where, model in given.items() if model is not None}
     for where, model in requests.items():
         if not (isinstance(model, str) and model in MODULES):
-            raise PlatformError(f"{where}: the platform's models are {' and '.join(MODULES)}, got {_short(model)}")
+            raise PlatformError(f"{where}: the platform's models are {' and '.join(MODULES)}, got {_quote(model)}")
     if len(set(requests.values())) > 1:
         pairs = ", ".join(f"{where} is {model}" for where, model in requests.items())
         raise PlatformError(f"two different models are given: {pairs}")
@@ -91,7 +91,7 @@ def requested_model(flag: str | None, settings: Settings) -> tuple[str | None, S
 
 
 def make_config(
-    model: str, *, uses_cuda: bool, places: Places, settings: Settings, log: Callable[[str], None]
+    model: str, *, uses_cuda: bool, fixed: FixedKeys, settings: Settings, log: Callable[[str], None]
 ) -> Config:
     """Choose the recipe, override it by `advance_settings`, and check it. Raises ConfigError with every mistake.
 
@@ -100,38 +100,38 @@ def make_config(
     Initial weights named in `advance_settings` are not replaced.
     """
     recipe = SIMSIAM_RECIPE if model == SIMSIAM else PIM_RECIPE if uses_cuda else PIM_SMALL_RECIPE
-    config = read_config(recipe, places, settings)
+    config = read_config(recipe, fixed, settings)
     if config.pretrained_file == "torchvision" and not any(key in settings for key in START_KEYS):
         problem = why_no_published_weights(config)
         if problem:
             recipe = PIM_SMALL_RECIPE
             log(f"{problem}\nso the net starts from random weights, which costs accuracy")
-            config = read_config(recipe, places, settings, FROM_SCRATCH)
+            config = read_config(recipe, fixed, settings, FROM_SCRATCH)
     log(f"{model} by configs/{recipe.name}" + (f" and {len(settings)} advance_settings" if settings else ""))
     return config
 
 
-def read_config(recipe: Path, places: Places, settings: Settings, start: Mapping[str, Any] | None = None) -> Config:
-    """Read a recipe, override it by `start`, `settings` and then `places`, and check it. Raises ConfigError."""
+def read_config(recipe: Path, fixed: FixedKeys, settings: Settings, start: Mapping[str, Any] | None = None) -> Config:
+    """Read a recipe, override it by `start`, `settings` and then `fixed`, and check it. Raises ConfigError."""
     problems = []
     if not isinstance(settings.get("next_stage", {}), dict):
-        problems.append(f"{SETTINGS}: next_stage must be an object {{...}}, got {_short(settings['next_stage'])}")
+        problems.append(f"{SETTINGS}: next_stage must be an object {{...}}, got {_quote(settings['next_stage'])}")
         settings = {key: value for key, value in settings.items() if key != "next_stage"}
     items = [_item(key, value) for key, value in (start or {}).items()]
     for key, value in flattened(settings).items():
-        is_fixed, fixed = places.fixed(key)
+        is_fixed, fixed_value = fixed.find(key)
         if is_fixed:
-            if value != fixed:
+            if value != fixed_value:
                 problems.append(
-                    f"{SETTINGS}: {key} follows from the platform's flags and files ({_short(fixed)}), "
-                    f"got {_short(value)}; leave it out"
+                    f"{SETTINGS}: {key} follows from the platform's flags and files ({_quote(fixed_value)}), "
+                    f"got {_quote(value)}; leave it out"
                 )
             continue
         try:
             items.append(_item(key, value))
         except (TypeError, ValueError, RecursionError):
             problems.append(f"{SETTINGS}: {key} holds what JSON cannot, a {type(value).__name__}")
-    items += [_item(key, value) for key, value in places.values.items()]
+    items += [_item(key, value) for key, value in fixed.values.items()]
     try:
         config = process_config(recipe, items, checks=[net_problems])
     except ConfigError as error:
@@ -180,7 +180,7 @@ def _as_setting(problem: str, items: Sequence[str]) -> str:
     return re.sub(f"^{re.escape(str(ROOT))}/", "", problem)
 
 
-def _short(value: object) -> str:
+def _quote(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = f'"{text}"' if isinstance(value, str) else text
     return text if len(text) <= 60 else text[:57] + "..."

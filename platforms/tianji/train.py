@@ -33,10 +33,10 @@ from platforms.tianji.files import (
     Runs,
     failed_training_metric,
     generated_name,
+    scale_accuracy,
     trained_metric,
-    written_accuracy,
 )
-from platforms.tianji.recipes import Places, Settings, make_config, read_annotation, requested_model
+from platforms.tianji.recipes import FixedKeys, Settings, make_config, read_annotation, requested_model
 
 DATASETS = {FGVC_PIM: Path("/data/CUB_200/"), SIMSIAM: Path("/data/flower_classifier/")}
 EXPORTS = ("onnx",)
@@ -74,18 +74,18 @@ def run_training(args: argparse.Namespace, started: float) -> int:
         attempt.model = model = choose_model(requested, dataset)
         name = generated_name(model, args.trial_name)
         if dataset.is_labelled and dataset.loose and model == FGVC_PIM:
-            warn(f"{len(dataset.loose)} images of train lie in no class folder and are left out")
+            warn(f"{len(dataset.loose)} images of train are in no class folder and are left out")
         attempt.folder = folder = runs.make_model_folder()
         write_json(runs.metric, attempt.failed(UNFINISHED))
         with _removed_on_a_mistake(attempt):
-            config = plan(model, name, folder, dataset, args.device, settings)
+            config = prepare(model, name, folder, dataset, args.device, settings)
         with ended_by_signals():
             _train(config)
-            top1, seconds = read_results(config)
+            accuracy, seconds = read_results(config)
             export(config, args.device)
             seconds["total"] = time.perf_counter() - started
-            write_json(runs.metric, trained_metric(model, name, folder, top1, seconds))
-    log(f"acc {written_accuracy(model, top1)}, model in {folder}, metric in {runs.metric}")
+            write_json(runs.metric, trained_metric(model, name, folder, accuracy, seconds))
+    log(f"acc {scale_accuracy(model, accuracy)}, model in {folder}, metric in {runs.metric}")
     return 0
 
 
@@ -107,7 +107,7 @@ def choose_model(requested: str | None, dataset: Dataset) -> str:
     return model
 
 
-def plan(model: str, name: str, folder: Path, dataset: Dataset, device: str, settings: Settings) -> Config:
+def prepare(model: str, name: str, folder: Path, dataset: Dataset, device: str, settings: Settings) -> Config:
     """Write class names, lists and recipe into the model's folder; return the checked config. Raises UserError."""
     write_text(folder / CLASSES, "".join(f"{name}\n" for name in dataset.class_names))
     uses_cuda = find_cuda(device)
@@ -128,10 +128,10 @@ def plan(model: str, name: str, folder: Path, dataset: Dataset, device: str, set
     }
     if model == SIMSIAM:
         seed = settings.get("seed", 0)
-        values |= _simsiam_places(folder, name, dataset, seed if isinstance(seed, int) else 0)
+        values |= _write_simsiam_lists(folder, name, dataset, seed if isinstance(seed, int) else 0)
     else:
         values["next_stage"] = {}
-    config = make_config(model, uses_cuda=uses_cuda, places=Places(values), settings=settings, log=log)
+    config = make_config(model, uses_cuda=uses_cuda, fixed=FixedKeys(values), settings=settings, log=log)
     write_text(folder / RECIPE, config.model_dump_json(indent=1) + "\n")  # what train.py --resume needs
     return config
 
@@ -233,7 +233,7 @@ def _gpu_id(device: str, *, uses_cuda: bool, settings: Settings) -> str:
     return "" if index is None else str(index)
 
 
-def _simsiam_places(folder: Path, name: str, dataset: Dataset, seed: int) -> Settings:
+def _write_simsiam_lists(folder: Path, name: str, dataset: Dataset, seed: int) -> Settings:
     """Write SimSiam's lists, and return the config keys of what its two stages read and where they write.
 
     The pretraining gets paths without labels. Where `train` has no labels, it is validated on the images that the

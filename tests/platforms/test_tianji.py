@@ -28,9 +28,9 @@ from platforms.base import PlatformError, write_text
 from platforms.tianji import cli, recipes
 from platforms.tianji import train as training
 from platforms.tianji.dataset import read_dataset, split_valid
-from platforms.tianji.evaluate import accuracy, model_of
+from platforms.tianji.evaluate import measure_accuracy, model_of
 from platforms.tianji.files import Runs, generated_name, new_evaluation_path
-from platforms.tianji.recipes import Places, make_config, read_annotation, requested_model
+from platforms.tianji.recipes import FixedKeys, make_config, read_annotation, requested_model
 from platforms.tianji.response import ROUTE, entry
 from tests.conftest import CLASSES, write_image
 from trainers.config_checks import net_problems
@@ -271,7 +271,7 @@ def test_the_encoder_alone_classifies_nothing(
 
 def test_labelled_images_are_refined_on_and_all_of_valid_measures(labelled: Path, tmp_path: Path) -> None:
     dataset = read_dataset(labelled)
-    first = training.plan("SimSiam", "SimSiam_a", tmp_path, dataset, "cpu", QUICK_SIMSIAM)
+    first = training.prepare("SimSiam", "SimSiam_a", tmp_path, dataset, "cpu", QUICK_SIMSIAM)
     second = first.next_config()
     assert second is not None
     train_images, valid_images = (str(labelled / split / "images") for split in ("train", "valid"))
@@ -403,16 +403,16 @@ def test_all_mistakes_in_the_settings_are_reported_at_once(
 
 
 def test_what_the_settings_may_repeat() -> None:
-    places = Places({"num_classes": 3, "next_stage.save_name": "a.pth"})
-    assert places.fixed("num_classes") == places.fixed("next_stage.num_classes") == (True, 3)
-    assert places.fixed("next_stage.save_name") == (True, "a.pth")
-    assert places.fixed("next_stage.num_epochs") == places.fixed("save_name") == (False, None)
+    keys = FixedKeys({"num_classes": 3, "next_stage.save_name": "a.pth"})
+    assert keys.find("num_classes") == keys.find("next_stage.num_classes") == (True, 3)
+    assert keys.find("next_stage.save_name") == (True, "a.pth")
+    assert keys.find("next_stage.num_epochs") == keys.find("save_name") == (False, None)
 
 
 @pytest.fixture
-def places(labelled: Path, tmp_path: Path) -> Places:
+def fixed(labelled: Path, tmp_path: Path) -> FixedKeys:
     roots = {f"{key}_data_root_dir": str(labelled / split / "images") for key, split in TWO_SPLITS}
-    return Places({**roots, "num_classes": 3, "save_path": str(tmp_path), "next_stage": {}})
+    return FixedKeys({**roots, "num_classes": 3, "save_path": str(tmp_path), "next_stage": {}})
 
 
 TWO_SPLITS = (("train", "train"), ("val", "valid"))
@@ -434,20 +434,20 @@ def test_which_recipe_pim_gets(
     settings: dict[str, Any],
     net: str,
     start: tuple[str, str],
-    places: Places,
+    fixed: FixedKeys,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(recipes, "why_no_published_weights", lambda config: problem)
     lines: list[str] = []
-    config = make_config("FGVC_PIM", uses_cuda=uses_cuda, places=places, settings=settings, log=lines.append)
+    config = make_config("FGVC_PIM", uses_cuda=uses_cuda, fixed=fixed, settings=settings, log=lines.append)
     assert config.model_args["model_type"] == net
     assert (config.train_mode, config.pretrained_file) == start
     assert any("starts from random weights" in line for line in lines) == (start[0] == "fromscratch")
 
 
-def test_settings_that_json_cannot_hold(places: Places) -> None:
+def test_settings_that_json_cannot_hold(fixed: FixedKeys) -> None:
     with pytest.raises(ConfigError) as caught:
-        recipes.read_config(recipes.PIM_SMALL_RECIPE, places, {"mean": {1, 2}, "std": [float("nan")] * 3})
+        recipes.read_config(recipes.PIM_SMALL_RECIPE, fixed, {"mean": {1, 2}, "std": [float("nan")] * 3})
     assert caught.value.problems[0] == "advance_settings: mean holds what JSON cannot, a set"
     assert caught.value.problems[1].startswith("advance_settings: std[0] must be a finite number")
 
@@ -673,15 +673,15 @@ class FixedPredictor:
 def test_accuracy_is_of_the_images_with_a_prediction(capsys: pytest.CaptureFixture[str]) -> None:
     samples = [Sample(f"{number}.jpg", number % 4) for number in range(40)]
     predictions = [ClassPrediction(sample.path, 0) for sample in samples]  # right in 10 of 40
-    assert accuracy(FixedPredictor(predictions), samples) == 0.25
+    assert measure_accuracy(FixedPredictor(predictions), samples) == 0.25
     predictions[0] = ClassPrediction("0.jpg", error="it is broken")
-    assert accuracy(FixedPredictor(predictions), samples) == 9 / 39
+    assert measure_accuracy(FixedPredictor(predictions), samples) == 9 / 39
     assert "1 of 40 images of test have no prediction and are left out; the first: 0.jpg: it is broken" in (
         capsys.readouterr().err
     )
     predictions[:3] = [ClassPrediction(f"{number}.jpg", error="it is broken") for number in range(3)]
     with pytest.raises(PlatformError, match=r"3 of 40 images of test have no prediction:\s0\.jpg: it is broken"):
-        accuracy(FixedPredictor(predictions), samples)
+        measure_accuracy(FixedPredictor(predictions), samples)
 
 
 METADATA = ModelMetadata(
