@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from torch.nn import functional
 
 from common.errors import UserError
-from configs.schema import ON_CPU_ONLY
 from data_loader.augment import AugmentSettings
 from data_loader.batch_crops import (
     crop_boxes,
@@ -30,20 +30,26 @@ BLUR_SIGMA = (0.1, 2.0)  # in pixels, as `TrainingView` has it
 CPU_SHARE = 2**20  # numbers augmented at a time on a CPU: 4 MiB stays in its cache, half the time of a batch of 512
 
 
+IMPLEMENTED = {  # the fields of AugmentSettings that are done here; any other is refused where it is set
+    *("random_crop_scale", "random_crop_ratio", "horizontal_flip", "horizontal_flip_alternates", "vertical_flip"),
+    *("translate", "color_jitter", "color_jitter_probability", "random_grayscale", "gaussian_blur", "random_erasing"),
+}
+
+
 class BatchViewsError(UserError):
-    """Settings that are only known for one image at a time."""
+    """Settings that are only implemented for one image at a time."""
 
 
 class BatchViews:
     """Augments a uint8 batch at once; on a GPU nothing waits for the device.
 
     Crops are resized bilinearly, to `size` (height, width), at most that of the images; None: their own.
-    Raises BatchViewsError for settings it does not know.
+    Raises BatchViewsError for settings that are not IMPLEMENTED.
     """
 
     def __init__(self, settings: AugmentSettings, views: int = 1, size: tuple[int, int] | None = None) -> None:
-        single = [name for name in ON_CPU_ONLY if getattr(settings, name)]
-        if single:
+        others = [field for field in fields(settings) if field.name not in IMPLEMENTED]
+        if single := [field.name for field in others if getattr(settings, field.name) != field.default]:
             raise BatchViewsError(f'{" and ".join(single)}: for one image at a time; set augment_on to "cpu"')
         self.settings = settings
         self.views = views

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from configs.schema import ON_CPU_ONLY
 from data_loader import batch_augment, batch_crops
 from data_loader.augment import AugmentSettings, TrainingView, random_crop_box
 from data_loader.batch_augment import BatchViews, BatchViewsError
@@ -238,6 +239,20 @@ def test_a_gpu_draws_from_the_same_distribution() -> None:
     images = textured().expand(DRAWS, -1, -1, -1)
     on_gpu = BatchViews(EVERYTHING)(images.cuda()).cpu()
     compare(seen_in(BatchViews(EVERYTHING)(images)), seen_in(on_gpu))
+
+
+def test_a_new_setting_is_refused_until_it_is_implemented() -> None:
+    """A field that nobody told BatchViews of must not be ignored; left at its default it changes nothing."""
+
+    @dataclass(frozen=True)
+    class Newer(AugmentSettings):
+        solarize: float = 0.0
+
+    BatchViews(Newer(horizontal_flip=0.5))
+    with pytest.raises(BatchViewsError, match=r'^solarize: for one image at a time; set augment_on to "cpu"$'):
+        BatchViews(Newer(solarize=0.2))
+    names = {field.name for field in fields(AugmentSettings)}
+    assert names - set(ON_CPU_ONLY) == batch_augment.IMPLEMENTED
 
 
 def test_unknown_settings_are_named() -> None:
