@@ -11,16 +11,8 @@ import numpy as np
 from artifacts.metadata import ModelMetadata
 from common.errors import UserError
 from configs.schema import Config
-from data_loader.samples import (
-    IMAGE_SUFFIXES,
-    NO_LABEL,
-    ListError,
-    Sample,
-    iter_images,
-    read_class_folders,
-    read_list,
-    read_unlabelled,
-)
+from data_loader.list_reader import read_list, read_unlabelled
+from data_loader.samples import IMAGE_SUFFIXES, NO_LABEL, ListError, Sample, iter_images, read_class_folders
 
 SEPARATOR = "----"  # of a list whose config is unknown
 LOOKED_FOR = 100  # images of a list, to find the folder that its paths start from

@@ -12,7 +12,9 @@ import pytest
 
 from common.paths import ROOT
 
-DATA = ("data_loader.preprocess", "data_loader.samples")  # what a room without torch's loaders may have of it
+DATA = tuple(  # what a package without torch's loaders may have of them
+    f"data_loader.{name}" for name in ("list_reader", "preprocess", "samples", "targets")
+)
 ALLOWED = {  # what a package's files may import of ours, by prefix; `common` for all
     "common": (),
     "configs": (),

@@ -34,8 +34,9 @@ from artifacts.metadata_reader import read_metadata
 from common.paths import ROOT
 from configs.loading import ConfigError, process_config
 from configs.schema import Config
+from data_loader.list_reader import read_list, read_unlabelled
 from data_loader.preprocess import Preprocess
-from data_loader.samples import ListError, read_class_names, read_list, read_unlabelled
+from data_loader.samples import ListError, read_class_names
 from deploy.inference.decision import decide
 from deploy.inference.predictor import Predictor
 from deploy.service.request_parser import RequestError, read_upload

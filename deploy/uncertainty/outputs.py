@@ -16,7 +16,8 @@ from tqdm import tqdm
 from artifacts.metadata import ModelMetadata
 from artifacts.sample_sources import listed_samples
 from configs.schema import Config
-from data_loader.samples import NO_LABEL, ListError, Sample, read_unlabelled
+from data_loader.list_reader import read_unlabelled
+from data_loader.samples import NO_LABEL, ListError, Sample
 from deploy.backends.base import Backend, BackendError
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.feature_extractor import HeadInput

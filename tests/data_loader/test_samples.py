@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from common.paths import ROOT
+from data_loader.list_reader import read_list
 from data_loader.samples import (
     IMAGE_SUFFIXES,
     ListError,
@@ -20,7 +21,6 @@ from data_loader.samples import (
     natural_sorted,
     read_class_folders,
     read_class_names,
-    read_list,
 )
 
 

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from common.paths import ROOT
-from data_loader.samples import iter_images, read_class_names, read_list
+from data_loader.list_reader import read_list
+from data_loader.samples import iter_images, read_class_names
 from tools.datasets import make_digits, make_lists, make_mnist
 
 

@@ -19,8 +19,9 @@ import train
 from common.console import text_columns
 from configs.loading import process_config
 from configs.schema import Config
+from data_loader.list_reader import read_list, read_unlabelled
 from data_loader.preprocess import Preprocess, decode
-from data_loader.samples import SampleList, read_list, read_unlabelled
+from data_loader.samples import SampleList
 from tools.doctor import __main__ as doctor
 from tools.doctor import step_check
 from tools.doctor.checks import NOTE, PROBLEM

@@ -11,7 +11,8 @@ from typing import Any
 from common.errors import UserError
 from common.formatting import is_utf8
 from configs.schema import Config
-from data_loader.samples import NO_LABEL, ListError, Sample, SampleList, read_list, read_unlabelled
+from data_loader.list_reader import read_list, read_unlabelled
+from data_loader.samples import NO_LABEL, ListError, Sample, SampleList
 from tools.datasets.make_lists import write_file
 from tools.doctor.checks import Study
 

@@ -27,8 +27,9 @@ from artifacts.metadata import ModelMetadata
 from common.atomic_io import ResultsError
 from common.paths import ROOT
 from configs.schema import Config
+from data_loader.list_reader import read_list
 from data_loader.preprocess import Preprocess
-from data_loader.samples import ListError, Sample, read_list
+from data_loader.samples import ListError, Sample
 from deploy.backends.base import BackendError
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.class_prediction import ClassPrediction

@@ -1,0 +1,297 @@
+"""Txt lists of samples, one `path<separator>target` a line, checked completely before training."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_loader.samples import (
+    IMAGE_SUFFIXES,
+    NO_LABEL,
+    ListError,
+    Sample,
+    SampleList,
+    StrPath,
+    current_folder,
+    folder_prefix,
+    iter_images,
+    read_utf8,
+    shorten,
+)
+from data_loader.targets import ClassLabel, Problem, Target, TargetError, is_integer, not_an_integer
+
+_SCAN_FROM = 16  # names wanted from one folder from which one scandir is cheaper than a stat a name
+_UNUSUAL = re.compile(r"^[/\\]|^.:|\.\.|//|\./|\\")  # may be absolute, leave the root or have a second spelling
+
+
+def read_list(
+    list_file: StrPath,
+    root_dir: StrPath,
+    separator: str,
+    num_classes: int,
+    class_names: Sequence[str] = (),
+    *,
+    check_files: bool = True,
+    allow_outside_root: bool = False,
+) -> SampleList:
+    """Return the samples of a list whose targets are class labels; see `read_target_list`."""
+    target = ClassLabel(num_classes, class_names)
+    return read_target_list(
+        list_file, root_dir, separator, target, check_files=check_files, allow_outside_root=allow_outside_root
+    )
+
+
+def read_target_list(
+    list_file: StrPath,
+    root_dir: StrPath,
+    separator: str,
+    target: Target,
+    *,
+    check_files: bool = True,
+    allow_outside_root: bool = False,
+) -> SampleList:
+    """Return the samples of a txt list, one `path<separator>target` a line, the path relative to the root folder.
+
+    A line is split at the last separator; blank lines are skipped. Raises ListError with every problem of the file.
+    """
+    origin = os.fspath(list_file)
+    if not separator:
+        raise ListError(
+            [f"{origin}: the separator is empty; name what stands between path and {target.noun}, such as ----"]
+        )
+    root = Path(root_dir).as_posix()
+    lines = _parse_lines(read_utf8(origin), separator, target, root)
+    known = [(number, value) for number, value in zip(lines.numbers, lines.targets, strict=True) if value is not None]
+    lines.problems += target.find_problems([value for _, value in known], [number for number, _ in known])
+    samples = _checked_samples(
+        lines, target, origin, root, check_files=check_files, allow_outside_root=allow_outside_root
+    )
+    return SampleList(samples, target.class_names, root, origin, tuple(lines.numbers))
+
+
+def read_unlabelled(
+    list_file: StrPath,
+    root_dir: StrPath,
+    separator: str,
+    class_names: Sequence[str],
+    *,
+    check_files: bool = True,
+    allow_outside_root: bool = False,
+) -> SampleList:
+    """Return images to learn from without labels: of a txt list, or without one all below the root folder.
+
+    A line is a path, or path and label; a label that is none of the classes', or the name of a folder that is none,
+    becomes NO_LABEL. Raises ListError with every problem.
+    """
+    root = Path(root_dir).as_posix()
+    if not list_file:
+        return _read_images(root, class_names)
+    origin = os.fspath(list_file)
+    lines = _Lines()
+    for number, whole_line in enumerate(read_utf8(origin).split("\n"), 1):
+        line = whole_line.rstrip()
+        if not line:
+            continue
+        path, found, text = line.rpartition(separator)
+        is_label = bool(found) and is_integer(text.strip())
+        if found and not is_label and os.path.isfile(Path(root, path)):  # noqa: PTH113  (a Path raises for long names)
+            lines.problems.append((number, not_an_integer(text.strip(), class_names)))
+            continue
+        label = int(text) if is_label else NO_LABEL
+        lines.add(
+            number,
+            (path.rstrip() if separator.isspace() else path) if is_label else line,
+            label if 0 <= label < len(class_names) else NO_LABEL,
+        )
+    if not lines.paths and not lines.problems:
+        lines.problems.append((0, "the list is empty; write one path a line"))
+    target = ClassLabel(len(class_names), class_names)
+    samples = _checked_samples(
+        lines, target, origin, root, check_files=check_files, allow_outside_root=allow_outside_root
+    )
+    return SampleList(samples, tuple(class_names), root, origin, tuple(lines.numbers))
+
+
+def _read_images(root: str, class_names: Sequence[str]) -> SampleList:
+    labels = {name: label for label, name in enumerate(class_names)}
+    prefix = folder_prefix(root)
+    try:
+        paths = list(iter_images(root))
+    except OSError as error:
+        raise ListError([f"{error.filename or root}: the folder cannot be read: {error.strerror}"]) from error
+    if not paths:
+        raise ListError([f"{root}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}"])
+    folders = (path.removeprefix(prefix).partition("/")[0] for path in paths)
+    samples = tuple(Sample(path, labels.get(folder, NO_LABEL)) for path, folder in zip(paths, folders, strict=True))
+    return SampleList(samples, tuple(class_names), root, root)
+
+
+@dataclass
+class _Lines:
+    """The lines of a list that have a path, as columns; a target that cannot be used is None."""
+
+    paths: list[str] = field(default_factory=list)
+    targets: list[Any] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, number: int, path: str, target: Any) -> None:
+        """Add a line."""
+        self.paths.append(path)
+        self.targets.append(target)
+        self.numbers.append(number)
+
+
+def _parse_lines(text: str, separator: str, target: Target, root: str) -> _Lines:
+    """Split each line at its last separator."""
+    lines = _Lines()
+    form = f"path{separator}{target.noun}"
+    known: dict[str, tuple[Any, str]] = {}  # a list repeats few labels, so each text is parsed once
+    for number, whole_line in enumerate(text.split("\n"), 1):
+        line = whole_line.rstrip()
+        if not line:
+            continue
+        path, found, target_text = line.rpartition(separator)
+        if not found:
+            hint = f"write {form}, or set file_label_separator to what stands between them"
+            lines.problems.append((number, f'separator "{separator}" is missing in "{shorten(line)}"; {hint}'))
+            continue
+        if separator.isspace():
+            path = path.rstrip()  # "a.jpg  3" has two separators in a row
+        if target_text not in known:
+            known[target_text] = _parsed(target, target_text.strip(), root)
+        value, problem = known[target_text]
+        if problem:
+            lines.problems.append((number, problem))
+        if not path:
+            lines.problems.append((number, f'the path before "{shorten(line)}" is empty; write {form}'))
+            continue
+        lines.add(number, path, value)
+    if not lines.paths and not lines.problems:
+        lines.problems.append((0, f"the list is empty; write one {form} a line"))
+    return lines
+
+
+def _parsed(target: Target, text: str, root: str) -> tuple[Any, str]:
+    """Return a line's target, or None and what is wrong with it."""
+    try:
+        return target.parse(text, root), ""
+    except TargetError as error:
+        return None, str(error)
+
+
+def _checked_samples(
+    lines: _Lines, target: Target, origin: str, root: str, *, check_files: bool, allow_outside_root: bool
+) -> tuple[Sample, ...]:
+    """Return a list's samples. Raises ListError with the problems known and those of the paths."""
+    full_paths, keys = _join_root(root, lines.paths)
+    problems = lines.problems + _check_repeats(lines, keys, target)
+    if not allow_outside_root:
+        problems += _check_inside(lines, keys, root)
+    if check_files:
+        problems += _check_files(lines, full_paths, root)
+    if problems:
+        problems.sort(key=lambda problem: problem[0])
+        raise ListError([f"{origin}:{line}: {text}" if line else f"{origin}: {text}" for line, text in problems])
+    return tuple(map(Sample, full_paths, lines.targets))
+
+
+def _join_root(root: str, paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Join each path with the root; beside it a key that is the same for every spelling of one path.
+
+    A key is relative to the root; one that begins with `..` or is absolute lies outside.
+    """
+    prefix = folder_prefix(root)
+    full_paths: list[str] = []
+    keys: list[str] = []
+    for path in paths:
+        if not _UNUSUAL.search(path):
+            full_paths.append(prefix + path)
+            keys.append(path)
+            continue
+        full = Path(root, path).as_posix()
+        full_paths.append(full)
+        try:
+            keys.append(os.path.relpath(full, root).replace(os.sep, "/"))
+        except ValueError:  # another drive than the root's
+            keys.append(full)
+    return full_paths, keys
+
+
+def _check_repeats(lines: _Lines, keys: Sequence[str], target: Target) -> list[Problem]:
+    """Return the paths that are listed again, with the same target or with another."""
+    problems: list[Problem] = []
+    first: dict[str, int] = {}
+    for index, key in enumerate(keys):
+        earlier = first.setdefault(key, index)
+        value, earlier_value = lines.targets[index], lines.targets[earlier]
+        if earlier == index or value is None or earlier_value is None:
+            continue
+        path, line = lines.paths[index], lines.numbers[earlier]
+        name, earlier_name = target.describe(value), target.describe(earlier_value)
+        if name == earlier_name or not (name and earlier_name):
+            with_target = f" with {name}" if name and earlier_name else ""
+            text = f'path "{path}"{with_target} already stands in line {line}; remove one of them'
+        else:
+            text = f'path "{path}" has {name} here but {earlier_name} in line {line}'
+        problems.append((lines.numbers[index], text))
+    return problems
+
+
+def _check_inside(lines: _Lines, keys: Sequence[str], root: str) -> list[Problem]:
+    """Find the paths that lead out of the root folder, by their text; links are not resolved."""
+    return [
+        (number, f'path "{path}" leaves the root folder {root}; list images below the root, or choose a higher root')
+        for number, path, key in zip(lines.numbers, lines.paths, keys, strict=True)
+        if key == ".." or (_UNUSUAL.search(key) and (key.startswith("../") or Path(key).is_absolute()))
+    ]
+
+
+def _check_files(lines: _Lines, full_paths: Sequence[str], root: str) -> list[Problem]:
+    """Find the listed images that are not there, with one scan a folder instead of one stat an image."""
+    if not os.path.isdir(root):  # noqa: PTH112
+        return [(0, f"root folder {root} not found{current_folder(root)}")]
+    wanted: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for index, path in enumerate(full_paths):
+        folder, slash, name = path.rpartition("/")
+        wanted[folder + slash].setdefault(name, index)
+    problems: list[Problem] = []
+    for folder, names in wanted.items():
+        if len(names) >= _SCAN_FROM:
+            _drop_present(folder or ".", names)
+        for index in names.values():
+            path = full_paths[index]
+            if os.path.isdir(path):  # noqa: PTH112  (a Path per missing image would triple the time)
+                problems.append((lines.numbers[index], f"{path} is a folder, not an image"))
+            elif not os.path.isfile(path):  # noqa: PTH113
+                hint = _missing_hint(lines.paths[index])
+                text = f"image not found: {path}{current_folder(path)}{hint}"
+                problems.append((lines.numbers[index], text))
+    return problems
+
+
+def _drop_present(folder: str, names: dict[str, int]) -> None:
+    """Take from the names those that are files in the folder; what is left needs a closer look."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name in names and entry.is_file():
+                    del names[entry.name]
+    except OSError:
+        return  # the closer look at each name tells what is wrong
+
+
+def _missing_hint(path: str) -> str:
+    """Guess why an image is missing from how its path is written."""
+    if "\\" in path and os.sep == "/":
+        return "; write / instead of \\"
+    if path.endswith("-"):
+        return "; the path ends in a dash: a label below 0 is not allowed"
+    if path != path.strip():
+        return "; the path begins or ends with a space"
+    return ""

@@ -1,0 +1,151 @@
+"""What a net learns to predict for an image: from a list's line to a value, and from values to a batch.
+
+A task brings its own `Target`; `ClassLabel` is the one of all that learn classes.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from data_loader.samples import NO_LABEL, ListError, Sample, SampleList, read_class_folders, shorten
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")  # int() refuses more than 4300 digits
+
+Problem = tuple[int, str]  # line number (0: the whole file), sentence
+View = Callable[[Any, bool], np.ndarray]  # decoded image, whether to mirror it -> uint8 (H, W, C)
+
+
+class TargetError(UserError):
+    """A target in a list that cannot be used; the message is the sentence about it, without the place."""
+
+
+class Target(ABC):
+    """Reads, loads and batches the targets of one task. A target is what `Sample.target` holds, a value what is loaded.
+
+    Both may be the same (a label, a number), or the target is a path and the value an array.
+    """
+
+    noun = "target"  # what messages call it
+    class_names: tuple[str, ...] = ()  # where the targets are classes
+
+    @abstractmethod
+    def parse(self, text: str, root: str) -> Any:
+        """Return the target that a list's line names behind its separator. Raises TargetError.
+
+        `root` is the folder that a path in it starts from.
+        """
+
+    def find_problems(self, targets: Sequence[Any], line_numbers: Sequence[int]) -> list[Problem]:
+        """Return what is wrong with the targets of a list as a whole, a sentence each."""
+        return []
+
+    def read_folder(self, root: str) -> SampleList:
+        """Return the samples of a folder that has no list. Raises ListError where only a list can name targets."""
+        raise ListError([f"{root}: a folder names no {self.noun}; set train_data_file and val_data_file to lists"])
+
+    def settled(self, first: SampleList) -> Target:
+        """Return the target of the further lists, once a first one is read."""
+        return self
+
+    def describe(self, target: Any) -> str:
+        """Return how a message names a target, "label 3"; "" for one that is not known."""
+        return f"{self.noun} {target}"
+
+    def load(self, sample: Sample) -> Any:
+        """Return the value of one sample, a number or an array."""
+        return sample.target
+
+    def apply_view(self, view: View, image: Any, mirrored: bool, value: Any) -> tuple[np.ndarray, Any]:
+        """Return a training view of a decoded image, uint8 (H, W, C), and the value that belongs to it.
+
+        Both must follow from torch's CPU random numbers. A value that lies in the image moves with it; a label does
+        not.
+        """
+        return view(image, mirrored), value
+
+    def collate(self, values: Sequence[Any]) -> np.ndarray:
+        """Return the values of a batch as one array (N, ...) of a rank that does not depend on them."""
+        return np.stack(values)
+
+    def groups(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return a number for each sample (N,) int64: `balanced_sampling` draws each of them equally often.
+
+        Raises TargetError where the targets are no classes.
+        """
+        raise TargetError(f"balanced_sampling needs classes, and a {self.noun} is none: leave it out")
+
+
+class ClassLabel(Target):
+    """A class's label, 0..num_classes-1. Without class names class i is called "i"."""
+
+    noun = "label"
+
+    def __init__(self, num_classes: int, class_names: Sequence[str] = ()) -> None:
+        self.num_classes, self.given_names = num_classes, tuple(class_names)
+        self.class_names = tuple(class_names) or tuple(str(label) for label in range(num_classes))
+
+    def parse(self, text: str, root: str = "") -> int:
+        """Return a label, which may still be outside the range. Raises TargetError for what is no integer."""
+        if not is_integer(text):
+            raise TargetError(not_an_integer(text, self.class_names))
+        return int(text)
+
+    def find_problems(self, targets: Sequence[int], line_numbers: Sequence[int]) -> list[Problem]:
+        """Return the labels outside the range, and whether all of them seem to count from 1."""
+        problems: list[Problem] = []
+        if len(self.class_names) != self.num_classes:
+            names = len(self.class_names)
+            problems.append((0, f"{names} class names were given, but num_classes is {self.num_classes}"))
+        distinct = set(targets)
+        outside = {label for label in distinct if not 0 <= label < self.num_classes}
+        allowed = f"0..{self.num_classes - 1} (num_classes is {self.num_classes})"
+        problems += [
+            (number, f"label {label} is outside {allowed}")
+            for number, label in zip(line_numbers, targets, strict=True)
+            if label in outside
+        ]
+        if outside == {self.num_classes} and 0 not in distinct:
+            most = f"no label is 0 and the largest is {self.num_classes}; labels count from 0, not from 1"
+            problems.append((0, most))
+        return problems
+
+    def read_folder(self, root: str) -> SampleList:
+        """Return the samples of a folder with a folder for each class. Raises ListError."""
+        samples = read_class_folders(root, self.given_names)
+        if (found := len(samples.class_names)) != self.num_classes:
+            raise ListError([f"{root}: {found} class folders, but num_classes is {self.num_classes}"])
+        return samples
+
+    def settled(self, first: SampleList) -> ClassLabel:
+        """Return the labels of the same classes, by the names that the first list has."""
+        return ClassLabel(self.num_classes, first.class_names)
+
+    def describe(self, target: int) -> str:
+        """Return "label 3", or "" for NO_LABEL."""
+        return "" if target == NO_LABEL else f"{self.noun} {target}"
+
+    def collate(self, values: Sequence[int]) -> np.ndarray:
+        """Return labels (N,) int64."""
+        return np.array(values, dtype=np.int64)
+
+    def groups(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Return the labels (N,)."""
+        return np.array([sample.label for sample in samples], dtype=np.int64)
+
+
+def is_integer(text: str) -> bool:
+    """Return whether `int` reads a text as a label is written."""
+    return _INTEGER.fullmatch(text) is not None
+
+
+def not_an_integer(text: str, class_names: Sequence[str]) -> str:
+    """Return the sentence about a label that is no integer; a class's name gets its label as a hint."""
+    allowed = f"allowed are 0..{len(class_names) - 1}"
+    hint = f"; class {text} has label {class_names.index(text)}" if text in class_names else ""
+    return f'label "{shorten(text)}" is not an integer; {allowed}{hint}'
