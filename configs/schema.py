@@ -172,6 +172,10 @@ class Config(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**31, description="of weights, order and augmentation")
 
+    check_determinism: bool = Field(
+        False, description="after the training, train one batch three times and report which gradients differ"
+    )
+
     # Output
     save_path: str = Field("logs/weights", min_length=1, description="folder of checkpoints and reports")
     save_name: str = Field("net.pth", min_length=1, description="file name of the best checkpoint")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +17,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from common.errors import UserError
+from common.errors import ProgramError, UserError
+from common.formatting import first_line
 from data_loader.augment import mirrored_half, mixed_seed, seeded
 from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import SampleList
+from data_loader.targets import ClassLabel, Target
 
+CLASS_LABEL = ClassLabel(0)  # loads and batches labels of any number of classes
 Key = tuple[int, int]  # (epoch, index of the sample)
 
 
@@ -30,8 +35,14 @@ class BadImageError(UserError):
     one_process = True  # of several, only the one that met the image knows of it
 
 
+class LoaderProcessError(ProgramError):
+    """A loader process that has died, usually for want of memory."""
+
+    one_process = True
+
+
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Samples -> {"image": uint8 (C, H, W), "label": int, "index": int}, or {"error": sentence, "index": int}.
+    """Samples -> {"image": uint8 (C, H, W), "target": value, "index": int}, or {"error": sentence, "index": int}.
 
     Without a view the image is fitted as in validation. With one, its random numbers, and where flips alternate whose
     turn it is, follow from (seed, epoch, index); several views of an image are (V, C, H, W). Of cached samples a view
@@ -47,8 +58,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         *,
         at_least: tuple[int, int] | None = None,
+        target: Target = CLASS_LABEL,
     ) -> None:
         self.samples = samples
+        self.target = target
         self.at_least = at_least
         self.cache: ImageCache | None = None
         fitting = Fitting(preprocess, is_fast=at_least is not None)
@@ -69,13 +82,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
             decoded = self._image(index)
         except ImageError as error:
             return {"error": bad_image_sentence(self.samples, index, error), "index": index}
+        value = self.target.load(sample)
         if self.view is None:
             pixels = self.preprocess.fit(decoded)
         else:
+            mirrored = bool(self.mirrored_half[index]) == (epoch % 2 == 0)
             with seeded(self.seed, epoch, index):
-                pixels = self.view(decoded, bool(self.mirrored_half[index]) == (epoch % 2 == 0))
+                pixels, value = self.target.apply_view(self.view, decoded, mirrored, value)
         image = torch.from_numpy(pixels).movedim(-1, -3)  # (C, H, W) or (V, C, H, W)
-        return {"image": image, "label": sample.label, "index": index}
+        return {"image": image, "target": value, "index": index}
 
     def _image(self, index: int) -> Image.Image:
         if self.cache is not None:
@@ -97,12 +112,14 @@ class WholeBatches:
         device: torch.device,
         *,
         pin_memory: bool = False,
+        target: Target = CLASS_LABEL,
     ) -> None:
         self.parts, self.pin_memory = parts, pin_memory
         self.pixels = samples.cache.on(device)  # (N, H, W, C)
         place = self.pixels.device
         self.rows = torch.from_numpy(samples.cache.rows).to(place)
-        self.labels = torch.tensor([sample.label for sample in samples.samples]).to(place)
+        values = [target.load(sample) for sample in samples.samples]
+        self.targets = torch.from_numpy(target.collate(values)).to(place)  # (N, ...)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         parts = self.parts()
@@ -112,7 +129,7 @@ class WholeBatches:
         for index in indices.split([len(part) for part in parts]):
             batch = {
                 "image": self.pixels.index_select(0, self.rows[index]),
-                "label": self.labels[index],
+                "target": self.targets[index],
                 "index": index,
             }
             if self.pin_memory and not self.pixels.is_cuda:
@@ -160,23 +177,24 @@ def plan_epoch(
 
 
 def epoch_order(
-    labels: np.ndarray, epoch: int, seed: int, *, shuffle: bool = True, balanced: bool = False
+    num_samples: int, epoch: int, seed: int, *, shuffle: bool = True, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Give the order of an epoch's images as indices (N,), the same on every process.
+    """Return the order of an epoch's images as indices (N,), the same on every process.
 
-    `balanced` draws every class equally often, so rare classes' images come several times and some others not.
+    With the `groups` of the samples (N,) every group is drawn equally often: images of a rare one come several times,
+    and some others not at all.
     """
     generator = np.random.default_rng([seed, epoch, 0])
-    if not balanced:
-        return generator.permutation(len(labels)) if shuffle else np.arange(len(labels))
-    classes = np.unique(labels)
-    share = -(-len(labels) // len(classes))
+    if groups is None:
+        return generator.permutation(num_samples) if shuffle else np.arange(num_samples)
+    numbers = np.unique(groups)
+    share = -(-num_samples // len(numbers))
     drawn = []
-    for label in classes:
-        members = np.flatnonzero(labels == label)
+    for number in numbers:
+        members = np.flatnonzero(groups == number)
         rounds = [generator.permutation(members) for _ in range(-(-share // len(members)))]
         drawn.append(np.concatenate(rounds)[:share])
-    return generator.permutation(np.concatenate(drawn))[: len(labels)]
+    return generator.permutation(np.concatenate(drawn))[:num_samples]
 
 
 class EpochBatches:
@@ -197,7 +215,7 @@ class EpochBatches:
             yield [(self.epoch, int(index)) for index in part]
 
     def parts(self) -> list[np.ndarray]:
-        """Give the indices of this process's images in each batch."""
+        """Return the indices of this process's images in each batch."""
         edges = [edge for step in self.steps for edge in step.batches]
         return [np.array_split(self.order[start:stop], self.world_size)[self.rank] for start, stop in edges]
 
@@ -213,7 +231,7 @@ def training_loader(
     pin_memory: bool = False,
     device: torch.device | None = None,
 ) -> Loader:
-    """Give the loader of the training batches; its processes stay alive between epochs.
+    """Return the loader of the training batches; its processes stay alive between epochs.
 
     Of cached images without a view for each there are none, and the images may lie on `device` already.
     """
@@ -232,7 +250,7 @@ def validation_loader(
     pin_memory: bool = False,
     device: torch.device | None = None,
 ) -> Loader:
-    """Give the loader of one process's part of the validation images: every image once, none twice."""
+    """Return the loader of one process's part of the validation images: every image once, none twice."""
     mine = np.arange(rank, len(dataset), world_size)
     parts = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
     if dataset.cache is not None and dataset.view is None:
@@ -240,8 +258,8 @@ def validation_loader(
     return _loader(dataset, [[(0, int(index)) for index in part] for part in parts], workers, pin_memory)
 
 
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples to {"image": uint8 (N, C, H, W), "label": (N,), "index": (N,)}; any error comes alone.
+def collate(items: Sequence[dict[str, Any]], target: Target = CLASS_LABEL) -> dict[str, Any]:
+    """Stack samples to {"image": uint8 (N, C, H, W), "target": (N, ...), "index": (N,)}; any error comes alone.
 
     The channels are last in memory. Of V views an image the image is (N V, C, H, W), the views of one side by side.
     """
@@ -251,13 +269,39 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     images = torch.stack([item["image"].movedim(-3, -1) for item in items])  # (N, ..., H, W, C), as they lie in memory
     return {
         "image": images.flatten(0, -4).movedim(-1, -3),
-        "label": torch.tensor([item["label"] for item in items], dtype=torch.int64),
+        "target": torch.from_numpy(target.collate([item["target"] for item in items])),
         "index": torch.tensor([item["index"] for item in items], dtype=torch.int64),
     }
 
 
+@contextmanager
+def lost_loaders_reported() -> Iterator[None]:
+    """Turn what torch raises where a loader process died into a LoaderProcessError.
+
+    It must lie around all that runs while there are loader processes: torch's signal handler raises wherever it
+    interrupts, and a process that dies while it sends a batch leaves a broken connection.
+    """
+    try:
+        yield
+    except (RuntimeError, ConnectionResetError, ConnectionRefusedError, EOFError) as error:
+        text, is_lost = first_line(error), not isinstance(error, RuntimeError)
+        if not (is_lost or text == "received 0 items of ancdata" or "DataLoader worker" in str(error)):
+            raise
+        reason = str(error).rstrip().splitlines()[-1] if text.startswith("Caught") else text  # the last line says why
+        advice = "lower dataloader_workers, or give the machine more memory or shared memory (docker: --shm-size)"
+        raise LoaderProcessError(f"a loader process died: {advice} ({reason})") from error
+
+
+def end_processes(loader: Loader) -> None:
+    """End a loader's processes: those that an error's traceback keeps alive would never let the program end."""
+    iterator = getattr(loader, "_iterator", None)  # torch has no public way to end persistent workers
+    if iterator is not None:
+        iterator._shutdown_workers()
+        loader._iterator = None  # type: ignore[union-attr]
+
+
 def checked(batch: dict[str, Any]) -> dict[str, Any]:
-    """Raise BadPictureError where an image of the batch could not be read."""
+    """Raise BadImageError where an image of the batch could not be read."""
     if "errors" in batch:
         raise BadImageError("\n".join(batch["errors"]))
     return batch
@@ -287,7 +331,7 @@ def find_bad_images(
 
 
 def without(samples: SampleList, bad: set[int]) -> SampleList:
-    """Give the list without some of its samples."""
+    """Return the list without some of its samples."""
     keep = [index for index in range(len(samples.samples)) if index not in bad]
     changes: dict[str, Any] = {"samples": tuple(samples.samples[index] for index in keep)}
     if samples.line_numbers:
@@ -298,23 +342,23 @@ def without(samples: SampleList, bad: set[int]) -> SampleList:
 
 
 def enlarged(preprocess: Preprocess, scale: float) -> Preprocess:
-    """Give the same preprocessing to an input size of `scale` times the sides."""
+    """Return the same preprocessing to an input size of `scale` times the sides."""
     return replace(preprocess, height=round(preprocess.height * scale), width=round(preprocess.width * scale))
 
 
 def least_source_size(preprocess: Preprocess, scale: Sequence[float], ratio: Sequence[float]) -> tuple[int, int]:
-    """Give the (width, height) of an image whose smallest random crop still has the net's input size."""
+    """Return the (width, height) of an image whose smallest random crop still has the net's input size."""
     width = preprocess.width / math.sqrt(scale[0] * ratio[0])
     return math.ceil(width), math.ceil(preprocess.height / math.sqrt(scale[0] / ratio[1]))
 
 
 def net_seed(seed: int) -> int:
-    """Give the seed of the initial weights."""
+    """Return the seed of the initial weights."""
     return mixed_seed(seed, 1)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """Give the seed of everything random in one step on one process (dropout, mixup): nothing is left to be saved."""
+    """Return the seed of everything random in one step on one process (dropout, mixup): nothing is left to be saved."""
     return mixed_seed(seed, 2, step, rank)
 
 
@@ -330,7 +374,8 @@ def _whole_batches(
     dataset: ImageDataset, parts: Callable[[], list[np.ndarray]], device: torch.device | None, pin_memory: bool
 ) -> WholeBatches:
     assert isinstance(dataset.samples, CachedSamples)
-    return WholeBatches(dataset.samples, parts, device or torch.device("cpu"), pin_memory=pin_memory)
+    device = device or torch.device("cpu")
+    return WholeBatches(dataset.samples, parts, device, pin_memory=pin_memory, target=dataset.target)
 
 
 def _loader(dataset: ImageDataset, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Any]:
@@ -338,7 +383,7 @@ def _loader(dataset: ImageDataset, batches: Any, workers: int, pin_memory: bool)
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=functools.partial(collate, target=dataset.target),
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,

@@ -137,6 +137,10 @@ class Preprocess:
         """Decode an image with this net's channels and pixel cap, as `decode` does. Raises ImageError."""
         return decode(source, self.channels, self.max_pixels, at_least)
 
+    def load(self, path: str) -> np.ndarray:
+        """Return an image at its own size, uint8 (H, W, C). Raises ImageError."""
+        return as_array(self.decode(path))
+
     def fit(self, image: Image.Image) -> np.ndarray:
         """Resize a decoded image to (height, width, channels) uint8."""
         resample = RESAMPLING[self.interpolation]

@@ -75,6 +75,20 @@ def build_net(
     return net
 
 
+def net_task(module_name: str, net_name: str) -> str:
+    """Return the task that a net is for: the attribute `task` of its class, "classification" where there is none.
+
+    The class is the net itself, or the return annotation of the function that makes it. Raises NetError.
+    """
+    check_names(module_name, net_name)
+    module = importlib.import_module(f"nets.{module_name}")
+    maker = getattr(module, net_name)
+    made = maker if isinstance(maker, type) else getattr(maker, "__annotations__", {}).get("return")
+    made = getattr(module, made, None) if isinstance(made, str) else made
+    task: str = getattr(made, "task", "classification")
+    return task
+
+
 def available_nets() -> dict[str, list[str]]:
     """Return the nets of every module of `nets/` that has any, both sorted. Nothing is imported."""
     found = {}

@@ -15,7 +15,6 @@ import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
 from common.paths import ROOT
 from configs.loading import process_config
-from data_loader.loaders import collate
 from tools.benchmark.own_runner import make_trainer
 from trainers.evaluation.test_time_augmentation import mean_logits
 from trainers.trainer import Trainer
@@ -23,7 +22,7 @@ from trainers.trainer import Trainer
 ConfigMaker = Callable[..., Path]
 FLIPS: dict[str, Any] = {
     "random_crop_scale": [1.0, 1.0], "random_crop_ratio": [1.0, 1.0], "color_jitter": [0.0, 0.0, 0.0, 0.0],
-    "horizontal_flip_alternates": True, "seed": 4,
+    "horizontal_flip_alternates": True, "seed": 4, "shuffle": False,
 }  # fmt: skip
 
 
@@ -34,16 +33,13 @@ def trainer_of(config: Path) -> Trainer:
 def test_images_and_batches_are_mirrored_alike_and_both_ways_in_two_epochs(make_config: ConfigMaker) -> None:
     one_by_one = trainer_of(make_config(**FLIPS))
     at_once = trainer_of(make_config(**FLIPS, augment_on="device"))
-    assert one_by_one.augment is None and at_once.augment is not None
-    indices = [13, 2, 7, 20, 0]
+    assert one_by_one.batches.augment is None and at_once.batches.augment is not None
     seen = []
     for epoch in range(3):
-        views = one_by_one._to_device(collate([one_by_one.train_data[epoch, index] for index in indices]))
-        at_once.progress.epoch = epoch
-        fitted = collate([at_once.train_data[epoch, index] for index in indices])
-        batch = at_once._to_device(fitted, at_once.augment)
-        assert torch.equal(views["image"], batch["image"])
-        seen.append(batch["image"])
+        views, fitted = (list(side.batches.training(epoch, side.batches.plan())) for side in (one_by_one, at_once))
+        for one, other in zip(views, fitted, strict=True):
+            assert torch.equal(one["index"], other["index"]) and torch.equal(one["image"], other["image"])
+        seen.append(torch.cat([batch["image"] for batch in fitted]))
     assert torch.equal(seen[0], seen[1].flip(3)) and torch.equal(seen[0], seen[2])
     assert not torch.equal(seen[0], seen[1])
 

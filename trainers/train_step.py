@@ -1,4 +1,4 @@
-"""What learns: the task around the net with its optimizer, precision and average, in one process or one of several."""
+"""The part that learns: the task around the net with optimizer, precision and average, in one or several processes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from artifacts.checkpoint import Checkpoint
 from configs.schema import Config
 from data_loader.loaders import Step
 from trainers.optim.optimizer import AveragedNet, build_optimizer, hold_frozen_in_eval, set_learning_rate
-from trainers.runtime.device import autocast, compile_net
-from trainers.runtime.distributed import World
-from trainers.tasks.classification import Batch, ClassifyTask
+from trainers.runtime.device import Runtime, autocast, compile_net, forward_errors_reported, memory_layout
+from trainers.tasks.base import Batch, Task
 
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What a step gave, still on the device: its terms' names, their sums over its images, which images they were.
+    """The losses of a step, still on the device: its terms' names, their sums over its images, which images they were.
 
     The first term is the loss. `sums` (terms,) and `indices` (images,) are this process's part.
     """
@@ -35,12 +34,11 @@ class StepLosses:
 class Learner:
     """Does the steps; what happens between them is the Trainer's. `rate` is the learning rate to begin with."""
 
-    def __init__(
-        self, config: Config, task: ClassifyTask, *, device: torch.device, precision: str, world: World, rate: float
-    ) -> None:
-        self.device, self.precision, self.world = device, precision, world
+    def __init__(self, config: Config, task: Task, runtime: Runtime, rate: float) -> None:
+        self.device, self.precision, self.world = runtime.device, runtime.precision, runtime.world
+        device, precision = self.device, self.precision
         self.clip_grad_norm = config.clip_grad_norm
-        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.layout = memory_layout(config)
         self.task = task.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(
             task.net,
@@ -57,12 +55,12 @@ class Learner:
         if config.compile:
             compile_net(task.net, config.compile)
         self.model: torch.nn.Module = task
-        if world.size > 1:
+        if self.world.size > 1:
             devices = [device] if device.type == "cuda" else None
             self.model = DistributedDataParallel(task, device_ids=devices)
 
     def deployed_net(self) -> torch.nn.Module:
-        """Give the net that is validated and deployed: the averaged one where there is one."""
+        """Return the net that is validated and deployed: the averaged one where there is one."""
         return self.task.net if self.ema is None else self.ema.net
 
     def get_ready(self) -> None:
@@ -80,17 +78,12 @@ class Learner:
         set_learning_rate(self.optimizer, rate)
         total: torch.Tensor | float = 0.0
         indices = []
-        for part in range(len(step.batches)):
+        for number_in_step in range(len(step.batches)):
             batch = next(batches)
-            count = len(batch["label"])
-            last = part == len(step.batches) - 1
-            with self._no_sync_unless(last), autocast(self.device, self.precision):
-                terms = self.model(batch, generator)
-            loss = terms["loss"]
-            weight = count * self.world.size / step.num_samples
-            with self._no_sync_unless(last):
-                self.scaler.scale(loss * weight if weight != 1 else loss).backward()
-            total = total + torch.stack([term.detach().float() for term in terms.values()]) * count  # (terms,)
+            share = len(batch["index"]) * self.world.size / step.num_samples
+            with self._no_sync_unless(number_in_step == len(step.batches) - 1), forward_errors_reported():
+                terms = self._accumulate(batch, generator, share)
+            total = total + torch.stack([term.detach().float() for term in terms.values()]) * len(batch["index"])
             indices.append(batch["index"])
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
@@ -102,7 +95,7 @@ class Learner:
         return StepLosses(tuple(terms), total, torch.cat(indices))
 
     def loss(self, batch: Batch, seed: int) -> torch.Tensor:
-        """Give the loss of a batch, a scalar as the scaler scales it, by itself: no other process is waited for."""
+        """Return the loss of a batch, a scalar as the scaler scales it, without waiting for any other process."""
         torch.manual_seed(seed)
         with autocast(self.device, self.precision):
             terms = self.task(batch, np.random.default_rng(seed))
@@ -110,10 +103,14 @@ class Learner:
         return scaled
 
     def try_step(self, batch: Batch) -> None:
-        """Do a step with all the memory that one takes: activations, gradients, the optimizer's state."""
+        """Do a step, with all the memory that one takes: activations, gradients, the optimizer's state."""
         self.task.train()
         self.loss(batch, seed=0).backward()
         self._update()
+
+    def is_finite(self) -> bool:
+        """Return whether no parameter is NaN or infinite."""
+        return all(bool(value.isfinite().all()) for value in self.task.net.parameters())
 
     def drop_gradients(self) -> None:
         """Free the gradients' memory."""
@@ -133,13 +130,21 @@ class Learner:
             self.scaler.load_state_dict(checkpoint.scaler)
 
     def state(self, *, with_training_state: bool) -> dict[str, Any]:
-        """Give the fields of a Checkpoint that hold tensors."""
+        """Return the fields of a Checkpoint that hold tensors."""
         return {
             "net": self.task.net.state_dict(),
             "ema": None if self.ema is None else self.ema.net.state_dict(),
             "optimizer": self.optimizer.state_dict() if with_training_state else None,
             "scaler": self.scaler.state_dict() if with_training_state else None,
         }
+
+    def _accumulate(self, batch: Batch, generator: np.random.Generator, share: float) -> dict[str, torch.Tensor]:
+        """Add a batch's gradient to the step's, by its share of the images; return the batch's terms."""
+        with autocast(self.device, self.precision):
+            terms: dict[str, torch.Tensor] = self.model(batch, generator)
+        loss = terms["loss"]
+        self.scaler.scale(loss * share if share != 1 else loss).backward()
+        return terms
 
     def _update(self) -> None:
         self.scaler.step(self.optimizer)

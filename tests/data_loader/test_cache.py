@@ -27,6 +27,7 @@ from data_loader.augment import TrainingView
 from data_loader.batch_augment import BatchViews
 from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.cache_builder import CacheError, NewFile, check_room, fit_all, free_memory, new_file, size_text
+from data_loader.list_reader import read_list
 from data_loader.loaders import (
     BadImageError,
     EpochBatches,
@@ -41,11 +42,11 @@ from data_loader.loaders import (
     without,
 )
 from data_loader.preprocess import ImageError, Preprocess, decode
-from data_loader.samples import SampleList, read_list
+from data_loader.samples import SampleList
 from tests.data_loader.test_batch_augment import EVERYTHING, compare, seen_in, textured
+from tests.helpers.breaking import dying_after_save
 from trainers.data.image_cache import with_caches
 from trainers.runtime.distributed import World
-from trainers.trainer import Trainer
 
 ConfigMaker = Callable[..., Path]
 LINUX = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
@@ -94,7 +95,7 @@ def test_cached_batches_are_the_decoded_ones(
     config = settings(make_config, dataset, data_cache=kind, dataloader_workers=workers, **size)
     train, val = cached(config, dataset)
     preprocess = Preprocess(20, 28, channels, resize)
-    order = epoch_order(np.zeros(21, int), 3, 5)
+    order = epoch_order(21, 3, 5)
     seen = []
     for samples in (train, read(dataset)):
         batches = EpochBatches(1, 2)
@@ -107,7 +108,7 @@ def test_cached_batches_are_the_decoded_ones(
         seen.append(list(validation_loader(ImageDataset(samples, preprocess), 2, 0, rank=1, world_size=2)))
     for mine, expected in zip(seen[0] + seen[2], seen[1] + seen[3], strict=True):
         assert mine["image"].dtype == torch.uint8
-        assert all(torch.equal(mine[key], expected[key]) for key in ("image", "label", "index"))
+        assert all(torch.equal(mine[key], expected[key]) for key in ("image", "target", "index"))
     assert (dataset / "kept").exists() == (kind == "disk")
 
 
@@ -115,7 +116,7 @@ def test_a_view_is_made_from_the_cached_image_alike_on_any_number_of_workers(
     make_config: ConfigMaker, dataset: Path
 ) -> None:
     train, _ = cached(settings(make_config, dataset, fitted_scale=1.5), dataset)
-    preprocess, order = Preprocess(32, 32), epoch_order(np.zeros(21, int), 2, 5)
+    preprocess, order = Preprocess(32, 32), epoch_order(21, 2, 5)
     view = TrainingView(preprocess, EVERYTHING)
     assert train.cache.image(3).size == (48, 48)
     for sample in train.samples:
@@ -399,7 +400,7 @@ def test_skipped_images_are_left_out_and_the_others_keep_theirs(
     left = without(train, set(train.cache.bad))
     assert isinstance(left, CachedSamples) and len(left.samples) == 20 and left.where(4).endswith("train.txt:6")
     (batch,) = WholeBatches(left, lambda: [np.arange(20)], torch.device("cpu"))
-    for sample, pixels, label in zip(left.samples, batch["image"], batch["label"].tolist(), strict=True):
+    for sample, pixels, label in zip(left.samples, batch["image"], batch["target"].tolist(), strict=True):
         assert label == sample.label
         assert (pixels.permute(1, 2, 0).numpy() == Fitting(Preprocess(32, 32)).row(sample.path)).all()
     assert train_program.main(["--config", str(dataset / "config.json"), "--set", "num_epochs=1"]) == 0
@@ -430,18 +431,10 @@ def test_a_training_is_the_same_with_a_cache_and_resumed_in_it(
 ) -> None:
     """To the bit: views are made from the fitted image either way."""
     results = []
-    save = Trainer._save_last
-
-    def save_then_die(trainer: Trainer) -> None:
-        save(trainer)
-        if trainer.progress.step == 2:
-            raise PowerCut
-
     for kind in ("none", "disk"):
         config = make_config(**RECIPE, data_cache=kind, data_cache_dir=str(dataset / "kept"), save_interval_steps=1)
         if kind == "disk":
-            with monkeypatch.context() as patch, pytest.raises(PowerCut):
-                patch.setattr(Trainer, "_save_last", save_then_die)
+            with pytest.raises(PowerCut), dying_after_save(2, PowerCut):
                 train_program.main(["--config", str(config)])
             assert train_program.main(["--config", str(config), "--resume"]) == 0
         else:

@@ -33,6 +33,7 @@ from artifacts.errors import CheckpointError
 from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
 from tests.conftest import write_image
+from trainers.checkpoint_saver import CheckpointSaver
 
 RECIPE = {  # all randomness that a step can have, and a save after each of the nine steps
     "model_module_name": "shufflenet_v2_module", "model_net_name": "shufflenet_v2_x0_5", "img_height": 32,
@@ -55,6 +56,20 @@ def number_of(path: Path) -> int:
     number = int(checkpoint.progress["step"])
     assert torch.equal(checkpoint.net["weight"], torch.full_like(checkpoint.net["weight"], float(number)))
     return number
+
+
+@contextmanager
+def dying_after_save(step: int, error: type[BaseException]) -> Iterator[None]:
+    """Raise an error as soon as the training's step is saved, as if the power went off."""
+    save_last = CheckpointSaver.save_last
+
+    def save_then_die(saver: CheckpointSaver) -> None:
+        save_last(saver)
+        if saver.state.progress.step == step:
+            raise error
+
+    with mock.patch.object(CheckpointSaver, "save_last", save_then_die):
+        yield
 
 
 def forked(work: Callable[[], Any], output: str = os.devnull) -> int:

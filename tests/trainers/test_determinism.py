@@ -14,7 +14,7 @@ from torch import nn
 
 import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
-from trainers import trainer as trainer_module
+from trainers.runtime import determinism
 from trainers.runtime.determinism import differing_gradients
 
 ConfigMaker = Callable[..., Path]
@@ -56,21 +56,21 @@ def test_the_same_bits_are_no_difference(dtype: torch.dtype) -> None:
 def test_a_training_reports_what_its_device_does_not_repeat(
     make_config: ConfigMaker, dataset: Path, monkeypatch: pytest.MonkeyPatch, is_steady: bool
 ) -> None:
-    """With dropout, mixup and views, which are random and the same each time; the CPU stands for a GPU."""
+    """With dropout, mixup and views, which are random and the same each time; without the key nothing is checked."""
     settings: dict[str, Any] = {"model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1"}
     settings |= {"mixup_alpha": 0.2, "num_epochs": 1, "learning_rate": 1e-4}
     assert train.main(["--config", str(make_config(**settings, save_path=str(dataset / "not_asked")))]) == 0
     assert json.loads((dataset / "not_asked/report.json").read_text())["differing_gradients"] is None
     assert "Repeatable?" not in (dataset / "not_asked/report.html").read_text()
-    monkeypatch.setattr(trainer_module, "LOOKED_AT", ("cpu",))
     if not is_steady:
         asked = itertools.count(1)
 
         def look(net: nn.Module, loss_of: Callable[[], torch.Tensor]) -> list[str]:
             return differing_gradients(net, lambda: loss_of() * next(asked))
 
-        monkeypatch.setattr(trainer_module, "differing_gradients", look)
-    assert train.main(["--config", str(make_config(**settings, save_path=str(dataset / "asked")))]) == 0
+        monkeypatch.setattr(determinism, "differing_gradients", look)
+    config = make_config(**settings, check_determinism=True, save_path=str(dataset / "asked"))
+    assert train.main(["--config", str(config)]) == 0
     found = json.loads((dataset / "asked/report.json").read_text())["differing_gradients"]
     page = (dataset / "asked/report.html").read_text()
     nets = [load_checkpoint(dataset / name / "net_last.pth").net for name in ("asked", "not_asked")]
@@ -88,9 +88,8 @@ def test_a_look_that_fails_spoils_no_training(
     def look(net: nn.Module, loss_of: Callable[[], torch.Tensor]) -> list[str]:
         raise RuntimeError("CUDA error: an illegal memory access\nand more")
 
-    monkeypatch.setattr(trainer_module, "LOOKED_AT", ("cpu",))
-    monkeypatch.setattr(trainer_module, "differing_gradients", look)
-    assert train.main(["--config", str(make_config(num_epochs=1))]) == 0
-    told = capsys.readouterr().out
-    assert "note: whether this GPU repeats itself was not looked at: CUDA error: an illegal memory access\n" in told
+    monkeypatch.setattr(determinism, "differing_gradients", look)
+    assert train.main(["--config", str(make_config(num_epochs=1, check_determinism=True))]) == 0
+    warning = "warning: check_determinism failed: CUDA error: an illegal memory access\n"
+    assert warning in capsys.readouterr().out
     assert json.loads((dataset / "weights/report.json").read_text())["differing_gradients"] is None

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
 from tests.helpers.breaking import exit_code, forked
-from trainers.evaluation.classification_metrics import ClassificationMetrics, ValidationResult, per_class_scores
+from trainers.evaluation.classification_metrics import ClassificationMetrics, ClassificationValidation, per_class_scores
 
 NUM_CLASSES = 7
 NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
@@ -29,7 +29,7 @@ def made_up(num_samples: int = 101) -> tuple[torch.Tensor, torch.Tensor]:
 
 def measured(
     logits: torch.Tensor, labels: torch.Tensor, *, batch_size: int = 16, num_worst: int = 24
-) -> ValidationResult:
+) -> ClassificationValidation:
     metrics = ClassificationMetrics(logits.shape[1], "cpu", num_worst)
     for indices in torch.arange(len(labels)).split(batch_size):
         metrics.update(logits[indices], labels[indices], indices)

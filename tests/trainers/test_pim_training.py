@@ -26,15 +26,16 @@ from configs.loading import process_config
 from configs.schema import Config
 from data_loader.augment import BatchMixer
 from data_loader.preprocess import Preprocess
+from data_loader.samples import Sample, SampleList
 from deploy.backends.loading import load_backend
 from nets.pim_module import HEADS, PIM, PimOutputs
 from nets.support.errors import NetError
 from nets.support.pretrained import load_start_weights, published_state_dict
+from tests.helpers.breaking import dying_after_save
 from trainers import builder
-from trainers import runner as training
+from trainers.data.reading import read_data
 from trainers.runtime.distributed import World
 from trainers.tasks.pim import PimLossWeights, PimTask
-from trainers.trainer import Trainer
 
 ConfigMaker = Callable[..., Path]
 PIM_NET: dict[str, Any] = {
@@ -169,11 +170,11 @@ def test_the_weights_of_the_config_reach_the_loss(make_config: ConfigMaker) -> N
     assert PimLossWeights() == PimLossWeights(**published)
     chosen = {"stages": 0.3, "selected": 0.2, "dropped": 4.0, "combiner": 0.7}
     config = process_config(make_config(**PIM_NET, **{f"pim_{name}_weight": value for name, value in chosen.items()}))
-    train_samples, val_samples, _ = training.read_data(config, World(), lambda text: None)
+    train_samples, val_samples, _ = read_data(config, World(), lambda text: None)
     net = builder.build_start_net(config, lambda text: None)
     task = builder.build_task(config, net, train_samples, val_samples, torch.device("cpu"))
     assert isinstance(task, PimTask)
-    batch = {"image": torch.randn(4, 3, 64, 64), "label": torch.tensor([2, 0, 1, 1])}
+    batch = {"image": torch.randn(4, 3, 64, 64), "target": torch.tensor([2, 0, 1, 1])}
     told = task.training_step(batch, np.random.default_rng(0))
     assert list(told) == ["loss", *TERMS]
     assert all(told[name] > 0 for name in TERMS)
@@ -198,7 +199,7 @@ def test_weights_that_teach_no_class_are_refused() -> None:
 def test_a_step_with_nothing_dropped_and_mixed_images_has_finite_gradients(args: dict[str, Any]) -> None:
     net = small_net(side=32, **args)
     task = PimTask(net, PimLossWeights(selected=1.0), mixer=BatchMixer(3, 0.4, 0.4))
-    batch = {"image": torch.randn(4, 3, 32, 32), "label": torch.tensor([2, 0, 1, 1])}
+    batch = {"image": torch.randn(4, 3, 32, 32), "target": torch.tensor([2, 0, 1, 1])}
     told = task(batch, np.random.default_rng(0))
     assert (told["dropped_loss"] > 0) == (not args)
     told["loss"].backward()
@@ -209,7 +210,7 @@ def test_a_step_with_nothing_dropped_and_mixed_images_has_finite_gradients(args:
 
 def test_a_step_under_bf16_autocast_is_near_the_float32_one() -> None:
     net = small_net()
-    batch = {"image": torch.randn(6, 3, 64, 64), "label": torch.arange(6) % 3}
+    batch = {"image": torch.randn(6, 3, 64, 64), "target": torch.arange(6) % 3}
     told = []
     for enabled in (False, True):
         task = PimTask(copy.deepcopy(net), PimLossWeights(selected=1.0))
@@ -230,7 +231,7 @@ def test_a_step_under_bf16_autocast_is_near_the_float32_one() -> None:
 def test_one_batch_is_overfitted() -> None:
     net = small_net(num_classes=4, side=32, dropout=0.0)
     task = PimTask(net, PimLossWeights(dropped=0.5))
-    batch = {"image": torch.randn(8, 3, 32, 32), "label": torch.arange(8) % 4}
+    batch = {"image": torch.randn(8, 3, 32, 32), "target": torch.arange(8) % 4}
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
     told = []
     for _ in range(60):
@@ -247,7 +248,7 @@ def test_one_batch_is_overfitted() -> None:
     assert last["dropped_loss"] < 0.25 * first["dropped_loss"]
     outputs = net.outputs(batch["image"])
     for head in HEADS:
-        assert net.logits(outputs, head).argmax(1).tolist() == batch["label"].tolist()
+        assert net.logits(outputs, head).argmax(1).tolist() == batch["target"].tolist()
 
 
 def plain_loss(net: PIM, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -282,7 +283,7 @@ def test_golden_losses(make_config: ConfigMaker, dataset: Path, switch: str) -> 
     assert run_train(file) == 0
     curve = load_checkpoint(dataset / "weights/net_last.pth").progress["curves"]["train"]
     config = process_config(file)
-    samples, *_ = training.read_data(config, World(), lambda text: None)
+    samples, *_ = read_data(config, World(), lambda text: None)
     net = builder.build_start_net(config, lambda text: None)
     assert isinstance(net, PIM)
     preprocess = build_metadata(config, samples.class_names).preprocess
@@ -310,6 +311,11 @@ def test_golden_losses(make_config: ConfigMaker, dataset: Path, switch: str) -> 
 # --- the declared head
 
 
+def listed(count: int) -> SampleList:
+    """Make a list of images of three classes."""
+    return SampleList(tuple(Sample(str(number), 0) for number in range(count)), ("a", "b", "c"), ".", "val.txt")
+
+
 def batches(net: PIM, head: str) -> list[dict[str, torch.Tensor]]:
     """Make two batches whose labels are what one head answers, so that this head is right every time."""
     made = []
@@ -317,7 +323,7 @@ def batches(net: PIM, head: str) -> list[dict[str, torch.Tensor]]:
         images = torch.randn(8, 3, 64, 64)
         with torch.no_grad():
             labels = net.logits(net.eval().outputs(images), head).argmax(1)
-        made.append({"image": images, "label": labels, "index": torch.arange(start, start + 8)})
+        made.append({"image": images, "target": labels, "index": torch.arange(start, start + 8)})
     return made
 
 
@@ -332,7 +338,7 @@ def test_validation_declares_the_best_head_and_the_checkpoint_answers_with_it(he
     task = PimTask(net, PimLossWeights())
     data = batches(net, head)
     net.train()
-    result = task.validate(data, 3, [str(n) for n in range(16)], ["a", "b", "c"])
+    result = task.validate(lambda: data, listed(16))
     assert net.training
     assert result.head == head and result.top1 == 1.0
     assert list(result.head_top1) == list(HEADS)
@@ -348,7 +354,7 @@ def test_validation_declares_the_best_head_and_the_checkpoint_answers_with_it(he
     images = data[0]["image"]
     with torch.no_grad():
         outputs = net.eval().outputs(images)
-    assert torch.equal(torch.from_numpy(backend(images.numpy())).argmax(1), data[0]["label"])
+    assert torch.equal(torch.from_numpy(backend(images.numpy())).argmax(1), data[0]["target"])
     np.testing.assert_allclose(backend(images.numpy()), net.logits(outputs, head).numpy(), rtol=1e-3, atol=1e-3)
 
 
@@ -359,15 +365,15 @@ def test_of_equal_heads_all_of_them_together_win() -> None:
         nn.init.zeros_(stage[3].weight)
         stage[3].bias.data.copy_(torch.tensor([0.0, 1.0, 0.0]))
     net.combiner.classifier.bias.data.copy_(torch.tensor([0.0, 1.0, 0.0]))
-    batch = {"image": torch.randn(4, 3, 64, 64), "label": torch.tensor([1, 1, 0, 2]), "index": torch.arange(4)}
-    result = PimTask(net, PimLossWeights()).validate([batch], 3, list("abcd"), ["a", "b", "c"])
+    batch = {"image": torch.randn(4, 3, 64, 64), "target": torch.tensor([1, 1, 0, 2]), "index": torch.arange(4)}
+    result = PimTask(net, PimLossWeights()).validate(lambda: [batch], listed(4))
     assert result.head_top1 == dict.fromkeys(HEADS, 0.5) and result.head == "all"
 
 
 def test_a_net_without_combiner_has_no_such_head_to_choose() -> None:
     net = small_net(num_classes=3, use_combiner=False)
-    batch = {"image": torch.randn(4, 3, 64, 64), "label": torch.tensor([1, 1, 0, 2]), "index": torch.arange(4)}
-    result = PimTask(net, PimLossWeights()).validate([batch], 3, list("abcd"), ["a", "b", "c"])
+    batch = {"image": torch.randn(4, 3, 64, 64), "target": torch.tensor([1, 1, 0, 2]), "index": torch.arange(4)}
+    result = PimTask(net, PimLossWeights()).validate(lambda: [batch], listed(4))
     assert list(result.head_top1) == list(HEADS[:5])
 
 
@@ -439,17 +445,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     }  # fmt: skip
     assert run_train(make_config(**changes, save_path=str(dataset / "a/weights"))) == 0
     config = make_config(**changes, save_path=str(dataset / "b/weights"), save_interval_steps=1)
-    save = Trainer._save_last
-
-    def save_then_die(trainer: Trainer) -> None:
-        save(trainer)
-        if trainer.progress.step == stop_at:
-            raise Interrupted
-
-    monkeypatch.setattr(Trainer, "_save_last", save_then_die)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), dying_after_save(stop_at, Interrupted):
         run_train(config)
-    monkeypatch.setattr(Trainer, "_save_last", save)
     torch.manual_seed(99)
     assert run_train(config, "--resume") == 0
     whole, resumed = (load_checkpoint(dataset / run / "weights/net_last.pth") for run in "ab")

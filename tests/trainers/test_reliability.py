@@ -28,6 +28,7 @@ from deploy.export import exporter
 from tests.helpers.breaking import (
     Faults,
     arguments,
+    dying_after_save,
     exit_code,
     forked,
     kill_saves,
@@ -40,9 +41,10 @@ from tests.helpers.breaking import (
 )
 from trainers import builder, checkpoint_saver
 from trainers import runner as training
+from trainers.reporting.loss_log import LossLog
 from trainers.runtime import distributed
 from trainers.runtime.out_of_memory import advice, largest_that_fits
-from trainers.tasks.classification import ClassifyTask
+from trainers.tasks.classification import ClassificationTask
 from trainers.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork and kill")
@@ -150,29 +152,22 @@ def test_files_of_zeros_and_without_a_checksum(saved: Path, tmp_path: Path) -> N
 
 
 def test_resume_takes_the_one_before_a_damaged_last(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And ends where the undisturbed training ended. What stood there before the damage is never counted as earlier."""
-    weights, save, stop_at = tmp_path / "w", Trainer._save_last, 5
-
-    def save_then_die(trainer: Trainer) -> None:
-        save(trainer)
-        if trainer.progress.step == stop_at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "_save_last", save_then_die)
-    assert finish(trained, weights, "--set", "keep_checkpoints=3") == 130
+    weights = tmp_path / "w"
+    with dying_after_save(5, KeyboardInterrupt):
+        assert finish(trained, weights, "--set", "keep_checkpoints=3") == 130
     last = weights / "net_last.pth"
     assert [load_checkpoint(file).progress["step"] for file in (last, *backup_files(last))] == [5, 4, 3]
     last.write_bytes(last.read_bytes()[:-1000])
     capsys.readouterr()
-    stop_at = 6
-    assert finish(trained, weights, "--resume", "--set", "keep_checkpoints=3") == 130
+    with dying_after_save(6, KeyboardInterrupt):
+        assert finish(trained, weights, "--resume", "--set", "keep_checkpoints=3") == 130
     out = capsys.readouterr().out
     assert f"warning: {last}: it is damaged" in out and "going on from net_last.1.pth, the one before" in out
     assert "at step 4" in out
     assert [load_checkpoint(file).progress["step"] for file in (last, *backup_files(last))] == [6, 5, 4]
-    monkeypatch.setattr(Trainer, "_save_last", save)
     assert finish(trained, weights, "--resume") == 0  # keep_checkpoints is 2 again
     assert len(list(backup_files(last))) == 1
     assert results_of(weights) == results_of(trained.parent / "whole")
@@ -326,16 +321,16 @@ def test_a_killed_loader_process_is_told_within_five_seconds(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed_at: list[float] = []
-    look = Trainer._look
+    flush = LossLog.flush
 
-    def kill_then_look(trainer: Trainer, bar: Any) -> None:
+    def kill_then_flush(losses: LossLog) -> Any:
         if not killed_at:
-            (worker, *_) = trainer.train_loader._iterator._workers
+            (worker,) = multiprocessing.active_children()
             killed_at.append(time.monotonic())
             os.kill(worker.pid, signal.SIGKILL)
-        look(trainer, bar)
+        return flush(losses)
 
-    monkeypatch.setattr(Trainer, "_look", kill_then_look)
+    monkeypatch.setattr(LossLog, "flush", kill_then_flush)
     assert finish(trained, tmp_path / "w", "--set", "dataloader_workers=1", "--set", "num_epochs=50") == 1
     assert time.monotonic() - killed_at[0] < 5
     err = capsys.readouterr().err
@@ -365,9 +360,9 @@ def test_a_closed_pipe_is_no_lost_loader_process(
     def close(*_: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(Trainer, "_look", close)
-    assert finish(trained, tmp_path / "w", "--set", "dataloader_workers=1") == 2
-    assert capsys.readouterr().err == "train.py: Broken pipe\n"
+    monkeypatch.setattr(LossLog, "flush", close)
+    assert finish(trained, tmp_path / "w", "--set", "dataloader_workers=1") == 141  # whoever read stdout has gone
+    assert capsys.readouterr().err == ""
 
 
 def test_a_loader_process_that_dies_while_images_are_fitted_is_told(
@@ -394,23 +389,17 @@ def test_a_loader_process_that_dies_during_a_save_spoils_no_checkpoint(
 ) -> None:
     """torch's handler of SIGCHLD raises where it interrupts, which would be in the middle of the write."""
     saved: list[Path] = []
-    trainers: list[Trainer] = []
-    look, save = Trainer._look, save_checkpoint
-
-    def note(trainer: Trainer, bar: Any) -> None:
-        trainers[:] = [trainer]
-        look(trainer, bar)
+    save = save_checkpoint
 
     def kill_and_save(checkpoint: Any, path: Path, **options: Any) -> None:
         if not saved:
-            (worker, *_) = trainers[0].train_loader._iterator._workers
+            (worker,) = multiprocessing.active_children()
             os.kill(worker.pid, signal.SIGKILL)
             worker.join(5)
             time.sleep(0.2)
         save(checkpoint, path, **options)
         saved.append(Path(path))
 
-    monkeypatch.setattr(Trainer, "_look", note)
     monkeypatch.setattr(checkpoint_saver, "save_checkpoint", kill_and_save)
     assert finish(trained, tmp_path / "w", "--set", "dataloader_workers=1", "--set", "num_epochs=50") == 1
     assert "train.py: a loader process died: " in capsys.readouterr().err
@@ -426,7 +415,7 @@ def test_an_unexpected_error_leaves_no_loader_process(
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(ClassifyTask, "training_step", fail)
+    monkeypatch.setattr(ClassificationTask, "training_step", fail)
     with pytest.raises(ZeroDivisionError):
         try:
             finish(trained, tmp_path / "w", "--set", "dataloader_workers=1")
@@ -452,14 +441,14 @@ def test_when_a_process_is_killed_the_others_leave(
 def test_a_loss_that_is_no_number_names_its_images(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, shown = ClassifyTask.training_step, []
+    step, shown = ClassificationTask.training_step, []
 
-    def spoiled(task: ClassifyTask, batch: Any, generator: Any) -> Any:
+    def spoiled(task: ClassificationTask, batch: Any, generator: Any) -> Any:
         shown.append(batch["index"].tolist())
         out = step(task, batch, generator)
         return {"loss": out["loss"] * float("nan")} if len(shown) == 4 else out  # two batches a step: of the second
 
-    monkeypatch.setattr(ClassifyTask, "training_step", spoiled)
+    monkeypatch.setattr(ClassificationTask, "training_step", spoiled)
     assert finish(trained, tmp_path / "w") == 1
     first, *named = capsys.readouterr().err.splitlines()
     assert "the loss became nan in epoch 1, step 1" in first and first.endswith("The images of that step:")
@@ -476,19 +465,19 @@ def test_a_net_that_is_no_number_is_never_saved(
     shutil.copytree(whole, weights)
     more = ["--resume", "--set", "num_epochs=4"]
     if where == "weights":
-        optimizer_step = Trainer._optimizer_step
+        train_step = Trainer.train_step
 
-        def spoil(trainer: Trainer, *given: Any, **options: Any) -> None:
-            optimizer_step(trainer, *given, **options)
+        def spoil(trainer: Trainer, *given: Any) -> None:
+            train_step(trainer, *given)
             next(trainer.task.parameters()).data.fill_(float("inf"))
 
-        monkeypatch.setattr(Trainer, "_optimizer_step", spoil)
+        monkeypatch.setattr(Trainer, "train_step", spoil)
     else:
-        monkeypatch.setattr(ClassifyTask, "predict", lambda task, images: task.net(images) * float("nan"))
+        monkeypatch.setattr(ClassificationTask, "predict", lambda task, images: task.net(images) * float("nan"))
     if where == "first validation":
         more = ["--set", "train_mode=update", "--set", f"pretrained_path={weights}", "--set", "pretrained_file=net.pth"]
     assert finish(trained, weights, *more) == 1
-    word = "the weights became no numbers" if where == "weights" else "the validation loss became "
+    word = "the weights became NaN or infinite" if where == "weights" else "the validation loss became "
     assert word in capsys.readouterr().err
     assert (weights / "net.pth").read_bytes() == (whole / "net.pth").read_bytes()
     parameters = load_checkpoint(weights / "net_last.pth").net.values()
@@ -510,14 +499,14 @@ def test_too_little_memory_proposes_the_batch_size_that_fits(
     """The device stands in for one that has no room for more than `largest` images_of: no GPU is filled here."""
 
     def limited(name: str, images_of: Callable[[Any], torch.Tensor]) -> None:
-        real = getattr(ClassifyTask, name)
+        real = getattr(ClassificationTask, name)
 
-        def method(task: ClassifyTask, given: Any, *rest: Any) -> Any:
+        def method(task: ClassificationTask, given: Any, *rest: Any) -> Any:
             if len(images_of(given)) > largest:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore lines")
             return real(task, given, *rest)
 
-        monkeypatch.setattr(ClassifyTask, name, method)
+        monkeypatch.setattr(ClassificationTask, name, method)
 
     if key == "batch_size":
         limited("training_step", lambda batch: batch["image"])
@@ -593,10 +582,10 @@ class DoubleNet(torch.nn.Module):
         return logits
 
 
-class DoubleTask(ClassifyTask):
+class DoubleTask(ClassificationTask):
     """The loss in fp64 too."""
 
-    def _cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cross_entropy(logits, targets)
 
 
@@ -604,7 +593,7 @@ def test_1_2_and_4_processes_agree_in_fp64(trained: Path, tmp_path: Path, monkey
     """At the same global batch of 12, over gloo; the rest of 9 of 21 images is shared unevenly by 2 and by 4."""
     monkeypatch.setattr(training, "build_start_net", lambda *_, **__: DoubleNet())
     monkeypatch.setattr(builder, "build_task", lambda config, net, *_: DoubleTask(net))
-    monkeypatch.setattr("trainers.reporting.run_summary.best_heat_maps", lambda *_: {})
+    monkeypatch.setattr("trainers.tasks.classification.best_heat_maps", lambda *_: {})
     states = []
     for count in (1, 2, 4):
         more = ["--set", f"batch_size={12 // count}", "--set", "accumulation_steps=1", "--set", "mixup_alpha=0"]

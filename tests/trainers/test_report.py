@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainers.evaluation.classification_metrics import ValidationResult, WorstImage, per_class_scores
+from trainers.evaluation.classification_metrics import ClassificationValidation, WorstImage, per_class_scores
+from trainers.reporting.classification_plots import class_tags, log_classification
 from trainers.reporting.report import TrainingReport, write_report
-from trainers.reporting.tensorboard_logger import TrainingLogger, class_tags
+from trainers.reporting.tensorboard_logger import TrainingLogger
 
 EVIL = "<script>alert('x')</script>"
 
@@ -150,10 +151,11 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "report.html").read_bytes() == before
 
 
-def validation(num_classes: int) -> tuple[ValidationResult, list[str]]:
+def log_validation(logger: TrainingLogger, num_classes: int, step: int) -> None:
     report = made_up(num_classes)
-    result = ValidationResult(0.3, 0.9, 0.99, report.confusion, report.per_class, report.worst, 8 * num_classes + 3)
-    return result, report.class_names
+    count = 8 * num_classes + 3
+    result = ClassificationValidation(0.3, 0.9, 0.99, report.confusion, report.per_class, report.worst, count)
+    log_classification(logger, result, report.class_names, load_image, step)
 
 
 def read_back(folder: Path) -> Any:
@@ -165,15 +167,15 @@ def read_back(folder: Path) -> Any:
 def test_event_file_has_every_tag(tmp_path: Path) -> None:
     logger = TrainingLogger(tmp_path, enabled=True)
     logger.scalars({"train/loss": 1.5}, step=10)
-    logger.train_images(np.zeros((3, 28, 28, 1), np.uint8), ["a", "b", "猫"], step=10)
-    logger.validation(*validation(3), load_image, step=100)
+    logger.image_grid("train/pictures", np.zeros((3, 28, 28, 1), np.uint8), ["a", "b", "猫"], step=10)
+    log_validation(logger, 3, step=100)
     logger.config_text({"seed": 7, "root": "a|b", "mean": [0.5]})
     logger.hparams({"seed": 7, "name": "x", "mean": [0.5], "resume": None}, {"top1": 0.9})
     logger.flush()
     logger.close()
     tags = read_back(tmp_path).Tags()
     names = ["金毛寻回犬", "_script_alert__x____script_", "class_2"]
-    curves = {"train/loss", "val/top1", "val/top5", "val/loss", "hparam/top1"}
+    curves = {"train/loss", "hparam/top1"}
     assert set(tags["scalars"]) == curves | {f"val_{what}/{name}" for what in ("precision", "recall") for name in names}
     assert set(tags["images"]) == {"train/pictures", "val/confusion_matrix", "val/worst"}
     assert "config/text_summary" in tags["tensors"]
@@ -193,10 +195,10 @@ def test_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> Non
 
 
 def test_class_curves_are_capped_and_that_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="trainers.reporting.tensorboard_logger")
+    caplog.set_level("INFO", logger="trainers.reporting.classification_plots")
     logger = TrainingLogger(tmp_path, enabled=True)
     for step in (1, 2):
-        logger.validation(*validation(60), load_image, step)
+        log_validation(logger, 60, step)
     logger.close()
     assert len([tag for tag in read_back(tmp_path).Tags()["scalars"] if tag.startswith("val_recall/")]) == 50
     said = [record.getMessage() for record in caplog.records if "report.html" in record.getMessage()]
@@ -219,7 +221,7 @@ def test_a_full_disk_ends_the_logging_with_one_warning(
         logger.scalars({"train/loss": 1.0}, step=1)
         logger.flush()
         assert time.monotonic() < deadline
-    logger.train_images(np.zeros((3, 28, 28, 1), np.uint8), ["a", "b", "c"], step=10)
+    logger.image_grid("train/pictures", np.zeros((3, 28, 28, 1), np.uint8), ["a", "b", "c"], step=10)
     logger.close()
     why = "No space left on device; the training goes on"
     assert said == [f"warning: {tmp_path}: nothing more is logged for TensorBoard: {why}"]
@@ -229,8 +231,8 @@ def test_a_full_disk_ends_the_logging_with_one_warning(
 def test_disabled_logger_writes_nothing(tmp_path: Path) -> None:
     logger = TrainingLogger(tmp_path / "absent", enabled=False)
     logger.scalars({"a": 1.0}, 1)
-    logger.validation(*validation(3), load_image, 1)
-    logger.train_images(np.zeros((1, 8, 8, 3), np.uint8), ["a"], 1)
+    log_validation(logger, 3, 1)
+    logger.image_grid("train/pictures", np.zeros((1, 8, 8, 3), np.uint8), ["a"], 1)
     logger.config_text({"a": 1})
     logger.hparams({"a": 1}, {"b": 2.0})
     logger.embedding(np.ones((1, 2), np.float32), [0], ["a"], lambda row: np.zeros((8, 8, 3), np.uint8), 1)

@@ -19,9 +19,10 @@ import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
 from artifacts.metadata_reader import read_metadata
 from configs.schema import Config
+from data_loader.list_reader import read_unlabelled
 from data_loader.loaders import ImageDataset, collate
 from data_loader.preprocess import Preprocess
-from data_loader.samples import NO_LABEL, ListError, read_unlabelled
+from data_loader.samples import NO_LABEL, ListError
 from deploy.backends.loading import load_backend
 from deploy.export.exporter import export_formats
 from nets.simsiam_module import SimSiam, SimSiam_probe
@@ -83,7 +84,7 @@ def test_no_gradient_flows_through_z() -> None:
     assert z1.grad is None and z2.grad is None
     assert p1.grad is not None and p2.grad is not None and p1.grad.abs().sum() > 0
     net = small_net()
-    batch = {"image": torch.rand(8, 3, 32, 32), "label": torch.zeros(4, dtype=torch.long)}
+    batch = {"image": torch.rand(8, 3, 32, 32), "target": torch.zeros(4, dtype=torch.long)}
     net.predictor.requires_grad_(False)  # what reaches the backbone comes through the prediction alone
     task = SimSiamTask(net, lambda: iter(()), bank_is_validation=True)
     task.training_step(batch, np.random.default_rng(0))["loss"].backward()
@@ -114,7 +115,7 @@ def test_golden_losses_of_a_few_steps() -> None:
     ours, theirs = [], []
     for step in range(3):
         images = torch.from_numpy(np.random.default_rng(step).random((8, 3, 32, 32), dtype=np.float32))
-        loss = task({"image": images, "label": torch.zeros(4)}, np.random.default_rng(0))["loss"]
+        loss = task({"image": images, "target": torch.zeros(4)}, np.random.default_rng(0))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -292,7 +293,7 @@ def test_probe_agrees_with_logistic_regression() -> None:
 def test_embed_leaves_the_net_as_it_was() -> None:
     net = small_net().train()
     before = weights_sha256(net.state_dict())
-    batch = {"image": torch.rand(4, 3, 32, 32), "label": torch.arange(4), "index": torch.arange(4)}
+    batch = {"image": torch.rand(4, 3, 32, 32), "target": torch.arange(4), "index": torch.arange(4)}
     embedded = embed(net, [batch, batch])
     assert embedded.features.shape == (8, 512) and embedded.labels.tolist() == [0, 1, 2, 3] * 2
     assert net.training and weights_sha256(net.state_dict()) == before
@@ -343,7 +344,7 @@ def test_two_views_stand_side_by_side(dataset: Path) -> None:
 
     data = ImageDataset(samples, Preprocess(32, 32), view)
     batch = collate([data[0, index] for index in range(3)])
-    assert batch["image"].shape == (6, 3, 32, 32) and len(batch["label"]) == 3
+    assert batch["image"].shape == (6, 3, 32, 32) and len(batch["target"]) == 3
     assert batch["image"][:, 0, 0, 0].tolist() == [0, 9] * 3
 
 
@@ -528,7 +529,7 @@ def test_one_batch_is_learnt(dataset: Path) -> None:
     images = originals.repeat_interleave(2, dim=0) + 0.05 * torch.randn(16, 3, 16, 16, generator=generator)
     losses = []
     for _ in range(60):
-        terms = task({"image": images, "label": torch.zeros(8)}, np.random.default_rng(0))
+        terms = task({"image": images, "target": torch.zeros(8)}, np.random.default_rng(0))
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()

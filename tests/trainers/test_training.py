@@ -25,14 +25,14 @@ from configs.loading import process_config
 from configs.schema import Config
 from data_loader.preprocess import Preprocess
 from tests.conftest import GEM_RESNET, slow_but
+from tests.helpers.breaking import dying_after_save
 from trainers import builder
-from trainers import runner as training
+from trainers.data.reading import read_data
 from trainers.optim.lr_schedule import Schedule
 from trainers.optim.optimizer import AveragedNet, FreezeError, build_optimizer, freeze_parameters, hold_frozen_in_eval
 from trainers.runtime.device import HardwareError, choose_device, choose_precision
 from trainers.runtime.distributed import World
-from trainers.tasks.classification import ClassifyTask, balanced_class_weights
-from trainers.trainer import Trainer
+from trainers.tasks.classification import ClassificationTask, balanced_class_weights
 
 ConfigMaker = Callable[..., Path]
 
@@ -90,8 +90,8 @@ def test_loss_against_the_formula_written_out() -> None:
     # F.cross_entropy weighs each class's share of a smoothed target by that class's own weight.
     targets = (1 - smoothing) * np.eye(3)[labels] + smoothing / 3
     expected = -(targets * weights * log_p).sum(1).mean()
-    task = ClassifyTask(torch.nn.Identity(), label_smoothing=smoothing, class_weights=weights.tolist())
-    batch = {"image": torch.tensor(logits, dtype=torch.float32), "label": torch.tensor(labels)}
+    task = ClassificationTask(torch.nn.Identity(), label_smoothing=smoothing, class_weights=weights.tolist())
+    batch = {"image": torch.tensor(logits, dtype=torch.float32), "target": torch.tensor(labels)}
     assert float(task(batch, generator)["loss"]) == pytest.approx(expected, rel=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_golden_losses(make_config: ConfigMaker, dataset: Path) -> None:
     assert run_train(file) == 0
     curve = load_checkpoint(dataset / "weights/net_last.pth").progress["curves"]["train"]
     config = process_config(file)
-    samples, *_ = training.read_data(config, World(), lambda text: None)
+    samples, *_ = read_data(config, World(), lambda text: None)
     net = builder.build_start_net(config, lambda text: None)
     preprocess = build_metadata(config, samples.class_names).preprocess
     gem = [p for name, p in net.named_parameters() if name.endswith(".p")]
@@ -276,20 +276,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     changes = {**RECIPE, "model_module_name": module, "model_net_name": name}
     assert run_train(make_config(**changes, save_path=str(dataset / "whole"))) == 0
     whole = load_checkpoint(dataset / "whole/net_last.pth")
-    save = Trainer._save_last
     for stop_at in (2, 3, 4, 7):  # at 3, the end of an epoch, before its validation
         folder = dataset / f"stopped_at_{stop_at}"
         config = make_config(**changes, save_path=str(folder), save_interval_steps=1)
-
-        def save_then_die(trainer: Trainer, stop_at: int = stop_at) -> None:
-            save(trainer)
-            if trainer.progress.step == stop_at:
-                raise Interrupted
-
-        monkeypatch.setattr(Trainer, "_save_last", save_then_die)
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted), dying_after_save(stop_at, Interrupted):
             run_train(config)
-        monkeypatch.setattr(Trainer, "_save_last", save)
         torch.manual_seed(99)  # whatever happened in between must not matter
         assert run_train(config, "--resume") == 0
         resumed = load_checkpoint(folder / "net_last.pth")
@@ -363,11 +354,11 @@ def test_a_second_interrupt_is_no_failure_and_names_no_other_trainings_checkpoin
 ) -> None:
     assert run_train(make_config(num_epochs=1)) == 0
 
-    def press_twice(task: ClassifyTask, batch: Any, generator: Any) -> Any:
+    def press_twice(task: ClassificationTask, batch: Any, generator: Any) -> Any:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(ClassifyTask, "training_step", press_twice)
+    monkeypatch.setattr(ClassificationTask, "training_step", press_twice)
     capsys.readouterr()
     assert run_train(make_config(num_epochs=1)) == 130
     out = capsys.readouterr().out
@@ -378,15 +369,15 @@ def test_a_second_interrupt_is_no_failure_and_names_no_other_trainings_checkpoin
 def test_a_loss_that_is_no_number_stops_the_training(
     make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = ClassifyTask.training_step
+    step = ClassificationTask.training_step
 
-    def spoiled(task: ClassifyTask, batch: Any, generator: Any) -> Any:
+    def spoiled(task: ClassificationTask, batch: Any, generator: Any) -> Any:
         out = step(task, batch, generator)
         spoiled.calls += 1
         return {"loss": out["loss"] * math.nan} if spoiled.calls == 8 else out
 
     spoiled.calls = 0
-    monkeypatch.setattr(ClassifyTask, "training_step", spoiled)
+    monkeypatch.setattr(ClassificationTask, "training_step", spoiled)
     assert run_train(make_config(log_interval=1)) == 1
     err = capsys.readouterr().err
     assert "the loss became nan in epoch 2, step 7" in err

@@ -51,13 +51,15 @@ def train(turns: Turns, config: Config) -> None:
 def make_trainer(config: Config, log: Callable[[str], None]) -> Trainer:
     """Build the trainer as train.py does, for one process. Raises UserError."""
     from trainers.builder import build_start_net, build_trainer
-    from trainers.runner import read_data
-    from trainers.runtime.device import choose_device
-    from trainers.runtime.distributed import World
+    from trainers.data.reading import read_data
+    from trainers.reporting.reporter import Reporter, log_nothing
+    from trainers.runtime.device import Runtime, choose_device, choose_precision
 
     device, _ = choose_device(config.gpu_ids())
-    train, val, _ = read_data(config, World(), _log_nothing)
-    return build_trainer(config, build_start_net(config, _log_nothing), train, val, device=device, log=log)
+    runtime = Runtime(device, choose_precision(config.precision, device))
+    train, val, _ = read_data(config, runtime.world, log_nothing)
+    net = build_start_net(config, log_nothing)
+    return build_trainer(config, net, train, val, runtime=runtime, reporter=Reporter(log))
 
 
 def load(turns: Turns, config: Config, *, with_start: bool) -> None:
@@ -86,12 +88,12 @@ class EpochOfImages:
         from data_loader.augment import mirrored_half
         from data_loader.loaders import EpochBatches, training_loader
         from trainers.builder import batch_views, training_images
-        from trainers.runner import read_data
-        from trainers.runtime.device import choose_device
-        from trainers.runtime.distributed import World
+        from trainers.data.reading import read_data
+        from trainers.reporting.reporter import log_nothing
+        from trainers.runtime.device import SINGLE, choose_device
 
         keep_freed_memory()
-        samples, _, _ = read_data(config, World(), _log_nothing)
+        samples, _, _ = read_data(config, SINGLE, log_nothing)
         self.config, self.samples, self.epoch = config, samples, 0
         self.preprocess = build_metadata(config, samples.class_names).preprocess
         self.views = batch_views(config, self.preprocess, 1)
@@ -103,13 +105,11 @@ class EpochOfImages:
 
     def read(self) -> int:
         """Read an epoch; return the number of images."""
-        import numpy as np
-
         from data_loader.loaders import checked, epoch_order, plan_epoch
 
-        labels = np.array([sample.label for sample in self.samples.samples])
-        order = epoch_order(labels, self.epoch, self.config.seed)
-        self.batches.set_epoch(self.epoch, order, plan_epoch(len(labels), self.config.batch_size))
+        total = len(self.samples.samples)
+        order = epoch_order(total, self.epoch, self.config.seed)
+        self.batches.set_epoch(self.epoch, order, plan_epoch(total, self.config.batch_size))
         self.epoch += 1
         count = 0
         for batch in self.loader:
@@ -170,10 +170,6 @@ def main() -> None:
             train(turns, config)
         else:
             load(turns, config, with_start=args.what == "first_load")
-
-
-def _log_nothing(text: str) -> None:
-    """Discard a message."""
 
 
 if __name__ == "__main__":

@@ -14,13 +14,15 @@ from common.formatting import first_line, size_text
 from configs.schema import Config
 from data_loader.cache import Fitting
 from data_loader.cache_builder import free_memory
+from data_loader.loaders import Step as PlannedStep
 from data_loader.loaders import enlarged, plan_epoch, without
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, SampleList
 from tools.doctor.types import Step, TrialData
 from trainers.builder import build_start_net, build_trainer
+from trainers.reporting.reporter import Reporter
 from trainers.runner import processes_wanted
-from trainers.runtime.device import choose_device, describe_device
+from trainers.runtime.device import Runtime, choose_device, choose_precision, describe_device
 from trainers.trainer import Trainer
 
 MAX_STEPS, MAX_SECONDS = 25, 15.0  # after the first step, which is the warm-up
@@ -39,34 +41,19 @@ def measure(config: Config, data: TrialData) -> Step:
         return {"error": first_line(error), "traceback": traceback.format_exc()}
 
 
-class TrialTrainer(Trainer):
-    """The trainer, which stops after a few steps and saves nothing."""
-
-    def trial(self, max_steps: int, max_seconds: float) -> list[float]:
-        """Train the first steps of an epoch; return the seconds of each, the first with the loaders' start."""
-        self.plan = steps = self._plan(start=0)[: max_steps + 1]
-        batches = self._start_epoch(steps)
-        seconds: list[float] = []
-        for step in steps:
-            start = time.perf_counter()
-            self._optimizer_step(step, batches, show_images=False)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            seconds.append(time.perf_counter() - start)
-            self.progress.step += 1
-            self.progress.consumed += step.num_samples
-            if sum(seconds[1:]) > max_seconds:
-                break
-        return seconds
-
-    def losses(self) -> list[float]:
-        """Return the mean loss of each step."""
-        return [float(losses.sums[0]) / len(losses.indices) for *_, losses in self.pending]
-
-    def checkpoint_bytes(self) -> dict[str, int]:
-        """Return the bytes of the tensors of both checkpoints."""
-        best, last = (self._checkpoint(with_training_state=state) for state in (False, True))
-        return {"checkpoint_best": _tensor_bytes(vars(best)), "checkpoint_last": _tensor_bytes(vars(last))}
+def train_steps(trainer: Trainer, steps: list[PlannedStep], max_seconds: float) -> list[float]:
+    """Train some steps of an epoch; return the seconds of each, the first with the loaders' start."""
+    batches = trainer.start_epoch(steps)
+    seconds: list[float] = []
+    for step in steps:
+        start = time.perf_counter()
+        trainer.train_step(step, batches)
+        if trainer.runtime.device.type == "cuda":
+            torch.cuda.synchronize(trainer.runtime.device)
+        seconds.append(time.perf_counter() - start)
+        if sum(seconds[1:]) > max_seconds:
+            break
+    return seconds
 
 
 def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
@@ -76,20 +63,21 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     notes: list[str] = []
     net = build_start_net(config, notes.append)
-    trainer = build_trainer(config, net, train, val, device=device, log=notes.append, kind=TrialTrainer)
-    assert isinstance(trainer, TrialTrainer)
-    seconds = trainer.trial(MAX_STEPS, MAX_SECONDS)
-    full = [step.num_samples == trainer.plan[0].num_samples for step in trainer.plan]
+    runtime = Runtime(device, choose_precision(config.precision, device))
+    trainer = build_trainer(config, net, train, val, runtime=runtime, reporter=Reporter(notes.append))
+    steps = trainer.batches.plan()[: MAX_STEPS + 1]
+    seconds = train_steps(trainer, steps, MAX_SECONDS)
+    full = [step.num_samples == steps[0].num_samples for step in steps]
     of_full = [a_step for a_step, is_full in zip(seconds, full, strict=False) if is_full][1:] or seconds
     processes = processes_wanted(config)
     epoch = plan_epoch(len(train.samples), config.batch_size, processes, config.accumulation_steps)
     warm = seconds[1:] or seconds
     a_step = sum(warm) / len(warm)
     if config.data_cache != "none":
-        notes.append(_cache_note(config, train, val, trainer.metadata.preprocess))
+        notes.append(_cache_note(config, train, val, trainer.state.metadata.preprocess))
     return {
         "device": describe_device(device),
-        "precision": trainer.precision,
+        "precision": runtime.precision,
         "batch_size": config.batch_size,
         "processes": processes,
         "steps_measured": len(warm),
@@ -99,12 +87,12 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
         "seconds_of_the_others": sum(seconds) - sum(of_full),  # of the first and the smaller last step, new sizes
         "steps_an_epoch": len(epoch),
         "seconds_an_epoch": a_step * len(epoch),
-        "losses": trainer.losses(),
+        "losses": [float(losses.sums[0]) / len(losses.indices) for *_, losses in trainer.losses.pending],
         "memory_of": "GPU" if device.type == "cuda" else "main",
         "memory_peak": _peak_memory(device),
         "memory_free": free,
         "parameters": sum(parameter.numel() for parameter in trainer.task.net.parameters()),
-        **trainer.checkpoint_bytes(),
+        **_checkpoint_bytes(trainer),
         "notes": notes,
     }
 
@@ -122,6 +110,12 @@ def _cache_note(config: Config, train: SampleList, val: SampleList, preprocess: 
     size = Fitting(source).num_bytes(train) + Fitting(preprocess).num_bytes(val)
     where = "memory" if config.data_cache == "ram" else config.data_cache_dir
     return f'data_cache "{config.data_cache}" will take {size_text(size)} of {where}; the time is measured without it'
+
+
+def _checkpoint_bytes(trainer: Trainer) -> dict[str, int]:
+    """Return the bytes of the tensors of both checkpoints."""
+    best, last = (trainer.state.checkpoint(with_training_state=state) for state in (False, True))
+    return {"checkpoint_best": _tensor_bytes(vars(best)), "checkpoint_last": _tensor_bytes(vars(last))}
 
 
 def _tensor_bytes(value: Any) -> int:

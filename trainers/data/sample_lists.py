@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from artifacts.metadata import class_names_of
 from configs.schema import Config
-from data_loader.samples import ListError, SampleList, read_class_folders, read_list, read_unlabelled
+from data_loader.list_reader import read_target_list, read_unlabelled
+from data_loader.samples import SampleList
+from data_loader.targets import ClassLabel, Target
 
 
-def read_lists(config: Config, *, check_files: bool = True) -> tuple[SampleList, SampleList]:
-    """Read the training and the validation list; `check_files` finds images that are not there. Raises ListError."""
-    names = class_names_of(config)
+def read_lists(
+    config: Config, target: Target | None = None, *, check_files: bool = True
+) -> tuple[SampleList, SampleList]:
+    """Return the training and the validation list; without a target their classes' labels are read.
+
+    `check_files` finds images that are not there. Raises ListError.
+    """
+    target = target or ClassLabel(config.num_classes, class_names_of(config))
     if not config.learns_without_labels():
-        train = _read_split(config, config.train_data_file, config.train_data_root_dir, names, check_files)
-        names = train.class_names
-        return train, _read_split(config, config.val_data_file, config.val_data_root_dir, names, check_files)
-    val = _read_split(config, config.val_data_file, config.val_data_root_dir, names, check_files)
+        train = _read_split(config, config.train_data_file, config.train_data_root_dir, target, check_files)
+        target = target.settled(train)
+        return train, _read_split(config, config.val_data_file, config.val_data_root_dir, target, check_files)
+    val = _read_split(config, config.val_data_file, config.val_data_root_dir, target, check_files)
     train = read_unlabelled(
         config.train_data_file,
         config.train_data_root_dir,
@@ -26,19 +33,14 @@ def read_lists(config: Config, *, check_files: bool = True) -> tuple[SampleList,
     return train, val
 
 
-def _read_split(config: Config, list_file: str, root: str, names: tuple[str, ...], check_files: bool) -> SampleList:
-    if list_file:
-        return read_list(
-            list_file,
-            root,
-            config.file_label_separator,
-            config.num_classes,
-            names,
-            check_files=check_files,
-            allow_outside_root=config.allow_outside_root,
-        )
-    samples = read_class_folders(root, names)
-    if len(samples.class_names) != config.num_classes:
-        found = len(samples.class_names)
-        raise ListError([f"{root}: {found} class folders, but num_classes is {config.num_classes}"])
-    return samples
+def _read_split(config: Config, list_file: str, root: str, target: Target, check_files: bool) -> SampleList:
+    if not list_file:
+        return target.read_folder(root)
+    return read_target_list(
+        list_file,
+        root,
+        config.file_label_separator,
+        target,
+        check_files=check_files,
+        allow_outside_root=config.allow_outside_root,
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
+from trainers.evaluation.validation import Measure, Validation
+
+TOP1 = Measure("top1", "top-1", is_share=True)
+
 
 @dataclass(frozen=True)
 class WorstImage:
-    """A wrongly classified image: `score` is the probability of the answer, `loss` the cross entropy in nats."""
+    """A wrongly classified image: `score` is the probability of the predicted class, `loss` the cross entropy in nats.
+
+    The fields are the keys of report.json's `worst`; `answer` is the predicted label.
+    """
 
     path: str
     label: int
@@ -25,10 +32,9 @@ class WorstImage:
 
 
 @dataclass(frozen=True)
-class ValidationResult:
-    """One validation: `top1` and `top5` from 0 to 1, `confusion[label][answer]` in images, `worst` worst first."""
+class ClassificationValidation(Validation):
+    """Shares `top1` and `top5` from 0 to 1, `confusion[label][prediction]` in images, `worst` worst first."""
 
-    loss: float
     top1: float
     top5: float
     confusion: list[list[int]]
@@ -38,6 +44,29 @@ class ValidationResult:
     head: str = ""  # which of the net's heads this is, where it has several
     head_top1: dict[str, float] = field(default_factory=dict)  # of each of them
     top1_views: float | None = None  # by the mean over test_time_views of an image, which chooses nothing
+
+    def scalars(self) -> dict[str, float]:
+        """Return top-1 and top-5, and top-1 by several views of an image where it was measured."""
+        of_views = {} if self.top1_views is None else {"top1_views": self.top1_views}
+        return {"top1": self.top1, "top5": self.top5, **of_views}
+
+    def parts(self) -> dict[str, float]:
+        """Return top-1 of each head."""
+        return {f"top1_{head}": top1 for head, top1 in self.head_top1.items()}
+
+    def report_fields(self) -> dict[str, Any]:
+        """Return the confusion, the classes, the worst images, and the head that predicts."""
+        return {"per_class": self.per_class, "confusion": self.confusion, "worst": self.worst, "head": self.head}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, and the confusion as a tensor (K, K) int64."""
+        return {**asdict(self), "confusion": torch.tensor(self.confusion)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ClassificationValidation:
+        """Return what `to_dict` was made of. Raises TypeError for other values."""
+        worst = [WorstImage(**row) for row in values["worst"]]
+        return cls(**{**values, "confusion": values["confusion"].tolist(), "worst": worst})
 
 
 class ClassificationMetrics:
@@ -87,7 +116,7 @@ class ClassificationMetrics:
         self._counts.update(labels, answers, losses, in_top5)
         self._keep_worst(torch.stack([losses, scores]), torch.stack([labels, answers, indices]))
 
-    def compute(self, paths: Sequence[str], class_names: Sequence[str]) -> ValidationResult:
+    def compute(self, paths: Sequence[str], class_names: Sequence[str]) -> ClassificationValidation:
         """Gather all processes' counts; every process must call this, and every one gets the same result.
 
         A process that has seen no image takes part as well. With no image at all, loss, top1 and top5 are NaN.
@@ -106,7 +135,7 @@ class ClassificationMetrics:
                 "the sampler must give every image to exactly one process, without padding"
             )
         share = 1.0 / num_samples if num_samples else float("nan")
-        return ValidationResult(
+        return ClassificationValidation(
             loss=float(loss_sum) * share,
             top1=int(confusion.trace()) * share,
             top5=int(in_top5) * share,

@@ -1,4 +1,4 @@
-"""What frozen features are worth: weighted kNN accuracy, and a linear probe fitted on features that are kept."""
+"""The quality of frozen features: weighted kNN accuracy, and a linear probe fitted on features that are kept."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from data_loader.loaders import ImageDataset, checked, validation_loader
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
+from trainers.evaluation.validation import evaluating
 
 KNN_TEMPERATURE = 0.1
 KNN_CHUNK = 4096  # queries at once
@@ -30,17 +31,15 @@ class Embedded:
     indices: torch.Tensor
 
     def chosen(self, rows: torch.Tensor) -> Embedded:
-        """Give some of them, by a mask (N,) or rows."""
+        """Return some of them, by a mask (N,) or rows."""
         return Embedded(self.features[rows], self.labels[rows], self.indices[rows])
 
 
 @torch.inference_mode()
 def embed(net: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Embedded:
-    """Give the features that a net in eval mode has for normalised batches; they stay on the net's device."""
-    was_training = net.training
-    net.eval()
-    rows = [(net(batch["image"]).float(), batch["label"], batch["index"]) for batch in batches]
-    net.train(was_training)
+    """Return the features that a net in eval mode has for normalised batches; they stay on the net's device."""
+    with evaluating(net):
+        rows = [(net(batch["image"]).float(), batch["target"], batch["index"]) for batch in batches]
     if not rows:  # of several processes one may have no image
         nothing = torch.empty(0, dtype=torch.long)
         return Embedded(torch.empty(0, 0), nothing, nothing)
@@ -49,7 +48,7 @@ def embed(net: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Embedde
 
 
 def of_all_processes(embedded: Embedded) -> Embedded:
-    """Put the parts of all processes together, in the order of the list, on this process's device."""
+    """Return the parts of all processes together, in the order of the list, on this process's device."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return embedded
     device = embedded.features.device
@@ -62,7 +61,7 @@ def of_all_processes(embedded: Embedded) -> Embedded:
 def plain_batches(
     samples: SampleList, preprocess: Preprocess, workers: int, device: torch.device
 ) -> Callable[[], Iterator[dict[str, torch.Tensor]]]:
-    """Give what walks through all images of a list, fitted as in validation and normalised."""
+    """Return a function that yields the batches of all images of a list, fitted as in validation and normalised."""
     loader = validation_loader(ImageDataset(samples, preprocess), BANK_BATCH, workers)
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
@@ -76,7 +75,7 @@ def plain_batches(
 def knn_votes(
     queries: Embedded, bank: Embedded, num_classes: int, neighbours: int, *, leave_out_own: bool = False
 ) -> torch.Tensor:
-    """Give each query's votes (N, K), which add up to 1, of its nearest images in the bank by cosine.
+    """Return each query's votes (N, K), which add up to 1, of its nearest images in the bank by cosine.
 
     A neighbour's vote is exp(cosine / 0.1): Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
     Discrimination", sec. 3.4, as SimSiam's published curves use it. `leave_out_own` leaves out the bank's image of
@@ -98,7 +97,7 @@ def knn_votes(
 
 
 def probe_accuracy(queries: Embedded, bank: Embedded | None, num_classes: int, seed: int) -> float:
-    """Give the accuracy on the queries of a linear probe fitted on the bank; without one, of one fitted on the other
+    """Return the accuracy on the queries of a linear probe fitted on the bank; without one, of one fitted on the other
     four fifths of the queries, for each fifth."""
     if bank is not None:
         return _share_right(fit_probe(bank, num_classes, seed), queries)

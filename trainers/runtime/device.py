@@ -1,16 +1,32 @@
-"""Which device, which precision: one place that asks the hardware."""
+"""Device and precision: the one place that asks the hardware."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from common.errors import UserError
+from common.formatting import first_line
+from configs.schema import Config
+from trainers.errors import BatchTooSmallError, CompileError
+from trainers.runtime.distributed import World
 
+SINGLE = World()  # one process alone
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a training runs on: one of several processes, its device, and the precision of the forward pass."""
+
+    device: torch.device
+    precision: str = "fp32"
+    world: World = SINGLE
 
 
 class HardwareError(UserError):
@@ -18,7 +34,7 @@ class HardwareError(UserError):
 
 
 def choose_device(gpu_ids: list[int], local_rank: int = 0, local_size: int = 1) -> tuple[torch.device, str]:
-    """Give the device of one of `local_size` processes on this machine, and one line about it.
+    """Return the device of one of `local_size` processes on this machine, and one line about it.
 
     Raises HardwareError for a GPU that is not there, and for more processes than GPUs.
     """
@@ -51,8 +67,13 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if cpu_multiplies_bf16() else "fp32"
 
 
+def memory_layout(config: Config) -> torch.memory_format:
+    """Return the memory layout of a config's nets and images."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
 def cpu_multiplies_bf16() -> bool:
-    """Say whether the CPU has bf16 multiplication (AMX or AVX512-BF16 on x86, BF16 on Arm), from Linux's own list."""
+    """Return whether the CPU has bf16 multiplication (AMX or AVX512-BF16 on x86, BF16 on Arm), by Linux's list."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return False
@@ -63,7 +84,7 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Give the context in which the forward pass runs."""
+    """Return the context in which the forward pass runs."""
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
@@ -71,6 +92,23 @@ def compile_net(net: torch.nn.Module, mode: bool | str) -> None:
     """Have torch compile a net when it is first called, in one of its modes; True: in the usual one."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of each machine without a GPU
     net.compile(mode=None if mode is True else mode)
+
+
+@contextmanager
+def forward_errors_reported() -> Iterator[None]:
+    """Turn what torch raises of a net that cannot be compiled, or of too small a batch, into a TrainingError."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        advice = "raise batch_size, or img_height and img_width"
+        raise BatchTooSmallError(f"batch norm cannot normalise one value: {advice}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise
+        advice = '"compile": false trains without it'
+        raise CompileError(f'"compile" fails here: {first_line(error)}; {advice}') from error
 
 
 class DeviceCopy:
@@ -84,7 +122,7 @@ class DeviceCopy:
         self.stream = torch.cuda.Stream(device) if is_asynchronous and device.type == "cuda" else None
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Give the batch on the device, ready for the current stream."""
+        """Return the batch on the device, ready for the current stream."""
         if self.stream is None:
             return {key: value.to(self.device) for key, value in batch.items()}
         with torch.cuda.stream(self.stream):
@@ -97,7 +135,7 @@ class DeviceCopy:
 
 
 def describe_device(device: torch.device) -> str:
-    """Name the hardware for the report."""
+    """Return the name of the hardware for the report."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

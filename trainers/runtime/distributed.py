@@ -1,4 +1,4 @@
-"""Several processes as one: who am I, start the others, agree on a number."""
+"""Several processes as one: their ranks, how they start and end, and sums over them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
+from common.formatting import first_line
 from common.signals import STOPPING
+from trainers.errors import PeerLostError
 
 GRACE_S = 30.0  # how long the others may take to leave once one process has failed
 
@@ -38,23 +40,23 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Say whether this process speaks, logs and saves for all."""
+        """Return whether this is rank 0, which logs and saves for all."""
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over all processes."""
+        """Add up a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def agree_on_buffers(self, net: torch.nn.Module) -> None:
-        """Give every process the first one's buffers (batch norm's statistics)."""
+        """Copy rank 0's buffers (batch norm's statistics) to every process."""
         if self.size > 1:
             for buffer in net.buffers():
                 dist.broadcast(buffer, src=0)
 
     def gather(self, values: list[Any]) -> list[Any]:
-        """Give every process the lists of all, one after the other."""
+        """Return the lists of all processes, one after the other."""
         if self.size == 1:
             return values
         lists: list[list[Any]] = [[] for _ in range(self.size)]
@@ -65,6 +67,25 @@ class World:
         """Wait for all."""
         if self.size > 1:
             dist.barrier()
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Add up a tensor over the processes of the group, in place; without a group it stays."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+@contextlib.contextmanager
+def lost_peers_reported() -> Iterator[None]:
+    """Turn what torch raises where another process has ended into a PeerLostError."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = first_line(error)
+        if isinstance(error, dist.DistError) or "by peer" in text or "Broken pipe" in text:
+            raise PeerLostError("another process of this training has left") from error
+        raise
 
 
 def world_from_environment() -> World:
@@ -100,7 +121,7 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
 
 
 def launch(command: Sequence[str], num_processes: int) -> int:
-    """Run `num_processes` copies of a Python command as ranks on this machine; give the exit code of the first to fail.
+    """Run `num_processes` copies of a Python command as ranks on this machine; return the first failure's exit code.
 
     SIGTERM, SIGUSR1 and Ctrl-C are passed on, and the ranks save and leave. When one fails, the others are ended too.
     """

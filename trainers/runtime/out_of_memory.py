@@ -1,54 +1,75 @@
-"""When the memory is too small: is that what went wrong, and what batch size would have fitted."""
+"""Too little memory: whether that is what went wrong, and which batch size would have fitted."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 
+from configs.schema import Config
+from trainers.tasks.base import Task
+from trainers.train_step import Learner
+
 
 @dataclass(frozen=True)
-class AtHand:
-    """The batch that was on the device last: the config's key for its size, its images, and its images' shape."""
+class LastBatch:
+    """The batch that was on the device last: the config's key for its size, its images, and its tensors' shapes."""
 
     key: str = "batch_size"
     count: int = 0
-    shape: tuple[int, ...] = ()
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = field(default_factory=dict)
 
-    def images(self, count: int, device: torch.device, layout: torch.memory_format) -> torch.Tensor:
-        """Make images of zeros for a batch of `count` images, which may have several views each."""
-        views = self.shape[0] // self.count
-        return torch.zeros(count * views, *self.shape[1:], device=device).contiguous(memory_format=layout)
+    @classmethod
+    def of(cls, key: str, batch: dict[str, torch.Tensor]) -> LastBatch:
+        """Return the description of a batch."""
+        shapes = {name: (tuple(value.shape), value.dtype) for name, value in batch.items()}
+        return cls(key, len(batch["index"]), shapes)
+
+    def zeros(self, count: int, device: torch.device, layout: torch.memory_format) -> dict[str, torch.Tensor]:
+        """Return a batch of zeros for `count` images, which may have several views each."""
+        batch = {
+            name: torch.zeros(count * (shape[0] // self.count), *shape[1:], dtype=dtype, device=device)
+            for name, (shape, dtype) in self.shapes.items()
+        }
+        return {**batch, "image": batch["image"].contiguous(memory_format=layout)}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether torch found no memory, on a GPU or on the CPU."""
+    """Return whether torch found no memory, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def too_small(
-    at_hand: AtHand, attempt: Callable[[int], None], *, accumulation_steps: int, last: Path, reason: str
-) -> str:
-    """Say that the memory was too small for a batch and what would fit, found by attempts with halves of it.
+def propose_batch_size(config: Config, learner: Learner, validated: Task, last: LastBatch, reason: str) -> str:
+    """Return the message that the memory is too small for a batch and what would fit, tried with halves of it.
 
-    `last` is the checkpoint to go on from, where it is there; `reason` is torch's word.
+    `validated` is the task around the net validated last; `reason` is torch's message. The weights are no longer the
+    training's afterwards: what is safe is on the disk.
     """
-    safe = f"; go on from {last} with train.py --resume" if last.is_file() else ""
-    if not at_hand.count:  # not even a batch has reached the device
+    learner.drop_gradients()
+    path, steps = config.last_checkpoint(), config.accumulation_steps
+    safe = f"; go on from {path} with train.py --resume" if path.is_file() else ""
+    if not last.count:  # not even a batch has reached the device
         return f"the memory is too small: lower batch_size and raise accumulation_steps{safe} ({reason})"
-    smallest = 2 if at_hand.key == "batch_size" else 1  # batch norm cannot normalise one value
-    fits = largest_that_fits(attempt, at_hand.count, smallest)
-    proposal = advice(at_hand.key, at_hand.count, fits, accumulation_steps)
-    return f"the memory is too small for {at_hand.key} {at_hand.count}: {proposal}{safe} ({reason})"
+    smallest = 2 if last.key == "batch_size" else 1  # batch norm cannot normalise one value
+
+    def attempt(size: int) -> None:
+        batch = last.zeros(size, learner.device, learner.layout)
+        if last.key == "batch_size":
+            learner.try_step(batch)
+        else:
+            with torch.inference_mode():
+                validated.predict(batch["image"])
+
+    proposal = advice(last.key, last.count, largest_that_fits(attempt, last.count, smallest), steps)
+    return f"the memory is too small for {last.key} {last.count}: {proposal}{safe} ({reason})"
 
 
 def largest_that_fits(attempt: Callable[[int], None], size: int, smallest: int) -> int:
-    """Halve a batch size that did not fit until `attempt` finds the memory for it; 0 where not even `smallest` fits.
+    """Return the first of a batch size's halves that `attempt` finds the memory for; 0 where not even `smallest` fits.
 
-    Any other error of the attempt's is raised.
+    Raises any other error of the attempt's.
     """
     while size > smallest:
         size = max(size // 2, smallest)
@@ -66,7 +87,7 @@ def largest_that_fits(attempt: Callable[[int], None], size: int, smallest: int) 
 
 
 def advice(key: str, batch_size: int, fits: int, accumulation_steps: int) -> str:
-    """Say which batch size to take in place of one that is too large for the memory."""
+    """Return which batch size to take in place of one that is too large for the memory."""
     if not fits:
         return "not even the smallest batch fits: lower img_height and img_width, or set gradient_checkpointing"
     if key != "batch_size":

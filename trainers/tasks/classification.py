@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import nn
 
-from artifacts.metadata import ModelMetadata
+from artifacts.metadata import ModelMetadata, class_names_of
+from configs.schema import Config
 from data_loader.augment import BatchMixer
-from data_loader.samples import NO_LABEL
-from trainers.evaluation.classification_metrics import ClassificationMetrics, ValidationResult
-from trainers.evaluation.feature_probes import Embedded
+from data_loader.samples import NO_LABEL, SampleList
+from data_loader.targets import ClassLabel
+from trainers.evaluation.classification_metrics import TOP1, ClassificationMetrics, ClassificationValidation
+from trainers.evaluation.test_time_augmentation import count_correct
+from trainers.evaluation.validation import Validation, evaluating
+from trainers.reporting.classification_plots import log_classification
+from trainers.reporting.heatmaps import best_heat_maps, worst_heat_maps
+from trainers.reporting.tensorboard_logger import TrainingLogger
+from trainers.runtime.distributed import sum_over_processes
+from trainers.tasks.base import Batch, BatchSource, Task
 
-Batch = dict[str, torch.Tensor]
+MAX_HEAT_MAPS = 12  # a validation
 
 
-class ClassifyTask(nn.Module):
+class ClassificationTask(Task):
     """Owns the net and its loss.
 
     The loss is the mean over the batch of w[y] * CE(logits, y), with label smoothing (Szegedy et al. 2016, sec. 7)
@@ -25,12 +36,11 @@ class ClassifyTask(nn.Module):
     mean is over images, not over weights, so that accumulated batches add up to the big one.
     """
 
+    name = "classification"
+    output = "logits"
+    validation = ClassificationValidation
+    measure = TOP1
     class_weights: torch.Tensor | None
-    output = "logits"  # what the net gives, one of metadata.OUTPUTS
-    measure = "top-1"  # what `validate` gives as top1
-    loss_names = ("loss", "val")  # what an epoch's line calls the training's loss and the validation's
-    views = 1  # of an image in a batch
-    stops_on_warning = False
 
     def __init__(
         self,
@@ -39,89 +49,116 @@ class ClassifyTask(nn.Module):
         label_smoothing: float = 0.0,
         class_weights: Sequence[float] = (),
         mixer: BatchMixer | None = None,
+        test_time_views: int = 1,
     ) -> None:
-        super().__init__()
-        self.net = net
+        super().__init__(net)
         self.label_smoothing = label_smoothing
         self.mixer = mixer
-        self.heed: Callable[[], None] = lambda: None  # between batches that a task reads itself; it may raise
+        self.test_time_views = test_time_views
         weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Run `training_step`: DistributedDataParallel hooks itself onto the forward call."""
-        return self.training_step(batch, generator)
+    @classmethod
+    def target(cls, config: Config) -> ClassLabel:
+        """Return the labels of the config's classes. Raises ListError."""
+        return ClassLabel(config.num_classes, class_names_of(config))
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        net: nn.Module,
+        train: SampleList,
+        val: SampleList,
+        device: torch.device,
+        log: Callable[[str], None],
+    ) -> Self:
+        """Return the task with the config's loss."""
+        return cls(net, **loss_options(config, train), test_time_views=config.test_time_views)
+
+    def with_net(self, net: nn.Module) -> ClassificationTask:
+        """Return the same task around another net, such as the averaged one."""
+        return ClassificationTask(net, label_smoothing=self.label_smoothing, test_time_views=self.test_time_views)
 
     def training_inputs(self, batch: Batch, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the images (N, C, H, W) as the net sees them, and the targets: labels (N,) or probabilities (N, K)."""
+        """Return the images (N, C, H, W) as the net sees them, and labels (N,) or mixed probabilities (N, K)."""
         if self.mixer is None:
-            return batch["image"], batch["label"]
-        return self.mixer(batch["image"], batch["label"], generator)
+            return batch["image"], batch["target"]
+        return self.mixer(batch["image"], batch["target"], generator)
 
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Give {"loss": scalar to minimise} for images (N, C, H, W) and labels (N,); further scalars are logged."""
+        """Return {"loss": scalar to minimise} for images (N, C, H, W) and labels (N,)."""
         images, targets = self.training_inputs(batch, generator)
-        return {"loss": self._cross_entropy(self.net(images), targets)}
+        return {"loss": self.cross_entropy(self.net(images), targets)}
 
-    def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """Give the logits (N, K) float32 of images (N, C, H, W)."""
-        return self.net(images).float()
-
-    def shown(self, batch: Batch, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give images as the net sees them in training, to look at, and their labels."""
-        return self.training_inputs(batch, generator)[0], batch["label"]
-
-    def warning(self, terms: Mapping[str, float]) -> str:
-        """Say in a sentence what is wrong with a training that gives these means of the step's scalars; "": nothing."""
-        return ""
-
-    def embedded(self) -> Embedded | None:
-        """Give the features of the newest validation's images, where that is what the net gives."""
-        return None
-
-    def conclusions(self, num_classes: int) -> dict[str, float]:
-        """Give further shares (0 to 1) for the report of a finished training, by name."""
-        return {}
-
-    @torch.inference_mode()
-    def validate(
-        self, batches: Iterable[Batch], num_classes: int, paths: Sequence[str], class_names: Sequence[str]
-    ) -> ValidationResult:
-        """Measure the net in eval mode on this process's part; every process gets the result of all."""
-        was_training = self.net.training
-        self.net.eval()
-        metrics = ClassificationMetrics(num_classes, self._device())
-        for batch in batches:
-            metrics.update(self.predict(batch["image"]), batch["label"], batch["index"])
-        self.net.train(was_training)
-        return metrics.compute(paths, class_names)
-
-    def with_net(self, net: nn.Module) -> ClassifyTask:
-        """Give the same task around another net, such as the averaged one."""
-        return ClassifyTask(net, label_smoothing=self.label_smoothing)
-
-    def declare(self, metadata: ModelMetadata, result: ValidationResult) -> ModelMetadata:
-        """Give the metadata with what a validation has settled about the net: here nothing."""
-        return metadata
-
-    def _cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Give the mean over logits (N, K) of the weighted, smoothed losses."""
+    def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the mean over logits (N, K) of the weighted, smoothed losses."""
         losses = nn.functional.cross_entropy(
             logits.float(), targets, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="none"
         )  # (N,)
         return losses.mean()
 
-    def _device(self) -> torch.device:
-        return next(self.net.parameters()).device
+    def shown(
+        self, batch: Batch, generator: np.random.Generator, class_names: Sequence[str]
+    ) -> tuple[torch.Tensor, list[str]]:
+        """Return a batch's images, mixed ones too, with the names of their own classes."""
+        return self.training_inputs(batch, generator)[0], image_captions(batch["target"], class_names)
+
+    @torch.inference_mode()
+    def validate(self, batches: BatchSource, samples: SampleList) -> ClassificationValidation:
+        """Measure the net in eval mode on this process's part; every process gets the result of all."""
+        metrics = ClassificationMetrics(len(samples.class_names), self.device)
+        with evaluating(self.net):
+            for batch in batches():
+                metrics.update(self.predict(batch["image"]), batch["target"], batch["index"])
+        result = metrics.compute([sample.path for sample in samples.samples], samples.class_names)
+        if self.test_time_views == 1:
+            return result
+        with evaluating(self.net):
+            count = count_correct(self.predict, batches(), self.test_time_views)
+        count = int(sum_over_processes(torch.tensor(count, device=self.device)))
+        return replace(result, top1_views=count / len(samples.samples))
+
+    def summary(self, validation: Validation) -> str:
+        """Return top-1 by several views of an image, where it was measured."""
+        share = validation.scalars().get("top1_views")
+        return "" if share is None else f"{self.test_time_views} views {share:.2%}"
+
+    def log_validation(
+        self, logger: TrainingLogger, validation: Validation, metadata: ModelMetadata, step: int
+    ) -> None:
+        """Show confusion, classes and worst images, these also under the heat maps of their predictions."""
+        assert isinstance(validation, ClassificationValidation)
+        heat_maps: dict[str, np.ndarray] = {}
+        if logger.enabled:
+            images = [(image.path, image.answer) for image in validation.worst[:MAX_HEAT_MAPS]]
+            heat_maps = worst_heat_maps(self.net, metadata.preprocess, images, self.device)
+        log_classification(logger, validation, metadata.class_names, metadata.preprocess.load, step, heat_maps)
+
+    def report_images(self, checkpoint: Path, best: Validation, device: torch.device) -> dict[str, np.ndarray]:
+        """Return the worst images under the heat maps of what the best net predicts for them."""
+        assert isinstance(best, ClassificationValidation)
+        return best_heat_maps(checkpoint, [(image.path, image.answer) for image in best.worst], device)
+
+
+def loss_options(config: Config, train: SampleList) -> dict[str, Any]:
+    """Return the settings of a config for a loss on labels, as ClassificationTask takes them."""
+    weights = config.class_weights
+    mixes = config.mixup_alpha or config.cutmix_alpha
+    return {
+        "label_smoothing": config.label_smoothing,
+        "class_weights": balanced_class_weights(train.class_counts()) if weights == "balanced" else list(weights),
+        "mixer": BatchMixer(config.num_classes, config.mixup_alpha, config.cutmix_alpha) if mixes else None,
+    }
 
 
 def balanced_class_weights(counts: Sequence[int]) -> list[float]:
-    """Give each class N / (K * its count), over the K classes that have images: the mean weight of an image is 1."""
+    """Return N / (K * its count) for each class, over the K classes with images: the mean weight of an image is 1."""
     present = [count for count in counts if count]
     total = sum(present)
     return [total / (len(present) * count) if count else 0.0 for count in counts]
 
 
 def image_captions(labels: torch.Tensor, class_names: Sequence[str]) -> list[str]:
-    """Give the class names of labels (N,), "" where the label is not known."""
-    return ["" if label == NO_LABEL else class_names[int(label)] for label in labels]
+    """Return the class names of labels (N,), "" where the label is not known."""
+    return ["" if label == NO_LABEL else class_names[label] for label in labels.tolist()]

@@ -1,27 +1,33 @@
-"""PIM's task: the four loss terms of fine-grained classification, and the choice of the head that answers.
+"""PIM's task: the four loss terms of fine-grained classification, and the choice of the head that predicts.
 
 Chou, Lin & Kao 2022, sec. 3.4, https://arxiv.org/abs/2202.03822.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
+from torch import nn
 
 from artifacts.metadata import ModelMetadata
+from configs.schema import Config
 from data_loader.augment import BatchMixer
+from data_loader.samples import SampleList
 from nets.pim_module import HEADS, PIM, PimOutputs
 from nets.support.errors import NetError
-from trainers.evaluation.classification_metrics import ClassificationMetrics, ValidationResult
-from trainers.tasks.classification import Batch, ClassifyTask
+from trainers.evaluation.classification_metrics import ClassificationMetrics, ClassificationValidation
+from trainers.evaluation.validation import Validation, evaluating
+from trainers.tasks.base import Batch, BatchSource
+from trainers.tasks.classification import ClassificationTask, loss_options
 
 
 @dataclass(frozen=True)
 class PimLossWeights:
-    """What each term of the loss counts; the defaults are the published ones."""
+    """The weight of each term of the loss; the defaults are the published ones."""
 
     stages: float = 0.5
     selected: float = 0.0
@@ -29,19 +35,20 @@ class PimLossWeights:
     combiner: float = 1.0
 
 
-class PimTask(ClassifyTask):
+class PimTask(ClassificationTask):
     """Owns a PIM net and its losses.
 
     loss = stages * sum over stages of CE(mean of the positions' logits, y)
          + selected * sum over stages of CE(each selected position's logits, y)
          + dropped * sum over stages of MSE(tanh(dropped logits), -1)
          + combiner * CE(combiner's logits, y)
-    A stage of which nothing is dropped adds 0. Cross entropies are weighted, smoothed and mixed as ClassifyTask's.
-    Raises NetError where no term with the labels in it counts.
+    A stage of which nothing is dropped adds 0. Cross entropies are weighted, smoothed and mixed as
+    ClassificationTask's. Raises NetError where no term with the labels in it counts.
     """
 
-    net: PIM
+    name = "pim"
     loss_names = ("loss of all terms", "val cross entropy")  # which are not alike
+    net: PIM
 
     def __init__(
         self,
@@ -58,8 +65,28 @@ class PimTask(ClassifyTask):
             end = "the net has no combiner" if net.combiner is None else "so is pim_combiner_weight"
             raise NetError(f"the loss would teach no class: pim_stages_weight and pim_selected_weight are 0, and {end}")
 
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
+        net: nn.Module,
+        train: SampleList,
+        val: SampleList,
+        device: torch.device,
+        log: Callable[[str], None],
+    ) -> Self:
+        """Return the task with the config's losses. Raises NetError."""
+        assert isinstance(net, PIM)
+        weights = PimLossWeights(
+            stages=config.pim_stages_weight,
+            selected=config.pim_selected_weight,
+            dropped=config.pim_dropped_weight,
+            combiner=config.pim_combiner_weight,
+        )
+        return cls(net, weights, **loss_options(config, train))
+
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Give the loss to minimise and its four terms, each before its weight."""
+        """Return the loss to minimise and its four terms, each before its weight."""
         images, targets = self.training_inputs(batch, generator)
         outputs = self.net.outputs(images)
         terms = self.loss_terms(outputs, targets)
@@ -73,49 +100,47 @@ class PimTask(ClassifyTask):
         return {"loss": loss, **terms}
 
     def loss_terms(self, outputs: PimOutputs, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Give the four terms for labels (N,) or probabilities (N, K)."""
+        """Return the four terms for labels (N,) or probabilities (N, K)."""
         nothing = outputs.stage_logits[0].new_zeros((), dtype=torch.float32)
-        stages = [self._cross_entropy(logits.mean(dim=1), targets) for logits in outputs.stage_logits]
+        stages = [self.cross_entropy(logits.mean(dim=1), targets) for logits in outputs.stage_logits]
         selected = []
         if self.weights.selected:
             for logits in outputs.selected_logits:  # (N, k, K)
                 repeated = targets.repeat_interleave(logits.shape[1], dim=0)  # (N k,) or (N k, K)
-                selected.append(self._cross_entropy(logits.flatten(0, 1), repeated))
+                selected.append(self.cross_entropy(logits.flatten(0, 1), repeated))
         dropped = [(torch.tanh(x.float()) + 1).square().mean() for x in outputs.dropped_logits if x.shape[1]]
         combined = outputs.combiner_logits
         return {
             "stages_loss": sum(stages, nothing),
             "selected_loss": sum(selected, nothing),
             "dropped_loss": sum(dropped, nothing),
-            "combiner_loss": nothing if combined is None else self._cross_entropy(combined, targets),
+            "combiner_loss": nothing if combined is None else self.cross_entropy(combined, targets),
         }
 
     @torch.inference_mode()
-    def validate(
-        self, batches: Iterable[Batch], num_classes: int, paths: Sequence[str], class_names: Sequence[str]
-    ) -> ValidationResult:
+    def validate(self, batches: BatchSource, samples: SampleList) -> ClassificationValidation:
         """Measure every head in eval mode on this process's part; the result is that of the best one, named in it.
 
         Of equal heads the one that comes first in HEADS wins, all of them together before each alone.
         """
-        was_training = self.net.training
-        self.net.eval()
         heads = [head for head in HEADS if head != "combiner" or self.net.combiner is not None]
-        metrics = {head: ClassificationMetrics(num_classes, self._device()) for head in heads}
-        for batch in batches:
-            outputs = self.net.outputs(batch["image"])
-            for head in heads:
-                metrics[head].update(self.net.logits(outputs, head).float(), batch["label"], batch["index"])
-        self.net.train(was_training)
-        results = {head: metrics[head].compute(paths, class_names) for head in heads}
+        metrics = {head: ClassificationMetrics(len(samples.class_names), self.device) for head in heads}
+        with evaluating(self.net):
+            for batch in batches():
+                outputs = self.net.outputs(batch["image"])
+                for head in heads:
+                    metrics[head].update(self.net.logits(outputs, head).float(), batch["target"], batch["index"])
+        paths = [sample.path for sample in samples.samples]
+        results = {head: metrics[head].compute(paths, samples.class_names) for head in heads}
         best = max(heads, key=lambda head: results[head].top1)
         return replace(results[best], head=best, head_top1={head: results[head].top1 for head in heads})
 
-    def declare(self, metadata: ModelMetadata, result: ValidationResult) -> ModelMetadata:
-        """Have the net answer with the head that validation found best, wherever it is built again."""
-        return replace(metadata, net={**metadata.net, "args": {**metadata.net["args"], "head": result.head}})
+    def declare(self, metadata: ModelMetadata, validation: Validation) -> ModelMetadata:
+        """Have the net predict with the head that validation found best, wherever it is built again."""
+        assert isinstance(validation, ClassificationValidation)
+        return replace(metadata, net={**metadata.net, "args": {**metadata.net["args"], "head": validation.head}})
 
-    def with_net(self, net: torch.nn.Module) -> PimTask:
-        """Give the same task around another net, such as the averaged one."""
+    def with_net(self, net: nn.Module) -> PimTask:
+        """Return the same task around another net, such as the averaged one."""
         assert isinstance(net, PIM)
         return PimTask(net, self.weights, label_smoothing=self.label_smoothing)

@@ -1,0 +1,109 @@
+"""The batches of a training on its device: loaded, copied, augmented and normalised there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from configs.schema import Config
+from data_loader.augment import mirrored_half
+from data_loader.batch_augment import BatchViews
+from data_loader.loaders import (
+    EpochBatches,
+    ImageDataset,
+    Step,
+    checked,
+    end_processes,
+    epoch_order,
+    plan_epoch,
+    training_loader,
+    validation_loader,
+)
+from data_loader.preprocess import Preprocess
+from trainers.runtime.device import DeviceCopy, Runtime, memory_layout
+from trainers.runtime.out_of_memory import LastBatch
+from trainers.tasks.base import Batch
+
+
+class Batches:
+    """One process's part of the training and of the validation batches.
+
+    The images leave the loaders as uint8 and are augmented and normalised on the device: four times fewer bytes travel.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        train_data: ImageDataset,
+        val_data: ImageDataset,
+        preprocess: Preprocess,
+        runtime: Runtime,
+        augment: BatchViews | None = None,
+    ) -> None:
+        self.config, self.train_data, self.val_data = config, train_data, val_data
+        self.preprocess, self.runtime, self.augment = preprocess, runtime, augment
+        self.last = LastBatch()
+        self.num_train = len(train_data)
+        samples = train_data.samples.samples
+        self._groups = train_data.target.groups(samples) if config.balanced_sampling else None
+        device, world = runtime.device, runtime.world
+        self._mirrored_half = torch.from_numpy(mirrored_half(config.seed, self.num_train)).to(device)
+        self._copy = DeviceCopy(device, is_asynchronous=config.async_loading)
+        self._layout = memory_layout(config)
+        self._part = EpochBatches(world.rank, world.size)
+        pin, workers = device.type == "cuda" and config.async_loading, config.dataloader_workers
+        self.train_loader = training_loader(train_data, self._part, workers, pin_memory=pin, device=device)
+        self.val_batch_size = config.val_batch_size or 2 * config.batch_size
+        self.val_loader = validation_loader(
+            val_data,
+            self.val_batch_size,
+            workers,
+            rank=world.rank,
+            world_size=world.size,
+            pin_memory=pin,
+            device=device,
+        )
+
+    def plan(self, start: int = 0) -> list[Step]:
+        """Return the steps of an epoch, over all processes, of which `start` images are done."""
+        config = self.config
+        return plan_epoch(self.num_train, config.batch_size, self.runtime.world.size, config.accumulation_steps, start)
+
+    def training(self, epoch: int, steps: list[Step]) -> Iterator[Batch]:
+        """Yield the batches of an epoch's steps. Raises BadImageError."""
+        shuffle = self.config.shuffle
+        order = epoch_order(self.num_train, epoch, self.config.seed, shuffle=shuffle, groups=self._groups)
+        self._part.set_epoch(epoch, order, steps)
+        return self._moved(iter(self.train_loader), epoch)
+
+    def validation(self) -> Iterator[Batch]:
+        """Yield the validation batches. Raises BadImageError."""
+        for batch in self.val_loader:
+            moved = self._normalized(self._copy(checked(batch)))
+            self.last = LastBatch.of("val_batch_size", moved)
+            yield moved
+
+    def shared_validation_batches(self) -> int:
+        """Return how many validation batches every process has at least."""
+        return -(-(len(self.val_data) // self.runtime.world.size) // self.val_batch_size)
+
+    def close(self) -> None:
+        """End the loader processes."""
+        for loader in (self.train_loader, self.val_loader):
+            end_processes(loader)
+
+    def _moved(self, batches: Iterator[dict[str, Any]], epoch: int) -> Iterator[Batch]:
+        for batch in batches:
+            moved = self._copy(checked(batch))
+            if self.augment is not None:
+                mirrored = self._mirrored_half[moved["index"]] == (epoch % 2 == 0)
+                moved["image"] = self.augment(moved["image"], mirrored)
+            moved = self._normalized(moved)
+            self.last = LastBatch.of("batch_size", moved)
+            yield moved
+
+    def _normalized(self, batch: Batch) -> Batch:
+        images = self.preprocess.normalize(batch["image"])
+        return {**batch, "image": images.contiguous(memory_format=self._layout)}

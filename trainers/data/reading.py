@@ -1,0 +1,78 @@
+"""A training's data, read and checked before it begins: the lists, their caches, and images that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from artifacts.metadata import build_metadata
+from configs.schema import Config
+from data_loader.cache import CachedSamples
+from data_loader.loaders import (
+    BadImageError,
+    bad_image_sentence,
+    find_bad_images,
+    lost_loaders_reported,
+    without,
+)
+from data_loader.preprocess import Preprocess
+from data_loader.samples import ListError, SampleList
+from trainers.data.image_cache import with_caches
+from trainers.data.sample_lists import read_lists
+from trainers.runtime.distributed import World
+from trainers.tasks.table import task_of_config
+
+Skipped = list[dict[str, str]]  # path, where, reason
+
+
+def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple[SampleList, SampleList, Skipped]:
+    """Return both lists, checked, and the images left out of them.
+
+    Raises ListError, CacheError, LoaderProcessError; BadImageError where more images are bad than allowed.
+    """
+    train, val = read_lists(config, task_of_config(config).target(config))
+    if train.origin == val.origin:
+        log(f"warning: training and validation read the same images ({val.origin}); the accuracy will say little")
+    classes = f", {len(train.class_names)} classes" if train.class_names else ""
+    log(f"{len(train.samples)} training and {len(val.samples)} validation images{classes}")
+    skipped: Skipped = []
+    preprocess = build_metadata(config, train.class_names).preprocess
+    if config.data_cache != "none":
+        with lost_loaders_reported():
+            train, val = with_caches(config, train, val, preprocess, world, log)
+    if config.bad_images == "skip":
+        train, of_train = _without_bad(config, train, preprocess, world, log)
+        val, of_val = _without_bad(config, val, preprocess, world, log)
+        skipped = of_train + of_val
+    if len(train.samples) < 2 * world.size or not val.samples:
+        counts = f"{len(train.samples)} training and {len(val.samples)} validation images"
+        raise ListError([f"{train.origin}: {counts} are too few for {world.size} process(es): two and one at least"])
+    return train, val, skipped
+
+
+def _without_bad(
+    config: Config, samples: SampleList, preprocess: Preprocess, world: World, log: Callable[[str], None]
+) -> tuple[SampleList, Skipped]:
+    """Return a list without the images that cannot be read, found by decoding all before training, and these."""
+    if isinstance(samples, CachedSamples):  # every image has been decoded for it
+        reasons = sorted(samples.cache.bad.items())
+        bad = [(index, bad_image_sentence(samples, index, reason)) for index, reason in reasons]
+    else:
+        mine = range(world.rank, len(samples.samples), world.size)
+        looks = find_bad_images(samples, preprocess, config.dataloader_workers, mine)
+        hidden = None if world.is_main else True
+        bar = tqdm(looks, desc="checking images", total=len(mine), leave=False, disable=hidden)
+        bad = sorted(world.gather([look for look in bar if look]))
+    share = len(bad) / len(samples.samples)
+    if bad:
+        log(f"{samples.origin}: {len(bad)} of {len(samples.samples)} images cannot be read and are skipped")
+    if share > config.max_bad_share:
+        most = f"max_bad_share allows {config.max_bad_share:.2%}"
+        lines = [sentence for _, sentence in bad[:20]]
+        raise BadImageError("\n".join([f"{samples.origin}: {share:.2%} of the images are bad, {most}:", *lines]))
+    skipped = []
+    for index, sentence in bad:
+        path, where = samples.samples[index].path, samples.where(index)
+        skipped.append({"path": path, "where": where, "reason": sentence.removeprefix(f"{where}: {path}: ")})
+    return without(samples, {index for index, _ in bad}), skipped

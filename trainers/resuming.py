@@ -1,0 +1,79 @@
+"""What a training finds of an earlier one: the checkpoint to resume from, or results that it would overwrite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from artifacts.checkpoint import Checkpoint, load_checkpoint, newest_complete_checkpoint
+from artifacts.errors import CheckpointError
+from configs.schema import Config
+from trainers.train_state import Progress
+
+FIXED_ON_RESUME = (
+    *("model_module_name", "model_net_name", "model_type", "model_args", "num_classes", "num_channels"),
+    *("optimizer", "freeze", "decay_norm_and_bias"),
+)
+
+
+def checkpoint_to_resume(config: Config, log: Callable[[str], None]) -> Checkpoint:
+    """Return the newest complete checkpoint of a training; log what is otherwise in the config.
+
+    Raises CheckpointError, also for another net or optimizer.
+    """
+    checkpoint = newest_complete_checkpoint(config.last_checkpoint(), log)
+    if checkpoint.optimizer is None:
+        raise CheckpointError(f"{config.last_checkpoint()}: holds no training state, --resume cannot go on with it")
+    fixed = [key for key in FIXED_ON_RESUME if checkpoint.config.get(key) != getattr(config, key)]
+    if fixed:
+        pairs = ", ".join(f"{key} was {checkpoint.config.get(key)!r}, is {getattr(config, key)!r}" for key in fixed)
+        raise CheckpointError(
+            f"{config.last_checkpoint()}: --resume cannot go on with another net or optimizer: {pairs}"
+        )
+    for line in changed_since(checkpoint.config, config):
+        log(line)
+    return checkpoint
+
+
+def changed_since(before: dict[str, Any], config: Config) -> list[str]:
+    """Return a line for each key that differs between a checkpoint's config and the one it goes on with."""
+    now = config.model_dump()
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    lines = []
+    for key in changed:
+        was, is_now = before[key], now[key]
+        if isinstance(was, dict) and isinstance(is_now, dict):  # only what differs in it
+            inner = [name for name in {**was, **is_now} if was.get(name) != is_now.get(name)]
+            was, is_now = ({name: values[name] for name in inner if name in values} for values in (was, is_now))
+        lines.append(f"resuming with another {key}: {was!r} before, {is_now!r} now")
+    return lines
+
+
+def warn_of_overwriting(config: Config, log: Callable[[str], None]) -> None:
+    """Log which earlier results a training that starts anew will write over, while there is time to stop it."""
+    _warn_of_unfinished(config.last_checkpoint(), log)
+    if config.best_checkpoint().is_file() and config.train_mode != "update":
+        log(f"an earlier {config.best_checkpoint()} stays until this training has a best epoch of its own")
+
+
+def _warn_of_unfinished(last: Path, log: Callable[[str], None]) -> None:
+    try:
+        before = load_checkpoint(last)
+        epoch, epochs = Progress.from_dict(before.progress).epoch, before.config["num_epochs"]
+    except (CheckpointError, KeyError):  # nothing that could be gone on with
+        return
+    if epoch < epochs:
+        whole = f"{last} holds a training that stopped after {epoch} of {epochs} epochs"
+        log(f"warning: {whole}; --resume goes on with it, this one writes over it with its first save")
+
+
+def is_newer(following: Config, config: Config) -> bool:
+    """Return whether the second stage went on from the first one's present result, not from an earlier one."""
+    state, start = following.last_checkpoint(), config.best_checkpoint()
+    return state.is_file() and state.stat().st_mtime >= start.stat().st_mtime
+
+
+def first_step_to_log(progress: Progress) -> int:
+    """Return the step from which a resumed run logs again: an epoch's validation stands at the step after its last."""
+    return progress.step + (1 if progress.step and not progress.consumed else 0)

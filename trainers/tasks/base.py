@@ -1,0 +1,135 @@
+"""What every task has: a net with its loss, a target to learn, and a validation. It knows no classes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from artifacts.metadata import ModelMetadata
+from configs.schema import Config
+from data_loader.samples import SampleList
+from data_loader.targets import Target
+from trainers.evaluation.validation import Measure, Validation
+
+if TYPE_CHECKING:
+    from trainers.reporting.tensorboard_logger import TrainingLogger
+
+Batch = dict[str, torch.Tensor]  # "image" (N * views, C, H, W), "target" (N, ...), "index" (N,)
+BatchSource = Callable[[], Iterable[Batch]]  # one walk through a split, each time it is called
+
+
+class Task(nn.Module, ABC):
+    """Owns the net and what is to be learnt with it; the training loop knows nothing else of either.
+
+    A net names its task in the attribute `task`; `trainers.tasks.TASKS` has the class for the name.
+    """
+
+    name: ClassVar[str]
+    output: ClassVar[str]  # what the net returns; see `artifacts.outputs`
+    validation: ClassVar[type[Validation]]
+    measure: ClassVar[Measure]  # which of the validation's numbers decides, and how
+    loss_names: ClassVar[tuple[str, str]] = ("loss", "val")  # of training and validation, in an epoch's line
+    views: ClassVar[int] = 1  # of an image in a batch
+    reports_last_validation: ClassVar[bool] = False  # whether the report needs the last net validated in this process
+    stops_on_warning = False
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.check_stop: Callable[[], None] = lambda: None  # called between batches that a task reads itself; may raise
+
+    @classmethod
+    @abstractmethod
+    def target(cls, config: Config) -> Target:
+        """Return how the lists of a config are read. Raises ListError."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(
+        cls,
+        config: Config,
+        net: nn.Module,
+        train: SampleList,
+        val: SampleList,
+        device: torch.device,
+        log: Callable[[str], None],
+    ) -> Self:
+        """Return the task that a config describes around a net. Raises ListError, NetError."""
+
+    @abstractmethod
+    def with_net(self, net: nn.Module) -> Task:
+        """Return the same task around another net, such as the averaged one."""
+
+    # Training
+
+    def forward(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Run `training_step`: DistributedDataParallel hooks itself onto the forward call."""
+        return self.training_step(batch, generator)
+
+    @abstractmethod
+    def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Return {"loss": scalar to minimise, ...} for a batch; further scalars are logged.
+
+        Everything random follows from torch's own state and from `generator`.
+        """
+
+    def warning(self, terms: Mapping[str, float]) -> str:
+        """Return a sentence about what is wrong with a training of these mean scalars; "" where nothing is."""
+        return ""
+
+    def shown(
+        self, batch: Batch, generator: np.random.Generator, class_names: Sequence[str]
+    ) -> tuple[torch.Tensor, list[str]]:
+        """Return a batch's images (N * views, C, H, W) as the net sees them in training, and a caption for each."""
+        return batch["image"], [""] * len(batch["image"])
+
+    # Validation
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the net's output (N, ...) float32 for images (N, C, H, W)."""
+        output: torch.Tensor = self.net(images).float()
+        return output
+
+    @abstractmethod
+    def validate(self, batches: BatchSource, samples: SampleList) -> Validation:
+        """Measure the net in eval mode on this process's part; every process gets the result of all.
+
+        `index` in a batch points into `samples`.
+        """
+
+    def declare(self, metadata: ModelMetadata, validation: Validation) -> ModelMetadata:
+        """Return the metadata with what a validation has settled about the net: here nothing."""
+        return metadata
+
+    # Reporting
+
+    def summary(self, validation: Validation) -> str:
+        """Return what else an epoch's line says of a validation, behind loss and measure."""
+        return ""
+
+    def log_validation(
+        self, logger: TrainingLogger, validation: Validation, metadata: ModelMetadata, step: int
+    ) -> None:
+        """Show a validation of this task's net on TensorBoard, beyond its scalars."""
+
+    def log_end(self, logger: TrainingLogger, samples: SampleList, metadata: ModelMetadata, step: int) -> None:
+        """Show on TensorBoard what a finished training leaves, once."""
+
+    def conclusions(self, samples: SampleList) -> dict[str, float]:
+        """Return further shares (0 to 1) for the report of a finished training, by name."""
+        return {}
+
+    def report_images(self, checkpoint: Path, best: Validation, device: torch.device) -> dict[str, np.ndarray]:
+        """Return images uint8 (H, W, C) to show in the report beside those of the best validation, by their path."""
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the net's parameters lie."""
+        return next(self.net.parameters()).device
