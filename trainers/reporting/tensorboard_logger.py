@@ -75,7 +75,7 @@ class TrainingLogger:
         """Show an image, uint8 (H, W, C)."""
         self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
-    def image_grid(self, tag: str, images: Sequence[np.ndarray], captions: Sequence[str], step: int) -> None:
+    def image_grid(self, tag: str, images: np.ndarray, captions: Sequence[str], step: int) -> None:
         """Show a batch as the net sees it, images (N, H, W, C) uint8, no longer normalised, with a caption each."""
         if self.enabled:
             self.image(tag, raster.image_grid(images, captions, columns=8), step)

@@ -158,7 +158,7 @@ class SimSiamTask(Task):
         queries, rows = self.last[0], self.last[0].indices.tolist()
         logger.embedding(
             queries.features.cpu().numpy(),
-            queries.labels.cpu().numpy(),
+            queries.labels.tolist(),
             metadata.class_names,
             lambda row: metadata.preprocess.load(samples.samples[rows[row]].path),
             step,
