@@ -38,7 +38,7 @@ class _QueuedImage:
     prepared: Prepared
 
 
-_Result = tuple[_Job, int, Prediction | Exception | None]  # None: the request was done already, cancelled say
+_Result = tuple[_Job, int, Prediction | Exception | None]  # None: the request was done already
 
 
 class MicroBatcher:
@@ -81,7 +81,7 @@ class MicroBatcher:
         """Queue a request's encoded images and return a future of their predictions, in order.
 
         A damaged image's prediction has an error; `file` stays empty. Work not yet begun is skipped once the future is
-        done, cancelled say. The future raises BackendError where the net fails. Raises QueueFullError.
+        done or cancelled. The future raises BackendError where the net fails. Raises QueueFullError.
         """
         self._admission.acquire(len(images))
         empty = self._predictor.failure("", "")

@@ -102,7 +102,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._set_timer(None)
 
     def on_response_complete(self) -> None:
-        """Give the rest of a body that has its response already some time to arrive."""
+        """Start a timer for the rest of a body whose response is complete already."""
         super().on_response_complete()
         if self._is_in_body and not self.transport.is_closing():
             self._set_timer(LINGER_S)
