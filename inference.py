@@ -1,6 +1,6 @@
-"""Classify images with a trained net: `python inference.py --image_dir DIR`; nothing given: the classic start.
+"""Classify images with a trained net: `python inference.py --image_dir DIR`; without flags: the classic start.
 
-`--pytorch2onnx` and its like convert the net instead.
+`--pytorch2onnx`, `--pytorch2jit` and `--pytorch2json` convert the net instead.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from common.cli import run_program
 from configs.schema import Config
 from deploy.inference.cli_args import DEFAULT_IMAGES, DEFAULT_RESULT, make_parser
 from deploy.inference.cli_inputs import (
-    AskedError,
+    InputsError,
     check_flags_of_a_checkpoint,
     images_below,
-    load_asked,
+    load_net,
     one_image,
     weights_and_config,
 )
@@ -41,7 +41,7 @@ PROGRAM = "inference.py"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked, checked as far as it can be without the net."""
+    """The flags' values, checked as far as possible without the net."""
 
     weights: Path
     config: Config | None
@@ -63,9 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> Request:
-    """Check what was asked without torch. Raises UserError."""
+    """Check the flags without torch. Raises UserError."""
     if args.heatmap_class is not None and args.heatmap is None:
-        raise AskedError("--heatmap_class goes with --heatmap DIR, the folder that the heat maps go to")
+        raise InputsError("--heatmap_class goes with --heatmap DIR, the folder that the heat maps go to")
     classic = args.output is None and args.save_images is None and args.heatmap is None
     output = Path(DEFAULT_RESULT, "results.csv") if classic else args.output
     save_images = Path(DEFAULT_RESULT) if classic else args.save_images
@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> Request:
     for folder, what in folders.items():
         check_folder(folder)
         if asked.resolve().is_relative_to(folder.resolve()):
-            raise AskedError(f"{asked}: it lies inside {folder}, where the {what} go; choose another folder")
+            raise InputsError(f"{asked}: it lies inside {folder}, where the {what} go; choose another folder")
     images = one_image(asked) if args.image else images_below(asked, *folders)
     weights, config = weights_and_config(args)
     return Request(weights, config, None if args.image else asked, images, output, save_images, args.heatmap)
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, request: Request) -> int:
         refuse_without_gradients(request.weights, TITLES[kind])
     from deploy.inference.predictor import Predictor
 
-    backend, metadata = load_asked(args, PROGRAM, request.weights, request.config)
+    backend, metadata = load_net(args, PROGRAM, request.weights, request.config)
     predictor = Predictor(backend, metadata)
     copies = _copies(args, request, predictor)
     tally = Tally()
@@ -115,14 +115,14 @@ def convert(args: argparse.Namespace) -> int:
     Raises UserError.
     """
     if args.output or args.save_images:
-        raise AskedError(
+        raise InputsError(
             "a conversion goes beside the weights and classifies nothing: leave out --output and "
             "--save_images, or use python -m deploy.export --output_dir DIR"
         )
     if args.heatmap or args.heatmap_class:
-        raise AskedError("a conversion makes no heat maps: leave out --heatmap and --heatmap_class")
+        raise InputsError("a conversion makes no heat maps: leave out --heatmap and --heatmap_class")
     if args.image:
-        raise AskedError(f"{args.image}: one image verifies no conversion; name a folder with --image_dir")
+        raise InputsError(f"{args.image}: one image verifies no conversion; name a folder with --image_dir")
     if args.image_dir:
         next(images_below(args.image_dir))
     weights, config = weights_and_config(args)

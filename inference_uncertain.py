@@ -1,7 +1,7 @@
-"""Answers that know when to stay silent: `python inference_uncertain.py --weights W --image_dir DIR --output F`.
+"""Predictions, accepted or set aside: `python inference_uncertain.py --weights W --image_dir DIR --output F`.
 
-`--calibrate LIST` once before: it fits what decides, and writes it into the checkpoint. `--evaluate LIST` shows what
-that is worth.
+`--calibrate LIST` once before: it fits the thresholds, and writes them into the checkpoint. `--evaluate LIST` measures
+the result.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, cast
 from common.cli import run_program
 from configs.schema import Config
 from deploy.inference.cli_args import DEFAULT_IMAGES
-from deploy.inference.cli_inputs import AskedError, images_below, load_asked, one_image, weights_and_config
+from deploy.inference.cli_inputs import InputsError, images_below, load_net, one_image, weights_and_config
 from deploy.inference.cli_loop import Tally, line_columns, predict_all, report_end, until_unreadable
 from deploy.inference.console_table import LineLayout
 from deploy.inference.decision import ACCEPTED, SET_ASIDE
 from deploy.inference.result_writer import ResultsFile, check_results_path, open_results
 from deploy.uncertainty.cli_args import DEFAULT_OUTPUT, make_parser
-from deploy.uncertainty.review_folder import SetAside, check_new_folder
+from deploy.uncertainty.review_folder import ReviewFolder, check_new_folder
 
 if TYPE_CHECKING:
     from artifacts.metadata import ModelMetadata
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from deploy.inference.predictor import Predictor
 
 PROGRAM = "inference_uncertain.py"
-OF_ANSWERS = ("image", "image_dir", "output", "set_aside")  # flags, without their dashes
-OF_FITTING = ("score", "target_risk", "confidence", "conformal")
+OF_PREDICTION = ("image", "image_dir", "output", "set_aside")  # flags, without their dashes
+OF_CALIBRATION = ("score", "target_risk", "confidence", "conformal")
 OF_EVALUATION = ("evaluate", "ood", "means", "report")
 DECISION_WIDTH = 22  # columns of a line that uncertainty and decision take
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked, checked as far as it can be without the net."""
+    """The flags' values, checked as far as possible without the net."""
 
     weights: Path
     config: Config | None
@@ -50,9 +50,10 @@ class Request:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Calibrate, evaluate, or answer and decide; give the exit code.
+    """Calibrate, evaluate, or predict and decide; return the exit code.
 
-    0 calibrated, evaluated, or all answered, 1 some failed, 2 a mistake of the user, 128 + n signal n.
+    0: calibrated, evaluated, or a prediction for every image; 1: some failed; 2: a mistake of the user's; 128 + n:
+    signal n.
     """
     args = make_parser().parse_args(argv)
     args.weights, args.others = (args.weights[0], tuple(args.weights[1:])) if args.weights else (None, ())
@@ -62,50 +63,50 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    """Fit temperature and thresholds on a labelled list, and write them into the checkpoint. Raises ValueError."""
-    asked = (*OF_ANSWERS, *OF_EVALUATION, "repeat", "passes", "views", "others")
-    if surplus := [name for name in asked if getattr(args, name)]:
+    """Fit temperature and thresholds on a labelled list, and write them into the checkpoint. Raises UserError."""
+    others = (*OF_PREDICTION, *OF_EVALUATION, "repeat", "passes", "views", "others")
+    if surplus := [name for name in others if getattr(args, name)]:
         flag = "--weights of several nets" if surplus[0] == "others" else f"--{surplus[0]}"
-        raise AskedError(f"--calibrate fits one net's single pass, and answers for no images: leave out {flag}")
+        raise InputsError(f"--calibrate fits one net's single pass, and predicts for no images: leave out {flag}")
     if not args.calibrate.exists():
-        raise AskedError(f"{args.calibrate}: no such list or folder (relative paths start from {Path.cwd()})")
+        raise InputsError(f"{args.calibrate}: no such list or folder (relative paths start from {Path.cwd()})")
     weights, config = weights_and_config(args)
     check_is_checkpoint(weights)
     from deploy.uncertainty.calibrate_command import calibrate_checkpoint
 
-    backend, metadata = load_asked(args, PROGRAM, weights, config)
-    print(calibrate_checkpoint(args, weights, backend, metadata))
+    backend, metadata = load_net(args, PROGRAM, weights, config)
+    print(calibrate_checkpoint(args, weights, config, backend, metadata))
     return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Show what a calibrated net is worth on a labelled list, and on strange images. Raises ValueError."""
-    if surplus := [name for name in (*OF_FITTING, *OF_ANSWERS) if getattr(args, name) is not None]:
-        raise AskedError(f"--evaluate writes a report, and answers for no images: leave out --{surplus[0]}")
+    """Measure a calibrated net on a labelled list, and on out-of-distribution images. Raises UserError."""
+    if surplus := [name for name in (*OF_CALIBRATION, *OF_PREDICTION) if getattr(args, name) is not None]:
+        raise InputsError(f"--evaluate writes a report, and predicts for no images: leave out --{surplus[0]}")
     _check_repetition(args)
     for path, what in ((args.evaluate, "list or folder"), (args.ood, "folder"), (args.means, "list or folder")):
         if path is not None and not path.exists():
-            raise AskedError(f"{path}: no such {what} (relative paths start from {Path.cwd()})")
+            raise InputsError(f"{path}: no such {what} (relative paths start from {Path.cwd()})")
     weights, config = weights_and_config(args)
-    _check_known(weights, *args.others)
-    from deploy.uncertainty.evaluate_command import evaluate_asked
+    _check_kinds(weights, *args.others)
+    from deploy.uncertainty.evaluate_command import evaluate_net
 
     backend, metadata = _load_calibrated(args, weights, config)
-    print(evaluate_asked(args, weights, backend, metadata))
+    print(evaluate_net(args, weights, config, backend, metadata))
     return 0
 
 
 def check_is_checkpoint(weights: Path) -> None:
-    """Raise AskedError for a file that cannot be calibrated: an exported one, whose metadata is sealed."""
+    """Raise InputsError for an exported file, whose metadata cannot be changed."""
     from artifacts.formats import TITLES, artifact_kind
 
     if (kind := artifact_kind(weights)) != "checkpoint":
         hint = "calibrate the checkpoint (.pth) that it was made from, and export it again"
-        raise AskedError(f"{weights}: this {TITLES[kind]} cannot be changed; {hint}")
+        raise InputsError(f"{weights}: this {TITLES[kind]} cannot be changed; {hint}")
 
 
 def check(args: argparse.Namespace) -> Request:
-    """Check what was asked without torch. Raises ValueError with the sentence to show."""
+    """Check the flags without torch. Raises UserError."""
     _check_flags(args)
     asked = args.image or args.image_dir or Path(DEFAULT_IMAGES)
     output = Path(DEFAULT_OUTPUT) if args.output is None and args.set_aside is None else args.output
@@ -114,7 +115,7 @@ def check(args: argparse.Namespace) -> Request:
     if args.set_aside is not None:
         check_new_folder(args.set_aside)
         if asked.resolve().is_relative_to(args.set_aside.resolve()):
-            raise AskedError(f"{asked}: it lies inside {args.set_aside}, where copies go; choose another folder")
+            raise InputsError(f"{asked}: it lies inside {args.set_aside}, where copies go; choose another folder")
     below = (args.set_aside,) if args.set_aside is not None else ()
     images = one_image(asked) if args.image else images_below(asked, *below)
     weights, config = weights_and_config(args)
@@ -122,8 +123,8 @@ def check(args: argparse.Namespace) -> Request:
 
 
 def run(args: argparse.Namespace, request: Request) -> int:
-    """Load the net, answer and decide for every image, tell the sum; give the exit code. Raises ValueError."""
-    _check_known(request.weights, *args.others)
+    """Load the net, predict and decide for every image, print the sums; return the exit code. Raises UserError."""
+    _check_kinds(request.weights, *args.others)
     from deploy.inference.predictor import Predictor
     from deploy.uncertainty.cli_passes import passes_of
     from deploy.uncertainty.multi_pass import Repetition
@@ -131,13 +132,13 @@ def run(args: argparse.Namespace, request: Request) -> int:
     backend, metadata = _load_calibrated(args, request.weights, request.config)
     passes = passes_of(args, backend, metadata, request.weights)
     predictor = Predictor(backend, metadata, Repetition(passes) if passes else None)
-    aside = SetAside(request.set_aside, metadata) if request.set_aside is not None else None
+    review = ReviewFolder(request.set_aside, metadata) if request.set_aside is not None else None
     decisions: Counter[str] = Counter()
     tally, columns = Tally(), predictor.csv_columns(args.topk)
     with open_results(request.output, columns) if request.output else nullcontext() as results:
-        _predict_all(args, request, predictor, results, aside, decisions, tally)
-    if aside is not None:
-        aside.finish()
+        _predict_all(args, request, predictor, results, review, decisions, tally)
+    if review is not None:
+        review.finish()
     sums = (
         f"{decisions[ACCEPTED]} accepted, {decisions[SET_ASIDE]} set aside, {tally.failed} failed, "
         f"{tally.speed(backend)}"
@@ -151,7 +152,7 @@ def _predict_all(
     request: Request,
     predictor: Predictor,
     results: ResultsFile | None,
-    aside: SetAside | None,
+    review: ReviewFolder | None,
     decisions: Counter[str],
     tally: Tally,
 ) -> None:
@@ -163,8 +164,8 @@ def _predict_all(
         decisions[prediction.decision] += 1
         if results is not None:
             results.write(prediction)
-        if aside is not None:
-            aside.add(prediction)
+        if review is not None:
+            review.add(prediction)
 
     def line(prediction: ClassPrediction) -> str:
         if args.quiet and prediction.decision == ACCEPTED:
@@ -178,8 +179,8 @@ def _predict_all(
     predict_all(classes, record, line, tally)
 
 
-def _check_known(*files: Path) -> None:
-    """Raise ValueError for a file that nothing loads, before torch is there."""
+def _check_kinds(*files: Path) -> None:
+    """Raise UserError for a file that nothing loads, before torch is imported."""
     from artifacts.formats import artifact_kind
 
     for file in files:
@@ -187,29 +188,29 @@ def _check_known(*files: Path) -> None:
 
 
 def _load_calibrated(args: argparse.Namespace, weights: Path, config: Config | None) -> tuple[Backend, ModelMetadata]:
-    backend, metadata = load_asked(args, PROGRAM, weights, config)
+    backend, metadata = load_net(args, PROGRAM, weights, config)
     if metadata.calibration is None:
         hint = f"python {PROGRAM} --weights CHECKPOINT --calibrate LIST; then export it again if this was exported"
-        raise AskedError(f"{weights}: it is not calibrated, so nothing decides; do so with: {hint}")
+        raise InputsError(f"{weights}: it is not calibrated, so it has no thresholds; calibrate it with: {hint}")
     return backend, metadata
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    """Raise AskedError for flags that go with others, which are not there."""
-    if surplus := [name for name in (*OF_FITTING, "list_root") if getattr(args, name) is not None]:
-        raise AskedError(f"--{surplus[0]} goes with --calibrate LIST; the net's own calibration decides")
+    """Raise InputsError for flags that need another flag, which is missing."""
+    if surplus := [name for name in (*OF_CALIBRATION, "list_root") if getattr(args, name) is not None]:
+        raise InputsError(f"--{surplus[0]} goes with --calibrate LIST; the net's own calibration decides")
     if surplus := [name for name in OF_EVALUATION if getattr(args, name) is not None]:
-        raise AskedError(f"--{surplus[0]} goes with --evaluate LIST")
+        raise InputsError(f"--{surplus[0]} goes with --evaluate LIST")
     _check_repetition(args)
 
 
 def _check_repetition(args: argparse.Namespace) -> None:
     if args.others and args.repeat:
-        raise AskedError("several --weights are asked once each: leave out --repeat")
+        raise InputsError("several --weights run once each: leave out --repeat")
     if args.passes and args.repeat != "dropout":
-        raise AskedError("--passes goes with --repeat dropout")
+        raise InputsError("--passes goes with --repeat dropout")
     if args.views and args.repeat != "views":
-        raise AskedError("--views goes with --repeat views")
+        raise InputsError("--views goes with --repeat views")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def weights_sha256(state: dict[str, torch.Tensor]) -> str:
 
 def _checkpoint_of(content: dict[str, Any], path: str | Path) -> Checkpoint:
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: bare weights without config and metadata; name a config for them with --config")
+        raise CheckpointError(f"{path}: bare weights without config and metadata, no checkpoint of train.py")
     version = content.get("format_version")
     if not isinstance(version, int):
         raise CheckpointError(f"{path}: the checkpoint is incomplete: 'format_version'")

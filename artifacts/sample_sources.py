@@ -23,10 +23,20 @@ class SamplesError(UserError):
 
 
 def listed_samples(
-    samples: Path, config: Config | None, metadata: ModelMetadata, root: Path | None = None
+    samples: Path,
+    config: Config | None,
+    metadata: ModelMetadata,
+    root: Path | None = None,
+    *,
+    flag: str = "--samples",
 ) -> list[Sample]:
-    """Return the samples of a list or a folder, without reading the images. Raises SamplesError, ListError."""
+    """Return the samples of a list or a folder, without reading the images. Raises SamplesError, ListError.
+
+    `flag` is the flag that named it, for the messages.
+    """
     with reading_samples(samples):
+        if samples.suffix.lower() in IMAGE_SUFFIXES and samples.is_file():
+            raise SamplesError(f"{samples}: it is one image; name a list or a folder of images with {flag}")
         return _named_samples(samples, config, metadata, root)
 
 
@@ -65,8 +75,6 @@ def _named_samples(samples: Path, config: Config | None, metadata: ModelMetadata
         return _folder_samples(samples, metadata)
     if not samples.exists():
         raise SamplesError(f"{samples}: no such list or folder (relative paths start from {Path.cwd()})")
-    if samples.suffix.lower() in IMAGE_SUFFIXES:
-        raise SamplesError(f"{samples}: it is one image; name a list or a folder of images with --samples")
     if root is not None:
         return _list_samples(str(samples), str(root), config, metadata)
     roots = [str(samples.parent)]

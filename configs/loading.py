@@ -48,16 +48,23 @@ class ConfigError(UserError):
 
 
 def process_config(
-    path: str | Path, overrides: Sequence[str] = (), *, check_files: bool = True, checks: Sequence[Check] = ()
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    check_files: bool = True,
+    checks: Sequence[Check] = (),
+    flags: Mapping[str, str] | None = None,
 ) -> Config:
     """Read a JSON config, apply `key=value` overrides, and check all of it.
 
-    `checks` are the caller's further rules (is there such a net?), applied together with the ones here. Relative paths
-    start from the current folder. Raises ConfigError with every mistake found.
+    `checks` are the caller's further rules (is there such a net?), applied together with the ones here. `flags` holds,
+    by key, the flag that an override came from where that is not --set. Relative paths start from the current folder.
+    Raises ConfigError with every mistake found.
     """
     values, problems = _read_json(Path(path))
     origin = dict.fromkeys(values, str(path))
     problems += _apply_overrides(values, overrides, origin)
+    origin |= flags or {}
     problems += _unknown_keys(values, origin)
     config, rejected = _validated({key: value for key, value in values.items() if key in Config.model_fields})
     problems += [_sentence(error, origin, str(path)) for error in rejected]

@@ -1,4 +1,4 @@
-"""Is what calibration promises kept? Many random splits of labelled images, and how far each score can be relied on.
+"""Are the calibration targets met? Measured for each score on many random splits of labelled images.
 
 python -m tools.calibration_splits --weights net.pth --lists val.txt test.txt [--target_risk 0.01 ...]
 """
@@ -6,7 +6,6 @@ python -m tools.calibration_splits --weights net.pth --lists val.txt test.txt [-
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,16 @@ import numpy as np
 
 from artifacts.calibration import ACCEPT, CONFORMAL, SCORES
 from artifacts.metadata import ModelMetadata
+from common.cli import run_program
 from deploy.inference.uncertainty_scores import UncertaintyError, softmax, uncertainty_of
-from deploy.uncertainty.calibration import Promise, calibrate
+from deploy.uncertainty.calibration import CalibrationTarget, calibrate
 from deploy.uncertainty.metrics import area_under_risks, reliability
 
 PROGRAM = "python -m tools.calibration_splits"
 
 
 class Split(NamedTuple):
-    """What was seen on the images of a split that calibrated nothing; shares are from 0 to 1."""
+    """Measurements on the images of a split that did not calibrate; shares are from 0 to 1."""
 
     coverage: float
     error: float
@@ -37,43 +37,46 @@ class Split(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Ask the net about the lists, calibrate on each split, and print a table; give the exit code."""
+    """Run the net on the lists, calibrate on each split, and print a table; return the exit code."""
     args = make_parser().parse_args(argv)
-    try:
-        logits, labels, metadata = answers_of(args)
-        print(f"{len(labels)} images, accuracy {np.mean(logits.argmax(axis=1) == labels):.4f}")
-        print(f"{args.splits} splits, calibrated on {args.pictures}, measured on {len(labels) - args.pictures}")
-        promise = Promise(args.target_risk, args.confidence, args.conformal)
-        found = {
-            score: splits(logits, labels, metadata, replace(promise, score=score), args.pictures, args.splits)
-            for score in args.scores
-        }
-        print("\n".join(told(found, promise)))
-    except ValueError as error:  # every mistake of the user's is one, and its message the sentence to show
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+    return run_program(PROGRAM, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table that the flags ask for, and return 0. Raises UserError."""
+    logits, labels, metadata = outputs_of(args)
+    print(f"{len(labels)} images, accuracy {np.mean(logits.argmax(axis=1) == labels):.4f}")
+    print(f"{args.splits} splits, calibrated on {args.pictures}, measured on {len(labels) - args.pictures}")
+    target = CalibrationTarget(args.target_risk, args.confidence, args.conformal)
+    found = {
+        score: splits(logits, labels, metadata, replace(target, score=score), args.pictures, args.splits)
+        for score in args.scores
+    }
+    print("\n".join(table(found, target)))
     return 0
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser."""
+    """Return the parser."""
     parser = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    add, standard = parser.add_argument, Promise()
+    add, default = parser.add_argument, CalibrationTarget()
     add("--weights", metavar="F", type=Path, required=True, help="a checkpoint")
     add("--lists", metavar="LIST", type=Path, nargs="+", help="labelled lists or class folders, not trained on")
-    add("--logits", metavar="NPZ", type=Path, help="logits and labels of the lists, kept here: read where it is there")
+    add(
+        "--logits", metavar="NPZ", type=Path, help="a file that keeps logits and labels of the lists: read if it exists"
+    )
     add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--splits", metavar="N", type=int, default=20, help="random splits (default 20)")
-    add("--pictures", metavar="N", type=int, default=5000, help="images that calibrate (default 5000)")
+    add("--pictures", metavar="N", type=int, default=5000, help="images to calibrate on (default 5000)")
     add("--scores", metavar="S", nargs="+", choices=SCORES, default=SCORES, help="(default: all)")
-    add("--target_risk", metavar="R", type=float, default=standard.target_risk, help="(default %(default)s)")
-    add("--confidence", metavar="P", type=float, default=standard.confidence, help="(default %(default)s)")
-    add("--conformal", metavar="R", type=float, default=standard.conformal_risk, help="(default %(default)s)")
+    add("--target_risk", metavar="R", type=float, default=default.target_risk, help="(default %(default)s)")
+    add("--confidence", metavar="P", type=float, default=default.confidence, help="(default %(default)s)")
+    add("--conformal", metavar="R", type=float, default=default.conformal_risk, help="(default %(default)s)")
     return parser
 
 
-def answers_of(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, ModelMetadata]:
-    """Give logits (N, K) and labels (N,) of the lists, and the net's metadata. Raises ValueError."""
+def outputs_of(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, ModelMetadata]:
+    """Return logits (N, K) and labels (N,) of the lists, and the net's metadata. Raises UserError."""
     from artifacts.checkpoint import load_checkpoint
 
     metadata = load_checkpoint(args.weights).metadata
@@ -81,7 +84,7 @@ def answers_of(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, ModelM
         with np.load(args.logits) as kept:
             logits, labels = kept["logits"], kept["labels"]
     elif args.lists:
-        logits, labels = _ask(args)
+        logits, labels = _run_net(args)
         if args.logits is not None:
             np.savez(args.logits, logits=logits, labels=labels)
     else:
@@ -92,15 +95,15 @@ def answers_of(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, ModelM
 
 
 def splits(
-    logits: np.ndarray, labels: np.ndarray, metadata: ModelMetadata, promise: Promise, images: int, count: int
+    logits: np.ndarray, labels: np.ndarray, metadata: ModelMetadata, target: CalibrationTarget, images: int, count: int
 ) -> list[Split | None]:
-    """Calibrate on `images` drawn by chance, measure on the others, so often; None where there is no threshold."""
+    """Calibrate on `images` drawn at random, measure on the others, `count` times; None where no threshold is found."""
     found: list[Split | None] = []
     for seed in range(count):
         order = np.random.default_rng(seed).permutation(len(labels))
         held, rest = order[:images], order[images:]
         try:
-            fitted = calibrate(logits[held], labels[held], metadata, promise)
+            fitted = calibrate(logits[held], labels[held], metadata, target)
         except UncertaintyError:
             found.append(None)
         else:
@@ -109,7 +112,7 @@ def splits(
 
 
 def measure(logits: np.ndarray, labels: np.ndarray, metadata: ModelMetadata) -> Split:
-    """Measure what calibrated metadata make of logits (N, K) and labels (N,)."""
+    """Measure calibrated metadata on logits (N, K) and labels (N,)."""
     assert metadata.calibration is not None and metadata.temperature is not None
     scores = softmax(logits, metadata.temperature)
     uncertainty = uncertainty_of(logits, metadata.calibration.score, metadata.temperature)
@@ -128,24 +131,24 @@ def measure(logits: np.ndarray, labels: np.ndarray, metadata: ModelMetadata) -> 
     )
 
 
-def told(found: dict[str, list[Split | None]], promise: Promise) -> list[str]:
-    """Tell in lines what the splits of every score came to: mean, and least to most of the splits."""
+def table(found: dict[str, list[Split | None]], target: CalibrationTarget) -> list[str]:
+    """Return a line per score: the mean over its splits, and their range."""
     lines = [f"{'score':18}{'splits':>8}{'accepted':>10}{'wrong of them':>26}{'too often':>11}{'AURC x1000':>12}"]
     for score, splits_of in found.items():
         done = [split for split in splits_of if split is not None]
         start = f"{score:18}{f'{len(done)}/{len(splits_of)}':>8}"
         if not done:
-            lines.append(f"{start}  no threshold keeps the promise")
+            lines.append(f"{start}  no threshold meets the target")
             continue
         mean, low, high = _spread(done)
         wrong = f"{mean.error:.3%} ({low.error:.3%}-{high.error:.3%})"
-        broken = sum(split.error > promise.target_risk for split in done)
+        broken = sum(split.error > target.target_risk for split in done)
         lines.append(f"{start}{mean.coverage:10.2%}{wrong:>26}{broken:11}{mean.aurc * 1000:12.4f}")
     if all_done := [split for splits_of in found.values() for split in splits_of if split is not None]:
         mean, low, high = _spread(all_done)
         lines += [
             f"conformal sets: the true class in {mean.conformal_coverage:.2%} ({low.conformal_coverage:.2%}-"
-            f"{high.conformal_coverage:.2%}), promised {1 - promise.conformal_risk:.4g}; {mean.set_size:.3f} classes",
+            f"{high.conformal_coverage:.2%}), target {1 - target.conformal_risk:.4g}; {mean.set_size:.3f} classes",
             f"temperature {mean.temperature:.4f} ({low.temperature:.4f}-{high.temperature:.4f}); ECE before "
             f"{mean.ece_before:.3%}, after {mean.ece_after:.3%} ({low.ece_after:.3%}-{high.ece_after:.3%})",
         ]
@@ -157,7 +160,7 @@ def _spread(splits_done: Sequence[Split]) -> tuple[Split, Split, Split]:
     return Split(*values.mean(axis=0)), Split(*values.min(axis=0)), Split(*values.max(axis=0))
 
 
-def _ask(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def _run_net(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     from deploy.backends.loading import load_torch
     from deploy.uncertainty.outputs import check_not_trained_on, collect, config_of, labelled_samples, trained_on
 
@@ -165,7 +168,7 @@ def _ask(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     config = config_of(args.weights)
     trained, samples = trained_on(config, metadata) or frozenset(), []
     for source in args.lists:
-        found = labelled_samples(source, config, metadata)
+        found = labelled_samples(source, config, metadata, flag="--lists")
         check_not_trained_on(found, source, trained)
         samples += found
     outputs = collect(backend, metadata, samples, batch_size=128)

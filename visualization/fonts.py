@@ -1,4 +1,4 @@
-"""Fonts that can show Chinese: found once, used by matplotlib and by Pillow alike."""
+"""Fonts that can show Chinese: found once, used by matplotlib and by Pillow."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def embedded_font(text: str) -> tuple[str, str] | None:
 
 
 def text_width(text: str, size_px: int) -> float:
-    """Width of one line in pixels, in the fonts that `draw_text` takes."""
+    """Return the width of one line in pixels, in the fonts that `draw_text` takes."""
     return sum(_pillow_font(path, size_px).getlength(run) for path, run in _runs(printable(text)))
 
 
@@ -109,7 +109,7 @@ def draw_text(
 
 
 def elide(text: str, width_px: float, size_px: int) -> str:
-    """Cut the end of a line off, and say so by an ellipsis, where it is wider than `width_px`."""
+    """Replace the end of a line by an ellipsis where it is wider than `width_px`."""
     text = printable(text)
     if text_width(text, size_px) <= width_px:
         return text
@@ -208,7 +208,7 @@ def _runs(text: str) -> list[tuple[str, str]]:
 
 
 def _breaks_line(character: str) -> bool:
-    """Tell control characters and line separators, for which some fonts hold an empty glyph."""
+    """Return whether it is a control character or line separator, for which some fonts hold an empty glyph."""
     category = unicodedata.category(character)
     return category[0] == "C" or category in ("Zl", "Zp")
 

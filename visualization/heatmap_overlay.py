@@ -14,9 +14,9 @@ from visualization import fonts
 from visualization.raster import INK, PAPER
 
 COLOURS = "inferno"  # black to yellow: its lightness rises all the way, so that it reads without colours as well
-COLOUR_LEFT = 0.25  # of the image's own saturation: what is red is hot, and no rose
+COLOUR_LEFT = 0.25  # of the image's own saturation: red means hot, a rose turns grey
 COVER = (0.3, 0.62)  # of the image by the map's colour, where it is 0 and where it is 1
-UNSEEN = 0.25  # brightness of what the net's input leaves out
+UNSEEN = 0.25  # brightness of the parts outside the net's input
 STAGE_COLOURS = ((120, 220, 255), (130, 255, 140), (255, 255, 255), (255, 150, 230))
 LEAST_WIDTH_PX = 224  # of the line below
 MARK_SIDE = 0.4  # of a position's own side
@@ -26,7 +26,7 @@ MUTED_ON_INK = (170, 178, 187)
 
 @dataclass(frozen=True)
 class Marks:
-    """Positions of one grid that lies over the net's input, numbered row by row."""
+    """Positions of one grid over the net's input, numbered row by row."""
 
     name: str
     rows: int
@@ -36,10 +36,10 @@ class Marks:
 
 @dataclass(frozen=True)
 class Placement:
-    """How the net's input lies on the image: `inside` of the input is image, and shows what is `seen` of it.
+    """How the net's input lies on the image: its part `inside` shows the part `seen` of the image.
 
-    Each is left, top, right, bottom in pixels of its own. An image so narrow that letterbox leaves nothing of it has
-    an empty `inside`.
+    Each is left, top, right, bottom, in pixels of the input and of the image. An image so narrow that letterbox leaves
+    nothing of it has an empty `inside`.
     """
 
     inside: tuple[int, int, int, int]
@@ -61,16 +61,16 @@ def heat_map_image(
 ) -> Image.Image:
     """Lay a heat map (H, W), 0 to 1 at the net's input size, over the image that was resized to that input.
 
-    `resize` is squash, letterbox or crop, as the preprocessing did it. What the net did not see is dark. `marks` get
-    STAGE_COLOURS in turn, told in a line below. An image whose longer side is below the first of `sides_px` is
-    enlarged by a whole factor, so that map and marks are seen; one above the second is made smaller. Gives RGB.
+    `resize` is squash, letterbox or crop, as the preprocessing did it. Parts outside the net's input are dark. `marks`
+    get STAGE_COLOURS in turn, listed in a line below. An image whose longer side is below the first of `sides_px` is
+    enlarged by a whole factor, so that map and marks are visible; one above the second is shrunk. Returns RGB.
     """
     placed = placement(resize, image.size, (heat.shape[1], heat.shape[0]))
     shown = _between(image, *sides_px)
     across, down = shown.width / image.width, shown.height / image.height
     left, top, right, bottom = placed.seen
     placed = Placement(placed.inside, (left * across, top * down, right * across, bottom * down))
-    made = laid_over(shown, heat, placed)
+    made = overlay(shown, heat, placed)
     if not marks or placed.is_empty:
         return made
     draw_marks(made, (heat.shape[0], heat.shape[1]), placed, marks)
@@ -78,7 +78,7 @@ def heat_map_image(
 
 
 def placement(resize: str, image_size: tuple[int, int], input_size: tuple[int, int]) -> Placement:
-    """Say where an image of (width, height) lies in an input of (width, height), as Pillow's pad and fit place it."""
+    """Return where an image of (width, height) lies in an input of such a size, as Pillow's pad and fit place it."""
     (width, height), (input_width, input_height) = image_size, input_size
     left, top, used_width, used_height = 0, 0, input_width, input_height
     seen = (0.0, 0.0, float(width), float(height))
@@ -98,7 +98,7 @@ def placement(resize: str, image_size: tuple[int, int], input_size: tuple[int, i
     return Placement((left, top, left + used_width, top + used_height), seen)
 
 
-def laid_over(image: Image.Image, heat: np.ndarray, placed: Placement) -> Image.Image:
+def overlay(image: Image.Image, heat: np.ndarray, placed: Placement) -> Image.Image:
     """Colour the seen part of an image, nearly grey, by its map (H, W); the rest of the image is dimmed."""
     sheet = image.convert("RGB").point([round(value * UNSEEN) for value in range(256)] * 3)
     if placed.is_empty:
@@ -135,7 +135,7 @@ def draw_marks(sheet: Image.Image, heat_shape: tuple[int, int], placed: Placemen
 
 
 def with_legend(image: Image.Image, names: Sequence[str]) -> Image.Image:
-    """Put a line below an image that says which colour of STAGE_COLOURS is which."""
+    """Put a line below an image with the names of the STAGE_COLOURS."""
     width = max(image.width, LEAST_WIDTH_PX)  # a narrow image gets bars at its sides
     size_px = max(14, round(math.sqrt(image.width * image.height) / 36))
     needed = sum(fonts.text_width(text, size_px) + 2 * size_px for text in (LEGEND, *names))
@@ -156,7 +156,7 @@ def with_legend(image: Image.Image, names: Sequence[str]) -> Image.Image:
 
 
 def _between(image: Image.Image, least_side_px: int, most_side_px: int) -> Image.Image:
-    """Bring an image's longer side into a range; of one with few pixels each stays a square."""
+    """Bring an image's longer side into a range; the few pixels of a small one stay squares."""
     factor = math.ceil(least_side_px / max(image.size))
     if factor > 1:
         return ImageOps.scale(image, factor, Image.Resampling.BICUBIC if factor < 4 else Image.Resampling.NEAREST)
@@ -168,7 +168,7 @@ def _between(image: Image.Image, least_side_px: int, most_side_px: int) -> Image
 
 
 def _whole_pixels(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-    """Round a box, of which at least one pixel is left."""
+    """Round a box to at least one pixel."""
     left, top, right, bottom = (round(side) for side in box)
     return left, top, max(right, left + 1), max(bottom, top + 1)
 

@@ -1,4 +1,4 @@
-"""Images as pixels, for TensorBoard, the report and the answers of inference: uint8 RGB, (H, W, 3)."""
+"""Images as pixels, for TensorBoard, the report and the copies of inference: uint8 RGB, (H, W, 3)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_LABEL_PX = 190
 
 
 def confusion_matrix_image(confusion: np.ndarray | Sequence[Sequence[int]], class_names: Sequence[str]) -> np.ndarray:
-    """Draw confusion (K, K), counts by label (row) and answer (column): hits blue, mistakes orange.
+    """Draw confusion (K, K), counts by label (row) and prediction (column): hits blue, mistakes orange.
 
     A cell's strength is its share of the row, as a square root for mistakes, so that a rare one is still seen. Up to
     20 classes the cells carry their counts; beyond 60 not every class is named. Returns (H, W, 3) uint8.
@@ -66,13 +66,13 @@ def confusion_matrix_image(confusion: np.ndarray | Sequence[Sequence[int]], clas
         _write(figure, left + 62, height - 74, "■ wrong", 13, MISS)
         if every > 1:
             _write(figure, left + 140, height - 74, f"one class in {every} is named", 13, MUTED)
-        _write(figure, left + side_px / 2, 14, "answer", 14, MUTED, ha="center")
+        _write(figure, left + side_px / 2, 14, "prediction", 14, MUTED, ha="center")
         _write(figure, 20, bottom + side_px / 2, "truth", 14, MUTED, rotation=90, ha="center", va="center")
         return _pixels(figure)
 
 
 def confusion_colours(confusion: np.ndarray) -> np.ndarray:
-    """One pixel a cell on white paper, (K, K) counts -> (K, K, 3) uint8; see `confusion_matrix_picture`."""
+    """Return one pixel per cell on white, (K, K) counts -> (K, K, 3) uint8; see `confusion_matrix_image`."""
     strength = confusion_strength(confusion)[..., None]  # (K, K, 1)
     diagonal = np.eye(len(confusion), dtype=bool)[..., None]
     ink = np.where(diagonal, HIT, MISS)  # (K, K, 3)
@@ -80,7 +80,7 @@ def confusion_colours(confusion: np.ndarray) -> np.ndarray:
 
 
 def confusion_strength(confusion: np.ndarray) -> np.ndarray:
-    """Depth of colour from 0 to 1, (K, K): share of the row on the diagonal, its square root elsewhere."""
+    """Return the depth of colour from 0 to 1, (K, K): share of the row on the diagonal, its square root elsewhere."""
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     return np.where(np.eye(len(confusion), dtype=bool), share, np.sqrt(share))
 

@@ -1,25 +1,28 @@
-"""Charts as SVG text, coloured by the page's style sheet so that they follow its light or dark scheme."""
+"""The charts of a training as SVG text: curves and a confusion matrix, in the colours of the page's style sheet."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
+from common.console import text_columns
 from visualization.raster import confusion_strength
+from visualization.svg_axes import Axes, clipped, round_ticks, tick_text
 
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 28, 38
-MAX_POINTS = 400  # points of a line that are drawn; more than a screen shows apart
+MARGINS = (52, 16, 28, 38)  # left, right, top, bottom
+MAX_POINTS = 400  # points of a line that are drawn; a screen shows no more
 MAX_DOTS = 60
+
+Epochs = Sequence[tuple[float, float]]  # pairs (step, epoch)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart; `style` is its CSS class. Values that are not finite are passed over.
+    """One line of a chart; `style` is its CSS class. Values that are not finite are left out.
 
     A `noisy` line of more than 50 points is drawn faint, with its running mean over it.
     """
@@ -30,6 +33,10 @@ class Line:
     ys: Sequence[float]
     noisy: bool = False
 
+    def points(self) -> Iterable[tuple[float, float]]:
+        """Yield its points (x, y)."""
+        return zip(self.xs, self.ys, strict=True)
+
 
 def curves_svg(
     lines: Sequence[Line],
@@ -37,75 +44,40 @@ def curves_svg(
     *,
     size: tuple[int, int] = (520, 270),
     percent: bool = False,
-    epochs: Sequence[tuple[float, float]] = (),
+    epochs: Epochs = (),
     best_x: float | None = None,
 ) -> str:
-    """Draw lines over steps; `epochs`, pairs (step, epoch), are named above, `best_x` is marked by a dashed line.
+    """Draw lines over steps; `epochs` are named above, `best_x` is marked by a dashed line.
 
     `size` is width and height in CSS pixels. Returns "" where nothing is finite.
     """
-    width, height = size
-    cleaned = [_finite(line) for line in lines]
-    cleaned = [line for line in cleaned if len(line.xs)]
-    if not cleaned:
+    finite = [line for line in map(_finite, lines) if len(line.xs)]
+    if not finite:
         return ""
-    smooth = [_running_mean(line) for line in cleaned]
-    x_low, x_high = _widened(min(line.xs[0] for line in cleaned), max(line.xs[-1] for line in cleaned))
-    values = np.concatenate([np.asarray(line.ys) for line in smooth])
-    y_ticks = _ticks(*_widened(float(values.min()), min(float(values.max()), 1.0) if percent else float(values.max())))
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-
-    def x_px(x: float) -> float:
-        return round(LEFT + (x - x_low) / (x_high - x_low) * (width - LEFT - RIGHT), 1)
-
-    def y_px(y: float) -> float:
-        return round(TOP + (y_high - y) / (y_high - y_low) * (height - TOP - BOTTOM), 1)
-
-    def path(line: Line, style: str) -> str:
-        points = " ".join(f"{x_px(x)},{y_px(y)}" for x, y in zip(line.xs, line.ys, strict=True))
-        return f'<polyline class="line {style}" points="{points}"/>'
-
-    parts = [f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">']
-    for y in y_ticks:
-        text = f"{y * 100:.4g}%" if percent else f"{y:.4g}"
-        parts.append(f'<path class="grid" d="M{LEFT},{y_px(y)}H{width - RIGHT}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y_px(y) + 4}" text-anchor="end">{text}</text>')
-    for x in _inside(_ticks(x_low, x_high, count=6), x_low, x_high):
-        parts.append(f'<text class="tick" x="{x_px(x)}" y="{height - 21}" text-anchor="middle">{_short(x)}</text>')
-    parts.append(
-        f'<text class="tick" x="{(LEFT + width - RIGHT) / 2}" y="{height - 4}" text-anchor="middle">step</text>'
-    )
-    for x, epoch in _thinned(epochs, x_low, x_high):
-        parts.append(f'<path class="epoch" d="M{x_px(x)},{TOP}v-5"/>')
-        parts.append(f'<text class="tick" x="{x_px(x)}" y="{TOP - 9}" text-anchor="middle">{epoch:g}</text>')
-    if epochs:
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{TOP - 9}" text-anchor="end">epoch</text>')
-    if best_x is not None and x_low <= best_x <= x_high:
-        parts.append(f'<path class="best" d="M{x_px(best_x)},{TOP}V{height - BOTTOM}"><title>best</title></path>')
-    # Spikes of the faint line may leave the chart, which is scaled by the running means.
-    frame = f'<svg x="0" y="{TOP - 3}" width="{width}" height="{height - TOP - BOTTOM + 6}" '
-    parts.append(f'{frame}viewBox="0 {TOP - 3} {width} {height - TOP - BOTTOM + 6}">')
-    for line, mean in zip(cleaned, smooth, strict=True):
-        if mean is not line:
-            parts.append(path(_extremes(line), f"{line.style} faint"))
-        parts.append(path(_extremes(mean), line.style))
-    parts.append("</svg>")
-    epoch_of = dict(epochs)
-    for line in cleaned:
-        for x, y in zip(line.xs, line.ys, strict=True) if len(line.xs) <= MAX_DOTS else ():
-            at = f"step {x:,.0f}" + (f", epoch {epoch_of[x]:g}" if x in epoch_of else "")
-            value = f"{y:.2%}" if percent else f"{y:.5g}"
-            parts.append(f'<circle class="dot {line.style}" cx="{x_px(x)}" cy="{y_px(y)}" r="3">')
-            parts.append(f"<title>{escape(line.name)} {value} at {at}</title></circle>")
-    return "".join([*parts, "</svg>"])
+    means = [running_mean(line) for line in finite]
+    values = np.concatenate([np.asarray(line.ys) for line in means])
+    top = min(float(values.max()), 1.0) if percent else float(values.max())
+    y_ticks = round_ticks(*_widened(float(values.min()), top))
+    x_range = _widened(min(line.xs[0] for line in finite), max(line.xs[-1] for line in finite))
+    x_ticks = [x for x in round_ticks(*x_range, count=6) if x_range[0] <= x <= x_range[1]]
+    axes = Axes(x_range, (y_ticks[0], y_ticks[-1]), size, MARGINS)
+    parts = [
+        *axes.y_axis([(y, f"{y * 100:.4g}%" if percent else f"{y:.4g}") for y in y_ticks]),
+        *axes.x_axis([(x, _short(x)) for x in x_ticks], "step"),
+        *_epoch_marks(axes, epochs),
+    ]
+    if best_x is not None and x_range[0] <= best_x <= x_range[1]:
+        parts.append(axes.upright(best_x, "best", "best"))
+    parts += [_polylines(axes, finite, means), *_dots(axes, finite, dict(epochs), percent)]
+    return axes.chart(label, parts)
 
 
 def confusion_svg(confusion: np.ndarray, class_names: Sequence[str]) -> str:
-    """Draw confusion (K, K) of label (row) by answer with its counts; meant for up to 20 classes."""
+    """Draw confusion (K, K) of label (row) by prediction with its counts; meant for up to 20 classes."""
     num_classes = len(class_names)
     cell = 64 if num_classes <= 6 else 44 if num_classes <= 12 else 34
     names = [_cut(name, 22) for name in class_names]
-    margin = 30 + 6.6 * max(_columns(name) for name in names)
+    margin = 30 + 6.6 * max(text_columns(name) for name in names)
     size = margin + cell * num_classes + 2
     strength = confusion_strength(confusion)
     parts = [
@@ -114,44 +86,70 @@ def confusion_svg(confusion: np.ndarray, class_names: Sequence[str]) -> str:
     ]
     for i, row in enumerate(confusion.tolist()):
         y = i * cell + 1
-        title = f"<title>{escape(class_names[i])}</title>"
-        at = f"{margin - 8:.1f}"
-        parts.append(
-            f'<text class="name" x="{at}" y="{y + cell / 2 + 4}" text-anchor="end">{escape(names[i])}{title}</text>'
-        )
+        name = f'text-anchor="end">{escape(names[i])}<title>{escape(class_names[i])}</title></text>'
+        parts.append(f'<text class="name" x="{margin - 8:.1f}" y="{y + cell / 2 + 4}" {name}')
         turned = f"translate({margin + y + cell / 2 + 4:.1f} {cell * num_classes + 10}) rotate(-90)"
-        parts.append(f'<text class="name" transform="{turned}" text-anchor="end">{escape(names[i])}{title}</text>')
+        parts.append(f'<text class="name" transform="{turned}" {name}')
         for j, count in enumerate(row):
+            title = f"{escape(class_names[i])} → {escape(class_names[j])}: {count:,}"
             style = "hit" if i == j else "miss"
-            x = margin + j * cell + 1
-            says = f"{escape(class_names[i])} → {escape(class_names[j])}: {count:,}"
-            parts.append(f'<rect class="empty" x="{x:.1f}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3"/>')
-            parts.append(
-                f'<rect class="{style}" x="{x:.1f}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3" '
-                f'fill-opacity="{strength[i, j]:.3f}"><title>{says}</title></rect>'
-            )
-            if count:
-                deep = " deep" if strength[i, j] > 0.6 else ""
-                size_px = min(13.0, cell / (0.62 * len(str(count)) + 0.6))
-                parts.append(
-                    f'<text class="count{deep}" x="{x + cell / 2 - 1:.1f}" y="{y + cell / 2 + 0.34 * size_px - 1:.1f}" '
-                    f'font-size="{size_px:.1f}" text-anchor="middle">{count}</text>'
-                )
-    middle = margin + cell * num_classes / 2
-    parts.append(f'<text class="tick" x="{middle:.1f}" y="{size - 4:.1f}" text-anchor="middle">answer</text>')
+            parts += _cell(margin + j * cell + 1, y, cell, count, strength[i, j], style, title)
+    middle = cell * num_classes / 2
+    parts.append(tick_text(round(margin + middle, 1), round(size - 4, 1), "prediction"))
     parts.append(
-        f'<text class="tick" transform="translate(12 {cell * num_classes / 2:.1f}) rotate(-90)" text-anchor="middle">'
-        "truth</text></svg>"
+        f'<text class="tick" transform="translate(12 {middle:.1f}) rotate(-90)" text-anchor="middle">truth</text></svg>'
     )
     return "".join(parts)
 
 
+def _epoch_marks(axes: Axes, epochs: Epochs) -> list[str]:
+    left, top, _, _ = axes.box
+    parts = []
+    for x, epoch in _thinned(epochs, *axes.x_range):
+        parts.append(f'<path class="epoch" d="M{axes.x(x)},{top}v-5"/>')
+        parts.append(tick_text(axes.x(x), top - 9, f"{epoch:g}"))
+    return [*parts, tick_text(left - 8, top - 9, "epoch", "end")] if epochs else parts
+
+
+def _polylines(axes: Axes, lines: Sequence[Line], means: Sequence[Line]) -> str:
+    """Draw lines and their means; spikes of a faint line may leave the chart, whose scale is that of the means."""
+    parts = []
+    for line, mean in zip(lines, means, strict=True):
+        if mean is not line:
+            parts.append(axes.line(thin_out(line).points(), f"{line.style} faint"))
+        parts.append(axes.line(thin_out(mean).points(), line.style))
+    _, top, _, bottom = axes.box
+    return clipped(0, top - 3, axes.size[0], bottom - top + 6, parts)
+
+
+def _dots(axes: Axes, lines: Sequence[Line], epoch_of: dict[float, float], percent: bool) -> Iterable[str]:
+    """Draw the points of short lines, with their values as titles."""
+    for line in lines:
+        for x, y in line.points() if len(line.xs) <= MAX_DOTS else ():
+            at = f"step {x:,.0f}" + (f", epoch {epoch_of[x]:g}" if x in epoch_of else "")
+            value = f"{y:.2%}" if percent else f"{y:.5g}"
+            yield axes.dot(x, y, line.style, f"{line.name} {value} at {at}")
+
+
+def _cell(x: float, y: int, cell: int, count: int, strength: float, style: str, title: str) -> list[str]:
+    """Draw a cell of a confusion matrix: its colour, and its count where it is not 0."""
+    place = f'x="{x:.1f}" y="{y}" width="{cell - 2}" height="{cell - 2}" rx="3"'
+    parts = [f'<rect class="empty" {place}/>']
+    parts.append(f'<rect class="{style}" {place} fill-opacity="{strength:.3f}"><title>{title}</title></rect>')
+    if count:
+        deep = " deep" if strength > 0.6 else ""
+        size_px = min(13.0, cell / (0.62 * len(str(count)) + 0.6))
+        at = f'x="{x + cell / 2 - 1:.1f}" y="{y + cell / 2 + 0.34 * size_px - 1:.1f}"'
+        parts.append(f'<text class="count{deep}" {at} font-size="{size_px:.1f}" text-anchor="middle">{count}</text>')
+    return parts
+
+
 def _finite(line: Line) -> Line:
-    points = [(x, y) for x, y in zip(line.xs, line.ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    points = [(x, y) for x, y in line.points() if math.isfinite(x) and math.isfinite(y)]
     return Line(line.name, line.style, [x for x, _ in points], [y for _, y in points], line.noisy)
 
 
-def _running_mean(line: Line, shortest: int = 50) -> Line:
+def running_mean(line: Line, shortest: int = 50) -> Line:
     """Mean of the points about each point, a fortieth of the line to either side, so that it does not lag behind."""
     count = len(line.ys)
     if count <= shortest or not line.noisy:
@@ -163,7 +161,7 @@ def _running_mean(line: Line, shortest: int = 50) -> Line:
     return Line(line.name, line.style, line.xs, means.tolist())
 
 
-def _extremes(line: Line) -> Line:
+def thin_out(line: Line) -> Line:
     """Thin a long line out, keeping the lowest and the highest point of each stretch."""
     if len(line.xs) <= MAX_POINTS:
         return line
@@ -175,30 +173,16 @@ def _extremes(line: Line) -> Line:
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """Give a range without extent one."""
+    """Return a range that has an extent."""
     return (low, high) if high > low else (low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5))
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers, 1, 2 or 5 times a power of ten apart, from at or below `low` to at or above `high`."""
-    rough = (high - low) / count
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    digits = 12 - math.floor(math.log10(step))  # enough for any scale
-    return [round(i * step, digits) for i in range(first, last + 1)]
-
-
-def _inside(values: Sequence[float], low: float, high: float) -> list[float]:
-    return [value for value in values if low <= value <= high]
-
-
-def _thinned(epochs: Sequence[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]]:
-    """Keep at most about ten epochs, evenly, those that a round number of epochs parts."""
+def _thinned(epochs: Epochs, low: float, high: float) -> list[tuple[float, float]]:
+    """Keep about ten epochs at most, a round number of epochs apart."""
     epochs = [pair for pair in epochs if low <= pair[0] <= high]
     if len(epochs) <= 10:
         return list(epochs)
-    step = _ticks(0, len(epochs), count=8)[1]
+    step = round_ticks(0, len(epochs), count=8)[1]
     return [pair for pair in epochs if pair[1] % step == 0] or list(epochs[:: math.ceil(len(epochs) / 10)])
 
 
@@ -210,14 +194,9 @@ def _short(value: float) -> str:
     return f"{value:g}"
 
 
-def _columns(text: str) -> int:
-    """Width in columns; a Chinese character takes two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
 def _cut(text: str, columns: int) -> str:
-    if _columns(text) <= columns:
+    if text_columns(text) <= columns:
         return text
-    while _columns(text) > columns - 1:
+    while text_columns(text) > columns - 1:
         text = text[:-1]
     return text.rstrip() + "…"

@@ -62,7 +62,7 @@ def within_profile(
 def failure(backend: Backend, count: int, error: BaseException) -> BackendError:
     """Return the error that states why a batch of `count` images failed."""
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or NO_MEMORY.search(str(error)):
-        batch = "a single image" if count == 1 else f"{count} images at once; lower --batch_size"
+        batch = "a single image" if count == 1 else f"{count} images at once; lower the batch size"
         return BackendError(f"{backend.device} has too little memory for {batch}")
     return BackendError(f"the net failed on {backend.name} {backend.device}: {reason(error)}")
 

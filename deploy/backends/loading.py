@@ -73,7 +73,8 @@ def load_torch(
         names = class_names_of(config) or tuple(map(str, range(config.num_classes)))
         metadata, weights = build_metadata(config, names), load_weights(path)
     else:
-        raise CheckpointError(f"{path}: bare weights do not say which net they are of; name their config with --config")
+        programs = "inference.py, inference_uncertain.py, deploy.export and tools.embed"
+        raise CheckpointError(f"{path}: bare weights do not name their net; {programs} take their config with --config")
     net = _net_of(path, metadata, weights).eval().to(target).to(memory_format=torch.channels_last)
     if not metadata.weights_sha256:  # bare weights: the config does not name the net's output
         metadata = replace(metadata, output=getattr(net, "output", "logits"))

@@ -247,7 +247,7 @@ def _ask(backend: Backend, pixels: np.ndarray, metadata: ModelMetadata) -> np.nd
     try:
         return backend(net_input(pixels, metadata.preprocess, metadata.input))
     except BackendError as error:
-        raise BackendError(str(error).removesuffix("; lower --batch_size")) from error
+        raise BackendError(str(error).removesuffix("; lower the batch size")) from error
 
 
 def _float_problem(measured: Measured, precision: str, reference: Reference) -> str:

@@ -17,21 +17,22 @@ examples:
   python inference.py --image cat.jpg --weights net.pth
       one image
   python inference.py --image_dir photos --weights model.onnx --output a.csv
-      a folder, with all below it; the file itself knows classes and size
+      a folder, with all below it; the file itself holds classes and size
   python inference.py --weights net.pth --pytorch2onnx --pytorch2json
       model.onnx, model.json and model.safetensors beside net.pth
   python inference.py --image_dir photos --weights net.pth --heatmap maps
-      each photo under a map of where the net saw its answer
+      each photo under a heat map of its prediction
 
 Without --output, --save_images and --heatmap the first two go to
 data_example/result.
-exit codes: 0 every image answered, or every file written; 1 some images
-failed; 2 a mistake in what was asked; 3 a conversion did not answer as the net
-does, and was not kept; 130 stopped with Ctrl-C (the results so far are kept)"""
+exit codes: 0 every image has a prediction, or every file is written; 1 some
+images failed; 2 a mistake in the flags or files; 3 a conversion predicted
+otherwise than the net, and was not kept; 130 stopped with Ctrl-C (the results
+so far are kept)"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of inference.py."""
+    """Return the parser of inference.py."""
     parser = argparse.ArgumentParser(
         prog="inference.py",
         description="Classify images with a trained net, or convert it.",
@@ -49,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name the images."""
-    add = parser.add_argument_group("pictures").add_mutually_exclusive_group().add_argument
+    add = parser.add_argument_group("images").add_mutually_exclusive_group().add_argument
     add("-image", "--image", metavar="FILE", type=named_path, help="one image")
     add(
         "-idir",
@@ -69,14 +70,14 @@ def add_net(parser: argparse.ArgumentParser, weights: int | str | None = None) -
         type=named_path,
         nargs=weights,
         help="a checkpoint (.pth), TorchScript (.pt), torch.export (.pt2), ONNX (.onnx), a network description (.json) "
-        "or a TensorRT engine (.engine); each says all about itself (default: the config's checkpoint)",
+        "or a TensorRT engine (.engine); each holds its own metadata (default: the config's checkpoint)",
     )
     add(
         "-cfg",
         "--config",
         metavar="F",
         type=named_path,
-        help=f"whose net answers (without --weights: {DEFAULT_CONFIG})",
+        help=f"the config of the net (without --weights: {DEFAULT_CONFIG})",
     )
     add("-net", "--net", metavar="NAME", help="instead of the config's model_net_name")
     add("-model", "--model", "-module", "--module", metavar="MODULE", help="instead of the config's model_module_name")
@@ -88,7 +89,7 @@ def _add_conversions(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "conversions",
         "Write the net in other formats beside its weights, and classify nothing. The\n"
-        "images prove the files right (default: the checkpoint's validation list).\n"
+        "images verify the files (default: the checkpoint's validation list).\n"
         "python -m deploy.export has more formats and options.",
     )
     for file_format, text in (
@@ -103,7 +104,7 @@ def _add_conversions(parser: argparse.ArgumentParser) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
-    add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes told of an image (default 5)")
+    add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes listed per image (default 5)")
     add(
         "--output",
         metavar="F",
@@ -120,20 +121,20 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "--save_as",
         choices=("folders", "annotated"),
         default="folders",
-        help="sort the copies into a folder a class (default), or write the answer below each",
+        help="sort the copies into a folder per class (default), or write the prediction below each",
     )
     add(
         "--heatmap",
         metavar="DIR",
         type=named_path,
-        help="a folder for the images with a map over them of where the net saw its answer; needs a checkpoint",
+        help="a folder for the images under a heat map of their prediction; needs a checkpoint",
     )
-    add("--heatmap_class", metavar="NAME", help="with --heatmap: also a map of where this class could be")
-    add("--quiet", action="store_true", help="no line for an image that was answered")
+    add("--heatmap_class", metavar="NAME", help="with --heatmap: also a heat map of this class")
+    add("--quiet", action="store_true", help="no line for an image with a prediction")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how and where it runs."""
+    """Add the flags of how and where it runs."""
     add = parser.add_argument_group("machine").add_argument
     add("--batch_size", metavar="N", type=number(1, 65536), default=32, help="images at once (default 32)")
     workers = min(os.cpu_count() or 1, 16)

@@ -1,4 +1,4 @@
-"""What was asked of a program that answers for images, checked as far as it can be without the net."""
+"""The inputs of a program that predicts for images, checked as far as possible without the net."""
 
 from __future__ import annotations
 
@@ -19,68 +19,72 @@ if TYPE_CHECKING:
     from deploy.backends.base import Backend
 
 
-class AskedError(UserError):
-    """A mistake in what was asked; the message is the sentence to show."""
+class InputsError(UserError):
+    """A mistake in a program's flags or the files they name; the message is one sentence for the user."""
 
 
 def one_image(path: Path) -> Iterator[str]:
-    """Give the one image's path. Raises AskedError."""
+    """Yield the one image's path. Raises InputsError."""
     if path.is_dir():
-        raise AskedError(f"{path}: it is a folder; name it with --image_dir")
+        raise InputsError(f"{path}: it is a folder; name it with --image_dir")
     if not path.exists():
-        raise AskedError(f"{path}: no such file{_current_folder(path)}")
+        raise InputsError(f"{path}: no such file{_current_folder(path)}")
     return iter([str(path)])
 
 
 def images_below(root: Path, *results: Path) -> Iterator[str]:
     """Stream the images of a folder, without those that an earlier run left in the results folders below it.
 
-    Raises AskedError.
+    Raises InputsError.
     """
     if not root.is_dir():
-        raise AskedError(f"{root}: no such folder{_current_folder(root)}; name one with --image_dir")
+        raise InputsError(f"{root}: no such folder{_current_folder(root)}; name one with --image_dir")
     images = _outside(results, iter_images(root)) if results else iter_images(root)
     try:
         first = next(images, None)
     except OSError as error:
-        raise AskedError(f"{error.filename or root}: cannot read the folder: {error.strerror}") from error
+        raise InputsError(f"{error.filename or root}: cannot read the folder: {error.strerror}") from error
     if first is None:
-        raise AskedError(f"{root}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
+        raise InputsError(f"{root}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
     return itertools.chain([first], images)
 
 
 def weights_and_config(args: argparse.Namespace) -> tuple[Path, Config | None]:
-    """Give the weights file, and the config where one is asked for or needed. Raises ValueError."""
+    """Return the weights file, and the config where one is named or needed. Raises UserError."""
     if args.weights and not args.config:
         return args.weights, None
     if args.model and Path(args.model).is_file():
-        raise AskedError(f"--model {args.model}: it is a file; --model names a module of nets/, --weights a file")
+        raise InputsError(f"--model {args.model}: it is a file; --model names a module of nets/, --weights a file")
     path = args.config or Path(DEFAULT_CONFIG)
     if args.output is not None and args.output.exists() and path.exists() and args.output.samefile(path):
-        raise AskedError(f"{args.output}: it is the config; choose another file for --output")
+        raise InputsError(f"{args.output}: it is the config; choose another file for --output")
     values = {
-        "model_net_name": args.net,
-        "model_module_name": args.model,
-        "num_classes": args.cls,
-        "img_height": args.size,
-        "img_width": args.size,
+        "model_net_name": ("--net", args.net),
+        "model_module_name": ("--model", args.model),
+        "num_classes": ("--cls", args.cls),
+        "img_height": ("--size", args.size),
+        "img_width": ("--size", args.size),
     }
+    overrides = {key: (flag, value) for key, (flag, value) in values.items() if value is not None}
     config = process_config(
-        path, [f"{key}={value}" for key, value in values.items() if value is not None], check_files=False
+        path,
+        [f"{key}={value}" for key, (_, value) in overrides.items()],
+        check_files=False,
+        flags={key: f"{flag} {value}" for key, (flag, value) in overrides.items()},
     )
     weights = args.weights or config.best_checkpoint()
     if not args.weights and not weights.exists():
         hint = f"train first (python train.py --config {path}), or name a weights file with --weights"
-        raise AskedError(f"{weights}: the net of {path} is not there{_current_folder(weights)}; {hint}")
+        raise InputsError(f"{weights}: the net of {path} is not there{_current_folder(weights)}; {hint}")
     return weights, config
 
 
-def load_asked(
+def load_net(
     args: argparse.Namespace, program: str, weights: Path, config: Config | None
 ) -> tuple[Backend, ModelMetadata]:
-    """Load the net and check its metadata against the flags and the config; log on stderr where they differ.
+    """Load the net and compare its metadata with the flags and the config; print on stderr where they differ.
 
-    Raises ValueError with the sentence to show.
+    Raises UserError.
     """
     from artifacts.formats import artifact_kind
     from deploy.backends.loading import load_backend
@@ -105,17 +109,17 @@ def load_asked(
 
 
 def check_flags_of_a_checkpoint(args: argparse.Namespace, weights: Path) -> None:
-    """Raise AskedError where the flags say something else of a checkpoint's net than its own metadata."""
+    """Raise InputsError where the flags contradict a checkpoint's own metadata."""
     if not (args.net or args.model or args.cls or args.size):
         return
     from artifacts.checkpoint import is_checkpoint, load_checkpoint
 
-    if is_checkpoint(weights):  # bare weights say nothing that could be contradicted
+    if is_checkpoint(weights):  # bare weights have no metadata to contradict
         _check_flags(args, weights, load_checkpoint(weights).metadata)
 
 
 def _check_flags(args: argparse.Namespace, weights: Path, metadata: ModelMetadata) -> None:
-    """Raise AskedError where the flags say something else of the net than its own metadata."""
+    """Raise InputsError where the flags contradict the net's own metadata."""
     height, width = metadata.preprocess.height, metadata.preprocess.width
     flags = {
         f"--net {args.net}": args.net in (None, metadata.net["name"]),
@@ -126,37 +130,37 @@ def _check_flags(args: argparse.Namespace, weights: Path, metadata: ModelMetadat
     wrong = ", ".join(flag for flag, agrees in flags.items() if not agrees)
     if wrong:
         own = f"{metadata.net['module']}.{metadata.net['name']} with {metadata.num_classes} classes at {height}x{width}"
-        raise AskedError(f"{weights}: it holds {own}, which contradicts {wrong}; leave that out, or name its file")
+        raise InputsError(f"{weights}: it holds {own}, which contradicts {wrong}; leave that out, or name its file")
 
 
 def _check_config(program: str, path: Path, config: Config, weights: Path, metadata: ModelMetadata) -> None:
-    """Tell what a config says otherwise than the file's own metadata, which count.
+    """Print where a config differs from the file's own metadata, which is used.
 
-    Raises AskedError where it has another number of classes: it then is the config of another net.
+    Raises InputsError where the number of classes differs: it then is the config of another net.
     """
     from artifacts.metadata import preprocess_of
 
     if config.num_classes != metadata.num_classes:
         hint = "name the config that it was trained with, or --weights alone"
-        raise AskedError(
+        raise InputsError(
             f"{weights}: it has {metadata.num_classes} classes, and {path} has num_classes {config.num_classes}; {hint}"
         )
-    said, own = preprocess_of(config), metadata.preprocess
+    configured, own = preprocess_of(config), metadata.preprocess
     pairs = {
         "model_module_name": (config.model_module_name, metadata.net["module"]),
         "model_net_name": (config.model_net_name, metadata.net["name"]),
         "model_args": (config.net_args(), {key: metadata.net["args"].get(key) for key in config.net_args()}),
-        "img_height": (said.height, own.height),
-        "img_width": (said.width, own.width),
-        "num_channels": (said.channels, own.channels),
-        "resize": (said.resize, own.resize),
-        "interpolation": (said.interpolation, own.interpolation),
-        "mean": (said.mean, own.mean),
-        "std": (said.std, own.std),
+        "img_height": (configured.height, own.height),
+        "img_width": (configured.width, own.width),
+        "num_channels": (configured.channels, own.channels),
+        "resize": (configured.resize, own.resize),
+        "interpolation": (configured.interpolation, own.interpolation),
+        "mean": (configured.mean, own.mean),
+        "std": (configured.std, own.std),
     }
-    if differing := [key for key, (asked, there) in pairs.items() if asked != there]:
+    if differing := [key for key, (in_config, in_file) in pairs.items() if in_config != in_file]:
         keys = ", ".join(differing)
-        print(f"{program}: {weights} knows its own {keys}; what {path} says of them is not used", file=sys.stderr)
+        print(f"{program}: {weights} has its own {keys}; the values in {path} are not used", file=sys.stderr)
 
 
 def _outside(folders: Sequence[Path], paths: Iterator[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The decision, in one place: is an answer accepted or set aside, and which classes may the image show."""
+"""The decision, in one place: is a prediction accepted or set aside, and which classes may the image show."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ACCEPTED, SET_ASIDE = "accept", "set_aside"
 
 @dataclass(frozen=True)
 class Decision:
-    """What a calibrated net's metadata says of one answer.
+    """The decision on one prediction of a calibrated net.
 
-    `conformal_set` are labels, the most probable first; it is empty where no class is probable enough.
+    `conformal_set` holds labels, the most probable first; it is empty where no class is probable enough.
     """
 
     uncertainty: float
@@ -27,7 +27,7 @@ class Decision:
 
 
 def decide(logits: np.ndarray, metadata: ModelMetadata) -> Sequence[Decision | None]:
-    """Decide on logits (N, K) by the metadata: None for rows that are not finite, or where the net is not calibrated.
+    """Decide on logits (N, K) by the metadata; None for rows that are not finite, and for a net without calibration.
 
     Accepted where uncertainty <= `accept`; a class is in the conformal set where 1 - score <= `conformal`.
     """
@@ -47,7 +47,7 @@ def decide(logits: np.ndarray, metadata: ModelMetadata) -> Sequence[Decision | N
 
 
 def conformal_sets(scores: np.ndarray, threshold: float) -> list[tuple[int, ...]]:
-    """Give for each row of scores (N, K) the labels whose 1 - score is at most the threshold, the likeliest first."""
+    """Return for each row of scores (N, K) the labels with 1 - score <= threshold, the most probable first."""
     order = np.argsort(-scores, axis=1, kind="stable")
     fits = 1 - np.take_along_axis(scores, order, axis=1) <= threshold
     return [tuple(labels[is_in].tolist()) for labels, is_in in zip(order, fits, strict=True)]

@@ -1,4 +1,4 @@
-"""Embeddings: images as vectors of length 1, whose scalar product, the cosine, says how alike a net finds them."""
+"""Embeddings: images as vectors of length 1; their scalar product, the cosine, is the similarity of two images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LENGTH_TOLERANCE = 1e-3  # of a vector of length 1 in float32, of any number of 
 
 
 class EmbeddingError(UserError):
-    """Features that cannot be had, or a file of them that cannot be read; the message is one sentence."""
+    """Features that cannot be computed, or a file of them that cannot be read; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Embeddings:
     preprocess: str
 
     def save(self, path: Path) -> None:
-        """Write an .npz that numpy reads without pickle, whole or not at all. Raises ResultsError."""
+        """Write an .npz that numpy reads without pickle, complete or not at all. Raises ResultsError."""
         arrays = {name: np.asarray(value) for name, value in vars(self).items()}
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,14 +85,14 @@ class Embeddings:
         return read
 
     def ranked(self, features: np.ndarray) -> Iterator[tuple[str, float]]:
-        """Give files and their cosines to features (D,) of length 1, the most similar first, of equals the earlier."""
+        """Yield files and their cosines to features (D,) of length 1, the most similar first, of equals the earlier."""
         cosines = self.features @ features  # (N,)
         for row in np.argsort(-cosines, kind="stable"):
             yield self.files[row], float(cosines[row])
 
 
 class Embedder:
-    """Gives the features of files. A bad one gets an error and takes no other with it."""
+    """Computes the features of files. A bad one gets an error and takes no other with it."""
 
     def __init__(self, backend: Backend, metadata: ModelMetadata) -> None:
         self.backend, self.metadata = backend, metadata
@@ -102,7 +102,7 @@ class Embedder:
     ) -> Generator[Embedded, None, None]:
         """Stream the features in the order of the paths, decoding in `workers` threads ahead of the net.
 
-        At most two batches of images and one a worker are held, however many paths there are. Raises BackendError.
+        At most two batches of images and one per worker are held, however many paths there are. Raises BackendError.
         """
         if batch_size < 1 or workers < 1:
             raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
@@ -111,7 +111,7 @@ class Embedder:
             yield from self._embed(batch)
 
     def preprocess_text(self) -> str:
-        """Give the JSON text of the preprocessing."""
+        """Return the JSON text of the preprocessing."""
         return json.dumps(self.metadata.preprocess.to_dict(), sort_keys=True)
 
     def _embed(self, batch: Sequence[Prepared]) -> list[Embedded]:
@@ -125,7 +125,7 @@ class Embedder:
         ]
 
     def _features(self, images: np.ndarray) -> np.ndarray:
-        """Give the features (N, D) of prepared images (N, ...). Raises BackendError."""
+        """Return the features (N, D) of prepared images (N, ...). Raises BackendError."""
         features = self.backend(images)
         if features.ndim != 2 or len(features) != len(images):
             raise BackendError(f"the {self.backend.name} net gives {features.shape} instead of ({len(images)}, D)")
@@ -135,11 +135,11 @@ class Embedder:
 def load_embedder(
     weights: Path, *, device: str = "auto", config: Config | None = None, runtime: str = "auto"
 ) -> Embedder:
-    """Load a net that gives features, whatever file it is in, or a classifier's checkpoint.
+    """Load a net with features as output from any file, or a classifier's checkpoint.
 
-    Of a classifier the features are what its head is given: the last linear layer, or where that is a convolution, its
-    input's mean over the positions. Bare weights get their sha256 here. Raises what `load_backend` does, and
-    EmbeddingError for an exported classifier.
+    A classifier's features are the input of its head, the last linear layer; for a convolution the mean over the
+    positions. Bare weights get their sha256 here. Raises what `load_backend` does, and EmbeddingError for an exported
+    classifier.
     """
     backend, metadata = load_backend(weights, device=device, config=config, runtime=runtime)
     if isinstance(backend, CheckpointBackend) and not metadata.weights_sha256:
@@ -150,39 +150,39 @@ def load_embedder(
         return Embedder(backend, metadata)
     if not isinstance(backend, CheckpointBackend):
         raise EmbeddingError(
-            f"{weights}: it is an exported classifier, which gives classes and no features; "
+            f"{weights}: it is an exported classifier, with classes and no features as output; "
             "name the checkpoint that it was exported from"
         )
     return Embedder(HeadInput(backend), metadata)
 
 
 class HeadInput:
-    """A classifier's checkpoint that gives what its head is given: float32 (N, C, H, W) -> (N, D)."""
+    """A classifier's checkpoint whose output is its head's input: float32 (N, C, H, W) -> (N, D)."""
 
     def __init__(self, backend: CheckpointBackend) -> None:
         self.name, self.device = backend.name, backend.device
         self._logits: Callable[[np.ndarray], np.ndarray] = backend
-        self._seen: torch.Tensor | None = None
+        self._head_input: torch.Tensor | None = None
         self._head, layer = _head_of(backend.net)
-        layer.register_forward_pre_hook(self._look)
+        layer.register_forward_pre_hook(self._keep_input)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Give the features of a batch. Raises BackendError."""
-        self._seen = None
+        """Return the features of a batch. Raises BackendError."""
+        self._head_input = None
         self._logits(images)
-        if self._seen is None:
+        if self._head_input is None:
             raise BackendError(f"the net does not use its last layer, {self._head}, so it has no features to take")
-        seen = self._seen.float()
-        pooled = seen.flatten(2).mean(dim=2) if seen.ndim == 4 else seen  # (N, C, H, W) -> (N, C)
+        given = self._head_input.float()
+        pooled = given.flatten(2).mean(dim=2) if given.ndim == 4 else given  # (N, C, H, W) -> (N, C)
         features: np.ndarray = pooled.cpu().numpy()
         return features
 
-    def _look(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._seen = inputs[0]
+    def _keep_input(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._head_input = inputs[0]
 
 
 def _head_of(net: nn.Module) -> tuple[str, nn.Module]:
-    """Give the name of the layer that answers, and the layer: what the net says itself, or its last one with weights.
+    """Return name and layer of the head: the net's `head_names`, or its last layer with weights.
 
     Of several heads, PIM's, it is the last: the one that sees all stages.
     """

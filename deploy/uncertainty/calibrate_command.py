@@ -1,4 +1,4 @@
-"""Calibrating a checkpoint: its list is read, its net asked, its metadata fitted, written and told."""
+"""Calibrating a checkpoint: run its net on a labelled list, fit the metadata, write it, report."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from artifacts.calibration import ACCEPT, CONFORMAL
 from artifacts.checkpoint import rewrite_metadata
 from artifacts.errors import CheckpointError
 from artifacts.metadata import ModelMetadata
+from configs.schema import Config
 from deploy.backends.base import Backend
-from deploy.uncertainty.calibration import Promise, calibrate, for_temperature, negative_log_likelihood
+from deploy.uncertainty.calibration import CalibrationTarget, calibrate, for_temperature, negative_log_likelihood
 from deploy.uncertainty.outputs import (
     Outputs,
     check_not_trained_on,
@@ -24,42 +25,47 @@ from deploy.uncertainty.outputs import (
 )
 
 
-def calibrate_checkpoint(args: argparse.Namespace, weights: Path, backend: Backend, metadata: ModelMetadata) -> str:
-    """Calibrate a checkpoint, write the thresholds into it, and return what to print. Raises ValueError."""
+def calibrate_checkpoint(
+    args: argparse.Namespace, weights: Path, config: Config | None, backend: Backend, metadata: ModelMetadata
+) -> str:
+    """Calibrate a checkpoint, write the thresholds into it, and return what to print. Raises UserError.
+
+    `config` is what --config names, for a checkpoint without one.
+    """
     if not metadata.weights_sha256:
         raise CheckpointError(
             f"{weights}: bare weights hold no metadata to write to; calibrate a checkpoint of train.py"
         )
-    promise = promise_of(args)
-    config = config_of(weights)
-    samples = labelled_samples(args.calibrate, config, metadata, args.list_root)
+    target = calibration_target(args)
+    config = config_of(weights) or config
+    samples = labelled_samples(args.calibrate, config, metadata, args.list_root, flag="--calibrate")
     trained = trained_on(config, metadata)
     if trained is None:
-        _tell(f"the training images of {weights} are not on this machine: take care that {args.calibrate} has none")
+        _warn(f"the training images of {weights} are not on this machine: take care that {args.calibrate} has none")
     else:
         check_not_trained_on(samples, args.calibrate, trained)
     outputs = collect(backend, metadata, samples, batch_size=args.batch_size, workers=args.workers)
     if outputs.skipped:
-        _tell(f"{len(outputs.skipped)} images cannot be read and were left out; the first: {outputs.skipped[0]}")
-    fitted = calibrate(outputs.logits, outputs.labels, metadata, promise)
+        _warn(f"{len(outputs.skipped)} images cannot be read and were left out; the first: {outputs.skipped[0]}")
+    fitted = calibrate(outputs.logits, outputs.labels, metadata, target)
     rewrite_metadata(weights, fitted)
-    _tell_of_empty_sets(outputs, promise.conformal_risk)
-    return report_of(outputs, fitted, args.calibrate, weights)
+    _warn_of_empty_sets(outputs, target.conformal_risk)
+    return calibration_summary(outputs, fitted, args.calibrate, weights)
 
 
-def promise_of(args: argparse.Namespace) -> Promise:
-    """Give what the flags ask to be promised, and Promise's own where they do not."""
-    standard = Promise()
-    return Promise(
-        args.target_risk or standard.target_risk,
-        args.confidence or standard.confidence,
-        args.conformal or standard.conformal_risk,
-        args.score or standard.score,
+def calibration_target(args: argparse.Namespace) -> CalibrationTarget:
+    """Return the target that the flags ask for, with the defaults where they do not."""
+    default = CalibrationTarget()
+    return CalibrationTarget(
+        args.target_risk or default.target_risk,
+        args.confidence or default.confidence,
+        args.conformal or default.conformal_risk,
+        args.score or default.score,
     )
 
 
-def report_of(outputs: Outputs, fitted: ModelMetadata, source: Path, weights: Path) -> str:
-    """Tell what was fitted, in lines."""
+def calibration_summary(outputs: Outputs, fitted: ModelMetadata, source: Path, weights: Path) -> str:
+    """Return what was fitted, in lines."""
     calibration, temperature = fitted.calibration, fitted.temperature
     assert calibration is not None and temperature is not None
     count, kept, accepted = len(outputs.logits), calibration.pictures, calibration.accepted
@@ -83,15 +89,15 @@ def report_of(outputs: Outputs, fitted: ModelMetadata, source: Path, weights: Pa
     )
 
 
-def _tell_of_empty_sets(outputs: Outputs, conformal_risk: float) -> None:
+def _warn_of_empty_sets(outputs: Outputs, conformal_risk: float) -> None:
     error = float(np.mean(outputs.logits.argmax(axis=1) != outputs.labels))
     if error < conformal_risk:
-        _tell(
+        _warn(
             f"the net is wrong on {error:.2%} of the images, and conformal sets may miss {conformal_risk:.2%}: those "
-            "of doubtful images will be empty; a --conformal below the net's own error gives sets that name "
+            "of uncertain images will be empty; a --conformal below the net's own error gives sets that name "
             "candidates"
         )
 
 
-def _tell(text: str) -> None:
+def _warn(text: str) -> None:
     print(f"inference_uncertain.py: {text}", file=sys.stderr)

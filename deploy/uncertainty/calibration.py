@@ -21,8 +21,8 @@ HALVINGS = 60  # of an interval: to the last digits of a float64
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What the calibrated answers shall keep: see `Calibration`."""
+class CalibrationTarget:
+    """The guarantees that the calibrated predictions are to meet: see `Calibration`."""
 
     target_risk: float = 0.01
     confidence: float = 0.95
@@ -32,7 +32,7 @@ class Promise:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Accepts where uncertainty <= `value`; of the calibration images `accepted`, of which `wrong` were."""
+    """Accepts where uncertainty <= `value`: `accepted` of the calibration images, `wrong` of those wrongly."""
 
     value: float
     accepted: int
@@ -40,36 +40,38 @@ class Threshold:
     risk_bound: float
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray, metadata: ModelMetadata, promise: Promise) -> ModelMetadata:
-    """Give the metadata with temperature, thresholds and calibration fitted to logits (N, K) and labels (N,).
+def calibrate(
+    logits: np.ndarray, labels: np.ndarray, metadata: ModelMetadata, target: CalibrationTarget
+) -> ModelMetadata:
+    """Return the metadata with temperature, thresholds and calibration fitted to logits (N, K) and labels (N,).
 
-    The thresholds come from other images than the temperature, since what they promise holds for a score that was
-    fixed before. Raises UncertaintyError where the list is too small, or no threshold keeps the promise.
+    The thresholds are fitted to other images than the temperature, since their guarantees require a score that was
+    fixed before. Raises UncertaintyError where the list is too short, or no threshold meets the target.
     """
-    _check_length(len(logits), promise)
+    _check_length(len(logits), target)
     fits_temperature = for_temperature(len(logits))
     temperature = fit_temperature(logits[fits_temperature], labels[fits_temperature])
     kept, kept_labels = logits[~fits_temperature], labels[~fits_temperature]
     wrong = kept.argmax(axis=1) != kept_labels
-    uncertainty = uncertainty_of(kept, promise.score, temperature)
-    accept = accept_threshold(uncertainty, wrong, promise.target_risk, promise.confidence)
+    uncertainty = uncertainty_of(kept, target.score, temperature)
+    accept = accept_threshold(uncertainty, wrong, target.target_risk, target.confidence)
     if accept is None:
         raise UncertaintyError(
-            f"no threshold on {promise.score} keeps the risk among the accepted under {promise.target_risk:g} with "
-            f"confidence {promise.confidence:g} ({int(wrong.sum())} of {len(kept)} images are answered wrongly): "
+            f"no threshold on {target.score} keeps the risk among the accepted under {target.target_risk:g} with "
+            f"confidence {target.confidence:g} ({int(wrong.sum())} of {len(kept)} images are predicted wrongly): "
             "allow more with --target_risk, or calibrate on more images"
         )
     own_scores = np.take_along_axis(softmax(kept, temperature), kept_labels[:, None], axis=1)[:, 0]
-    thresholds = {ACCEPT: accept.value, CONFORMAL: conformal_threshold(own_scores, promise.conformal_risk)}
-    promised = (promise.score, promise.target_risk, promise.confidence, promise.conformal_risk)
-    calibration = Calibration(*promised, len(kept), accept.accepted, accept.wrong, accept.risk_bound)
+    thresholds = {ACCEPT: accept.value, CONFORMAL: conformal_threshold(own_scores, target.conformal_risk)}
+    fitted = (len(kept), accept.accepted, accept.wrong, accept.risk_bound)
+    calibration = Calibration(target.score, target.target_risk, target.confidence, target.conformal_risk, *fitted)
     return replace(metadata, temperature=temperature, thresholds=thresholds, calibration=calibration)
 
 
 def for_temperature(count: int) -> np.ndarray:
-    """Say of each of `count` images (count,) whether it fits the temperature, and not the thresholds.
+    """Return a mask (count,) of the images that fit the temperature; the others fit the thresholds.
 
-    Drawn by chance, always the same: lists are sorted by class, or go round the classes in turn.
+    Drawn at random with a fixed seed: lists are sorted by class, or alternate between the classes.
     """
     chosen = np.zeros(count, bool)
     chosen[np.random.default_rng(SEED).permutation(count)[: math.ceil(count / EVERY)]] = True
@@ -77,29 +79,29 @@ def for_temperature(count: int) -> np.ndarray:
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Give the temperature at which logits (N, K) have the least mean negative log likelihood (Guo et al. 2017).
+    """Return the temperature at which logits (N, K) have the least mean negative log likelihood (Guo et al. 2017).
 
-    The likelihood is convex in 1 / T, so its slope is halved in on, within TEMPERATURES. Where every image is
-    answered right the likelihood only asks for T = 0: the mean score then becomes (N + 1) / (N + 2), Laplace's rule of
+    The likelihood is convex in 1 / T, so the zero of its slope is found by bisection within TEMPERATURES. Where every
+    image is predicted correctly the optimum is T = 0: the mean score then becomes (N + 1) / (N + 2), Laplace's rule of
     succession, as Platt (1999) does with his targets.
     """
     wide = logits.astype(np.float64)
     own = np.take_along_axis(wide, labels[:, None], axis=1)[:, 0]
-    are_right = bool((own >= wide.max(axis=1)).all())
+    all_correct = bool((own >= wide.max(axis=1)).all())
     low, high = (1 / temperature for temperature in reversed(TEMPERATURES))
     for _ in range(HALVINGS):
         inverse = math.sqrt(low * high)
         scores = softmax(wide, 1 / inverse)
-        if are_right:
-            is_too_sure = scores.max(axis=1).mean() > (len(wide) + 1) / (len(wide) + 2)
+        if all_correct:
+            is_overconfident = scores.max(axis=1).mean() > (len(wide) + 1) / (len(wide) + 2)
         else:
-            is_too_sure = ((scores * wide).sum(axis=1) - own).mean() > 0
-        low, high = (low, inverse) if is_too_sure else (inverse, high)
+            is_overconfident = ((scores * wide).sum(axis=1) - own).mean() > 0
+        low, high = (low, inverse) if is_overconfident else (inverse, high)
     return 1 / math.sqrt(low * high)
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
-    """Give the mean of -ln(score of the true class) over logits (N, K) and labels (N,)."""
+    """Return the mean of -ln(score of the true class) over logits (N, K) and labels (N,)."""
     scaled = logits.astype(np.float64) / temperature
     own = np.take_along_axis(scaled, labels[:, None], axis=1)[:, 0]
     return float((log_sum_exp(scaled) - own).mean())
@@ -108,13 +110,13 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature:
 def accept_threshold(
     uncertainty: np.ndarray, wrong: np.ndarray, target_risk: float, confidence: float
 ) -> Threshold | None:
-    """Choose how many of the images (N,), the least uncertain first, may be accepted; None where none may.
+    """Choose how many of the images (N,), the least uncertain first, to accept; None where none may be accepted.
 
     Selection with guaranteed risk (Geifman & El-Yaniv 2017, algorithm 2): a binary search over the coverage, where
     each step's risk is bounded by the exact binomial bound (lemma 3.1) at (1 - confidence) / steps. Three departures:
-    images alike in uncertainty are accepted together; the search starts at the least number that can pass, since
-    below it the bound alone exceeds the target; the threshold lies midway to the next image, so that a rounding
-    decides nothing.
+    images of equal uncertainty are accepted together; the search starts at the least number that can pass, since
+    below it the bound alone exceeds the target; the threshold lies midway to the next image, so that rounding changes
+    no decision.
     """
     order = np.argsort(uncertainty, kind="stable")
     ranked, wrong_until = uncertainty[order], np.cumsum(wrong[order])
@@ -140,31 +142,31 @@ def accept_threshold(
 
 
 def search_steps(count: int) -> int:
-    """Give the most steps that a binary search over so many images takes: the bound is divided among them."""
+    """Return the most steps of a binary search over `count` images: the bound is divided among them."""
     return count.bit_length()
 
 
 def risk_bound(errors: int, count: int, delta: float) -> float:
-    """Give the risk that `errors` of `count` images, or fewer, are seen at with probability `delta` only.
+    """Return the risk at which `errors` of `count` images, or fewer, have probability `delta`.
 
-    The exact upper bound of a binomial share (Clopper & Pearson 1934), by halving.
+    The exact upper bound of a binomial share (Clopper & Pearson 1934), by bisection.
     """
     if errors >= count:
         return 1.0
     logarithms = np.array(
         [math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in range(errors + 1)]
     )
-    seen = np.arange(errors + 1)
+    wrong = np.arange(errors + 1)
     low, high = errors / count, 1.0
     for _ in range(HALVINGS):
         risk = (low + high) / 2
-        below = np.exp(logarithms + seen * math.log(risk) + (count - seen) * math.log1p(-risk)).sum()
+        below = np.exp(logarithms + wrong * math.log(risk) + (count - wrong) * math.log1p(-risk)).sum()
         low, high = (risk, high) if below > delta else (low, risk)
     return high
 
 
 def conformal_threshold(own_scores: np.ndarray, risk: float) -> float:
-    """Give the ceil((n + 1)(1 - risk))-th smallest of 1 - score of the true class (n,) (Angelopoulos & Bates 2021)."""
+    """Return the ceil((n + 1)(1 - risk))-th smallest 1 - score of the true class (n,) (Angelopoulos & Bates 2021)."""
     count = len(own_scores)
     rank = _conformal_rank(count, risk)
     if rank > count:
@@ -172,25 +174,25 @@ def conformal_threshold(own_scores: np.ndarray, risk: float) -> float:
     return float(np.sort(1 - own_scores)[rank - 1])
 
 
-def least_images(promise: Promise) -> int:
-    """Give the length of the shortest list that can keep the promise, where its every image is answered right."""
+def least_images(target: CalibrationTarget) -> int:
+    """Return the length of the shortest list that can meet the target, if each of its images is predicted correctly."""
     steps, kept = 0, 0
-    while search_steps(kept) > steps or not kept:  # as many steps as so many images take
+    while search_steps(kept) > steps or not kept:  # until the steps are those of so many images
         steps += 1
-        kept = max(_least_accepted(promise.target_risk, (1 - promise.confidence) / steps), 2 ** (steps - 1))
-    kept = max(kept, math.ceil(round(1 / promise.conformal_risk, 9)) - 1)
+        kept = max(_least_accepted(target.target_risk, (1 - target.confidence) / steps), 2 ** (steps - 1))
+    kept = max(kept, math.ceil(round(1 / target.conformal_risk, 9)) - 1)
     least = kept * EVERY // (EVERY - 1)
     while least - math.ceil(least / EVERY) < kept:
         least += 1
     return max(least, LEAST_FOR_TEMPERATURE * EVERY)
 
 
-def _check_length(count: int, promise: Promise) -> None:
-    if count < (least := least_images(promise)):
+def _check_length(count: int, target: CalibrationTarget) -> None:
+    if count < (least := least_images(target)):
         raise UncertaintyError(
-            f"{count} images are too few to promise a risk under {promise.target_risk:g} with confidence "
-            f"{promise.confidence:g} and conformal sets that miss {promise.conformal_risk:g}: at least {least} are "
-            "needed, all of them answered right; a higher --target_risk needs fewer"
+            f"{count} images are too few for a risk under {target.target_risk:g} with confidence "
+            f"{target.confidence:g} and conformal sets that miss {target.conformal_risk:g}: at least {least} are "
+            "needed, all of them predicted correctly; a higher --target_risk needs fewer"
         )
 
 
@@ -199,5 +201,5 @@ def _conformal_rank(count: int, risk: float) -> int:
 
 
 def _least_accepted(target_risk: float, delta: float) -> int:
-    """Give how many images without an error are needed for a bound of `target_risk`: (1 - target)^n <= delta."""
+    """Return how many images without an error are needed for a bound of `target_risk`: (1 - target)^n <= delta."""
     return math.ceil(math.log(delta) / math.log1p(-target_risk))

@@ -11,33 +11,33 @@ from deploy.uncertainty.calibration import DEFAULT_SCORE
 
 DEFAULT_OUTPUT = f"{DEFAULT_RESULT}/uncertain.csv"
 DEFAULT_PASSES = 20
-LEAST_SHARE = 1e-6  # nearer to 0 or 1 no list is long enough for a promise
+LEAST_SHARE = 1e-6  # nearer to 0 or 1 no list is long enough
 REPEATS = ("dropout", "views")
 VIEWS = ("flip", "shift", "scale")
 EXAMPLES = """\
 examples:
   python inference_uncertain.py --weights net.pth --calibrate valset.txt
-      once: fit what decides, and write it into net.pth; later exports carry it
+      once: fit the thresholds, and write them into net.pth; exports carry them
   python inference_uncertain.py --weights net.pth -idir photos --output a.csv
       class, score, uncertainty, accept or set_aside, and the classes possible
   python inference_uncertain.py --weights model.onnx -idir photos --set_aside D
-      copies of the doubtful, a contact sheet and a list to label them in
+      copies of the uncertain images, a contact sheet and a list to label
   python inference_uncertain.py --weights net.pth --evaluate testset.txt --ood D
-      is what was promised kept? a page with all scores and the worst mistakes
+      are the targets met? a page with all scores and the worst mistakes
   python inference_uncertain.py --weights a.pth b.pth c.pth -idir photos
-      also what three nets disagree about; the first one answers and decides
+      also the disagreement of three nets; the first one predicts and decides
 
 Without --output and --set_aside the results go to data_example/result.
-exit codes: 0 every image answered, or calibrated, or evaluated; 1 some
-images failed; 2 a mistake in what was asked, or no threshold keeps the
-promise; 130 stopped with Ctrl-C (the results so far are kept)"""
+exit codes: 0 every image has a prediction, or calibrated, or evaluated; 1 some
+images failed; 2 a mistake in the flags or files, or no threshold meets the
+target; 130 stopped with Ctrl-C (the results so far are kept)"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of inference_uncertain.py."""
+    """Return the parser of inference_uncertain.py."""
     parser = argparse.ArgumentParser(
         prog="inference_uncertain.py",
-        description="Classify images, and set aside the answers that are too doubtful.",
+        description="Classify images, and set aside the predictions that are too uncertain.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("calibration, once for a checkpoint").add_argument
-    add("--calibrate", metavar="LIST", type=named_path, help="a labelled list, or one folder a class, not trained on")
+    add("--calibrate", metavar="LIST", type=named_path, help="a labelled list, or one folder per class, not trained on")
     add(
         "--list_root",
         metavar="DIR",
@@ -62,7 +62,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         help="folder that a list's paths start from (default: as trained)",
     )
     add("--score", metavar="S", choices=SCORES, help=f"of {', '.join(SCORES)} (default {DEFAULT_SCORE})")
-    add("--target_risk", metavar="R", type=_share, help="share of wrong answers among the accepted (default 0.01)")
+    add("--target_risk", metavar="R", type=_share, help="share of wrong predictions among the accepted (default 0.01)")
     add("--confidence", metavar="P", type=_share, help="probability that it stays under that (default 0.95)")
     add("--conformal", metavar="R", type=_share, help="share of conformal sets without the true class (default 0.05)")
 
@@ -73,19 +73,19 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--evaluate",
         metavar="LIST",
         type=named_path,
-        help="a labelled list, or one folder a class: used for nothing before",
+        help="a labelled list, or one folder per class: used for nothing before",
     )
     add(
         "--ood",
         metavar="DIR",
         type=named_path,
-        help="a folder of images of none of its classes, which it should doubt",
+        help="a folder of out-of-distribution images, of none of its classes",
     )
     add(
         "--means",
         metavar="LIST",
         type=named_path,
-        help="whose class means give the distance (default: 2,000 trained on)",
+        help="images for the class means of the distance (default: 2,000 trained on)",
     )
     add("--report", metavar="DIR", type=named_path, help=f"for uncertainty.html and .json (default {DEFAULT_RESULT})")
 
@@ -93,9 +93,9 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 def _add_repetition(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "repetition",
-        "More columns, by asking several times: predictive_entropy = expected_entropy +\n"
-        "mutual_information. Several --weights ask each net. The decision stays that of\n"
-        "one pass of the first net, which is what was calibrated.",
+        "More columns, from several passes: predictive_entropy = expected_entropy +\n"
+        "mutual_information. Several --weights: one pass of each net. The decision stays\n"
+        "that of one pass of the first net, which was calibrated.",
     )
     group.add_argument("--repeat", choices=REPEATS, help="dropout kept on, or several views of each image")
     group.add_argument(
@@ -111,13 +111,13 @@ def _add_repetition(parser: argparse.ArgumentParser) -> None:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
-    add("--topk", metavar="K", type=number(1, 10**9), default=1, help="classes told of an image (default 1)")
+    add("--topk", metavar="K", type=number(1, 10**9), default=1, help="classes listed per image (default 1)")
     add("--output", metavar="F", type=named_path, help=f"a file .csv, .json or .jsonl (default {DEFAULT_OUTPUT})")
     add(
         "--set_aside",
         metavar="DIR",
         type=named_path,
-        help="a new folder for copies of the doubtful, most doubtful first",
+        help="a new folder for copies of the uncertain images, most uncertain first",
     )
     add("--quiet", action="store_true", help="no line for an image that was accepted")
 

@@ -1,4 +1,4 @@
-"""Which repeated passes the flags of inference_uncertain.py ask for."""
+"""The repeated passes that the flags of inference_uncertain.py ask for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deploy.uncertainty.outputs import config_of
 
 
 def passes_of(args: argparse.Namespace, backend: Backend, metadata: ModelMetadata, weights: Path) -> Passes | None:
-    """Give what the flags ask to repeat, None where they do not. Raises ValueError with the sentence to show."""
+    """Return the passes that the flags ask for, None for a single one. Raises UserError."""
     if args.others:
         others = [load_backend(path, device=args.device, runtime=args.runtime) for path in args.others]
         return ensemble_passes([(backend, metadata), *others])
@@ -27,7 +27,7 @@ def passes_of(args: argparse.Namespace, backend: Backend, metadata: ModelMetadat
 
 
 def trained_views(weights: Path) -> tuple[str, ...]:
-    """Give shift and scale, and flip where the net was trained on flipped images: a flipped 2 is no 2."""
+    """Return shift and scale, and flip where the net was trained on flipped images: a flipped 2 is no 2."""
     config = config_of(weights) if artifact_kind(weights) == "checkpoint" else None
     flips = config is not None and config.data_aug and config.horizontal_flip > 0
     return ("flip", "shift", "scale") if flips else ("shift", "scale")

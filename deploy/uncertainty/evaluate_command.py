@@ -1,4 +1,4 @@
-"""Evaluating a calibrated net: its lists are read, the net asked once, the page written, and the sums told."""
+"""Evaluating a calibrated net: run it on the lists once, write the page, print a summary."""
 
 from __future__ import annotations
 
@@ -30,106 +30,113 @@ from deploy.uncertainty.outputs import (
 )
 from deploy.uncertainty.report import PAGE, VALUES, write_page
 
-MOST_FOR_MEANS = 2000  # training images, evenly spread, whose features give the class means
+MAX_FOR_MEANS = 2000  # training images, evenly spread, whose features give the class means
 COLUMNS = 79  # of a terminal's 80: some wrap a full line
 NO_MEANS = "The distance to the class means is left out: "
 
 
-def evaluate_asked(args: argparse.Namespace, weights: Path, backend: Backend, metadata: ModelMetadata) -> str:
-    """Evaluate a calibrated net as the flags ask, write page and values, and give what to print. Raises ValueError."""
-    config = config_of(weights) if artifact_kind(weights) == "checkpoint" else None
-    samples = labelled_samples(args.evaluate, config, metadata, args.list_root)
+def evaluate_net(
+    args: argparse.Namespace, weights: Path, config: Config | None, backend: Backend, metadata: ModelMetadata
+) -> str:
+    """Evaluate a calibrated net as the flags ask, write page and values, and return what to print. Raises UserError.
+
+    `config` is what --config names, for a file without one.
+    """
+    config = (config_of(weights) if artifact_kind(weights) == "checkpoint" else None) or config
+    samples = labelled_samples(args.evaluate, config, metadata, args.list_root, flag="--evaluate")
     if (trained := trained_on(config, metadata)) is not None:
         check_not_trained_on(samples, args.evaluate, trained)
-    strange = strange_samples(args.ood, samples) if args.ood else None
-    teachers, note = _teachers(args.means, config, metadata, backend)
+    ood_samples = out_of_distribution_samples(args.ood, samples) if args.ood else None
+    means_samples, note = _means_samples(args.means, config, metadata, backend)
     passes = passes_of(args, backend, metadata, weights)
 
     def outputs_of(asked: Sequence[Sample], *, repeat: bool = True) -> Outputs:
         how = {"batch_size": args.batch_size, "workers": args.workers, "passes": passes if repeat else None}
-        return collect(backend, metadata, asked, with_features=bool(teachers), **how)
+        return collect(backend, metadata, asked, with_features=bool(means_samples), **how)
 
     means = None
-    if teachers:
-        taught = outputs_of(teachers, repeat=False)
-        assert taught.features is not None
-        means = ClassMeans.of(taught.features, taught.labels)
-    known, others = outputs_of(samples), outputs_of(strange) if strange else None
-    skipped = [*known.skipped, *(others.skipped if others else ())]
+    if means_samples:
+        reference = outputs_of(means_samples, repeat=False)
+        assert reference.features is not None
+        means = ClassMeans.of(reference.features, reference.labels)
+    known, ood = outputs_of(samples), outputs_of(ood_samples) if ood_samples else None
+    skipped = [*known.skipped, *(ood.skipped if ood else ())]
     notes = [note] if note else []
     if skipped:
         notes.append(f"Images that cannot be read and were left out: {len(skipped)}; the first: {skipped[0]}.")
     named = {"net": metadata.net["name"], "weights": str(weights), "list": str(args.evaluate)}
-    evaluation = {**named, "ood": str(args.ood or ""), "notes": notes, **evaluate(known, metadata, others, means)}
+    evaluation = {**named, "ood": str(args.ood or ""), "notes": notes, **evaluate(known, metadata, ood, means)}
     folder = args.report or Path(DEFAULT_RESULT)
     write_page(evaluation, folder)
-    return "\n".join([*told(evaluation), f"{folder / PAGE} and {VALUES} beside it"])
+    return "\n".join([*summary_lines(evaluation), f"{folder / PAGE} and {VALUES} beside it"])
 
 
-def strange_samples(folder: Path, known: Sequence[Sample]) -> list[Sample]:
-    """Give the images of a folder of none of the net's classes. Raises UncertaintyError."""
+def out_of_distribution_samples(folder: Path, known: Sequence[Sample]) -> list[Sample]:
+    """Return the images of a folder, none of the net's classes. Raises UncertaintyError."""
     if not folder.is_dir():
-        raise UncertaintyError(f"{folder}: no such folder; name one of images of other things with --ood")
+        raise UncertaintyError(f"{folder}: no such folder; name one of out-of-distribution images with --ood")
     found = [Sample(path, NO_LABEL) for path in iter_images(folder)]
     if not found:
         raise UncertaintyError(f"{folder}: no images in it or below it")
     evaluated = frozenset(real_paths(known))
     if both := sum(path in evaluated for path in real_paths(found)):
-        raise UncertaintyError(f"{folder}: {both} of its images are among the evaluated ones, so they are not strange")
+        raise UncertaintyError(
+            f"{folder}: {both} of its images are among the evaluated ones, so they are not out-of-distribution"
+        )
     return found
 
 
-def told(evaluation: dict[str, Any]) -> list[str]:
-    """Tell an evaluation in lines that a terminal of 80 columns holds."""
-    decided, promised = evaluation["decided"], evaluation["calibration"]
+def summary_lines(evaluation: dict[str, Any]) -> list[str]:
+    """Return an evaluation in lines that fit a terminal of 80 columns."""
+    decided, target = evaluation["decided"], evaluation["calibration"]
     error = "none" if decided["error"] is None else f"{decided['error']:.2%}"
     lines = [
         elide(f"{evaluation['pictures']} images of {evaluation['list']}", COLUMNS),
         f"accuracy {evaluation['accuracy']:.2%} of all; {decided['coverage']:.1%} accepted, of which wrong: {error}",
-        f"  (promised: under {promised['target_risk']:.4g} with confidence {promised['confidence']:g})",
+        f"  (target: under {target['target_risk']:.4g} with confidence {target['confidence']:g})",
         f"conformal sets: the true class in {decided['conformal_coverage']:.1%} "
-        f"(promised {1 - promised['conformal_risk']:.1%}),",
-        f"  {decided['conformal_size']:.2f} classes a set, {decided['conformal_sizes'][0]} sets empty",
+        f"(target {1 - target['conformal_risk']:.1%}),",
+        f"  {decided['conformal_size']:.2f} classes per set, {decided['conformal_sizes'][0]} sets empty",
         f"{'':20}{'T = 1':>10}  T = {evaluation['temperature']:.4f}",
     ]
     for key, name in (("ece", "ECE (15 bins)"), ("nll", "NLL"), ("brier", "Brier")):
         lines.append(f"{name:20}{evaluation['before'][key]:10.5f}{evaluation['after'][key]:12.5f}")
-    return [*lines, *_table(evaluation), *_ends(evaluation)]
+    return [*lines, *_table(evaluation), *_closing_lines(evaluation)]
 
 
 def _table(evaluation: dict[str, Any]) -> list[str]:
-    strange = evaluation["strange"]
-    lines = [f"{'score':22}{'AURC x1000':>12}{'excess':>10}" + (f"{'AUROC':>10}{'FPR95':>10}" if strange else "")]
+    ood = evaluation["strange"]
+    lines = [f"{'score':22}{'AURC x1000':>12}{'excess':>10}" + (f"{'AUROC':>10}{'FPR95':>10}" if ood else "")]
     for name, score in evaluation["scores"].items():
         shown = f"{name} *" if name == evaluation["default_score"] else name
         line = f"{shown:22}{score['aurc'] * 1000:12.3f}{score['e_aurc'] * 1000:10.3f}"
-        lines.append(line + (f"{score['auroc']:10.4f}{score['fpr95']:10.1%}" if strange else ""))
+        lines.append(line + (f"{score['auroc']:10.4f}{score['fpr95']:10.1%}" if ood else ""))
     return [*lines, "* decides"]
 
 
-def _ends(evaluation: dict[str, Any]) -> list[str]:
+def _closing_lines(evaluation: dict[str, Any]) -> list[str]:
     lines = []
-    if strange := evaluation["strange"]:
-        lines.append(f"of {strange['pictures']} strange images {strange['share_accepted']:.1%} are accepted")
+    if ood := evaluation["strange"]:
+        lines.append(f"of {ood['pictures']} out-of-distribution images {ood['share_accepted']:.1%} are accepted")
     if passes := evaluation["passes"]:
         share = f"{passes['accuracy_of_their_mean']:.2%}"
         lines.append(f"the mean of {passes['count']} passes is right for {share}")
     return [*lines, *(line for note in evaluation["notes"] for line in textwrap.wrap(note, COLUMNS))]
 
 
-def _teachers(
+def _means_samples(
     means: Path | None, config: Config | None, metadata: ModelMetadata, backend: Backend
 ) -> tuple[list[Sample], str]:
-    """Give the labelled images whose features give the class means; without any, a sentence that says why."""
+    """Return the labelled images for the class means; without any, also a sentence with the reason."""
     if backend.name != "torch":
         if means is not None:
             raise UncertaintyError("--means goes with a checkpoint: an exported file gives no features")
         return [], f"{NO_MEANS}an exported file gives no features."
     if means is not None:
-        return labelled_samples(means, config, metadata), ""
+        return labelled_samples(means, config, metadata, flag="--means"), ""
     if config is None or trained_on(config, metadata) is None:
         return [], f"{NO_MEANS}the training images are not on this machine; --means LIST names others."
     root = Path(config.train_data_root_dir)
     found = listed_samples(Path(config.train_data_file) if config.train_data_file else root, config, metadata, root)
-    step = max(len(found) // MOST_FOR_MEANS, 1)
-    return found[::step][:MOST_FOR_MEANS], ""
+    step = max(len(found) // MAX_FOR_MEANS, 1)
+    return found[::step][:MAX_FOR_MEANS], ""

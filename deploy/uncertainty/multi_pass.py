@@ -1,4 +1,4 @@
-"""Asking several times: dropout kept on, several views of an image, several nets; each gives scores (M, N, K)."""
+"""Several passes over an image: dropout kept on, several views, several nets; each returns scores (M, N, K)."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import nn
 from artifacts.metadata import ModelMetadata
 from deploy.backends.base import Backend
 from deploy.backends.torch_backend import CheckpointBackend
-from deploy.inference.uncertainty_scores import PASSES, UncertaintyError, softmax, split_entropy
+from deploy.inference.uncertainty_scores import PASS_SCORES, UncertaintyError, softmax, split_entropy
 
 SEED = 0
 SHIFT, SCALES = 1 / 16, (0.9, 1.1)  # of the image's side; a scale above 1 enlarges
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-RATES = ("drop_rate", "dropout", "attention_dropout")  # of DenseNet's layers and of attention, which drop by themselves
+RATES = ("drop_rate", "dropout", "attention_dropout")  # of DenseNet's layers and of attention: no layer of its own
 
 Passes = Callable[[np.ndarray], np.ndarray]  # prepared images (N, ...) -> scores (M, N, K)
 
 
 class Repetition:
-    """What repeated passes leave open, as a `Measure` of the Predictor: PASSES of `split_entropy`."""
+    """The uncertainty of repeated passes, as a `Measure` of the Predictor: PASS_SCORES of `split_entropy`."""
 
-    names: tuple[str, ...] = PASSES
+    names: tuple[str, ...] = PASS_SCORES
 
     def __init__(self, passes: Passes) -> None:
         self._passes = passes
 
     def __call__(self, images: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Give the three entropies (N,) of a batch. Raises BackendError."""
+        """Return the three entropies (N,) of a batch. Raises BackendError."""
         return split_entropy(self._passes(images))
 
 
 @dataclass(frozen=True)
 class View:
-    """A way to look at an image: flipped or not, moved by shares of its height and width, enlarged by `scale`."""
+    """A view of an image: flipped or not, moved by shares of its height and width, enlarged by `scale`."""
 
     flip: bool = False
     down: float = 0.0
@@ -46,7 +46,7 @@ class View:
 
 
 def dropout_passes(backend: Backend, metadata: ModelMetadata, count: int, seed: int = SEED) -> Passes:
-    """Give `count` passes with dropout kept on, all else as deployed (Gal & Ghahramani 2016).
+    """Return `count` passes with dropout kept on, all else as deployed (Gal & Ghahramani 2016).
 
     The masks follow from the seed and the batch. Raises UncertaintyError for a net without dropout.
     """
@@ -74,17 +74,17 @@ def dropout_passes(backend: Backend, metadata: ModelMetadata, count: int, seed: 
 
 
 def view_passes(backend: Backend, metadata: ModelMetadata, kinds: Sequence[str]) -> Passes:
-    """Give passes over several views of each image; `kinds` of "flip", "shift", "scale". Any backend has them."""
+    """Return passes over several views of each image; `kinds` of "flip", "shift", "scale". Any backend has them."""
     views = views_of(kinds)
 
     def passes(images: np.ndarray) -> np.ndarray:
-        return np.stack([_scores(backend, seen_as(images, view, metadata.input), metadata) for view in views])
+        return np.stack([_scores(backend, apply_view(images, view, metadata.input), metadata) for view in views])
 
     return passes
 
 
 def ensemble_passes(members: Sequence[tuple[Backend, ModelMetadata]]) -> Passes:
-    """Give one pass of each net (Lakshminarayanan et al. 2017), each at its own temperature.
+    """Return one pass of each net (Lakshminarayanan et al. 2017), each at its own temperature.
 
     Raises UncertaintyError unless all name the same classes and take the same images.
     """
@@ -106,7 +106,7 @@ def ensemble_passes(members: Sequence[tuple[Backend, ModelMetadata]]) -> Passes:
 
 
 def views_of(kinds: Sequence[str]) -> list[View]:
-    """Give the image itself, and the views of each kind."""
+    """Return the image itself, and the views of each kind."""
     views = [View()]
     if "flip" in kinds:
         views.append(View(flip=True))
@@ -117,19 +117,21 @@ def views_of(kinds: Sequence[str]) -> list[View]:
     return views
 
 
-def seen_as(images: np.ndarray, view: View, kind: str = "float32 NCHW") -> np.ndarray:
-    """Give prepared images, of a `kind` of metadata.INPUTS, as a view shows them; its edge fills what comes in."""
+def apply_view(images: np.ndarray, view: View, kind: str = "float32 NCHW") -> np.ndarray:
+    """Return prepared images, of a `kind` of metadata.INPUTS, in a view; the edge pixels fill what comes in."""
     height, width = images.shape[2:] if kind == "float32 NCHW" else images.shape[1:3]
     rows = _resampling(height, view.scale, view.down)
     columns = _resampling(width, view.scale, view.right)
     columns = columns[:, ::-1] if view.flip else columns
     axes = "ncij" if kind == "float32 NCHW" else "nijc"
-    seen = np.einsum(f"hi,{axes},wj->{axes.replace('i', 'h').replace('j', 'w')}", rows, images, columns, optimize=True)
-    return seen.astype(np.float32) if kind == "float32 NCHW" else np.rint(seen).astype(np.uint8)
+    viewed = np.einsum(
+        f"hi,{axes},wj->{axes.replace('i', 'h').replace('j', 'w')}", rows, images, columns, optimize=True
+    )
+    return viewed.astype(np.float32) if kind == "float32 NCHW" else np.rint(viewed).astype(np.uint8)
 
 
 def _resampling(size: int, scale: float, shift: float) -> np.ndarray:
-    """Give the matrix (size, size) that takes each new place, linearly, from the old ones around it."""
+    """Return the matrix (size, size) that interpolates each new position linearly from its old neighbours."""
     centre = (size - 1) / 2
     wanted = (np.arange(size) - centre) / scale + centre - shift * size
     places = np.clip(wanted, 0, size - 1)

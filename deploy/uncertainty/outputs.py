@@ -1,4 +1,4 @@
-"""What a net says of labelled images, gathered once: calibration and evaluation compute everything from it."""
+"""A net's outputs for labelled images, collected once: calibration and evaluation compute everything from them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from data_loader.samples import NO_LABEL, ListError, Sample
 from deploy.backends.base import Backend, BackendError
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.feature_extractor import HeadInput
+from deploy.inference.prediction import NOT_FINITE
 from deploy.inference.predictor import Prepared, prepare_ahead
 from deploy.inference.uncertainty_scores import UncertaintyError
 
-Ask = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # a batch -> logits (N, K), features (N, D)
+Forward = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]  # a batch -> logits (N, K), features (N, D)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a net says of images: logits (N, K), labels (N,) with NO_LABEL where not known, files, row by row.
+    """Outputs for images, row by row: logits (N, K), labels (N,) with NO_LABEL where unknown, files.
 
-    `features` (N, D) are what the head is given, `scores` (M, N, K) those of repeated passes, where asked for.
-    `skipped` says which images could not be read.
+    `features` (N, D) are the head's input, `scores` (M, N, K) those of repeated passes; None where not requested.
+    `skipped` lists the images that could not be read.
     """
 
     logits: np.ndarray
@@ -44,12 +45,15 @@ class Outputs:
 
 
 def labelled_samples(
-    source: Path, config: Config | None, metadata: ModelMetadata, root: Path | None = None
+    source: Path, config: Config | None, metadata: ModelMetadata, root: Path | None = None, *, flag: str
 ) -> list[Sample]:
-    """Read a list, or a folder with one folder a class. Raises UncertaintyError where a label is missing, ListError."""
-    samples = listed_samples(source, config, metadata, root)
+    """Read a list, or a folder with one folder per class; `flag` named it.
+
+    Raises UncertaintyError where a label is missing, SamplesError, ListError.
+    """
+    samples = listed_samples(source, config, metadata, root, flag=flag)
     if any(sample.label == NO_LABEL for sample in samples):
-        raise UncertaintyError(f"{source}: its images have no labels; name a list, or one folder a class")
+        raise UncertaintyError(f"{source}: its images have no labels; name a list, or one folder per class")
     return samples
 
 
@@ -63,13 +67,14 @@ def collect(
     with_features: bool = False,
     passes: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Outputs:
-    """Ask a net about images, streaming; those that cannot be read are skipped.
+    """Run a net on images, streaming; those that cannot be read are skipped.
 
-    `passes` gives the scores (M, N, K) of a batch's repeated passes. Raises BackendError; UncertaintyError where no
-    image can be read, or a net other than a checkpoint's is asked for features.
+    `passes` computes the scores (M, N, K) of a batch's repeated passes. Raises BackendError; UncertaintyError where no
+    image can be read, or `with_features` meets a net that is not a checkpoint's.
     """
     labels = {sample.path: sample.label for sample in samples}
-    gathered = _Gathered(_with_features(backend) if with_features else lambda images: (backend(images), None), passes)
+    forward = _with_features(backend) if with_features else lambda images: (backend(images), None)
+    gathered = _Gathered(forward, passes)
     prepared = prepare_ahead(labels, metadata, batch_size + workers, workers)
     shown = iter(tqdm(prepared, total=len(labels), unit=" images", disable=None, leave=False))
     while batch := list(islice(shown, batch_size)):
@@ -79,14 +84,14 @@ def collect(
         raise UncertaintyError(f"none of the {len(labels)} images can be read; the first: {(skipped or ['none'])[0]}")
     logits = np.concatenate(gathered.logits)
     if not np.isfinite(logits).all():
-        raise BackendError("the net's output is not finite (NaN or infinite logits) on some of the images")
+        raise BackendError(f"{NOT_FINITE} on some of the images")
     features = np.concatenate(gathered.features) if gathered.features else None
     scores = np.concatenate(gathered.scores, axis=1) if gathered.scores else None
     return Outputs(logits, np.array([labels[file] for file in files]), tuple(files), features, scores, tuple(skipped))
 
 
 def config_of(weights: Path) -> Config | None:
-    """Give the config inside a checkpoint; None where there is none, or another version's. Raises CheckpointError."""
+    """Return the config inside a checkpoint; None where there is none, or another version's. Raises CheckpointError."""
     from artifacts.checkpoint import load_checkpoint
 
     try:
@@ -96,7 +101,7 @@ def config_of(weights: Path) -> Config | None:
 
 
 def trained_on(config: Config | None, metadata: ModelMetadata) -> frozenset[str] | None:
-    """Give the `real_paths` of the training images; None where their list is not on this machine."""
+    """Return the `real_paths` of the training images; None where their list is not on this machine."""
     if config is None or not Path(config.train_data_file or config.train_data_root_dir or "?").exists():
         return None
     place = (config.train_data_file, config.train_data_root_dir, config.file_label_separator)
@@ -108,17 +113,17 @@ def trained_on(config: Config | None, metadata: ModelMetadata) -> frozenset[str]
 
 
 def check_not_trained_on(samples: Sequence[Sample], source: Path, trained: frozenset[str]) -> None:
-    """Raise UncertaintyError where training images are among the samples: the net is too sure of those."""
+    """Raise UncertaintyError where training images are among the samples: the net is overconfident on those."""
     known = sum(path in trained for path in real_paths(samples))
     if known:
         raise UncertaintyError(
-            f"{source}: {known} of its {len(samples)} images were trained on, and a net is too sure of those; "
+            f"{source}: {known} of its {len(samples)} images were trained on, and a net is overconfident on those; "
             "name a list of others, such as the validation list"
         )
 
 
 def real_paths(samples: Iterable[Sample]) -> Iterator[str]:
-    """Give the absolute paths of images, however their folders are named: by way of links, or of `..`."""
+    """Yield the absolute paths of images, with links and `..` in their folders resolved."""
     folders: dict[str, str] = {}
     for sample in samples:
         folder, name = os.path.split(sample.path)
@@ -128,10 +133,10 @@ def real_paths(samples: Iterable[Sample]) -> Iterator[str]:
 
 
 class _Gathered:
-    """What has been gathered of the batches so far."""
+    """The outputs of the batches so far."""
 
-    def __init__(self, ask: Ask, passes: Callable[[np.ndarray], np.ndarray] | None) -> None:
-        self._ask, self._passes = ask, passes
+    def __init__(self, forward: Forward, passes: Callable[[np.ndarray], np.ndarray] | None) -> None:
+        self._forward, self._passes = forward, passes
         self.files: list[str] = []
         self.skipped: list[str] = []
         self.logits: list[np.ndarray] = []
@@ -144,7 +149,7 @@ class _Gathered:
         if not good:
             return
         images = np.stack(list(good.values()))
-        logits, features = self._ask(images)
+        logits, features = self._forward(images)
         self.files += good
         self.logits.append(logits)
         if features is not None:
@@ -153,7 +158,7 @@ class _Gathered:
             self.scores.append(self._passes(images))
 
 
-class _KeepsLogits(CheckpointBackend):
+class _LogitsKeeper(CheckpointBackend):
     """A checkpoint's backend that keeps the logits of the last batch."""
 
     logits: np.ndarray
@@ -163,17 +168,17 @@ class _KeepsLogits(CheckpointBackend):
         return self.logits
 
 
-def _with_features(backend: Backend) -> Ask:
-    """Give what answers a batch with logits (N, K) and features (N, D). Raises UncertaintyError."""
+def _with_features(backend: Backend) -> Forward:
+    """Return a function from a batch to logits (N, K) and features (N, D). Raises UncertaintyError."""
     if not isinstance(backend, CheckpointBackend):
         raise UncertaintyError(
-            "the distance to the class means needs features, which only a checkpoint's net gives; name the .pth file"
+            "the distance to the class means needs features, which only a checkpoint has; name the .pth file"
         )
-    keeps = _KeepsLogits(backend.net, torch.device(backend.device))
-    head = HeadInput(keeps)
+    keeper = _LogitsKeeper(backend.net, torch.device(backend.device))
+    head = HeadInput(keeper)
 
-    def ask(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def forward(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features = head(images)
-        return keeps.logits, features
+        return keeper.logits, features
 
-    return ask
+    return forward

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +14,12 @@ from data_loader.preprocess import ImageError, decode
 from visualization.uncertainty_charts import histogram_chart, reliability_chart, risk_chart
 
 PAGE, VALUES = "uncertainty.html", "uncertainty.json"
-TEMPLATE = "report.html.jinja"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 THUMBNAIL_PX = 192
 
 
 def write_page(evaluation: Mapping[str, Any], folder: Path) -> None:
-    """Write PAGE and VALUES of what `evaluate` gave into a folder, each whole or not at all. Raises ResultsError."""
+    """Write PAGE and VALUES of what `evaluate` returned into a folder, each complete or not. Raises ResultsError."""
     check_folder(folder)
     text = json.dumps(evaluation, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     page = render(evaluation)
@@ -33,27 +31,25 @@ def write_page(evaluation: Mapping[str, Any], folder: Path) -> None:
 
 
 def render(evaluation: Mapping[str, Any]) -> str:
-    """Give the page of an evaluation; everything in it is escaped by the template."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    """Return the page of an evaluation."""
     from markupsafe import Markup
 
     from visualization.fonts import embedded_font  # late: fonts take a moment
+    from visualization.html_page import render_page
 
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(percent=_percent, thousandths=lambda value: f"{value * 1000:.3f}")
     scores = evaluation["scores"]
     styles = {name: f"s{number}" for number, name in enumerate(scores)}
     styles[evaluation["default_score"]] += " default"
     curves = {name: score["risk_at_coverage"] for name, score in scores.items()}
-    return environment.get_template(TEMPLATE).render(
+    return render_page(
+        TEMPLATE,
+        {"thousandths": lambda value: f"{value * 1000:.3f}"},
         e=evaluation,
         styles=styles,
         best={key: _best(scores, key) for key in ("aurc", "e_aurc", "auroc", "fpr95")},
         reliability={
-            when: Markup(reliability_chart(evaluation[when]["bins"], f"Reliability {when}")) for when in _WHEN
+            when: Markup(reliability_chart(evaluation[when]["bins"], f"Reliability {when}"))
+            for when in ("before", "after")
         },
         risk=Markup(risk_chart(curves, styles, evaluation["decided"]["coverage"])),
         histogram=Markup(histogram_chart(evaluation["histogram"], evaluation["default_score"])),
@@ -62,31 +58,16 @@ def render(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-_WHEN = ("before", "after")
-
-
 def _best(scores: Mapping[str, Any], key: str) -> float | None:
     found = [score[key] for score in scores.values() if key in score]
     return (max if key == "auroc" else min)(found, default=None)
 
 
 def _thumbnail(file: str) -> str | None:
-    """Give an image as a data URI; None where it cannot be read any more, and the page shows an empty frame."""
-    from visualization.raster import thumbnail
+    """Return an image as a data URI; None where it cannot be read any more, and the page shows an empty frame."""
+    from visualization.html_page import thumbnail_data_uri
 
     try:
-        pixels = np.asarray(decode(file, 3))
+        return thumbnail_data_uri(np.asarray(decode(file, 3)), THUMBNAIL_PX)
     except ImageError:
         return None
-    small = max(pixels.shape[:2]) * 2 <= THUMBNAIL_PX  # an image of few pixels: smaller as PNG, and sharp
-    buffer = io.BytesIO()
-    image = thumbnail(pixels, THUMBNAIL_PX)
-    if small:
-        image.save(buffer, format="PNG", optimize=True)
-    else:
-        image.save(buffer, format="JPEG", quality=85)
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _percent(share: float | None, digits: int = 2) -> str:
-    return "–" if share is None else f"{share * 100:.{digits}f} %"

@@ -1,4 +1,4 @@
-"""The images that were set aside, for whoever labels them: copies by rank, a contact sheet, and a list."""
+"""A folder of the images that were set aside, to be labelled: copies by rank, a contact sheet, and a list."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ OPEN_LABEL = "?"  # the trainer refuses a list as long as one is left
 MAX_NAME = 200  # bytes; file systems allow 255, and the rank stands before it
 
 
-class SetAside:
-    """Collects what was set aside; `finish` fills the folder, the most doubtful first.
+class ReviewFolder:
+    """Collects the predictions that were set aside; `finish` fills the folder, the most uncertain first.
 
     DIR/0001_name.jpg and so on; contact_sheet.png of the first 100; to_label.txt, the trainer's list with a "?" for
-    each label; classes.txt, which says what label each class has.
+    each label; classes.txt, the class names in the order of their labels.
     """
 
     def __init__(self, folder: Path, metadata: ModelMetadata) -> None:
@@ -36,19 +36,15 @@ class SetAside:
         return len(self._predictions)
 
     def add(self, prediction: ClassPrediction) -> None:
-        """Note an answer, if it was set aside."""
+        """Keep a prediction, if it was set aside."""
         if prediction.decision == SET_ASIDE:
             self._predictions.append(prediction)
 
     def finish(self) -> None:
         """Fill the folder. Raises ResultsError."""
-        ranked = sorted(
-            self._predictions, key=lambda prediction: -prediction.uncertainty
-        )  # of equals the earlier first
+        ranked = sorted(self._predictions, key=lambda one: -one.uncertainty)  # of equals the earlier first
         digits = max(4, len(str(len(ranked))))
-        names = [
-            f"{rank:0{digits}d}_{_listable(Path(prediction.file).name)}" for rank, prediction in enumerate(ranked, 1)
-        ]
+        names = [f"{rank:0{digits}d}_{_listable(Path(one.file).name)}" for rank, one in enumerate(ranked, 1)]
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         for prediction, name in zip(ranked, names, strict=True):
@@ -86,11 +82,11 @@ def _pixels(predictions: list[ClassPrediction], metadata: ModelMetadata) -> Iter
     for prediction in predictions:
         try:
             yield np.asarray(decode(prediction.file, 3, metadata.preprocess.max_pixels))
-        except ImageError as error:  # it was there when it was answered
+        except ImageError as error:  # it was readable when it was classified
             raise ResultsError(f"{prediction.file}: {error}") from error
 
 
 def _listable(name: str) -> str:
-    """Give a name that a line of UTF-8 holds, cut at its beginning where a rank before it would make it too long."""
+    """Return a name that a line of UTF-8 holds, cut at its beginning where it would be too long with its rank."""
     raw = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "_", name).encode()
     return raw[-MAX_NAME:].decode(errors="ignore")

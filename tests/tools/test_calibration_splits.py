@@ -12,7 +12,7 @@ import torch
 
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from deploy.inference.decision import decide
-from deploy.uncertainty.calibration import Promise, calibrate
+from deploy.uncertainty.calibration import CalibrationTarget, calibrate
 from tests.deploy.uncertainty.test_uncertainty import metadata_with, some_logits, true_labels
 from tools import calibration_splits
 from tools.calibration_splits import measure, splits
@@ -20,7 +20,7 @@ from tools.calibration_splits import measure, splits
 
 @pytest.fixture
 def asked(tmp_path: Path) -> list[str]:
-    """Keep logits whose labels are drawn at temperature 2, and a checkpoint of other weights; give the flags."""
+    """Keep logits whose labels are drawn at temperature 2, and a checkpoint of other weights; return the flags."""
     logits = some_logits(6000, 3, spread=9.0)
     np.savez(tmp_path / "kept.npz", logits=logits, labels=true_labels(logits, 2.0))
     metadata = metadata_with(calibration=None, temperature=None, thresholds={})
@@ -31,7 +31,7 @@ def asked(tmp_path: Path) -> list[str]:
 def test_a_split_is_measured_as_its_decisions_are() -> None:
     logits = some_logits(4000, 3, spread=9.0)
     labels = true_labels(logits, 2.0)
-    fitted = calibrate(logits[:2000], labels[:2000], metadata_with(), Promise(0.05, 0.9, 0.1, "margin"))
+    fitted = calibrate(logits[:2000], labels[:2000], metadata_with(), CalibrationTarget(0.05, 0.9, 0.1, "margin"))
     found = measure(logits[2000:], labels[2000:], fitted)
     decisions = [decision for decision in decide(logits[2000:], fitted) if decision is not None]
     accepted = [number for number, decision in enumerate(decisions) if decision.decision == "accept"]
@@ -47,12 +47,14 @@ def test_a_split_is_measured_as_its_decisions_are() -> None:
 def test_splits_differ_and_repeat_themselves() -> None:
     logits = some_logits(3000, 3, spread=9.0)
     labels = true_labels(logits, 2.0)
-    first, again = (splits(logits, labels, metadata_with(), Promise(0.05, 0.9, 0.1), 1500, 3) for _ in range(2))
+    first, again = (
+        splits(logits, labels, metadata_with(), CalibrationTarget(0.05, 0.9, 0.1), 1500, 3) for _ in range(2)
+    )
     assert first == again and len(set(first)) == 3 and None not in first
-    assert splits(logits, labels, metadata_with(), Promise(0.0005), 1500, 2) == [None, None]
+    assert splits(logits, labels, metadata_with(), CalibrationTarget(0.0005), 1500, 2) == [None, None]
 
 
-def test_the_promises_are_told_beside_what_became_of_them(asked: list[str], capsys: Any) -> None:
+def test_the_targets_are_printed_beside_the_results(asked: list[str], capsys: Any) -> None:
     flags = ["--splits", "6", "--target_risk", "0.05", "--scores", "margin", "evidence"]
     assert calibration_splits.main([*asked, *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -60,8 +62,8 @@ def test_the_promises_are_told_beside_what_became_of_them(asked: list[str], caps
     margin = re.fullmatch(r"margin +6/6 +([\d.]+)% +([\d.]+)% \([\d.]+%-([\d.]+)%\) +(\d) +[\d.]+", lines[3])
     assert margin is not None and 20 < float(margin[1]) < 100
     assert float(margin[2]) < 5 and int(margin[4]) == (float(margin[3]) > 5)
-    assert re.fullmatch(r"evidence +0/6  no threshold keeps the promise", lines[4])
-    sets = re.match(r"conformal sets: the true class in ([\d.]+)% \([\d.]+%-[\d.]+%\), promised 0.95;", lines[5])
+    assert re.fullmatch(r"evidence +0/6  no threshold meets the target", lines[4])
+    sets = re.match(r"conformal sets: the true class in ([\d.]+)% \([\d.]+%-[\d.]+%\), target 0.95;", lines[5])
     assert sets is not None and abs(float(sets[1]) - 95) < 1.5
     after = re.match(r"temperature ([\d.]+) .*; ECE before ([\d.]+)%, after ([\d.]+)%", lines[6])
     assert after is not None and abs(float(after[1]) - 2) < 0.3 and 3 * float(after[3]) < float(after[2])

@@ -1,15 +1,18 @@
 """Images are compared by their ink: two characters shown as the same box would have the same."""
 
+import base64
 import io
 from collections.abc import Callable
 from pathlib import Path
 
+import jinja2
 import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from visualization import fonts, raster, svg_charts
+from visualization import fonts, raster, svg_axes, svg_charts
+from visualization.html_page import render_page, thumbnail_data_uri
 
 ODD_NAMES = [
     "金毛寻回犬",
@@ -101,7 +104,7 @@ def test_confusion_colours_are_shares_of_the_row() -> None:
     assert (colours[1] == 255).all()  # a class without images stays white
 
 
-def test_image_grid_takes_any_size_and_frames_answers() -> None:
+def test_image_grid_takes_any_size_and_frames_predictions() -> None:
     images = [np.zeros(shape, dtype=np.uint8) for shape in [(28, 28, 1), (300, 500, 3), (500, 20, 3)]]
     grid = raster.image_grid(images, ["猫\n狗"] * 3, columns=2, right=[True, False, True], cell_px=100)
     assert grid.shape[1] == 10 + 2 * 110
@@ -133,6 +136,27 @@ def test_png_bytes_come_back() -> None:
     assert (np.asarray(Image.open(io.BytesIO(raster.png_bytes(pixels)))) == pixels).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "media_type", "shown"), [((28, 28), "png", (168, 168)), ((400, 100), "jpeg", (192, 48))]
+)
+def test_a_thumbnail_is_a_png_of_few_pixels_or_a_jpeg(
+    size: tuple[int, int], media_type: str, shown: tuple[int, int]
+) -> None:
+    pixels = np.asarray(Image.effect_noise(size, 50).convert("RGB"))
+    head, content = thumbnail_data_uri(pixels, 192).split(",")
+    assert head == f"data:image/{media_type};base64"
+    assert Image.open(io.BytesIO(base64.b64decode(content))).size == shown
+
+
+def test_a_page_escapes_its_values_and_refuses_a_name_that_is_not_given(tmp_path: Path) -> None:
+    template = tmp_path / "page.jinja"
+    template.write_text("{{ name }} {{ share|percent }} {{ none|percent(1) }} {{ name|loud }}\n", encoding="utf-8")
+    page = render_page(template, {"loud": str.upper}, name="<b>", share=0.25, none=None)
+    assert page == "&lt;b&gt; 25.00 % – &lt;B&gt;"
+    with pytest.raises(jinja2.UndefinedError, match="'share' is undefined"):
+        render_page(template, {"loud": str.upper}, name="")
+
+
 def test_embedded_font_has_only_what_is_asked() -> None:
     assert fonts.embedded_font("only Latin") is None
     embedded = fonts.embedded_font("猫 and 狗")
@@ -148,7 +172,7 @@ def test_embedded_font_has_only_what_is_asked() -> None:
     [(0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (0.3, 2.1, [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]), (1e-6, 3e-6, None)],
 )
 def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float] | None) -> None:
-    ticks = svg_charts._ticks(low, high)
+    ticks = svg_axes.round_ticks(low, high)
     assert ticks[0] <= low
     assert ticks[-1] >= high
     assert expected is None or ticks == pytest.approx(expected)
@@ -167,12 +191,12 @@ def test_curves_svg_with_gaps_one_point_and_nothing() -> None:
 
 def test_running_mean_of_a_straight_line_is_the_line() -> None:
     line = svg_charts.Line("a", "train", list(range(500)), [3.0 * i for i in range(500)], noisy=True)
-    assert svg_charts._running_mean(line).ys == pytest.approx(line.ys)
+    assert svg_charts.running_mean(line).ys == pytest.approx(line.ys)
 
 
 def test_long_line_keeps_its_extremes() -> None:
     ys = np.random.default_rng(0).random(100_000).tolist()
-    thinned = svg_charts._extremes(svg_charts.Line("a", "train", list(range(100_000)), ys))
+    thinned = svg_charts.thin_out(svg_charts.Line("a", "train", list(range(100_000)), ys))
     assert len(thinned.xs) <= svg_charts.MAX_POINTS
     assert (min(thinned.ys), max(thinned.ys)) == (min(ys), max(ys))
     assert thinned.xs == sorted(thinned.xs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import textwrap
@@ -17,7 +15,8 @@ from common.formatting import size_text
 from common.json_values import plain
 from data_loader.preprocess import ImageError, as_array
 from tools.doctor.checks import LEVELS, Finding, Study, sizes_of
-from visualization import fonts, raster
+from visualization import fonts
+from visualization.html_page import render_page, thumbnail_data_uri
 
 COLUMNS = 79  # some terminals wrap a full line
 GROUPS_PRINTED, GROUPS_SHOWN, IMAGES_PER_GROUP = 3, 24, 4  # on the terminal, on the page, on both
@@ -75,17 +74,9 @@ def write_report(report: dict[str, Any], study: Study, folder: Path) -> Path:
 
 def render_html(report: dict[str, Any], study: Study) -> str:
     """Return the page of a report of plain values; the template escapes everything in it."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(size=size_text, duration=duration, number=_number)
-    return environment.get_template("report.html.jinja").render(
+    return render_page(
+        Path(__file__).with_name("report.html.jinja"),
+        {"size": size_text, "duration": duration, "number": _number},
         report=report,
         levels=LEVELS,
         shown=[_shown(finding, study) for finding in report["findings"]],
@@ -256,16 +247,12 @@ def _shown(finding: dict[str, Any], study: Study) -> list[list[dict[str, Any]]]:
 
 
 def _thumbnail(row: dict[str, Any], study: Study) -> str:
-    """Give a row as a data URI; "" where it cannot be read."""
+    """Return a row's image as a data URI; "" where it cannot be read."""
     try:
         image = as_array(study.preprocess.decode(study.sample(row["row"]).path))
     except ImageError:
         return ""
-    small = raster.thumbnail(image, THUMBNAIL_PX)
-    buffer = io.BytesIO()
-    kind = "PNG" if max(image.shape[:2]) * 2 <= THUMBNAIL_PX else "JPEG"  # few pixels: sharp and smaller as PNG
-    small.save(buffer, kind, **({"optimize": True} if kind == "PNG" else {"quality": 82}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return thumbnail_data_uri(image, THUMBNAIL_PX)
 
 
 def _number(value: float) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from trainers.reporting.report_parts import Card, Plan, Rows, percent
+from trainers.reporting.report_parts import Card, Plan, Rows
 from visualization import raster, svg_charts
+from visualization.html_page import data_uri, percent, thumbnail_data_uri
 
 HIT, MISS = (31, 111, 235), (219, 109, 40)  # seen on white and on black alike
 MAX_MISTAKES = 12
@@ -74,7 +73,7 @@ def _matrix_png(confusion: np.ndarray) -> str:
     ink = np.where(np.eye(len(confusion), dtype=bool)[..., None], HIT, MISS)  # (K, K, 3)
     alpha = np.rint(255 * raster.confusion_strength(confusion))[..., None]  # (K, K, 1)
     pixels = np.concatenate([ink, alpha], axis=-1).astype(np.uint8)  # (K, K, 4)
-    return _data_uri("image/png", raster.png_bytes(pixels))
+    return data_uri("image/png", raster.png_bytes(pixels))
 
 
 def _mistakes(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -107,24 +106,9 @@ def _worst(
         image = None
         if images is not None:
             try:
-                image = _thumbnail(images(row["path"]))
+                image = thumbnail_data_uri(images(row["path"]), THUMBNAIL_PX)
             except (OSError, ValueError):
                 image = None  # the page shows an empty frame
-        heat = _thumbnail(heat_maps[row["path"]]) if row["path"] in heat_maps else None
+        heat = thumbnail_data_uri(heat_maps[row["path"]], THUMBNAIL_PX) if row["path"] in heat_maps else None
         rows.append({**row, "label": names[row["label"]], "answer": names[row["answer"]], "image": image, "heat": heat})
     return rows
-
-
-def _thumbnail(image: np.ndarray) -> str:
-    """Encode as JPEG; an image of few pixels as PNG, which is smaller there and sharp."""
-    small = raster.thumbnail(image, THUMBNAIL_PX)
-    buffer = io.BytesIO()
-    if max(image.shape[:2]) * 2 <= THUMBNAIL_PX:
-        small.save(buffer, format="PNG", optimize=True)
-        return _data_uri("image/png", buffer.getvalue())
-    small.save(buffer, format="JPEG", quality=85)
-    return _data_uri("image/jpeg", buffer.getvalue())
-
-
-def _data_uri(media_type: str, content: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

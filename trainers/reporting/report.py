@@ -14,8 +14,9 @@ from common.atomic_io import write_atomic
 from common.json_values import plain
 from trainers.evaluation.classification_metrics import TOP1
 from trainers.reporting import classification_page
-from trainers.reporting.report_parts import Card, Plan, Rows, duration, number, percent, value_text
+from trainers.reporting.report_parts import Card, Plan, Rows, duration, number, value_text
 from visualization import fonts
+from visualization.html_page import percent, render_page
 
 NO_MEASURES = {"epoch", "step", "loss", "train_loss"}  # the other keys of a point of the validation's curve
 
@@ -98,19 +99,12 @@ def render_html(
     heat_maps: Mapping[str, np.ndarray] | None = None,
 ) -> str:
     """Return the page of a report of plain values; everything in it is escaped by the template."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, number=number, value=value_text)
     sections = classification_page.sections(report, images, heat_maps or {})
-    return environment.get_template("report.html.jinja").render(
+    return render_page(
+        Path(__file__).with_name("report.html.jinja"),
+        {"number": number, "value": value_text},
         report=report,
         cards=_cards(report),
         charts=[(title, legend, Markup(chart)) for title, legend, chart in _charts(report) if chart],

@@ -49,11 +49,6 @@ class Plan:
         return lines
 
 
-def percent(share: float | None, digits: int = 2) -> str:
-    """Return a share such as "91.23 %"."""
-    return "–" if share is None else f"{share * 100:.{digits}f} %"
-
-
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number such as "1,234" or "0.1235"."""
     if value is None:

@@ -531,7 +531,7 @@ def test_too_little_memory_names_the_remedy(error: Exception, tiny: Path, monkey
         monkeypatch.setattr(backend, part, session)
         with pytest.raises(BackendError, match=r"^cpu has too little memory for 2 images at once; lower --"):
             backend(np.zeros((2, 3, 16, 16), np.float32))
-    with pytest.raises(BackendError, match="too little memory for 2 images at once; lower --batch_size"):
+    with pytest.raises(BackendError, match="too little memory for 2 images at once; lower the batch size"):
         TorchBackend(failing(error), torch.device("cpu"), "jit")(np.zeros((2, 3, 16, 16), np.float32))
     with pytest.raises(BackendError, match=r"^cpu has too little memory for a single image$"):
         TorchBackend(failing(error), torch.device("cpu"), "jit")(np.zeros((1, 3, 16, 16), np.float32))

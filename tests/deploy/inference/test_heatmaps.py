@@ -33,7 +33,7 @@ from tests.nets.test_nets import SMALLEST
 from trainers.reporting import heatmaps as training_maps
 from trainers.reporting.report import TrainingReport, write_report
 from visualization import heatmap_overlay
-from visualization.heatmap_overlay import Marks, heat_map_image, laid_over, placement
+from visualization.heatmap_overlay import Marks, heat_map_image, overlay, placement
 
 NAMES = ("猫/cat", "dog", "bird")
 GOOD = ["a/same.png", "b/same.png", "b/苹果 1.jpg", 'b/say "hi".png', "wide.png"]
@@ -133,7 +133,7 @@ class Shrinking(nn.Module):
         return (self.inner(x) + x).mean(dim=(2, 3), keepdim=True)
 
 
-def test_the_last_map_that_all_of_the_answer_goes_through() -> None:
+def test_the_last_map_that_the_whole_prediction_depends_on() -> None:
     net = Branches()
     mapper = heat_mapper(net, 3, 16, 16)
     assert isinstance(mapper, GradCam)
@@ -365,7 +365,7 @@ def test_the_map_lies_where_the_net_looked(resize: str, size: tuple[int, int]) -
     assert heat.max() == 1
     placed = placement(resize, image.size, (64, 48))
     grey = Image.new("RGB", image.size, (128, 128, 128))
-    hot, cold = (np.asarray(laid_over(grey, each, placed), np.float64) for each in (heat, np.zeros_like(heat)))
+    hot, cold = (np.asarray(overlay(grey, each, placed), np.float64) for each in (heat, np.zeros_like(heat)))
     difference = np.abs(hot - cold).sum(axis=2)
     middle = [(difference.sum(axis=1 - axis) @ np.arange(difference.shape[axis])) / difference.sum() for axis in (0, 1)]
     blur = max(size[0] / 64, size[1] / 48, 1.0)  # image pixels that one input pixel stands for
@@ -398,7 +398,7 @@ def test_placement_is_what_preprocess_does(size: tuple[int, int]) -> None:
 def test_what_the_net_did_not_see_is_dim_and_bars_are_cut_off() -> None:
     image = Image.effect_noise((100, 60), 60).convert("RGB")
     placed = placement("crop", image.size, (48, 48))
-    made = np.asarray(laid_over(image, np.ones((48, 48)), placed))
+    made = np.asarray(overlay(image, np.ones((48, 48)), placed))
     dim = np.round(np.asarray(image) * heatmap_overlay.UNSEEN)
     assert np.array_equal(made[:, :20], dim[:, :20]) and np.array_equal(made[:, 80:], dim[:, 80:])
     assert (np.abs(made[:, 20:80] - dim[:, 20:80]).sum(axis=2) > 0).all()
@@ -406,15 +406,13 @@ def test_what_the_net_did_not_see_is_dim_and_bars_are_cut_off() -> None:
     placed = placement("letterbox", image.size, (48, 48))
     assert placed.inside == (0, 10, 48, 39)  # 60 of 100 pixels times 48, in the middle
     bars[10:39] = 0
-    hot, cold = (laid_over(image, heat, placed) for heat in (bars, np.zeros((48, 48))))
+    hot, cold = (overlay(image, heat, placed) for heat in (bars, np.zeros((48, 48))))
     assert ImageChops.difference(hot, cold).getbbox() is None
 
 
 def test_a_hotter_place_has_more_of_the_colour() -> None:
     heat = np.tile(np.linspace(0, 1, 64), (48, 1))
-    made = np.asarray(
-        laid_over(Image.new("RGB", (64, 48), (90, 90, 90)), heat, placement("squash", (64, 48), (64, 48)))
-    )
+    made = np.asarray(overlay(Image.new("RGB", (64, 48), (90, 90, 90)), heat, placement("squash", (64, 48), (64, 48))))
     lightness = made.astype(int) @ [299, 587, 114]
     assert (np.diff(lightness[24, 8:]) > 0).all()  # inferno rises all the way; a little cover comes before
 
@@ -424,7 +422,7 @@ def test_marks_stand_on_their_positions(resize: str) -> None:
     image = Image.new("RGB", (480, 240))
     heat = np.zeros((64, 64), np.float32)
     placed = placement(resize, image.size, (64, 64))
-    made = laid_over(image, heat, placed)
+    made = overlay(image, heat, placed)
     before = made.copy()
     # Row 1 of 8 is input pixels 8 to 16. Letterbox: a bar, the image begins at 16. Crop: 30 to 60 of the 240.
     heatmap_overlay.draw_marks(made, (64, 64), placed, [Marks("1", 8, 8, [1 * 8 + 2, 4 * 8 + 6])])
@@ -588,11 +586,11 @@ def test_names_too_long_for_a_file_system_are_cut_and_stay_apart(resnet: Path, i
 
 
 @pytest.mark.parametrize("head", ["", "stage2"])
-def test_the_text_names_the_head_that_answers(head: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[list[str]] = []
+def test_the_text_names_the_predicting_head(head: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[list[str]] = []
 
     def note(drawn: Image.Image, lines: list[str]) -> Image.Image:
-        told.append(lines)
+        captured.append(lines)
         return drawn
 
     monkeypatch.setattr(heatmap_writer, "annotated", note)
@@ -603,7 +601,7 @@ def test_the_text_names_the_head_that_answers(head: str, images: Path, monkeypat
     prediction = ClassPrediction(str(images / "wide.png"), 1, "dog", 0.5, (("dog", 0.5), ("bird", 0.3)))
     copies.add(prediction, "wide.png")
     last = f"predicting head: {head or 'all'}"
-    assert told == [
+    assert captured == [
         ["dog  0.5000", "no evidence for dog", "bird  0.3000", last],
         ["map of bird  0.3000", "no evidence for bird", "prediction: dog  0.5000", last],
     ]

@@ -83,7 +83,7 @@ def main(*arguments: object) -> int:
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run with a mistake in it, and give the sentence."""
+    """Run with a mistake in it, and return the message."""
     assert main(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -92,10 +92,10 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return captured.err.removeprefix("inference.py: ").strip()
 
 
-# --- answers, lines and files
+# --- predictions, lines and files
 
 
-def test_bf16_where_asked_answers_nearly_alike(good: Path, weights: Path) -> None:
+def test_bf16_predicts_nearly_the_same(good: Path, weights: Path) -> None:
     scores = []
     for precision in ("auto", "bf16"):
         file = good.parent / f"{precision}.csv"
@@ -140,7 +140,7 @@ def test_a_csv_that_excel_and_python_read(images: Path, weights: Path) -> None:
     assert [path.name for path in output.parent.iterdir()] == ["r.csv"]
 
 
-def test_json_and_jsonl_say_the_same(images: Path, weights: Path) -> None:
+def test_json_and_jsonl_hold_the_same(images: Path, weights: Path) -> None:
     for suffix in ("json", "jsonl"):
         assert main("--weights", weights, "-idir", images, "--output", images.parent / f"r.{suffix}") == 1
     text = (images.parent / "r.json").read_text(encoding="utf-8")
@@ -183,14 +183,14 @@ def test_one_image(good: Path, weights: Path, tmp_path: Path, capsys: pytest.Cap
         assert [item["file"] for item in json.loads((tmp_path / "r.json").read_text())] == [f"{good}/img2.png"]
 
 
-def test_quiet_still_tells_what_failed(images: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_still_prints_what_failed(images: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("--weights", weights, "-idir", images, "--output", images.parent / "r.csv", "--quiet") == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(BAD) + 1
     assert all("error: " in line for line in lines[:-1])
 
 
-def test_the_batch_size_changes_no_answer(good: Path, weights: Path, tmp_path: Path) -> None:
+def test_the_batch_size_changes_no_prediction(good: Path, weights: Path, tmp_path: Path) -> None:
     for size in (1, 4):
         main("--weights", weights, "-idir", good, "--output", tmp_path / f"{size}.json", "--batch_size", size)
     one, four = (json.loads((tmp_path / f"{size}.json").read_text(encoding="utf-8")) for size in (1, 4))
@@ -281,7 +281,7 @@ def test_mistakes_with_other_formats(
     assert not (tmp_path / "r.csv").exists()
 
 
-def test_an_older_results_file_outlives_a_net_that_answers_nothing(
+def test_an_older_results_file_outlives_a_net_without_predictions(
     good: Path, artefacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """TorchScript declares no shapes, so that its contradiction is only found by the first batch."""
@@ -313,7 +313,7 @@ def test_on_a_narrow_terminal_the_places_have_their_own_line(monkeypatch: pytest
 
 
 class FakeExport:
-    """What deploy.export is asked for; it gives `exit_code`."""
+    """Stands in for deploy.export, keeps its arguments, and returns `exit_code`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, exit_code: int = 0) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -356,7 +356,7 @@ def test_a_conversion_of_the_configs_net(
     assert (config.num_classes, config.model_net_name) == (3, "resnet18")
 
 
-def test_what_the_switches_write_answers_as_the_net(
+def test_files_of_the_switches_predict_as_the_net(
     good: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = tmp_path / "net.pth"
@@ -514,7 +514,7 @@ def test_flags_that_contradict_a_checkpoint(
     assert main("--weights", weights, *agreeing, "--output", "r.csv") == 0
 
 
-def test_a_config_that_says_otherwise_than_the_file(
+def test_a_config_that_differs_from_the_file(
     classic: Callable[..., None], capsys: pytest.CaptureFixture[str], weights: Path, artefacts: Path
 ) -> None:
     flags = ("-cfg", "configs/config.json", "--output", "r.csv", "--quiet")
@@ -528,8 +528,8 @@ def test_a_config_that_says_otherwise_than_the_file(
         path = given[1] if given else "logs/weights/digits.pth"
         assert main(*given, *flags) == 0
         assert capsys.readouterr().err == (
-            f"inference.py: {path} knows its own model_net_name, img_height, resize, mean; what configs/config.json "
-            "says of them is not used\n"
+            f"inference.py: {path} has its own model_net_name, img_height, resize, mean; the values in "
+            "configs/config.json are not used\n"
         )
     classic(num_classes=5)
     Path("r.csv").unlink()
@@ -608,6 +608,13 @@ def test_an_untrained_config_and_a_precious_file(
     assert "train first (python train.py --config configs/config.json), or name a weights file" in text
 
 
+def test_a_value_that_the_config_refuses_names_its_flag(
+    classic: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    classic()
+    assert mistake(capsys, "--cls", 10**7) == "--cls 10000000: num_classes must be at most 1e+06, got 10000000"
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -650,7 +657,7 @@ def test_a_failing_net_keeps_the_results_so_far(
     assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))) == 4
 
 
-def test_an_unreadable_folder_ends_the_walk_but_keeps_the_answers(
+def test_an_unreadable_folder_ends_the_walk_but_keeps_the_predictions(
     good: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def walk(_: Path) -> Iterator[str]:

@@ -62,7 +62,7 @@ def image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30)) -> str:
     return str(path)
 
 
-# --- answers
+# --- predictions
 
 
 @pytest.mark.parametrize("resize", ["squash", "letterbox", "crop"])
@@ -136,7 +136,7 @@ def test_only_bad_files_never_reach_the_net(tmp_path: Path) -> None:
     assert backend.batches == []
 
 
-def test_an_answer_as_plain_values(tmp_path: Path) -> None:
+def test_a_prediction_as_plain_values(tmp_path: Path) -> None:
     path = image(tmp_path / "x.png")
     prediction = next(Predictor(FakeBackend(), metadata()).predict_files([path], topk=2))
     got = json.loads(json.dumps(prediction.to_dict()))
@@ -205,15 +205,15 @@ def test_paths_are_consumed_lazily_and_little_ahead(tmp_path: Path) -> None:
             yield path
 
     batch_size, workers = 16, 4
-    furthest = answered = 0
+    furthest = predicted = 0
     for _ in Predictor(FakeBackend(), metadata()).predict_files(paths(), batch_size, workers=workers):
-        answered += 1
-        furthest = max(furthest, taken - answered)
-    assert answered == 10_000
+        predicted += 1
+        furthest = max(furthest, taken - predicted)
+    assert predicted == 10_000
     assert furthest <= 2 * batch_size + workers
 
 
-def test_who_stops_asking_stops_the_decoding(tmp_path: Path) -> None:
+def test_a_consumer_that_stops_ends_the_decoding(tmp_path: Path) -> None:
     taken: list[int] = []
 
     def paths() -> Iterator[str]:
@@ -259,7 +259,7 @@ def checkpoint_file(net: torch.nn.Module, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
-def test_a_checkpoint_answers_as_its_net(net: torch.nn.Module, checkpoint_file: Path) -> None:
+def test_a_checkpoint_predicts_as_its_net(net: torch.nn.Module, checkpoint_file: Path) -> None:
     backend, loaded = load_backend(checkpoint_file, device="cpu")
     assert (backend.name, backend.device) == ("torch", "cpu")
     assert loaded.class_names == NAMES
@@ -270,7 +270,7 @@ def test_a_checkpoint_answers_as_its_net(net: torch.nn.Module, checkpoint_file: 
         np.testing.assert_allclose(logits, net(torch.from_numpy(images)).numpy(), atol=1e-5)
 
 
-def test_the_average_answers_where_there_is_one(net: torch.nn.Module, tmp_path: Path) -> None:
+def test_the_averaged_weights_predict_where_there_are_some(net: torch.nn.Module, tmp_path: Path) -> None:
     ema = {name: value * 0 if name.startswith("fc.") else value for name, value in net.state_dict().items()}
     parts = ModelMetadata(NAMES, Preprocess(32, 32), {"module": "resnet_module", "name": "resnet18", "args": {}})
     save_checkpoint(Checkpoint({}, parts, net.state_dict(), ema=ema), tmp_path / "net.pth")
@@ -280,7 +280,9 @@ def test_the_average_answers_where_there_is_one(net: torch.nn.Module, tmp_path: 
 
 def test_bare_weights_need_a_config(net: torch.nn.Module, tmp_path: Path) -> None:
     torch.save({f"module.{name}": value for name, value in net.state_dict().items()}, tmp_path / "bare.pth")
-    with pytest.raises(CheckpointError, match=r"bare\.pth: bare weights do not say which net .*--config"):
+    with pytest.raises(
+        CheckpointError, match=r"bare\.pth: bare weights do not name their net; .* take their config with --config"
+    ):
         load_backend(tmp_path / "bare.pth", device="cpu")
     backend, loaded = load_backend(tmp_path / "bare.pth", device="cpu", config=config())
     assert loaded.class_names == ("0", "1", "2")
@@ -328,7 +330,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (torch.OutOfMemoryError("CUDA"), "cpu has too little memory for 2 images at once; lower --batch_size"),
+        (torch.OutOfMemoryError("CUDA"), "cpu has too little memory for 2 images at once; lower the batch size"),
         (RuntimeError("device lost\nmore"), "the net failed on torch cpu: device lost$"),
     ],
 )
@@ -367,7 +369,7 @@ def test_a_failure_leaves_the_old_results(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real_open = Path.open
     monkeypatch.setattr(Path, "open", lambda path, mode="r", **options: real_open(Path("/dev/full"), mode, **options))
     with (

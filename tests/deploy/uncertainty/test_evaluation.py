@@ -20,8 +20,8 @@ from artifacts.calibration import SCORES
 from common.atomic_io import ResultsError
 from data_loader.samples import Sample
 from deploy.inference.uncertainty_scores import ClassMeans, UncertaintyError, softmax
-from deploy.uncertainty.calibration import Promise, calibrate
-from deploy.uncertainty.evaluate_command import strange_samples, told
+from deploy.uncertainty.calibration import CalibrationTarget, calibrate
+from deploy.uncertainty.evaluate_command import out_of_distribution_samples, summary_lines
 from deploy.uncertainty.evaluation import evaluate, uncertainties
 from deploy.uncertainty.metrics import area_under_risks, auroc, brier, fpr95, reliability, risks
 from deploy.uncertainty.outputs import Outputs
@@ -31,7 +31,7 @@ from tests.deploy.uncertainty.test_uncertainty import NAMES, grey, metadata_with
 CLASSES = 3
 
 
-def doubts(count: int, seed: int, ties: int | None = None) -> np.ndarray:
+def some_uncertainties(count: int, seed: int, ties: int | None = None) -> np.ndarray:
     values = np.random.default_rng(seed).random(count)
     return np.round(values * ties) / ties if ties else values
 
@@ -39,7 +39,7 @@ def doubts(count: int, seed: int, ties: int | None = None) -> np.ndarray:
 # --- measures
 
 
-def test_the_calibration_error_is_that_of_a_loop_over_the_answers() -> None:
+def test_the_calibration_error_is_that_of_a_loop_over_the_predictions() -> None:
     logits = some_logits(900, spread=2.0)
     labels, scores = true_labels(logits, 3.0), softmax(logits)
     found = reliability(scores, labels)
@@ -87,11 +87,11 @@ def test_brier_is_scikit_learns() -> None:
 
 
 def test_risks_are_counted_one_image_at_a_time() -> None:
-    doubt, wrong = doubts(200, 0), np.random.default_rng(1).random(200) < 0.2
-    ranked = sorted(zip(doubt.tolist(), wrong.tolist(), strict=True))
+    uncertainty, wrong = some_uncertainties(200, 0), np.random.default_rng(1).random(200) < 0.2
+    ranked = sorted(zip(uncertainty.tolist(), wrong.tolist(), strict=True))
     expected = [sum(is_wrong for _, is_wrong in ranked[:count]) / count for count in range(1, 201)]
-    np.testing.assert_allclose(risks(doubt, wrong), expected, rtol=1e-12)
-    area, excess = area_under_risks(doubt, wrong)
+    np.testing.assert_allclose(risks(uncertainty, wrong), expected, rtol=1e-12)
+    area, excess = area_under_risks(uncertainty, wrong)
     assert area == pytest.approx(sum(expected) / 200)
     errors = int(wrong.sum())
     least = sum(max(count - (200 - errors), 0) / count for count in range(1, 201)) / 200
@@ -99,10 +99,10 @@ def test_risks_are_counted_one_image_at_a_time() -> None:
 
 
 def test_the_risk_of_equals_is_its_mean_over_their_orders() -> None:
-    doubt, wrong = np.array([0.1, 0.5, 0.5, 0.5, 0.5, 0.9]), np.array([0, 1, 0, 0, 1, 1], bool)
+    uncertainty, wrong = np.array([0.1, 0.5, 0.5, 0.5, 0.5, 0.9]), np.array([0, 1, 0, 0, 1, 1], bool)
     orders = [[0, *order, 5] for order in itertools.permutations(range(1, 5))]
     expected = np.mean([np.cumsum(wrong[order]) / np.arange(1, 7) for order in orders], axis=0)
-    np.testing.assert_allclose(risks(doubt, wrong), expected, rtol=1e-12)
+    np.testing.assert_allclose(risks(uncertainty, wrong), expected, rtol=1e-12)
 
 
 def test_mistakes_last_have_no_excess_and_the_paper_approximates_their_area() -> None:
@@ -118,12 +118,12 @@ def test_mistakes_last_have_no_excess_and_the_paper_approximates_their_area() ->
 
 @pytest.mark.parametrize("ties", [None, 12])
 def test_auroc_and_fpr95_are_scikit_learns(ties: int | None) -> None:
-    known, strange = doubts(400, 0, ties), doubts(250, 1, ties) + 0.25
-    is_strange = np.repeat([0, 1], [400, 250])
-    both = np.concatenate([known, strange])
-    assert auroc(known, strange) == pytest.approx(sklearn.metrics.roc_auc_score(is_strange, both), rel=1e-12)
-    false, true, _ = sklearn.metrics.roc_curve(1 - is_strange, -both, drop_intermediate=False)
-    assert fpr95(known, strange) == pytest.approx(false[np.argmax(true >= 0.95 - 1e-12)], rel=1e-12)
+    known, ood = some_uncertainties(400, 0, ties), some_uncertainties(250, 1, ties) + 0.25
+    is_ood = np.repeat([0, 1], [400, 250])
+    both = np.concatenate([known, ood])
+    assert auroc(known, ood) == pytest.approx(sklearn.metrics.roc_auc_score(is_ood, both), rel=1e-12)
+    false, true, _ = sklearn.metrics.roc_curve(1 - is_ood, -both, drop_intermediate=False)
+    assert fpr95(known, ood) == pytest.approx(false[np.argmax(true >= 0.95 - 1e-12)], rel=1e-12)
     assert auroc(known, known) == pytest.approx(0.5)
 
 
@@ -131,7 +131,7 @@ def test_auroc_and_fpr95_are_scikit_learns(ties: int | None) -> None:
 
 
 def outputs(count: int, seed: int, folder: Path | None = None, temperature: float = 2.0) -> Outputs:
-    """Give logits of which some answers are wrong, features about their class's own mean, and three passes."""
+    """Return logits of which some predictions are wrong, features about their class's mean, and three passes."""
     generator = np.random.default_rng(seed)
     logits = some_logits(count, CLASSES, seed, spread=6.0)
     labels = true_labels(logits, temperature, seed + 1)
@@ -143,27 +143,27 @@ def outputs(count: int, seed: int, folder: Path | None = None, temperature: floa
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for number in range(0, 600, 2):  # every second image is gone
         grey(folder / f"{number:03d}.png", number % 256, (8, 8) if number % 4 else (300, 200))
-    known, strange = outputs(600, 10, folder), outputs(150, 20)
-    strange = Outputs(strange.logits / 8, strange.labels, strange.files, -strange.features, strange.scores)
+    known, ood = outputs(600, 10, folder), outputs(150, 20)
+    ood = Outputs(ood.logits / 8, ood.labels, ood.files, -ood.features, ood.scores)
     held = outputs(3000, 30)
-    metadata = calibrate(held.logits, held.labels, metadata_with(), Promise(0.05, 0.9, 0.1))
+    metadata = calibrate(held.logits, held.labels, metadata_with(), CalibrationTarget(0.05, 0.9, 0.1))
     means = ClassMeans.of(held.features, held.labels)
     named = {"net": "<b>猫", "weights": "net.pth", "list": "a/very" * 20 + "/list.txt", "ood": "D", "notes": ["Noted."]}
     return {
         "known": known,
-        "strange": strange,
-        "facts": metadata,
+        "ood": ood,
+        "metadata": metadata,
         "means": means,
-        "values": {**named, **evaluate(known, metadata, strange, means)},
+        "values": {**named, **evaluate(known, metadata, ood, means)},
     }
 
 
-def test_what_is_evaluated_is_what_the_metadata_say(evaluated: dict[str, Any]) -> None:
+def test_the_evaluation_follows_from_the_metadata(evaluated: dict[str, Any]) -> None:
     """Every number from the logits with scipy and scikit-learn, and the thresholds of the metadata."""
-    known, metadata, values = evaluated["known"], evaluated["facts"], evaluated["values"]
+    known, metadata, values = evaluated["known"], evaluated["metadata"], evaluated["values"]
     scores = scipy.special.softmax(known.logits.astype(float) / metadata.temperature, axis=1)
     wrong = scores.argmax(axis=1) != known.labels
     accepted = 1 - scores.max(axis=1) <= metadata.thresholds["accept"]
@@ -187,7 +187,7 @@ def test_what_is_evaluated_is_what_the_metadata_say(evaluated: dict[str, Any]) -
     assert values["after"]["ece"] < values["before"]["ece"]
     assert sum(part["count"] for part in values["before"]["bins"]) == 600
     is_accepted = (
-        1 - softmax(evaluated["strange"].logits, metadata.temperature).max(axis=1) <= metadata.thresholds["accept"]
+        1 - softmax(evaluated["ood"].logits, metadata.temperature).max(axis=1) <= metadata.thresholds["accept"]
     )
     assert values["strange"] == {
         "pictures": 150,
@@ -201,13 +201,13 @@ def test_what_is_evaluated_is_what_the_metadata_say(evaluated: dict[str, Any]) -
     }
 
 
-def test_every_score_stands_beside_the_others(evaluated: dict[str, Any]) -> None:
-    known, strange, metadata, means = (evaluated[key] for key in ("known", "strange", "facts", "means"))
+def test_every_score_is_compared(evaluated: dict[str, Any]) -> None:
+    known, ood, metadata, means = (evaluated[key] for key in ("known", "ood", "metadata", "means"))
     values = evaluated["values"]["scores"]
     passes = ["predictive_entropy", "expected_entropy", "mutual_information"]
     assert list(values) == [*SCORES, "distance", *passes]
     wrong = known.logits.argmax(axis=1) != known.labels
-    own, others = uncertainties(known, metadata, means), uncertainties(strange, metadata, means)
+    own, others = uncertainties(known, metadata, means), uncertainties(ood, metadata, means)
     for name, score in values.items():
         assert (score["aurc"], score["e_aurc"]) == area_under_risks(own[name], wrong)
         labels = np.repeat([0, 1], [600, 150])
@@ -215,14 +215,14 @@ def test_every_score_stands_beside_the_others(evaluated: dict[str, Any]) -> None
         assert score["auroc"] == pytest.approx(area)
         assert score["risk_at_coverage"][-1] == [1.0, pytest.approx(wrong.mean(), abs=1e-6)]
         assert len(score["risk_at_coverage"]) == 200
-    assert values["distance"]["auroc"] > 0.95  # strange features point away from every mean
+    assert values["distance"]["auroc"] > 0.95  # their features point away from every mean
     without = evaluate(Outputs(known.logits, known.labels, known.files), metadata)
     assert list(without["scores"]) == list(SCORES) and without["strange"] is None and without["passes"] is None
     assert "auroc" not in without["scores"]["energy"]
 
 
 def test_the_most_confident_mistakes_come_first(evaluated: dict[str, Any]) -> None:
-    known, metadata = evaluated["known"], evaluated["facts"]
+    known, metadata = evaluated["known"], evaluated["metadata"]
     scores = scipy.special.softmax(known.logits.astype(float) / metadata.temperature, axis=1)
     wrong = np.flatnonzero(scores.argmax(axis=1) != known.labels)
     expected = sorted(wrong, key=lambda index: -scores[index].max())[:24]
@@ -236,7 +236,7 @@ def test_the_most_confident_mistakes_come_first(evaluated: dict[str, Any]) -> No
 def test_the_histogram_holds_every_image(evaluated: dict[str, Any]) -> None:
     histogram = evaluated["values"]["histogram"]
     assert histogram["is_log"] and (sum(histogram["known"]), sum(histogram["strange"])) == (600, 150)
-    assert histogram["threshold"] == pytest.approx(math.log10(evaluated["facts"].thresholds["accept"]))
+    assert histogram["threshold"] == pytest.approx(math.log10(evaluated["metadata"].thresholds["accept"]))
 
 
 # --- page and lines
@@ -254,7 +254,7 @@ def test_the_page_stands_alone(page: Path, evaluated: dict[str, Any]) -> None:
     assert sorted(path.name for path in page.iterdir()) == ["uncertainty.html", "uncertainty.json"]
     assert not re.search(r'(src|href)="(?!data:)|url\((?!data:)|<script|<link|@import', text)
     assert "<h1>Uncertainty of &lt;b&gt;猫</h1>" in text  # escaped
-    charts = re.findall(r'<svg class="chart".*?</svg>[^<]*<text.*?</svg>', text, re.DOTALL)
+    charts = re.findall(r'<svg class="chart".*?</svg></svg>', text, re.DOTALL)
     labels = [xml.etree.ElementTree.fromstring(chart).get("aria-label") for chart in charts]
     assert labels == ["Reliability before", "Reliability after", "Risk by coverage", "Uncertainty"]
     assert charts[2].count("<polyline") == len(evaluated["values"]["scores"]) == 9
@@ -273,7 +273,7 @@ def test_the_values_are_strict_json(page: Path, evaluated: dict[str, Any]) -> No
 
 
 def test_lines_fit_a_terminal(evaluated: dict[str, Any]) -> None:
-    lines = told(evaluated["values"])
+    lines = summary_lines(evaluated["values"])
     assert max(map(len, lines)) < 80 and lines[0].startswith("600 images of a/very") and lines[-1] == "Noted."
     (decides,) = [line for line in lines if line.startswith("least_confidence *")]
     score = evaluated["values"]["scores"]["least_confidence"]
@@ -286,33 +286,33 @@ def test_lines_fit_a_terminal(evaluated: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("score", ["energy", "entropy"])
-def test_a_net_without_mistakes_or_doubts_has_a_page_too(score: str, tmp_path: Path) -> None:
+def test_a_net_without_mistakes_or_uncertainty_has_a_page_too(score: str, tmp_path: Path) -> None:
     logits = (np.eye(3)[np.arange(900) % 3] * 5).astype(np.float32)  # all alike
-    metadata = calibrate(logits, logits.argmax(axis=1), metadata_with(), Promise(score=score))
+    metadata = calibrate(logits, logits.argmax(axis=1), metadata_with(), CalibrationTarget(score=score))
     known = Outputs(logits, logits.argmax(axis=1), ("x.png",) * 900)
     values = {"net": "n", "weights": "w", "list": "l", "ood": "", "notes": [], **evaluate(known, metadata)}
     write_page(values, tmp_path)
     assert "Most confident mistakes" not in (tmp_path / "uncertainty.html").read_text(encoding="utf-8")
-    assert values["decided"]["error"] == 0 and told(values)
+    assert values["decided"]["error"] == 0 and summary_lines(values)
     assert evaluate(known, metadata_with(thresholds={"accept": -99.0, "conformal": 0.5}))["decided"]["error"] is None
 
 
-def test_a_page_that_cannot_be_written_is_told(evaluated: dict[str, Any], tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_reported(evaluated: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match=r"file is a file, not a folder$"):
         write_page(evaluated["values"], tmp_path / "file")
 
 
-def test_strange_images_are_others(tmp_path: Path) -> None:
+def test_out_of_distribution_images_are_others(tmp_path: Path) -> None:
     files = [grey(tmp_path / f"D/{value}.png", value) for value in (1, 2)]
-    assert [sample.path for sample in strange_samples(tmp_path / "D", [])] == files
+    assert [sample.path for sample in out_of_distribution_samples(tmp_path / "D", [])] == files
     with pytest.raises(UncertaintyError, match=r"D: 1 of its images are among the evaluated ones, so they are not "):
-        strange_samples(tmp_path / "D", [Sample(files[1], 0)])
+        out_of_distribution_samples(tmp_path / "D", [Sample(files[1], 0)])
     (tmp_path / "link").symlink_to(tmp_path / "D")
     with pytest.raises(UncertaintyError, match=r"D: 1 of its images are among the evaluated ones"):
-        strange_samples(tmp_path / "D", [Sample(str(tmp_path / "link/2.png"), 0)])
+        out_of_distribution_samples(tmp_path / "D", [Sample(str(tmp_path / "link/2.png"), 0)])
     (tmp_path / "E").mkdir()
     with pytest.raises(UncertaintyError, match=r"E: no images in it or below it$"):
-        strange_samples(tmp_path / "E", [])
-    with pytest.raises(UncertaintyError, match=r"1.png: no such folder; name one of images of other things with"):
-        strange_samples(Path(files[0]), [])
+        out_of_distribution_samples(tmp_path / "E", [])
+    with pytest.raises(UncertaintyError, match=r"1.png: no such folder; name one of out-of-distribution images with"):
+        out_of_distribution_samples(Path(files[0]), [])

@@ -1,4 +1,4 @@
-"""The program as it is used: calibrated once, then the same decision from every file made of the net."""
+"""The program as it is used: calibrated once, then the same decision from every file exported from the net."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(*arguments: object) -> int:
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run with a mistake in it, and give the sentence."""
+    """Run with a mistake in it, and return the message."""
     assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
@@ -82,28 +82,28 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(plain: Path) -> list[str]:
-    """Calibrate a copy of the net, calibrated.pth, and give what was told."""
+def printed(plain: Path) -> list[str]:
+    """Calibrate a copy of the net, calibrated.pth, and return the lines printed."""
     checkpoint = load_checkpoint(plain)
     save_checkpoint(checkpoint, plain.with_name("calibrated.pth"))
     out = io.StringIO()
-    promise = ("--target_risk", 0.06, "--confidence", 0.9, "--conformal", 0.04)
+    target = ("--target_risk", 0.06, "--confidence", 0.9, "--conformal", 0.04)
     with contextlib.redirect_stdout(out):
         assert (
-            run("--weights", plain.with_name("calibrated.pth"), "--calibrate", plain.with_name("held.txt"), *promise)
+            run("--weights", plain.with_name("calibrated.pth"), "--calibrate", plain.with_name("held.txt"), *target)
             == 0
         )
     return out.getvalue().splitlines()
 
 
 @pytest.fixture(scope="module")
-def weights(plain: Path, told: list[str]) -> Path:
+def weights(plain: Path, printed: list[str]) -> Path:
     return plain.with_name("calibrated.pth")
 
 
 @pytest.fixture(scope="module")
 def exported(weights: Path) -> Path:
-    """Make what `deploy.export` makes, which test_export.py proves: float.onnx, model.int8.onnx, model.json."""
+    """Make what `deploy.export` makes, which test_export.py verifies: float.onnx, model.int8.onnx, model.json."""
     folder = weights.parent / "out"
     folder.mkdir()
     backend, metadata = load_torch(weights, "cpu", None)
@@ -125,7 +125,9 @@ def predictions(weights: Path, paths: list[str], **options: Any) -> list[Predict
 # --- calibration
 
 
-def test_calibration_tells_what_it_found_and_changes_nothing_else(plain: Path, weights: Path, told: list[str]) -> None:
+def test_calibration_prints_what_it_found_and_changes_nothing_else(
+    plain: Path, weights: Path, printed: list[str]
+) -> None:
     metadata = read_metadata(weights)
     assert metadata.calibration is not None and metadata.temperature is not None
     assert replace(metadata, calibration=None, temperature=None, thresholds={}) == read_metadata(plain)
@@ -134,17 +136,17 @@ def test_calibration_tells_what_it_found_and_changes_nothing_else(plain: Path, w
     held = plain.with_name("held.txt")
     kept = metadata.calibration
     assert (kept.target_risk, kept.confidence, kept.conformal_risk, kept.pictures) == (0.06, 0.9, 0.04, 160)
-    assert told[0] == f"{held}: 200 images; 40 fit the temperature, 160 the thresholds"
+    assert printed[0] == f"{held}: 200 images; 40 fit the temperature, 160 the thresholds"
     assert re.fullmatch(
-        r"accuracy 0\.\d{4}; temperature [\d.]+; negative log likelihood [\d.]+ before, [\d.]+ after", told[1]
+        r"accuracy 0\.\d{4}; temperature [\d.]+; negative log likelihood [\d.]+ before, [\d.]+ after", printed[1]
     )
-    assert told[2] == (
+    assert printed[2] == (
         f"accept where least_confidence <= {metadata.thresholds['accept']:.6g}: {kept.accepted} of 160 "
         f"({kept.accepted / 160:.1%}), {kept.wrong} of them wrong"
     )
-    assert told[3] == f"so the risk among the accepted is at most {kept.risk_bound:.4f}, with confidence 0.9"
-    assert told[4].endswith("it misses the true class in at most 4.0% of the images")
-    assert told[5] == f"written into {weights}; files exported from it before do not have it: export them again"
+    assert printed[3] == f"so the risk among the accepted is at most {kept.risk_bound:.4f}, with confidence 0.9"
+    assert printed[4].endswith("it misses the true class in at most 4.0% of the images")
+    assert printed[5] == f"written into {weights}; files exported from it before do not have it: export them again"
 
 
 def test_what_was_calibrated_is_what_decides_on_that_list(weights: Path) -> None:
@@ -166,7 +168,9 @@ def test_what_was_calibrated_is_what_decides_on_that_list(weights: Path) -> None
     assert covered == 155  # ceil(161 * 0.96)
 
 
-def test_a_net_better_than_its_sets_is_told(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_net_better_than_its_sets_is_reported(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_checkpoint(load_checkpoint(plain), tmp_path / "net.pth")
     lines = [
         line for line in plain.with_name("held.txt").read_text(encoding="utf-8").splitlines() if "mixed" not in line
@@ -175,7 +179,7 @@ def test_a_net_better_than_its_sets_is_told(plain: Path, tmp_path: Path, capsys:
     where = ("--calibrate", tmp_path / "easy.txt", "--list_root", plain.parent / "images")
     assert run("--weights", tmp_path / "net.pth", *where, "--target_risk", 0.1, "--score", "entropy") == 0
     assert re.search(
-        r"the net is wrong on [\d.]+% of the images, and conformal sets may miss 5.00%: those of doubtful images "
+        r"the net is wrong on [\d.]+% of the images, and conformal sets may miss 5.00%: those of uncertain images "
         r"will be empty; a --conformal below the net's own error gives sets that name candidates\n",
         capsys.readouterr().err,
     )
@@ -241,10 +245,10 @@ def test_the_service_decides_as_the_net(weights: Path, tmp_path: Path) -> None:
     paths = asked(weights)[:14]
     expected = predictions(weights, paths)
     assert {prediction.decision for prediction in expected} == {"accept", "set_aside"}
-    said = served(
+    responses = served(
         Predictor(*load_backend(weights, device="cpu")), tmp_path, [Path(path).read_bytes() for path in paths]
     )
-    for row, prediction in zip(said, expected, strict=True):
+    for row, prediction in zip(responses, expected, strict=True):
         assert (row["class"], row["decision"]) == (prediction.class_name, prediction.decision)
         assert row["conformal_set"] == list(prediction.conformal_set)
         assert row["uncertainty"] == pytest.approx(prediction.uncertainty, rel=1e-3, abs=1e-6)
@@ -261,40 +265,40 @@ def served(predictor: Predictor, page: Path, images: list[bytes]) -> list[dict[s
 # --- evaluation
 
 
-def test_an_evaluation_writes_what_the_net_says(
+def test_an_evaluation_measures_the_nets_predictions(
     weights: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held, strange = weights.with_name("some.txt"), weights.parent / "asked"
+    held, ood = weights.with_name("some.txt"), weights.parent / "asked"
     held.write_text("".join(weights.with_name("held.txt").read_text(encoding="utf-8").splitlines(True)[:80]), "utf-8")
-    values, printed = {}, {}
+    values, lines_of = {}, {}
     for file in (weights, exported / "float.onnx"):
         where = ("--list_root", weights.parent / "images", "--report", tmp_path / file.suffix)
-        assert run("--weights", file, "--evaluate", held, "--ood", strange, *where) == 0
-        printed[file] = capsys.readouterr().out
+        assert run("--weights", file, "--evaluate", held, "--ood", ood, *where) == 0
+        lines_of[file] = capsys.readouterr().out
         values[file] = json.loads((tmp_path / file.suffix / "uncertainty.json").read_text(encoding="utf-8"))
     own, other = values.values()
     lines = [line.split("----") for line in held.read_text(encoding="utf-8").splitlines()]
     labels = [int(label) for _, label in lines]
-    said = predictions(weights, [str(weights.parent / "images" / name) for name, _ in lines])
-    wrong = [prediction.label != label for prediction, label in zip(said, labels, strict=True)]
-    accepted = [prediction.decision == "accept" for prediction in said]
+    known = predictions(weights, [str(weights.parent / "images" / name) for name, _ in lines])
+    wrong = [prediction.label != label for prediction, label in zip(known, labels, strict=True)]
+    accepted = [prediction.decision == "accept" for prediction in known]
     assert own["accuracy"] == pytest.approx(1 - sum(wrong) / 80) and own["pictures"] == 80
     assert own["decided"]["accepted"] == sum(accepted)
     assert own["decided"]["wrong"] == sum(is_wrong for is_wrong, is_in in zip(wrong, accepted, strict=True) if is_in)
     assert list(own["scores"]) == [*SCORES, "distance"] and list(other["scores"]) == list(SCORES)
-    strangers = predictions(weights, asked(weights))
+    others = predictions(weights, asked(weights))
     assert own["strange"]["pictures"] == 24  # one image is bad
-    assert own["strange"]["accepted"] == sum(prediction.decision == "accept" for prediction in strangers)
-    scores = [prediction.uncertainty for prediction in (*said, *strangers)]
+    assert own["strange"]["accepted"] == sum(prediction.decision == "accept" for prediction in others)
+    scores = [prediction.uncertainty for prediction in (*known, *others)]
     area = roc_auc_score([0] * 80 + [1] * 24, scores)
     assert own["scores"]["least_confidence"]["auroc"] == pytest.approx(area, abs=1e-6)
     (note,) = own["notes"]
-    assert note.startswith(f"Images that cannot be read and were left out: 1; the first: {strange}/cut.png: ")
+    assert note.startswith(f"Images that cannot be read and were left out: 1; the first: {ood}/cut.png: ")
     assert other["notes"][0] == "The distance to the class means is left out: an exported file gives no features."
     for name in ("accuracy", "decided", "strange", "mistakes"):
         assert json.dumps(other[name])[:60] == json.dumps(own[name])[:60]
-    assert f"{tmp_path}/.pth/uncertainty.html and uncertainty.json beside it\n" in printed[weights]
-    assert "least_confidence *" in printed[weights] and "\ndistance" not in printed[exported / "float.onnx"]
+    assert f"{tmp_path}/.pth/uncertainty.html and uncertainty.json beside it\n" in lines_of[weights]
+    assert "least_confidence *" in lines_of[weights] and "\ndistance" not in lines_of[exported / "float.onnx"]
 
 
 def test_an_evaluation_of_repeated_passes(weights: Path, tmp_path: Path) -> None:
@@ -308,10 +312,10 @@ def test_an_evaluation_of_repeated_passes(weights: Path, tmp_path: Path) -> None
     assert values["passes"]["count"] == 5 and values["strange"] is None and values["notes"] == []
 
 
-# --- answers
+# --- predictions
 
 
-def test_a_folder_is_answered_decided_and_its_doubtful_images_set_aside(
+def test_a_folder_is_classified_decided_and_its_uncertain_images_set_aside(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = weights.parent / "asked"
@@ -329,15 +333,15 @@ def test_a_folder_is_answered_decided_and_its_doubtful_images_set_aside(
         assert (row["class"], row["decision"]) == (prediction.class_name, prediction.decision)
         assert float(row["uncertainty"]) == pytest.approx(prediction.uncertainty, rel=1e-4)
         assert json.loads(row["conformal_set"]) == list(prediction.conformal_set)
-    doubtful = sorted(
+    uncertain = sorted(
         (row for row in good if row["decision"] == "set_aside"), key=lambda row: -expected[row["file"]].uncertainty
     )
-    names = [f"{rank:04d}_{Path(row['file']).name}" for rank, row in enumerate(doubtful, 1)]
+    names = [f"{rank:04d}_{Path(row['file']).name}" for rank, row in enumerate(uncertain, 1)]
     assert 0 < len(names) < 24
     made = sorted(path.name for path in (tmp_path / "aside").iterdir())
     assert made == sorted([*names, "classes.txt", "contact_sheet.png", "to_label.txt"])
     assert (tmp_path / "aside/to_label.txt").read_text() == "".join(f"{name}----?\n" for name in names)
-    for row, name in zip(doubtful, names, strict=True):
+    for row, name in zip(uncertain, names, strict=True):
         assert (tmp_path / "aside" / name).read_bytes() == Path(row["file"]).read_bytes()
     assert sum(line.endswith("  set_aside") for line in lines) == len(names)
     assert sum(bool(re.search(r"  0\.\d{4}  [\d.e-]+ +accept$", line)) for line in lines) == 24 - len(names)
@@ -380,7 +384,7 @@ def test_quiet_still_shows_what_was_set_aside(
     assert len(lines) == int(sums.split(", ")[1].split()[0]) + 1 and not any("accept" in line for line in lines)
 
 
-def test_an_ensemble_adds_columns_and_leaves_the_answers(plain: Path, weights: Path, tmp_path: Path) -> None:
+def test_an_ensemble_adds_columns_and_leaves_the_predictions(plain: Path, weights: Path, tmp_path: Path) -> None:
     where = ("-idir", weights.parent / "asked/deeper", "--output", tmp_path / "a.jsonl")
     assert run("--weights", weights, plain, *where) == 0
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
@@ -403,40 +407,48 @@ def test_mistakes_are_sentences(
     bare = tmp_path / "bare.pth"
     torch.save(load_checkpoint(plain).net, bare)
     ask, fit = ("--image_dir", folder), ("--calibrate", held)
+    image, one_image = folder / "mixed0.png", "it is one image; name a list or a folder of images with "
     sentences = {
-        ("--weights", plain, *ask): f"{plain}: it is not calibrated, so nothing decides; do so with: python "
+        (
+            "--weights",
+            plain,
+            *ask,
+        ): f"{plain}: it is not calibrated, so it has no thresholds; calibrate it with: python "
         "inference_uncertain.py --weights CHECKPOINT --calibrate LIST; then export it again if this was exported",
         ("--weights", exported / "float.onnx", *fit): f"{exported}/float.onnx: this ONNX file cannot be changed; "
         "calibrate the checkpoint (.pth) that it was made from, and export it again",
-        ("--weights", plain, *fit): "200 images are too few to promise a risk under 0.01 with confidence 0.95 and "
-        "conformal sets that miss 0.05: at least 660 are needed, all of them answered right; a higher --target_risk "
-        "needs fewer",
+        ("--weights", plain, *fit): "200 images are too few for a risk under 0.01 with confidence 0.95 and "
+        "conformal sets that miss 0.05: at least 660 are needed, all of them predicted correctly; a higher "
+        "--target_risk needs fewer",
         ("--weights", plain, "--calibrate", weights.with_name("train.txt"), "--target_risk", 0.4): f"{plain.parent}/"
-        "train.txt: 30 of its 30 images were trained on, and a net is too sure of those; name a list of others, such "
-        "as the validation list",
-        ("--weights", plain, *fit, *ask): "--calibrate fits one net's single pass, and answers for no images: leave "
+        "train.txt: 30 of its 30 images were trained on, and a net is overconfident on those; name a list of others, "
+        "such as the validation list",
+        ("--weights", plain, *fit, *ask): "--calibrate fits one net's single pass, and predicts for no images: leave "
         "out --image_dir",
-        ("--weights", plain, weights, *fit): "--calibrate fits one net's single pass, and answers for no images: "
+        ("--weights", plain, weights, *fit): "--calibrate fits one net's single pass, and predicts for no images: "
         "leave out --weights of several nets",
         ("--weights", plain, "--calibrate", "none.txt"): f"none.txt: no such list or folder (relative paths start from "
         f"{Path.cwd()})",
+        ("--weights", plain, "--calibrate", image): f"{image}: {one_image}--calibrate",
+        ("--weights", weights, "--evaluate", image): f"{image}: {one_image}--evaluate",
+        ("--weights", weights, "--evaluate", held, "--means", image): f"{image}: {one_image}--means",
         ("--weights", weights, *ask, "--ood", folder): "--ood goes with --evaluate LIST",
-        ("--weights", weights, *fit, "--evaluate", held): "--calibrate fits one net's single pass, and answers for no "
+        ("--weights", weights, *fit, "--evaluate", held): "--calibrate fits one net's single pass, and predicts for no "
         "images: leave out --evaluate",
-        ("--weights", weights, *ask, "--evaluate", held): "--evaluate writes a report, and answers for no images: "
+        ("--weights", weights, *ask, "--evaluate", held): "--evaluate writes a report, and predicts for no images: "
         "leave out --image_dir",
         ("--weights", weights, "--evaluate", held, "--ood", "none"): f"none: no such folder (relative paths start from "
         f"{Path.cwd()})",
         ("--weights", exported / "float.onnx", "--evaluate", held, "--means", held): "--means goes with a checkpoint: "
         "an exported file gives no features",
         ("--weights", weights, "--evaluate", weights.with_name("train.txt")): f"{weights.parent}/train.txt: 30 of its "
-        "30 images were trained on, and a net is too sure of those; name a list of others, such as the validation "
+        "30 images were trained on, and a net is overconfident on those; name a list of others, such as the validation "
         "list",
         ("--weights", weights, *ask, "--score", "energy"): "--score goes with --calibrate LIST; the net's own "
         "calibration decides",
         ("--weights", weights, *ask, "--passes", 5): "--passes goes with --repeat dropout",
         ("--weights", weights, *ask, "--views", "flip"): "--views goes with --repeat views",
-        ("--weights", weights, weights, *ask, "--repeat", "views"): "several --weights are asked once each: leave out "
+        ("--weights", weights, weights, *ask, "--repeat", "views"): "several --weights run once each: leave out "
         "--repeat",
         ("--weights", weights, *ask, "--repeat", "dropout"): "GeM_ResNet_AVP was trained without dropout, so there is "
         "none to keep on; use --repeat views",
@@ -444,8 +456,8 @@ def test_mistakes_are_sentences(
         "with --set_aside",
         ("--weights", weights, tmp_path / "none.pth", *ask): f"{tmp_path}/none.pth: no such file (relative paths start "
         f"from {Path.cwd()})",
-        ("--weights", bare, *ask): f"{bare}: bare weights do not say which net they are of; name their config with "
-        "--config",
+        ("--weights", bare, *ask): f"{bare}: bare weights do not name their net; inference.py, inference_uncertain.py, "
+        "deploy.export and tools.embed take their config with --config",
     }
     for flags, sentence in sentences.items():
         assert mistake(capsys, *flags) == sentence
@@ -470,7 +482,9 @@ def test_mistakes_in_flags(flags: tuple[str, str], sentence: str, capsys: pytest
     assert stopped.value.code == 2 and sentence in capsys.readouterr().err
 
 
-def test_without_the_training_list_it_is_told(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_training_list_there_is_a_warning(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = load_checkpoint(plain)
     config = checkpoint.config | {"train_data_file": str(tmp_path / "gone.txt")}
     save_checkpoint(Checkpoint(config, checkpoint.metadata, checkpoint.net), tmp_path / "net.pth")

@@ -36,9 +36,15 @@ from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.decision import Decision, decide
 from deploy.inference.predictor import Predictor
 from deploy.inference.result_writer import open_results
-from deploy.inference.uncertainty_scores import ClassMeans, UncertaintyError, split_entropy, uncertainty_of
+from deploy.inference.uncertainty_scores import (
+    LOGIT_SCORES,
+    ClassMeans,
+    UncertaintyError,
+    split_entropy,
+    uncertainty_of,
+)
 from deploy.uncertainty.calibration import (
-    Promise,
+    CalibrationTarget,
     accept_threshold,
     calibrate,
     conformal_threshold,
@@ -51,14 +57,14 @@ from deploy.uncertainty.calibration import (
 from deploy.uncertainty.multi_pass import (
     Repetition,
     View,
+    apply_view,
     dropout_passes,
     ensemble_passes,
-    seen_as,
     view_passes,
     views_of,
 )
 from deploy.uncertainty.outputs import check_not_trained_on, collect, labelled_samples, trained_on
-from deploy.uncertainty.review_folder import SetAside, check_new_folder
+from deploy.uncertainty.review_folder import ReviewFolder, check_new_folder
 from nets.net_interface import build_net
 
 CALIBRATION = Calibration("least_confidence", 0.01, 0.95, 0.05, 1000, 900, 3, 0.008)
@@ -90,7 +96,7 @@ def true_labels(logits: np.ndarray, temperature: float, seed: int = 1) -> np.nda
 
 
 def independent(score: str, row: list[float], temperature: float) -> float:
-    """Give a row's uncertainty with scipy and plain Python."""
+    """Return a row's uncertainty with scipy and plain Python."""
     scores = scipy.special.softmax(np.array(row, np.float64) / temperature)
     ranked = sorted(scores, reverse=True)
     return {
@@ -104,25 +110,29 @@ def independent(score: str, row: list[float], temperature: float) -> float:
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
 @pytest.mark.parametrize("score", SCORES)
-def test_each_score_is_what_scipy_says(score: str, temperature: float) -> None:
+def test_each_score_is_scipys(score: str, temperature: float) -> None:
     logits = some_logits()
     expected = [independent(score, row, temperature) for row in logits.astype(np.float64).tolist()]
     np.testing.assert_allclose(uncertainty_of(logits, score, temperature), expected, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_less_sure_is_more_uncertain(score: str) -> None:
-    surer = np.array([[8.0, 1.0, 0.0]], np.float32)
-    doubtful = np.array([[2.0, 1.5, 0.0]], np.float32)
-    assert uncertainty_of(doubtful, score) > uncertainty_of(surer, score)
+def test_less_confident_is_more_uncertain(score: str) -> None:
+    confident = np.array([[8.0, 1.0, 0.0]], np.float32)
+    uncertain = np.array([[2.0, 1.5, 0.0]], np.float32)
+    assert uncertainty_of(uncertain, score) > uncertainty_of(confident, score)
 
 
-def test_huge_logits_overflow_nothing_and_sure_answers_stay_apart() -> None:
+def test_huge_logits_overflow_nothing_and_confident_predictions_stay_apart() -> None:
     logits = np.array([[3e4, 0, 0], [60, 0, 0], [70, 0, 0]], np.float32)
     assert all(np.isfinite(uncertainty_of(logits, score)).all() for score in SCORES)
     _, sure, surer = uncertainty_of(logits, "least_confidence")
     assert sure == pytest.approx(2 * math.exp(-60), rel=1e-9)  # 1 - the highest score would be 0 for both
     assert 0 < surer < sure
+
+
+def test_the_scores_that_metadata_may_name_are_those_of_the_table() -> None:
+    assert tuple(LOGIT_SCORES) == SCORES
 
 
 def test_an_unknown_score_is_named() -> None:
@@ -233,7 +243,7 @@ def test_the_threshold_is_that_of_the_search_written_another_way() -> None:
         assert found.value == pytest.approx((pairs[best - 1][0] + pairs[best][0]) / 2)
 
 
-def test_the_promised_risk_is_kept_as_often_as_promised() -> None:
+def test_the_target_risk_is_met_as_often_as_guaranteed() -> None:
     """Wrong with probability u / 4 where u is uniform: the risk of accepting up to t is t / 8, known exactly."""
     generator = np.random.default_rng(0)
     broken = found = 0
@@ -258,10 +268,10 @@ def test_images_alike_are_accepted_together_or_not_at_all() -> None:
         assert threshold.value == pytest.approx(0.25)
 
 
-def test_no_threshold_where_none_can_keep_the_promise() -> None:
+def test_no_threshold_where_none_meets_the_target() -> None:
     uncertainty = np.random.default_rng(0).random(2000)
     assert accept_threshold(uncertainty, np.arange(2000) % 5 == 0, 0.01, 0.95) is None
-    assert accept_threshold(uncertainty[:200], np.zeros(200, bool), 0.01, 0.95) is None  # too few to tell
+    assert accept_threshold(uncertainty[:200], np.zeros(200, bool), 0.01, 0.95) is None  # too few images
 
 
 def test_a_threshold_between_neighbours_accepts_no_more_than_was_counted() -> None:
@@ -284,7 +294,7 @@ def test_the_conformal_threshold_is_numpys_quantile(count: int, risk: float) -> 
             conformal_threshold(own[:18], risk)
 
 
-def test_conformal_sets_cover_the_truth_as_often_as_promised() -> None:
+def test_conformal_sets_cover_the_truth_as_often_as_guaranteed() -> None:
     """Of many splits the mean coverage lies between 1 - a and 1 - a + 1 / (n + 1) (Angelopoulos & Bates 2021)."""
     logits = some_logits(20000, 5, spread=1.5)
     labels = true_labels(logits, 1.3)
@@ -302,7 +312,7 @@ def test_calibration_of_a_whole_list() -> None:
     logits = some_logits(3000, spread=9)
     labels = true_labels(logits, 2.0)
     fitted = calibrate(
-        logits, labels, metadata_with(calibration=None, thresholds={}), Promise(0.05, 0.9, 0.1, "entropy")
+        logits, labels, metadata_with(calibration=None, thresholds={}), CalibrationTarget(0.05, 0.9, 0.1, "entropy")
     )
     first = for_temperature(3000)
     assert first.sum() == 600
@@ -335,17 +345,17 @@ def test_however_a_list_is_ordered_both_shares_see_every_class(order: str) -> No
 
 
 def test_a_list_that_is_too_short_is_refused_with_the_number_that_is_needed() -> None:
-    promise = Promise()
-    least = least_images(promise)
+    target = CalibrationTarget()
+    least = least_images(target)
     logits = some_logits(least)
     labels = logits.argmax(axis=1)
-    assert calibrate(logits, labels, metadata_with(), promise).calibration is not None
+    assert calibrate(logits, labels, metadata_with(), target).calibration is not None
     sentence = (
-        f"^{least - 1} images are too few to promise a risk under 0.01 with confidence 0.95 and conformal sets that "
-        f"miss 0.05: at least {least} are needed, all of them answered right; a higher --target_risk needs fewer$"
+        f"^{least - 1} images are too few for a risk under 0.01 with confidence 0.95 and conformal sets that "
+        f"miss 0.05: at least {least} are needed, all of them predicted correctly; a higher --target_risk needs fewer$"
     )
     with pytest.raises(UncertaintyError, match=sentence):
-        calibrate(logits[1:], labels[1:], metadata_with(), promise)
+        calibrate(logits[1:], labels[1:], metadata_with(), target)
 
 
 @pytest.mark.parametrize(
@@ -360,21 +370,23 @@ def test_the_number_that_is_needed_is_the_least_of_all_numbers(
         bound = scipy.stats.beta.ppf(1 - (1 - confidence) / kept.bit_length(), 1, kept) if kept else 1.0
         return bound <= target and math.ceil(round((kept + 1) * (1 - conformal), 9)) <= kept and count >= 100
 
-    assert least_images(Promise(target, confidence, conformal)) == next(n for n in range(1, 10**5) if is_enough(n))
+    assert least_images(CalibrationTarget(target, confidence, conformal)) == next(
+        n for n in range(1, 10**5) if is_enough(n)
+    )
 
 
-def test_a_promise_that_needs_hundreds_of_millions_is_told_at_once() -> None:
-    assert 10**8 < least_images(Promise(target_risk=1e-8)) < 10**10
+def test_the_length_for_a_target_of_hundreds_of_millions_is_computed_at_once() -> None:
+    assert 10**8 < least_images(CalibrationTarget(target_risk=1e-8)) < 10**10
 
 
-def test_a_promise_that_cannot_be_kept_is_refused() -> None:
+def test_a_target_that_cannot_be_met_is_refused() -> None:
     logits = some_logits(2000, spread=0.1)
     sentence = (
         r"^no threshold on margin keeps the risk among the accepted under 0.01 with confidence 0.95 \(\d+ of 1600 "
-        r"images are answered wrongly\): allow more with --target_risk, or calibrate on more images$"
+        r"images are predicted wrongly\): allow more with --target_risk, or calibrate on more images$"
     )
     with pytest.raises(UncertaintyError, match=sentence):
-        calibrate(logits, true_labels(logits, 1.0), metadata_with(), Promise(score="margin"))
+        calibrate(logits, true_labels(logits, 1.0), metadata_with(), CalibrationTarget(score="margin"))
 
 
 # --- the decision
@@ -424,7 +436,7 @@ def test_the_threshold_itself_is_accepted_and_a_set_may_be_empty() -> None:
 # --- metadata and checkpoints
 
 
-def test_metadata_without_calibration_stay_as_they_were() -> None:
+def test_metadata_without_calibration_stays_as_it_was() -> None:
     values = metadata_with(calibration=None).to_dict()
     assert "calibration" not in values
     assert ModelMetadata.from_dict(values).calibration is None
@@ -464,7 +476,7 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_only_the_metadata_of_a_checkpoint_are_rewritten(saved: Path) -> None:
+def test_only_the_metadata_of_a_checkpoint_is_rewritten(saved: Path) -> None:
     before = torch.load(saved, weights_only=True) | {"facts": None}
     content = torch.load(saved, weights_only=True) | {"of_a_later_version": 1}
     torch.save(content, saved)
@@ -497,12 +509,12 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(saved: Path, monkeypatch: p
     assert saved.read_bytes() == before and len(list(saved.parent.iterdir())) == 1
 
 
-def test_metadata_of_other_weights_are_refused(saved: Path) -> None:
+def test_metadata_of_other_weights_is_refused(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="the metadata is of other weights than the checkpoint's"):
         rewrite_metadata(saved, metadata_with(weights_sha256="0" * 64))
 
 
-# --- answers
+# --- predictions
 
 
 class BrightnessBackend:
@@ -526,7 +538,7 @@ def shades(tmp_path: Path) -> list[str]:
     return [grey(tmp_path / f"shades/{value:03d}.png", value) for value in (0, 90, 120, 180, 255)]
 
 
-def test_answers_carry_the_decision_only_where_calibrated(shades: list[str]) -> None:
+def test_predictions_have_a_decision_only_where_calibrated(shades: list[str]) -> None:
     plain = list(Predictor(BrightnessBackend(), metadata_with(calibration=None)).predict_files(shades))
     decided = list(Predictor(BrightnessBackend(), metadata_with()).predict_files(shades))
     assert {prediction.decision for prediction in decided} == {"accept", "set_aside"}
@@ -541,7 +553,7 @@ def test_answers_carry_the_decision_only_where_calibrated(shades: list[str]) -> 
         assert values == before.to_dict()
 
 
-def test_csv_columns_stand_before_the_error(shades: list[str], tmp_path: Path) -> None:
+def test_csv_columns_come_before_the_error(shades: list[str], tmp_path: Path) -> None:
     predictor = Predictor(
         BrightnessBackend(), metadata_with(), Repetition(view_passes(BrightnessBackend(), metadata_with(), ()))
     )
@@ -603,9 +615,7 @@ def test_outputs_are_gathered_in_order_and_what_cannot_be_read_is_left_out(
     passes = view_passes(headed, metadata, ("flip",))
     scores = collect(headed, metadata, samples, batch_size=4, passes=passes).scores
     assert scores is not None and scores.shape == (2, 5, 3)
-    with pytest.raises(
-        UncertaintyError, match=r"needs features, which only a checkpoint's net gives; name the \.pth file$"
-    ):
+    with pytest.raises(UncertaintyError, match=r"needs features, which only a checkpoint has; name the \.pth file$"):
         collect(BrightnessBackend(), metadata, samples, with_features=True)
 
 
@@ -630,8 +640,8 @@ def test_training_images_are_found_by_their_paths(shades: list[str], tmp_path: P
     config = Config.model_validate(place | {"val_data_root_dir": str(tmp_path / "shades")})
     trained = trained_on(config, metadata_with())
     assert trained is not None and len(trained) == 2
-    samples = labelled_samples(tmp_path / "val.txt", config, metadata_with())
-    with pytest.raises(UncertaintyError, match=r"val.txt: 1 of its 2 images were trained on, and a net is too sure"):
+    samples = labelled_samples(tmp_path / "val.txt", config, metadata_with(), flag="--calibrate")
+    with pytest.raises(UncertaintyError, match=r"val.txt: 1 of its 2 images were trained on, and a net is overconf"):
         check_not_trained_on(samples, tmp_path / "val.txt", trained)
     check_not_trained_on(samples[:1], tmp_path / "val.txt", trained)
     (tmp_path / "link").symlink_to(tmp_path / "shades")
@@ -641,14 +651,14 @@ def test_training_images_are_found_by_their_paths(shades: list[str], tmp_path: P
     (tmp_path / "train.txt").unlink()
     assert trained_on(config, metadata_with()) is None and trained_on(None, metadata_with()) is None
     with pytest.raises(UncertaintyError, match=r"shades: its images have no labels; name a list, or one"):
-        labelled_samples(tmp_path / "shades", config, metadata_with())
+        labelled_samples(tmp_path / "shades", config, metadata_with(), flag="--calibrate")
 
 
 # --- repetition
 
 
 def test_views_are_what_torch_samples() -> None:
-    """The same affine maps by torch's grid_sample, which knows places from -1 to 1."""
+    """The same affine maps by torch's grid_sample, whose positions run from -1 to 1."""
     images = np.random.default_rng(0).normal(size=(2, 3, 20, 32)).astype(np.float32)
     for view in (*views_of(("flip", "shift", "scale")), View(flip=True, down=0.1, right=-0.05, scale=1.3)):
         mirror = -1.0 if view.flip else 1.0
@@ -662,13 +672,13 @@ def test_views_are_what_torch_samples() -> None:
         expected = torch.nn.functional.grid_sample(
             torch.from_numpy(images), grid, padding_mode="border", align_corners=True
         )
-        np.testing.assert_allclose(seen_as(images, view), expected, atol=2e-5)
+        np.testing.assert_allclose(apply_view(images, view), expected, atol=2e-5)
 
 
 def test_views_of_bytes_are_rounded_and_a_flip_is_exact() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    assert np.array_equal(seen_as(pixels, View(flip=True), "uint8 NHWC RGB"), pixels[:, :, ::-1])
-    moved = seen_as(pixels, View(down=1 / 16), "uint8 NHWC BGR")
+    assert np.array_equal(apply_view(pixels, View(flip=True), "uint8 NHWC RGB"), pixels[:, :, ::-1])
+    moved = apply_view(pixels, View(down=1 / 16), "uint8 NHWC BGR")
     assert np.array_equal(moved[:, 1:], pixels[:, :-1]) and np.array_equal(moved[:, 0], pixels[:, 0])
     assert moved.dtype == np.uint8
     assert len(views_of(("flip", "shift", "scale"))) == 8 and views_of(()) == [View()]
@@ -693,7 +703,7 @@ def test_dropout_passes_differ_repeat_themselves_and_leave_the_net_as_it_was(hea
 
 
 class AttendingNet(torch.nn.Module):
-    """Answers by self-attention over the columns of an image."""
+    """Predicts by self-attention over the columns of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -744,16 +754,18 @@ def test_an_ensemble_asks_each_net_at_its_own_temperature(headed: CheckpointBack
 # --- what was set aside
 
 
-def test_what_was_set_aside_is_ranked_drawn_and_listed(shades: list[str], tmp_path: Path) -> None:
-    aside = SetAside(tmp_path / "aside", metadata_with())
-    doubts = (0.3, 0.5, 0.1, 0.5, 0.4)
-    for path, doubt in zip(shades, doubts, strict=True):
-        decision = "accept" if doubt < 0.2 else "set_aside"
-        aside.add(
-            ClassPrediction(path, 0, "猫", 1 - doubt, uncertainty=doubt, decision=decision, conformal_set=("猫", "dog"))
+def test_images_set_aside_are_ranked_drawn_and_listed(shades: list[str], tmp_path: Path) -> None:
+    review = ReviewFolder(tmp_path / "aside", metadata_with())
+    uncertainties = (0.3, 0.5, 0.1, 0.5, 0.4)
+    for path, uncertainty in zip(shades, uncertainties, strict=True):
+        decision = "accept" if uncertainty < 0.2 else "set_aside"
+        review.add(
+            ClassPrediction(
+                path, 0, "猫", 1 - uncertainty, uncertainty=uncertainty, decision=decision, conformal_set=("猫", "dog")
+            )
         )
-    aside.add(ClassPrediction("bad.png", error="it is empty"))
-    aside.finish()
+    review.add(ClassPrediction("bad.png", error="it is empty"))
+    review.finish()
     folder = tmp_path / "aside"
     names = ["0001_090.png", "0002_180.png", "0003_255.png", "0004_000.png"]
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -778,18 +790,18 @@ def test_what_was_set_aside_is_ranked_drawn_and_listed(shades: list[str], tmp_pa
 
 def test_nothing_set_aside_leaves_an_empty_list(tmp_path: Path) -> None:
     check_new_folder(tmp_path / "aside")
-    SetAside(tmp_path / "aside", metadata_with()).finish()
+    ReviewFolder(tmp_path / "aside", metadata_with()).finish()
     assert (tmp_path / "aside/to_label.txt").read_bytes() == b""
 
 
 def test_a_list_to_label_holds_any_name(tmp_path: Path) -> None:
     """A line of UTF-8 holds no line break and no foreign byte, so the copies' names do without."""
-    aside = SetAside(tmp_path / "aside", metadata_with())
+    review = ReviewFolder(tmp_path / "aside", metadata_with())
     found = [b"a\nb.png", b"c\rd.png", b"\xff.png", "猫 ----1.png".encode()]
     for index, name in enumerate(found):
         path = grey(tmp_path / os.fsdecode(name), index)
-        aside.add(ClassPrediction(path, 0, "猫", 0.5, uncertainty=0.5 - index / 10, decision="set_aside"))
-    aside.finish()
+        review.add(ClassPrediction(path, 0, "猫", 0.5, uncertainty=0.5 - index / 10, decision="set_aside"))
+    review.finish()
     listed = tmp_path / "aside/to_label.txt"
     listed.write_text(listed.read_text(encoding="utf-8").replace("?\n", "2\n"), encoding="utf-8")
     read = read_list(listed, tmp_path / "aside", "----", 3)
@@ -799,8 +811,8 @@ def test_a_list_to_label_holds_any_name(tmp_path: Path) -> None:
 
 def test_a_long_name_keeps_its_end(tmp_path: Path) -> None:
     path = grey(tmp_path / ("猫" * 80 + ".png"), 9)
-    aside = SetAside(tmp_path / "aside", metadata_with())
-    aside.add(ClassPrediction(path, 0, "猫", 0.5, uncertainty=0.5, decision="set_aside"))
-    aside.finish()
+    review = ReviewFolder(tmp_path / "aside", metadata_with())
+    review.add(ClassPrediction(path, 0, "猫", 0.5, uncertainty=0.5, decision="set_aside"))
+    review.finish()
     (copy,) = (tmp_path / "aside").glob("0001_*.png")
     assert copy.name.endswith("猫猫.png") and len(copy.name.encode()) < 255
