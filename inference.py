@@ -131,9 +131,17 @@ def convert(args: argparse.Namespace) -> int:
     if artifact_kind(weights) == "checkpoint":
         check_flags_of_a_checkpoint(args, weights)
     from deploy.export.exporter import export_formats
+    from deploy.export.request import ExportRequest
 
-    place = weights.parent
-    return export_formats(weights, conversions(args), place, samples=args.image_dir, config=config, device=args.device)
+    request = ExportRequest(
+        weights=weights,
+        formats=conversions(args),
+        output_dir=weights.parent,
+        samples=args.image_dir,
+        config=config,
+        device=args.device,
+    )
+    return export_formats(request)
 
 
 def _predict_all(

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from common import malloc
-from deploy.export import parity
+from deploy.export import timing
 
 torch.set_num_threads(1)  # the tests run side by side
 # Once torch.export has made torch believe in a GPU, the first backward pass starts threads for it, and no copy of the
@@ -57,8 +57,8 @@ def write_image(path: Path, label: int, seed: int, size: int = 24) -> None:
 def one_round() -> Iterator[None]:
     """Time each exported file once: here its speed is no matter."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "ROUNDS", 1)
-        patch.setattr(parity, "WARM_UP", 0)
+        patch.setattr(timing, "ROUNDS", 1)
+        patch.setattr(timing, "WARM_UP", 0)
         yield
 
 

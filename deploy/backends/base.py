@@ -22,7 +22,9 @@ PRECISION_HELP = (
     "where the hardware multiplies it, and its scores are a little off"
 )
 
-NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate|failed to allocate|bad_alloc", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|not enough memory|can't allocate|failed to allocate|bad_alloc", re.IGNORECASE
+)
 
 
 class BackendError(UserError):
@@ -61,10 +63,16 @@ def within_profile(
 
 def failure(backend: Backend, count: int, error: BaseException) -> BackendError:
     """Return the error that states why a batch of `count` images failed."""
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or NO_MEMORY.search(str(error)):
+    if is_out_of_memory(error):
         batch = "a single image" if count == 1 else f"{count} images at once; lower the batch size"
         return BackendError(f"{backend.device} has too little memory for {batch}")
     return BackendError(f"the net failed on {backend.name} {backend.device}: {reason(error)}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, of Python or of a runtime, is for too little memory."""
+    is_kind = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    return is_kind or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def reason(error: BaseException) -> str:

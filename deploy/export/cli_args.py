@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 
 from common.cli import named_path
 from deploy.export.console import PROGRAM
-from deploy.export.formats import FORMATS, MAX_BATCH, MAX_SAMPLES, PRECISIONS, WTS
+from deploy.export.formats import ALL, EXPORT_FORMATS, FORMAT_NAMES, MAX_BATCH, MAX_SAMPLES, PRECISIONS, WTS
 
-EPILOG = """\
-formats:
-  jit     model.pt         TorchScript (deprecated by torch in favour of pt2)
-  pt2     model.pt2        torch.export
-  onnx    model.onnx       ONNX
-  int8    model.int8.onnx  ONNX in 8 bits, calibrated on training images
-  json    model.json       network description for TensorRT, with its weights
-                           in model.safetensors
-  engine  model.engine     TensorRT engine, with its metadata beside it; makes the
-                           description too
-  all                      all of them; without TensorRT all but the engine,
-                           which the table's last line then says
-Every file is held against the net on real images; export_report.json tells
-all that was measured. Exit codes: 0 written, 2 a mistake in what was asked,
-3 a file did not answer as the net does and was not kept, 128 + n stopped by
-signal n (the files already proved are kept)."""
+COLUMNS, TITLE_COLUMN = 79, 27
+NOTES = """\
+Every file is compared with the net on real images; export_report.json holds
+all that was measured. Exit codes: 0 written, 2 a mistake in the request,
+3 a file differs from the net and was not kept, 128 + n stopped by signal n
+(the files already verified are kept)."""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of deploy.export."""
+    """Return the parser of deploy.export."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
-        description="Write a trained net in other formats, each file proved on real images.",
-        epilog=EPILOG,
+        description="Write a trained net in other formats, each file verified on real images.",
+        epilog=f"formats:\n{_format_table()}\n{NOTES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -40,12 +31,22 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _format_table() -> str:
+    rows = [(row.name, row.files[0], row.title) for row in EXPORT_FORMATS.values()]
+    rows.append((ALL, "", "all of them; one whose library is missing is left out, which the table notes"))
+    indent = " " * TITLE_COLUMN
+    return "\n".join(
+        textwrap.fill(f"  {name:<8}{file:<17}{title}", COLUMNS, subsequent_indent=indent) for name, file, title in rows
+    )
+
+
 def _add_files(parser: argparse.ArgumentParser) -> None:
+    with_precision = ", ".join(row.name for row in EXPORT_FORMATS.values() if not row.precision)
     add = parser.add_argument
     add("--weights", metavar="F", type=named_path, required=True, help="a checkpoint, or bare weights with --config")
-    add("--formats", metavar="A,B", type=_formats, required=True, help=f"of {', '.join(FORMATS)}")
+    add("--formats", metavar="A,B", type=_formats, required=True, help=f"of {', '.join(FORMAT_NAMES)}")
     add("--output_dir", metavar="DIR", type=named_path, help="where the files go (default: beside the weights)")
-    add("--precision", choices=PRECISIONS, default="fp32", help="of jit, pt2, onnx, json and engine (default fp32)")
+    add("--precision", choices=PRECISIONS, default="fp32", help=f"of {with_precision} (default fp32)")
     add(
         "--with_preprocess",
         nargs="?",
@@ -76,7 +77,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         "--samples_root",
         metavar="DIR",
         type=named_path,
-        help="what the paths in that list start from (default: the config's folders or the list's own, whichever has "
+        help="where the paths in that list start (default: the config's folders or the list's own, whichever has "
         "most of the images)",
     )
     add(
@@ -86,7 +87,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         help=f"images of it, evenly spread; 0: all (default {MAX_SAMPLES}, or what fits in 2 GB); each is held in "
         "memory with height x width x 3 bytes",
     )
-    add("--device", metavar="D", default="auto", help="where it is proved: auto (default), cpu, cuda or cuda:N")
+    add("--device", metavar="D", default="auto", help="where it is verified: auto (default), cpu, cuda or cuda:N")
 
 
 def _formats(text: str) -> list[str]:

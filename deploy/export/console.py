@@ -1,4 +1,4 @@
-"""What an export says beside its table, on stderr."""
+"""What an export writes on stderr, beside its table."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import suppress
 PROGRAM = "python -m deploy.export"
 
 
-def tell(text: str) -> None:
-    """Write one line to stderr; nobody may be there to read it any more, as after a closed terminal."""
+def log(text: str) -> None:
+    """Write one line to stderr, which may be closed, as after a closed terminal."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
-def progress(text: str) -> None:
-    """Tell someone who waits at a terminal what is being done; a log gets a line a format when it is done."""
+def log_progress(text: str) -> None:
+    """Write to a terminal what is being done; a log gets one line for each finished format."""
     if sys.stderr.isatty():
-        tell(f"{text} ...")
+        log(f"{text} ...")

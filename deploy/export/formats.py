@@ -1,17 +1,90 @@
-"""The formats that a checkpoint is exported to."""
+"""The formats of an export: one row each holds all that the program knows of it.
+
+A new format is a row here and its writer in writers.py. The functions of a row are named, and imported when they are
+called: `--help` and mistakes in a request are answered without torch.
+"""
 
 from __future__ import annotations
 
-FORMATS = ("jit", "pt2", "onnx", "int8", "json", "engine", "all")  # in the order in which they are made
-PRECISIONS = ("fp32", "fp16", "bf16")
+import pkgutil
+from dataclasses import dataclass
+from typing import Any
+
+ALL = "all"  # of --formats
+PRECISIONS = ("fp32", "fp16", "bf16")  # of the formats without one of their own
 WTS = "model.wts"
 MAX_BATCH = 65536
 MAX_SAMPLES = 1000  # of which one may change its class
-FILES = {  # in the order in which they are made; the first name is the one that is loaded
-    "jit": ("model.pt",),
-    "pt2": ("model.pt2",),
-    "onnx": ("model.onnx",),
-    "int8": ("model.int8.onnx",),
-    "json": ("model.json", "model.safetensors"),
-    "engine": ("model.engine", "model.engine.facts.json"),
-}
+FLOAT_ONNX = "float.onnx"  # the file that int8 is made from, beside it
+
+
+@dataclass(frozen=True)
+class LateFunction:
+    """A function by its name, "package.module:function", imported when it is called."""
+
+    name: str
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Import the function and call it."""
+        return pkgutil.resolve_name(self.name)(*arguments)
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """One format, and how it is written, verified and searched for a fault."""
+
+    name: str
+    files: tuple[str, ...]  # the first is the one that is loaded
+    title: str  # in --help
+    write: LateFunction  # (Source, path of the first file), which raises where the net cannot be written
+    layer_values: LateFunction | None = None  # (path, images, the net's calls) -> a refused file's output of each call
+    runtimes: tuple[str, ...] = ()  # what runs it, where there is a choice; the backend's default decides
+    precision: str = ""  # where it has its own; else that of the request
+    made_from: str = ""  # the format whose files it is made from
+    library_problem: LateFunction | None = None  # () -> why it cannot be made here, or ""
+    device_problem: LateFunction | None = None  # (device) -> why it cannot be verified here, or ""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is calibrated on images and verified by int8's rules."""
+        return self.precision == "int8"
+
+
+def _late(function: str) -> LateFunction:
+    return LateFunction(f"deploy.export.{function}")
+
+
+_ROWS = (  # in the order in which they are made
+    ExportFormat(
+        "jit", ("model.pt",), "TorchScript (deprecated by torch in favour of pt2)",
+        write=_late("writers:write_jit"), layer_values=_late("layer_values:jit_values"),
+    ),
+    ExportFormat(
+        "pt2", ("model.pt2",), "torch.export",
+        write=_late("writers:write_pt2"), layer_values=_late("layer_values:pt2_values"),
+    ),
+    ExportFormat(
+        "onnx", ("model.onnx",), "ONNX",
+        write=_late("writers:write_onnx"), layer_values=_late("layer_values:onnx_values"),
+        runtimes=("onnxruntime", "openvino"),
+    ),
+    ExportFormat(
+        "int8", ("model.int8.onnx",), "ONNX in 8 bits, calibrated on training images",
+        write=_late("writers:write_int8"), layer_values=_late("layer_values:int8_values"),
+        runtimes=("onnxruntime", "openvino"), precision="int8",
+    ),
+    ExportFormat(
+        "json", ("model.json", "model.safetensors"),
+        "network description for TensorRT, with its weights in model.safetensors",
+        write=_late("writers:write_json"), layer_values=_late("layer_values:json_values"),
+    ),
+    ExportFormat(
+        "engine", ("model.engine", "model.engine.facts.json"),
+        "TensorRT engine, with its metadata beside it; makes the description too",
+        write=_late("writers:write_engine"), made_from="json",
+        library_problem=LateFunction("pytorch2json.tensorrt_library:library_problem"),
+        device_problem=_late("verification:gpu_problem"),
+    ),
+)  # fmt: skip
+EXPORT_FORMATS = {row.name: row for row in _ROWS}
+FORMAT_NAMES = (*EXPORT_FORMATS, ALL)

@@ -1,4 +1,4 @@
-"""The net as it is deployed: in the precision asked for, and with its preprocessing in the graph if wanted."""
+"""The net as it is deployed: in the requested precision, and with its preprocessing in the graph if requested."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from common.errors import UserError
+from artifacts.metadata import ModelMetadata
 from common.formatting import first_line
 from data_loader.preprocess import Preprocess
+from deploy.export.errors import ExportError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class ExportProblem(UserError):
-    """A net that a format cannot hold; the message is one sentence."""
-
-
 def deployed_net(net: nn.Module, preprocess: Preprocess, net_input: str, precision: str) -> nn.Module:
-    """Return a copy of a net in eval mode that takes `net_input` (of metadata.INPUTS) and gives float32 logits (N, K).
+    """Return a copy of a net in eval mode from `net_input` (of metadata.INPUTS) to float32 outputs (N, ...).
 
     Parts that the net names in `training_only` are left out of it. Every module and weight keeps its name: the copy is
     of a class derived from the net's own.
@@ -45,26 +42,39 @@ def deployed_net(net: nn.Module, preprocess: Preprocess, net_input: str, precisi
 
 
 def export_program(net: nn.Module, images: torch.Tensor) -> torch.export.ExportedProgram:
-    """Give torch.export's program of a net for any batch size, `images` being two or more. Raises ExportProblem."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch._guards")]
-    levels = [logger.level for logger in loggers]
+    """Return torch.export's program of a net for any batch size, from two or more images. Raises ExportError."""
+    batch = torch.export.Dim("batch", min=1)
     try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)  # what they tell in pages is raised as well
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of deprecations inside torch and torchvision
-            batch = torch.export.Dim("batch", min=1)
+        # What they log in pages is raised as well.
+        with torch.no_grad(), quiet("torch.export", "torch._export", "torch._guards", level=logging.CRITICAL):
             return torch.export.export(net, (images,), dynamic_shapes=({0: batch},), strict=False)
     except Exception as error:  # torch.export's errors have no common kind
-        raise ExportProblem(f"torch.export cannot take the net with a free batch size: {first_line(error)}") from error
+        raise ExportError(f"torch.export cannot take the net with a free batch size: {first_line(error)}") from error
+
+
+def output_name(metadata: ModelMetadata) -> str:
+    """Return the name of a file's output; features are "logits", as in every file before outputs had names."""
+    return "logits" if metadata.output == "features" else metadata.output
+
+
+@contextmanager
+def quiet(*loggers: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Silence Python's warnings (of deprecations inside torch and torchvision) and loggers below a level."""
+    before = {name: logging.getLogger(name).level for name in loggers}
+    try:
+        for name in loggers:
+            logging.getLogger(name).setLevel(level)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for name, old in before.items():
+            logging.getLogger(name).setLevel(old)
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Compute float32 as float32: on its GPUs torch rounds to TF32 (10 bits) unless told, on the CPU never."""
+    """Compute float32 as float32: by default torch rounds to TF32 (10 bits) in cuDNN on GPUs, on the CPU never."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -74,16 +84,16 @@ def exact_float32() -> Iterator[None]:
 
 
 class _HalfPrecision(nn.Module):
-    """What stands before and after a net whose weights may be half precision: float32 in, float32 out."""
+    """Casts before and after a net whose weights may be half precision: float32 in, float32 out."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         dtype = next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
-        logits: torch.Tensor = super().forward(images.to(dtype))  # the net's own, by class order
-        return logits.float()
+        outputs: torch.Tensor = super().forward(images.to(dtype))  # the net's own, by class order
+        return outputs.float()
 
 
 class _Uint8Input(nn.Module):
-    """What stands before a net that is fed the image itself: Preprocess's scale and shift, in float32."""
+    """Preprocess's scale and shift, in float32, before a net that takes the image itself."""
 
     input_scale: torch.Tensor
     input_shift: torch.Tensor
@@ -95,5 +105,5 @@ class _Uint8Input(nn.Module):
         if self.is_bgr:
             pixels = pixels.flip(1)
         normalised = pixels * self.input_scale.float() + self.input_shift.float()
-        logits: torch.Tensor = super().forward(normalised)  # the net's own, by class order
-        return logits
+        outputs: torch.Tensor = super().forward(normalised)  # the net's own, by class order
+        return outputs

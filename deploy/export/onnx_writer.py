@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
-import logging
-import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +15,25 @@ from artifacts.formats import METADATA_KEY
 from artifacts.metadata import PRODUCER, ModelMetadata
 from artifacts.onnx_file import DIGEST_DIGITS, DIGEST_KEY, onnx_digest, read_onnx
 from common.formatting import first_line
-from deploy.export.model_wrapper import ExportProblem, export_program
+from deploy.export.errors import ExportError
+from deploy.export.model_wrapper import export_program, output_name, quiet
 
 OPSET = 20
 OPSET_BF16 = 22  # the first whose convolution takes bf16
 LARGEST_FILE = 2**31 - 2**20  # bytes; protobuf holds no more, so beyond it the weights go beside the file
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules around a node, and at its end the operator
-KEPT_METADATA = (SCOPES, "namespace")  # the others tell how it was made, with the paths of the machine that did
+KEPT_METADATA = (SCOPES, "namespace")  # the others have paths of the machine that made it
 
 
 def export_onnx(net: nn.Module, images: torch.Tensor, path: Path, metadata: ModelMetadata) -> None:
-    """Write `net` as ONNX with input "images" (any batch size), output "logits", its metadata and its digest.
+    """Write `net` as ONNX with input "images" (any batch size), the output, its metadata and its digest.
 
-    `images` is a real batch of at least two. Raises ExportProblem; OSError where it cannot be written.
+    `images` is a real batch of at least two. Raises ExportError; OSError where it cannot be written.
     """
     import onnx
 
-    model = _exported(net, images, OPSET_BF16 if metadata.precision == "bf16" else OPSET)
+    opset = OPSET_BF16 if metadata.precision == "bf16" else OPSET
+    model = _exported(net, images, opset, output_name(metadata))
     graph = model.graph
     _settle_weight_types(graph)
     _name_by_module(graph, {name for name, _ in [*net.named_parameters(), *net.named_buffers()]})
@@ -47,11 +46,11 @@ def export_onnx(net: nn.Module, images: torch.Tensor, path: Path, metadata: Mode
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportProblem(f"the exported graph is not valid ONNX: {first_line(error)}") from error
+        raise ExportError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
 
 
 def write_digest(path: Path) -> None:
-    """Write into an ONNX file's metadata the digest that `read_onnx` will hold it against. Raises OSError."""
+    """Write into an ONNX file's metadata the digest that `read_onnx` will check. Raises OSError."""
     model = read_onnx(path)
     entry = model.metadata_props.add(key=DIGEST_KEY, value="0" * DIGEST_DIGITS)
     entry.value = onnx_digest(path, model, model.SerializeToString())
@@ -59,7 +58,7 @@ def write_digest(path: Path) -> None:
 
 
 def module_ends(nodes: Iterator[tuple[tuple[str, ...], str]]) -> dict[tuple[str, int], str]:
-    """Find by module and number of its call the value that ends the call, from (modules around, value) of each node.
+    """Return by module and number of its call the value that ends the call, from (modules around, value) of each node.
 
     The nodes come in execution order; a call of a module is a run of nodes inside it.
     """
@@ -75,34 +74,35 @@ def module_ends(nodes: Iterator[tuple[tuple[str, ...], str]]) -> dict[tuple[str,
 
 
 def scopes_of(node: Any) -> tuple[str, ...]:
-    """Give the modules around a node of an ONNX file, outermost first, without the net itself."""
+    """Return the modules around a node of an ONNX file, outermost first, without the net itself."""
     text = next((prop.value for prop in node.metadata_props if prop.key == SCOPES), "[]")
     return tuple(module for module in ast.literal_eval(text)[:-1] if module)
 
 
-def _exported(net: nn.Module, images: torch.Tensor, opset: int) -> Any:
-    # Given the net itself, torch.onnx would fall back on a trace that fixes the batch size where torch.export refuses.
+def _exported(net: nn.Module, images: torch.Tensor, opset: int, output: str) -> Any:
+    # From the net itself, torch.onnx would fall back on a trace that fixes the batch size where torch.export refuses.
     program = export_program(net, images)
-    with _quiet_exporter(), torch.no_grad():
+    # Its warnings are of itself; its result is checked and verified.
+    with quiet("torch.onnx", "torch.export", "onnxscript"), torch.no_grad():
         try:
             made = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=opset,
                 input_names=["images"],
-                output_names=["logits"],
+                output_names=[output],
                 dynamic_shapes=({0: "batch"},),  # its name in the file
                 optimize=True,
                 verbose=False,
             )
         except Exception as error:  # the exporter raises anything, around what went wrong
-            raise ExportProblem(f"torch.onnx cannot take the net: {first_line(error.__cause__ or error)}") from error
-    assert made is not None  # None only where it was asked to write the file itself
+            raise ExportError(f"torch.onnx cannot take the net: {first_line(error.__cause__ or error)}") from error
+    assert made is not None  # None only where it writes the file itself
     return made.model
 
 
 def _settle_weight_types(graph: Any) -> None:
-    """Give a convolution's weights the type that it computes in: the exporter's folding leaves bf16 ones in float32."""
+    """Cast a convolution's weights to the type that it computes in: the exporter's folding leaves bf16 ones float32."""
     import onnx_ir
 
     for node in graph:
@@ -117,7 +117,7 @@ def _settle_weight_types(graph: Any) -> None:
 
 
 def _name_by_module(graph: Any, weights: set[str]) -> None:
-    """Name nodes and what they give `<module>/<operator>`, made constants `<node>.<input>`; weights keep theirs."""
+    """Name nodes and their outputs `<module>/<operator>`, new constants `<node>.<input>`; weights keep their names."""
     taken: Counter[str] = Counter()
     waiting = set(graph.initializers) - weights
     for node in graph:
@@ -137,7 +137,7 @@ def _name_by_module(graph: Any, weights: set[str]) -> None:
 
 
 def _module(node: Any) -> str:
-    """Give a node's module; a convolution with a batch norm in it is called by its own name, not by the norm's."""
+    """Return a node's module; a convolution with a batch norm in it has its own name, not the norm's."""
     weight = node.inputs[1] if node.op_type == "Conv" else None
     if weight is not None and weight.name and weight.name.endswith(".weight"):
         return str(weight.name).removesuffix(".weight")
@@ -168,19 +168,3 @@ def _save(model: Any, path: Path, external: bool) -> None:
     import onnx_ir
 
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if external else None)
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence the exporter's warnings about itself; what it makes is checked and proved."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -13,7 +13,7 @@ import numpy as np
 from artifacts.formats import METADATA_KEY
 from artifacts.metadata import PRODUCER, ModelMetadata
 from common.formatting import first_line
-from deploy.export.model_wrapper import ExportProblem
+from deploy.export.errors import ExportError
 from deploy.export.onnx_writer import scopes_of, write_digest
 
 CALIBRATION_BATCH = 10
@@ -30,7 +30,7 @@ def quantize(source: Path, target: Path, metadata: ModelMetadata, images: np.nda
     Activations are uint8 and weights int8 per channel: what VNNI and AMX multiply. On a machine without them weights
     get 7 bits, because older instructions add pairs of products in 16 bits that would overflow. Ranges are smallest
     and largest value: on two trained nets percentiles and entropy gave no better accuracy (docs/deployment.md).
-    Raises ExportProblem; OSError where it cannot be written.
+    Raises ExportError; OSError where it cannot be written.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -48,13 +48,13 @@ def quantize(source: Path, target: Path, metadata: ModelMetadata, images: np.nda
                 reduce_range=not has_int8_dot_product(),
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=sorted(float_nodes(model.graph, has_classifier=metadata.output == "logits")),
+                nodes_to_exclude=sorted(float_nodes(model.graph, has_classifier=metadata.output != "features")),
                 calibrate_method=CalibrationMethod.MinMax,
             )
     except OSError:
         raise
     except Exception as error:  # the quantizer raises anything
-        raise ExportProblem(f"onnxruntime cannot quantize it: {first_line(error)}") from error
+        raise ExportError(f"onnxruntime cannot quantize it: {first_line(error)}") from error
     model = onnx.load(target)
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     model.producer_name = PRODUCER
@@ -64,12 +64,12 @@ def quantize(source: Path, target: Path, metadata: ModelMetadata, images: np.nda
 
 
 def float_nodes(graph: Any, *, has_classifier: bool = True) -> set[str]:
-    """Name the nodes that stay in float.
+    """Return the names of the nodes that stay in float.
 
     They are the modules with a power in them (GeM: x^3 of 256 levels has few left among the small values), the
-    classifiers (tiny, and their rounding is the answer's), convolutions over one dimension, what feeds float nodes
-    alone, and constant arithmetic. OpenVINO 2026.4 answered wrongly with PIM's classifiers (1x1 convolutions to 5
-    classes: 31 % right instead of 75 %) and with its convolutions over one dimension in int8.
+    classifiers (tiny, and their rounding is the logits'), convolutions over one dimension, what feeds float nodes
+    alone, and constant arithmetic. OpenVINO 2026.4 was wrong with PIM's classifiers (1x1 convolutions to 5 classes:
+    31 % right instead of 75 %) and with its convolutions over one dimension in int8.
     """
     powers = {scopes[-1] for node in graph.node if node.op_type == "Pow" and (scopes := scopes_of(node))}
     weights = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
@@ -95,7 +95,7 @@ def float_nodes(graph: Any, *, has_classifier: bool = True) -> set[str]:
 
 
 def has_int8_dot_product() -> bool:
-    """Say whether this CPU adds products of 8 bits in 32 (VNNI, AMX, and what is no x86)."""
+    """Return whether this CPU adds products of 8 bits in 32 (VNNI, AMX, and what is no x86)."""
     import torch
 
     capabilities = torch.cpu.get_capabilities()
@@ -126,12 +126,12 @@ def _batches(images: np.ndarray) -> Sequence[np.ndarray]:
 
 @contextmanager
 def _quiet_quantizer() -> Iterator[None]:
-    """Silence advice to prepare the graph first: the exporter has folded it and told every shape already."""
+    """Silence advice to prepare the graph first: the exporter has folded it and inferred every shape already."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     quiet = logging.NullHandler()
     try:
-        root.handlers[:] = [quiet]  # else the quantizer's first word would install a handler for the whole process
+        root.handlers[:] = [quiet]  # else the quantizer's first message would install a handler for this process
         root.setLevel(logging.ERROR)
         yield
     finally:

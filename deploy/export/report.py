@@ -1,4 +1,4 @@
-"""What became of an export: the table in the terminal and export_report.json."""
+"""The outcomes of an export: the table in the terminal and export_report.json."""
 
 from __future__ import annotations
 
@@ -12,68 +12,74 @@ from typing import Any
 
 from common.atomic_io import write_atomic
 from common.system_info import machine_info, package_versions
+from deploy.export.formats import ExportFormat
 from deploy.export.parity import (
-    BATCH,
     LEAST_AGREEMENT,
     LEAST_COSINE,
     LEAST_INT8_AGREEMENT,
     MOST_INT8_DIFFERENCE,
     MOST_INT8_LOSS,
-    TOLERANCES,
-    Measured,
-    Reference,
-    is_guessing,
+    ParityResult,
+    is_chance,
+    rule_of,
 )
+from deploy.export.reference import BATCH, TOLERANCES, Reference, flat
+from deploy.export.request import ExportRequest
 from deploy.export.sample_images import SampleImages
 
 COLUMNS = 79
 FEW_IMAGES, FEW_FOR_INT8 = 8, 50  # of 50 images one is two points of accuracy
-ENOUGH_TO_DOUBT = 50  # labelled images, from which an accuracy like a guesser's tells of wrong labels
+ENOUGH_FOR_CHANCE = 50  # labelled images, from which an accuracy no better than chance points to wrong labels
 BUSY = 2  # times as long as the fastest round
 FLIPS_SHOWN = 20  # of each file, in the report
-WRITTEN, REFUSED, UNPROVED, MISSING = "written", "refused", "not proved", "not made"
+WRITTEN, REFUSED, UNVERIFIED, MISSING = "written", "refused", "not proved", "not made"  # in export_report.json
 
 
 @dataclass
 class Outcome:
-    """What became of one format. `runs` holds each runtime that it was proved on; the first decides.
+    """The outcome of one format. `runs` has the result on each runtime; the first decides.
 
-    `status` is written; refused: it does not answer as the net does; not proved: written, and this machine cannot run
-    it; not made: a library is missing, or the export ended before. `older`: an earlier export had left a file of that
-    name.
+    `status` is WRITTEN; REFUSED: it differs from the net; UNVERIFIED: written, and this machine cannot run it; MISSING:
+    a library is missing, or the export ended before. `older`: an earlier export had left a file of that name.
     """
 
-    format: str
-    files: tuple[str, ...]
+    format: ExportFormat
     status: str = WRITTEN
     reason: str = ""
-    departs: str = ""
+    diverging_layer: str = ""
     bytes: int = 0
     seconds: float = 0.0
-    runs: list[tuple[str, Measured]] = field(default_factory=list)
+    runs: list[tuple[str, ParityResult]] = field(default_factory=list)
     older: bool = False
 
     @property
     def is_there(self) -> bool:
-        """Say whether this export has written its files."""
-        return self.status in (WRITTEN, UNPROVED)
+        """Whether this export has written its files."""
+        return self.status in (WRITTEN, UNVERIFIED)
+
+    @property
+    def is_older_kept(self) -> bool:
+        """Whether a file of an earlier export is still in its place."""
+        return self.older and not self.is_there
+
+    @property
+    def status_text(self) -> str:
+        """The status for a terminal."""
+        return "not verified" if self.status == UNVERIFIED else self.status
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """All that an export has to tell; `placed` names what lies in the output folder."""
+    """The results of an export; `published` names its files in the output folder."""
 
-    weights: str
+    request: ExportRequest
     reference: Reference
     outcomes: Sequence[Outcome]
-    precision: str
-    net_input: str
     calibration: SampleImages | None
-    output_dir: str
-    placed: Sequence[str]
+    published: Sequence[str]
 
     def text(self) -> str:
-        """Lay out the table with its notes, no line over 79 columns where no path is longer."""
+        """Return the table with its notes, no line over 79 columns where no path is longer."""
         head = f"{'format':6} {'file':15} {'runtime':11} {'MB':>6} {'worst':>7} {'mean':>7} {'top-1':>6} {'ms':>6} "
         lines = [head + f"{'speed':>6}", "-" * COLUMNS]
         for outcome in self.outcomes:
@@ -86,14 +92,14 @@ class ExportReport:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON; what was not measured is null."""
+        """Return plain values for JSON; what was not measured is null."""
         images = self.reference.images
         return {
-            "weights": self.weights,
+            "weights": str(self.request.weights),
             "weights_sha256": self.reference.metadata.weights_sha256,
             "net": self.reference.metadata.net,
-            "precision": self.precision,
-            "input": self.net_input,
+            "precision": self.request.precision,
+            "input": self.request.net_input,
             "formats": [_outcome_values(outcome) for outcome in self.outcomes],
             "samples": {
                 "source": images.source,
@@ -101,7 +107,7 @@ class ExportReport:
                 "used": len(images),
                 "skipped": list(images.skipped),
                 "labelled": images.labels is not None,
-                "accuracy": self.reference.accuracy(),
+                "accuracy": rule_of(self.reference.metadata).accuracy(self.reference),
             },
             "calibration": None
             if self.calibration is None
@@ -125,19 +131,17 @@ class ExportReport:
         write_atomic(path, f"{text}\n".encode(errors="backslashreplace"))
 
     def _notes(self) -> Iterator[str]:
-        images = self.reference.images
+        images, rule = self.reference.images, rule_of(self.reference.metadata)
         of_all = f" of {images.listed}" if images.listed > len(images) + len(images.skipped) else ""
         yield (
-            "worst, mean: difference of a logit from the net's, as a share of the largest "
+            f"worst, mean: difference of a {rule.value} from the net's, as a share of the largest "
             f"({self.reference.scale:.3g}), over {counted(len(images))}{of_all} of {images.source}"
         )
         eager = [run.eager_ms for outcome in self.outcomes for _, run in outcome.runs if math.isfinite(run.eager_ms)]
         beside = f" ({sorted(eager)[len(eager) // 2]:.0f} ms)" if eager else ""
-        kept = "top-1: % of the images that keep the net's class"
-        if self.reference.metadata.output == "features":
-            kept = "top-1: % of the images whose features point where the net's do"
+        kept = f"{rule.agreement_note}. " if rule.agreement_note else ""
         yield (
-            f"{kept}. ms: median for a batch of {BATCH}. "
+            f"{kept}ms: median for a batch of {BATCH}. "
             f"speed: against eager torch fp32 on {self.reference.backend.device}{beside}, timed in turn with it"
         )
         spreads = [run.batch_ms_spread for outcome in self.outcomes for _, run in outcome.runs if run.batch_ms > 0]
@@ -145,57 +149,61 @@ class ExportReport:
         if most > BUSY * least:
             yield (
                 f"warning: the same batch took from {least:.0f} to {most:.0f} ms: this machine does other work, "
-                "and the times tell little"
+                "and the times vary with it"
             )
         yield from self._accuracy_notes()
         for outcome in self.outcomes:
             yield from _outcome_notes(outcome)
         yield from self._image_notes()
-        left_out = [f"{outcome.format} ({outcome.status})" for outcome in self.outcomes if not outcome.is_there]
+        left_out = [
+            f"{outcome.format.name} ({outcome.status_text})" for outcome in self.outcomes if not outcome.is_there
+        ]
         beside = f"; left out, for the reason above: {', '.join(left_out)}" if left_out else ""
-        yield f"written to {self.output_dir}: {', '.join(self.placed)}{beside}"
+        yield f"written to {self.request.output_dir}: {', '.join(self.published)}{beside}"
 
     def _accuracy_notes(self) -> Iterator[str]:
-        own, count = self.reference.accuracy(), len(self.reference.images)
+        own, count = rule_of(self.reference.metadata).accuracy(self.reference), len(self.reference.images)
         if own is None:
             return
-        yield f"the net itself gets {100 * own:.2f} % of {counted(count, 'labelled picture')} right"
+        yield f"the net itself gets {100 * own:.2f} % of {counted(count, 'labelled image')} right"
         classes = self.reference.metadata.num_classes
-        if count >= ENOUGH_TO_DOUBT and is_guessing(own, classes, count):
-            yield f"warning: guessing among {classes} classes does as well: are these labels the net's own?"
+        if count >= ENOUGH_FOR_CHANCE and is_chance(own, classes, count):
+            yield f"warning: that is no better than chance among {classes} classes: are these labels the net's own?"
 
     def _image_notes(self) -> Iterator[str]:
         images, calibration = self.reference.images, self.calibration
         if calibration is not None:
             yield f"int8 was calibrated on {counted(len(calibration))} of {calibration.source}"
             if calibration is images:
-                yield "warning: int8 was calibrated and proved on the same images, which flatters it"
+                yield "warning: int8 was calibrated and verified on the same images, which flatters it"
         if images.skipped:
             verb = "was" if len(images.skipped) == 1 else "were"
             yield f"{counted(len(images.skipped))} {verb} left out, unreadable; the first: {images.skipped[0]}"
-        if len(images) > 1 and float(self.reference.logits.std(axis=0).max()) == 0:
-            yield "warning: the net gives the same logits for every image, so that nothing is proved by them"
+        if len(images) > 1 and float(flat(self.reference.outputs).std(axis=0).max()) == 0:
+            same = f"the net has the same {self.reference.metadata.output} for every image"
+            yield f"warning: {same}, so that they verify nothing"
         if len(images) < FEW_IMAGES:
-            yield f"warning: {counted(len(images))} can prove little; name more with --samples"
-        if self.net_input != "float32 NCHW" and images.are_grey():
+            yield f"warning: {counted(len(images))} can verify little; name more with --samples"
+        if self.request.net_input != "float32 NCHW" and images.are_grey():
             yield (
-                "warning: every image is grey, so that the order of the channels is not proved; name coloured ones "
+                "warning: every image is grey, so that the order of the channels is not verified; name coloured ones "
                 "with --samples"
             )
 
 
-def counted(count: int, noun: str = "picture") -> str:
-    """Give a number with its noun: 1 image, 2 images."""
+def counted(count: int, noun: str = "image") -> str:
+    """Return a number with its noun: 1 image, 2 images."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _rows(outcome: Outcome) -> Iterator[str]:
     size = f"{outcome.bytes / 1e6:.1f}" if outcome.bytes else ""
-    name = outcome.files[0] if outcome.is_there else outcome.status
+    name = outcome.format.files[0] if outcome.is_there else outcome.status
     if not outcome.runs:
-        yield f"{outcome.format:6} {name:15} {UNPROVED if outcome.status == UNPROVED else '':11} {size:>6}".rstrip()
+        status = outcome.status_text if outcome.status == UNVERIFIED else ""
+        yield f"{outcome.format.name:6} {name:15} {status}{size:>{18 - len(status)}}".rstrip()
     for position, (runtime, run) in enumerate(outcome.runs):
-        first = f"{outcome.format:6} {name:15}" if position == 0 else " " * 22
+        first = f"{outcome.format.name:6} {name:15}" if position == 0 else " " * 22
         figures = (
             f"{_number(run.worst, '.1e'):>7} {_number(run.mean, '.1e'):>7} {_number(100 * run.agreement, '.2f'):>6} "
             f"{_number(run.batch_ms, '.1f'):>6} {_number(run.speed, '.2f') + 'x' if run.batch_ms > 0 else '':>6}"
@@ -204,54 +212,54 @@ def _rows(outcome: Outcome) -> Iterator[str]:
 
 
 def _outcome_notes(outcome: Outcome) -> Iterator[str]:
-    if outcome.format == "int8":
+    name = outcome.format.name
+    if outcome.format.is_quantized:
         for runtime, run in outcome.runs:
             if run.accuracy is not None:
                 change = " -> ".join(f"{100 * share:.2f}" for share in run.accuracy)
-                yield f"int8 on {runtime}: top-1 accuracy {change} % of {counted(run.count)}"
+                yield f"{name} on {runtime}: top-1 accuracy {change} % of {counted(run.count)}"
         count = max((run.count for _, run in outcome.runs), default=0)
         if FEW_IMAGES <= count < FEW_FOR_INT8:
-            yield f"warning: int8 was proved on {counted(count)}, of which each is {100 / count:.1f} points"
+            yield f"warning: {name} was verified on {counted(count)}, of which each is {100 / count:.1f} points"
     if outcome.reason:
-        names = " and ".join(outcome.files)
-        departs = f"; the first layer that departs: {outcome.departs}" if outcome.departs else ""
-        stands = outcome.older and not outcome.is_there
-        older = f"; {names} of an earlier export still there, untouched" if stands else ""
-        yield f"{outcome.format} {outcome.status}: {outcome.reason}{departs}{older}"
+        files = " and ".join(outcome.format.files)
+        layer = f"; the first diverging layer: {outcome.diverging_layer}" if outcome.diverging_layer else ""
+        older = f"; {files} of an earlier export still there, untouched" if outcome.is_older_kept else ""
+        yield f"{name} {outcome.status_text}: {outcome.reason}{layer}{older}"
     for runtime, run in outcome.runs[0 if outcome.status == WRITTEN else 1 :]:
         if run.problem:
-            yield f"warning: {outcome.format} on {runtime}: {run.problem}"
-        elif outcome.format == "int8" and run.agreement < LEAST_INT8_AGREEMENT:
-            yield f"warning: int8 on {runtime}: another answer than before for {len(run.flips)} of {counted(run.count)}"
+            yield f"warning: {name} on {runtime}: {run.problem}"
+        elif outcome.format.is_quantized and run.agreement < LEAST_INT8_AGREEMENT:
+            yield f"warning: {name} on {runtime}: another top-1 for {len(run.flips)} of {counted(run.count)}"
         elif run.over:
             share = f"{100 * run.over:.1f} % of {counted(run.count)}"
             yield (
-                f"{outcome.format} on {runtime}: {share} differ by more than the tolerance, at most by "
+                f"{name} on {runtime}: {share} differ by more than the tolerance, at most by "
                 f"{run.allowed:.1e}: ten times what a rounding of its input moves the net by"
             )
         if run.ties:
             yield (
-                f"{outcome.format} on {runtime}: another class for {counted(run.ties)} where the net's two best logits "
-                "are closer than the precision can tell apart, which is not held against it; the first: "
+                f"{name} on {runtime}: another class for {counted(run.ties)} where the net's two best logits are "
+                "closer than the precision can distinguish, which is no fault; the first: "
                 f"{run.flips[0][0]}"
             )
 
 
 def _outcome_values(outcome: Outcome) -> dict[str, Any]:
     return {
-        "format": outcome.format,
-        "files": list(outcome.files),
+        "format": outcome.format.name,
+        "files": list(outcome.format.files),
         "status": outcome.status,
         "reason": outcome.reason,
-        "first_departing_layer": outcome.departs,
-        "older_file_kept": outcome.older and not outcome.is_there,
+        "first_departing_layer": outcome.diverging_layer,
+        "older_file_kept": outcome.is_older_kept,
         "bytes": outcome.bytes,
         "export_seconds": round(outcome.seconds, 2),
         "runs": [_run_values(runtime, run) for runtime, run in outcome.runs],
     }
 
 
-def _run_values(runtime: str, run: Measured) -> dict[str, Any]:
+def _run_values(runtime: str, run: ParityResult) -> dict[str, Any]:
     return {
         "runtime": runtime,
         "worst_difference": _finite(run.worst),

@@ -1,4 +1,4 @@
-"""The images that prove an exported net, and those that int8 is calibrated on: real ones, through the one decoder."""
+"""The images that files are verified on, and those that int8 is calibrated on: real ones, through the one decoder."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from data_loader.samples import (
     NO_LABEL,
     Sample,
 )
-from deploy.backends.base import NO_MEMORY
+from deploy.backends.base import is_out_of_memory
 from deploy.export.formats import MAX_SAMPLES
 
-MOST_BYTES = 2_000_000_000  # of images held, where nobody asked for more
+MOST_BYTES = 2_000_000_000  # of images held, where no number was requested
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class SampleImages:
         return len(self.pixels)
 
     def are_grey(self) -> bool:
-        """Say whether no image has a colour in it, so that the order of its three channels shows nowhere."""
+        """Return whether no image has a colour in it, so that the order of its three channels makes no difference."""
         first, last = self.pixels[..., 0], self.pixels[..., -1]
         return self.pixels.shape[-1] == 3 and all(map(np.array_equal, first, last))
 
     def every_second(self, first: int) -> SampleImages:
-        """Give every second image, from the first (0) or the second (1) on; they share these images' memory."""
+        """Return every second image, from the first (0) or the second (1) on; they share these images' memory."""
         labels = None if self.labels is None else self.labels[first::2]
         source = f"{self.source} (every second)"
         return SampleImages(self.pixels[first::2], labels, self.files[first::2], source, self.listed)
 
     def at_most(self, count: int) -> SampleImages:
-        """Give `count` of the images, evenly spread; all where there are no more."""
+        """Return `count` of the images, evenly spread; all where there are no more."""
         if len(self) <= count:
             return self
         chosen = spread_indices(len(self), count)
@@ -71,7 +71,7 @@ class SampleImages:
 
 @dataclass(frozen=True)
 class NetInputs:
-    """What a net takes for images that are held as bytes, made only for the slice that is asked for.
+    """A net's input for images that are held as bytes, made only for the requested slice.
 
     As float32 all of them at once would take four times the memory.
     """
@@ -108,7 +108,7 @@ def find_images(
         else:
             known = f" (its config names {config.val_data_file or config.val_data_root_dir})" if config else ""
             raise SamplesError(
-                f"the net's validation images are not on this machine{known}; an export is proved on real images: "
+                f"the net's validation images are not on this machine{known}; an export is verified on real images: "
                 "name a list or a folder with --samples (inference.py: a folder with --image_dir)"
             )
         most = _fitting(MAX_SAMPLES, metadata.preprocess) if most is None else most
@@ -135,20 +135,15 @@ def find_calibration(config: Config | None, metadata: ModelMetadata, count: int)
 
 
 def net_input(pixels: np.ndarray, preprocess: Preprocess, kind: str) -> np.ndarray:
-    """Turn uint8 (N, H, W, C) into what a net takes: `kind` is one of metadata.INPUTS. Raises SamplesError."""
+    """Return a net's input for uint8 images (N, H, W, C); `kind` is one of metadata.INPUTS. Raises SamplesError."""
     import torch
 
     with _enough_memory(len(pixels), preprocess, 4 if kind == "float32 NCHW" else 1):
         if kind == "float32 NCHW":
             channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # (N, C, H, W)
             return preprocess.normalize(channels_first).contiguous().numpy()
-        # copy(): one grey channel counts as contiguous, whatever its strides say
+        # copy(): one grey channel counts as contiguous with any strides
         return pixels[..., ::-1].copy() if kind.endswith("BGR") else np.ascontiguousarray(pixels)
-
-
-def has_no_memory(error: BaseException) -> bool:
-    """Say whether an error tells of too little memory; torch tells it in a RuntimeError."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
 def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: int) -> SampleImages:
@@ -176,12 +171,12 @@ def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: 
 
 
 def _fitting(count: int, preprocess: Preprocess) -> int:
-    """Give `count`, or how many images fit in MOST_BYTES, and one at the least."""
+    """Return `count`, or how many images fit in MOST_BYTES, and at least one."""
     return max(1, min(count, MOST_BYTES // (preprocess.height * preprocess.width * preprocess.channels)))
 
 
 def _fitted(samples: Sequence[Sample], preprocess: Preprocess) -> Iterator[np.ndarray | str]:
-    """Give each image as uint8 (H, W, C), or why it cannot be read."""
+    """Yield each image as uint8 (H, W, C), or why it cannot be read."""
 
     def fitted(sample: Sample) -> np.ndarray | str:
         try:
@@ -195,11 +190,11 @@ def _fitted(samples: Sequence[Sample], preprocess: Preprocess) -> Iterator[np.nd
 
 @contextmanager
 def _enough_memory(count: int, preprocess: Preprocess, bytes_a_value: int = 1) -> Iterator[None]:
-    """Turn what numpy, Pillow and torch raise where memory runs out into a SamplesError that says how much it was."""
+    """Turn what numpy, Pillow and torch raise where memory runs out into a SamplesError with the amount."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not has_no_memory(error):
+        if not is_out_of_memory(error):
             raise
         size = f"{preprocess.height}x{preprocess.width}"
         gigabytes = count * preprocess.height * preprocess.width * preprocess.channels * bytes_a_value / 1e9

@@ -1,4 +1,4 @@
-"""Where an export works: a temporary folder inside the output folder, whose files get their names once proved."""
+"""The staging folder of an export: inside the output folder, to which its files are moved once verified."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.atomic_io import move_into_place, sync_file, sync_folder
-from common.errors import UserError
+from deploy.export.errors import ExportError
 
 if sys.platform != "win32":
     import fcntl
@@ -23,37 +23,34 @@ if sys.platform != "win32":
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 FULL_DISK = re.compile(r"(No space left|Disk quota|File too large|Read-only file system)[^:(]*")
 PREFIX, LOCK = ".export", "lock"  # the folder is called .export-<host>-<random>
-UNNAMED = ".new-export-"  # as long as its lock is not held
-
-
-class ExportError(UserError):
-    """A mistake of the user's, or a disk that takes no more; the message is the sentence to show."""
+UNNAMED = ".new-export-"  # until its lock is held
+KEPT = "kept"  # inside it: copies of files that others are made from
 
 
 @contextmanager
-def workshop(output_dir: Path) -> Iterator[Path]:
-    """Give a temporary folder inside the output folder, which is made if need be and unmade if it stays empty.
+def staging_folder(output_dir: Path) -> Iterator[Path]:
+    """Yield a temporary folder inside the output folder, which is made if it is missing and removed if it stays empty.
 
-    What is proved in it is only renamed. Python's temporary files lie in it too, so that one disk alone can be full.
-    What a killed export left on this machine is removed. Raises ExportError, also where another export is at work.
+    A verified file in it is only renamed. Python's temporary files lie in it too, so that only one disk can be full.
+    What a killed export left on this machine is removed. Raises ExportError, also where another export is running.
     """
     made = _make_folders(output_dir)
     try:
         with _locked_folder(output_dir) as folder:
-            _look_at_others(output_dir, folder)
+            _remove_dead(output_dir, folder)
             before, tempfile.tempdir = tempfile.tempdir, str(folder)
             try:
                 yield folder
             finally:
                 tempfile.tempdir = before
     finally:
-        with suppress(OSError):  # the first that holds something stays, and so do those above it
+        with suppress(OSError):  # the first that is not empty stays, and so do those above it
             for parent in made:
                 parent.rmdir()
 
 
-def put_in_place(files: Sequence[Path], output_dir: Path) -> None:
-    """Give proved files their names, the one that is loaded last; an earlier export's are replaced.
+def publish(files: Sequence[Path], output_dir: Path) -> None:
+    """Move verified files to the output folder, the one that is loaded last; an earlier export's are replaced.
 
     Raises ExportError.
     """
@@ -68,26 +65,27 @@ def put_in_place(files: Sequence[Path], output_dir: Path) -> None:
 
 
 def keep_copies(files: Sequence[Path], folder: Path) -> None:
-    """Copy files into a folder that is made for them. Raises ExportError."""
-    folder.mkdir()
+    """Copy files into the staging folder's KEPT: another export may replace the published ones. Raises ExportError."""
     for file in files:
-        with _writing(folder / file.name):
-            shutil.copyfile(file, folder / file.name)
+        target = folder / KEPT / file.name
+        with _writing(target):
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def raise_disk_error(error: BaseException, path: Path) -> None:
-    """Raise ExportError where an error, or what caused it, is the disk's and not the net's."""
+    """Raise ExportError where an error, or its cause, is the disk's and not the net's."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
             raise ExportError(f"{path}: cannot write it: {cause.strerror}") from error
-        if found := FULL_DISK.search(str(cause)):  # safetensors and torch say it in their own kinds
+        if found := FULL_DISK.search(str(cause)):  # safetensors and torch raise other types for it
             raise ExportError(f"{path}: cannot write it: {found[0].strip()}") from error
         cause = cause.__cause__ or cause.__context__
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; give the new ones, deepest first. Raises ExportError."""
+    """Make a folder and those above it; return the new ones, deepest first. Raises ExportError."""
     try:
         new = list(itertools.takewhile(lambda parent: not parent.exists(), (folder, *folder.parents)))
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +96,7 @@ def _make_folders(folder: Path) -> list[Path]:
 
 @contextmanager
 def _locked_folder(output_dir: Path) -> Iterator[Path]:
-    """Give a new folder with a locked file in it, which the system unlocks when this process ends in any way.
+    """Yield a new folder with a locked file in it, which the system unlocks when this process ends in any way.
 
     It gets the name by which others find it only when it is locked. Raises ExportError.
     """
@@ -116,10 +114,10 @@ def _locked_folder(output_dir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _look_at_others(output_dir: Path, own: Path) -> None:
-    """Remove the folders of this machine whose export has died. Raises ExportError where one is still at work.
+def _remove_dead(output_dir: Path, own: Path) -> None:
+    """Remove the folders of this machine whose export has died. Raises ExportError where one is still running.
 
-    Another machine's folder, on a disk that both see, is left alone: its lock may not be seen from here.
+    Another machine's folder, on a shared disk, is left alone: its lock may not be visible from here.
     """
     for path in sorted([*output_dir.glob(f"{PREFIX}-*/{LOCK}"), *output_dir.glob(f"{UNNAMED}*/{LOCK}")]):
         folder = path.parent
@@ -133,7 +131,7 @@ def _look_at_others(output_dir: Path, own: Path) -> None:
             is_locked = _try_lock(lock)
         except BlockingIOError as error:
             hint = "wait for it, or choose another --output_dir"
-            raise ExportError(f"{output_dir}: another export is at work in this folder; {hint}") from error
+            raise ExportError(f"{output_dir}: another export is running in this folder; {hint}") from error
         finally:
             os.close(lock)
         if is_locked and (folder.name.startswith(UNNAMED) or folder.name.rpartition("-")[0] == _own_prefix()):
@@ -141,7 +139,7 @@ def _look_at_others(output_dir: Path, own: Path) -> None:
 
 
 def _try_lock(file: int) -> bool:
-    """Lock a file if that can be done; False where the disk knows no locks. Raises BlockingIOError."""
+    """Lock a file; return False where the disk has no locks. Raises BlockingIOError where it is locked."""
     if sys.platform == "win32":
         return False
     try:

@@ -1,10 +1,9 @@
-"""Making the files of an export: each maker writes one format of the net under the name it is given."""
+"""The writers of an export: each writes one format of the net to a path."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,18 +14,24 @@ import torch
 from torch import nn
 
 from artifacts.metadata import ModelMetadata, library_versions
-from deploy.export.model_wrapper import deployed_net, export_program
+from deploy.export.errors import ExportError
+from deploy.export.formats import EXPORT_FORMATS, FLOAT_ONNX
+from deploy.export.model_wrapper import deployed_net, export_program, output_name
 from deploy.export.onnx_writer import export_onnx
-from deploy.export.parity import moves
+from deploy.export.quantization import quantize
+from deploy.export.reference import jitter_movement
 from deploy.export.sample_images import NetInputs, SampleImages, net_input
+from deploy.export.staging import KEPT
+from pytorch2json import engine
+from pytorch2json.converter import convert
+from pytorch2json.description_file import write_description
 
 TRACED = 4  # images that a net is traced with, and that a description keeps as its parity sample
-FLOAT_ONNX = "float.onnx"  # what int8 was made from, beside it
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the files are made of: the net (float32, on the CPU), its metadata, and real images."""
+    """The net that is exported (float32, on the CPU), its metadata, and real images."""
 
     net: nn.Module
     metadata: ModelMetadata
@@ -36,65 +41,63 @@ class Source:
     net_input: str  # one of metadata.INPUTS
 
     def metadata_in(self, precision: str) -> ModelMetadata:
-        """Give the metadata that a file of this precision carries."""
+        """Return the metadata of a file of this precision."""
         return replace(self.metadata, input=self.net_input, precision=precision, versions=library_versions())
 
     def pixels(self, count: int) -> np.ndarray:
-        """Give so many images, uint8 (count, H, W, C), evenly spread, so that their classes differ."""
+        """Return images, uint8 (count, H, W, C), evenly spread, so that their classes differ."""
         pixels = self.images.pixels
         return pixels[[index * len(pixels) // count for index in range(count)]]
 
     @cached_property
     def sample(self) -> np.ndarray:
-        """TRACED images, uint8 (TRACED, H, W, C): of some more, those whose answers a rounding moves least."""
+        """TRACED images, uint8 (TRACED, H, W, C): of some more, those whose outputs a rounding moves least."""
         candidates = self.pixels(4 * TRACED)
-        moved = moves(self._answer, candidates, self.metadata, self.precision, draws=8)
+        moved = jitter_movement(self._run, candidates, self.metadata, self.precision, draws=8)
         return candidates[np.sort(np.argsort(moved, kind="stable")[:TRACED])]
 
     def example(self) -> torch.Tensor:
         """Return the sample as the deployed net takes it."""
         return torch.from_numpy(net_input(self.sample, self.metadata.preprocess, self.net_input))
 
-    def _answer(self, images: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            logits: np.ndarray = self.net(torch.from_numpy(images)).float().numpy()
-        return logits
-
     def deployed(self, precision: str) -> nn.Module:
-        """Give the net as it is deployed."""
+        """Return the net as it is deployed."""
         return deployed_net(self.net, self.metadata.preprocess, self.net_input, precision)
 
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            outputs: np.ndarray = self.net(torch.from_numpy(images)).float().numpy()
+        return outputs
 
-def make_jit(source: Source, path: Path) -> None:
+
+def write_jit(source: Source, path: Path) -> None:
     """Write TorchScript by tracing: deprecated by torch, and still what some deployments load."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")  # known, and why there is model.pt2
-        # It warns of Python conditions on the input; the proof at other batch sizes shows whether one mattered.
+        # It warns of Python conditions on the input; the comparison at other batch sizes shows whether one mattered.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         with torch.no_grad():
             traced = torch.jit.trace(source.deployed(source.precision), source.example(), check_trace=False)
         metadata = source.metadata_in(source.precision).to_json().encode()
-        with path.open("wb") as file:  # torch's own writer tells of a full disk in riddles
+        with path.open("wb") as file:  # torch's own writer reports a full disk as an unclear error
             torch.jit.save(traced, file, _extra_files={"facts.json": metadata})
 
 
-def make_pt2(source: Source, path: Path) -> None:
-    """Write what torch.export gives. Raises ExportProblem."""
+def write_pt2(source: Source, path: Path) -> None:
+    """Write a torch.export file. Raises ExportError."""
     program = export_program(source.deployed(source.precision), source.example())
     buffer = io.BytesIO()  # on a full disk torch's writer of archives aborts the whole process
     torch.export.save(program, buffer, extra_files={"facts.json": source.metadata_in(source.precision).to_json()})
     path.write_bytes(buffer.getbuffer())
 
 
-def make_onnx(source: Source, path: Path) -> None:
-    """Write ONNX. Raises ExportProblem."""
+def write_onnx(source: Source, path: Path) -> None:
+    """Write ONNX. Raises ExportError."""
     export_onnx(source.deployed(source.precision), source.example(), path, source.metadata_in(source.precision))
 
 
-def make_int8(source: Source, path: Path) -> None:
-    """Write ONNX in int8, from a float32 file that stays beside it. Raises ExportProblem."""
-    from deploy.export.quantization import quantize
-
+def write_int8(source: Source, path: Path) -> None:
+    """Write ONNX in int8, from a float32 file that stays beside it. Raises ExportError."""
     assert source.calibration is not None
     float_file = path.with_name(FLOAT_ONNX)
     export_onnx(source.deployed("fp32"), source.example(), float_file, source.metadata_in("fp32"))
@@ -102,11 +105,8 @@ def make_int8(source: Source, path: Path) -> None:
     quantize(float_file, path, source.metadata_in("int8"), images)
 
 
-def make_json(source: Source, path: Path) -> None:
+def write_json(source: Source, path: Path) -> None:
     """Write the network description and its weights. Raises DescriptionError."""
-    from pytorch2json.converter import convert
-    from pytorch2json.description_file import write_description
-
     metadata = source.metadata_in(source.precision)
     network, weights = convert(
         source.deployed("fp32"),  # the converter rounds from the net's own float32 weights
@@ -114,14 +114,14 @@ def make_json(source: Source, path: Path) -> None:
         precision=source.precision,
         profile=metadata.batch_profile,
         metadata=metadata.to_dict(),
+        output_name=output_name(metadata),
     )
     write_description(path, network, weights)
 
 
-MAKERS: dict[str, Callable[[Source, Path], None]] = {
-    "jit": make_jit,
-    "pt2": make_pt2,
-    "onnx": make_onnx,
-    "int8": make_int8,
-    "json": make_json,
-}
+def write_engine(source: Source, path: Path) -> None:
+    """Write an engine from the description that this export has made. Raises ExportError, DescriptionError."""
+    description = path.parent / KEPT / EXPORT_FORMATS["json"].files[0]
+    if not description.exists():
+        raise ExportError("it is built from model.json, which was refused")
+    engine.write_engine(description, path)

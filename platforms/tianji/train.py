@@ -187,12 +187,14 @@ def export(config: Config, device: str) -> None:
     from artifacts.archive import remove_backups
     from artifacts.formats import REPORT
     from deploy.export.exporter import export_formats
+    from deploy.export.request import ExportRequest
 
     stages = all_stages(config)
     final = stages[-1]
     folder = Path(final.save_path)
     try:
-        if export_formats(final.best_checkpoint(), EXPORTS, folder, device=device):
+        request = ExportRequest(weights=final.best_checkpoint(), formats=EXPORTS, output_dir=folder, device=device)
+        if export_formats(request):
             warn(f"an export was refused, see {folder / REPORT}; the checkpoint itself is complete")
     except UserError as error:
         warn(f"the model was not exported, its checkpoint is complete: {error}")

@@ -8,7 +8,7 @@ import os
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from artifacts.metadata import ModelMetadata
 from common.paths import ROOT
 from configs.schema import Config
 from data_loader.preprocess import Preprocess
-from deploy.export import exporter
+from deploy.export.__main__ import main as export_main
+from deploy.export.exporter import export_formats
+from deploy.export.request import ExportRequest
 from deploy.export.sample_images import find_calibration, net_input
 from nets.net_interface import build_net
 from tests.conftest import CLASSES
@@ -64,8 +66,8 @@ class FromBytes(nn.Module):
 def write_two_in_one(path: Path, for_python: Mapping[str, bytes], for_torch: Mapping[str, bytes]) -> None:
     """Write a file in which `zipfile` finds some records and torch's reader others.
 
-    Where a directory lies is told by a record of ZIP64: `zipfile` takes the one just before its locator, torch's reader
-    the one that the locator points to.
+    A record of ZIP64 holds where a directory lies: `zipfile` takes the one just before its locator, torch's reader the
+    one that the locator points to.
     """
     file, directories = io.BytesIO(), []
     for records in (for_python, for_torch):
@@ -96,12 +98,12 @@ def records_of(path: Path) -> dict[str, bytes]:
 
 
 def build_metadata(size_px: int = 16, **changes: Any) -> ModelMetadata:
-    """Give the metadata of a net of three classes."""
+    """Return the metadata of a net of three classes."""
     return ModelMetadata(NAMES, Preprocess(size_px, size_px), NET, **changes)
 
 
 def example_of(metadata: ModelMetadata, count: int = 4) -> torch.Tensor:
-    """Give a batch as the net takes it."""
+    """Return a batch as the net takes it."""
     size = metadata.preprocess.height
     if metadata.input == "float32 NCHW":
         return torch.randn(count, 3, size, size)
@@ -143,7 +145,7 @@ def write_onnx(net: nn.Module, path: Path, metadata: ModelMetadata | None, examp
 
 
 def write_engine_metadata(path: Path, metadata: ModelMetadata) -> Path:
-    """Write what stands beside an engine; the engine itself is a few bytes that nothing runs."""
+    """Write an engine's metadata; the engine itself is a few bytes that nothing runs."""
     path.write_bytes(b"engine")
     path.with_name(f"{path.name}.facts.json").write_text(json.dumps(metadata.to_dict()), encoding="utf-8")
     return path
@@ -168,7 +170,7 @@ def write_list(folder: Path, split: str, count: int, seed: int) -> str:
 
 
 def train_net(folder: Path) -> Path:
-    """Train a small net for a few steps on 30 samples, and give its checkpoint, whose config names its data."""
+    """Train a small net for a few steps on 30 samples; return its checkpoint, whose config names its data."""
     values = {
         "model_module_name": NET["module"],
         "model_net_name": NET["name"],
@@ -207,6 +209,11 @@ def train_net(folder: Path) -> Path:
     return path
 
 
+def export(weights: Path, formats: Sequence[str], output_dir: Path, **options: Any) -> int:
+    """Export, and return the exit code; `options` are those of ExportRequest."""
+    return export_formats(ExportRequest(weights=weights, formats=formats, output_dir=output_dir, **options))
+
+
 def report_of(folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((folder / "export_report.json").read_text(encoding="utf-8"))
     return values
@@ -222,8 +229,8 @@ def metadata_and_config(trained: Path) -> tuple[ModelMetadata, Config]:
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run with a mistake in it, and give the sentence."""
-    assert exporter.main([str(argument) for argument in arguments]) == 2
+    """Run with a mistake in it, and return the message."""
+    assert export_main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1

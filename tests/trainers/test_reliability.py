@@ -24,7 +24,7 @@ from artifacts.archive import backup_files, clear_leftovers, remove_backups
 from artifacts.checkpoint import load_checkpoint, save_checkpoint, weights_sha256
 from artifacts.errors import CheckpointError, DamagedCheckpointError
 from data_loader.cache import Fitting
-from deploy.export import exporter
+from deploy.export.__main__ import main as export_main
 from tests.helpers.breaking import (
     Faults,
     arguments,
@@ -543,7 +543,7 @@ def test_a_hostile_checkpoint_is_refused_at_every_door(
     if way == "inference":
         code = inference.main(["--weights", str(hostile), "--image", image])
     elif way == "export":
-        code = exporter.main(["--weights", str(hostile), "--formats", "jit", "--output_dir", str(tmp_path / "out")])
+        code = export_main(["--weights", str(hostile), "--formats", "jit", "--output_dir", str(tmp_path / "out")])
     elif way == "pretrained_file":
         start = ["--set", f"pretrained_path={hostile.parent}", "--set", f"pretrained_file={hostile.name}"]
         code = finish(trained, tmp_path / "w", "--set", "train_mode=finetune", *start)

@@ -24,12 +24,12 @@ from data_loader.loaders import ImageDataset, collate
 from data_loader.preprocess import Preprocess
 from data_loader.samples import NO_LABEL, ListError
 from deploy.backends.loading import load_backend
-from deploy.export.exporter import export_formats
 from nets.simsiam_module import SimSiam, SimSiam_probe
 from nets.support.errors import NetError
 from nets.support.pretrained import load_start_weights
 from tests.conftest import CLASSES
 from tests.helpers.breaking import ranks
+from tests.helpers.exported import export
 from trainers import builder
 from trainers.evaluation.feature_probes import Embedded, embed, fit_probe, knn_votes, plain_batches, probe_accuracy
 from trainers.optim.lr_schedule import scaled_rate
@@ -493,7 +493,7 @@ def test_the_encoder_leaves_in_every_format_and_the_probe_as_any_classifier(
 
 def check_exports(weights: Path, formats: list[str], out: Path, output: str, width: int) -> None:
     """Export a checkpoint and hold each file's answers, of any batch size, against its own."""
-    assert export_formats(weights, formats, out, device="cpu") == 0
+    assert export(weights, formats, out, device="cpu") == 0
     report = json.loads((out / "export_report.json").read_text(encoding="utf-8"))
     assert [entry["status"] for entry in report["formats"]] == ["written"] * len(formats)
     images = np.random.default_rng(0).random((5, 3, 32, 32), dtype=np.float32)

@@ -1,10 +1,11 @@
-"""Exports as they are asked for: the files, the gate that refuses wrong ones, the table, the report, the mistakes."""
+"""Exports: the files, the verification that refuses wrong ones, the table, the report, the mistakes."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -19,37 +20,43 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from artifacts.checkpoint import load_checkpoint
+from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from artifacts.metadata import ModelMetadata
 from artifacts.metadata_reader import read_metadata
 from configs.schema import Config
 from data_loader.preprocess import Preprocess, as_array
 from deploy.backends.base import BackendError, failure
 from deploy.backends.loading import load_backend
-from deploy.export import exporter, parity, verification, writers
-from deploy.export.exporter import export_formats
-from deploy.export.formats import FILES
-from deploy.export.layer_diff import Call, first_departing, first_noisy, record_calls
-from deploy.export.parity import Measured, ParityError, Reference, compare, is_guessing, measure, time_in_turn
-from deploy.export.pipeline import share_for_int8
-from deploy.export.report import (
-    COLUMNS,
-    MISSING,
-    REFUSED,
-    WRITTEN,
-    ExportReport,
-    Outcome,
-    _outcome_notes,
-    _outcome_values,
-    _rows,
-)
+from deploy.export import request, verification, writers
+from deploy.export.__main__ import main as export_main
+from deploy.export.errors import ExportError
+from deploy.export.formats import EXPORT_FORMATS, LateFunction
+from deploy.export.layer_diff import Call, first_diverging, first_noisy, record_calls
+from deploy.export.parity import ParityResult, compare_outputs, is_chance
+from deploy.export.preparation import share_for_int8
+from deploy.export.reference import TOLERANCES, Reference
+from deploy.export.report import COLUMNS, MISSING, REFUSED, WRITTEN, ExportReport, Outcome
+from deploy.export.request import ExportRequest
 from deploy.export.sample_images import SampleImages, find_images, net_input
+from deploy.export.timing import time_in_turn
+from deploy.export.verification import verify_backend
 from deploy.inference.predictor import Predictor
 from nets.net_interface import build_net
 from tests.conftest import CLASSES
-from tests.helpers.exported import ENVIRONMENT, NET, metadata_and_config, mistake, names_in, paint, report_of, train_net
+from tests.helpers.exported import (
+    ENVIRONMENT,
+    NET,
+    export,
+    metadata_and_config,
+    mistake,
+    names_in,
+    paint,
+    report_of,
+    train_net,
+)
 
 CPU_FORMATS = ["jit", "pt2", "onnx", "int8", "json"]
+FILES = {name: row.files for name, row in EXPORT_FORMATS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +66,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(trained: Path) -> Path:
-    """Export to all that a CPU runs; give the folder, beside which table.txt holds what was printed."""
+    """Export to all that a CPU runs; return the folder, beside which table.txt holds what was printed."""
     folder, table = trained.parent / "out", io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(table):
         patch.chdir(trained.parent)
-        assert export_formats(Path("net.pth"), CPU_FORMATS, Path("out"), device="cpu") == 0
+        assert export(Path("net.pth"), CPU_FORMATS, Path("out"), device="cpu") == 0
     (trained.parent / "table.txt").write_text(table.getvalue())
     return folder
 
@@ -77,7 +84,7 @@ def load_torch_net(weights: Path) -> torch.nn.Module:
 
 
 def validation(trained: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Give the validation images as the net takes them, made by the preprocessing itself, and their labels."""
+    """Return the validation images as the net takes them, made by the preprocessing itself, and their labels."""
     config = load_checkpoint(trained).config
     rows = [line.split("----") for line in Path(config["val_data_file"]).read_text().split()]
     preprocess = Preprocess(32, 32)
@@ -93,21 +100,21 @@ def test_every_format_is_written_with_its_report_and_nothing_else(exported: Path
     assert names_in(exported) == sorted([*files, "export_report.json"])
 
 
-def test_every_file_answers_as_the_net_to_four_decimals(exported: Path, trained: Path) -> None:
+def test_every_file_predicts_as_the_net_to_four_decimals(exported: Path, trained: Path) -> None:
     paths = [str(path) for path in sorted((trained.parent / "images/val").iterdir())]
 
-    def answers(weights: Path, **options: Any) -> list[tuple[str, float]]:
+    def predictions(weights: Path, **options: Any) -> list[tuple[str, float]]:
         predictor = Predictor(*load_backend(weights, device="cpu", **options))
-        return [(answer.class_name, answer.score) for answer in predictor.predict_files(paths, workers=1)]
+        return [(prediction.class_name, prediction.score) for prediction in predictor.predict_files(paths, workers=1)]
 
-    expected = answers(trained)
+    expected = predictions(trained)
     assert {name for name, _ in expected} == set(CLASSES)
     for name in ("model.pt", "model.pt2", "model.onnx", "model.json"):
         for options in [{"runtime": "onnxruntime"}, {"runtime": "openvino"}] if name == "model.onnx" else [{}]:
-            got = answers(exported / name, **options)
+            got = predictions(exported / name, **options)
             assert [label for label, _ in got] == [label for label, _ in expected]
             np.testing.assert_allclose([s for _, s in got], [s for _, s in expected], rtol=0, atol=5e-5)
-    assert [label for label, _ in answers(exported / "model.int8.onnx")] == [label for label, _ in expected]
+    assert [label for label, _ in predictions(exported / "model.int8.onnx")] == [label for label, _ in expected]
 
 
 def test_every_file_carries_the_checkpoints_metadata(exported: Path, trained: Path) -> None:
@@ -119,7 +126,7 @@ def test_every_file_carries_the_checkpoints_metadata(exported: Path, trained: Pa
         assert replace(metadata, versions={}) == replace(own, versions={}, precision=precision)
 
 
-def test_the_report_tells_what_was_measured(exported: Path, trained: Path) -> None:
+def test_the_report_has_what_was_measured(exported: Path, trained: Path) -> None:
     report = report_of(exported)
     images, labels = validation(trained)
     net, _ = load_backend(trained, device="cpu")
@@ -170,7 +177,7 @@ def test_the_table_fits_80_columns(exported: Path, trained: Path) -> None:
 def test_with_preprocessing_the_file_takes_the_image_itself(
     order: str, kind: str, formats: list[str], trained: Path, tmp_path: Path
 ) -> None:
-    assert export_formats(trained, formats, tmp_path, with_preprocess=order, device="cpu") == 0
+    assert export(trained, formats, tmp_path, with_preprocess=order, device="cpu") == 0
     files = sorted((trained.parent / "images/val").iterdir())
     preprocess = Preprocess(32, 32)
     pixels = np.stack([preprocess.fit(preprocess.decode(file)) for file in files])
@@ -189,7 +196,7 @@ def test_with_preprocessing_the_file_takes_the_image_itself(
 def test_half_precision_takes_and_gives_float32(
     precision: str, formats: list[str], trained: Path, tmp_path: Path
 ) -> None:
-    assert export_formats(trained, formats, tmp_path, precision=precision, device="cpu") == 0
+    assert export(trained, formats, tmp_path, precision=precision, device="cpu") == 0
     images, _ = validation(trained)
     expected = load_backend(trained, device="cpu")[0](images)
     for file_format in formats:
@@ -198,18 +205,61 @@ def test_half_precision_takes_and_gives_float32(
         backend, metadata = load_backend(tmp_path / FILES[file_format][0], device="cpu")
         assert metadata.precision == precision
         error = np.abs(backend(images) - expected).max() / np.abs(expected).max()
-        assert 1e-5 < error < parity.TOLERANCES[precision]
+        assert 1e-5 < error < TOLERANCES[precision]
 
 
 def test_bare_weights_are_described_by_a_config(trained: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(trained)
     torch.save(checkpoint.net, tmp_path / "bare.pth")
     config = Config.model_validate(checkpoint.config)
-    assert export_formats(tmp_path / "bare.pth", ["jit"], tmp_path, config=config, device="cpu") == 0
+    assert export(tmp_path / "bare.pth", ["jit"], tmp_path, config=config, device="cpu") == 0
     assert read_metadata(tmp_path / "model.pt").weights_sha256 == checkpoint.metadata.weights_sha256
 
 
-# --- the gate
+class Ripeness(torch.nn.Module):
+    """A net without classes: float32 (N, 3, 16, 16) -> (N,)."""
+
+    task = "regression"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.Linear(4, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        score: torch.Tensor = self.head(self.conv(images).relu().mean((2, 3))).flatten()
+        return score
+
+
+def test_a_task_that_the_export_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = Ripeness().eval()
+    metadata = ModelMetadata((), Preprocess(16, 16), NET, task="regression", output="ripeness")
+    save_checkpoint(Checkpoint({}, metadata, net.state_dict()), tmp_path / "net.pth")
+    monkeypatch.setattr("deploy.backends.loading._net_of", lambda *_: net)
+    for number in range(16):
+        paint(tmp_path / f"images/{number}.png", number % 3, number)
+    options: dict[str, Any] = {"samples": tmp_path / "images", "device": "cpu"}
+    table = io.StringIO()
+    with contextlib.redirect_stdout(table):
+        assert export(tmp_path / "net.pth", CPU_FORMATS, tmp_path / "out", **options) == 0
+    report = report_of(tmp_path / "out")
+    assert report["samples"]["accuracy"] is None
+    for entry in report["formats"]:
+        assert (entry["status"], entry["reason"]) == ("written", "")
+        for run in entry["runs"]:
+            assert run["top1_agreement"] is None and run["changed"] == [] and run["worst_difference"] < 0.2
+    assert "top-1:" not in table.getvalue() and "difference of a value from the net's" in table.getvalue()
+    assert onnx.load(tmp_path / "out/model.onnx").graph.output[0].name == "ripeness"
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        expected = net(images).numpy()
+    for name in ("model.pt", "model.pt2", "model.onnx", "model.json"):
+        backend, own = load_backend(tmp_path / "out" / name, device="cpu")
+        assert (own.task, own.output, own.class_names) == ("regression", "ripeness", ())
+        np.testing.assert_allclose(backend(images.numpy()), expected, atol=1e-5)
+
+
+# --- the verification
 
 
 def spoil_jit(path: Path, layer: str) -> None:
@@ -270,16 +320,16 @@ def test_a_spoilt_file_is_refused_and_its_layer_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    make = writers.MAKERS[file_format]
+    write = getattr(writers, f"write_{file_format}")
 
-    def make_and_spoil(source: writers.Source, path: Path) -> None:
-        make(source, path)
+    def write_and_spoil(source: writers.Source, path: Path) -> None:
+        write(source, path)
         SPOILERS[file_format](path, LAYER)
 
-    monkeypatch.setitem(writers.MAKERS, file_format, make_and_spoil)
+    monkeypatch.setattr(writers, f"write_{file_format}", write_and_spoil)
     older = tmp_path / FILES[file_format][0]
     older.write_bytes(b"of an earlier export")
-    assert export_formats(trained, [file_format], tmp_path, device="cpu") == 3
+    assert export(trained, [file_format], tmp_path, device="cpu") == 3
     assert older.read_bytes() == b"of an earlier export"
     assert names_in(tmp_path) == sorted([older.name, "export_report.json"])
     [entry] = report_of(tmp_path)["formats"]
@@ -288,7 +338,7 @@ def test_a_spoilt_file_is_refused_and_its_layer_named(
     assert entry["first_departing_layer"].startswith(f"{NAMED[file_format]} (")
     text = " ".join(capsys.readouterr().out.split())
     assert f"{file_format} refused: {entry['reason']}" in text
-    assert f"the first layer that departs: {NAMED[file_format]}" in text
+    assert f"the first diverging layer: {NAMED[file_format]}" in text
     assert "of an earlier export still there, untouched" in text
 
 
@@ -298,16 +348,16 @@ def test_a_file_whose_metadata_changed_on_the_way_is_refused(
     def metadata_in(self: writers.Source, precision: str) -> ModelMetadata:
         return replace(self.metadata, precision=precision, class_names=CLASSES[::-1])
 
-    make = writers.make_jit
+    write = writers.write_jit
 
-    def make_with_wrong_names(source: writers.Source, path: Path) -> None:
+    def write_with_wrong_names(source: writers.Source, path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(writers.Source, "facts_in", metadata_in)
-            make(source, path)
+            patch.setattr(writers.Source, "metadata_in", metadata_in)
+            write(source, path)
 
-    monkeypatch.setitem(writers.MAKERS, "jit", make_with_wrong_names)
-    assert export_formats(trained, ["jit"], tmp_path, device="cpu") == 3
-    assert report_of(tmp_path)["formats"][0]["reason"] == "the metadata in it are not those that were written"
+    monkeypatch.setattr(writers, "write_jit", write_with_wrong_names)
+    assert export(trained, ["jit"], tmp_path, device="cpu") == 3
+    assert report_of(tmp_path)["formats"][0]["reason"] == "the metadata in it is not what was written"
     assert names_in(tmp_path) == ["export_report.json"]
 
 
@@ -318,8 +368,8 @@ def test_a_format_that_cannot_be_made_is_refused_and_the_others_are_written(
         path.write_bytes(b"half")
         raise RuntimeError("no rule for aten::odd\nand a page more")
 
-    monkeypatch.setitem(writers.MAKERS, "onnx", fail)
-    assert export_formats(trained, ["onnx", "jit"], tmp_path, device="cpu") == 3
+    monkeypatch.setattr(writers, "write_onnx", fail)
+    assert export(trained, ["onnx", "jit"], tmp_path, device="cpu") == 3
     assert names_in(tmp_path) == ["export_report.json", "model.pt"]
     reasons = {entry["format"]: entry["reason"] for entry in report_of(tmp_path)["formats"]}
     assert reasons == {"jit": "", "onnx": "no rule for aten::odd"}
@@ -349,18 +399,18 @@ def test_the_other_runtime_only_warns(exported: Path, trained: Path, monkeypatch
             return (Wrong(wrong) if runtime == wrong else backend), metadata
 
         monkeypatch.setattr(verification, "load_backend", load_wrong)
-        proof = verification.prove("int8", exported / "model.int8.onnx", source, reference, "cpu")
-        problems = {runtime: run.problem for runtime, run in proof.runs}
+        row = EXPORT_FORMATS["int8"]
+        verified = verification.verify_file(row, exported / "model.int8.onnx", source, reference, "cpu")
+        problems = {runtime: run.problem for runtime, run in verified.runs}
         assert problems.pop(wrong).startswith("the logits differ by")
         assert list(problems.values()) == [""]
-        assert bool(proof.problem) is is_refused
-        outcome = Outcome("int8", ("model.int8.onnx",), REFUSED if is_refused else WRITTEN, runs=proof.runs)
-        warned = [note for note in _outcome_notes(outcome) if note.startswith(f"warning: int8 on {wrong}: the logits")]
-        assert len(warned) == (0 if is_refused else 1)
+        assert bool(verified.problem) is is_refused
+        outcome = Outcome(row, REFUSED if is_refused else WRITTEN, runs=verified.runs)
+        assert (f"warning: int8 on {wrong}: the logits" in report_text(reference, [outcome])) is not is_refused
 
 
-class Answers:
-    """A backend with the answers given, by position in the images; `fault` changes those of a batch."""
+class Recorded:
+    """A backend with recorded logits, by position in the images; `fault` changes those of a batch."""
 
     name, device = "fake", "cpu"
 
@@ -379,7 +429,7 @@ def reference_of(logits: np.ndarray, labels: np.ndarray | None = None) -> Refere
     pixels = np.broadcast_to(np.arange(len(logits), dtype=np.uint8)[:, None, None, None], (len(logits), 4, 4, 3))
     files = tuple(f"{number}.png" for number in range(len(logits)))
     images = SampleImages(np.ascontiguousarray(pixels), labels, files, "fake", len(logits))
-    return Reference.of(Answers(logits), images, FAKE_METADATA)
+    return Reference.of(Recorded(logits), images, FAKE_METADATA)
 
 
 def some_logits(count: int = 200) -> np.ndarray:
@@ -392,7 +442,7 @@ def test_the_tolerance_is_of_the_largest_logit(share: float, passes: bool) -> No
     logits[7] = (0, 0, 20)
     other = logits.copy()
     other[50, logits[50].argmax()] += 20 * share
-    measured = compare(other, reference_of(logits), FAKE_METADATA)
+    measured = compare_outputs(other, reference_of(logits), FAKE_METADATA)
     assert (measured.problem == "") is passes
     np.testing.assert_allclose(measured.worst, share, rtol=1e-2)
     np.testing.assert_allclose(measured.mean, share / 600, rtol=1e-2)
@@ -404,8 +454,8 @@ def test_the_tolerance_is_of_the_largest_logit(share: float, passes: bool) -> No
 def test_logits_that_are_not_finite_are_refused(value: float) -> None:
     other = some_logits()
     other[3:5] = value
-    measured = compare(other, reference_of(some_logits()), FAKE_METADATA)
-    assert measured.problem == "gives NaN or infinite logits for 2 of 200 images"
+    measured = compare_outputs(other, reference_of(some_logits()), FAKE_METADATA)
+    assert measured.problem == "returns NaN or infinite logits for 2 of 200 images"
 
 
 @pytest.mark.parametrize(("count", "changed", "passes"), [(200, 1, False), (255, 0, True)])
@@ -415,25 +465,26 @@ def test_under_999_in_1000_is_refused(count: int, changed: int, passes: bool) ->
     other = logits.copy()
     other[5 : 5 + changed] = other[5 : 5 + changed, ::-1]
     logits[5 : 5 + changed, 1] = 0
-    measured = compare(other, reference_of(logits), FAKE_METADATA)
+    measured = compare_outputs(other, reference_of(logits), FAKE_METADATA)
     assert (measured.problem == "") is passes
     if not passes:
-        assert measured.problem.startswith("99.50 % of 200 images keep their answer, under 99.9 %; the first: 5.png")
+        assert measured.problem.startswith("99.50 % of 200 images keep their class, under 99.9 %; the first: 5.png")
 
 
-def test_ties_of_half_precision_are_told_and_not_held_against_it() -> None:
+def test_ties_of_half_precision_are_reported_and_no_fault() -> None:
     """bfloat16 has 8 bits: at 10 two numbers beside each other are 2^-4 apart (Goldberg 1991, machine epsilon)."""
     logits = some_logits(100) / 100
     logits[0] = (10, 0, 0)
     logits[1], logits[2] = (5, 5.05, 0), (5, 5.5, 0)
     other = logits.copy()
     other[1] = (5.05, 5, 0)
-    measured = compare(other, reference_of(logits), replace(FAKE_METADATA, precision="bf16"))
+    measured = compare_outputs(other, reference_of(logits), replace(FAKE_METADATA, precision="bf16"))
     assert (measured.problem, measured.ties, measured.agreement) == ("", 1, 0.99)
     assert measured.flips == [("1.png", "b", "a")]
-    assert compare(other, reference_of(logits), FAKE_METADATA).problem  # float32 tells them apart
+    assert compare_outputs(other, reference_of(logits), FAKE_METADATA).problem  # float32 distinguishes them
     other[2] = (5.5, 5, 0)  # further apart than the precision: a flip
-    assert "keep their answer" in compare(other, reference_of(logits), replace(FAKE_METADATA, precision="bf16")).problem
+    measured = compare_outputs(other, reference_of(logits), replace(FAKE_METADATA, precision="bf16"))
+    assert "keep their class" in measured.problem
 
 
 @pytest.mark.parametrize(("lost", "passes"), [(1, True), (2, False)])
@@ -442,7 +493,7 @@ def test_int8_may_lose_half_a_point_of_accuracy(lost: int, passes: bool) -> None
     other = logits * 1.1  # far over any float tolerance
     other[:lost] = -other[:lost]
     reference = reference_of(logits, logits.argmax(1))
-    measured = compare(other, reference, replace(FAKE_METADATA, precision="int8"))
+    measured = compare_outputs(other, reference, replace(FAKE_METADATA, precision="int8"))
     assert measured.accuracy == (1.0, 1 - lost / 200)
     assert (measured.problem == "") is passes
     if not passes:
@@ -455,7 +506,7 @@ def test_int8_may_differ_by_a_twentieth_in_the_mean(share: float, passes: bool) 
     logits = some_logits(200)
     logits[0] = (0, 0, 10)
     other = logits + np.float32(10 * share)
-    measured = compare(other, reference_of(logits, logits.argmax(1)), replace(FAKE_METADATA, precision="int8"))
+    measured = compare_outputs(other, reference_of(logits, logits.argmax(1)), replace(FAKE_METADATA, precision="int8"))
     assert measured.accuracy == (1.0, 1.0)
     assert (measured.problem == "") is passes
     if not passes:
@@ -467,59 +518,59 @@ def test_int8_without_labels_may_change_one_class_in_a_hundred(lost: int, passes
     logits = some_logits(200)
     other = logits.copy()
     other[:lost] = -other[:lost]
-    measured = compare(other, reference_of(logits), replace(FAKE_METADATA, precision="int8"))
+    measured = compare_outputs(other, reference_of(logits), replace(FAKE_METADATA, precision="int8"))
     assert (measured.problem == "") is passes
 
 
 @pytest.mark.parametrize(("right", "passes"), [(80, False), (110, True)])
-def test_int8_must_keep_its_classes_where_the_net_is_no_better_than_guessing(right: int, passes: bool) -> None:
-    """Guessing among 3 gets 200/3 = 66.7 of 200 right, with a deviation of sqrt(200 * 1/3 * 2/3) = 6.7."""
+def test_int8_must_keep_its_classes_where_the_net_is_no_better_than_chance(right: int, passes: bool) -> None:
+    """Chance among 3 gets 200/3 = 66.7 of 200 right, with a deviation of sqrt(200 * 1/3 * 2/3) = 6.7."""
     logits = some_logits(200)
     other = logits.copy()
     other[-10:] = -other[-10:]  # wrong before and after
     labels = logits.argmax(1)
     labels[right:] = np.argsort(logits[right:], axis=1)[:, 1]  # the second best, which is so in -logits too
-    measured = compare(other, reference_of(logits, labels), replace(FAKE_METADATA, precision="int8"))
+    measured = compare_outputs(other, reference_of(logits, labels), replace(FAKE_METADATA, precision="int8"))
     assert measured.accuracy == (right / 200, right / 200)
     assert (measured.problem == "") is passes
     if not passes:
         assert measured.problem == (
-            "95.00 % of 200 images keep their class, under 99 %; the net's own accuracy of 40.00 % could be a "
-            "guesser's, and proves nothing"
+            "95.00 % of 200 images keep their class, under 99 %; the net's own accuracy of 40.00 % could be "
+            "chance, and verifies nothing"
         )
 
 
-def test_a_guessers_accuracy_is_within_three_deviations_of_chance() -> None:
+def test_chance_is_within_three_deviations() -> None:
     """Of a binomial distribution: for 10 classes and 900 images 0.1 and sqrt(0.1 * 0.9 / 900) = 0.01."""
-    assert is_guessing(0.1299, 10, 900) and not is_guessing(0.1301, 10, 900)
-    assert is_guessing(0.0, 2, 50) and not is_guessing(1.0, 2, 50)
+    assert is_chance(0.1299, 10, 900) and not is_chance(0.1301, 10, 900)
+    assert is_chance(0.0, 2, 50) and not is_chance(1.0, 2, 50)
 
 
 def report_text(reference: Reference, outcomes: list[Outcome]) -> str:
-    report = ExportReport("net.pth", reference, outcomes, "fp32", "float32 NCHW", None, "out", ("model.pt",))
-    return " ".join(report.text().split())
+    asked = ExportRequest(weights=Path("net.pth"), formats=(), output_dir=Path("out"))
+    return " ".join(ExportReport(asked, reference, outcomes, None, ("model.pt",)).text().split())
 
 
-@pytest.mark.parametrize(("count", "right", "is_doubted"), [(60, 20, True), (40, 13, False), (60, 40, False)])
-def test_labels_that_look_wrong_are_warned_of(count: int, right: int, is_doubted: bool) -> None:
+@pytest.mark.parametrize(("count", "right", "is_warned"), [(60, 20, True), (40, 13, False), (60, 40, False)])
+def test_labels_that_look_wrong_are_warned_of(count: int, right: int, is_warned: bool) -> None:
     logits = some_logits(count)
     labels = logits.argmax(1)
     labels[right:] = (labels[right:] + 1) % 3
-    text = report_text(reference_of(logits, labels), [Outcome("jit", ("model.pt",))])
+    text = report_text(reference_of(logits, labels), [Outcome(EXPORT_FORMATS["jit"])])
     assert f"the net itself gets {100 * right / count:.2f} % of {count} labelled images right" in text
-    warning = "warning: guessing among 3 classes does as well: are these labels the net's own?"
-    assert (warning in text) is is_doubted
+    warning = "warning: that is no better than chance among 3 classes: are these labels the net's own?"
+    assert (warning in text) is is_warned
 
 
 @pytest.mark.parametrize(("count", "is_few"), [(20, True), (60, False)])
 def test_few_images_of_int8s_own_are_warned_of(count: int, is_few: bool) -> None:
-    run = Measured(count=count, accuracy=(1.0, 1.0), agreement=1.0)
-    text = report_text(reference_of(some_logits(120)), [Outcome("int8", ("model.int8.onnx",), runs=[("x", run)])])
-    assert ("warning: int8 was proved on 20 images, of which each is 5.0 points" in text) is is_few
+    run = ParityResult(count=count, accuracy=(1.0, 1.0), agreement=1.0)
+    text = report_text(reference_of(some_logits(120)), [Outcome(EXPORT_FORMATS["int8"], runs=[("x", run)])])
+    assert ("warning: int8 was verified on 20 images, of which each is 5.0 points" in text) is is_few
 
 
-def test_the_last_line_tells_where_the_files_are_and_what_was_left_out() -> None:
-    outcomes = [Outcome("jit", ("model.pt",)), Outcome("engine", ("model.engine",), MISSING, "no library")]
+def test_the_last_line_names_the_files_and_what_was_left_out() -> None:
+    outcomes = [Outcome(EXPORT_FORMATS["jit"]), Outcome(EXPORT_FORMATS["engine"], MISSING, "no library")]
     reference = reference_of(some_logits(10))
     assert report_text(reference, outcomes).endswith(
         "written to out: model.pt; left out, for the reason above: engine (not made)"
@@ -531,12 +582,12 @@ def test_a_net_that_is_not_finite_is_no_reference() -> None:
     logits = some_logits(40)
     logits[7, 1] = np.inf
     logits[9] = np.nan
-    words = "the net itself gives NaN or infinite logits for 2 of 40 images, the first 7.png; no file can be held"
-    with pytest.raises(ParityError, match=words):
+    message = "the net itself returns NaN or infinite logits for 2 of 40 images, the first 7.png; no file can be"
+    with pytest.raises(ExportError, match=message):
         reference_of(logits)
 
 
-def test_an_export_advises_no_flag_that_it_lacks() -> None:
+def test_an_export_suggests_no_flag_that_it_lacks() -> None:
     class Full:
         name, device = "fake", "cpu"
 
@@ -545,25 +596,25 @@ def test_an_export_advises_no_flag_that_it_lacks() -> None:
 
     reference = reference_of(some_logits(40))
     with pytest.raises(BackendError, match=r"^cpu has too little memory for 32 images at once$"):
-        measure(Full(), reference, FAKE_METADATA)
+        verify_backend(Full(), reference, FAKE_METADATA)
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_other_batch_sizes_must_give_the_same_answers(size: int) -> None:
+def test_other_batch_sizes_must_have_the_same_outputs(size: int) -> None:
     logits = some_logits(40)
-    wrong = Answers(logits, lambda rows: rows + 1 if len(rows) == size else rows)
-    problem = measure(wrong, reference_of(logits), FAKE_METADATA).problem
+    wrong = Recorded(logits, lambda rows: rows + 1 if len(rows) == size else rows)
+    problem = verify_backend(wrong, reference_of(logits), FAKE_METADATA).problem
     assert problem.startswith("an image's logits differ by ")
     assert problem.endswith(f" of the largest between batches of {size} and 32")
-    fixed = Answers(logits, lambda rows: rows[:2])
-    assert "gives (2, 3) instead of" in measure(fixed, reference_of(logits[:2]), FAKE_METADATA).problem
-    assert measure(Answers(logits), reference_of(logits), FAKE_METADATA).problem == ""
+    fixed = Recorded(logits, lambda rows: rows[:2])
+    assert "returns (2, 3) instead of" in verify_backend(fixed, reference_of(logits[:2]), FAKE_METADATA).problem
+    assert verify_backend(Recorded(logits), reference_of(logits), FAKE_METADATA).problem == ""
 
 
-def test_a_program_for_any_size_that_answers_otherwise_than_that_for_one_is_found() -> None:
+def test_a_program_for_any_size_that_differs_from_that_for_one_is_found() -> None:
     """OpenVINO 2026.4 with a swin_t in int8; the first batch alone hides in the mean of 200 images."""
 
-    class AnySizeFirst(Answers):
+    class AnySizeFirst(Recorded):
         last = 0
 
         def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -573,11 +624,11 @@ def test_a_program_for_any_size_that_answers_otherwise_than_that_for_one_is_foun
     logits = some_logits(200)
     reference = reference_of(logits)
     scale = reference.scale
-    problem = measure(AnySizeFirst(logits), reference, replace(FAKE_METADATA, precision="int8")).problem
+    problem = verify_backend(AnySizeFirst(logits), reference, replace(FAKE_METADATA, precision="int8")).problem
     assert problem == "an image's logits differ by 2.0e-01 of the largest between batches of 1 and 32"
 
 
-def test_a_batch_size_that_fails_is_told(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_size_that_fails_is_reported(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fixed:
         """A file that takes 32 images only."""
 
@@ -598,7 +649,7 @@ def test_a_batch_size_that_fails_is_told(trained: Path, tmp_path: Path, monkeypa
         return Fixed(backend), metadata
 
     monkeypatch.setattr(verification, "load_backend", load_fixed)
-    assert export_formats(trained, ["jit"], tmp_path, device="cpu") == 3
+    assert export(trained, ["jit"], tmp_path, device="cpu") == 3
     assert report_of(tmp_path)["formats"][0]["reason"] == "a batch of 1: expected 32"
 
 
@@ -609,20 +660,20 @@ def test_timing_takes_turns() -> None:
     assert len(first) == len(second) == len(order) // 4
 
 
-# --- the layer that departs
+# --- the first diverging layer
 
 
 def test_the_first_layer_over_the_tolerance_is_named_in_execution_order() -> None:
     calls = [Call((name, number), None, np.ones(3)) for name, number in [("b", 0), ("relu", 0), ("a", 0), ("relu", 1)]]
     values = {call.key: call.output.copy() for call in calls}
-    assert first_departing(calls, values, 0.1).startswith("none alone is over 1e-01")
+    assert first_diverging(calls, values, 0.1).startswith("none alone is over 1e-01")
     values["relu", 1] += 0.5
     values["a", 0] += 0.2
-    assert first_departing(calls, values, 0.1) == "a (relative error 2.0e-01)"
-    assert first_departing(calls, values, 0.3) == "relu (call 2) (relative error 5.0e-01)"
+    assert first_diverging(calls, values, 0.1) == "a (relative error 2.0e-01)"
+    assert first_diverging(calls, values, 0.3) == "relu (call 2) (relative error 5.0e-01)"
     values["b", 0] = np.full(3, np.nan)
-    assert first_departing(calls, values, 0.3) == "b (relative error inf)"
-    assert first_departing(calls, {}, 0.3) == "no layer of it can be looked at alone"
+    assert first_diverging(calls, values, 0.3) == "b (relative error inf)"
+    assert first_diverging(calls, {}, 0.3) == "no layer of it can be compared"
 
 
 def test_the_first_noisy_layer_is_where_the_ratio_falls_most() -> None:
@@ -659,16 +710,16 @@ def test_int8_is_calibrated_on_training_images_or_else_on_every_second(trained: 
     images, kept = share_for_int8(reference, gone, metadata)
     assert images.files == reference.images.files[1::2]
     assert kept.images.files == reference.images.files[::2]
-    np.testing.assert_array_equal(kept.logits, reference.logits[::2])
+    np.testing.assert_array_equal(kept.outputs, reference.outputs[::2])
     few = reference_of(some_logits(15))
     assert share_for_int8(few, None, metadata) == (few.images, few)
 
 
 def test_few_images_are_warned_of(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paint(tmp_path / "p/1.png", 0, 0)
-    assert export_formats(trained, ["jit"], tmp_path, samples=tmp_path / "p", device="cpu") == 0
+    assert export(trained, ["jit"], tmp_path, samples=tmp_path / "p", device="cpu") == 0
     out = capsys.readouterr().out
-    assert "warning: 1 image can prove little; name more with --samples" in out
+    assert "warning: 1 image can verify little; name more with --samples" in out
     assert " ".join(out.split()).endswith(f"written to {tmp_path}: model.pt, export_report.json")
 
 
@@ -678,9 +729,9 @@ def test_few_images_are_warned_of(trained: Path, tmp_path: Path, capsys: pytest.
 def test_mistakes_are_one_sentence(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ("--output_dir", tmp_path / "out", "--device", "cpu")
     known = "known are jit, pt2, onnx, int8, json, engine, all"
-    asked = ("--weights", trained, *out)
-    assert mistake(capsys, *asked, "--formats", "onx") == f'unknown format "onx"; did you mean "onnx"?; {known}'
-    assert mistake(capsys, *asked, "--formats", ",") == f"no format was asked for; {known}"
+    flags = ("--weights", trained, *out)
+    assert mistake(capsys, *flags, "--formats", "onx") == f'unknown format "onx"; did you mean "onnx"?; {known}'
+    assert mistake(capsys, *flags, "--formats", ",") == f"no format was requested; {known}"
     gone = tmp_path / "gone.pth"
     assert mistake(capsys, "--weights", gone, *out, "--formats", "jit").startswith(f"{gone}: no such file")
     (tmp_path / "m.onnx").write_bytes(b"x")
@@ -701,8 +752,9 @@ def test_without_tensorrt_only_an_engine_asked_for_by_name_is_a_mistake(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("pytorch2json.tensorrt_library.LIBRARIES", ())
-    monkeypatch.setattr(exporter, "FORMATS", ("jit", "json", "engine", "all"))
-    assert export_formats(trained, formats, tmp_path, device="cpu") == (2 if formats == ["engine"] else 0)
+    some = {name: EXPORT_FORMATS[name] for name in ("jit", "json", "engine")}
+    monkeypatch.setattr(request, "EXPORT_FORMATS", some)  # what "all" is
+    assert export(trained, formats, tmp_path, device="cpu") == (2 if formats == ["engine"] else 0)
     assert (tmp_path / "model.json").is_file()  # what an engine is built from is there all the same
     assert "engine not made: neither tensorrt nor tensorrt_rtx can be imported" in capsys.readouterr().out
     assert not (tmp_path / "model.engine").exists()
@@ -710,7 +762,7 @@ def test_without_tensorrt_only_an_engine_asked_for_by_name_is_a_mistake(
 
 def test_the_batch_profile_and_tensorrtx_weights_are_written_on_demand(trained: Path, tmp_path: Path) -> None:
     flags = ("--batch_profile", "2,4,16", "--wts", "--max_samples", "8")
-    assert exporter.main(["--weights", str(trained), "--formats", "engine", "--output_dir", str(tmp_path), *flags]) == 0
+    assert export_main(["--weights", str(trained), "--formats", "engine", "--output_dir", str(tmp_path), *flags]) == 0
     for name in ("model.json", "model.engine"):
         assert read_metadata(tmp_path / name).batch_profile == (2, 4, 16)
     assert json.loads((tmp_path / "model.json").read_text("utf-8"))["profile"] == {"min": 2, "best": 4, "max": 16}
@@ -729,25 +781,25 @@ def test_an_export_spares_the_checkpoint_that_it_is_made_from(
     assert own.read_bytes() == trained.read_bytes()
 
 
-def test_one_grey_channel_is_given_as_bgr() -> None:
+def test_one_grey_channel_as_bgr() -> None:
     pixels = np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1)
     given = net_input(pixels, Preprocess(4, 4, 1), "uint8 NHWC BGR")
     assert torch.equal(torch.from_numpy(given), torch.from_numpy(pixels))
 
 
-def test_an_engine_tells_the_profile_it_was_built_for(trained: Path, tmp_path: Path) -> None:
+def test_an_engine_has_the_profile_it_was_built_for(trained: Path, tmp_path: Path) -> None:
     from pytorch2json.engine import write_engine
 
-    assert export_formats(trained, ["json"], tmp_path, max_samples=8) == 0
+    assert export(trained, ["json"], tmp_path, max_samples=8) == 0
     text = (tmp_path / "model.json").read_text("utf-8")
     (tmp_path / "model.json").write_text(text.replace('"best": 8, "max": 64', '"best": 2, "max": 4'), "utf-8")
     write_engine(tmp_path / "model.json", tmp_path / "model.engine")
     assert read_metadata(tmp_path / "model.engine").batch_profile == (1, 2, 4)
 
 
-def test_an_engine_is_built_and_where_none_runs_that_is_said(trained: Path, tmp_path: Path) -> None:
+def test_an_engine_is_built_and_where_none_runs_not_verified(trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx, which builds without a GPU")
-    assert export_formats(trained, ["engine"], tmp_path, device="cpu") == 0
+    assert export(trained, ["engine"], tmp_path, device="cpu") == 0
     assert {"model.engine", "model.engine.facts.json", "model.json"} <= set(names_in(tmp_path))
     entry = report_of(tmp_path)["formats"][-1]
     assert (entry["format"], entry["status"], entry["runs"]) == ("engine", "not proved", [])
@@ -756,24 +808,39 @@ def test_an_engine_is_built_and_where_none_runs_that_is_said(trained: Path, tmp_
 
 
 def test_help_and_mistakes_come_without_torch() -> None:
-    code = (
-        "import sys, deploy.export as e\ntry: e.main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
-    )
+    code = """
+import sys
+from deploy.export.__main__ import main
+try:
+    main(["--help"])
+except SystemExit:
+    assert main(["--weights", "net.pth", "--formats", "onx"]) == 2
+    assert "torch" not in sys.modules
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
     assert done.returncode == 0, done.stderr
+    assert 'did you mean "onnx"?' in done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_every_function_of_the_table_is_there() -> None:
+    late = [value for row in EXPORT_FORMATS.values() for value in vars(row).values() if isinstance(value, LateFunction)]
+    assert len(late) == 2 * len(EXPORT_FORMATS) - 1 + 2  # an engine shows no layers; it has a library and a device
+    assert all(callable(pkgutil.resolve_name(function.name)) for function in late)
 
 
 def test_times_that_vary_are_warned_of() -> None:
     reference = reference_of(some_logits(40))
     for fastest, slowest, is_busy in ((10.0, 19.0, False), (10.0, 25.0, True)):
-        run = Measured(batch_ms=12, batch_ms_spread=(fastest, slowest), eager_ms=30)
-        outcomes = [Outcome("jit", ("model.pt",), runs=[("jit", run)])]
-        text = ExportReport("net.pth", reference, outcomes, "fp32", "float32 NCHW", None, "out", ("model.pt",)).text()
+        run = ParityResult(batch_ms=12, batch_ms_spread=(fastest, slowest), eager_ms=30)
+        text = report_text(reference, [Outcome(EXPORT_FORMATS["jit"], runs=[("jit", run)])])
         assert ("warning: the same batch took from 10 to 25 ms: this machine does other" in text) is is_busy
 
 
 def test_a_file_that_did_not_run_has_a_row_of_blanks_and_a_report_of_nulls() -> None:
-    outcome = Outcome("onnx", ("model.onnx",), REFUSED, "cannot load", runs=[("openvino", Measured(problem="x"))])
-    assert list(_rows(outcome)) == ["onnx   refused         openvino"]
-    assert json.loads(json.dumps(_outcome_values(outcome)))["runs"][0]["worst_difference"] is None
+    run = ParityResult(problem="x")
+    outcome = Outcome(EXPORT_FORMATS["onnx"], REFUSED, "cannot load", runs=[("openvino", run)])
+    asked = ExportRequest(weights=Path("net.pth"), formats=(), output_dir=Path("out"))
+    report = ExportReport(asked, reference_of(some_logits(10)), [outcome], None, ())
+    assert "onnx   refused         openvino" in report.text().splitlines()
+    assert json.loads(json.dumps(report.to_dict()))["formats"][0]["runs"][0]["worst_difference"] is None

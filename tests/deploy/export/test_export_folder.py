@@ -1,4 +1,4 @@
-"""What an export leaves in its folder, however it ends: stopped, killed, out of disk, with nobody reading."""
+"""The files that an export leaves in its folder, however it ends: stopped, killed, out of disk, with nobody reading."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ import pytest
 
 from artifacts.checkpoint import load_checkpoint, save_checkpoint
 from common.signals import Stopped, ended_by_signals
-from deploy.export import console, exporter, staging, writers
-from deploy.export.exporter import export_formats
-from deploy.export.staging import ExportError
-from tests.helpers.exported import ENVIRONMENT, mistake, names_in, paint, report_of, train_net
+from deploy.export import console, staging, writers
+from deploy.export.__main__ import main as export_main
+from deploy.export.errors import ExportError
+from tests.helpers.exported import ENVIRONMENT, export, mistake, names_in, paint, report_of, train_net
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +38,20 @@ def program(*arguments: object) -> list[str]:
 # --- nothing is made
 
 
-def test_a_net_that_gives_nan_is_told_before_anything_is_made(
+def test_a_net_that_returns_nan_is_refused_before_anything_is_made(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = load_checkpoint(trained)
     bias = next(name for name in checkpoint.net if name.endswith("bias") and checkpoint.net[name].shape == (3,))
     checkpoint.net[bias][1] = float("nan")
     save_checkpoint(checkpoint, tmp_path / "net.pth")
-    monkeypatch.delitem(writers.MAKERS, "jit")
+    monkeypatch.delattr(writers, "write_jit")
     out = tmp_path / "deep/out"
     sentence = mistake(capsys, "--weights", tmp_path / "net.pth", "--formats", "jit", "--output_dir", out)
     first = f"{trained.parent}/images/val/00.png"
     assert sentence == (
-        f"the net itself gives NaN or infinite logits for 40 of 40 images, the first {first}; "
-        "no file can be held to them"
+        f"the net itself returns NaN or infinite logits for 40 of 40 images, the first {first}; "
+        "no file can be compared with them"
     )
     assert names_in(tmp_path) == ["net.pth"]
 
@@ -59,7 +59,7 @@ def test_a_net_that_gives_nan_is_told_before_anything_is_made(
 @pytest.mark.parametrize("flag", ["--output_dir", "--weights", "--samples", "--config", "--samples_root"])
 def test_an_empty_path_is_a_mistake(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        exporter.main(["--weights", "net.pth", "--formats", "jit", flag, ""])
+        export_main(["--weights", "net.pth", "--formats", "jit", flag, ""])
     assert caught.value.code == 2
     assert f"argument {flag}: must be a path, got an empty text" in capsys.readouterr().err
 
@@ -67,43 +67,44 @@ def test_an_empty_path_is_a_mistake(flag: str, capsys: pytest.CaptureFixture[str
 def test_a_folder_that_libraries_cannot_open_is_a_mistake(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / os.fsdecode(b"out\xff")
     with pytest.raises(ExportError, match="this path is not UTF-8, which some of the libraries"):
-        export_formats(trained, ["jit"], out)
+        export(trained, ["jit"], out)
     assert names_in(tmp_path) == []
 
 
 # --- the temporary folder
 
 
-def test_folders_that_stay_empty_are_unmade_and_others_are_kept(tmp_path: Path) -> None:
-    with staging.workshop(tmp_path / "a/b/c") as folder:
+def test_folders_that_stay_empty_are_removed_and_others_are_kept(tmp_path: Path) -> None:
+    with staging.staging_folder(tmp_path / "a/b/c") as folder:
         assert folder.parent == tmp_path / "a/b/c"
         (folder / "x").touch()
     assert names_in(tmp_path) == []
-    with staging.workshop(tmp_path / "a/b"):
+    with staging.staging_folder(tmp_path / "a/b"):
         (tmp_path / "a/x").touch()
     assert names_in(tmp_path / "a") == ["x"]
     (tmp_path / "mine").mkdir()
-    with staging.workshop(tmp_path / "mine"):
+    with staging.staging_folder(tmp_path / "mine"):
         pass
     assert (tmp_path / "mine").is_dir()  # it was there before
-    with staging.workshop(tmp_path / "out"):
+    with staging.staging_folder(tmp_path / "out"):
         (tmp_path / "out/model.pt").touch()
     assert names_in(tmp_path / "out") == ["model.pt"]
 
 
 def test_temporary_files_lie_on_the_disk_of_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
-    with staging.workshop(tmp_path) as folder, tempfile.NamedTemporaryFile() as file:
+    with staging.staging_folder(tmp_path) as folder, tempfile.NamedTemporaryFile() as file:
         assert Path(file.name).parent == folder
     assert tempfile.tempdir == "/nonexistent"
 
 
 @contextmanager
 def another_export(output_dir: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a process that is at work in a folder until it is killed."""
+    """Run a process that works in a folder until it is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from deploy.export.staging import workshop\n"
-        "with workshop(Path(sys.argv[1])) as f: (f / 'model.pt').touch(); print('there', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from deploy.export.staging import staging_folder\n"
+        "with staging_folder(Path(sys.argv[1])) as f:\n"
+        " (f / 'model.pt').touch(); print('there', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(output_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
@@ -117,15 +118,15 @@ def test_what_a_killed_export_left_is_removed_and_a_living_one_is_respected(tmp_
         [left] = names_in(tmp_path)
         assert left.startswith(".export-")
         with (
-            pytest.raises(ExportError, match="another export is at work in this folder; wait for it, or choose"),
-            staging.workshop(tmp_path),
+            pytest.raises(ExportError, match="another export is running in this folder; wait for it, or choose"),
+            staging.staging_folder(tmp_path),
         ):
             pass
         assert names_in(tmp_path) == [left]
         process.kill()
         process.wait()
         assert names_in(tmp_path) == [left]
-        with staging.workshop(tmp_path) as folder:
+        with staging.staging_folder(tmp_path) as folder:
             assert names_in(tmp_path) == [folder.name]
     assert names_in(tmp_path) == []
 
@@ -140,7 +141,7 @@ def test_another_machines_folder_and_what_is_no_exports_are_left_alone(
     (tmp_path / ".export-here-gone").mkdir()
     (tmp_path / ".export-here-gone/lock").touch()
     before = names_in(tmp_path)
-    with staging.workshop(tmp_path):
+    with staging.staging_folder(tmp_path):
         pass
     assert names_in(tmp_path) == [name for name in before if name != ".export-here-gone"]
 
@@ -159,8 +160,8 @@ def test_an_engine_is_built_from_this_exports_own_description(
         path.with_name("model.engine.facts.json").write_text("{}")
 
     monkeypatch.setattr(engine, "write_engine", write_engine)
-    monkeypatch.setattr("deploy.export.pipeline._missing_tensorrt", lambda: "")
-    assert export_formats(trained, ["engine"], tmp_path, device="cpu") == 0
+    monkeypatch.setattr("pytorch2json.tensorrt_library.library_problem", lambda: "")
+    assert export(trained, ["engine"], tmp_path, device="cpu") == 0
     [(text, size)] = seen
     assert json.loads(text)["facts"]["weights_sha256"] == load_checkpoint(trained).metadata.weights_sha256
     assert size == (tmp_path / "model.safetensors").stat().st_size
@@ -171,7 +172,7 @@ def test_an_engine_is_built_from_this_exports_own_description(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_stopped_it_leaves_nothing_and_says_so(number: signal.Signals, trained: Path, tmp_path: Path) -> None:
+def test_stopped_it_leaves_nothing_and_reports_it(number: signal.Signals, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = program("--weights", trained, "--formats", "onnx", "--output_dir", out, "--device", "cpu")
     before = signal.signal(number, signal.SIG_DFL)  # who starts the tests by nohup, or with &, has it ignored
@@ -185,7 +186,7 @@ def test_stopped_it_leaves_nothing_and_says_so(number: signal.Signals, trained: 
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
-    assert errors == f"python -m deploy.export: stopped by {number.name}; the files already proved are kept\n"
+    assert errors == f"python -m deploy.export: stopped by {number.name}; the files already verified are kept\n"
     assert names_in(tmp_path) == []
 
 
@@ -225,9 +226,9 @@ def test_what_ends_early_leaves_a_report_of_what_there_is(
     reason = reason.format(tmp_path)
     (tmp_path / "export_report.json").write_text('{"of": "an earlier export"}')
     (tmp_path / "model.json").write_text("of an earlier export")
-    monkeypatch.setitem(writers.MAKERS, "onnx", raising(error))
+    monkeypatch.setattr(writers, "write_onnx", raising(error))
     asked = ["--weights", str(trained), "--output_dir", str(tmp_path), "--device", "cpu"]
-    assert exporter.main([*asked, "--formats", "jit,onnx,json"]) == code
+    assert export_main([*asked, "--formats", "jit,onnx,json"]) == code
     formats = {entry["format"]: entry for entry in report_of(tmp_path)["formats"]}
     assert {name: entry["status"] for name, entry in formats.items()} == {
         "jit": "written",
@@ -243,9 +244,9 @@ def test_what_ends_before_it_made_anything_leaves_the_earlier_report(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "export_report.json").write_text('{"of": "an earlier export"}')
-    monkeypatch.setitem(writers.MAKERS, "jit", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(writers, "write_jit", raising(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        export_formats(trained, ["jit", "pt2"], tmp_path, device="cpu")
+        export(trained, ["jit", "pt2"], tmp_path, device="cpu")
     assert report_of(tmp_path) == {"of": "an earlier export"}
 
 
@@ -258,15 +259,15 @@ def test_a_report_that_cannot_be_written_leaves_none_of_an_earlier_export(
     (tmp_path / "export_report.json").write_text('{"of": "an earlier export"}')
     monkeypatch.setattr("deploy.export.report.ExportReport.write", fail)
     with pytest.raises(ExportError, match=r"export_report.json: cannot write it: No space left on device"):
-        export_formats(trained, ["jit"], tmp_path, device="cpu")
+        export(trained, ["jit"], tmp_path, device="cpu")
     assert names_in(tmp_path) == ["model.pt"]
 
 
-def test_too_little_memory_to_make_a_file_is_told(
+def test_too_little_memory_to_make_a_file_is_reported(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(writers.MAKERS, "jit", raising(MemoryError()))
-    assert export_formats(trained, ["jit"], tmp_path, device="cpu") == 3
+    monkeypatch.setattr(writers, "write_jit", raising(MemoryError()))
+    assert export(trained, ["jit"], tmp_path, device="cpu") == 3
     assert report_of(tmp_path)["formats"][0]["reason"] == "too little memory to make it"
 
 
@@ -274,7 +275,7 @@ def test_too_little_memory_to_make_a_file_is_told(
 def test_a_full_disk_is_a_sentence_and_leaves_no_half_file(
     file_format: str, name: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No file may grow beyond 1 MB, which the system tells as it tells of a full disk: an error of the write."""
+    """No file may grow beyond 1 MB, which the system reports as it reports a full disk: an error of the write."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     (tmp_path / name).write_bytes(b"of an earlier export")
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
@@ -288,13 +289,13 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_half_file(
     assert (tmp_path / name).read_bytes() == b"of an earlier export"
 
 
-def test_what_the_system_refuses_anywhere_is_a_sentence(
+def test_what_the_system_refuses_anywhere_is_one_sentence(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any) -> None:
         raise PermissionError(13, "Permission denied", "/secret")
 
-    monkeypatch.setattr("deploy.export.pipeline.load_torch", refuse)
+    monkeypatch.setattr("deploy.export.preparation.load_torch", refuse)
     sentence = mistake(capsys, "--weights", trained, "--formats", "jit", "--output_dir", tmp_path)
     assert sentence == "/secret: Permission denied"
 
@@ -320,19 +321,19 @@ def test_a_table_that_nobody_reads_loses_no_report(place: str, trained: Path, tm
         "python -m deploy.export: the table cannot be printed (No space left on device); all is written, see "
         f"{tmp_path}/export_report.json"
     )
-    told = done.stderr.splitlines()
-    assert told[0].startswith("model.pt: written (")  # a log has a line a format
-    assert (done.returncode, told[1:]) == ((2, [sentence]) if place == "full disk" else (141, []))
+    captured = done.stderr.splitlines()
+    assert captured[0].startswith("model.pt: written (")  # a log has a line a format
+    assert (done.returncode, captured[1:]) == ((2, [sentence]) if place == "full disk" else (141, []))
     assert report_of(tmp_path)["formats"][0]["status"] == "written"
 
 
 def test_paths_that_are_not_utf8_are_reported_escaped(trained: Path, tmp_path: Path) -> None:
-    samples = tmp_path / os.fsdecode(b"pictures\xff")
+    samples = tmp_path / os.fsdecode(b"images\xff")
     for number in range(2):
         paint(tmp_path / "made.png", number, number)
         samples.mkdir(exist_ok=True)
         shutil.move(tmp_path / "made.png", samples / os.fsdecode(b"\xfe%d.png" % number))
-    assert export_formats(trained, ["jit"], tmp_path / "out", samples=samples, device="cpu") == 0
+    assert export(trained, ["jit"], tmp_path / "out", samples=samples, device="cpu") == 0
     source = report_of(tmp_path / "out")["samples"]["source"]
     assert os.fsencode(source) == os.fsencode(samples)
 
@@ -340,10 +341,10 @@ def test_paths_that_are_not_utf8_are_reported_escaped(trained: Path, tmp_path: P
 def test_progress_is_for_terminals_and_a_line_a_format_for_all(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    console.progress("making model.pt")
+    console.log_progress("making model.pt")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    console.progress("making model.pt")
+    console.log_progress("making model.pt")
     assert capsys.readouterr().err == "making model.pt ...\n"
 
 
@@ -353,4 +354,4 @@ def test_a_closed_terminal_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch)
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    console.tell("a line")
+    console.log("a line")

@@ -21,7 +21,8 @@ from artifacts.metadata_reader import read_metadata
 from artifacts.onnx_file import read_onnx
 from deploy.backends.loading import load_backend
 from deploy.export import onnx_writer
-from deploy.export.model_wrapper import ExportProblem, deployed_net
+from deploy.export.errors import ExportError
+from deploy.export.model_wrapper import deployed_net
 from deploy.export.onnx_writer import export_onnx, module_ends, scopes_of
 from nets.net_interface import build_net
 from tests.helpers.exported import TinyNet, build_metadata
@@ -67,7 +68,7 @@ def run(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [1, 3, 32])
-def test_any_batch_size_gives_the_nets_logits(count: int, net: nn.Module, file: Path) -> None:
+def test_any_batch_size_returns_the_nets_logits(count: int, net: nn.Module, file: Path) -> None:
     batch = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
     with torch.inference_mode():
         expected = net(batch).numpy()
@@ -77,9 +78,9 @@ def test_any_batch_size_gives_the_nets_logits(count: int, net: nn.Module, file: 
 def test_input_output_and_metadata(file: Path) -> None:
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
-    [given], [made] = model.graph.input, model.graph.output
-    assert (given.name, made.name) == ("images", "logits")
-    assert [size.dim_param or size.dim_value for size in given.type.tensor_type.shape.dim] == ["batch", 3, 32, 32]
+    [images], [output] = model.graph.input, model.graph.output
+    assert (images.name, output.name) == ("images", "logits")
+    assert [size.dim_param or size.dim_value for size in images.type.tensor_type.shape.dim] == ["batch", 3, 32, 32]
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     assert metadata.keys() == {"facts", "sha256"}
     assert metadata["facts"] == build_metadata(32).to_json()
@@ -129,10 +130,10 @@ def test_the_modules_calls_can_be_found_again(net: nn.Module, file: Path, images
     """The values at the found ends are those of the net's own hooks."""
     model = onnx.load(file)
     ends = module_ends((scopes_of(node), node.output[0]) for node in model.graph.node)
-    given: dict[str, np.ndarray] = {}
+    seen: dict[str, np.ndarray] = {}
     hooks = []
     for name in ("bn1", "layer2.0", "layer3.1.bn2", "gem"):
-        keep = partial(lambda key, module, args, output: given.update({key: output.numpy().copy()}), name)
+        keep = partial(lambda key, module, args, output: seen.update({key: output.numpy().copy()}), name)
         hooks.append(net.get_submodule(name).register_forward_hook(keep))
         model.graph.output.append(onnx.ValueInfoProto(name=ends[name, 0]))
     with torch.inference_mode():
@@ -140,7 +141,7 @@ def test_the_modules_calls_can_be_found_again(net: nn.Module, file: Path, images
     for hook in hooks:
         hook.remove()
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    for name, expected in given.items():
+    for name, expected in seen.items():
         [got] = session.run([ends[name, 0]], {"images": images.numpy()})
         np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -181,17 +182,17 @@ class FixedBatch(TinyNet):
 
 
 def test_a_net_with_a_fixed_batch_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportProblem, match=r"torch\.export cannot take the net with a free batch size: .*batch"):
+    with pytest.raises(ExportError, match=r"torch\.export cannot take the net with a free batch size: .*batch"):
         export_onnx(FixedBatch().eval(), torch.randn(2, 3, 16, 16), tmp_path / "model.onnx", build_metadata())
     assert not list(tmp_path.iterdir())
 
 
 def test_a_graph_that_is_not_valid_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the mend of the exporter's folding, bf16 convolutions get float32 weights."""
+    """Without the repair of the exporter's folding, bf16 convolutions get float32 weights."""
     monkeypatch.setattr(onnx_writer, "_settle_weight_types", lambda graph: None)
     metadata = build_metadata(32, precision="bf16")
     half = deployed_net(gem_net(), metadata.preprocess, metadata.input, "bf16")
-    with pytest.raises(ExportProblem, match="the exported graph is not valid ONNX"):
+    with pytest.raises(ExportError, match="the exported graph is not valid ONNX"):
         export_onnx(half, torch.randn(2, 3, 32, 32), tmp_path / "model.onnx", metadata)
 
 
@@ -211,13 +212,13 @@ def exported_tiny(folder: Path) -> Path:
     return folder / "model.onnx"
 
 
-def test_no_flipped_bit_changes_the_net_without_a_word(tmp_path: Path) -> None:
-    """It may fall on the digest's own name, which leaves a file without one; net and metadata is then as they were."""
+def test_no_flipped_bit_changes_the_net_silently(tmp_path: Path) -> None:
+    """It may fall on the digest's own name, which leaves a file without one; net and metadata are then as before."""
     path = exported_tiny(tmp_path)
-    whole, graph = path.read_bytes(), read_onnx(path).graph.SerializeToString()
+    original, graph = path.read_bytes(), read_onnx(path).graph.SerializeToString()
     refused = 0
-    for position in range(0, len(whole), 3):
-        content = bytearray(whole)
+    for position in range(0, len(original), 3):
+        content = bytearray(original)
         content[position] ^= 1 << position % 8
         path.write_bytes(content)
         try:
@@ -225,12 +226,12 @@ def test_no_flipped_bit_changes_the_net_without_a_word(tmp_path: Path) -> None:
             assert (read.graph.SerializeToString(), read_metadata(path)) == (graph, build_metadata()), position
         except ArtifactError:
             refused += 1
-    assert refused > 0.95 * len(whole) / 3
+    assert refused > 0.95 * len(original) / 3
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("largest", [onnx_writer.LARGEST_FILE, 100])
-def test_no_runtime_answers_from_a_flipped_weight(
+def test_no_runtime_loads_a_flipped_weight(
     largest: int, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_writer, "LARGEST_FILE", largest)
@@ -266,9 +267,7 @@ def test_a_changed_file_with_an_old_digest_and_one_without(tmp_path: Path) -> No
         read_onnx(path)
     onnx.helper.set_model_props(model, {"facts": build_metadata().to_json()})
     onnx.save(model, path)
-    assert (
-        read_metadata(path) == build_metadata()
-    )  # of an older version, or another tool: there is nothing to hold it against
+    assert read_metadata(path) == build_metadata()  # of an older version, or another tool: there is nothing to compare
     onnx_writer.write_digest(path)
     right = onnx.load(path)
     right.metadata_props.add(key="sha256", value="0" * 64)

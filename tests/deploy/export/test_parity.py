@@ -10,8 +10,11 @@ import torch
 
 from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
-from deploy.export.parity import MOST_MOVED, TOLERANCES, Reference, compare, measure, moves
+from deploy.export.errors import ExportError
+from deploy.export.parity import compare_outputs, rule_of
+from deploy.export.reference import MOST_MOVED, TOLERANCES, Reference, jitter_movement
 from deploy.export.sample_images import SampleImages
+from deploy.export.verification import verify_backend
 from deploy.export.writers import TRACED, Source
 
 NET = {"module": "m", "name": "n", "args": {}}
@@ -36,7 +39,7 @@ def smooth(images: np.ndarray) -> np.ndarray:
 
 
 def selecting(images: np.ndarray, nudge: float = 0.0, share: int = 8) -> np.ndarray:
-    """Give logits that depend on which of two equal values is the larger, for every `share`-th kind of image."""
+    """Return logits that depend on which of two equal values is the larger, for every `share`-th kind of image."""
     logits = smooth(images)
     first, second = images[:, 0, 0, 0].astype(np.float64), images[:, 0, 0, 1] * (1 + nudge)
     kind = np.rint(np.abs(logits[:, 0]) * 1000).astype(int) % share == 0
@@ -53,31 +56,31 @@ def random_images(count: int = 400) -> SampleImages:
 def test_a_smooth_net_gets_no_slack() -> None:
     reference = Reference.of(Function(smooth), random_images(), METADATA)
     for precision, tolerance in TOLERANCES.items():
-        assert reference.allowed(precision) == tolerance
-    departed = compare(reference.logits + 0.02, reference, METADATA)
-    assert departed.problem.startswith("a logit differs by") and "fp32 may differ by 1e-04" in departed.problem
+        assert reference.tolerance(precision) == tolerance
+    diverged = compare_outputs(reference.outputs + 0.02, reference, METADATA)
+    assert diverged.problem.startswith("a logit differs by") and "fp32 may differ by 1e-04" in diverged.problem
 
 
-def test_a_net_that_selects_among_equals_is_held_to_its_own_movement() -> None:
+def test_a_net_that_selects_among_equals_may_differ_by_its_own_movement() -> None:
     reference = Reference.of(Function(selecting), random_images(), METADATA)
-    assert TOLERANCES["fp32"] < reference.allowed("fp32") <= MOST_MOVED
-    other = measure(Function(lambda images: selecting(images, nudge=-1e-6)), reference, METADATA)
+    assert TOLERANCES["fp32"] < reference.tolerance("fp32") <= MOST_MOVED
+    other = verify_backend(Function(lambda images: selecting(images, nudge=-1e-6)), reference, METADATA)
     assert other.worst > TOLERANCES["fp32"] and 0 < other.over < 0.25 and other.agreement == 1
     assert other.problem == ""
-    wrong = compare(reference.logits + np.float32(0.02), reference, METADATA)
+    wrong = compare_outputs(reference.outputs + np.float32(0.02), reference, METADATA)
     assert wrong.over == 1
     assert wrong.problem == "100 % of 400 images differ by over 1e-04 of the largest logit"
-    far = reference.logits.copy()
+    far = reference.outputs.copy()
     far[0] += 1
-    assert compare(far, reference, METADATA).problem.startswith("a logit differs by")
+    assert compare_outputs(far, reference, METADATA).problem.startswith("a logit differs by")
 
 
 def test_movement_of_each_image() -> None:
     some = random_images()
-    moved = moves(selecting, some.pixels, METADATA, "fp32")
+    moved = jitter_movement(selecting, some.pixels, METADATA, "fp32")
     assert moved.shape == (400,)
     assert 0.02 < (moved > 0.01).mean() < 0.2  # of an eighth, half are moved by the draw
-    assert moves(smooth, some.pixels, METADATA, "fp32").max() < 1e-5
+    assert jitter_movement(smooth, some.pixels, METADATA, "fp32").max() < 1e-5
 
 
 def test_the_sample_of_a_description_is_of_images_that_hold_still() -> None:
@@ -87,13 +90,13 @@ def test_the_sample_of_a_description_is_of_images_that_hold_still() -> None:
 
     source = Source(Selecting(), METADATA, random_images(), None, "fp32", "float32 NCHW")
     assert source.sample.shape == (TRACED, 4, 4, 3)
-    candidates = moves(selecting, source.pixels(4 * TRACED), METADATA, "fp32")
+    candidates = jitter_movement(selecting, source.pixels(4 * TRACED), METADATA, "fp32")
     assert (candidates > 0.01).any()  # there was something to avoid
-    assert moves(lambda images: selecting(images, share=2), source.sample, METADATA, "fp32").max() < 0.01
+    assert jitter_movement(lambda images: selecting(images, share=2), source.sample, METADATA, "fp32").max() < 0.01
 
 
 @pytest.mark.parametrize(("angle", "problem"), [(0.005, False), (0.1, True)])
-def test_features_are_held_by_their_direction(angle: float, problem: bool) -> None:
+def test_features_are_compared_by_their_direction(angle: float, problem: bool) -> None:
     metadata = ModelMetadata(("a", "b"), Preprocess(4, 4), NET, output="features", precision="bf16")
     generator = np.random.default_rng(0)
 
@@ -101,8 +104,51 @@ def test_features_are_held_by_their_direction(angle: float, problem: bool) -> No
         return np.concatenate([smooth(images), smooth(images)[:, ::-1]], axis=1)
 
     reference = Reference.of(Function(features), random_images(), metadata)
-    assert reference.accuracy() is None
-    turned = reference.logits + angle * np.abs(reference.logits).max() * generator.normal(size=(400, 4))
-    told = compare(turned.astype(np.float32), reference, metadata)
-    assert bool(told.problem) == problem
-    assert (told.agreement < 1) == problem and told.accuracy is None
+    assert rule_of(metadata).accuracy(reference) is None
+    turned = reference.outputs + angle * np.abs(reference.outputs).max() * generator.normal(size=(400, 4))
+    result = compare_outputs(turned.astype(np.float32), reference, metadata)
+    assert bool(result.problem) == problem
+    assert (result.agreement < 1) == problem and result.accuracy is None
+
+
+def maps(images: np.ndarray) -> np.ndarray:
+    """Return an output without a rule: three values a place, (N, 3, 4, 4)."""
+    return 2 * images - 1
+
+
+@pytest.mark.parametrize(("precision", "share", "passes"), [
+    ("fp32", 0.9e-4, True), ("fp32", 1.1e-4, False), ("fp16", 0.9e-2, True), ("fp16", 1.1e-2, False),
+])  # fmt: skip
+def test_an_output_without_a_rule_is_compared_by_its_worst_value(precision: str, share: float, passes: bool) -> None:
+    metadata = ModelMetadata((), Preprocess(4, 4), NET, output="mask_scores", precision=precision)
+    reference = Reference.of(Function(maps), random_images(40), metadata)
+    off = reference.outputs.copy()
+    off[7, 1, 2, 3] += share * reference.scale
+    result = compare_outputs(off, reference, metadata)
+    np.testing.assert_allclose([result.worst, result.mean], [share, share / off.size], rtol=1e-2)
+    assert (result.problem == "") is passes
+    assert result.over == (0 if passes else 1 / 40)
+    assert np.isnan(result.agreement) and result.flips == [] and result.accuracy is None
+    if not passes:
+        assert result.problem.startswith(f"a value differs by {share:.1e} of the largest; {precision} may differ by")
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.04, True), (0.06, False)])
+def test_an_output_without_a_rule_is_compared_by_its_mean_in_int8(share: float, passes: bool) -> None:
+    metadata = ModelMetadata((), Preprocess(4, 4), NET, output="mask_scores", precision="int8")
+    reference = Reference.of(Function(maps), random_images(40), metadata)
+    off = reference.outputs + np.float32(share * reference.scale)
+    off[0, 0, 0, 0] += reference.scale  # one value may be far off
+    assert (compare_outputs(off, reference, metadata).problem == "") is passes
+
+
+def test_the_outputs_of_any_shape_must_be_finite_and_as_many() -> None:
+    metadata = ModelMetadata((), Preprocess(4, 4), NET, output="mask_scores")
+    reference = Reference.of(Function(maps), random_images(40), metadata)
+    off = reference.outputs.copy()
+    off[3, 0, 1, 1], off[3, 2], off[5, 0, 0, 0] = np.nan, np.nan, np.inf
+    assert compare_outputs(off, reference, metadata).problem == "returns NaN or infinite values for 2 of 40 images"
+    fewer = compare_outputs(reference.outputs[..., 0], reference, metadata)
+    assert fewer.problem == "returns (40, 3, 4) instead of (40, 3, 4, 4)"
+    with pytest.raises(ExportError, match="the net itself returns NaN or infinite mask_scores for 40 of 40 images"):
+        Reference.of(Function(lambda images: maps(images) * np.nan), random_images(40), metadata)

@@ -1,4 +1,4 @@
-"""PIM in every format, over a convolutional and a token backbone: parity at any batch size, and what it answers."""
+"""PIM in every format, over a convolutional and a token backbone: parity at any batch size."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from artifacts.metadata import ModelMetadata
 from configs.schema import Config
 from data_loader.preprocess import Preprocess, as_array
 from deploy.backends.loading import load_backend
-from deploy.export.exporter import export_formats
 from deploy.export.onnx_writer import export_onnx
-from deploy.export.parity import INT8_BATCH_TOLERANCE
 from deploy.export.quantization import quantize
+from deploy.export.verification import INT8_BATCH_TOLERANCE
 from nets.pim_module import PIM
 from pytorch2json.converter import convert
 from pytorch2json.description_file import read_description, write_description
@@ -30,6 +29,7 @@ from pytorch2json.interpreter import Interpreter, relative_error
 from pytorch2json.network import DescriptionError
 from pytorch2json.tensorrt_library import load_library
 from tests.conftest import CLASSES, slow_but, write_image
+from tests.helpers.exported import export
 from tests.pytorch2json.test_pytorch2json import random_images
 from tests.trainers.test_pim import build, settle
 from trainers.tasks.pim import PimLossWeights, PimTask
@@ -59,14 +59,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("backbone", slow_but(["resnet50"], BLOCKS))
-def test_description_trace_and_program_answer_as_the_net_at_any_batch_size(backbone: str, tmp_path: Path) -> None:
+def test_description_trace_and_program_compute_as_the_net_at_any_batch_size(backbone: str, tmp_path: Path) -> None:
     net = build(backbone, num_selects=FEW)
     settle(net, random_images(8, 64, seed=1))
     net.eval()
     images = random_images(32, 64)
     write_description(tmp_path / "model.json", *convert(net, images[:2]))
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated; it tells of Python conditions on sizes
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; it warns of Python conditions on sizes
         traced = torch.jit.trace(net, images[:2], check_trace=False)
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(net, (images[:2],), dynamic_shapes=({0: batch},)).module()
@@ -85,7 +85,7 @@ def test_description_trace_and_program_answer_as_the_net_at_any_batch_size(backb
 
 
 def block_functions(backbone: str) -> set[str]:
-    """Name a function, which is no module, of every block: the sum of a bottleneck, the softmax of an attention."""
+    """Return a function, which is no module, of every block: the sum of a bottleneck, the softmax of an attention."""
     stages = enumerate(BLOCKS[backbone], 1)
     if backbone == "resnet50":
         return {f"backbone.layer{stage}.{block}.elementwise" for stage, count in stages for block in range(count)}
@@ -143,10 +143,10 @@ def test_onnx_and_int8_run_on_both_runtimes_at_any_batch_size(backbone: str, tmp
 
 
 @pytest.mark.parametrize("formats", ["onnx json", pytest.param(" ".join(FILES), marks=pytest.mark.slow)])
-def test_every_format_of_a_trained_net_is_proved(formats: str, tmp_path: Path) -> None:
+def test_every_format_of_a_trained_net_is_verified(formats: str, tmp_path: Path) -> None:
     weights = trained(tmp_path)
     names = [name for name in formats.split() if name != "engine" or not WITHOUT_TENSORRT]
-    status = export_formats(weights, names, tmp_path / "out", samples=tmp_path / "train.txt", device="cpu")
+    status = export(weights, names, tmp_path / "out", samples=tmp_path / "train.txt", device="cpu")
     report = json.loads((tmp_path / "out/export_report.json").read_text(encoding="utf-8"))
     statuses = {entry["format"]: (entry["status"], entry["reason"]) for entry in report["formats"]}
     names = [name for name in names if name != "engine"]
@@ -168,7 +168,7 @@ def test_every_format_of_a_trained_net_is_proved(formats: str, tmp_path: Path) -
 
 
 def trained(folder: Path) -> Path:
-    """Train a few steps on 36 images of three shapes, and give the checkpoint."""
+    """Train a few steps on 36 images of three shapes; return the checkpoint."""
     lists = {split: write_list(folder, split, count) for split, count in (("train", 36), ("val", 12))}
     args: dict[str, Any] = {"model_type": "resnet18", "fpn_size": 16, "num_selects": FEW, "head": "all"}
     values = {

@@ -20,8 +20,8 @@ from deploy.backends.loading import load_backend
 from deploy.backends.onnx_backends import OpenVinoBackend
 from deploy.export import quantization
 from deploy.export.onnx_writer import export_onnx, scopes_of
-from deploy.export.parity import INT8_BATCH_TOLERANCE
 from deploy.export.quantization import float_nodes, quantize
+from deploy.export.verification import INT8_BATCH_TOLERANCE
 from nets.net_interface import build_net
 from tests.deploy.export.test_onnx_writer import gem_net
 from tests.helpers.exported import build_metadata
@@ -128,7 +128,7 @@ def test_a_flipped_bit_in_the_weights_is_found(file: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("count", [1, 3, 32])
-def test_any_batch_size_answers_close_to_the_float_file(
+def test_any_batch_size_is_close_to_the_float_file(
     count: int, file: Path, float_file: Path, images: np.ndarray
 ) -> None:
     batch = np.resize(images, (count, 3, 32, 32))
@@ -206,8 +206,8 @@ def test_what_feeds_float_alone_stays_float_and_what_feeds_a_kernel_does_not() -
     assert float_nodes(graph) == {"freed", "float", "constant", "classifier"}
 
 
-def test_openvino_answers_in_programs_for_powers_of_two(file: Path, images: np.ndarray) -> None:
-    """What it compiles for any size answered wrongly for a swin_t."""
+def test_openvino_runs_in_programs_for_powers_of_two(file: Path, images: np.ndarray) -> None:
+    """The program that it compiles for any size was wrong for a swin_t."""
     backend = OpenVinoBackend(file, "int8", is_int8=True)
     assert backend._any_size is None
     of_all = backend(images)
@@ -223,7 +223,7 @@ def test_openvino_answers_in_programs_for_powers_of_two(file: Path, images: np.n
 
 
 def test_classifiers_and_one_dimensional_convolutions_stay_in_float() -> None:
-    """PIM in int8 answered wrongly on OpenVINO with either of them in integers."""
+    """PIM in int8 was wrong on OpenVINO with either of them in integers."""
     net = build_net(
         "pim_module", "PIM", num_classes=5, img_height=32, img_width=32,
         model_args={"model_type": "resnet18", "fpn_size": 16, "head": "all"},

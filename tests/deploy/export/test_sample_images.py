@@ -1,4 +1,4 @@
-"""The images that an export is proved on: which are taken, from which folder, in how much memory; mistakes."""
+"""The images that an export is verified on: which are taken, from which folder, in how much memory; mistakes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from artifacts.checkpoint import load_checkpoint, save_checkpoint
 from artifacts.sample_sources import SamplesError
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import ListError
-from deploy.export import exporter, sample_images
-from deploy.export.pipeline import share_for_int8
+from deploy.export import sample_images
+from deploy.export.__main__ import main as export_main
+from deploy.export.preparation import share_for_int8
 from deploy.export.sample_images import NetInputs, find_calibration, find_images, net_input
 from tests.conftest import CLASSES
 from tests.helpers.exported import metadata_and_config, mistake, names_in, paint, train_net
@@ -85,10 +86,10 @@ def test_mistakes_with_the_images(trained: Path, tmp_path: Path, capsys: pytest.
     assert "it is one image; name a list or a folder" in mistake(capsys, *asked, tmp_path / "one.png")
     (tmp_path / "list.txt").write_text("a.png 3\n")
     assert f'{tmp_path}/list.txt:1: separator "----" is missing' in mistake(capsys, *asked, tmp_path / "list.txt")
-    assert not (tmp_path / "out").exists()  # a folder that stayed empty is unmade
+    assert not (tmp_path / "out").exists()  # a folder that stayed empty is removed
 
 
-def test_without_validation_images_samples_are_asked_for(
+def test_without_validation_images_samples_are_required(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = load_checkpoint(trained)
@@ -96,8 +97,8 @@ def test_without_validation_images_samples_are_asked_for(
     save_checkpoint(checkpoint, tmp_path / "net.pth")
     sentence = mistake(capsys, "--weights", tmp_path / "net.pth", "--formats", "jit")
     assert sentence == (
-        "the net's validation images are not on this machine (its config names gone/val.txt); an export is proved on "
-        "real images: name a list or a folder with --samples (inference.py: a folder with --image_dir)"
+        "the net's validation images are not on this machine (its config names gone/val.txt); an export is verified "
+        "on real images: name a list or a folder with --samples (inference.py: a folder with --image_dir)"
     )
     checkpoint.config = {}
     save_checkpoint(checkpoint, tmp_path / "net.pth")
@@ -150,12 +151,12 @@ def test_the_root_can_be_named(trained: Path, tmp_path: Path, capsys: pytest.Cap
     assert mistake(capsys, *asked, tmp_path / "a", "--samples", tmp_path / "a") == alone
     assert mistake(capsys, *asked, tmp_path / "b", "--samples", listed).startswith(f"{tmp_path}/b: no such folder for")
     flags = ("--samples", listed, "--device", "cpu")
-    assert exporter.main([str(part) for part in (*asked, tmp_path / "a", *flags)]) == 0
+    assert export_main([str(part) for part in (*asked, tmp_path / "a", *flags)]) == 0
     report = json.loads((tmp_path / "out/export_report.json").read_text("utf-8"))
     assert report["samples"]["used"] == 1
 
 
-def test_without_a_config_the_separator_expected_is_told(trained: Path, tmp_path: Path) -> None:
+def test_without_a_config_the_expected_separator_is_named(trained: Path, tmp_path: Path) -> None:
     metadata, config = metadata_and_config(trained)
     listed = tmp_path / "some.txt"
     listed.write_text("val/03.png,0\n")
@@ -169,11 +170,11 @@ def test_without_a_config_the_separator_expected_is_told(trained: Path, tmp_path
     assert find_images(listed, comma, metadata).labels is not None
 
 
-def test_a_config_of_another_version_is_told(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_versions_config_is_reported(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = load_checkpoint(trained)
     checkpoint.config["a_key_of_another_version"] = 1
     save_checkpoint(checkpoint, tmp_path / "net.pth")
-    assert exporter.main(["--weights", str(tmp_path / "net.pth"), "--formats", "jit"]) == 2
+    assert export_main(["--weights", str(tmp_path / "net.pth"), "--formats", "jit"]) == 2
     warning, sentence = capsys.readouterr().err.splitlines()
     assert warning.startswith(f"python -m deploy.export: warning: {tmp_path}/net.pth: the config in it is not of this")
     assert "a_key_of_another_version" in warning and "name their config with --config" in warning
@@ -197,7 +198,7 @@ def test_a_folder_that_may_not_be_read(
         find_images(tmp_path, config, metadata)
 
 
-def test_training_images_that_cannot_be_had_are_told_and_replaced(
+def test_training_images_that_cannot_be_read_are_reported_and_replaced(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metadata, config = metadata_and_config(trained)
@@ -206,7 +207,7 @@ def test_training_images_that_cannot_be_had_are_told_and_replaced(
     with pytest.raises(ListError):
         find_calibration(changed, metadata, 30)
     from deploy.backends.loading import load_torch
-    from deploy.export.parity import Reference
+    from deploy.export.reference import Reference
 
     reference = Reference.of(load_torch(trained, "cpu", None)[0], find_images(None, config, metadata), metadata)
     chosen, kept = share_for_int8(reference, changed, metadata)
@@ -223,7 +224,7 @@ def test_no_more_images_are_held_than_memory_is_meant_for(trained: Path, monkeyp
     image = 32 * 32 * 3
     monkeypatch.setattr(sample_images, "MOST_BYTES", 7 * image + image // 2)
     assert len(find_images(None, config, metadata)) == 7
-    assert len(find_images(None, config, metadata, 12)) == 12  # asked for
+    assert len(find_images(None, config, metadata, 12)) == 12  # requested
     assert len(find_images(None, config, metadata, 0)) == 40
     calibration = find_calibration(config, metadata, 300)
     assert calibration is not None and len(calibration) == 7
@@ -231,33 +232,33 @@ def test_no_more_images_are_held_than_memory_is_meant_for(trained: Path, monkeyp
     assert len(find_images(None, config, metadata)) == 1
 
 
-def test_too_little_memory_is_a_sentence_that_says_how_much(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_one_sentence_with_the_amount(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata, config = metadata_and_config(trained)
     large = replace(metadata, preprocess=Preprocess(8000, 5000))  # 120 MB an image
-    words = r"^there is too little memory for 9 images of 8000x5000 \(1.1 GB\); hold fewer with --max_samples$"
+    message = r"^there is too little memory for 9 images of 8000x5000 \(1.1 GB\); hold fewer with --max_samples$"
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise MemoryError
 
     for place, name in ((np, "empty"), (Preprocess, "fit")):
-        with monkeypatch.context() as patch, pytest.raises(SamplesError, match=words):
+        with monkeypatch.context() as patch, pytest.raises(SamplesError, match=message):
             if name == "fit":
                 patch.setattr(np, "empty", lambda *args: [None] * 9)
             patch.setattr(place, name, fail)
             find_images(None, config, large, 9)
 
 
-def test_torchs_own_words_for_too_little_memory_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+def test_torchs_own_message_for_too_little_memory_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
 
     def fail(self: Preprocess, batch: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError(said)
+        raise RuntimeError(text)
 
     pixels = np.zeros((2, 1000, 1000, 3), np.uint8)
     monkeypatch.setattr(Preprocess, "normalize", fail)
     with pytest.raises(SamplesError, match=r"for 2 images of 1000x1000 \(0.0 GB\); hold fewer with --max_samples"):
         net_input(pixels, Preprocess(1000, 1000), "float32 NCHW")
-    said = "another error"
+    text = "another error"
     with pytest.raises(RuntimeError, match="another error"):
         net_input(pixels, Preprocess(1000, 1000), "float32 NCHW")
 
@@ -266,22 +267,22 @@ def test_a_nets_inputs_are_made_by_the_slice() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), np.uint8)
     inputs = NetInputs(pixels, Preprocess(4, 4), "float32 NCHW")
     assert len(inputs) == 7
-    whole = net_input(pixels, Preprocess(4, 4), "float32 NCHW")
-    np.testing.assert_array_equal(np.concatenate([inputs[0:3], inputs[3:7]]), whole)
+    all_inputs = net_input(pixels, Preprocess(4, 4), "float32 NCHW")
+    np.testing.assert_array_equal(np.concatenate([inputs[0:3], inputs[3:7]]), all_inputs)
 
 
-def test_every_second_shares_memory_and_is_given_whole() -> None:
+def test_every_second_shares_memory_and_is_contiguous_as_input() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
     all_of_them = sample_images.SampleImages(pixels, np.arange(6), tuple("abcdef"), "fake", 6)
     half = all_of_them.every_second(1)
     assert np.shares_memory(half.pixels, pixels)
     assert (half.files, half.labels.tolist(), half.source) == (("b", "d", "f"), [1, 3, 5], "fake (every second)")
-    given = net_input(half.pixels, Preprocess(4, 4), "uint8 NHWC RGB")
-    assert given.flags.c_contiguous
-    np.testing.assert_array_equal(given, pixels[1::2])
+    made = net_input(half.pixels, Preprocess(4, 4), "uint8 NHWC RGB")
+    assert made.flags.c_contiguous
+    np.testing.assert_array_equal(made, pixels[1::2])
 
 
-def test_grey_images_do_not_prove_the_order_of_the_channels(
+def test_grey_images_do_not_verify_the_order_of_the_channels(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(2):
@@ -289,13 +290,13 @@ def test_grey_images_do_not_prove_the_order_of_the_channels(
         values = np.random.default_rng(number).integers(0, 256, (24, 24), np.uint8)
         Image.fromarray(values).save(tmp_path / f"p/{number}.png")
     asked = ["--weights", str(trained), "--formats", "jit", "--output_dir", str(tmp_path), "--device", "cpu"]
-    words = "warning: every image is grey, so that the order of the channels is not proved"
+    warning = "warning: every image is grey, so that the order of the channels is not verified"
     for flags, is_warned in ((["--with_preprocess", "bgr"], True), ([], False)):
-        assert exporter.main([*asked, *flags, "--samples", str(tmp_path / "p")]) == 0
-        assert (words in " ".join(capsys.readouterr().out.split())) is is_warned
+        assert export_main([*asked, *flags, "--samples", str(tmp_path / "p")]) == 0
+        assert (warning in " ".join(capsys.readouterr().out.split())) is is_warned
     paint(tmp_path / "p/coloured.png", 0, 0)
-    assert exporter.main([*asked, "--with_preprocess", "--samples", str(tmp_path / "p")]) == 0
-    assert words not in " ".join(capsys.readouterr().out.split())
+    assert export_main([*asked, "--with_preprocess", "--samples", str(tmp_path / "p")]) == 0
+    assert warning not in " ".join(capsys.readouterr().out.split())
 
 
 def test_one_channel_has_no_order() -> None:

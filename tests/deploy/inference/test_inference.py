@@ -25,6 +25,7 @@ from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
 from deploy.backends.base import BackendError
 from deploy.backends.torch_backend import TorchBackend
+from deploy.export.request import ExportRequest
 from deploy.inference import cli_inputs
 from deploy.inference.cli_loop import with_places
 from nets.net_interface import build_net
@@ -313,15 +314,14 @@ def test_on_a_narrow_terminal_the_places_have_their_own_line(monkeypatch: pytest
 
 
 class FakeExport:
-    """Stands in for deploy.export, keeps its arguments, and returns `exit_code`."""
+    """An export that records its requests and returns `exit_code`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, exit_code: int = 0) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-        def export_formats(
-            weights: Path, formats: Any, output_dir: Path, *, samples: Any, config: Any, device: str
-        ) -> int:
-            self.calls.append((weights, list(formats), output_dir, samples, config, device))
+        def export_formats(request: ExportRequest) -> int:
+            names = ("weights", "formats", "output_dir", "samples", "config", "device")
+            self.calls.append(tuple(getattr(request, name) for name in names))
             return exit_code
 
         monkeypatch.setitem(sys.modules, "deploy.export.exporter", SimpleNamespace(export_formats=export_formats))

@@ -28,7 +28,7 @@ from artifacts.metadata import ModelMetadata
 from artifacts.metadata_reader import read_metadata
 from deploy.backends.loading import load_backend, load_torch
 from deploy.export.sample_images import find_images
-from deploy.export.writers import Source, make_int8, make_json
+from deploy.export.writers import Source, write_int8, write_json
 from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
 from deploy.service.request_parser import CONTENT
@@ -109,8 +109,8 @@ def exported(weights: Path) -> Path:
     backend, metadata = load_torch(weights, "cpu", None)
     images = find_images(weights.with_name("held.txt"), config_of(weights), metadata, 30)
     source = Source(backend.net, metadata, images, images, "fp32", "float32 NCHW")
-    make_int8(source, folder / "model.int8.onnx")  # and float.onnx, which it is made from
-    make_json(source, folder / "model.json")
+    write_int8(source, folder / "model.int8.onnx")  # and float.onnx, which it is made from
+    write_json(source, folder / "model.json")
     return folder
 
 

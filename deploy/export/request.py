@@ -1,0 +1,66 @@
+"""The request for an export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts.formats import TITLES, artifact_kind
+from common.formatting import did_you_mean, is_utf8
+from configs.schema import Config
+from deploy.export.errors import ExportError
+from deploy.export.formats import ALL, EXPORT_FORMATS, FORMAT_NAMES, PRECISIONS, ExportFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """One export: which weights, to which formats, where, verified on what."""
+
+    weights: Path  # a checkpoint, or bare weights, which `config` describes
+    formats: Sequence[str]  # names of EXPORT_FORMATS, or "all"
+    output_dir: Path
+    samples: Path | None = None  # a list or a folder of images; None: the checkpoint's own validation data
+    samples_root: Path | None = None  # where the list's paths start
+    config: Config | None = None
+    max_samples: int | None = None  # None: 1000, or what fits in 2 GB; 0: all
+    device: str = "auto"
+    precision: str = "fp32"  # one of PRECISIONS
+    with_preprocess: str = ""  # "rgb" or "bgr": the files then take uint8 (N, H, W, C)
+    batch_profile: tuple[int, int, int] | None = None  # min, best, max; None: the metadata's own
+    wts: bool = False  # also write the state dict as tensorrtx's text
+
+    @property
+    def net_input(self) -> str:
+        """The files' input, one of metadata.INPUTS."""
+        return f"uint8 NHWC {self.with_preprocess.upper()}" if self.with_preprocess else "float32 NCHW"
+
+    def check(self) -> list[ExportFormat]:
+        """Return the formats to make, in their order. Raises ExportError, ArtifactError; needs no torch."""
+        known = f"known are {', '.join(FORMAT_NAMES)}"
+        for name in self.formats:
+            if name not in FORMAT_NAMES:
+                raise ExportError(f'unknown format "{name}"{did_you_mean(name, FORMAT_NAMES)}; {known}')
+        if not self.formats:
+            raise ExportError(f"no format was requested; {known}")
+        if self.precision not in PRECISIONS:
+            raise ExportError(f'precision must be {", ".join(PRECISIONS)}, got "{self.precision}" (int8 is a format)')
+        if self.with_preprocess not in ("", "rgb", "bgr"):
+            raise ExportError(f'with_preprocess must be rgb or bgr, got "{self.with_preprocess}"')
+        if (kind := artifact_kind(self.weights)) != "checkpoint":
+            raise ExportError(f"{self.weights}: an export starts from a checkpoint (got: {TITLES[kind]})")
+        self._check_places()
+        wanted = set(EXPORT_FORMATS) if ALL in self.formats else set(self.formats)
+        wanted |= {EXPORT_FORMATS[name].made_from for name in wanted}
+        return [row for name, row in EXPORT_FORMATS.items() if name in wanted]
+
+    def _check_places(self) -> None:
+        if not is_utf8(str(self.output_dir)):
+            hint = "which some of the libraries that write the files cannot open; choose another --output_dir"
+            raise ExportError(f"{self.output_dir}: this path is not UTF-8, {hint}")
+        if self.samples_root is None:
+            return
+        if self.samples is None or self.samples.is_dir():
+            raise ExportError("--samples_root is what the paths of a list start from; name the list with --samples")
+        if not self.samples_root.is_dir():
+            raise ExportError(f"{self.samples_root}: no such folder for --samples_root")
