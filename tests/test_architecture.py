@@ -31,6 +31,8 @@ ALLOWED = {  # what a package's files may import of ours, by prefix; `common` fo
     "deploy.export": ("artifacts", "configs", *DATA, "deploy.backends", "pytorch2json"),
 }
 
+MOST_LINES = 50  # of a function
+
 
 def sources() -> list[Path]:
     others = {".venv", "logs", "tests"}
@@ -140,6 +142,20 @@ def test_private_names_stay_in_their_module() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module in MODULES:
                 assert not [name.name for name in node.names if name.name.startswith("_")], path
+
+
+def long_functions(code: str) -> dict[str, int]:
+    """Return the functions of a module, nested ones too, that are longer than MOST_LINES, with their length."""
+    nodes = ast.walk(ast.parse(code))
+    functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    lengths = {f"{node.name}:{node.lineno}": (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    return {name: length for name, length in lengths.items() if length > MOST_LINES}
+
+
+def test_functions_are_short() -> None:
+    assert long_functions("async def f():\n" + "    x\n" * MOST_LINES) == {"f:1": MOST_LINES + 1}
+    found = {str(path.relative_to(ROOT)): long_functions(path.read_text(encoding="utf-8")) for path in sources()}
+    assert not {name: long for name, long in found.items() if long}
 
 
 def test_configs_come_without_torch() -> None:
