@@ -106,3 +106,13 @@ def make_config(dataset: Path) -> Callable[..., Path]:
         return file
 
     return make
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread from torch's seed 0, whatever the tests before have left."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)

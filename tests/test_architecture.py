@@ -188,3 +188,11 @@ def test_data_is_not_committed() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).is_file(), target
+
+
+def test_what_tests_share_lies_in_helpers() -> None:
+    """No test module imports another: what two need lies in tests/helpers or in a conftest."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                assert not re.search(r"^tests\..*\btest_\w+$", node.module), f"{path} imports from {node.module}"

@@ -43,7 +43,7 @@ from data_loader.loaders import (
 )
 from data_loader.preprocess import ImageError, Preprocess, decode
 from data_loader.samples import SampleList
-from tests.data_loader.test_batch_augment import EVERYTHING, compare, seen_in, textured
+from tests.helpers.augmented import EVERYTHING, compare, seen_in, textured
 from tests.helpers.breaking import dying_after_save
 from trainers.data.image_cache import with_caches
 from trainers.runtime.distributed import World

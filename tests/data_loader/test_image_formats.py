@@ -19,7 +19,7 @@ import train
 from artifacts.checkpoint import load_checkpoint
 from common.paths import ROOT
 from data_loader.samples import read_class_folders
-from tests.data_loader.test_preprocess import png_header
+from tests.helpers.images import png_header
 from tests.helpers.serving import RunningService, base64_of, serving, write_page
 from tools.doctor import __main__ as doctor
 

@@ -16,6 +16,7 @@ from PIL import Image, features
 
 from data_loader.preprocess import ImageError, Preprocess, as_array, decode
 from data_loader.samples import IMAGE_SUFFIXES
+from tests.helpers.images import png_header
 
 ORIENTATION_TAG = 0x0112
 # What the EXIF standard (CIPA DC-008, 4.6.4) says row 0 and column 0 are, undone.
@@ -49,16 +50,6 @@ def assert_near(got: np.ndarray, expected: np.ndarray, tolerance: int = 1) -> No
     assert got.dtype == np.uint8
     assert got.shape == expected.shape
     assert np.abs(got.astype(float) - expected).max() <= tolerance
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises more pixels than it holds."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
 # --- what a file may hold

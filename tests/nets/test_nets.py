@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +20,17 @@ from nets.GeM_ResNet_module import GeM_ResNet_AVP
 from nets.net_interface import available_nets, build_net, check_model_args, check_names
 from nets.support.errors import NetError
 from tests.conftest import slow_but
+from tests.helpers.nets import SMALLEST
 from trainers.optim.param_groups import parameter_groups
 
-SMALLEST = {  # each family's smallest member and a side at which no feature map is a single pixel in training
-    "GeM_ResNet_module": ("GeM_ResNet_AVP", 64),
-    "alexnet_module": ("alexnet", 63),
-    "convnext_module": ("convnext_tiny", 64),
-    "densenet_module": ("densenet121", 64),
-    "efficientnet_module": ("efficientnet_b0", 64),
-    "googlenet_module": ("googlenet", 64),
-    "inception_v3_module": ("inception_v3", 107),
-    "mnasnet_module": ("mnasnet0_5", 64),
-    "mobilenet_v2_module": ("mobilenet_v2", 64),
-    "mobilenet_v3_module": ("mobilenet_v3_small", 64),
-    "regnet_module": ("regnet_x_400mf", 64),
-    "resnet_module": ("resnet18", 64),
-    "resnext_module": ("resnext50_32x4d", 64),
-    "shufflenet_v2_module": ("shufflenet_v2_x0_5", 64),
-    "squeezenet_module": ("squeezenet1_1", 64),
-    "swin_module": ("swin_t", 64),
-    "vgg_module": ("vgg11", 32),
-    "vit_module": ("vit_b_32", 64),
-}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MIN_SIZES = {"alexnet": 63, "convnext_tiny": 32, "densenet121": 29, "googlenet": 15, "inception_v3": 75}
 MIN_SIZES |= {"squeezenet1_0": 21, "squeezenet1_1": 17, "swin_t": 4, "swin_v2_t": 4, "vgg11": 32, "vgg19_bn": 32}
 TORCHVISION_NETS = [  # a family's file by the start of a net's name
     *("alexnet", "convnext", "densenet", "efficientnet", "googlenet", "inception_v3", "mnasnet", "mobilenet_v2"),
     *("mobilenet_v3", "regnet", "resnet", "resnext", "shufflenet_v2", "squeezenet", "swin", "vgg", "vit"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

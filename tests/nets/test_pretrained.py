@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import urllib.error
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,16 +15,9 @@ from nets.net_interface import build_net
 from nets.support.errors import NetError
 from nets.support.pretrained import load_start_weights, published_state_dict
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 State = dict[str, torch.Tensor]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(module: str, name: str, num_classes: int = 5, size_px: int = 64, num_channels: int = 3) -> nn.Module:

@@ -38,7 +38,7 @@ from pytorch2json.tensorrt_library import (
     logger,
 )
 from tests.conftest import slow_but
-from tests.pytorch2json.test_pytorch2json import OPERATIONS, Wrapped, lively_net, random_images
+from tests.helpers.nets import OPERATIONS, Wrapped, lively_net, random_images
 
 try:
     trt = load_library()

@@ -13,7 +13,7 @@ import torch
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from deploy.inference.decision import decide
 from deploy.uncertainty.calibration import CalibrationTarget, calibrate
-from tests.deploy.uncertainty.test_uncertainty import metadata_with, some_logits, true_labels
+from tests.helpers.calibrated import metadata_with, some_logits, true_labels
 from tools import calibration_splits
 from tools.calibration_splits import measure, splits
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from common.console import text_columns
 from deploy.inference.feature_extractor import Embeddings
-from tests.tools.test_embed import SIMSIAM, input_of, made, write_images
+from tests.helpers.embedded import SIMSIAM, input_of, made, write_images
 from tools import embed, search
 
 

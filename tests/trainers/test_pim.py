@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,9 @@ from nets.pim_module import HEADS, PIM, Combiner, PimOutputs
 from nets.support.errors import NetError
 from nets.support.gradient_checkpointing import enable_gradient_checkpointing
 from tests.conftest import slow_but
+from tests.helpers.pim import build, enlivened, settle
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BACKBONES = [
     *("resnet18", "resnet34", "resnet50"),
@@ -36,33 +38,6 @@ OTHERS = {  # families without tested defaults; those with stages are unknown to
 HEIGHT, WIDTH = 33, 47  # odd, not square, and the smallest stage is still more than one pixel
 NAMES = ("stage1", "stage2", "stage3", "stage4")
 Array = np.ndarray
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
-def build(model_type: str = "resnet18", side: int = 64, **args: Any) -> PIM:
-    net = PIM(model_type, 5, 3, side, side, **{"fpn_size": 16, **args})
-    return enlivened(net)
-
-
-def enlivened(net: PIM) -> PIM:
-    """Make nothing start at zero, and the positions' classes differ enough to be ranked."""
-    with torch.no_grad():
-        if net.combiner is not None:
-            net.combiner.alpha.fill_(0.7)
-            net.combiner.adjacency.normal_()
-            net.combiner.norm.weight.uniform_(0.5, 1.5)
-        for head in net.heads:
-            head[1].weight.uniform_(0.5, 1.5)
-            head[3].weight.mul_(8)
-    return net
 
 
 # --- every backbone
@@ -89,15 +64,6 @@ def test_every_default_backbone_gives_logits_and_gradients(model_type: str) -> N
     (logits * torch.randn(3, 5)).sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
     assert all(p.grad.isfinite().all() for p in net.parameters())
-
-
-def settle(net: PIM, images: torch.Tensor) -> None:
-    """Have every batch norm know this batch: fresh statistics fit no depth."""
-    norms = [module for module in net.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        net.train()(images)
 
 
 @pytest.mark.parametrize("model_type", ["resnet18", "efficientnet_b0", "swin_t", *OTHERS])

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from trainers.data.reading import read_data
 from trainers.runtime.distributed import World
 from trainers.tasks.pim import PimLossWeights, PimTask
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ConfigMaker = Callable[..., Path]
 PIM_NET: dict[str, Any] = {
     "model_module_name": "pim_module", "model_net_name": "PIM",
@@ -44,15 +46,6 @@ PIM_NET: dict[str, Any] = {
     "learning_rate": 0.001,
 }  # fmt: skip
 TERMS = ("stages_loss", "selected_loss", "dropped_loss", "combiner_loss")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small_net(num_classes: int = 3, side: int = 64, **args: Any) -> PIM:

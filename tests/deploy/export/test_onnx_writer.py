@@ -24,26 +24,8 @@ from deploy.export import onnx_writer
 from deploy.export.errors import ExportError
 from deploy.export.model_wrapper import deployed_net
 from deploy.export.onnx_writer import export_onnx, module_ends, scopes_of
-from nets.net_interface import build_net
 from tests.helpers.exported import TinyNet, build_metadata
-
-
-def gem_net() -> nn.Module:
-    torch.manual_seed(0)
-    net = build_net(
-        "GeM_ResNet_module",
-        "GeM_ResNet_AVP",
-        num_classes=3,
-        img_height=32,
-        img_width=32,
-        model_args={"model_type": "resnet18"},
-    )
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):  # as after a training: nothing is 0 or 1
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-    return net.eval()
+from tests.helpers.nets import gem_net
 
 
 @pytest.fixture(scope="module")

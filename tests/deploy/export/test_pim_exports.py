@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,11 @@ from pytorch2json.network import DescriptionError
 from pytorch2json.tensorrt_library import load_library
 from tests.conftest import CLASSES, slow_but, write_image
 from tests.helpers.exported import export
-from tests.pytorch2json.test_pytorch2json import random_images
-from tests.trainers.test_pim import build, settle
+from tests.helpers.nets import random_images
+from tests.helpers.pim import build, settle
 from trainers.tasks.pim import PimLossWeights, PimTask
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BLOCKS = {"resnet50": (3, 4, 6, 3), "swin_t": (2, 2, 6, 2)}  # a stage, from their papers
 FILES = {
@@ -47,15 +48,6 @@ try:
     WITHOUT_TENSORRT = ""
 except DescriptionError as error:
     WITHOUT_TENSORRT = str(error)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("backbone", slow_but(["resnet50"], BLOCKS))

@@ -23,8 +23,8 @@ from deploy.export.onnx_writer import export_onnx, scopes_of
 from deploy.export.quantization import float_nodes, quantize
 from deploy.export.verification import INT8_BATCH_TOLERANCE
 from nets.net_interface import build_net
-from tests.deploy.export.test_onnx_writer import gem_net
 from tests.helpers.exported import build_metadata
+from tests.helpers.nets import gem_net
 
 QDQ = {"QuantizeLinear", "DequantizeLinear"}
 

@@ -29,7 +29,7 @@ from deploy.inference.heatmap_writer import HeatMapCopies, HeatMapError, label_o
 from nets.net_interface import build_net
 from nets.pim_module import PIM
 from nets.support.saliency import GradCam, NoHeatMapError, PimMapper, heat_mapper
-from tests.nets.test_nets import SMALLEST
+from tests.helpers.nets import SMALLEST
 from trainers.reporting import heatmaps as training_maps
 from trainers.reporting.report import TrainingReport, write_report
 from visualization import heatmap_overlay

@@ -26,7 +26,7 @@ from deploy.uncertainty.evaluation import evaluate, uncertainties
 from deploy.uncertainty.metrics import area_under_risks, auroc, brier, fpr95, reliability, risks
 from deploy.uncertainty.outputs import Outputs
 from deploy.uncertainty.report import write_page
-from tests.deploy.uncertainty.test_uncertainty import NAMES, grey, metadata_with, some_logits, true_labels
+from tests.helpers.calibrated import NAMES, grey, metadata_with, some_logits, true_labels
 
 CLASSES = 3
 

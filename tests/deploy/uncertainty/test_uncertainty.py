@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from sklearn.preprocessing import normalize
 
-from artifacts.calibration import SCORES, Calibration
+from artifacts.calibration import SCORES
 from artifacts.checkpoint import Checkpoint, load_checkpoint, rewrite_metadata, save_checkpoint
 from artifacts.errors import CheckpointError
 from artifacts.metadata import ModelMetadata
@@ -66,31 +66,7 @@ from deploy.uncertainty.multi_pass import (
 from deploy.uncertainty.outputs import check_not_trained_on, collect, labelled_samples, trained_on
 from deploy.uncertainty.review_folder import ReviewFolder, check_new_folder
 from nets.net_interface import build_net
-
-CALIBRATION = Calibration("least_confidence", 0.01, 0.95, 0.05, 1000, 900, 3, 0.008)
-NAMES = ("猫", "dog", "bird/s")
-
-
-def metadata_with(score: str = "least_confidence", **changes: Any) -> ModelMetadata:
-    net = {"module": "resnet_module", "name": "resnet18", "args": {}}
-    calibrated = {
-        "temperature": 1.6,
-        "thresholds": {"accept": 0.2, "conformal": 0.88},
-        "calibration": replace(CALIBRATION, score=score),
-    }
-    return ModelMetadata(NAMES, Preprocess(8, 8), net, **(calibrated | changes))
-
-
-def some_logits(count: int = 300, classes: int = 7, seed: int = 0, spread: float = 4.0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(0, spread, (count, classes)).astype(np.float32)
-
-
-def true_labels(logits: np.ndarray, temperature: float, seed: int = 1) -> np.ndarray:
-    """Draw each label from softmax(logits / temperature): that is the temperature that fits."""
-    scores = scipy.special.softmax(logits.astype(np.float64) / temperature, axis=1)
-    draws = np.random.default_rng(seed).random((len(logits), 1))
-    return np.minimum((draws > scores.cumsum(axis=1)).sum(axis=1), logits.shape[1] - 1)
-
+from tests.helpers.calibrated import NAMES, grey, metadata_with, some_logits, true_labels
 
 # --- scores
 
@@ -525,12 +501,6 @@ class BrightnessBackend:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         mean = images.mean(axis=tuple(range(1, images.ndim)))
         return np.stack([2 * mean, -mean, np.zeros_like(mean)], axis=1).astype(np.float32)
-
-
-def grey(path: Path, value: int, size: tuple[int, int] = (12, 10)) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (value, value, value)).save(path)
-    return str(path)
 
 
 @pytest.fixture
