@@ -56,11 +56,12 @@ def build_net(
         "img_height": img_height,
         "img_width": img_width,
     }
-    for key, value in values.items():
-        if type(value) is not int or value < 1:
-            raise NetError(f"{key} must be a whole number of at least 1, got {value!r}")
     accepted = {parameter.name for parameter in net_parameters(module_name, net_name)}
-    arguments = {name: values[key] for name, key in FROM_THE_CONFIG.items() if name in accepted}
+    keys = {name: key for name, key in FROM_THE_CONFIG.items() if name in accepted}
+    for key, value in values.items():
+        if key in keys.values() and (type(value) is not int or value < 1):
+            raise NetError(f"{key} must be a whole number of at least 1, got {value!r}")
+    arguments = {name: values[key] for name, key in keys.items()}
     maker = getattr(importlib.import_module(f"nets.{module_name}"), net_name)
     if maker.__module__ != f"nets.{module_name}":
         raise NetError(
