@@ -94,7 +94,7 @@ def _add_repetition(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "repetition",
         "More columns, from several passes: predictive_entropy = expected_entropy +\n"
-        "mutual_information. Several --weights: one pass of each net. The decision stays\n"
+        "mutual_information. Several --weights: one pass of each net. The decision is\n"
         "that of one pass of the first net, which was calibrated.",
     )
     group.add_argument("--repeat", choices=REPEATS, help="dropout kept on, or several views of each image")

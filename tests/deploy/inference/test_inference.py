@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +36,7 @@ PROGRAM = Path(inference.__file__)
 NAMES = ("猫/cat", "dog", "..")
 NET = {"module": "resnet_module", "name": "resnet18", "args": {}}
 GOOD = ["img2.png", "img10.png", "a/same.png", "b/same.png", "b/苹果 1.jpg", 'b/say "hi", you.png']
+HANG_S = 600  # a process that has not ended by then hangs
 BAD = {"cut.jpg": "it is damaged: ", "empty.png": "it is empty", "text.jpg": "not an image"}
 
 
@@ -72,7 +72,7 @@ def good(images: Path) -> Path:
 def run(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-W", "error", str(PROGRAM), *map(str, arguments)]
     environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=cwd, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=cwd, env=environment, timeout=HANG_S)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -677,25 +677,21 @@ def test_an_unreadable_folder_ends_the_walk_but_keeps_the_predictions(
 def test_help_and_early_mistakes_need_no_torch(tmp_path: Path) -> None:
     heavy = "{'torch', 'torchvision', 'matplotlib', 'numpy', 'tqdm'} & set(sys.modules)"
     code = f"""
-import sys, time
-started = time.perf_counter()
+import sys
 sys.path.insert(0, {str(PROGRAM.parent)!r})
 import inference
 try:
     inference.main(["--help"])
 except SystemExit:
     pass
-seconds = time.perf_counter() - started
 assert not {heavy}, {heavy}
 assert inference.main(["-idir", "nowhere", "--weights", "x.pth"]) == 2
 assert inference.main(["-idir", {str(tmp_path)!r}, "--weights", "x.pth", "--output", "x.xls"]) == 2
 assert inference.main(["-image", {str(PROGRAM)!r}, "--weights", "x.pth", "--output", {str(tmp_path / "x.csv")!r}]) == 2
 assert "torch" not in sys.modules
-print("seconds", seconds)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split()[-1]) < 2  # 0.15 s where nothing else runs
 
 
 def test_the_program_itself(images: Path, weights: Path, tmp_path: Path) -> None:
@@ -738,11 +734,9 @@ def test_stopped_with_results_so_far(
         assert process.stderr is not None
         lines = [process.stdout.readline()]
         process.send_signal(number)
-        sent = time.monotonic()
         lines += process.stdout.readlines()
         errors = process.stderr.read()
         assert process.wait() == 128 + number
-        assert time.monotonic() - sent < 20
     assert errors == ""
     answered = len(lines) - 1
     assert 1 <= answered < 200
@@ -772,7 +766,7 @@ def test_a_full_disk_behind_stdout(buffered: bool, good: Path, weights: Path, tm
     command = [sys.executable, *([] if buffered else ["-u"]), str(PROGRAM), *map(str, arguments)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=HANG_S)
     assert (done.returncode, done.stderr) == (2, "inference.py: stdout: No space left on device\n")
     assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))) == (len(GOOD) if buffered else 1)
 
@@ -781,6 +775,6 @@ def test_a_full_disk_behind_stdout(buffered: bool, good: Path, weights: Path, tm
 def test_a_closed_stdout_keeps_no_results_back(good: Path, weights: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(PROGRAM), "--weights", weights, "-idir", good, "--output", tmp_path / "r.json"]
     closed = ["sh", "-c", 'exec "$@" >&-', "sh", *map(str, command)]
-    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, timeout=HANG_S)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))) == len(GOOD)

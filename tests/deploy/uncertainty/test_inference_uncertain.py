@@ -503,6 +503,6 @@ def test_help_and_mistakes_come_without_torch() -> None:
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
     )
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=PROGRAM.parent, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=PROGRAM.parent, timeout=600)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
