@@ -129,8 +129,8 @@ class RegressionTask(Task):
     @torch.inference_mode()
     def validate(self, batches: BatchSource, samples: SampleList) -> RegressionValidation:
         with evaluating(self.net):
-            errors = [(self.predict(batch["image"]) - batch["target"]).double() for batch in batches()]
-        errors = torch.cat(errors).abs()  # (N, 1)
+            found = [(self.predict(batch["image"]) - batch["target"]).double() for batch in batches()]
+        errors = torch.cat(found).abs()  # (N, 1)
         sums = sum_over_processes(torch.stack([errors.sum(), errors.square().sum()])) / len(samples.samples)
         return RegressionValidation(loss=float(sums[1]), mean_error=float(sums[0]), largest_error=float(errors.max()))
 
