@@ -51,7 +51,7 @@ class TrainingView:
         self.erase = v2.RandomErasing(p=settings.random_erasing, value=0) if settings.random_erasing else None
 
     def __call__(self, image: Image.Image, mirrored: bool = False) -> np.ndarray:
-        """Draw one view, from torch's CPU random numbers; where flips alternate, `mirrored` says whose turn it is."""
+        """Return one view, from torch's CPU random numbers; where flips alternate, `mirrored` is this image's turn."""
         view = self._crop(image)
         if mirrored and self.settings.horizontal_flip_alternates:
             view = ImageOps.mirror(view)
@@ -85,14 +85,14 @@ class TwoViews:
         self.view = view
 
     def __call__(self, image: Image.Image, mirrored: bool = False) -> np.ndarray:
-        """Draw both views, from torch's CPU random numbers."""
+        """Return both views, from torch's CPU random numbers."""
         return np.stack([self.view(image, mirrored), self.view(image, mirrored)])
 
 
 class BatchMixer:
     """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of a batch, from an explicit generator.
 
-    Gives the mixed images and targets as class probabilities (N, K). Where both are on, one is chosen at random.
+    Returns the mixed images and targets as class probabilities (N, K). Where both are on, one is chosen at random.
     """
 
     def __init__(self, num_classes: int, mixup_alpha: float, cutmix_alpha: float) -> None:
@@ -102,7 +102,7 @@ class BatchMixer:
     def __call__(
         self, images: torch.Tensor, labels: torch.Tensor, generator: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix every image with another of the batch. images (N, C, H, W), labels (N,) int64."""
+        """Return every image mixed with another of the batch. images (N, C, H, W), labels (N,) int64."""
         name, alpha = self.alphas[generator.integers(len(self.alphas))]
         share = float(generator.beta(alpha, alpha))  # of the image itself
         order = torch.from_numpy(generator.permutation(len(labels))).to(labels.device)
@@ -127,12 +127,12 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 def mixed_seed(*key: int) -> int:
-    """Hash integers into a 63-bit seed, so that neighbouring keys give unrelated streams."""
+    """Return integers hashed into a 63-bit seed, so that neighbouring keys give unrelated streams."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def mirrored_half(seed: int, count: int) -> np.ndarray:
-    """Choose which of `count` images, half of them (N,), are mirrored in even epochs; the others are in odd ones.
+    """Return which of `count` images, half of them (N,), are mirrored in even epochs; the others are in odd ones.
 
     Two epochs in a row show every image both ways (Jordan 2024, sec. 3.6, https://arxiv.org/abs/2404.00498).
     """
@@ -142,7 +142,7 @@ def mirrored_half(seed: int, count: int) -> np.ndarray:
 def random_crop_box(
     size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Draw a box (left, top, right, bottom) of a share `scale` of the area and an aspect width/height in `ratio`.
+    """Return a random box (left, top, right, bottom): a share `scale` of the area, an aspect width/height in `ratio`.
 
     Inception's crop (Szegedy et al. 2015) as torchvision draws it: ten tries, then the largest middle box of the ratio,
     which is at least one pixel wide and high.
@@ -183,7 +183,7 @@ def _image_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequ
 
 
 def _padded_to(image: Image.Image, aspect: float) -> Image.Image:
-    """Pad with black, as `ImageOps.pad` does, to width / height = aspect."""
+    """Return an image padded with black, as `ImageOps.pad` does, to width / height = aspect."""
     width, height = max(image.width, round(image.height * aspect)), max(image.height, round(image.width / aspect))
     return image if (width, height) == image.size else ImageOps.pad(image, (width, height))
 
@@ -195,7 +195,7 @@ def _without_channel(pixels: np.ndarray) -> np.ndarray:
 def _cut_and_paste(
     images: torch.Tensor, others: torch.Tensor, share: float, generator: np.random.Generator
 ) -> tuple[torch.Tensor, float]:
-    """Paste a box of 1 - share of the area at a random centre; gives the share that is really left."""
+    """Paste a box of 1 - share of the area at a random centre; return the share that is really left."""
     height, width = images.shape[2:]
     cut = math.sqrt(1 - share)
     centre_y, centre_x = generator.integers(height), generator.integers(width)

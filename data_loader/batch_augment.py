@@ -1,9 +1,8 @@
-"""Training views of a whole batch at once, on the CPU or a GPU: what `TrainingView` does to one image at a time.
+"""Training views of a whole batch at once, on the CPU or a GPU: as `TrainingView` augments one image at a time.
 
 Every image draws its own numbers, with the distributions of `TrainingView` for an image that already has the net's
-input size; each operation gives Pillow's or torchvision's pixels, at most 1 of 255 away (2: crops that a GPU reduces;
-6: hue). Behind the crop,
-pixels are float32 whole numbers 0..255 between the operations, as each of Pillow's leaves whole numbers behind.
+input size; each operation returns Pillow's or torchvision's pixels, at most 1 of 255 away (2: crops that a GPU reduces;
+6: hue). Behind the crop, pixels are float32 whole numbers 0..255 between the operations, as Pillow rounds after each.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class BatchViews:
     """Augments a uint8 batch at once; on a GPU nothing waits for the device.
 
     Crops are resized bilinearly, to `size` (height, width), at most that of the images; None: their own.
-    Raises BatchViewsError for settings that are not IMPLEMENTED.
+    Raises BatchViewsError for settings that are not in IMPLEMENTED.
     """
 
     def __init__(self, settings: AugmentSettings, views: int = 1, size: tuple[int, int] | None = None) -> None:
@@ -74,7 +73,7 @@ class BatchViews:
         return torch.cat([self._changed(part) for part in images.split(share)])
 
     def _changed(self, images: torch.Tensor) -> torch.Tensor:
-        """Move, colour, blur and erase."""
+        """Return the images moved, coloured, blurred and erased."""
         settings = self.settings
         pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
         if settings.translate:
@@ -192,7 +191,7 @@ def blur(pixels: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 
 def _moved(length: int, distances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where along a side each of its pixels comes from (N, length), and whether that lies inside the image."""
+    """Return the source of each pixel along a side (N, length), and whether it lies inside the image."""
     sources = torch.arange(length, device=distances.device) - distances[:, None].long()
     places = sources.clamp(0, length - 1)
     return places, places == sources
@@ -211,12 +210,12 @@ def _on_chosen(
 
 
 def _blend(reference: torch.Tensor, pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Pillow's Image.blend, which cuts the result to 0..255 and drops the fraction."""
+    """Blend as Pillow's Image.blend, which cuts the result to 0..255 and drops the fraction."""
     return torch.lerp(reference, pixels, factors[:, None, None, None]).clamp_(0, 255).floor_()
 
 
 def _grey(pixels: torch.Tensor) -> torch.Tensor:
-    """Luma (N, 1, H, W) in Pillow's fixed point; all sums stay below 2 ** 24, so float32 holds them exactly."""
+    """Return luma (N, 1, H, W) in Pillow's fixed point; all sums stay below 2 ** 24, so float32 holds them exactly."""
     if pixels.shape[1] == 1:
         return pixels
     red, green, blue = pixels.split(1, 1)
@@ -224,7 +223,7 @@ def _grey(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _to_hsv(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hue, saturation and value, (N, 1, H, W) whole numbers 0..255 each."""
+    """Return hue, saturation and value, (N, 1, H, W) whole numbers 0..255 each."""
     red, green, blue = pixels.split(1, 1)
     high, low = pixels.amax(1, keepdim=True), pixels.amin(1, keepdim=True)
     chroma = high - low
@@ -237,7 +236,7 @@ def _to_hsv(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def _uniform(low: float, high: float, pixels: torch.Tensor) -> torch.Tensor:
-    """One number an image, (N,)."""
+    """Return one number an image, (N,)."""
     return torch.empty(len(pixels), device=pixels.device).uniform_(low, high)
 
 

@@ -1,4 +1,4 @@
-"""Random crops of a whole batch: where they lie, and their pixels, on the CPU or a GPU.
+"""Random crops of a whole batch: their boxes and their pixels, on the CPU or a GPU.
 
 A crop is cut out and then resized with Pillow's bilinear filter, as torchvision does it: nothing beyond it is seen.
 """
@@ -32,7 +32,7 @@ def erased_boxes(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def same_box(pixels: torch.Tensor, *box: int) -> torch.Tensor:
-    """One box for all, (N, 4); filled on the device, as a copy of a list would make the CPU wait."""
+    """Return one box for all, (N, 4); filled on the device, as a copy of a list would make the CPU wait."""
     return torch.stack([torch.full((len(pixels),), float(edge), device=pixels.device) for edge in box], 1)
 
 
@@ -98,7 +98,7 @@ def crops_to_size(
 def _draw_boxes(
     pixels: torch.Tensor, scale: tuple[float, float], ratio: tuple[float, float], least: int, most: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first of ten tries that fits (N, 4), and whether one did (N,)."""
+    """Return the first of ten tries that fits (N, 4), and whether one did (N,)."""
     tries, (height, width) = (len(pixels), 10), pixels.shape[2:]
     area = height * width * torch.empty(tries, device=pixels.device).uniform_(*scale)
     aspect = torch.empty(tries, device=pixels.device).uniform_(math.log(ratio[0]), math.log(ratio[1])).exp_()
@@ -112,7 +112,7 @@ def _draw_boxes(
 
 
 def _sources(length: int, size: int, start: torch.Tensor, extent: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
-    """Where each pixel of a resize of [start, start + extent) comes from, (N, size), within -1..1 as grid_sample wants.
+    """Return the source of each pixel of a resize of [start, start + extent), (N, size), -1..1 as grid_sample takes it.
 
     start, extent (N, 1); places beyond the box's outer pixels are those pixels'.
     """
@@ -122,9 +122,9 @@ def _sources(length: int, size: int, start: torch.Tensor, extent: torch.Tensor, 
 
 
 def _filter(length: int, size: int, start: torch.Tensor, extent: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
-    """Weights (N, size, length) of a resize of [start, start + extent): triangles of a pixel's width, the wider one's.
+    """Return weights (N, size, length) of a resize of [start, start + extent): triangles as wide as the wider pixel.
 
-    What of a triangle lies beyond the box is left out, and the rest adds up to 1.
+    The part of a triangle beyond the box is left out, and the rest adds up to 1.
     """
     step = (extent / size)[:, None, None]  # (N, 1, 1): source pixels to one of the result
     places = _centres(size, start.device) * (1 - 2 * flipped[:, None].float())  # (N, size), in half boxes
@@ -137,5 +137,5 @@ def _filter(length: int, size: int, start: torch.Tensor, extent: torch.Tensor, f
 
 
 def _centres(size: int, device: torch.device) -> torch.Tensor:
-    """Pixel centres between the edges -1 and 1, (size,)."""
+    """Return the pixel centres between the edges -1 and 1, (size,)."""
     return (torch.arange(size, device=device) * 2 + 1) / size - 1

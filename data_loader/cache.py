@@ -35,26 +35,26 @@ class Fitting:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Give (H, W, C) of a row."""
+        """Return (H, W, C) of a row."""
         return self.preprocess.height, self.preprocess.width, self.preprocess.channels
 
     def num_bytes(self, samples: SampleList) -> int:
-        """Give the size of all rows of a list."""
+        """Return the size of all rows of a list."""
         return len(samples.samples) * prod(self.shape)
 
     def row(self, path: str) -> np.ndarray:
-        """Decode and fit an image, uint8 (H, W, C). Raises ImageError."""
+        """Return an image decoded and fitted, uint8 (H, W, C). Raises ImageError."""
         at_least = (self.preprocess.width, self.preprocess.height) if self.is_fast else None
         return self.preprocess.fit(self.preprocess.decode(path, at_least))
 
     def pixel_settings(self) -> dict[str, object]:
-        """Give what the pixels of a row follow from; not mean and std, which come later."""
+        """Return the settings that the pixels of a row follow from; not mean and std, which are applied later."""
         settings = {key: value for key, value in self.preprocess.to_dict().items() if key not in ("mean", "std")}
         return {**settings, "is_fast": self.is_fast, "pillow": PIL.__version__}
 
     def file_name(self, samples: SampleList) -> str:
-        """Name the file by all that it follows from: path, size and time of each image, and the settings."""
-        digest = hashlib.sha256(json.dumps([FORMAT, self.pixel_settings()]).encode())
+        """Return the file's name, by all that it follows from: path, size and time of each image, and the settings."""
+        checksum = hashlib.sha256(json.dumps([FORMAT, self.pixel_settings()]).encode())
         for sample in samples.samples:
             try:
                 found = os.stat(sample.path)  # noqa: PTH116  (a Path for each of a million images takes as long again)
@@ -62,14 +62,14 @@ class Fitting:
             except OSError:
                 size = time_ns = -1
             path = os.path.abspath(sample.path)  # noqa: PTH100
-            digest.update(f"{path}\0{size}\0{time_ns}\n".encode(errors="surrogateescape"))
-        return f"{digest.hexdigest()[:32]}.pictures"
+            checksum.update(f"{path}\0{size}\0{time_ns}\n".encode(errors="surrogateescape"))
+        return f"{checksum.hexdigest()[:32]}.pictures"
 
 
 class ImageCache:
     """The mapped rows of a complete file: sample i's image is row `rows[i]`; `bad` gives reasons by row.
 
-    Pickled, it is mapped anew from its path. Raises OSError or ValueError for a file that is not there or not whole.
+    Pickled, it is mapped anew from its path. Raises OSError or ValueError for a file that is not there or not complete.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class ImageCache:
         fitting: Fitting,
         count: int,
         rows: np.ndarray | None = None,
-        whole: ImageCache | None = None,
+        source: ImageCache | None = None,
     ) -> None:
         self.path, self.fitting, self.count = path, fitting, count
-        self.whole = whole  # which a file in memory lives as long as
+        self.source = source  # keeps a file in memory alive
         self.rows = np.arange(count) if rows is None else rows
         with Path(path).open("rb") as file:
             file.seek(count * prod(fitting.shape))
@@ -95,16 +95,16 @@ class ImageCache:
         return ImageCache, (self.path, self.fitting, self.count, self.rows)
 
     def image(self, index: int) -> Image.Image:
-        """Give the fitted image of a sample."""
+        """Return the fitted image of a sample."""
         pixels = self.pixels[int(self.rows[index])].numpy()
         return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
     def chosen(self, keep: Sequence[int]) -> ImageCache:
-        """Give the cache of some of the samples."""
+        """Return the cache of some of the samples."""
         return ImageCache(self.path, self.fitting, self.count, self.rows[np.asarray(keep, np.int64)], self)
 
     def on(self, device: torch.device) -> torch.Tensor:
-        """Give all rows (N, H, W, C): on a GPU with room for them a copy that stays there, else as they are mapped."""
+        """Return all rows (N, H, W, C): on a GPU with room for them a copy that stays there, else the mapped ones."""
         if device.type != "cuda" or self.pixels.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
             return self.pixels
         return self.pixels.to(device)

@@ -22,7 +22,7 @@ from data_loader.loaders import start_loader_process
 from data_loader.preprocess import ImageError
 from data_loader.samples import SampleList
 
-BLOCK = 64  # images that a process fits before it is heard of
+BLOCK = 64  # images that a process fits before it reports
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 BadRow = tuple[int, str]  # row, reason
@@ -74,7 +74,7 @@ def new_file(folder: Path | None) -> NewFile:
     if folder is None:
         if not hasattr(os, "memfd_create"):
             raise CacheError('data_cache "ram" needs Linux; use "disk"')
-        descriptor = os.memfd_create("pictures")
+        descriptor = os.memfd_create("images")
     else:
         try:
             descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
@@ -84,7 +84,7 @@ def new_file(folder: Path | None) -> NewFile:
 
 
 def fit_all(path: str, samples: SampleList, fitting: Fitting, indices: range, workers: int) -> Iterator[Fitted]:
-    """Fit images of a list into their rows of a file, on so many loader processes at most, and say how it goes."""
+    """Fit images of a list into their rows of a file, on so many loader processes at most; yield the progress."""
     blocks = _Blocks(path, samples, fitting, indices)
     loader: DataLoader[Fitted] = DataLoader(
         blocks,
@@ -107,9 +107,9 @@ def make_folder(folder: Path) -> None:
 
 
 def is_usable(name: Path, fitting: Fitting, samples: SampleList) -> bool:
-    """Say whether a file is there, and whole; one that is damaged, or with an image that has been mended, is removed.
+    """Return whether a file is there and complete; a damaged one, or one with an image since repaired, is removed.
 
-    What cannot be read is looked at again, because rights can change without the image's size or time.
+    Unreadable images are tried again, because rights can change without the image's size or time.
     """
     try:
         bad = ImageCache(str(name), fitting, len(samples.samples)).bad
@@ -136,7 +136,7 @@ def check_room(needed: int, folder: Path | None) -> None:
 
 
 def free_memory() -> int | None:
-    """Give how many bytes of memory are free, of this machine and of this container; None where it is not told."""
+    """Return the free bytes of memory, of this machine and of this container; None where they are not known."""
     free = []
     with contextlib.suppress(OSError, StopIteration, ValueError, IndexError):
         line = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))

@@ -148,7 +148,7 @@ class _Lines:
 
 
 def _parse_lines(text: str, separator: str, target: Target, root: str) -> _Lines:
-    """Split each line at its last separator."""
+    """Return the lines, split at their last separator."""
     lines = _Lines()
     form = f"path{separator}{target.noun}"
     known: dict[str, tuple[Any, str]] = {}  # a list repeats few labels, so each text is parsed once
@@ -202,7 +202,7 @@ def _checked_samples(
 
 
 def _join_root(root: str, paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Join each path with the root; beside it a key that is the same for every spelling of one path.
+    """Return each path joined with the root, and beside it a key that is the same for every spelling of one path.
 
     A key is relative to the root; one that begins with `..` or is absolute lies outside.
     """
@@ -244,7 +244,7 @@ def _check_repeats(lines: _Lines, keys: Sequence[str], target: Target) -> list[P
 
 
 def _check_inside(lines: _Lines, keys: Sequence[str], root: str) -> list[Problem]:
-    """Find the paths that lead out of the root folder, by their text; links are not resolved."""
+    """Return the paths that lead out of the root folder, by their text; links are not resolved."""
     return [
         (number, f'path "{path}" leaves the root folder {root}; list images below the root, or choose a higher root')
         for number, path, key in zip(lines.numbers, lines.paths, keys, strict=True)
@@ -253,7 +253,7 @@ def _check_inside(lines: _Lines, keys: Sequence[str], root: str) -> list[Problem
 
 
 def _check_files(lines: _Lines, full_paths: Sequence[str], root: str) -> list[Problem]:
-    """Find the listed images that are not there, with one scan a folder instead of one stat an image."""
+    """Return the listed images that are not there, with one scan a folder instead of one stat an image."""
     if not os.path.isdir(root):  # noqa: PTH112
         return [(0, f"root folder {root} not found{current_folder(root)}")]
     wanted: defaultdict[str, dict[str, int]] = defaultdict(dict)
@@ -283,11 +283,11 @@ def _drop_present(folder: str, names: dict[str, int]) -> None:
                 if entry.name in names and entry.is_file():
                     del names[entry.name]
     except OSError:
-        return  # the closer look at each name tells what is wrong
+        return  # each name is looked at by itself instead
 
 
 def _missing_hint(path: str) -> str:
-    """Guess why an image is missing from how its path is written."""
+    """Return a guess why an image is missing from how its path is written."""
     if "\\" in path and os.sep == "/":
         return "; write / instead of \\"
     if path.endswith("-"):

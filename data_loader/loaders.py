@@ -1,15 +1,13 @@
-"""From sample lists to batches: datasets, the order of an epoch, its cut into steps, and loader processes."""
+"""From sample lists to batches: datasets, loader processes, and batches cut out of a cache."""
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,22 +15,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from common.errors import ProgramError, UserError
+from common.errors import ProgramError
 from common.formatting import first_line
-from data_loader.augment import mirrored_half, mixed_seed, seeded
+from data_loader.augment import mirrored_half, seeded
+from data_loader.bad_images import bad_image_sentence
 from data_loader.cache import CachedSamples, Fitting, ImageCache
+from data_loader.epoch_plan import EpochBatches, Key
 from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import SampleList
 from data_loader.targets import ClassLabel, Target
 
 CLASS_LABEL = ClassLabel(0)  # loads and batches labels of any number of classes
-Key = tuple[int, int]  # (epoch, index of the sample)
-
-
-class BadImageError(UserError):
-    """A listed image that cannot be read; the message names list, line, path and reason."""
-
-    one_process = True  # of several, only the one that met the image knows of it
 
 
 class LoaderProcessError(ProgramError):
@@ -143,86 +136,6 @@ class WholeBatches:
 Loader = DataLoader[Any] | WholeBatches
 
 
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step: its batches' places in the epoch's order, [start, stop) over all processes."""
-
-    batches: tuple[tuple[int, int], ...]
-
-    @property
-    def num_samples(self) -> int:
-        """Images of the step over all batches and processes."""
-        return self.batches[-1][1] - self.batches[0][0]
-
-
-def plan_epoch(
-    num_samples: int, batch_size: int, world_size: int = 1, accumulation_steps: int = 1, start: int = 0
-) -> list[Step]:
-    """Cut an epoch's order, from place `start` on, into optimizer steps; every image is used exactly once.
-
-    A rest too small for batch norm (fewer than two images a process) joins the batch before it; but for such a rest,
-    the cut depends on batch_size * world_size alone, so that several processes do what one with a bigger batch does.
-    A rest after `start` that has no batch before it, which only a changed batch size can leave, is given up.
-    """
-    whole = batch_size * world_size
-    smallest = world_size * min(2, batch_size)
-    if num_samples - start < smallest:
-        return []
-    edges = [*range(start, num_samples, whole), num_samples]
-    if len(edges) > 2 and edges[-1] - edges[-2] < smallest:
-        del edges[-2]
-    batches = list(itertools.pairwise(edges))
-    groups = [batches[first : first + accumulation_steps] for first in range(0, len(batches), accumulation_steps)]
-    return [Step(tuple(group)) for group in groups]
-
-
-def epoch_order(
-    num_samples: int, epoch: int, seed: int, *, shuffle: bool = True, groups: np.ndarray | None = None
-) -> np.ndarray:
-    """Return the order of an epoch's images as indices (N,), the same on every process.
-
-    With the `groups` of the samples (N,) every group is drawn equally often: images of a rare one come several times,
-    and some others not at all.
-    """
-    generator = np.random.default_rng([seed, epoch, 0])
-    if groups is None:
-        return generator.permutation(num_samples) if shuffle else np.arange(num_samples)
-    numbers = np.unique(groups)
-    share = -(-num_samples // len(numbers))
-    drawn = []
-    for number in numbers:
-        members = np.flatnonzero(groups == number)
-        rounds = [generator.permutation(members) for _ in range(-(-share // len(members)))]
-        drawn.append(np.concatenate(rounds)[:share])
-    return generator.permutation(np.concatenate(drawn))[:num_samples]
-
-
-class EpochBatches:
-    """The batch sampler of one process: its part of every batch, as (epoch, index) keys. Set the epoch first."""
-
-    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.order: np.ndarray = np.empty(0, np.int64)
-        self.steps: list[Step] = []
-
-    def set_epoch(self, epoch: int, order: np.ndarray, steps: list[Step]) -> None:
-        """Choose what the next iteration gives."""
-        self.epoch, self.order, self.steps = epoch, order, steps
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for part in self.parts():
-            yield [(self.epoch, int(index)) for index in part]
-
-    def parts(self) -> list[np.ndarray]:
-        """Return the indices of this process's images in each batch."""
-        edges = [edge for step in self.steps for edge in step.batches]
-        return [np.array_split(self.order[start:stop], self.world_size)[self.rank] for start, stop in edges]
-
-    def __len__(self) -> int:
-        return sum(len(step.batches) for step in self.steps)
-
-
 def training_loader(
     dataset: ImageDataset,
     batches: EpochBatches,
@@ -287,7 +200,7 @@ def lost_loaders_reported() -> Iterator[None]:
         text, is_lost = first_line(error), not isinstance(error, RuntimeError)
         if not (is_lost or text == "received 0 items of ancdata" or "DataLoader worker" in str(error)):
             raise
-        reason = str(error).rstrip().splitlines()[-1] if text.startswith("Caught") else text  # the last line says why
+        reason = str(error).rstrip().splitlines()[-1] if text.startswith("Caught") else text
         advice = "lower dataloader_workers, or give the machine more memory or shared memory (docker: --shm-size)"
         raise LoaderProcessError(f"a loader process died: {advice} ({reason})") from error
 
@@ -298,47 +211,6 @@ def end_processes(loader: Loader) -> None:
     if iterator is not None:
         iterator._shutdown_workers()
         loader._iterator = None  # type: ignore[union-attr]
-
-
-def checked(batch: dict[str, Any]) -> dict[str, Any]:
-    """Raise BadImageError where an image of the batch could not be read."""
-    if "errors" in batch:
-        raise BadImageError("\n".join(batch["errors"]))
-    return batch
-
-
-def bad_image_sentence(samples: SampleList, index: int, reason: Exception | str) -> str:
-    """Say which listed image cannot be read, where it is listed, and why."""
-    return f"{samples.where(index)}: {samples.samples[index].path}: {reason}"
-
-
-def find_bad_images(
-    samples: SampleList, preprocess: Preprocess, workers: int, indices: Sequence[int]
-) -> Iterator[tuple[int, str] | None]:
-    """Decode listed images; give, in order, None for a good one and (index, sentence) for a bad one."""
-
-    def look(index: int) -> tuple[int, str] | None:
-        try:
-            preprocess.decode(samples.samples[index].path)
-        except ImageError as error:
-            return index, bad_image_sentence(samples, index, error)
-        return None
-
-    block = 1024
-    with ThreadPoolExecutor(max(1, workers)) as pool:  # Pillow decodes outside Python's lock
-        for first in range(0, len(indices), block):
-            yield from pool.map(look, indices[first : first + block])
-
-
-def without(samples: SampleList, bad: set[int]) -> SampleList:
-    """Return the list without some of its samples."""
-    keep = [index for index in range(len(samples.samples)) if index not in bad]
-    changes: dict[str, Any] = {"samples": tuple(samples.samples[index] for index in keep)}
-    if samples.line_numbers:
-        changes["line_numbers"] = tuple(samples.line_numbers[index] for index in keep)
-    if isinstance(samples, CachedSamples):
-        changes["cache"] = samples.cache.chosen(keep)
-    return replace(samples, **changes)
 
 
 def enlarged(preprocess: Preprocess, scale: float) -> Preprocess:
@@ -352,18 +224,8 @@ def least_source_size(preprocess: Preprocess, scale: Sequence[float], ratio: Seq
     return math.ceil(width), math.ceil(preprocess.height / math.sqrt(scale[0] / ratio[1]))
 
 
-def net_seed(seed: int) -> int:
-    """Return the seed of the initial weights."""
-    return mixed_seed(seed, 1)
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of everything random in one step on one process (dropout, mixup): nothing is left to be saved."""
-    return mixed_seed(seed, 2, step, rank)
-
-
 def start_loader_process(_: int) -> None:
-    """Leave Ctrl-C and its like, which reach the whole process group, to the main process, which saves first."""
+    """Ignore Ctrl-C and its like, which reach the whole process group: the main process saves first."""
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):  # Windows has not all
             signal.signal(getattr(signal, name), signal.SIG_IGN)

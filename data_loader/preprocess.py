@@ -55,7 +55,7 @@ _warnings_lock = threading.Lock()
 
 
 class ImageError(UserError):
-    """An image that cannot be used; the message says why, without the path."""
+    """An image that cannot be used; the message is the reason, without the path."""
 
 
 def decode(
@@ -119,7 +119,7 @@ class Preprocess:
             raise ValueError(f"channels must be 1 or 3, with as many means and stds, got {got}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values for JSON."""
+        """Return plain values for JSON."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
@@ -186,13 +186,13 @@ class Preprocess:
         return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu()  # (N, H, W, C)
 
     def scale_and_shift(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give (x / 255 - mean) / std as x * scale + shift."""
+        """Return (x / 255 - mean) / std as x * scale + shift."""
         mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
         return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
 
 def as_array(image: Image.Image) -> np.ndarray:
-    """Give an "L" or "RGB" image as uint8 (H, W, C)."""
+    """Return an "L" or "RGB" image as uint8 (H, W, C)."""
     pixels = np.array(image)  # a copy: torch wants memory it may write to
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 

@@ -90,7 +90,7 @@ class ListError(UserError):
 
 
 def read_class_folders(root_dir: StrPath, class_names: Sequence[str] = ()) -> SampleList:
-    """Read a folder with one folder a class, images at any depth below it.
+    """Return the samples of a folder with one folder a class, images at any depth below it.
 
     Without class names the natural order of the folders decides the labels. With them a folder may be absent (a
     validation split need not show every class), but no other folder may be there. Hidden folders and images beside
@@ -127,7 +127,7 @@ def read_class_folders(root_dir: StrPath, class_names: Sequence[str] = ()) -> Sa
 
 
 def read_class_names(file: StrPath) -> tuple[str, ...]:
-    """Read the class names of labels 0, 1, ... from a UTF-8 file, one a line. Raises ListError with every problem."""
+    """Return the class names of labels 0, 1, ... from a UTF-8 file, one a line. Raises ListError with every problem."""
     origin = os.fspath(file)
     names = [line.strip() for line in read_utf8(origin).rstrip().split("\n")]
     if names == [""]:
@@ -145,12 +145,12 @@ def read_class_names(file: StrPath) -> tuple[str, ...]:
 
 
 def natural_sorted(names: Iterable[str]) -> list[str]:
-    """Sort so that img2 comes before img10; names that differ only in leading zeros keep a fixed order too."""
+    """Return names sorted, img2 before img10; names that differ only in leading zeros keep a fixed order too."""
     return sorted(names, key=lambda name: (_natural_key(name), name))
 
 
 def iter_images(root: StrPath, *, recursive: bool = True) -> Iterator[str]:
-    """Stream the paths of the images below a folder: its own in natural order, then folder by folder.
+    """Yield the paths of the images below a folder: its own in natural order, then folder by folder.
 
     Only one folder's names are held at a time. Names that begin with a dot are left out. Linked folders are
     followed, except back into a folder that is being walked. A broken link is yielded, so that whoever opens it
@@ -172,7 +172,7 @@ def iter_images(root: StrPath, *, recursive: bool = True) -> Iterator[str]:
 
 
 def _scan_folder(folder: str) -> tuple[list[str], list[str]]:
-    """List the image names and the folder names of one folder, each in natural order."""
+    """Return the image names and the folder names of one folder, each in natural order."""
     images: list[str] = []
     folders: list[str] = []
     with os.scandir(folder) as entries:
@@ -194,7 +194,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def read_utf8(file: str) -> str:
-    """Read a UTF-8 text file, with or without BOM, and end its lines in a single line feed."""
+    """Return a UTF-8 text file, with or without BOM, its lines ended by a single line feed. Raises ListError."""
     try:
         data = Path(file).read_bytes()
     except FileNotFoundError as error:
@@ -212,7 +212,7 @@ def read_utf8(file: str) -> str:
 
 
 def _not_utf8(file: str, data: bytes, position: int) -> str:
-    """Say which line is not UTF-8 and, where the bytes are GBK (Chinese Windows), what it reads as."""
+    """Return a sentence about the line that is not UTF-8, with its text where the bytes are GBK (Chinese Windows)."""
     line_number = data.count(b"\n", 0, position) + 1
     line = data.split(b"\n")[line_number - 1]
     try:
@@ -228,7 +228,7 @@ def _unknown_folder(root: str, folder: str, class_names: Sequence[str]) -> str:
 
 
 def folder_prefix(folder: str) -> str:
-    """What stands before a name in this folder."""
+    """Return the text before a name in this folder."""
     if folder == ".":
         return ""
     return folder if folder.endswith("/") else folder + "/"

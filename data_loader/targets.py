@@ -1,4 +1,4 @@
-"""What a net learns to predict for an image: from a list's line to a value, and from values to a batch.
+"""The target of an image, which a net learns to predict: from a list's line to a value, from values to a batch.
 
 A task brings its own `Target`; `ClassLabel` is the one of all that learn classes.
 """
@@ -42,7 +42,7 @@ class Target(ABC):
         """
 
     def find_problems(self, targets: Sequence[Any], line_numbers: Sequence[int]) -> list[Problem]:
-        """Return what is wrong with the targets of a list as a whole, a sentence each."""
+        """Return the problems of all targets of a list together."""
         return []
 
     def read_folder(self, root: str) -> SampleList:
@@ -50,7 +50,7 @@ class Target(ABC):
         raise ListError([f"{root}: a folder names no {self.noun}; set train_data_file and val_data_file to lists"])
 
     def settled(self, first: SampleList) -> Target:
-        """Return the target of the further lists, once a first one is read."""
+        """Return the target of the further lists, once the first is read."""
         return self
 
     def describe(self, target: Any) -> str:

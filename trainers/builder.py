@@ -13,7 +13,8 @@ from common import malloc
 from configs.schema import Config
 from data_loader.augment import AugmentSettings, TrainingView, TwoViews
 from data_loader.batch_augment import BatchViews
-from data_loader.loaders import CLASS_LABEL, ImageDataset, enlarged, least_source_size, net_seed
+from data_loader.epoch_plan import net_seed
+from data_loader.loaders import CLASS_LABEL, ImageDataset, enlarged, least_source_size
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 from data_loader.targets import Target

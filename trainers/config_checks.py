@@ -1,4 +1,4 @@
-"""What a net and its task require of a config beyond the config's own rules; needs no torch."""
+"""The rules of a net and its task for a config, beyond the config's own; needs no torch."""
 
 from __future__ import annotations
 

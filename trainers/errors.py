@@ -11,7 +11,7 @@ MAX_NAMED = 64  # images of a step
 
 
 class TrainingError(ProgramError):
-    """A training that cannot go on; the message says where and what is safe."""
+    """A training that cannot go on; the message names the place and the checkpoint that is safe."""
 
     one_process = False  # of several, every one meets it and rank 0 prints it
 

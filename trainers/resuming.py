@@ -1,4 +1,4 @@
-"""What a training finds of an earlier one: the checkpoint to resume from, or results that it would overwrite."""
+"""The results of an earlier training: the checkpoint to resume from, or files that would be overwritten."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIXED_ON_RESUME = (
 
 
 def checkpoint_to_resume(config: Config, log: Callable[[str], None]) -> Checkpoint:
-    """Return the newest complete checkpoint of a training; log what is otherwise in the config.
+    """Return the newest complete checkpoint of a training; log the keys of the config that have changed.
 
     Raises CheckpointError, also for another net or optimizer.
     """
@@ -61,15 +61,15 @@ def _warn_of_unfinished(last: Path, log: Callable[[str], None]) -> None:
     try:
         before = load_checkpoint(last)
         epoch, epochs = Progress.from_dict(before.progress).epoch, before.config["num_epochs"]
-    except (CheckpointError, KeyError):  # nothing that could be gone on with
+    except (CheckpointError, KeyError):  # no training that could be resumed
         return
     if epoch < epochs:
-        whole = f"{last} holds a training that stopped after {epoch} of {epochs} epochs"
-        log(f"warning: {whole}; --resume goes on with it, this one writes over it with its first save")
+        unfinished = f"{last} holds a training that stopped after {epoch} of {epochs} epochs"
+        log(f"warning: {unfinished}; --resume goes on with it, this one writes over it with its first save")
 
 
 def is_newer(following: Config, config: Config) -> bool:
-    """Return whether the second stage went on from the first one's present result, not from an earlier one."""
+    """Return whether the second stage started from the first stage's present result, not from an earlier one."""
     state, start = following.last_checkpoint(), config.best_checkpoint()
     return state.is_file() and state.stat().st_mtime >= start.stat().st_mtime
 

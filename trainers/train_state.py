@@ -45,8 +45,8 @@ class Progress:
         try:
             progress = cls(**values)
             numbers = (progress.step, progress.epoch, progress.consumed, progress.num_train)
-            whole = all(isinstance(number, int) and number >= 0 for number in numbers)
-            if not whole or (progress.best and not {"loss", "epoch"} <= set(progress.best)):
+            are_counts = all(isinstance(number, int) and number >= 0 for number in numbers)
+            if not are_counts or (progress.best and not {"loss", "epoch"} <= set(progress.best)):
                 raise TypeError("its values are not those of a training")
         except TypeError as error:
             raise CheckpointError(f"the checkpoint's progress cannot be read: {error}") from error

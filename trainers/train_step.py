@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from artifacts.checkpoint import Checkpoint
 from configs.schema import Config
-from data_loader.loaders import Step
+from data_loader.epoch_plan import Step
 from trainers.optim.optimizer import AveragedNet, build_optimizer, hold_frozen_in_eval, set_learning_rate
 from trainers.runtime.device import Runtime, autocast, compile_net, forward_errors_reported, memory_layout
 from trainers.tasks.base import Batch, Task

@@ -11,7 +11,8 @@ from artifacts.checkpoint import Checkpoint
 from artifacts.metadata import ModelMetadata
 from common.formatting import first_line
 from configs.schema import Config
-from data_loader.loaders import Step, lost_loaders_reported, step_seed
+from data_loader.epoch_plan import Step, step_seed
+from data_loader.loaders import lost_loaders_reported
 from trainers.checkpoint_saver import BestNet, CheckpointSaver
 from trainers.data.batches import Batches
 from trainers.errors import MemoryTooSmallError, NotFiniteError, StoppedBySignalError, TrainingError

@@ -24,22 +24,19 @@ from configs.loading import process_config
 from configs.schema import Config
 from data_loader import cache_builder
 from data_loader.augment import TrainingView
+from data_loader.bad_images import BadImageError, without
 from data_loader.batch_augment import BatchViews
 from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.cache_builder import CacheError, NewFile, check_room, fit_all, free_memory, new_file, size_text
+from data_loader.epoch_plan import EpochBatches, epoch_order, plan_epoch
 from data_loader.list_reader import read_list
 from data_loader.loaders import (
-    BadImageError,
-    EpochBatches,
     ImageDataset,
     WholeBatches,
     enlarged,
-    epoch_order,
     least_source_size,
-    plan_epoch,
     training_loader,
     validation_loader,
-    without,
 )
 from data_loader.preprocess import ImageError, Preprocess, decode
 from data_loader.samples import SampleList

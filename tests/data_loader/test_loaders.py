@@ -10,19 +10,10 @@ import pytest
 import torch
 
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView, mixed_seed, random_crop_box, seeded
+from data_loader.bad_images import BadImageError, checked, find_bad_images, without
+from data_loader.epoch_plan import EpochBatches, epoch_order, plan_epoch
 from data_loader.list_reader import read_list
-from data_loader.loaders import (
-    BadImageError,
-    EpochBatches,
-    ImageDataset,
-    checked,
-    epoch_order,
-    find_bad_images,
-    plan_epoch,
-    training_loader,
-    validation_loader,
-    without,
-)
+from data_loader.loaders import ImageDataset, training_loader, validation_loader
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import SampleList
 

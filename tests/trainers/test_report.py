@@ -143,7 +143,7 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
     before = (tmp_path / "report.html").read_bytes()
 
     def full_disk(self: Path, *args: object, **kwargs: object) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="no space left"):

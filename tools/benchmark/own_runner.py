@@ -86,7 +86,8 @@ class EpochOfImages:
         from artifacts.metadata import build_metadata
         from common.malloc import keep_freed_memory
         from data_loader.augment import mirrored_half
-        from data_loader.loaders import EpochBatches, training_loader
+        from data_loader.epoch_plan import EpochBatches
+        from data_loader.loaders import training_loader
         from trainers.builder import batch_views, training_images
         from trainers.data.reading import read_data
         from trainers.reporting.reporter import log_nothing
@@ -105,7 +106,8 @@ class EpochOfImages:
 
     def read(self) -> int:
         """Read an epoch; return the number of images."""
-        from data_loader.loaders import checked, epoch_order, plan_epoch
+        from data_loader.bad_images import checked
+        from data_loader.epoch_plan import epoch_order, plan_epoch
 
         total = len(self.samples.samples)
         order = epoch_order(total, self.epoch, self.config.seed)

@@ -12,10 +12,12 @@ import torch
 
 from common.formatting import first_line, size_text
 from configs.schema import Config
+from data_loader.bad_images import without
 from data_loader.cache import Fitting
 from data_loader.cache_builder import free_memory
-from data_loader.loaders import Step as PlannedStep
-from data_loader.loaders import enlarged, plan_epoch, without
+from data_loader.epoch_plan import Step as PlannedStep
+from data_loader.epoch_plan import plan_epoch
+from data_loader.loaders import enlarged
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, SampleList
 from tools.doctor.types import Step, TrialData

@@ -9,18 +9,10 @@ import torch
 
 from configs.schema import Config
 from data_loader.augment import mirrored_half
+from data_loader.bad_images import checked
 from data_loader.batch_augment import BatchViews
-from data_loader.loaders import (
-    EpochBatches,
-    ImageDataset,
-    Step,
-    checked,
-    end_processes,
-    epoch_order,
-    plan_epoch,
-    training_loader,
-    validation_loader,
-)
+from data_loader.epoch_plan import EpochBatches, Step, epoch_order, plan_epoch
+from data_loader.loaders import ImageDataset, end_processes, training_loader, validation_loader
 from data_loader.preprocess import Preprocess
 from trainers.runtime.device import DeviceCopy, Runtime, memory_layout
 from trainers.runtime.out_of_memory import LastBatch

@@ -1,4 +1,4 @@
-"""A training's sample lists with their fitted images at hand: found, or built by all processes of a machine."""
+"""A training's sample lists with their fitted images: found in a file, or fitted by all processes of a machine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from configs.schema import Config
+from data_loader.bad_images import BadImageError, bad_image_sentence
 from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.cache_builder import (
     BadRow,
@@ -21,7 +22,7 @@ from data_loader.cache_builder import (
     new_file,
     size_text,
 )
-from data_loader.loaders import BadImageError, bad_image_sentence, enlarged
+from data_loader.loaders import enlarged
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 from trainers.runtime.distributed import World
@@ -38,9 +39,9 @@ def with_caches(
     world: World,
     log: Callable[[str], None],
 ) -> tuple[CachedSamples, CachedSamples]:
-    """Give both lists with their images, as `data_cache` says; those that cannot be read are in `cache.bad`.
+    """Return both lists with their images, kept as `data_cache` names it; unreadable ones are in `cache.bad`.
 
-    Raises CacheError where there is no room, and BadPictureError where an image is bad and `bad_images` is "error".
+    Raises CacheError where there is no room, and BadImageError where an image is bad and `bad_images` is "error".
     """
     source = enlarged(preprocess, config.fitted_scale) if config.data_aug else preprocess
     lists = [train, val]
@@ -64,7 +65,7 @@ def with_caches(
 def _find(
     lists: Sequence[SampleList], fittings: Sequence[Fitting], folder: Path | None
 ) -> list[tuple[Path | None, bool]]:
-    """Give each file's path (None: in memory) and whether it is there, and see to it that there is room for the rest.
+    """Return each file's path (None: in memory) and whether it is there, once there is room for the rest.
 
     Raises CacheError.
     """
@@ -99,7 +100,7 @@ def _build(config: Config, samples: SampleList, fitting: Fitting, name: Path | N
 
 
 def _fit_share(config: Config, samples: SampleList, fitting: Fitting, path: str, world: World) -> list[BadRow]:
-    """Fit this process's share of the images; give what cannot be read of all."""
+    """Fit this process's share of the images; return the unreadable ones of all."""
     share = range(world.local_rank, len(samples.samples), world.local_size)
     bad = []
     hidden = None if world.is_main else True
@@ -123,20 +124,20 @@ def _bad_images_error(samples: SampleList, bad: Sequence[BadRow]) -> BadImageErr
 
 
 def _from_leader(world: World, work: Callable[[], T]) -> T:
-    """Let the first process of each machine do something, and give what comes of it to all of its machine."""
-    answer: tuple[Any, str] = (None, "")
+    """Do some work in local rank 0 of each machine, and return its result in all processes of the machine."""
+    outcome: tuple[Any, str] = (None, "")
     if world.local_rank == 0:
         try:
-            answer = work(), ""
+            outcome = work(), ""
         except CacheError as error:
-            answer = None, str(error)
+            outcome = None, str(error)
         except OSError as error:
-            answer = None, f"data_cache: the fitted images cannot be kept: {error.strerror}"
-    answers = world.gather([answer])
-    for _, problem in answers:
+            outcome = None, f"data_cache: the fitted images cannot be kept: {error.strerror}"
+    outcomes = world.gather([outcome])
+    for _, problem in outcomes:
         if problem:
             raise CacheError(problem)
-    result: T = answers[world.rank - world.local_rank][0]
+    result: T = outcomes[world.rank - world.local_rank][0]
     return result
 
 

@@ -8,14 +8,9 @@ from tqdm import tqdm
 
 from artifacts.metadata import build_metadata
 from configs.schema import Config
+from data_loader.bad_images import BadImageError, bad_image_sentence, find_bad_images, without
 from data_loader.cache import CachedSamples
-from data_loader.loaders import (
-    BadImageError,
-    bad_image_sentence,
-    find_bad_images,
-    lost_loaders_reported,
-    without,
-)
+from data_loader.loaders import lost_loaders_reported
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, SampleList
 from trainers.data.image_cache import with_caches
@@ -33,7 +28,7 @@ def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple
     """
     train, val = read_lists(config, task_of_config(config).target(config))
     if train.origin == val.origin:
-        log(f"warning: training and validation read the same images ({val.origin}); the accuracy will say little")
+        log(f"warning: training and validation read the same images ({val.origin}); the accuracy will mean little")
     classes = f", {len(train.class_names)} classes" if train.class_names else ""
     log(f"{len(train.samples)} training and {len(val.samples)} validation images{classes}")
     skipped: Skipped = []

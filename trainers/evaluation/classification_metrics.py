@@ -1,4 +1,4 @@
-"""What a validation measures: loss, top-1, top-5, the confusion of classes, and the worst images."""
+"""The validation of a classifier: loss, top-1, top-5, the confusion of classes, and the worst images."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ClassificationMetrics:
     """Gathers one validation over all processes; each image must be given to exactly one of them.
 
     Top-5 is top-K where there are fewer than 5 classes. Logits of which no softmax exists (a NaN, a +inf, all -inf)
-    are a wrong answer of infinite loss, entered under the first class that is not the label.
+    are a wrong prediction of infinite loss, entered under the first class that is not the label.
     """
 
     def __init__(self, num_classes: int, device: torch.device | str, num_worst: int = 24) -> None:
@@ -88,7 +88,7 @@ class ClassificationMetrics:
     def reset(self) -> None:
         """Forget everything, for the next validation."""
         self._counts.reset()
-        # One column an image: loss, score, label, answer, index. Loss is -inf where the answer is right.
+        # One column an image: loss, score, label, prediction, index. Loss is -inf where the prediction is right.
         self._worst_values = torch.empty(2, 0, device=self.device)
         self._worst_numbers = torch.empty(3, 0, dtype=torch.long, device=self.device)
 
@@ -108,16 +108,16 @@ class ClassificationMetrics:
         broken = log_scores.isnan().any(dim=1)  # (N,)
         own = torch.nn.functional.one_hot(labels, self.num_classes).bool()  # (N, K)
         log_scores = log_scores.masked_fill(broken[:, None], 0.0).masked_fill(broken[:, None] & own, -torch.inf)
-        answers = log_scores.argmax(dim=1)
+        predictions = log_scores.argmax(dim=1)
         losses = -log_scores.gather(1, labels[:, None]).squeeze(1)
-        scores = log_scores.gather(1, answers[:, None]).squeeze(1).exp().masked_fill(broken, 0.0)
+        scores = log_scores.gather(1, predictions[:, None]).squeeze(1).exp().masked_fill(broken, 0.0)
         top5 = log_scores.topk(min(5, self.num_classes), dim=1).indices  # (N, 5)
         in_top5 = (top5 == labels[:, None]).any(dim=1) & ~broken
-        self._counts.update(labels, answers, losses, in_top5)
-        self._keep_worst(torch.stack([losses, scores]), torch.stack([labels, answers, indices]))
+        self._counts.update(labels, predictions, losses, in_top5)
+        self._keep_worst(torch.stack([losses, scores]), torch.stack([labels, predictions, indices]))
 
     def compute(self, paths: Sequence[str], class_names: Sequence[str]) -> ClassificationValidation:
-        """Gather all processes' counts; every process must call this, and every one gets the same result.
+        """Return the validation over all processes; every process must call this, and gets the same result.
 
         A process that has seen no image takes part as well. With no image at all, loss, top1 and top5 are NaN.
         Raises ValueError if more images were counted than `paths` holds: some were counted twice.
@@ -163,18 +163,18 @@ class ClassificationMetrics:
             dist.all_gather_object(gathered, mine)
         rows = sorted((row for rows in gathered for row in rows), key=lambda row: (-row[0], row[4]))
         return [
-            WorstImage(path=str(paths[index]), label=label, answer=answer, score=score, loss=loss)
-            for loss, score, label, answer, index in rows[: self.num_worst]
+            WorstImage(path=str(paths[index]), label=label, answer=prediction, score=score, loss=loss)
+            for loss, score, label, prediction, index in rows[: self.num_worst]
         ]
 
 
 def per_class_scores(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall and F1 of each class from confusion (K, K) of label by answer; 0 where undefined."""
+    """Return precision, recall and F1 of each class from confusion (K, K) of label by prediction; 0 where undefined."""
     hits = confusion.diagonal().astype(np.float64)
-    support, answered = confusion.sum(axis=1), confusion.sum(axis=0)
-    precision = hits / np.maximum(answered, 1)
+    support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    precision = hits / np.maximum(predicted, 1)
     recall = hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + answered, 1)  # 2PR / (P + R), both fractions multiplied out
+    f1 = 2 * hits / np.maximum(support + predicted, 1)  # 2PR / (P + R), both fractions multiplied out
     columns = zip(class_names, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
     return [dict(zip(("class", "precision", "recall", "f1", "support"), row, strict=True)) for row in columns]
 
@@ -198,9 +198,9 @@ class _Counts(Metric):
         self.add_state("loss_sum", torch.zeros((), dtype=loss_dtype), dist_reduce_fx="sum")
         self.add_state("in_top5", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, labels: Tensor, answers: Tensor, losses: Tensor, in_top5: Tensor) -> None:
+    def update(self, labels: Tensor, predictions: Tensor, losses: Tensor, in_top5: Tensor) -> None:
         """Add a batch; all (N,)."""
-        cells = labels * self.confusion.shape[1] + answers
+        cells = labels * self.confusion.shape[1] + predictions
         self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
         self.loss_sum += losses.to(self.loss_sum.dtype).sum()
         self.in_top5 += in_top5.sum()

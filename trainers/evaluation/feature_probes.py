@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_loader.loaders import ImageDataset, checked, validation_loader
+from data_loader.bad_images import checked
+from data_loader.loaders import ImageDataset, validation_loader
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 from trainers.evaluation.validation import evaluating

@@ -1,4 +1,4 @@
-"""What a validation measures, as the training loop knows it: a loss, a primary measure, and further numbers."""
+"""A validation as the training loop knows it: a loss, the measure that decides, and further numbers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Validation(ABC):
         return {}
 
     def report_rows(self) -> Sequence[tuple[str, str]]:
-        """Return what else the report says of the best epoch, as pairs of name and value."""
+        """Return further figures for the report of the best epoch, as pairs of name and value."""
         return []
 
     def report_fields(self) -> dict[str, Any]:

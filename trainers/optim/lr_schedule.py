@@ -1,4 +1,4 @@
-"""The learning rate as a function of the place in the training: nothing to save, nothing to restore."""
+"""The learning rate as a function of the place in the training, so that a checkpoint needs no state of it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Schedule:
     warmup_epochs: float = 0.0
 
     def at(self, epochs: float) -> float:
-        """Give the rate after so many epochs, 4.5 being the middle of the fifth."""
+        """Return the rate after so many epochs, 4.5 being the middle of the fifth."""
         if epochs < self.warmup_epochs:
             return self.rate * (WARMUP_START + (1 - WARMUP_START) * epochs / self.warmup_epochs)
         if self.kind == "step":
@@ -42,7 +42,7 @@ class Schedule:
 
 
 def schedule_of(config: Config, world_size: int) -> Schedule:
-    """Give the schedule that a config asks for, on so many processes."""
+    """Return the schedule that a config asks for, on so many processes."""
     rate = scaled_rate(config, world_size)
     return Schedule(
         config.learning_rate_schedule,
@@ -56,7 +56,7 @@ def schedule_of(config: Config, world_size: int) -> Schedule:
 
 
 def scaled_rate(config: Config, world_size: int) -> float:
-    """Give the learning rate for the images of a step, where `learning_rate_batch` says what number it is for."""
+    """Return the learning rate for the images of a step; `learning_rate_batch` is the number that the config means."""
     if not config.learning_rate_batch:
         return config.learning_rate
     images = config.batch_size * config.accumulation_steps * world_size

@@ -1,4 +1,4 @@
-"""What is trained, and by which optimizer."""
+"""The optimizer, the parameters that it trains, and the average of their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FreezeError(UserError):
 
 
 def freeze_parameters(net: nn.Module, patterns: list[str]) -> list[str]:
-    """Freeze the parameters whose name, or whose module's name, fits a pattern; give their names.
+    """Freeze the parameters whose name, or whose module's name, fits a pattern; return their names.
 
     Raises FreezeError for a pattern that fits none, and where no parameter is left to train.
     """
@@ -53,7 +53,7 @@ def build_optimizer(
     decay_norm_and_bias: bool,
     fused: bool = True,
 ) -> torch.optim.Optimizer:
-    """Give SGD or AdamW over the net's parameter groups.
+    """Return SGD or AdamW over the net's parameter groups.
 
     Not `fused` with a gradient scaler: a first step that overflows leaves fused SGD's momentum uninitialised.
     """

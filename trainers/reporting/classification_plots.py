@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a classifier's validation."""
+"""A classifier's validation on TensorBoard: confusion, worst images, and the classes' curves."""
 
 from __future__ import annotations
 

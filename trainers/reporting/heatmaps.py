@@ -1,4 +1,4 @@
-"""Heat maps of the images that a validation got most wrong: where the net saw its wrong answer."""
+"""Heat maps of a validation's worst images: the regions that their wrong predictions rest on."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def worst_heat_maps(
 ) -> dict[str, np.ndarray]:
     """Return by its path each image, uint8 (H, W, 3), under the map of the class that stands beside the path.
 
-    An ornament, which never stops a training: what cannot be made is missing, and the log says why. The net stays as
-    it was.
+    Never stops a training: a map that cannot be made is missing, and the log has the reason. The net stays as it was.
     """
     made: dict[str, np.ndarray] = {}
     try:
@@ -45,7 +44,7 @@ def worst_heat_maps(
 def best_heat_maps(
     checkpoint: str | Path, images: Sequence[tuple[str, int]], device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Give `worst_heat_maps` of the net in a checkpoint; none where it cannot be built again."""
+    """Return `worst_heat_maps` of the net in a checkpoint; none where it cannot be built again."""
     if not images:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""Where a training reports while it runs: lines of text, TensorBoard, and progress bars."""
+"""The output of a training while it runs: lines of text, TensorBoard, and progress bars."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Reporter:
     def showing_first(
         self, batches: Iterator[Batch], task: Task, metadata: ModelMetadata, step: int, seed: int
     ) -> Iterator[Batch]:
-        """Yield batches; show the first one's images as the net sees them, mixed ones too."""
+        """Yield batches; show the images of the first as the net sees them, mixed ones too."""
         for number, batch in enumerate(batches):
             if number == 0 and self.logger.enabled:
                 images, captions = task.shown(batch, np.random.default_rng(seed), metadata.class_names)

@@ -1,4 +1,4 @@
-"""The end of a training: its report, and the few lines that say what came of it and where it lies."""
+"""The end of a training: its report, and a few lines with its results and their places."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HPARAMS = {  # the columns of TensorBoard's table of runs: what people tune
 
 
 def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str, earlier: str = "") -> TrainingReport:
-    """Return what report.json and report.html say."""
+    """Return the content of report.json and report.html."""
     progress, batches, task = trainer.progress, trainer.batches, trainer.task
     best = best_validation(trainer)
     val_curve = progress.curves["val"]
@@ -70,7 +70,7 @@ def best_validation(trainer: Trainer) -> Validation | None:
 
 
 def finish(report: TrainingReport, config: Config, trainer: Trainer, log: Callable[[str], None]) -> None:
-    """Write the report, and log in a few lines what came of the run and where it lies. Raises OSError."""
+    """Write the report, and log a few lines with the results and their places. Raises OSError."""
     metadata, best = trainer.state.metadata, best_validation(trainer)
     heat_maps = {}
     if best is not None and not report.status.startswith("interrupted"):  # who stops it will not wait
@@ -109,7 +109,7 @@ def _log_results(report: TrainingReport, config: Config, trainer: Trainer, log: 
 
 
 def _read_earlier(folder: str) -> dict[str, Any]:
-    """Return what the report of the stage before says; nothing where it cannot be read."""
+    """Return the results in the report of the stage before; {} where it cannot be read."""
     try:
         report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
         measure = Measure(**report.get("primary_measure", asdict(TOP1)))  # not in older reports

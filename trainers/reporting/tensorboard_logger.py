@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training; a logger that is not enabled does nothing and imports nothing."""
+"""A training's TensorBoard files; a logger that is not enabled does nothing and imports nothing."""
 
 from __future__ import annotations
 

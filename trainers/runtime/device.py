@@ -22,7 +22,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a training runs on: one of several processes, its device, and the precision of the forward pass."""
+    """The place of a training: one of several processes, its device, and the precision of the forward pass."""
 
     device: torch.device
     precision: str = "fp32"

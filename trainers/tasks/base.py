@@ -1,4 +1,4 @@
-"""What every task has: a net with its loss, a target to learn, and a validation. It knows no classes."""
+"""The base of every task: a net with its loss, a target to learn, and a validation. It knows no classes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Task(nn.Module, ABC):
     # Reporting
 
     def summary(self, validation: Validation) -> str:
-        """Return what else an epoch's line says of a validation, behind loss and measure."""
+        """Return further text for an epoch's line, behind loss and measure."""
         return ""
 
     def log_validation(

@@ -1,0 +1,60 @@
+"""Listed images that cannot be read: found before a training, or met in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from common.errors import UserError
+from data_loader.cache import CachedSamples
+from data_loader.preprocess import ImageError, Preprocess
+from data_loader.samples import SampleList
+
+
+class BadImageError(UserError):
+    """A listed image that cannot be read; the message names list, line, path and reason."""
+
+    one_process = True  # of several, only the one that met the image knows of it
+
+
+def checked(batch: dict[str, Any]) -> dict[str, Any]:
+    """Raise BadImageError where an image of the batch could not be read."""
+    if "errors" in batch:
+        raise BadImageError("\n".join(batch["errors"]))
+    return batch
+
+
+def bad_image_sentence(samples: SampleList, index: int, reason: Exception | str) -> str:
+    """Return a sentence about a listed image that cannot be read: where it is listed, its path, and the reason."""
+    return f"{samples.where(index)}: {samples.samples[index].path}: {reason}"
+
+
+def find_bad_images(
+    samples: SampleList, preprocess: Preprocess, workers: int, indices: Sequence[int]
+) -> Iterator[tuple[int, str] | None]:
+    """Decode listed images; yield, in order, None for a good one and (index, sentence) for a bad one."""
+
+    def look(index: int) -> tuple[int, str] | None:
+        try:
+            preprocess.decode(samples.samples[index].path)
+        except ImageError as error:
+            return index, bad_image_sentence(samples, index, error)
+        return None
+
+    block = 1024
+    with ThreadPoolExecutor(max(1, workers)) as pool:  # Pillow decodes outside Python's lock
+        for first in range(0, len(indices), block):
+            yield from pool.map(look, indices[first : first + block])
+
+
+def without(samples: SampleList, bad: set[int]) -> SampleList:
+    """Return the list without some of its samples."""
+    keep = [index for index in range(len(samples.samples)) if index not in bad]
+    changes: dict[str, Any] = {"samples": tuple(samples.samples[index] for index in keep)}
+    if samples.line_numbers:
+        changes["line_numbers"] = tuple(samples.line_numbers[index] for index in keep)
+    if isinstance(samples, CachedSamples):
+        changes["cache"] = samples.cache.chosen(keep)
+    return replace(samples, **changes)
