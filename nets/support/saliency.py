@@ -117,18 +117,18 @@ class GradCam:
     """
 
     def __init__(self, net: nn.Module, layer: nn.Module, as_map: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self._net, self._layer, self._as_map = net, layer, as_map
+        self._net, self._layer, self.as_map = net, layer, as_map
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> HeatMaps:
         """Return the maps of labels (N,) int64 in images (N, C, H, W). Raises NoHeatMapError."""
         with _unchanged(self._net):
-            features, gradient = self._features_and_gradient(images, labels)
-            features, gradient = self._as_map(features), self._as_map(gradient)  # (N, C, h, w)
+            features, gradient = self.features_and_gradient(images, labels)
+            features, gradient = self.as_map(features), self.as_map(gradient)  # (N, C, h, w)
             weights = gradient.mean(dim=(2, 3), keepdim=True)  # (N, C, 1, 1), eq. 1
             coarse = (weights * features).sum(dim=1).clamp(min=0)  # (N, h, w), eq. 2
             return HeatMaps(_scale(_upsample(coarse, (images.shape[2], images.shape[3]))))
 
-    def _features_and_gradient(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def features_and_gradient(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the layer's output, and the gradient of each image's logit with respect to it, of the same shape."""
         features: list[torch.Tensor] = []
 

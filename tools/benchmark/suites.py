@@ -116,7 +116,7 @@ def pim(args: argparse.Namespace) -> list[Measured]:
 
 
 def serve(args: argparse.Namespace) -> list[Measured]:
-    """Put load on the service, on the same without batching, and on litserve's."""
+    """Measure the service under load, the same without batching, and litserve's."""
     from tools.benchmark.serve_runner import ServiceSide
 
     weights = str(args.weights.resolve())

@@ -177,9 +177,9 @@ def test_every_family_has_a_map(module: str) -> None:
     assert all(float(heat.max()) in (0.0, 1.0) and float(heat.min()) >= 0 for heat in maps)
     net.eval()
     with torch.no_grad():
-        features, gradient = mapper._features_and_gradient(images, labels)
-    assert mapper._as_map(features).shape[2:] == (math.sqrt(mapper._as_map(features)[0, 0].numel()),) * 2
-    assert mapper._as_map(gradient).abs().amax(dim=(1, 2, 3)).min() > 0
+        features, gradient = mapper.features_and_gradient(images, labels)
+    assert mapper.as_map(features).shape[2:] == (math.sqrt(mapper.as_map(features)[0, 0].numel()),) * 2
+    assert mapper.as_map(gradient).abs().amax(dim=(1, 2, 3)).min() > 0
 
 
 def test_swin_at_one_last_position_is_read_channels_last() -> None:
@@ -198,7 +198,7 @@ def test_patches_of_a_vit_lie_row_by_row_behind_the_class_token() -> None:
     mapper = heat_mapper(small_vit(96), 3, 96, 96)
     assert isinstance(mapper, GradCam)
     tokens = torch.arange(10.0).view(1, 10, 1)
-    assert mapper._as_map(tokens).tolist() == [[[[1, 2, 3], [4, 5, 6], [7, 8, 9]]]]
+    assert mapper.as_map(tokens).tolist() == [[[[1, 2, 3], [4, 5, 6], [7, 8, 9]]]]
 
 
 @pytest.mark.parametrize(
