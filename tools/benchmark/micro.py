@@ -71,7 +71,7 @@ def probe_contenders(model_type: str, size: int, count: int) -> dict[str, Callab
     optimizer = torch.optim.SGD(layer.parameters(), lr=PROBE_RATE, momentum=0.9)
 
     def on_features() -> None:
-        embedded = embed(net, ({"image": images[part], "label": labels[part], "index": part} for part in parts))
+        embedded = embed(net, ({"image": images[part], "target": labels[part], "index": part} for part in parts))
         fit_probe(embedded, PROBE_CLASSES, seed=0)
 
     def one_epoch() -> None:
@@ -110,7 +110,7 @@ def _training_step(task: PimTask, labels: torch.Tensor) -> Forward:
 
     def step(images: np.ndarray) -> object:
         optimizer.zero_grad()
-        loss = task({"image": torch.from_numpy(images), "label": labels}, generator)["loss"]
+        loss = task({"image": torch.from_numpy(images), "target": labels}, generator)["loss"]
         loss.backward()
         optimizer.step()
         return loss
