@@ -71,16 +71,16 @@ def test_a_recipe_trains_and_reports_six_views_apart(
     recipe |= {key: mine[key] for key in (*places, "precision", "dataloader_workers", "log_path")}
     recipe |= {"model_args": {"depth": 10, "widen_factor": 1, "dropout": 0.3}, "num_epochs": 2, "batch_size": 8}
     recipe |= {"validation_interval": 1, "data_cache": "none"}
-    digests, said = [], []
+    checksums, captured = [], []
     for views in (1, 6):
         folder = dataset / f"views_{views}"
         changes = {"test_time_views": views, "save_path": str(folder), "is_tensorboard": views == 6}
         (dataset / "recipe.json").write_text(json.dumps(recipe | changes), encoding="utf-8")
         assert train.main(["--config", str(dataset / "recipe.json")]) == 0
-        said.append(capsys.readouterr().out)
-        digests.append(weights_sha256(load_checkpoint(folder / "wrn.pth").net))
-    assert digests[0] == digests[1]
-    assert " views " not in said[0] and said[1].count("  6 views ") == 2
+        captured.append(capsys.readouterr().out)
+        checksums.append(weights_sha256(load_checkpoint(folder / "wrn.pth").net))
+    assert checksums[0] == checksums[1]
+    assert " views " not in captured[0] and captured[1].count("  6 views ") == 2
     plain, apart = (json.loads((dataset / f"views_{views}/report.json").read_text("utf-8")) for views in (1, 6))
     assert "top1_views" not in plain["best"] and plain["best"].items() <= apart["best"].items()
     page = (dataset / "views_6/report.html").read_text(encoding="utf-8")

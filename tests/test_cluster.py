@@ -1,4 +1,4 @@
-"""Two `torchrun` agents on loopback stand for two machines: they do what one does, heed SLURM's warning, and go on."""
+"""Two `torchrun` agents on loopback stand for two machines: they do what one does, stop at SLURM's warning, go on."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def test_two_machines_equal_one_and_go_on_after_the_warning(make_config: ConfigM
         time.sleep(0.02)
     for agent in running:
         agent.send_signal(signal.SIGUSR1)
-    told = [agent.communicate(timeout=PATIENCE_S) for agent in running]
-    assert all(agent.returncode for agent in running), told
-    assert sum("2 processes" in out for out, _ in told) == 1  # one process speaks for all
-    assert sum("interrupted by SIGUSR1" in out for out, _ in told) == 1, told
+    captured = [agent.communicate(timeout=PATIENCE_S) for agent in running]
+    assert all(agent.returncode for agent in running), captured
+    assert sum("2 processes" in out for out, _ in captured) == 1  # rank 0 logs for all
+    assert sum("interrupted by SIGUSR1" in out for out, _ in captured) == 1, captured
     stopped = load_checkpoint(weights / "net_last.pth").progress
     assert 0 < stopped["step"] < expected.progress["step"]
 
@@ -93,8 +93,8 @@ def test_two_machines_equal_one_and_go_on_after_the_warning(make_config: ConfigM
 @pytest.mark.parametrize(
     ("step", "is_warned", "code", "is_requeued"),
     [
-        ("trap 'touch told; exit 9' USR1; touch started; while :; do sleep 0.05; done", True, 9, True),
-        ("trap 'touch told; exit 0' USR1; touch started; while :; do sleep 0.05; done", True, 0, False),
+        ("trap 'touch notified; exit 9' USR1; touch started; while :; do sleep 0.05; done", True, 9, True),
+        ("trap 'touch notified; exit 0' USR1; touch started; while :; do sleep 0.05; done", True, 0, False),
         ("touch started; exit 2", False, 2, False),
         ("touch started", False, 0, False),
     ],
@@ -118,7 +118,7 @@ def test_the_script_queues_itself_again_after_a_warning_alone(
     if is_warned:
         job.send_signal(signal.SIGUSR1)
     assert job.wait(PATIENCE_S) == code
-    assert (tmp_path / "told").exists() == is_warned
+    assert (tmp_path / "notified").exists() == is_warned
     asked = (tmp_path / "asked").read_text(encoding="utf-8").split()
     assert asked[-4:] == ["train.py", "--config", "configs/flowers_config.json", "--resume"]
     assert (

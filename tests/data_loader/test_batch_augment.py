@@ -119,7 +119,7 @@ def test_a_crop_to_a_smaller_size_is_pillows(way: str, flips: tuple[bool, bool])
 
 
 def check_crops(crops: Crops, images: torch.Tensor, flips: tuple[bool, bool], size: tuple[int, int]) -> None:
-    """Hold crops against Pillow's, of cut-out boxes, from tiny to the whole image."""
+    """Compare crops with Pillow's, of cut-out boxes, from tiny to the whole image."""
     torch.manual_seed(0)
     boxes = batch_crops.crop_boxes(images, (0.05, 1.0), (0.5, 2.0))
     boxes[0] = torch.tensor([0, 0, *images.shape[2:]])
@@ -210,7 +210,7 @@ def test_a_gpu_draws_from_the_same_distribution() -> None:
 
 
 def test_a_new_setting_is_refused_until_it_is_implemented() -> None:
-    """A field that nobody told BatchViews of must not be ignored; left at its default it changes nothing."""
+    """A field that BatchViews does not implement must not be ignored; left at its default it changes nothing."""
 
     @dataclass(frozen=True)
     class Newer(AugmentSettings):

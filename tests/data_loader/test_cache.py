@@ -362,7 +362,7 @@ def test_free_memory_is_the_machines_or_the_containers(tmp_path: Path, monkeypat
     (tmp_path / "meminfo").unlink()
     (tmp_path / "memory.max").unlink()
     assert free_memory() is None
-    check_room(10**18, None)  # not told: tried
+    check_room(10**18, None)  # not known: tried
     assert [size_text(size) for size in (1_500_000_000, 20_000_000, 300)] == ["1.5 GB", "20.0 MB", "0.3 kB"]
 
 

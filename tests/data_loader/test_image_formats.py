@@ -150,14 +150,14 @@ class Corpus:
         return self.root / "train" / "odd"
 
     def by(self, column: str, text: str) -> set[str]:
-        """Give the names of all images whose cell says so."""
-        told = table()
-        return {name for row, files in self.rows.items() if told[row][column] == text for name in files}
+        """Return the names of all images whose cell of the column has this text."""
+        cells = table()
+        return {name for row, files in self.rows.items() if cells[row][column] == text for name in files}
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     make = SampleImages(root / "train" / "odd")
     rows = corpus(make)
     for name, data in ((name, data) for files in rows.values() for name, data in files.items()):
@@ -248,27 +248,31 @@ def test_training(odd: Corpus, trained: Path) -> None:
 def test_training_stops_at_the_first_bad_one(odd: Corpus, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["--config", str(config), "--set", f"save_path={odd.root / 'stopped'}"]) == 2
     err = capsys.readouterr().err
-    told = [
+    reported = [
         name for name in odd.by("training", "refused") if f"train.py: {odd.root / 'train'}: {odd.odd / name}: " in err
     ]
-    assert told and "Traceback" not in err
+    assert reported and "Traceback" not in err
     assert not (odd.root / "stopped" / "net.pth").exists()
 
 
 def test_inference(odd: Corpus, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = odd.root / "answers.jsonl"
+    output = odd.root / "predictions.jsonl"
     flags = ["--weights", trained / "net.pth", "--image_dir", odd.odd, "--output", output, "--device", "cpu"]
     flags += ["--save_images", odd.root / "copies"]
     assert inference.main([str(flag) for flag in flags]) == 1
-    answers = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    names = names_below(odd.odd, (answer["file"] for answer in answers))
-    reasons = {name: answer["error"] for name, answer in zip(names, answers, strict=True) if answer.get("error")}
+    predictions = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    names = names_below(odd.odd, (prediction["file"] for prediction in predictions))
+    reasons = {
+        name: prediction["error"]
+        for name, prediction in zip(names, predictions, strict=True)
+        if prediction.get("error")
+    }
     check_reasons(odd, reasons, "`inference.py`", "error")
     assert set(names) - set(reasons) == odd.by("`inference.py`", "classified")
     copies = [path for path in (odd.root / "copies").rglob("*") if path.is_file()]
     assert len(copies) == len(odd.by("`inference.py`", "classified"))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(answers) + 1  # a line break in a name makes no line of its own
+    assert len(lines) == len(predictions) + 1  # a line break in a name makes no line of its own
 
 
 def test_doctor(odd: Corpus, config: Path) -> None:
@@ -296,9 +300,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]
 def test_service(odd: Corpus, served: RunningService) -> None:
     for row, cells in table().items():
         for name, data in odd.rows[row].items():
-            status, answer, _ = served.send(body={"content": base64_of(data)})
+            status, response, _ = served.send(body={"content": base64_of(data)})
             if cells["service"] == NO_NAME:
                 continue
-            assert str(status) == cells["service"], (name, answer)
+            assert str(status) == cells["service"], (name, response)
             if status != 200:
-                assert answer["msg"].startswith(f"content: {cells['handling']}"), (name, answer)
+                assert response["msg"].startswith(f"content: {cells['handling']}"), (name, response)

@@ -1,4 +1,4 @@
-"""Expected numbers come from scikit-learn, or are worked out by hand where that is said."""
+"""Expected numbers come from scikit-learn, or where noted are worked out by hand."""
 
 import math
 from dataclasses import asdict
@@ -39,13 +39,13 @@ def measured(
 def test_numbers_are_those_of_scikit_learn() -> None:
     logits, labels = made_up()
     result = measured(logits, labels)
-    scores, answers, classes = logits.double().softmax(1).numpy(), logits.argmax(1), list(range(NUM_CLASSES))
+    scores, predictions, classes = logits.double().softmax(1).numpy(), logits.argmax(1), list(range(NUM_CLASSES))
     assert result.num_samples == 101
-    assert result.confusion == confusion_matrix(labels, answers, labels=classes).tolist()
+    assert result.confusion == confusion_matrix(labels, predictions, labels=classes).tolist()
     assert result.top1 == pytest.approx(top_k_accuracy_score(labels, scores, k=1, labels=classes))
     assert result.top5 == pytest.approx(top_k_accuracy_score(labels, scores, k=5, labels=classes))
     assert result.loss == pytest.approx(log_loss(labels, scores, labels=classes), rel=1e-6)
-    expected = precision_recall_fscore_support(labels, answers, labels=classes, zero_division=0)
+    expected = precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0)
     for name, column in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         assert [row[name] for row in result.per_class] == pytest.approx(column.tolist()), name
     assert [row["class"] for row in result.per_class] == NAMES
@@ -80,7 +80,7 @@ def test_logits_without_a_softmax_are_wrong() -> None:
     nan, inf = math.nan, math.inf
     logits = torch.tensor([[nan, 1.0, 0.0], [5.0, 0.0, nan], [inf, inf, 0.0], [-inf] * 3, [9.0, -inf, 0.0]])
     result = measured(logits, torch.tensor([0, 0, 0, 1, 0]))
-    assert result.top1 == result.top5 == pytest.approx(1 / 5)  # only the last has an answer, and it is right
+    assert result.top1 == result.top5 == pytest.approx(1 / 5)  # only the last has a prediction, and it is right
     assert sum(map(sum, result.confusion)) == 5
     assert result.loss == inf
     assert [(image.loss, image.score) for image in result.worst] == [(inf, 0.0)] * 4
@@ -114,7 +114,7 @@ def test_deterministic_algorithms_change_nothing() -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def test_mistakes_are_told() -> None:
+def test_mistakes_are_reported() -> None:
     with pytest.raises(ValueError, match="num_classes must be at least 2, got 1"):
         ClassificationMetrics(1, "cpu")
     metrics = ClassificationMetrics(3, "cpu")

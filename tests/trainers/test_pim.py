@@ -107,7 +107,7 @@ def test_a_grey_net_equals_the_colour_net_on_equal_channels() -> None:
     torch.testing.assert_close(grey_net(grey), colour_net(grey.repeat(1, 3, 1, 1)), rtol=1e-3, atol=1e-4)
 
 
-def test_a_larger_image_than_it_was_built_for_is_answered() -> None:
+def test_a_larger_image_than_it_was_built_for_is_predicted() -> None:
     net = build().eval()
     assert net(torch.randn(2, 3, 96, 70)).isfinite().all()
 
@@ -173,11 +173,11 @@ def plain_outputs(net: PIM, images: torch.Tensor, counts: list[int], **switches:
     with torch.no_grad():
         maps = net.feature_maps(images)
     features = plain_pyramid(net, maps, switches.get("use_fpn", True))
-    told: dict[str, Any] = {"selected": [], "kept": [], "dropped": [], "stages": []}
+    found: dict[str, Any] = {"selected": [], "kept": [], "dropped": [], "stages": []}
     tokens: list[list[Array]] = [[] for _ in images]
     for x, head, count in zip(features, net.heads, counts, strict=True):
         logits = linear(np.maximum(batch_norm(linear(x, head[0]), head[1]), 0), head[3])  # (N, S, K)
-        told["stages"].append(logits)
+        found["stages"].append(logits)
         order = []
         for n in range(len(images)):
             certainty = [max(softmax(row)) for row in logits[n]]
@@ -186,15 +186,15 @@ def plain_outputs(net: PIM, images: torch.Tensor, counts: list[int], **switches:
                 ranking = list(range(len(certainty)))
             order.append(ranking)
             tokens[n] += [x[n, position] for position in ranking[:count]]
-        told["selected"].append([ranking[:count] for ranking in order])
-        told["kept"].append([logits[n, ranking[:count]] for n, ranking in enumerate(order)])
-        told["dropped"].append([logits[n, sorted(ranking[count:])] for n, ranking in enumerate(order)])
-    heads = {name: logits.mean(1) for name, logits in zip(NAMES, told["stages"], strict=True)}
+        found["selected"].append([ranking[:count] for ranking in order])
+        found["kept"].append([logits[n, ranking[:count]] for n, ranking in enumerate(order)])
+        found["dropped"].append([logits[n, sorted(ranking[count:])] for n, ranking in enumerate(order)])
+    heads = {name: logits.mean(1) for name, logits in zip(NAMES, found["stages"], strict=True)}
     if net.combiner is not None:
         heads["combiner"] = plain_combiner(net.combiner, np.array(tokens))
-    told["heads"] = heads
-    told["answer"] = np.log(np.mean([[softmax(row) for row in logits] for logits in heads.values()], axis=0))
-    return told
+    found["heads"] = heads
+    found["prediction"] = np.log(np.mean([[softmax(row) for row in logits] for logits in heads.values()], axis=0))
+    return found
 
 
 def in_rows_order(dropped: torch.Tensor, selected: torch.Tensor, all_logits: torch.Tensor) -> list[Array]:
@@ -249,7 +249,7 @@ def test_selection_and_all_outputs_against_a_plain_loop(args: dict[str, Any], tr
     assert list(net.head_logits(got)) == list(expected["heads"])
     for name, logits in expected["heads"].items():
         close(net.logits(got, name), logits)
-    close(net.logits(got).double(), expected["answer"], tolerance=1e-5)  # the scores' mean is float32
+    close(net.logits(got).double(), expected["prediction"], tolerance=1e-5)  # the scores' mean is float32
     if got.combiner_logits is not None:
         assert got.combiner_logits.std() > 1e-2
 
@@ -270,7 +270,7 @@ def test_combiner_against_its_formula_in_loops(training: bool) -> None:
         close(combiner(tokens.transpose(1, 2)).detach(), plain_combiner(combiner, tokens.numpy()))
 
 
-def test_one_images_answer_does_not_depend_on_the_others() -> None:
+def test_one_images_prediction_does_not_depend_on_the_others() -> None:
     net = build().eval()
     images = torch.randn(5, 3, 64, 64)
     with torch.no_grad():
@@ -280,11 +280,11 @@ def test_one_images_answer_does_not_depend_on_the_others() -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_head_that_is_named_answers(head: str) -> None:
+def test_the_head_that_is_named_predicts(head: str) -> None:
     net = build(head=head).eval()
     images = torch.randn(2, 3, 64, 64)
     expected = plain_outputs(net.double(), images.double(), net.counts)
-    logits = expected["answer"] if head == "all" else expected["heads"][head]
+    logits = expected["prediction"] if head == "all" else expected["heads"][head]
     with torch.no_grad():
         close(net(images.double()).double(), logits, tolerance=1e-5)
 
@@ -292,8 +292,8 @@ def test_the_head_that_is_named_answers(head: str) -> None:
 def test_a_class_that_no_head_believes_in_has_a_finite_logit() -> None:
     logits = torch.tensor([[0.0, 200.0, -300.0]])
     net = build(use_combiner=False)
-    answer = net.logits(PimOutputs((logits[None],) * 4, (), (), (), None))
-    assert answer.isfinite().all() and answer[0, 2] < -60
+    logits = net.logits(PimOutputs((logits[None],) * 4, (), (), (), None))
+    assert logits.isfinite().all() and logits[0, 2] < -60
 
 
 # --- the switches
@@ -405,7 +405,7 @@ def test_a_copy_of_a_net_in_eval_mode_is_in_eval_mode() -> None:
     ],
     ids=str,
 )
-def test_mistakes_are_told(args: dict[str, Any], sentence: str) -> None:
+def test_mistakes_are_reported(args: dict[str, Any], sentence: str) -> None:
     side = args.get("side", 64)
     model_args = {"model_type": "resnet18", "fpn_size": 16, **args}
     model_args.pop("side", None)

@@ -82,19 +82,19 @@ def mean(numbers: list[float]) -> float:
 
 def terms_by_hand(outputs: PimOutputs, labels: list[int]) -> dict[str, float]:
     """Sum over stages the mean over images (and positions), number after number."""
-    told = dict.fromkeys(TERMS, 0.0)
+    terms = dict.fromkeys(TERMS, 0.0)
     for logits, kept, dropped in zip(
         outputs.stage_logits, outputs.selected_logits, outputs.dropped_logits, strict=True
     ):
-        told["stages_loss"] += mean([entropy_by_hand(x.mean(0), y) for x, y in zip(logits, labels, strict=True)])
+        terms["stages_loss"] += mean([entropy_by_hand(x.mean(0), y) for x, y in zip(logits, labels, strict=True)])
         of_positions = [entropy_by_hand(row, y) for x, y in zip(kept, labels, strict=True) for row in x]
-        told["selected_loss"] += mean(of_positions)
+        terms["selected_loss"] += mean(of_positions)
         squares = [(math.tanh(value) - -1) ** 2 for value in dropped.flatten().tolist()]
-        told["dropped_loss"] += mean(squares) if squares else 0.0
+        terms["dropped_loss"] += mean(squares) if squares else 0.0
     if outputs.combiner_logits is not None:
         pairs = zip(outputs.combiner_logits, labels, strict=True)
-        told["combiner_loss"] = mean([entropy_by_hand(x, y) for x, y in pairs])
-    return told
+        terms["combiner_loss"] = mean([entropy_by_hand(x, y) for x, y in pairs])
+    return terms
 
 
 @pytest.mark.parametrize("with_combiner", [True, False])
@@ -168,11 +168,11 @@ def test_the_weights_of_the_config_reach_the_loss(make_config: ConfigMaker) -> N
     task = builder.build_task(config, net, train_samples, val_samples, torch.device("cpu"))
     assert isinstance(task, PimTask)
     batch = {"image": torch.randn(4, 3, 64, 64), "target": torch.tensor([2, 0, 1, 1])}
-    told = task.training_step(batch, np.random.default_rng(0))
-    assert list(told) == ["loss", *TERMS]
-    assert all(told[name] > 0 for name in TERMS)
-    expected = sum(weight * told[f"{name}_loss"] for name, weight in chosen.items())
-    torch.testing.assert_close(told["loss"], expected)
+    terms = task.training_step(batch, np.random.default_rng(0))
+    assert list(terms) == ["loss", *TERMS]
+    assert all(terms[name] > 0 for name in TERMS)
+    expected = sum(weight * terms[f"{name}_loss"] for name, weight in chosen.items())
+    torch.testing.assert_close(terms["loss"], expected)
 
 
 def test_weights_that_teach_no_class_are_refused() -> None:
@@ -193,10 +193,10 @@ def test_a_step_with_nothing_dropped_and_mixed_images_has_finite_gradients(args:
     net = small_net(side=32, **args)
     task = PimTask(net, PimLossWeights(selected=1.0), mixer=BatchMixer(3, 0.4, 0.4))
     batch = {"image": torch.randn(4, 3, 32, 32), "target": torch.tensor([2, 0, 1, 1])}
-    told = task(batch, np.random.default_rng(0))
-    assert (told["dropped_loss"] > 0) == (not args)
-    told["loss"].backward()
-    assert told["loss"].isfinite()
+    terms = task(batch, np.random.default_rng(0))
+    assert (terms["dropped_loss"] > 0) == (not args)
+    terms["loss"].backward()
+    assert terms["loss"].isfinite()
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
     assert {name for name, p in net.named_parameters() if p.grad is None} == set()
 
@@ -204,7 +204,7 @@ def test_a_step_with_nothing_dropped_and_mixed_images_has_finite_gradients(args:
 def test_a_step_under_bf16_autocast_is_near_the_float32_one() -> None:
     net = small_net()
     batch = {"image": torch.randn(6, 3, 64, 64), "target": torch.arange(6) % 3}
-    told = []
+    steps = []
     for enabled in (False, True):
         task = PimTask(copy.deepcopy(net), PimLossWeights(selected=1.0))
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -212,10 +212,10 @@ def test_a_step_under_bf16_autocast_is_near_the_float32_one() -> None:
         terms["loss"].backward()
         assert all(p.grad.isfinite().all() for p in task.net.parameters())
         assert all(term.dtype == torch.float32 for term in terms.values())
-        told.append([terms[name].item() for name in TERMS])
-    assert told[0] != told[1]
-    assert told[1][:3] == pytest.approx(told[0][:3], rel=0.05)
-    assert told[1][3] == pytest.approx(told[0][3], rel=0.3)  # the combiner feels the order of the selected positions
+        steps.append([terms[name].item() for name in TERMS])
+    assert steps[0] != steps[1]
+    assert steps[1][:3] == pytest.approx(steps[0][:3], rel=0.05)
+    assert steps[1][3] == pytest.approx(steps[0][3], rel=0.3)  # the combiner feels the order of the selected positions
 
 
 # --- learning
@@ -226,16 +226,16 @@ def test_one_batch_is_overfitted() -> None:
     task = PimTask(net, PimLossWeights(dropped=0.5))
     batch = {"image": torch.randn(8, 3, 32, 32), "target": torch.arange(8) % 4}
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
-    told = []
+    steps = []
     for _ in range(60):
         optimizer.zero_grad()
         terms = task(batch, np.random.default_rng(0))
         terms["loss"].backward()
         optimizer.step()
-        told.append({name: value.item() for name, value in terms.items()})
-        if told[-1]["loss"] < 0.9:
+        steps.append({name: value.item() for name, value in terms.items()})
+        if steps[-1]["loss"] < 0.9:
             break
-    first, last = told[0], told[-1]
+    first, last = steps[0], steps[-1]
     assert first["stages_loss"] > 4 * 1.2 and first["combiner_loss"] > 1.2  # ln 4 = 1.39 a head
     assert last["stages_loss"] < 1.5 and last["combiner_loss"] < 0.1
     assert last["dropped_loss"] < 0.25 * first["dropped_loss"]
@@ -310,7 +310,7 @@ def listed(count: int) -> SampleList:
 
 
 def batches(net: PIM, head: str) -> list[dict[str, torch.Tensor]]:
-    """Make two batches whose labels are what one head answers, so that this head is right every time."""
+    """Make two batches whose labels are what one head predicts, so that this head is right every time."""
     made = []
     for start in (0, 8):
         images = torch.randn(8, 3, 64, 64)
@@ -321,7 +321,7 @@ def batches(net: PIM, head: str) -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("head", ["stage2", "combiner"])
-def test_validation_declares_the_best_head_and_the_checkpoint_answers_with_it(head: str, tmp_path: Path) -> None:
+def test_validation_declares_the_best_head_and_the_checkpoint_predicts_with_it(head: str, tmp_path: Path) -> None:
     net = small_net(num_classes=3)
     layers = dict(zip(HEADS[1:], [*(stage[3] for stage in net.heads), net.combiner.classifier], strict=True))
     with torch.no_grad():
@@ -405,21 +405,21 @@ def test_a_training_from_end_to_end(
     assert last.metadata.net["args"]["head"] == HEADS[int(of_heads[:, -1].argmax())]
     report = json.loads((dataset / "weights/report.json").read_text(encoding="utf-8"))
     assert report["best"]["top1"] == pytest.approx(of_heads[:, epoch].max()) and report["best"]["top1"] > 0.5
-    table = tmp_path / "answers.jsonl"
+    table = tmp_path / "predictions.jsonl"
     flags = ["--weights", str(dataset / "weights/net.pth"), "--image_dir", str(dataset / "images/val")]
     assert inference.main([*flags, "--output", str(table), "--device", "cpu"]) == 0
     net = small_net()
     net.load_state_dict(best.deployed())
-    answers = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
-    assert len(answers) == 9
+    predictions = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
+    assert len(predictions) == 9
     preprocess = best.metadata.preprocess
-    for answer in answers:
-        array = preprocess(np.asarray(preprocess.decode(dataset / "images/val" / answer["file"])))
+    for prediction in predictions:
+        array = preprocess(np.asarray(preprocess.decode(dataset / "images/val" / prediction["file"])))
         with torch.no_grad():
             logits = net.eval().logits(net.outputs(torch.from_numpy(array)[None]), head)
         scores = logits.softmax(1)[0]
-        assert answer["class"] == best.metadata.class_names[int(scores.argmax())]
-        assert answer["score"] == pytest.approx(scores.max().item(), abs=1e-3)
+        assert prediction["class"] == best.metadata.class_names[int(scores.argmax())]
+        assert prediction["score"] == pytest.approx(scores.max().item(), abs=1e-3)
 
 
 class Interrupted(Exception):
@@ -460,16 +460,16 @@ def test_finetune_takes_a_bare_backbone_of_torchvision(
     torch.save(whole.state_dict(), dataset / "resnet18.pth")
     start = {"train_mode": "finetune", "pretrained_path": str(dataset), "pretrained_file": "resnet18.pth"}
     config = process_config(make_config(**PIM_NET, **start))
-    said: list[str] = []
-    net = builder.build_start_net(config, said.append)
+    lines: list[str] = []
+    net = builder.build_start_net(config, lines.append)
     assert isinstance(net, PIM)
     own = net.backbone.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in whole.state_dict().items() if "fc." not in name)
     total = len(net.state_dict())
-    assert said[0].splitlines()[0] == f"loaded 120 of {total - 5} tensors of the net ({12000 / (total - 5):.1f} %)"
-    assert "new head, left fresh: heads.0.3.weight, heads.0.3.bias, heads.1.3.weight" in said[0]
-    assert "only in the file: backbone.fc.weight, backbone.fc.bias" in said[0]
-    assert "not in the file, left fresh: fpn.projections.0.0.weight" in said[0]
+    assert lines[0].splitlines()[0] == f"loaded 120 of {total - 5} tensors of the net ({12000 / (total - 5):.1f} %)"
+    assert "new head, left fresh: heads.0.3.weight, heads.0.3.bias, heads.1.3.weight" in lines[0]
+    assert "only in the file: backbone.fc.weight, backbone.fc.bias" in lines[0]
+    assert "not in the file, left fresh: fpn.projections.0.0.weight" in lines[0]
     with pytest.raises(NetError, match="the weights fit nothing in PIM: "):
         load_start_weights(net, whole.state_dict(), new_head=False)
 

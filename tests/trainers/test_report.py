@@ -194,15 +194,15 @@ def test_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> Non
     assert [(event.step, event.value) for event in events] == [(1, 0), (2, 0), (3, 0), (4, 0), (5, 1), (6, 1)]
 
 
-def test_class_curves_are_capped_and_that_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_class_curves_are_capped_and_that_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="trainers.reporting.classification_plots")
     logger = TrainingLogger(tmp_path, enabled=True)
     for step in (1, 2):
         log_validation(logger, 60, step)
     logger.close()
     assert len([tag for tag in read_back(tmp_path).Tags()["scalars"] if tag.startswith("val_recall/")]) == 50
-    said = [record.getMessage() for record in caplog.records if "report.html" in record.getMessage()]
-    assert said == ["TensorBoard gets precision and recall of the first 50 of 60 classes; report.html has them all"]
+    messages = [record.getMessage() for record in caplog.records if "report.html" in record.getMessage()]
+    assert messages == ["TensorBoard gets precision and recall of the first 50 of 60 classes; report.html has them all"]
 
 
 def test_a_full_disk_ends_the_logging_with_one_warning(
@@ -213,8 +213,8 @@ def test_a_full_disk_ends_the_logging_with_one_warning(
     def full(writer: object, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    said: list[str] = []
-    logger = TrainingLogger(tmp_path, enabled=True, log=said.append)
+    messages: list[str] = []
+    logger = TrainingLogger(tmp_path, enabled=True, log=messages.append)
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
     deadline = time.monotonic() + 30
     while logger.enabled:
@@ -224,7 +224,7 @@ def test_a_full_disk_ends_the_logging_with_one_warning(
     logger.image_grid("train/pictures", np.zeros((3, 28, 28, 1), np.uint8), ["a", "b", "c"], step=10)
     logger.close()
     why = "No space left on device; the training goes on"
-    assert said == [f"warning: {tmp_path}: nothing more is logged for TensorBoard: {why}"]
+    assert messages == [f"warning: {tmp_path}: nothing more is logged for TensorBoard: {why}"]
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -141,7 +141,7 @@ def test_embedding_std_of_healthy_and_collapsed_projections() -> None:
     assert float(embedding_std(healthy[:1].expand(100, -1))) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_collapse_is_told_and_stops_where_the_config_says_so(
+def test_a_collapse_is_reported_and_stops_where_the_config_asks_for_it(
     pretraining: ConfigMaker, dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(simsiam, "embedding_std", lambda z: z.new_zeros(()))
@@ -150,8 +150,10 @@ def test_a_collapse_is_told_and_stops_where_the_config_says_so(
         "warning: embedding_std is 0.0000, healthy is 0.1768: all images get nearly the same" in capsys.readouterr().out
     )
     assert train.main(["--config", str(pretraining(num_epochs=1, simsiam_on_collapse="stop"))]) == 1
-    told = capsys.readouterr().err
-    assert "embedding_std is 0.0000" in told and "lower learning_rate" in told and "(epoch 1, step 3)" in told
+    captured = capsys.readouterr().err
+    assert (
+        "embedding_std is 0.0000" in captured and "lower learning_rate" in captured and "(epoch 1, step 3)" in captured
+    )
 
 
 # --- the net ---
@@ -205,7 +207,7 @@ def test_the_stem_follows_the_input_size(stem: str, side: int, stride: int) -> N
         ({"model_type": "inception_v3", "img_height": 64, "img_width": 64}, "does not take images of 64x64 px"),
     ],
 )
-def test_what_cannot_be_built_is_told(args: dict[str, Any], sentence: str) -> None:
+def test_what_cannot_be_built_is_reported(args: dict[str, Any], sentence: str) -> None:
     with pytest.raises(NetError, match=sentence.replace("(", r"\(")):
         SimSiam(**args)
 
@@ -276,7 +278,7 @@ def test_probe_separates_what_is_separable_and_takes_features_as_they_are() -> N
     assert probe_accuracy(queries, bank, 3, seed=0) == pytest.approx(own)
     assert 0.85 < probe_accuracy(queries, None, 3, seed=0) <= 1
     shuffled = Embedded(bank.features, bank.labels.roll(1), bank.indices)
-    assert probe_accuracy(queries, shuffled, 3, seed=0) < 0.1  # it answers what it was taught, each class's neighbour
+    assert probe_accuracy(queries, shuffled, 3, seed=0) < 0.1  # it predicts what it was taught, each class's neighbour
 
 
 def test_probe_agrees_with_logistic_regression() -> None:
@@ -304,7 +306,7 @@ def test_embed_leaves_the_net_as_it_was() -> None:
 
 def test_lists_with_labels_without_and_mixed(dataset: Path) -> None:
     names = [f"train/{number:02d}.png" for number in range(3)]
-    file = dataset / "pictures.txt"
+    file = dataset / "images.txt"
     file.write_text(f"{names[0]}\n{names[1]}----1\n\n{names[2]}----17\n", encoding="utf-8")
     samples = read_unlabelled(file, dataset / "images", "----", CLASSES)
     assert [sample.label for sample in samples.samples] == [NO_LABEL, 1, NO_LABEL]
@@ -331,9 +333,9 @@ def test_a_folder_of_images_with_and_without_class_folders(tmp_path: Path) -> No
     ],
 )
 def test_lists_that_cannot_be_learnt_from(dataset: Path, text: str, sentence: str) -> None:
-    (dataset / "pictures.txt").write_text(text, encoding="utf-8")
+    (dataset / "images.txt").write_text(text, encoding="utf-8")
     with pytest.raises(ListError, match=sentence):
-        read_unlabelled(dataset / "pictures.txt", dataset / "images", "----", CLASSES)
+        read_unlabelled(dataset / "images.txt", dataset / "images", "----", CLASSES)
 
 
 def test_two_views_stand_side_by_side(dataset: Path) -> None:
@@ -355,7 +357,7 @@ def test_two_views_stand_side_by_side(dataset: Path) -> None:
 def test_pretraining_from_a_folder_then_probe_reported_together(
     pretraining: ConfigMaker, dataset: Path, augment_on: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The images to learn from have no labels; the backbone is frozen, and proven unchanged."""
+    """The images to learn from have no labels; the backbone is frozen, and shown to be unchanged."""
     following = {**PROBE, "freeze": ["backbone"], "num_epochs": 3, "save_name": "probe.pth"}
     config = pretraining(
         train_data_file="",
@@ -370,10 +372,10 @@ def test_pretraining_from_a_folder_then_probe_reported_together(
         },
     )
     assert train.main(["--config", str(config)]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert [line.count("kNN") for line in told if line.startswith("epoch")][:3] == [0, 1, 1]
-    assert any(line.startswith("  probe, 5 folds") for line in told)
-    assert any(line.startswith("  stage before     best kNN") for line in told)
+    captured = capsys.readouterr().out.splitlines()
+    assert [line.count("kNN") for line in captured if line.startswith("epoch")][:3] == [0, 1, 1]
+    assert any(line.startswith("  probe, 5 folds") for line in captured)
+    assert any(line.startswith("  stage before     best kNN") for line in captured)
     best, last = (load_checkpoint(dataset / "weights" / name) for name in ("net.pth", "net_last.pth"))
     assert best.metadata.output == last.metadata.output == "features" and best.metadata.class_names == CLASSES
     probe = load_checkpoint(dataset / "weights/next_stage/probe_last.pth")
@@ -402,8 +404,8 @@ def test_each_stage_alone_and_both_resumed(
     assert train.main([*half, "--stage", "2", "--set", "next_stage.num_epochs=1"]) == 0
     capsys.readouterr()
     assert train.main([*half, "--resume"]) == 0
-    told = capsys.readouterr().out
-    assert "resuming after epoch 2, the last, at step 6" in told and "resuming in epoch 2 at step" in told
+    captured = capsys.readouterr().out
+    assert "resuming after epoch 2, the last, at step 6" in captured and "resuming in epoch 2 at step" in captured
     parts = [load_checkpoint(dataset / "half" / name).net for name in names]
     assert weights_sha256(parts[0]) == weights_sha256(whole[0])
     assert weights_sha256(parts[1]) == weights_sha256(whole[1])
@@ -428,7 +430,7 @@ def test_a_resumed_first_stage_that_was_finished_keeps_its_probe_and_a_stale_sec
     assert "resuming" not in second and "epoch 1/1" in second
 
 
-def test_a_signal_is_heeded_between_the_banks_batches(
+def test_a_signal_stops_between_the_banks_batches(
     pretraining: ConfigMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A bank may take minutes to embed."""
@@ -455,9 +457,9 @@ def test_a_signal_is_heeded_between_the_banks_batches(
 def test_two_processes_report_what_one_does(pretraining: ConfigMaker, dataset: Path) -> None:
     """The probe and the kNN are of all validation images, whoever embedded them."""
     config = pretraining(num_epochs=1, batch_size=4, model_args=SMALL)
-    told = dataset / "told.txt"
-    assert ranks(2, lambda: train.main(["--config", str(config)]), told) == [0, 0], told.read_text()
-    assert "2 processes" in told.read_text()
+    output = dataset / "output.txt"
+    assert ranks(2, lambda: train.main(["--config", str(config)]), output) == [0, 0], output.read_text()
+    assert "2 processes" in output.read_text()
     report = json.loads((dataset / "weights/report.json").read_text(encoding="utf-8"))
     assert sum(map(sum, report["confusion"])) == 9
     assert round(9 * report["conclusions"]["linear probe"], 6).is_integer()  # ninths, not fifths or fourths
@@ -492,7 +494,7 @@ def test_the_encoder_leaves_in_every_format_and_the_probe_as_any_classifier(
 
 
 def check_exports(weights: Path, formats: list[str], out: Path, output: str, width: int) -> None:
-    """Export a checkpoint and hold each file's answers, of any batch size, against its own."""
+    """Export a checkpoint and compare each file's outputs, of any batch size, with its own."""
     assert export(weights, formats, out, device="cpu") == 0
     report = json.loads((out / "export_report.json").read_text(encoding="utf-8"))
     assert [entry["status"] for entry in report["formats"]] == ["written"] * len(formats)
@@ -560,8 +562,8 @@ def test_what_is_frozen_must_have_been_loaded(pretraining: ConfigMaker, capsys: 
     following = {**PROBE, "freeze": ["backbone"], "num_epochs": 1, "img_height": 96, "img_width": 96}
     following["model_args"] = {"model_type": "resnet18"}
     assert train.main(["--config", str(pretraining(num_epochs=1, model_args=SMALL, next_stage=following))]) == 2
-    told = capsys.readouterr().err
-    assert "freeze: backbone.conv1.weight and 0 more of the frozen parameters were not loaded" in told
+    captured = capsys.readouterr().err
+    assert "freeze: backbone.conv1.weight and 0 more of the frozen parameters were not loaded" in captured
     following = {**following, "freeze": ["backbon"]}
     assert train.main(["--config", str(pretraining(num_epochs=1, next_stage=following))]) == 2
     captured = capsys.readouterr()
@@ -577,7 +579,7 @@ def test_a_folder_that_the_second_stage_cannot_write_is_found_before_the_first(
     assert "train.txt/weights: cannot write into this folder" in captured.err and "epoch" not in captured.out
 
 
-def test_a_second_stage_starts_from_the_first_unless_told_otherwise(
+def test_a_second_stage_starts_from_the_first_by_default(
     pretraining: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     following = {key: value for key, value in PROBE.items() if key != "train_mode"} | {"num_epochs": 1}
@@ -613,14 +615,14 @@ def test_mistakes_in_a_config(
     assert sentence in capsys.readouterr().err
 
 
-def test_a_second_stage_without_labels_is_told_before_the_first_begins(
+def test_a_second_stage_without_labels_is_reported_before_the_first_begins(
     pretraining: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = str(dataset / "images/train")
     config = pretraining(train_data_file="", train_data_root_dir=root, next_stage={**PROBE, "num_epochs": 1})
     assert train.main(["--config", str(config)]) == 2
-    told = capsys.readouterr()
-    assert f"next_stage: {root}: has no class folders" in told.err and "epoch" not in told.out
+    captured = capsys.readouterr()
+    assert f"next_stage: {root}: has no class folders" in captured.err and "epoch" not in captured.out
     assert train.main(["--config", str(config), "--stage", "2"]) == 2
     assert "the net of the first stage is not there; train it with --stage 1" in capsys.readouterr().err
     assert train.main(["--config", str(pretraining()), "--stage", "2"]) == 2

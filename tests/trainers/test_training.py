@@ -366,7 +366,7 @@ def test_a_second_interrupt_is_no_failure_and_names_no_other_trainings_checkpoin
     assert json.loads((dataset / "weights/report.json").read_text())["status"] == "interrupted by SIGINT"
 
 
-def test_a_loss_that_is_no_number_stops_the_training(
+def test_a_loss_that_is_not_finite_stops_the_training(
     make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = ClassificationTask.training_step
@@ -587,14 +587,14 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device([0], local_rank=1, local_size=2)
 
 
-def test_a_mistake_is_told_once_by_several_processes(make_config: ConfigMaker) -> None:
+def test_a_mistake_is_reported_once_by_several_processes(make_config: ConfigMaker) -> None:
     done = program("train.py", "--config", str(make_config(freeze=["layer7"], num_processes=2)))
     assert done.returncode == 2
     assert done.stderr.count('freeze: "layer7" fits no parameter') == 1
     assert "Traceback" not in done.stderr
 
 
-def test_a_mistake_is_told_under_torchrun_whichever_process_is_faster(make_config: ConfigMaker) -> None:
+def test_a_mistake_is_reported_under_torchrun_whichever_process_is_faster(make_config: ConfigMaker) -> None:
     config = str(make_config(learning_rate=-1))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run([*launcher, "train.py", "--config", config], cwd=ROOT, capture_output=True, text=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from common.errors import UserError
+from common.errors import ProgramError, UserError
 from common.formatting import first_line
 from common.signals import STOPPING
 from trainers.errors import PeerLostError
@@ -81,6 +81,8 @@ def lost_peers_reported() -> Iterator[None]:
     """Turn what torch raises where another process has ended into a PeerLostError."""
     try:
         yield
+    except ProgramError:  # has its message
+        raise
     except RuntimeError as error:
         text = first_line(error)
         if isinstance(error, dist.DistError) or "by peer" in text or "Broken pipe" in text:
