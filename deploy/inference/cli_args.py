@@ -8,6 +8,7 @@ import os
 from common.cli import named_path, number
 from configs.schema import DEFAULT_CONFIG
 from deploy.backends.base import PRECISION_HELP, PRECISIONS, RUNTIMES
+from deploy.inference.result_writer import RESULTS_HELP
 
 DEFAULT_IMAGES, DEFAULT_RESULT = "data_example/images", "data_example/result"
 EXAMPLES = """\
@@ -105,12 +106,7 @@ def _add_conversions(parser: argparse.ArgumentParser) -> None:
 def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
     add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes listed per image (default 5)")
-    add(
-        "--output",
-        metavar="F",
-        type=named_path,
-        help=f"a file .csv, .json or .jsonl (default {DEFAULT_RESULT}/results.csv)",
-    )
+    add("--output", metavar="F", type=named_path, help=f"{RESULTS_HELP} (default {DEFAULT_RESULT}/results.csv)")
     add(
         "--save_images",
         metavar="DIR",

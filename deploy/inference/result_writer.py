@@ -14,6 +14,7 @@ from common.atomic_io import ResultsError, atomic_path, check_folder, writing
 from deploy.inference.prediction import Prediction, csv_text
 
 RESULT_SUFFIXES = (".csv", ".json", ".jsonl")
+RESULTS_HELP = f"a file {', '.join(RESULT_SUFFIXES[:-1])} or {RESULT_SUFFIXES[-1]}"
 
 
 class ResultsFile:

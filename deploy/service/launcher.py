@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from common.cli import number, run_program
 from deploy.service.cli_args import EPILOG, TOKEN_VARIABLE, add_service_flags
-from deploy.service.routes import NATIVE, Route, ServiceError
+from deploy.service.routes import ROUTES, Route, ServiceError
 
 if TYPE_CHECKING:
     from deploy.inference.predictor import Predictor
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--service_port", metavar="N", type=number(0, 65535), default=8080, help="default 8080; 0: any that is free")
     add_service_flags(parser)
     args = parser.parse_args(argv)
-    return run_program(PROGRAM, lambda: serve(args.weights, [NATIVE], args))
+    return run_program(PROGRAM, lambda: serve(args.weights, ROUTES, args))
 
 
 def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> int:

@@ -47,3 +47,4 @@ def native_entry(prediction: Prediction, metadata: ModelMetadata, switches: Mapp
 
 
 NATIVE = Route("/predict", {f"need_{HEATMAP}": False}, native_entry)
+ROUTES = (NATIVE,)  # of `python -m deploy.service`
