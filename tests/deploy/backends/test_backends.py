@@ -529,7 +529,9 @@ def test_too_little_memory_names_the_remedy(error: Exception, tiny: Path, monkey
         backend, _ = load_backend(tiny / "model.onnx", device="cpu", runtime=runtime)
         session = type("Session", (), {"run": failing(error), "__call__": failing(error)})()
         monkeypatch.setattr(backend, part, session)
-        with pytest.raises(BackendError, match=r"^cpu has too little memory for 2 images at once; lower the batch size"):
+        with pytest.raises(
+            BackendError, match=r"^cpu has too little memory for 2 images at once; lower the batch size"
+        ):
             backend(np.zeros((2, 3, 16, 16), np.float32))
     with pytest.raises(BackendError, match="too little memory for 2 images at once; lower the batch size"):
         TorchBackend(failing(error), torch.device("cpu"), "jit")(np.zeros((2, 3, 16, 16), np.float32))
