@@ -43,19 +43,29 @@ CJK_PATHS = (  # for a font that was installed after matplotlib wrote its list o
 ELLIPSIS = "…"
 
 
+@lru_cache(maxsize=1)
 def cjk_font_path() -> str | None:
-    """Return the file of a font with Chinese glyphs: the system's, else the one in mplfonts, else None."""
-    return _cjk_font_path()
+    """Return the file of a font with Chinese glyphs: the system's, else the one in mplfonts, else None.
+
+    It is looked for once; a font counts only if it has the character 中.
+    """
+    from matplotlib import font_manager
+
+    installed: dict[str, list[tuple[int, str]]] = {}
+    for entry in font_manager.fontManager.ttflist:
+        if entry.style == "normal":
+            weight = entry.weight if isinstance(entry.weight, int) else 400
+            installed.setdefault(entry.name, []).append((abs(weight - 400), entry.fname))
+    candidates = [path for family in CJK_FAMILIES for _, path in sorted(installed.get(family, []))]
+    bundled = importlib.util.find_spec("mplfonts")  # found, not imported: its import rewrites matplotlib's settings
+    folders = (bundled.submodule_search_locations or []) if bundled else []
+    candidates += [*CJK_PATHS, *(str(Path(folder, "fonts", "NotoSansCJKsc-Regular.otf")) for folder in folders)]
+    return next((path for path in candidates if Path(path).is_file() and ord("中") in _charmap(path)), None)
 
 
 def use_fonts() -> dict[str, Any]:
     """Return the rc parameters for `matplotlib.rc_context` under which Chinese text shows and `$` stays a dollar."""
     return {"font.family": list(_families()), "text.parse_math": False, "axes.unicode_minus": False}
-
-
-def pillow_font(size_px: int) -> ImageFont.FreeTypeFont:
-    """Return the font that shows most: the Chinese one, else DejaVu Sans."""
-    return _pillow_font(_font_paths()[-1], size_px)
 
 
 def printable(text: str) -> str:
@@ -134,25 +144,6 @@ def wrap(text: str, width_px: float, size_px: int, max_lines: int) -> list[str]:
         lines.append(rest[:end].rstrip())
         rest = rest[end:].lstrip()
     return [*lines, elide(rest, width_px, size_px)]
-
-
-@lru_cache(maxsize=1)
-def _cjk_font_path() -> str | None:
-    """Look once; a font counts only if it has the character 中."""
-    from matplotlib import font_manager
-
-    installed: dict[str, list[tuple[int, str]]] = {}
-    for entry in font_manager.fontManager.ttflist:
-        if entry.style == "normal":
-            weight = entry.weight if isinstance(entry.weight, int) else 400
-            installed.setdefault(entry.name, []).append((abs(weight - 400), entry.fname))
-    candidates = [path for family in CJK_FAMILIES for _, path in sorted(installed.get(family, []))]
-    bundled = importlib.util.find_spec(
-        "mplfonts"
-    )  # finding is not importing: its import rewrites matplotlib's settings
-    folders = (bundled.submodule_search_locations or []) if bundled else []
-    candidates += [*CJK_PATHS, *(str(Path(folder, "fonts", "NotoSansCJKsc-Regular.otf")) for folder in folders)]
-    return next((path for path in candidates if Path(path).is_file() and ord("中") in _charmap(path)), None)
 
 
 @lru_cache(maxsize=1)

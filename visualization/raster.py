@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 INK, MUTED, PAPER, LINE = (27, 31, 36), (101, 109, 118), (255, 255, 255), (208, 215, 222)
 RIGHT, WRONG = (26, 127, 55), (207, 34, 46)
 HIT, MISS = (9, 82, 165), (188, 76, 0)  # diagonal and off-diagonal of a confusion matrix
-SERIES = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a")
 DPI = 100
 MAX_NUMBERED_CLASSES = 20
 MAX_LABEL_PX = 190
@@ -83,30 +82,6 @@ def confusion_strength(confusion: np.ndarray) -> np.ndarray:
     """Return the depth of colour from 0 to 1, (K, K): share of the row on the diagonal, its square root elsewhere."""
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     return np.where(np.eye(len(confusion), dtype=bool), share, np.sqrt(share))
-
-
-def curves_image(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x_label: str, y_label: str
-) -> np.ndarray:
-    """Draw lines, {name: (xs, ys)}, into one pair of axes; NaN leaves a gap. Returns (H, W, 3) uint8."""
-    from matplotlib.figure import Figure
-
-    with _chinese():
-        figure = Figure(figsize=(8, 4.5), dpi=DPI, facecolor="white", layout="constrained")
-        axes = figure.add_subplot()
-        for i, (name, (xs, ys)) in enumerate(curves.items()):
-            marker = "o" if len(xs) <= 40 else ""  # few points: show where they are
-            colour = SERIES[i % len(SERIES)]
-            axes.plot(xs, ys, label=fonts.printable(name), color=colour, linewidth=1.8, marker=marker, markersize=4)
-        axes.set_title(fonts.printable(title), loc="left", fontsize=14, color=_hex(INK))
-        axes.set_xlabel(fonts.printable(x_label), color=_hex(MUTED))
-        axes.set_ylabel(fonts.printable(y_label), color=_hex(MUTED))
-        axes.grid(color=_hex(LINE), linewidth=0.7)
-        axes.tick_params(colors=_hex(MUTED), length=0)
-        axes.spines[:].set_visible(False)
-        if curves:
-            axes.legend(frameon=False, labelcolor=_hex(INK))
-        return _pixels(figure)
 
 
 def image_grid(

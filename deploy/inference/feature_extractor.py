@@ -157,11 +157,16 @@ def load_embedder(
 
 
 class HeadInput:
-    """A classifier's checkpoint whose output is its head's input: float32 (N, C, H, W) -> (N, D)."""
+    """A classifier's checkpoint whose output is its head's input: float32 (N, C, H, W) -> (N, D).
+
+    `logits` (N, K) are the net's own output for the last batch.
+    """
+
+    logits: np.ndarray
 
     def __init__(self, backend: CheckpointBackend) -> None:
         self.name, self.device = backend.name, backend.device
-        self._logits: Callable[[np.ndarray], np.ndarray] = backend
+        self._backend: Callable[[np.ndarray], np.ndarray] = backend
         self._head_input: torch.Tensor | None = None
         self._head, layer = _head_of(backend.net)
         layer.register_forward_pre_hook(self._keep_input)
@@ -169,7 +174,7 @@ class HeadInput:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the features of a batch. Raises BackendError."""
         self._head_input = None
-        self._logits(images)
+        self.logits = self._backend(images)
         if self._head_input is None:
             raise BackendError(f"the net does not use its last layer, {self._head}, so it has no features to take")
         given = self._head_input.float()

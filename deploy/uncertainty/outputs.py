@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 from tqdm import tqdm
 
@@ -158,27 +157,16 @@ class _Gathered:
             self.scores.append(self._passes(images))
 
 
-class _LogitsKeeper(CheckpointBackend):
-    """A checkpoint's backend that keeps the logits of the last batch."""
-
-    logits: np.ndarray
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        self.logits = super().__call__(images)
-        return self.logits
-
-
 def _with_features(backend: Backend) -> Forward:
     """Return a function from a batch to logits (N, K) and features (N, D). Raises UncertaintyError."""
     if not isinstance(backend, CheckpointBackend):
         raise UncertaintyError(
             "the distance to the class means needs features, which only a checkpoint has; name the .pth file"
         )
-    keeper = _LogitsKeeper(backend.net, torch.device(backend.device))
-    head = HeadInput(keeper)
+    head = HeadInput(backend)
 
     def forward(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         features = head(images)
-        return keeper.logits, features
+        return head.logits, features
 
     return forward

@@ -33,7 +33,7 @@ def pillow_ink(character: str) -> np.ndarray:
 
 
 def matplotlib_ink(character: str) -> np.ndarray:
-    return raster.curves_image({}, character, "", "")
+    return raster.confusion_matrix_image(np.eye(2, dtype=int), [character, "x"])
 
 
 @pytest.mark.parametrize("ink", [pillow_ink, matplotlib_ink])
@@ -51,11 +51,11 @@ def test_characters_without_a_glyph_are_escaped() -> None:
 def test_bundled_font_stands_in_for_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fonts, "CJK_FAMILIES", ())
     monkeypatch.setattr(fonts, "CJK_PATHS", ())
-    fonts._cjk_font_path.cache_clear()
+    fonts.cjk_font_path.cache_clear()
     try:
         assert Path(fonts.cjk_font_path() or "").name == "NotoSansCJKsc-Regular.otf"
     finally:
-        fonts._cjk_font_path.cache_clear()
+        fonts.cjk_font_path.cache_clear()
 
 
 def test_system_font_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,11 +63,11 @@ def test_system_font_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     copy.symlink_to(fonts.cjk_font_path() or "")
     monkeypatch.setattr(fonts, "CJK_FAMILIES", ())
     monkeypatch.setattr(fonts, "CJK_PATHS", (str(tmp_path / "absent.ttc"), str(copy)))
-    fonts._cjk_font_path.cache_clear()
+    fonts.cjk_font_path.cache_clear()
     try:
         assert fonts.cjk_font_path() == str(copy)
     finally:
-        fonts._cjk_font_path.cache_clear()
+        fonts.cjk_font_path.cache_clear()
 
 
 def test_fonts_leave_matplotlibs_settings_alone() -> None:
