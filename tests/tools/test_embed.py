@@ -109,7 +109,7 @@ def test_an_exported_classifier_has_no_features(tmp_path: Path, capsys: pytest.C
     weights = write_jit(TinyNet(), tmp_path / "model.pt", build_metadata(), example_of(build_metadata()))
     assert run("--weights", weights, "--images", tmp_path / "images", "--output", tmp_path / "E.npz") == 2
     assert capsys.readouterr().err == (
-        f"tools.embed: {weights}: it is an exported classifier, which gives classes and no features; "
+        f"tools.embed: {weights}: it is an exported classifier, with classes and no features as output; "
         "name the checkpoint that it was exported from\n"
     )
 
