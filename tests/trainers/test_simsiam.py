@@ -30,7 +30,6 @@ from nets.support.pretrained import load_start_weights
 from tests.conftest import CLASSES
 from tests.helpers.breaking import ranks
 from tests.helpers.exported import export
-from trainers import builder
 from trainers.evaluation.feature_probes import Embedded, embed, fit_probe, knn_votes, plain_batches, probe_accuracy
 from trainers.optim.lr_schedule import scaled_rate
 from trainers.optim.optimizer import build_optimizer, freeze_parameters, hold_frozen_in_eval, set_learning_rate
@@ -449,7 +448,7 @@ def test_a_signal_stops_between_the_banks_batches(
 
         return again_and_again
 
-    monkeypatch.setattr(builder, "plain_batches", long_bank)
+    monkeypatch.setattr(simsiam, "plain_batches", long_bank)
     assert train.main(["--config", str(pretraining(num_epochs=1, dataloader_workers=0))]) == 143
     assert asked == [0, 1] and "interrupted by SIGTERM" in capsys.readouterr().out
 

@@ -172,7 +172,7 @@ def trained(folder: Path) -> Path:
     preprocess = Preprocess(SIDE, SIDE)
     names = sorted((folder / "images/train").iterdir())
     arrays = [preprocess(as_array(preprocess.decode(name))) for name in names]
-    batch = {"image": torch.from_numpy(np.stack(arrays)), "label": torch.arange(36) % 3}
+    batch = {"image": torch.from_numpy(np.stack(arrays)), "target": torch.arange(36) % 3}
     net = PIM(num_classes=3, img_height=SIDE, img_width=SIDE, **args)
     task = PimTask(net, PimLossWeights(dropped=0.2))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
