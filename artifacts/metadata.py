@@ -48,6 +48,18 @@ class ModelMetadata:
         """Number of classes K; 0 for a task without classes."""
         return len(self.class_names)
 
+    def net_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `nets.net_interface.build_net` for this net."""
+        return {
+            "module_name": self.net["module"],
+            "net_name": self.net["name"],
+            "num_classes": self.num_classes,
+            "num_channels": self.preprocess.channels,
+            "img_height": self.preprocess.height,
+            "img_width": self.preprocess.width,
+            "model_args": self.net["args"],
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {

@@ -33,7 +33,7 @@ from nets import net_interface
 from tests.helpers.breaking import dying_after_save
 from trainers.evaluation.validation import Measure, Validation, evaluating
 from trainers.runtime.distributed import sum_over_processes
-from trainers.tasks.base import Batch, BatchSource, Task
+from trainers.tasks.base import Batch, BatchSource, Setup, Task
 from trainers.tasks.table import TASKS
 
 # --- nets/brightness_module.py ---
@@ -109,15 +109,7 @@ class RegressionTask(Task):
         return Number()
 
     @classmethod
-    def from_config(
-        cls,
-        config: Config,
-        net: nn.Module,
-        train: SampleList,
-        val: SampleList,
-        device: torch.device,
-        log: Callable[[str], None],
-    ) -> Self:
+    def from_setup(cls, net: nn.Module, setup: Setup) -> Self:
         return cls(net)
 
     def with_net(self, net: nn.Module) -> RegressionTask:

@@ -23,9 +23,9 @@ from nets.support.gradient_checkpointing import enable_gradient_checkpointing
 from nets.support.pretrained import load_start_weights, published_state_dict
 from trainers.data.batches import Batches
 from trainers.optim.optimizer import FreezeError, freeze_parameters
-from trainers.reporting.reporter import Reporter, log_nothing
+from trainers.reporting.reporter import Reporter
 from trainers.runtime.device import Runtime
-from trainers.tasks.base import Task
+from trainers.tasks.base import Setup
 from trainers.tasks.table import task_of_net
 from trainers.train_state import Progress
 from trainers.trainer import Trainer
@@ -48,7 +48,7 @@ def build_trainer(
     if runtime.device.type == "cpu":
         malloc.keep_freed_memory()
     reporter = reporter or Reporter()
-    task = build_task(config, net, train, val, runtime.device, reporter.log)
+    task = task_of_net(net, config).from_setup(net, Setup(config, train, val, runtime.device, reporter.log))
     metadata = replace(build_metadata(config, train.class_names), task=task.name, output=task.output)
     preprocess, target = metadata.preprocess, task.target(config)
     batches = Batches(
@@ -95,18 +95,6 @@ def build_start_net(config: Config, log: Callable[[str], None], *, with_weights:
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(net)
     return net
-
-
-def build_task(
-    config: Config,
-    net: torch.nn.Module,
-    train: SampleList,
-    val: SampleList,
-    device: torch.device,
-    log: Callable[[str], None] = log_nothing,
-) -> Task:
-    """Return the task that the net names, around the net. Raises ListError, NetError."""
-    return task_of_net(net, config).from_config(config, net, train, val, device, log)
 
 
 def training_images(

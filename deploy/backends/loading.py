@@ -160,15 +160,7 @@ def _net_of(path: Path, metadata: ModelMetadata, weights: dict[str, torch.Tensor
     from nets.support.pretrained import load_start_weights
 
     try:
-        net = build_net(
-            metadata.net["module"],
-            metadata.net["name"],
-            num_classes=metadata.num_classes,
-            num_channels=metadata.preprocess.channels,
-            img_height=metadata.preprocess.height,
-            img_width=metadata.preprocess.width,
-            model_args=metadata.net["args"],
-        )
+        net = build_net(**metadata.net_arguments())
         load_start_weights(net, weights, new_head=False)
     except NetError as error:
         sentence = str(error).partition('. train_mode "update"')[0]  # what follows is advice for training

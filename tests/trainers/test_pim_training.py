@@ -35,6 +35,7 @@ from tests.helpers.breaking import dying_after_save
 from trainers import builder
 from trainers.data.reading import read_data
 from trainers.runtime.distributed import World
+from trainers.tasks.base import Setup
 from trainers.tasks.pim import PimLossWeights, PimTask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -165,8 +166,7 @@ def test_the_weights_of_the_config_reach_the_loss(make_config: ConfigMaker) -> N
     config = process_config(make_config(**PIM_NET, **{f"pim_{name}_weight": value for name, value in chosen.items()}))
     train_samples, val_samples, _ = read_data(config, World(), lambda text: None)
     net = builder.build_start_net(config, lambda text: None)
-    task = builder.build_task(config, net, train_samples, val_samples, torch.device("cpu"))
-    assert isinstance(task, PimTask)
+    task = PimTask.from_setup(net, Setup(config, train_samples, val_samples, torch.device("cpu")))
     batch = {"image": torch.randn(4, 3, 64, 64), "target": torch.tensor([2, 0, 1, 1])}
     terms = task.training_step(batch, np.random.default_rng(0))
     assert list(terms) == ["loss", *TERMS]

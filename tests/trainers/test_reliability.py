@@ -39,12 +39,13 @@ from tests.helpers.breaking import (
     results_of,
     small_training,
 )
-from trainers import builder, checkpoint_saver
+from trainers import checkpoint_saver
 from trainers import runner as training
 from trainers.reporting.loss_log import LossLog
 from trainers.runtime import distributed
 from trainers.runtime.out_of_memory import advice, largest_that_fits
 from trainers.tasks.classification import ClassificationTask
+from trainers.tasks.table import TASKS
 from trainers.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork and kill")
@@ -587,7 +588,7 @@ class DoubleTask(ClassificationTask):
 def test_1_2_and_4_processes_agree_in_fp64(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the same global batch of 12, over gloo; the rest of 9 of 21 images is shared unevenly by 2 and by 4."""
     monkeypatch.setattr(training, "build_start_net", lambda *_, **__: DoubleNet())
-    monkeypatch.setattr(builder, "build_task", lambda config, net, *_: DoubleTask(net))
+    monkeypatch.setitem(TASKS, "classification", DoubleTask)
     monkeypatch.setattr("trainers.tasks.classification.best_heat_maps", lambda *_: {})
     states = []
     for count in (1, 2, 4):

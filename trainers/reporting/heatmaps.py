@@ -50,15 +50,7 @@ def best_heat_maps(
     try:
         saved = load_checkpoint(checkpoint)
         metadata = saved.metadata
-        net = build_net(
-            metadata.net["module"],
-            metadata.net["name"],
-            num_classes=metadata.num_classes,
-            num_channels=metadata.preprocess.channels,
-            img_height=metadata.preprocess.height,
-            img_width=metadata.preprocess.width,
-            model_args=metadata.net["args"],
-        )
+        net = build_net(**metadata.net_arguments())
         net.load_state_dict(saved.deployed())
         net = net.to(device).eval()
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
 Batch = dict[str, torch.Tensor]  # "image" (N * views, C, H, W), "target" (N, ...), "index" (N,)
 BatchSource = Callable[[], Iterable[Batch]]  # one walk through a split, each time it is called
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a task is made from beside its net."""
+
+    config: Config
+    train: SampleList
+    val: SampleList
+    device: torch.device
+    log: Callable[[str], None] = lambda text: None
 
 
 class Task(nn.Module, ABC):
@@ -51,15 +63,7 @@ class Task(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def from_config(
-        cls,
-        config: Config,
-        net: nn.Module,
-        train: SampleList,
-        val: SampleList,
-        device: torch.device,
-        log: Callable[[str], None],
-    ) -> Self:
+    def from_setup(cls, net: nn.Module, setup: Setup) -> Self:
         """Return the task that a config describes around a net. Raises ListError, NetError."""
 
     @abstractmethod

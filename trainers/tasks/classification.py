@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ from trainers.reporting.classification_plots import log_classification
 from trainers.reporting.heatmaps import best_heat_maps, worst_heat_maps
 from trainers.reporting.tensorboard_logger import TrainingLogger
 from trainers.runtime.distributed import sum_over_processes
-from trainers.tasks.base import Batch, BatchSource, Task
+from trainers.tasks.base import Batch, BatchSource, Setup, Task
 
 MAX_HEAT_MAPS = 12  # a validation
 
@@ -64,17 +64,9 @@ class ClassificationTask(Task):
         return ClassLabel(config.num_classes, class_names_of(config))
 
     @classmethod
-    def from_config(
-        cls,
-        config: Config,
-        net: nn.Module,
-        train: SampleList,
-        val: SampleList,
-        device: torch.device,
-        log: Callable[[str], None],
-    ) -> Self:
+    def from_setup(cls, net: nn.Module, setup: Setup) -> Self:
         """Return the task with the config's loss."""
-        return cls(net, **loss_options(config, train), test_time_views=config.test_time_views)
+        return cls(net, **loss_options(setup), test_time_views=setup.config.test_time_views)
 
     def with_net(self, net: nn.Module) -> ClassificationTask:
         """Return the same task around another net, such as the averaged one."""
@@ -141,13 +133,13 @@ class ClassificationTask(Task):
         return best_heat_maps(checkpoint, [(image.path, image.answer) for image in best.worst], device)
 
 
-def loss_options(config: Config, train: SampleList) -> dict[str, Any]:
+def loss_options(setup: Setup) -> dict[str, Any]:
     """Return the settings of a config for a loss on labels, as ClassificationTask takes them."""
-    weights = config.class_weights
+    config, weights = setup.config, setup.config.class_weights
     mixes = config.mixup_alpha or config.cutmix_alpha
     return {
         "label_smoothing": config.label_smoothing,
-        "class_weights": balanced_class_weights(train.class_counts()) if weights == "balanced" else list(weights),
+        "class_weights": balanced_class_weights(setup.train.class_counts()) if weights == "balanced" else list(weights),
         "mixer": BatchMixer(config.num_classes, config.mixup_alpha, config.cutmix_alpha) if mixes else None,
     }
 

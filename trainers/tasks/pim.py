@@ -5,7 +5,7 @@ Chou, Lin & Kao 2022, sec. 3.4, https://arxiv.org/abs/2202.03822.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -14,14 +14,13 @@ import torch
 from torch import nn
 
 from artifacts.metadata import ModelMetadata
-from configs.schema import Config
 from data_loader.augment import BatchMixer
 from data_loader.samples import SampleList
 from nets.pim_module import HEADS, PIM, PimOutputs
 from nets.support.errors import NetError
 from trainers.evaluation.classification_metrics import ClassificationMetrics, ClassificationValidation
 from trainers.evaluation.validation import Validation, evaluating
-from trainers.tasks.base import Batch, BatchSource
+from trainers.tasks.base import Batch, BatchSource, Setup
 from trainers.tasks.classification import ClassificationTask, loss_options
 
 
@@ -66,24 +65,17 @@ class PimTask(ClassificationTask):
             raise NetError(f"the loss would teach no class: pim_stages_weight and pim_selected_weight are 0, and {end}")
 
     @classmethod
-    def from_config(
-        cls,
-        config: Config,
-        net: nn.Module,
-        train: SampleList,
-        val: SampleList,
-        device: torch.device,
-        log: Callable[[str], None],
-    ) -> Self:
+    def from_setup(cls, net: nn.Module, setup: Setup) -> Self:
         """Return the task with the config's losses. Raises NetError."""
         assert isinstance(net, PIM)
+        config = setup.config
         weights = PimLossWeights(
             stages=config.pim_stages_weight,
             selected=config.pim_selected_weight,
             dropped=config.pim_dropped_weight,
             combiner=config.pim_combiner_weight,
         )
-        return cls(net, weights, **loss_options(config, train))
+        return cls(net, weights, **loss_options(setup))
 
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Return the loss to minimise and its four terms, each before its weight."""

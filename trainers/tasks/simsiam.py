@@ -32,7 +32,7 @@ from trainers.evaluation.feature_probes import (
 from trainers.evaluation.validation import Measure, Validation
 from trainers.reporting.classification_plots import log_classification
 from trainers.reporting.tensorboard_logger import TrainingLogger
-from trainers.tasks.base import Batch, BatchSource, Task
+from trainers.tasks.base import Batch, BatchSource, Setup, Task
 from trainers.tasks.classification import image_captions
 
 COLLAPSED = 0.3  # of the healthy standard deviation
@@ -80,29 +80,22 @@ class SimSiamTask(Task):
         return ClassLabel(config.num_classes, class_names_of(config))
 
     @classmethod
-    def from_config(
-        cls,
-        config: Config,
-        net: nn.Module,
-        train: SampleList,
-        val: SampleList,
-        device: torch.device,
-        log: Callable[[str], None],
-    ) -> Self:
+    def from_setup(cls, net: nn.Module, setup: Setup) -> Self:
         """Return the task with a bank of the training images, or where one has no label of the validation images.
 
         Raises ListError where the bank is too small to measure anything by.
         """
         assert isinstance(net, SimSiam)
+        config, train, val = setup.config, setup.train, setup.val
         known = train if train.is_labelled else val
         if len(known.samples) < 2:
             raise ListError([f"{known.origin}: one image has no neighbours; the kNN accuracy needs two and more"])
         unknown = sum(sample.label == NO_LABEL for sample in train.samples)
         why = f"each other's, as {unknown} training images have no label of the {config.num_classes} classes"
-        log(f"kNN: a validation image's neighbours are {why if unknown else 'the training images'}")
+        setup.log(f"kNN: a validation image's neighbours are {why if unknown else 'the training images'}")
         return cls(
             net,
-            plain_batches(known, preprocess_of(config), config.dataloader_workers, device),
+            plain_batches(known, preprocess_of(config), config.dataloader_workers, setup.device),
             bank_is_validation=known is val,
             neighbours=config.simsiam_knn_neighbours,
             seed=config.seed,
