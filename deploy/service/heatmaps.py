@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 
 import numpy as np
@@ -16,6 +15,7 @@ from deploy.inference.image_writers import JPEG_QUALITY
 from deploy.service.batching import MicroBatcher
 from deploy.service.image_decoder import ImageDecoder
 from visualization.heatmap_overlay import heat_map_image
+from visualization.html_page import data_uri
 
 MAX_SIDE_PX = 1024  # of the JPEG in the response
 SIDES_PX = (448, MAX_SIDE_PX)
@@ -56,4 +56,4 @@ class HeatMaps:
         drawn = heat_map_image(image, heat_map.heat, self._metadata.preprocess.resize, heat_map.marks, SIDES_PX)
         file = io.BytesIO()
         drawn.save(file, "JPEG", quality=JPEG_QUALITY)
-        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return data_uri("image/jpeg", file.getvalue())
