@@ -11,8 +11,9 @@ import numpy as np
 from artifacts.metadata import ModelMetadata
 from common.errors import UserError
 from configs.schema import Config
-from data_loader.list_reader import read_list, read_unlabelled
+from data_loader.list_reader import read_target_list, read_unlabelled
 from data_loader.samples import IMAGE_SUFFIXES, NO_LABEL, ListError, Sample, iter_images, read_class_folders
+from data_loader.targets import ClassLabel, Target
 
 SEPARATOR = "----"  # of a list whose config is unknown
 LOOKED_FOR = 100  # images of a list, to find the folder that its paths start from
@@ -20,6 +21,13 @@ LOOKED_FOR = 100  # images of a list, to find the folder that its paths start fr
 
 class SamplesError(UserError):
     """Images that cannot be found or read; the message is one sentence for the user."""
+
+
+class _UnknownTarget(Target):
+    """The targets of a task without classes, which only its training can read."""
+
+    def parse(self, text: str, root: str) -> int:
+        return NO_LABEL
 
 
 def listed_samples(
@@ -47,6 +55,8 @@ def config_samples(file: str, root: str, config: Config, metadata: ModelMetadata
         return list(read_unlabelled(file, root, separator, names, check_files=False).samples)
     if file:
         return _list_samples(file, root, config, metadata)
+    if not metadata.class_names:
+        return _folder_samples(Path(root), metadata)
     names = metadata.class_names if metadata.class_names != tuple(map(str, range(metadata.num_classes))) else ()
     return list(read_class_folders(root, names).samples)
 
@@ -117,12 +127,11 @@ def _folder_samples(folder: Path, metadata: ModelMetadata) -> list[Sample]:
 def _list_samples(file: str, root: str, config: Config | None, metadata: ModelMetadata) -> list[Sample]:
     separator = config.file_label_separator if config else SEPARATOR
     try:
-        found = read_list(
+        found = read_target_list(
             file,
             root,
             separator,
-            metadata.num_classes,
-            metadata.class_names,
+            ClassLabel(metadata.num_classes, metadata.class_names) if metadata.class_names else _UnknownTarget(),
             check_files=False,  # a missing image is skipped and counted, as a damaged one
             allow_outside_root=config.allow_outside_root if config else False,
         )

@@ -27,10 +27,12 @@ from artifacts.metadata import ModelMetadata
 from configs.schema import Config
 from data_loader.samples import SampleList
 from data_loader.targets import Target, TargetError
+from deploy.backends.loading import load_backend
 from deploy.inference.prediction import NOT_FINITE, Prediction
 from deploy.inference.prediction_types import PREDICTION_TYPES
 from nets import net_interface
 from tests.helpers.breaking import dying_after_save
+from tests.helpers.exported import export, report_of
 from trainers.evaluation.validation import Measure, Validation, evaluating
 from trainers.runtime.distributed import sum_over_processes
 from trainers.tasks.base import Batch, BatchSource, Setup, Task
@@ -293,3 +295,21 @@ def test_it_predicts(make_config: Callable[..., Path], tmp_path: Path, ending: s
     truth = dict(line.removeprefix("val/").split("----") for line in lines)
     error = np.mean([abs(value - float(truth[Path(file).name])) for file, value in rows])
     assert error == pytest.approx(load_checkpoint(tmp_path / "weights/net.pth").progress["best"]["mae"], abs=1e-4)
+
+
+def test_it_exports(make_config: Callable[..., Path], tmp_path: Path) -> None:
+    assert run_train(make_config(num_epochs=1)) == 0
+    weights, out = tmp_path / "weights/net.pth", tmp_path / "exported"
+    assert export(weights, ["jit", "onnx"], out, device="cpu") == 0
+    report = report_of(out)
+    samples = report["samples"]
+    assert (samples["used"], samples["labelled"], samples["accuracy"]) == (9, False, None)  # of the config's list
+    for entry in report["formats"]:
+        assert entry["status"] == "written" and entry["runs"]
+        assert all(run["worst_difference"] < 1e-4 and run["top1_agreement"] is None for run in entry["runs"])
+    images = np.random.default_rng(0).normal(size=(3, 3, 24, 24)).astype(np.float32)
+    expected = load_backend(weights, device="cpu")[0](images)
+    for name in ("model.pt", "model.onnx"):
+        backend, metadata = load_backend(out / name, device="cpu")
+        assert (metadata.task, metadata.output) == ("regression", "value")
+        np.testing.assert_allclose(backend(images), expected, atol=1e-5)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from common.cli import EXIT_MISTAKE
 from deploy.export.errors import ExportError
+from deploy.export.formats import MISSING, REFUSED
 from deploy.export.request import ExportRequest
 from deploy.export.staging import staging_folder
 
@@ -30,9 +31,9 @@ def export_formats(request: ExportRequest) -> int:
             with _signals_blocked():
                 from deploy.export.pipeline import run_export
             outcomes = run_export(request, formats, folder)
-    if any(outcome.status == "refused" for outcome in outcomes):
+    if any(outcome.status == REFUSED for outcome in outcomes):
         return EXIT_REFUSED
-    is_missing = any(outcome.status == "not made" and outcome.format.name in request.formats for outcome in outcomes)
+    is_missing = any(outcome.status == MISSING and outcome.format.name in request.formats for outcome in outcomes)
     return EXIT_MISTAKE if is_missing else 0
 
 

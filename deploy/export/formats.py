@@ -13,6 +13,7 @@ from typing import Any
 ALL = "all"  # of --formats
 PRECISIONS = ("fp32", "fp16", "bf16")  # of the formats without one of their own
 WTS = "model.wts"
+WRITTEN, REFUSED, UNVERIFIED, MISSING = "written", "refused", "not proved", "not made"  # in export_report.json
 MAX_BATCH = 65536
 MAX_SAMPLES = 1000  # of which one may change its class
 FLOAT_ONNX = "float.onnx"  # the file that int8 is made from, beside it

@@ -14,9 +14,9 @@ from common.formatting import first_line
 from deploy.backends.base import is_out_of_memory
 from deploy.export.console import PROGRAM, log, log_progress
 from deploy.export.errors import ExportError
-from deploy.export.formats import WTS, ExportFormat
+from deploy.export.formats import MISSING, REFUSED, UNVERIFIED, WRITTEN, WTS, ExportFormat
 from deploy.export.preparation import Job, prepare
-from deploy.export.report import MISSING, REFUSED, UNVERIFIED, WRITTEN, ExportReport, Outcome
+from deploy.export.report import ExportReport, Outcome
 from deploy.export.request import ExportRequest
 from deploy.export.staging import keep_copies, publish, raise_disk_error
 from deploy.export.verification import verify_file

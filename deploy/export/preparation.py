@@ -18,10 +18,10 @@ from data_loader.samples import ListError
 from deploy.backends.loading import load_torch
 from deploy.export.console import PROGRAM, log, log_progress
 from deploy.export.errors import ExportError
-from deploy.export.formats import ExportFormat
+from deploy.export.formats import MISSING, ExportFormat
 from deploy.export.model_wrapper import exact_float32
 from deploy.export.reference import Reference
-from deploy.export.report import MISSING, Outcome
+from deploy.export.report import Outcome
 from deploy.export.request import ExportRequest
 from deploy.export.sample_images import SampleImages, find_calibration, find_images
 from deploy.export.writers import Source

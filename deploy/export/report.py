@@ -12,7 +12,7 @@ from typing import Any
 
 from common.atomic_io import write_atomic
 from common.system_info import machine_info, package_versions
-from deploy.export.formats import ExportFormat
+from deploy.export.formats import UNVERIFIED, WRITTEN, ExportFormat
 from deploy.export.parity import (
     LEAST_AGREEMENT,
     LEAST_COSINE,
@@ -32,7 +32,6 @@ FEW_IMAGES, FEW_FOR_INT8 = 8, 50  # of 50 images one is two points of accuracy
 ENOUGH_FOR_CHANCE = 50  # labelled images, from which an accuracy no better than chance points to wrong labels
 BUSY = 2  # times as long as the fastest round
 FLIPS_SHOWN = 20  # of each file, in the report
-WRITTEN, REFUSED, UNVERIFIED, MISSING = "written", "refused", "not proved", "not made"  # in export_report.json
 
 
 @dataclass

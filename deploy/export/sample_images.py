@@ -22,10 +22,7 @@ from artifacts.sample_sources import (
 )
 from configs.schema import Config
 from data_loader.preprocess import ImageError, Preprocess
-from data_loader.samples import (
-    NO_LABEL,
-    Sample,
-)
+from data_loader.samples import NO_LABEL, Sample
 from deploy.backends.base import is_out_of_memory
 from deploy.export.formats import MAX_SAMPLES
 

@@ -30,12 +30,12 @@ from deploy.backends.loading import load_backend
 from deploy.export import request, verification, writers
 from deploy.export.__main__ import main as export_main
 from deploy.export.errors import ExportError
-from deploy.export.formats import EXPORT_FORMATS, LateFunction
+from deploy.export.formats import EXPORT_FORMATS, MISSING, REFUSED, WRITTEN, LateFunction
 from deploy.export.layer_diff import Call, first_diverging, first_noisy, record_calls
 from deploy.export.parity import ParityResult, compare_outputs, is_chance
 from deploy.export.preparation import share_for_int8
 from deploy.export.reference import TOLERANCES, Reference
-from deploy.export.report import COLUMNS, MISSING, REFUSED, WRITTEN, ExportReport, Outcome
+from deploy.export.report import COLUMNS, ExportReport, Outcome
 from deploy.export.request import ExportRequest
 from deploy.export.sample_images import SampleImages, find_images, net_input
 from deploy.export.timing import time_in_turn

@@ -112,12 +112,12 @@ def test_features_are_compared_by_their_direction(angle: float, problem: bool) -
 
 
 def maps(images: np.ndarray) -> np.ndarray:
-    """Return an output without a rule: three values a place, (N, 3, 4, 4)."""
-    return 2 * images - 1
+    """Return an output without a rule: three values a place, (N, 3, 4, 4), of a net that jitter hardly moves."""
+    return images.astype(np.float64).mean(axis=(1, 2, 3), keepdims=True) + np.linspace(0, 4, 48).reshape(3, 4, 4)
 
 
 @pytest.mark.parametrize(("precision", "share", "passes"), [
-    ("fp32", 0.9e-4, True), ("fp32", 1.1e-4, False), ("fp16", 0.9e-2, True), ("fp16", 2.2e-2, False),
+    ("fp32", 0.9e-4, True), ("fp32", 1.1e-4, False), ("fp16", 0.9e-2, True), ("fp16", 1.1e-2, False),
 ])  # fmt: skip
 def test_an_output_without_a_rule_is_compared_by_its_worst_value(precision: str, share: float, passes: bool) -> None:
     metadata = ModelMetadata((), Preprocess(4, 4), NET, output="mask_scores", precision=precision)
