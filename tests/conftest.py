@@ -78,7 +78,7 @@ def dataset(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_config(dataset: Path) -> Callable[..., Path]:
-    """Give a function that writes a small config on `dataset`, of a net that trains fast, with any keys changed."""
+    """Return a function that writes a small config on `dataset`, of a net that trains fast, with any keys changed."""
 
     def make(**changes: Any) -> Path:
         values = {

@@ -25,14 +25,14 @@ ConfigMaker = Callable[..., Path]
 
 
 def script() -> str:
-    """Give the SLURM script of docs/cluster.md."""
+    """Return the SLURM script of docs/cluster.md."""
     found = re.search(r"```bash\n(.*?)```", CLUSTER.read_text(encoding="utf-8"), re.DOTALL)
     assert found
     return found[1]
 
 
 def signals_of_the_script() -> str:
-    """Give the signals that the script of docs/cluster.md lets torchrun pass on."""
+    """Return the signals that the script of docs/cluster.md lets torchrun pass on."""
     found = re.search(r"--signals-to-handle (\S+)", script())
     assert found
     return found[1]

@@ -34,7 +34,7 @@ LEAST = {  # fixed in these: see SECURITY.md
 
 
 def locked() -> dict[str, tuple[str, list[str]]]:
-    """Give version and hashes by name."""
+    """Return version and hashes by name."""
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     entries = re.findall(
         r"^([a-z0-9][a-z0-9.-]*)==(\S+) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", text, re.M
@@ -44,7 +44,7 @@ def locked() -> dict[str, tuple[str, list[str]]]:
 
 
 def direct() -> dict[str, Requirement]:
-    """Give what requirements.txt pins for the lock's machine."""
+    """Return what requirements.txt pins for the lock's machine."""
     lines = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines()]
     wanted = [Requirement(line) for line in lines if line]
     fitting = [item for item in wanted if item.marker is None or item.marker.evaluate(TARGET)]

@@ -65,7 +65,7 @@ class SampleImages:
 
 
 def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
-    """Give the files of each row of the table, by name; a name may have a folder in it."""
+    """Return the files of each row of the table, by name; a name may have a folder in it."""
     grey16 = np.random.default_rng(0).integers(0, 65536, (40, 48)).astype(np.uint16)
     palette = make.soft().quantize(16)
     plain = {f"plain.{ending}": make.bytes_of(kind) for kind, ending in PLAIN_KINDS.items()}

@@ -136,7 +136,7 @@ def batch_norm(x: Array, layer: Any) -> Array:
 
 
 def plain_pyramid(net: PIM, maps: list[torch.Tensor], top_down: bool) -> list[Array]:
-    """Give the four stages' features (N, S, C)."""
+    """Return the four stages' features (N, S, C)."""
     projected = []
     for x, layers in zip(maps, net.fpn.projections, strict=True):
         rows = x.permute(0, 2, 3, 1).numpy()

@@ -61,7 +61,7 @@ def run_train(config: Path, *args: str) -> int:
 
 
 def made_up(*, with_combiner: bool = True, dropped: tuple[int, ...] = (5, 3, 2, 0)) -> PimOutputs:
-    """Give outputs of four images and three classes, each entry its own random tensor."""
+    """Return outputs of four images and three classes, each entry its own random tensor."""
     counts = (4, 3, 2, 1)
     return PimOutputs(
         stage_logits=tuple(torch.randn(4, k + d, 3, requires_grad=True) for k, d in zip(counts, dropped, strict=True)),
