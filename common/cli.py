@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from common.console import printable_lines
 from common.errors import ProgramError, UserError
 from common.signals import Stopped
 
@@ -63,13 +64,13 @@ def run_program(
         sys.stdout.flush()
         return exit_code
     except (UserError, ProgramError, Stopped) as error:
-        report(f"{program}: {error}", error)
+        report(printable_lines(f"{program}: {error}"), error)
         return error.exit_code
     except BrokenPipeError:
         discard_stdout()
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        report(f"{program}: {os_error_text(error)}", error)
+        report(printable_lines(f"{program}: {os_error_text(error)}"), error)
         return EXIT_MISTAKE
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -29,6 +29,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Return a text of several lines, each as `printable` returns it."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _fitting(text: str, columns: int) -> str:
     """Return the longest beginning of a text that fits."""
     for length, character in enumerate(text):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_loader.problems import Problem, Problems
 from data_loader.samples import (
     IMAGE_SUFFIXES,
     NO_LABEL,
@@ -22,10 +25,13 @@ from data_loader.samples import (
     iter_images,
     read_utf8,
     shorten,
+    shorten_path,
 )
-from data_loader.targets import ClassLabel, Problem, Target, TargetError, is_integer, not_an_integer
+from data_loader.targets import ClassLabel, Target, TargetError, is_integer, not_an_integer
 
 _SCAN_FROM = 16  # names wanted from one folder from which one scandir is cheaper than a stat a name
+BLOCK = 1_000_000  # lines whose images are looked for at once
+MANY = 10_000  # problems after which the other blocks are left out
 _UNUSUAL = re.compile(r"^[/\\]|^.:|\.\.|//|\./|\\")  # may be absolute, leave the root or have a second spelling
 
 
@@ -66,8 +72,11 @@ def read_target_list(
         )
     root = Path(root_dir).as_posix()
     lines = _parse_lines(read_utf8(origin), separator, target, root)
-    known = [(number, value) for number, value in zip(lines.numbers, lines.targets, strict=True) if value is not None]
-    lines.problems += target.find_problems([value for _, value in known], [number for number, _ in known])
+    targets, numbers = lines.targets, lines.numbers
+    if None in targets:
+        known = [index for index, value in enumerate(targets) if value is not None]
+        targets, numbers = [targets[index] for index in known], [numbers[index] for index in known]
+    lines.problems.extend(target.find_problems(targets, numbers))
     samples = _checked_samples(
         lines, target, origin, root, check_files=check_files, allow_outside_root=allow_outside_root
     )
@@ -100,7 +109,7 @@ def read_unlabelled(
         path, found, text = line.rpartition(separator)
         is_label = bool(found) and is_integer(text.strip())
         if found and not is_label and os.path.isfile(Path(root, path)):  # noqa: PTH113  (a Path raises for long names)
-            lines.problems.append((number, not_an_integer(text.strip(), class_names)))
+            lines.problems.add(number, not_an_integer(text.strip(), class_names))
             continue
         label = int(text) if is_label else NO_LABEL
         lines.add(
@@ -108,8 +117,8 @@ def read_unlabelled(
             (path.rstrip() if separator.isspace() else path) if is_label else line,
             label if 0 <= label < len(class_names) else NO_LABEL,
         )
-    if not lines.paths and not lines.problems:
-        lines.problems.append((0, "the list is empty; write one path a line"))
+    if not lines.paths and not lines.problems.count:
+        lines.problems.add(0, "the list is empty; write one path a line")
     target = ClassLabel(len(class_names), class_names)
     samples = _checked_samples(
         lines, target, origin, root, check_files=check_files, allow_outside_root=allow_outside_root
@@ -138,7 +147,7 @@ class _Lines:
     paths: list[str] = field(default_factory=list)
     targets: list[Any] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
 
     def add(self, number: int, path: str, target: Any) -> None:
         """Add a line."""
@@ -152,14 +161,14 @@ def _parse_lines(text: str, separator: str, target: Target, root: str) -> _Lines
     lines = _Lines()
     form = f"path{separator}{target.noun}"
     known: dict[str, tuple[Any, str]] = {}  # a list repeats few labels, so each text is parsed once
-    for number, whole_line in enumerate(text.split("\n"), 1):
+    for number, whole_line in enumerate(io.StringIO(text), 1):  # a list of the lines would double the memory
         line = whole_line.rstrip()
         if not line:
             continue
         path, found, target_text = line.rpartition(separator)
         if not found:
             hint = f"write {form}, or set file_label_separator to what stands between them"
-            lines.problems.append((number, f'separator "{separator}" is missing in "{shorten(line)}"; {hint}'))
+            lines.problems.add(number, f'separator "{separator}" is missing in "{shorten(line)}"; {hint}')
             continue
         if separator.isspace():
             path = path.rstrip()  # "a.jpg  3" has two separators in a row
@@ -167,13 +176,13 @@ def _parse_lines(text: str, separator: str, target: Target, root: str) -> _Lines
             known[target_text] = _parsed(target, target_text.strip(), root)
         value, problem = known[target_text]
         if problem:
-            lines.problems.append((number, problem))
+            lines.problems.add(number, problem)
         if not path:
-            lines.problems.append((number, f'the path before "{shorten(line)}" is empty; write {form}'))
+            lines.problems.add(number, f'the path before "{shorten(line)}" is empty; write {form}')
             continue
         lines.add(number, path, value)
-    if not lines.paths and not lines.problems:
-        lines.problems.append((0, f"the list is empty; write one {form} a line"))
+    if not lines.paths and not lines.problems.count:
+        lines.problems.add(0, f"the list is empty; write one {form} a line")
     return lines
 
 
@@ -190,14 +199,12 @@ def _checked_samples(
 ) -> tuple[Sample, ...]:
     """Return a list's samples. Raises ListError with the problems known and those of the paths."""
     full_paths, keys = _join_root(root, lines.paths)
-    problems = lines.problems + _check_repeats(lines, keys, target)
+    lines.problems.extend(_check_repeats(lines, keys, target))
     if not allow_outside_root:
-        problems += _check_inside(lines, keys, root)
+        lines.problems.extend(_check_inside(lines, keys, root))
     if check_files:
-        problems += _check_files(lines, full_paths, root)
-    if problems:
-        problems.sort(key=lambda problem: problem[0])
-        raise ListError([f"{origin}:{line}: {text}" if line else f"{origin}: {text}" for line, text in problems])
+        _check_files(lines, full_paths, root)
+    lines.problems.raise_any(origin)
     return tuple(map(Sample, full_paths, lines.targets))
 
 
@@ -223,56 +230,69 @@ def _join_root(root: str, paths: Sequence[str]) -> tuple[list[str], list[str]]:
     return full_paths, keys
 
 
-def _check_repeats(lines: _Lines, keys: Sequence[str], target: Target) -> list[Problem]:
-    """Return the paths that are listed again, with the same target or with another."""
-    problems: list[Problem] = []
+def _check_repeats(lines: _Lines, keys: Sequence[str], target: Target) -> Iterator[Problem]:
+    """Yield the paths that are listed again, with the same target or with another."""
+    if len(set(keys)) == len(keys):  # half the memory of what follows
+        return
     first: dict[str, int] = {}
     for index, key in enumerate(keys):
         earlier = first.setdefault(key, index)
         value, earlier_value = lines.targets[index], lines.targets[earlier]
         if earlier == index or value is None or earlier_value is None:
             continue
-        path, line = lines.paths[index], lines.numbers[earlier]
+        path, line = shorten_path(lines.paths[index]), lines.numbers[earlier]
         name, earlier_name = target.describe(value), target.describe(earlier_value)
         if name == earlier_name or not (name and earlier_name):
             with_target = f" with {name}" if name and earlier_name else ""
             text = f'path "{path}"{with_target} already stands in line {line}; remove one of them'
         else:
             text = f'path "{path}" has {name} here but {earlier_name} in line {line}'
-        problems.append((lines.numbers[index], text))
-    return problems
+        yield lines.numbers[index], text
 
 
-def _check_inside(lines: _Lines, keys: Sequence[str], root: str) -> list[Problem]:
-    """Return the paths that lead out of the root folder, by their text; links are not resolved."""
-    return [
-        (number, f'path "{path}" leaves the root folder {root}; list images below the root, or choose a higher root')
-        for number, path, key in zip(lines.numbers, lines.paths, keys, strict=True)
-        if key == ".." or (_UNUSUAL.search(key) and (key.startswith("../") or Path(key).is_absolute()))
-    ]
+def _check_inside(lines: _Lines, keys: Sequence[str], root: str) -> Iterator[Problem]:
+    """Yield the paths that lead out of the root folder, by their text; links are not resolved."""
+    hint = "list images below the root, or choose a higher root"
+    for number, path, key in zip(lines.numbers, lines.paths, keys, strict=True):
+        if key == ".." or (_UNUSUAL.search(key) and (key.startswith("../") or Path(key).is_absolute())):
+            yield number, f'path "{shorten_path(path)}" leaves the root folder {root}; {hint}'
 
 
-def _check_files(lines: _Lines, full_paths: Sequence[str], root: str) -> list[Problem]:
-    """Return the listed images that are not there, with one scan a folder instead of one stat an image."""
+def _check_files(lines: _Lines, full_paths: Sequence[str], root: str) -> None:
+    """Add the listed images that are not there, with one scan a folder instead of one stat an image."""
     if not os.path.isdir(root):  # noqa: PTH112
-        return [(0, f"root folder {root} not found{current_folder(root)}")]
+        lines.problems.add(0, f"root folder {root} not found{current_folder(root)}")
+        return
+    for start in range(0, len(full_paths), BLOCK):
+        _check_block(lines, full_paths, range(start, min(start + BLOCK, len(full_paths))))
+        if (missing := lines.problems.count) > MANY and start + BLOCK < len(full_paths):
+            where = f"in the first {start + BLOCK} of its {len(full_paths)} lines: the others were not looked for"
+            lines.problems.add(0, f"{missing} problems {where}")
+            return
+
+
+def _check_block(lines: _Lines, full_paths: Sequence[str], block: range) -> None:
+    """Add those images of a block of lines that are not there."""
     wanted: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for index, path in enumerate(full_paths):
-        folder, slash, name = path.rpartition("/")
+    for index in block:
+        folder, slash, name = full_paths[index].rpartition("/")
         wanted[folder + slash].setdefault(name, index)
-    problems: list[Problem] = []
     for folder, names in wanted.items():
+        is_there = True
         if len(names) >= _SCAN_FROM:
+            is_there = os.path.isdir(folder or ".")  # noqa: PTH112
             _drop_present(folder or ".", names)
         for index in names.values():
-            path = full_paths[index]
-            if os.path.isdir(path):  # noqa: PTH112  (a Path per missing image would triple the time)
-                problems.append((lines.numbers[index], f"{path} is a folder, not an image"))
-            elif not os.path.isfile(path):  # noqa: PTH113
-                hint = _missing_hint(lines.paths[index])
-                text = f"image not found: {path}{current_folder(path)}{hint}"
-                problems.append((lines.numbers[index], text))
-    return problems
+            path, number = full_paths[index], lines.numbers[index]
+            if not is_there or not os.path.isfile(path):  # noqa: PTH113  (a Path for each would triple the time)
+                lines.problems.add(number, partial(_missing_text, path, lines.paths[index]))
+
+
+def _missing_text(full_path: str, path: str) -> str:
+    """Return the sentence about a listed path that is no file."""
+    if os.path.isdir(full_path):  # noqa: PTH112
+        return f"{shorten_path(full_path)} is a folder, not an image"
+    return f"image not found: {shorten_path(full_path)}{current_folder(full_path)}{_missing_hint(path)}"
 
 
 def _drop_present(folder: str, names: dict[str, int]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from natsort import natsort_keygen
 
+from common.console import printable
 from common.errors import UserError
 from common.formatting import did_you_mean
 
@@ -22,7 +23,9 @@ IMAGE_SUFFIXES: tuple[str, ...] = (
 # fmt: on
 
 PROBLEMS_SHOWN = 20
+PATH_SHOWN = 500  # characters of a path that a message repeats
 TEXT_SHOWN = 120  # characters of a bad line that a message repeats
+CLASS_NAMES_FILE = "classes.txt"  # beside a list
 _natural_key = natsort_keygen()
 
 NO_LABEL = -1
@@ -76,16 +79,19 @@ class SampleList:
 
 
 class ListError(UserError):
-    """Everything that is wrong with one list, class folder tree or class-name file; one sentence a problem."""
+    """What is wrong with one list, class folder tree or class-name file; one sentence a problem.
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    `more` is the number of problems beyond these.
+    """
+
+    def __init__(self, problems: Sequence[str], more: int = 0) -> None:
         super().__init__(list(problems))
-        self.problems = list(problems)
+        self.problems, self.more = list(problems), more
 
     def __str__(self) -> str:
         lines = self.problems[:PROBLEMS_SHOWN]
-        if len(self.problems) > len(lines):
-            lines.append(f"... and {len(self.problems) - len(lines)} more")
+        if others := len(self.problems) - len(lines) + self.more:
+            lines.append(f"... and {others} more")
         return "\n".join(lines)
 
 
@@ -97,10 +103,7 @@ def read_class_folders(root_dir: StrPath, class_names: Sequence[str] = ()) -> Sa
     the class folders are left out. Raises ListError with every problem.
     """
     root = Path(root_dir).as_posix()
-    if not os.path.isdir(root):  # noqa: PTH112
-        raise ListError([f"{root}: folder not found{current_folder(root)}"])
-    with os.scandir(root) as entries:
-        folders = natural_sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    folders = class_folders(root)
     if not folders:
         raise ListError([f"{root}: has no class folders; expected one folder a class with its images inside"])
     names = tuple(class_names) or tuple(folders)
@@ -124,6 +127,20 @@ def read_class_folders(root_dir: StrPath, class_names: Sequence[str] = ()) -> Sa
     if problems:
         raise ListError(problems)
     return SampleList(tuple(samples), names, root, root)
+
+
+def class_folders(root: str) -> list[str]:
+    """Return the names of a folder's class folders in natural order, which gives the labels. Raises ListError."""
+    if not os.path.isdir(root):  # noqa: PTH112
+        raise ListError([f"{root}: folder not found{current_folder(root)}"])
+    with os.scandir(root) as entries:
+        return natural_sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+
+
+def names_beside(list_file: StrPath) -> tuple[str, ...]:
+    """Return the class names of classes.txt beside a list, () where there is none. Raises ListError."""
+    file = Path(list_file).parent / CLASS_NAMES_FILE
+    return read_class_names(file) if file.is_file() else ()
 
 
 def read_class_names(file: StrPath) -> tuple[str, ...]:
@@ -240,5 +257,10 @@ def current_folder(path: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return a text, cut where a message would grow too long by it."""
-    return text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 3] + "..."
+    """Return a text for a message: cut where that would grow too long by it, control characters escaped."""
+    return printable(text if len(text) <= TEXT_SHOWN else text[: TEXT_SHOWN - 3] + "...")
+
+
+def shorten_path(path: str) -> str:
+    """Return a path for a message: without its middle where it is longer than most systems allow, and escaped."""
+    return printable(path if len(path) <= PATH_SHOWN else f"{path[: PATH_SHOWN // 2]}...{path[-PATH_SHOWN // 2 :]}")

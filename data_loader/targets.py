@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
+from data_loader.problems import Problem
 from data_loader.samples import NO_LABEL, ListError, Sample, SampleList, read_class_folders, shorten
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")  # int() refuses more than 4300 digits
 
-Problem = tuple[int, str]  # line number (0: the whole file), sentence
 View = Callable[[Any, bool], np.ndarray]  # decoded image, whether to mirror it -> uint8 (H, W, C)
 
 
@@ -41,7 +41,7 @@ class Target(ABC):
         `root` is the folder that a path in it starts from.
         """
 
-    def find_problems(self, targets: Sequence[Any], line_numbers: Sequence[int]) -> list[Problem]:
+    def find_problems(self, targets: Sequence[Any], line_numbers: Sequence[int]) -> Iterable[Problem]:
         """Return the problems of all targets of a list together."""
         return []
 
@@ -96,24 +96,20 @@ class ClassLabel(Target):
             raise TargetError(not_an_integer(text, self.class_names))
         return int(text)
 
-    def find_problems(self, targets: Sequence[int], line_numbers: Sequence[int]) -> list[Problem]:
-        """Return the labels outside the range, and whether all of them seem to count from 1."""
-        problems: list[Problem] = []
+    def find_problems(self, targets: Sequence[int], line_numbers: Sequence[int]) -> Iterator[Problem]:
+        """Yield the labels outside the range, and whether all of them seem to count from 1."""
         if len(self.class_names) != self.num_classes:
             names = len(self.class_names)
-            problems.append((0, f"{names} class names were given, but num_classes is {self.num_classes}"))
+            yield 0, f"{names} class names were given, but num_classes is {self.num_classes}"
         distinct = set(targets)
         outside = {label for label in distinct if not 0 <= label < self.num_classes}
         allowed = f"0..{self.num_classes - 1} (num_classes is {self.num_classes})"
-        problems += [
-            (number, f"label {label} is outside {allowed}")
-            for number, label in zip(line_numbers, targets, strict=True)
-            if label in outside
-        ]
+        for number, label in zip(line_numbers, targets, strict=True):
+            if label in outside:
+                yield number, f"label {shorten(str(label))} is outside {allowed}"
         if outside == {self.num_classes} and 0 not in distinct:
             most = f"no label is 0 and the largest is {self.num_classes}; labels count from 0, not from 1"
-            problems.append((0, most))
-        return problems
+            yield 0, most
 
     def read_folder(self, root: str) -> SampleList:
         """Return the samples of a folder with a folder for each class. Raises ListError."""
