@@ -12,6 +12,7 @@ from typing import Any
 from common.atomic_io import ResultsError, write_atomic, writing
 from common.errors import ProgramError, UserError
 
+ROOM_BYTES = 4096  # of an unfinished run's metric file
 UNFINISHED = "not finished: it is still running, or it was killed"
 
 
@@ -32,17 +33,39 @@ def metric_file(path: Path, failed: Callable[[str], Mapping[str, Any]]) -> Itera
     """Write a metric file of an unfinished run before the block, and one with the reason where the block raises.
 
     `failed` returns the values of a failed run for a reason. The block itself writes those of a run that succeeds.
-    Raises ResultsError where the first one cannot be written.
+    The first one takes the room that the reason may need, in spaces: the disk may be full by then. Raises ResultsError
+    where the first one cannot be written.
     """
-    write_json(path, failed(UNFINISHED))
+    write_unfinished(path, failed(UNFINISHED))
     try:
         yield
     except BaseException as error:
+        values = failed(_reason(error))
         try:
-            write_json(path, failed(_reason(error)))
-        except ResultsError as problem:  # the file still holds UNFINISHED, which is also true
+            write_json(path, values)
+        except ResultsError as problem:
             warn(str(problem))
+            _write_over(path, values)
         raise
+
+
+def write_unfinished(path: Path, values: Mapping[str, Any]) -> None:
+    """Write the metric file of a run that has no result yet, with room for one. Raises ResultsError."""
+    write_text(path, json.dumps(values).ljust(ROOM_BYTES))
+
+
+def _write_over(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file into the bytes of the present one, without any new room on the disk; warn where that fails."""
+    try:
+        with path.open("r+b") as file:
+            room = len(file.read())
+            text = json.dumps(values)
+            if len(text) > room:
+                text = json.dumps({**values, "error": values["error"][: ROOM_BYTES // 8]})
+            file.seek(0)
+            file.write(text.encode().ljust(room))
+    except OSError as error:
+        warn(f"{path}: cannot write it: {error.strerror}")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

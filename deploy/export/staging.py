@@ -8,17 +8,14 @@ import os
 import re
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.atomic_io import move_into_place, sync_file, sync_folder
+from common.file_lock import try_lock
 from deploy.export.errors import ExportError
-
-if sys.platform != "win32":
-    import fcntl
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 FULL_DISK = re.compile(r"(No space left|Disk quota|File too large|Read-only file system)[^:(]*")
@@ -105,7 +102,7 @@ def _locked_folder(output_dir: Path) -> Iterator[Path]:
         lock = os.open(unnamed / LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
         raise ExportError(f"{output_dir}: cannot write into this folder: {error.strerror}") from error
-    _try_lock(lock)
+    try_lock(lock)
     folder = unnamed.rename(output_dir / f"{_own_prefix()}-{unnamed.name.rpartition('-')[2]}")
     try:
         yield folder
@@ -128,7 +125,7 @@ def _remove_dead(output_dir: Path, own: Path) -> None:
         except OSError:  # another user's, or gone by now
             continue
         try:
-            is_locked = _try_lock(lock)
+            is_locked = try_lock(lock)
         except BlockingIOError as error:
             hint = "wait for it, or choose another --output_dir"
             raise ExportError(f"{output_dir}: another export is running in this folder; {hint}") from error
@@ -136,19 +133,6 @@ def _remove_dead(output_dir: Path, own: Path) -> None:
             os.close(lock)
         if is_locked and (folder.name.startswith(UNNAMED) or folder.name.rpartition("-")[0] == _own_prefix()):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _try_lock(file: int) -> bool:
-    """Lock a file; return False where the disk has no locks. Raises BlockingIOError where it is locked."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        return False
-    return True
 
 
 def _own_prefix() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic_io import writing
+from common.file_lock import try_lock
 from platforms.base import PlatformError
-
-if sys.platform != "win32":
-    import fcntl
 
 FGVC_PIM, SIMSIAM = "FGVC_PIM", "SimSiam"
 MODULES = {FGVC_PIM: "pim_module", SIMSIAM: "simsiam_module"}  # of nets/, by the platform's names
@@ -53,9 +50,11 @@ class Runs:
             self.metric.parent.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.metric.with_name(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
         try:
-            if not _try_lock(lock):
+            try:
+                try_lock(lock)
+            except BlockingIOError as error:
                 hint = "its metric file is for one run at a time; wait for it, or choose another --runs_dir"
-                raise PlatformError(f"{self.root}: another training or test is running there; {hint}")
+                raise PlatformError(f"{self.root}: another training or test is running there; {hint}") from error
             with writing(self.metric):
                 self.metric.unlink(missing_ok=True)
             yield
@@ -163,16 +162,3 @@ def new_evaluation_path(folder: Path) -> Path:
     while (path := folder / f"evaluation_{int(time.time())}.json").exists():
         time.sleep(0.05)
     return path
-
-
-def _try_lock(file: int) -> bool:
-    """Lock a file; return False where another process has it locked. A disk without locks counts as unlocked."""
-    if sys.platform == "win32":
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -25,6 +25,7 @@ from platforms.base import (
     warn,
     write_json,
     write_text,
+    write_unfinished,
 )
 from platforms.tianji.dataset import SEPARATOR, Dataset, list_text, paths_text, read_dataset, split_valid
 from platforms.tianji.files import (
@@ -76,7 +77,7 @@ def run_training(args: argparse.Namespace, started: float) -> int:
         if dataset.is_labelled and dataset.loose and model == FGVC_PIM:
             warn(f"{len(dataset.loose)} images of train are in no class folder and are left out")
         attempt.folder = folder = runs.make_model_folder()
-        write_json(runs.metric, attempt.failed(UNFINISHED))
+        write_unfinished(runs.metric, attempt.failed(UNFINISHED))
         with _removed_on_a_mistake(attempt):
             config = prepare(model, name, folder, dataset, args.device, settings)
         with ended_by_signals():
@@ -201,6 +202,7 @@ def export(config: Config, device: str) -> None:
     for stage in stages:
         remove_backups(stage.last_checkpoint())
         stage.last_checkpoint().unlink(missing_ok=True)  # three times the size, and of no use to a finished training
+        log(f"removed, as the training is finished: {stage.last_checkpoint()}")
 
 
 def _train(config: Config) -> None:

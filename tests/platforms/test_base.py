@@ -12,6 +12,7 @@ import pytest
 from common.errors import ProgramError
 from common.paths import ROOT
 from common.signals import Stopped
+from platforms import base
 from platforms.base import UNFINISHED, PlatformError, TrainingFailedError, metric_file, write_json
 
 
@@ -33,6 +34,23 @@ def test_a_failed_run_leaves_its_reason(error: BaseException, reason: str, tmp_p
         assert json.loads(path.read_text()) == {"error": UNFINISHED}
         raise error
     assert json.loads(path.read_text()) == {"error": reason}
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_a_full_disk_leaves_its_reason_too(length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file can be made any more; the reason stands in the bytes of the first one."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path, reason = tmp_path / "trial.txt", "the disk " * (length // 9)
+    with pytest.raises(PlatformError), metric_file(path, lambda text: {"acc": None, "error": text}):
+        size = path.stat().st_size
+        monkeypatch.setattr(base, "write_atomic", full)
+        raise PlatformError(reason)
+    values = json.loads(path.read_text(encoding="ascii"))
+    assert values["acc"] is None and values["error"] and reason.startswith(values["error"])
+    assert path.stat().st_size == size
 
 
 def test_the_values_of_a_run_that_succeeds_stay(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from artifacts.metadata import ModelMetadata
 from common.atomic_io import ResultsError
 from common.paths import ROOT
 from configs.loading import ConfigError, process_config
+from configs.schema import Config
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import Sample, SampleList
 from deploy.inference.class_prediction import ClassPrediction
@@ -786,3 +787,16 @@ def test_flags_and_settings_are_checked_without_torch(labelled: Path, tmp_path: 
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_removed_training_state_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = {"model_module_name": "resnet_module", "model_net_name": "resnet18"}
+    folders = {"train_data_root_dir": "a", "val_data_root_dir": "b", "save_path": str(tmp_path), "save_name": "net.pth"}
+    config = Config.model_validate({**net, **folders, "num_classes": 2})
+    config.last_checkpoint().write_bytes(b"the state")
+    monkeypatch.setattr("deploy.export.exporter.export_formats", lambda request: 0)
+    training.export(config, "cpu")
+    assert not config.last_checkpoint().exists()
+    assert capsys.readouterr().out == f"removed, as the training is finished: {tmp_path}/net_last.pth\n"

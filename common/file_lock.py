@@ -1,0 +1,64 @@
+"""Locks that the system ends with the process that holds them, however it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file; return False where the disk has no locks. Raises BlockingIOError where it is locked.
+
+    The lock is shared with processes that are forked while it is held.
+    """
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Hold a lock file of this process alone, not of those it forks; the file is removed at the end.
+
+    Two blocks of one process do not exclude each other. A disk without locks counts as unlocked. Raises BlockingIOError
+    where another process holds it, OSError where the file cannot be made.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = _locked(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # before it is unlocked: nobody removes a file that another process holds
+        os.close(descriptor)
+
+
+def _locked(path: Path) -> int:
+    """Open and lock a file, and open it anew where its holder has removed it meanwhile."""
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES: POSIX allows both
+            os.close(descriptor)
+            raise BlockingIOError(error.errno, error.strerror, str(path)) from error
+        except OSError:
+            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):  # noqa: PTH116
+                return descriptor
+        os.close(descriptor)
