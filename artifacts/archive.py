@@ -40,6 +40,14 @@ def write_archive(path: Path, save: Callable[[BinaryIO], object], *, backups: in
         _append_checksum(file)
 
 
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors do: the length of a JSON object, and its brace. Raises OSError."""
+    with path.open("rb") as file:
+        start = file.read(9)
+        size = file.seek(0, os.SEEK_END)
+    return start[8:] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= size - 8
+
+
 def verify_archive(path: Path) -> bool:
     """Return whether a file is an archive; verify its sha256, or where it has none the checksums of its entries.
 

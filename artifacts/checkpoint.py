@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from artifacts.archive import backup_files, is_complete, verify_archive, write_archive
+from artifacts.archive import backup_files, is_complete, is_safetensors, verify_archive, write_archive
 from artifacts.errors import ArtifactError, CheckpointError, DamagedCheckpointError
 from artifacts.metadata import ModelMetadata
 from common.formatting import first_line
 
 FORMAT = "classic-trainer checkpoint"
 FORMAT_VERSION = 1
+NETS = ("state_dict", "model", "net")  # keys of a foreign file's weights; the first that is there is taken
+SAFETENSORS = ".safetensors"
 
 
 @dataclass
@@ -104,20 +106,37 @@ def newest_complete_checkpoint(path: str | Path, log: Callable[[str], None]) -> 
         raise type(error)(f"{error}{others}") from error
 
 
+@dataclass(frozen=True)
+class WeightsFile:
+    """Weights with what their file says of them: the metadata of a checkpoint, a `note` on which weights were taken."""
+
+    weights: dict[str, torch.Tensor]
+    metadata: ModelMetadata | None = None
+    note: str = ""
+
+
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the weights of a checkpoint, or of a bare state dict (also under "state_dict", "model" or "net")."""
+    """Read the weights of a checkpoint, or of a bare state dict; see `load_weights_file`."""
+    return load_weights_file(path).weights
+
+
+def load_weights_file(path: str | Path) -> WeightsFile:
+    """Read the weights of a checkpoint, or of a bare state dict (also under "state_dict", "model" or "net").
+
+    Under another key, a state dict is read if it is the only one. Raises CheckpointError.
+    """
     content = _load(Path(path))
     if content.get("format") == FORMAT:
-        return _checkpoint_of(content, path).deployed()
-    for key in ("state_dict", "model", "net"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    weights = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not weights:
-        keys = ", ".join(list(map(str, content))[:5])
-        raise CheckpointError(f"{path}: no weights in it (its keys: {keys or 'none'})")
-    return weights
+        checkpoint = _checkpoint_of(content, path)
+        return WeightsFile(checkpoint.deployed(), checkpoint.metadata)
+    key, weights, others = _weights_in(content, path)
+    notes = []
+    if is_safetensors(Path(path)) and Path(path).suffix.lower() != SAFETENSORS:
+        notes.append("it is a safetensors file, whatever its name says")
+    if others:
+        also = ", ".join(f'"{other}"' for other in others)
+        notes.append(f'the weights are those of "{key}"; it also has {also}: to start from it, save it alone in a file')
+    return WeightsFile(weights, note="; ".join(notes))
 
 
 def is_checkpoint(path: str | Path) -> bool:
@@ -133,6 +152,31 @@ def weights_sha256(state: dict[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # (bytes,)
     return digest.hexdigest()
+
+
+def _weights_in(content: dict[str, Any], path: str | Path) -> tuple[str, dict[str, torch.Tensor], list[str]]:
+    """Return the key of the weights in a foreign file ("": none), the weights, and the keys of others that it has.
+
+    Raises CheckpointError where there are none, or several under unknown keys.
+    """
+    found = {str(key): tensors for key, value in content.items() if (tensors := _tensors(value))}
+    key = next((key for key in NETS if key in found), "")
+    weights = found.pop(key) if key else _tensors(content)
+    if weights:
+        return key, weights, list(found)
+    if len(found) == 1:
+        key, weights = found.popitem()
+        return key, weights, []
+    keys = ", ".join(list(map(str, content))[:5])
+    if found:
+        raise CheckpointError(f"{path}: weights of several nets in it ({keys}); save the right ones alone in a file")
+    raise CheckpointError(f"{path}: no weights in it (its keys: {keys or 'none'})")
+
+
+def _tensors(value: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a dictionary by their names; {} for anything else."""
+    items = value.items() if isinstance(value, dict) else ()
+    return {str(name): tensor for name, tensor in items if isinstance(tensor, torch.Tensor)}
 
 
 def _checkpoint_of(content: dict[str, Any], path: str | Path) -> Checkpoint:
@@ -176,6 +220,10 @@ def _load(path: Path, *, lazily: bool = False) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file (relative paths start from {Path.cwd()})")
     try:
+        if is_safetensors(path):
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
         is_archive = verify_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of pickles it did not write itself; they are refused or read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from artifacts.archive import ARCHIVE_ERRORS, open_archive
+from artifacts.archive import ARCHIVE_ERRORS, is_safetensors, open_archive
 from artifacts.errors import ArtifactError
 
 KINDS = {  # by suffix
@@ -42,6 +42,8 @@ def artifact_kind(path: str | Path) -> str:
         found = _archive_kind(path) if by_suffix in (None, "checkpoint", "jit", "pt2") else ""
     except OSError as error:
         raise unreadable(path, error) from error
+    if not found and by_suffix is None and is_safetensors(path):
+        return "checkpoint"  # bare weights
     if not found and by_suffix is None:
         ending = f'the ending "{path.suffix}"' if path.suffix else "a file without an ending"
         raise ArtifactError(f"{path}: no backend for {ending}; known are {', '.join(KINDS)}")

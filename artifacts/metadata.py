@@ -15,7 +15,7 @@ from typing import Any
 from artifacts.calibration import ACCEPT, CONFORMAL, Calibration
 from configs.schema import Config
 from data_loader.preprocess import Preprocess
-from data_loader.samples import ListError, read_class_names
+from data_loader.samples import CLASS_NAMES_FILE, ListError, read_class_names
 
 METADATA_VERSION = 1
 PRODUCER = "classic-trainer"
@@ -190,7 +190,7 @@ def class_names_of(config: Config) -> tuple[str, ...]:
     file = Path(config.class_names_file)
     if not config.class_names_file:
         list_file = config.train_data_file or config.val_data_file
-        file = Path(list_file).parent / "classes.txt"
+        file = Path(list_file).parent / CLASS_NAMES_FILE
         if not list_file or not file.is_file():
             return ()
     names = read_class_names(file)

@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     add, default = parser.add_argument, CalibrationTarget()
     add("--weights", metavar="F", type=Path, required=True, help="a checkpoint")
     add("--lists", metavar="LIST", type=Path, nargs="+", help="labelled lists or class folders, not trained on")
+    add("--list_root", metavar="DIR", type=Path, help="folder that the lists' paths start from")
     add(
         "--logits", metavar="NPZ", type=Path, help="a file that keeps logits and labels of the lists: read if it exists"
     )
@@ -121,7 +122,7 @@ def measure(logits: np.ndarray, labels: np.ndarray, metadata: ModelMetadata) -> 
     sets = 1 - scores <= metadata.thresholds[CONFORMAL]
     return Split(
         float(accepted.mean()),
-        float(wrong[accepted].mean()) if accepted.any() else 0.0,
+        float(wrong[accepted].mean()) if accepted.any() else float("nan"),
         float(sets[np.arange(len(labels)), labels].mean()),
         float(sets.sum(axis=1).mean()),
         metadata.temperature,
@@ -141,7 +142,7 @@ def table(found: dict[str, list[Split | None]], target: CalibrationTarget) -> li
             lines.append(f"{start}  no threshold meets the target")
             continue
         mean, low, high = _spread(done)
-        wrong = f"{mean.error:.3%} ({low.error:.3%}-{high.error:.3%})"
+        wrong = "none accepted" if np.isnan(mean.error) else f"{mean.error:.3%} ({low.error:.3%}-{high.error:.3%})"
         broken = sum(split.error > target.target_risk for split in done)
         lines.append(f"{start}{mean.coverage:10.2%}{wrong:>26}{broken:11}{mean.aurc * 1000:12.4f}")
     if all_done := [split for splits_of in found.values() for split in splits_of if split is not None]:
@@ -157,7 +158,10 @@ def table(found: dict[str, list[Split | None]], target: CalibrationTarget) -> li
 
 def _spread(splits_done: Sequence[Split]) -> tuple[Split, Split, Split]:
     values = np.array(splits_done)
-    return Split(*values.mean(axis=0)), Split(*values.min(axis=0)), Split(*values.max(axis=0))
+    measured = [column[~np.isnan(column)] for column in values.T]  # a split that accepts nothing has no error
+    measured = [column if len(column) else np.array([np.nan]) for column in measured]
+    mean, low, high = ([float(of(column)) for column in measured] for of in (np.mean, np.min, np.max))
+    return Split(*mean), Split(*low), Split(*high)
 
 
 def _run_net(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -168,9 +172,10 @@ def _run_net(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     config = config_of(args.weights)
     trained, samples = trained_on(config, metadata) or frozenset(), []
     for source in args.lists:
-        found = labelled_samples(source, config, metadata, flag="--lists")
-        check_not_trained_on(found, source, trained)
-        samples += found
+        found = labelled_samples(source, config, metadata, args.list_root, flag="--lists")
+        print(f"{found.note}\n" * bool(found.note) + f"{len(found.samples)} images: {found}")
+        check_not_trained_on(found.samples, source, trained)
+        samples += found.samples
     outputs = collect(backend, metadata, samples, batch_size=128)
     return outputs.logits, outputs.labels
 

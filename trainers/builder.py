@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
-from artifacts.checkpoint import load_weights
 from artifacts.metadata import build_metadata
 from common import malloc
 from configs.schema import Config
@@ -20,11 +19,11 @@ from data_loader.samples import SampleList
 from data_loader.targets import Target
 from nets.net_interface import build_net
 from nets.support.gradient_checkpointing import enable_gradient_checkpointing
-from nets.support.pretrained import load_start_weights, published_state_dict
 from trainers.data.batches import Batches
 from trainers.optim.optimizer import FreezeError, freeze_parameters
 from trainers.reporting.reporter import Reporter
 from trainers.runtime.device import Runtime
+from trainers.start_weights import load_into
 from trainers.tasks.base import Setup
 from trainers.tasks.table import task_of_net
 from trainers.train_state import Progress
@@ -62,8 +61,13 @@ def build_trainer(
     return Trainer(config, task, batches, metadata, runtime, reporter, progress or Progress())
 
 
-def build_start_net(config: Config, log: Callable[[str], None], *, with_weights: bool = True) -> torch.nn.Module:
-    """Return the net with its start weights, as `train_mode` says. Raises NetError, CheckpointError, FreezeError."""
+def build_start_net(
+    config: Config, log: Callable[[str], None], class_names: Sequence[str] = (), *, with_weights: bool = True
+) -> torch.nn.Module:
+    """Return the net with its start weights, as `train_mode` says, its head in the order of the lists' classes.
+
+    Logs what was loaded, and where the weights want another mean or std. Raises NetError, CheckpointError, FreezeError.
+    """
     torch.manual_seed(net_seed(config.seed))
     fresh: set[str] = set()
     net = build_net(
@@ -76,13 +80,7 @@ def build_start_net(config: Config, log: Callable[[str], None], *, with_weights:
         model_args=config.net_args(),
     )
     if config.train_mode != "fromscratch" and with_weights:
-        published = config.pretrained_file == "torchvision"
-        if published:
-            weights = published_state_dict(config.model_module_name, config.model_net_name, config.net_args())
-        else:
-            weights = load_weights(config.start_weights())
-        report = load_start_weights(net, weights, new_head=config.train_mode == "finetune")
-        log(report.summary())
+        report = load_into(net, config, class_names, log)
         fresh = {*report.skipped_head, *report.missing, *(name for name, _, _ in report.skipped_shape)}
     if config.freeze:
         frozen = freeze_parameters(net, config.freeze)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts.checkpoint import Checkpoint, load_checkpoint, newest_complete_checkpoint
+from artifacts.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_weights_file,
+    newest_complete_checkpoint,
+    weights_sha256,
+)
+from artifacts.class_names import are_numbers, compared, listed
 from artifacts.errors import CheckpointError
 from configs.schema import Config
 from trainers.train_state import Progress
@@ -34,6 +41,25 @@ def checkpoint_to_resume(config: Config, log: Callable[[str], None]) -> Checkpoi
     for line in changed_since(checkpoint.config, config):
         log(line)
     return checkpoint
+
+
+def check_classes(
+    checkpoint: Checkpoint, class_names: Sequence[str], config: Config, log: Callable[[str], None]
+) -> None:
+    """Raise CheckpointError where the lists name other classes than a checkpoint to resume from, or in another order.
+
+    Classes that were only numbers before may have got names since, which is logged.
+    """
+    before = checkpoint.metadata.class_names
+    if tuple(class_names) == before or checkpoint.metadata.output != "logits":
+        return
+    if are_numbers(before) and len(class_names) == len(before) and set(class_names) != set(before):
+        log(f"the classes of {config.last_checkpoint()} had no names; they are called {listed(class_names)} now")
+        return
+    raise CheckpointError(
+        f"{config.last_checkpoint()}: --resume cannot go on with other classes: {compared(class_names, before)}; name "
+        'them as before (the folders, or class_names_file), or start with train_mode "update" or "finetune" from it'
+    )
 
 
 def changed_since(before: dict[str, Any], config: Config) -> list[str]:
@@ -68,10 +94,33 @@ def _warn_of_unfinished(last: Path, log: Callable[[str], None]) -> None:
         log(f"warning: {unfinished}; --resume goes on with it, this one writes over it with its first save")
 
 
-def is_newer(following: Config, config: Config) -> bool:
-    """Return whether the second stage started from the first stage's present result, not from an earlier one."""
-    state, start = following.last_checkpoint(), config.best_checkpoint()
-    return state.is_file() and state.stat().st_mtime >= start.stat().st_mtime
+def start_sha256(config: Config) -> str:
+    """Return the sha256 of the checkpoint that a training starts from, "" where it starts from none or bare weights."""
+    if config.train_mode == "fromscratch" or config.pretrained_file == "torchvision":
+        return ""
+    file = load_weights_file(config.start_weights())
+    return file.metadata.weights_sha256 if file.metadata else weights_sha256(file.weights)
+
+
+def goes_on(following: Config, config: Config, log: Callable[[str], None]) -> bool:
+    """Return whether a second stage goes on where it stopped: it started from the first stage's present result.
+
+    What its checkpoint holds decides, never the files' times, which a copied folder does not keep. One of an older
+    version does not say what it started from, and goes on. Raises CheckpointError.
+    """
+    last = following.last_checkpoint()
+    if not last.is_file():
+        return False
+    if following.train_mode == "fromscratch" or following.start_weights() != config.best_checkpoint():
+        return True
+    started = newest_complete_checkpoint(last, lambda text: None).progress.get("start_sha256", "")
+    if not started:
+        log(f"warning: {last} does not say which weights the second stage started from; it goes on")
+        return True
+    if started != start_sha256(following):
+        log(f"{last}: the second stage started from other weights than {config.best_checkpoint()}; it begins anew")
+        return False
+    return True
 
 
 def first_step_to_log(progress: Progress) -> int:

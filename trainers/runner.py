@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -14,7 +16,9 @@ from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint
 from artifacts.errors import CheckpointError
+from common.console import printable_lines
 from common.errors import ProgramError
+from common.file_lock import lock_file
 from common.paths import ROOT
 from configs.schema import Config
 from data_loader.samples import ListError, SampleList
@@ -24,13 +28,21 @@ from trainers.data.sample_lists import read_lists
 from trainers.reporting.reporter import Reporter, log_nothing
 from trainers.reporting.run_summary import build_report, finish
 from trainers.reporting.tensorboard_logger import TrainingLogger
-from trainers.resuming import checkpoint_to_resume, first_step_to_log, is_newer, warn_of_overwriting
+from trainers.resuming import (
+    check_classes,
+    checkpoint_to_resume,
+    first_step_to_log,
+    goes_on,
+    start_sha256,
+    warn_of_overwriting,
+)
 from trainers.runtime.device import Runtime, choose_device, choose_precision
 from trainers.runtime.distributed import World, joined, launch, lost_peers_reported, world_from_environment
 from trainers.tasks.table import task_of_config
 from trainers.train_state import Progress
 from trainers.trainer import Trainer
 
+LOCK = ".training.lock"  # in save_path, while a training runs
 Log = Callable[[str], None]
 
 
@@ -51,9 +63,10 @@ def run_stages(config: Config, *, resume: bool = False, stage: int = 0) -> int:
         exit_code = run(config, resume=resume)
         if exit_code:
             return exit_code
+        log = log_line if world.is_main else log_nothing
         if world.is_main:
             log_line(f"next stage: {following.model_module_name}.{following.model_net_name}")
-        return run(following, resume=resume and is_newer(following, config), earlier=config.save_path)
+        return run(following, resume=resume and goes_on(following, config, log), earlier=config.save_path)
 
 
 def run(config: Config, *, resume: bool = False, earlier: str = "") -> int:
@@ -85,9 +98,16 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
     runtime = _choose_runtime(config, world, log)
     checkpoint = checkpoint_to_resume(config, log) if resume else None
     if world.is_main:
-        if checkpoint is None:
-            warn_of_overwriting(config, log)
         check_writable(config.save_path, *([config.log_path] if config.is_tensorboard else []))
+    with alone(config.save_path) if world.is_main else nullcontext():
+        return _train(config, runtime, checkpoint, log, earlier)
+
+
+def _train(config: Config, runtime: Runtime, checkpoint: Checkpoint | None, log: Log, earlier: str) -> int:
+    """Read the data, train, and return the exit code of this process."""
+    world = runtime.world
+    if world.is_main and checkpoint is None:
+        warn_of_overwriting(config, log)
     with joined(world, runtime.device):
         try:
             with lost_peers_reported():
@@ -95,6 +115,8 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
         except ProgramError as error:
             _print_failure(error, world)
             return error.exit_code
+        if checkpoint is not None:
+            check_classes(checkpoint, train.class_names, config, log)
         trainer = _prepare_trainer(config, train, val, runtime, checkpoint, log)
         status = fit_and_report(config, trainer, skipped, log, earlier)
     if trainer.stop.received is not None:  # at the very end too: whoever stops a training wants no second stage
@@ -126,6 +148,17 @@ def fit_and_report(config: Config, trainer: Trainer, skipped: Skipped, log: Log,
     return status
 
 
+@contextmanager
+def alone(save_path: str) -> Iterator[None]:
+    """Keep other trainings out of a folder for the length of this one. Raises CheckpointError where one is running."""
+    try:
+        with lock_file(Path(save_path) / LOCK):
+            yield
+    except BlockingIOError as error:
+        hint = "wait for it, or choose another save_path"
+        raise CheckpointError(f"{save_path}: another training is running in this folder; {hint}") from error
+
+
 def check_writable(*folders: str) -> None:
     """Raise CheckpointError for a folder that cannot be written into: now, and not after the first epoch."""
     for folder in folders:
@@ -139,7 +172,7 @@ def check_writable(*folders: str) -> None:
 
 def log_line(text: str) -> None:
     """Print a line above the progress bars."""
-    tqdm.write(text, file=sys.stdout)
+    tqdm.write(printable_lines(text), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -161,8 +194,12 @@ def _prepare_trainer(
     Raises NetError, ListError, FreezeError, CheckpointError.
     """
     begins = checkpoint is None
-    net = build_start_net(config, log if begins else log_nothing, with_weights=begins)
-    progress = Progress(log_dir=_log_dir(config)) if checkpoint is None else Progress.from_dict(checkpoint.progress)
+    net = build_start_net(config, log if begins else log_nothing, train.class_names, with_weights=begins)
+    if checkpoint is None:
+        folder = _log_dir(config, is_made=config.is_tensorboard and runtime.world.is_main)
+        progress = Progress(log_dir=folder, start_sha256=start_sha256(config))
+    else:
+        progress = Progress.from_dict(checkpoint.progress)
     logger = TrainingLogger(
         progress.log_dir,
         enabled=config.is_tensorboard and runtime.world.is_main,
@@ -189,16 +226,26 @@ def _try_out(following: Config) -> None:
     try:
         read_lists(following, task_of_config(following).target(following))
     except ListError as error:
-        raise ListError([f"next_stage: {problem}" for problem in error.problems]) from error
+        raise ListError([f"next_stage: {problem}" for problem in error.problems], error.more) from error
     build_start_net(following, log_nothing, with_weights=False)
 
 
 def _print_failure(error: ProgramError, world: World) -> None:
     """Print why a training cannot go on: on rank 0, or where one process alone knows."""
     if world.is_main or getattr(error, "one_process", False):
-        print(f"train.py: {error}", file=sys.stderr)
+        print(printable_lines(f"train.py: {error}"), file=sys.stderr)
 
 
-def _log_dir(config: Config) -> str:
+def _log_dir(config: Config, *, is_made: bool = True) -> str:
+    """Return a training's own folder for TensorBoard, made at once: another one may start in the same second."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return str(Path(config.log_path) / "tensorboard" / f"{config.best_checkpoint().stem}-{stamp}")
+    first = Path(config.log_path) / "tensorboard" / f"{config.best_checkpoint().stem}-{stamp}"
+    if not is_made:
+        return str(first)
+    first.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return str(folder)

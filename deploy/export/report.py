@@ -102,6 +102,7 @@ class ExportReport:
             "formats": [_outcome_values(outcome) for outcome in self.outcomes],
             "samples": {
                 "source": images.source,
+                "root": images.root,
                 "listed": images.listed,
                 "used": len(images),
                 "skipped": list(images.skipped),
@@ -134,7 +135,7 @@ class ExportReport:
         of_all = f" of {images.listed}" if images.listed > len(images) + len(images.skipped) else ""
         yield (
             f"worst, mean: difference of a {rule.value} from the net's, as a share of the largest "
-            f"({self.reference.scale:.3g}), over {counted(len(images))}{of_all} of {images.source}"
+            f"({self.reference.scale:.3g}), over {counted(len(images))}{of_all} of {images.place}"
         )
         eager = [run.eager_ms for outcome in self.outcomes for _, run in outcome.runs if math.isfinite(run.eager_ms)]
         beside = f" ({sorted(eager)[len(eager) // 2]:.0f} ms)" if eager else ""
@@ -171,8 +172,9 @@ class ExportReport:
 
     def _image_notes(self) -> Iterator[str]:
         images, calibration = self.reference.images, self.calibration
+        yield from filter(None, dict.fromkeys((images.note, calibration.note if calibration else "")))
         if calibration is not None:
-            yield f"int8 was calibrated on {counted(len(calibration))} of {calibration.source}"
+            yield f"int8 was calibrated on {counted(len(calibration))} of {calibration.place}"
             if calibration is images:
                 yield "warning: int8 was calibrated and verified on the same images, which flatters it"
         if images.skipped:

@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from artifacts.metadata import ModelMetadata
 from artifacts.sample_sources import (
+    FoundSamples,
     SamplesError,
     config_samples,
     has_data,
@@ -33,7 +34,8 @@ MOST_BYTES = 2_000_000_000  # of images held, where no number was requested
 class SampleImages:
     """Decoded and fitted images, uint8 (N, H, W, C), with their labels (N,) where they are known.
 
-    `source` names the list or folder, `listed` how many images it has, `skipped` those that could not be read.
+    `source` names the list or folder, `root` where a list's paths start, `listed` how many images it has, `skipped`
+    those that could not be read; `note` is about the labels.
     """
 
     pixels: np.ndarray
@@ -42,9 +44,16 @@ class SampleImages:
     source: str
     listed: int
     skipped: tuple[str, ...] = ()
+    root: str = ""
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def place(self) -> str:
+        """Return where the images come from, for messages."""
+        return f"{self.source} (images below {self.root})" if self.root else self.source
 
     def are_grey(self) -> bool:
         """Return whether no image has a colour in it, so that the order of its three channels makes no difference."""
@@ -55,7 +64,8 @@ class SampleImages:
         """Return every second image, from the first (0) or the second (1) on; they share these images' memory."""
         labels = None if self.labels is None else self.labels[first::2]
         source = f"{self.source} (every second)"
-        return SampleImages(self.pixels[first::2], labels, self.files[first::2], source, self.listed)
+        pixels, files = self.pixels[first::2], self.files[first::2]
+        return replace(self, pixels=pixels, labels=labels, files=files, source=source, skipped=())
 
     def at_most(self, count: int) -> SampleImages:
         """Return `count` of the images, evenly spread; all where there are no more."""
@@ -63,7 +73,8 @@ class SampleImages:
             return self
         chosen = spread_indices(len(self), count)
         labels = None if self.labels is None else self.labels[chosen]
-        return SampleImages(self.pixels[chosen], labels, tuple(self.files[i] for i in chosen), self.source, self.listed)
+        files = tuple(self.files[index] for index in chosen)
+        return replace(self, pixels=self.pixels[chosen], labels=labels, files=files, skipped=())
 
 
 @dataclass(frozen=True)
@@ -98,9 +109,8 @@ def find_images(
     """
     with reading_samples(samples):
         if samples is not None:
-            found, source = listed_samples(samples, config, metadata, root), str(samples)
+            found = listed_samples(samples, config, metadata, root)
         elif config is not None and has_data(config.val_data_file, config.val_data_root_dir):
-            source = config.val_data_file or config.val_data_root_dir
             found = config_samples(config.val_data_file, config.val_data_root_dir, config, metadata)
         else:
             known = f" (its config names {config.val_data_file or config.val_data_root_dir})" if config else ""
@@ -109,9 +119,9 @@ def find_images(
                 "name a list or a folder with --samples (inference.py: a folder with --image_dir)"
             )
         most = _fitting(MAX_SAMPLES, metadata.preprocess) if most is None else most
-        images = _read(found, source, metadata.preprocess, most)
+        images = _read(found, metadata.preprocess, most)
     if not len(images):
-        raise SamplesError(f"{source}: none of its images can be read; the first: {images.skipped[0]}")
+        raise SamplesError(f"{found.origin}: none of its images can be read; the first: {images.skipped[0]}")
     return images
 
 
@@ -125,9 +135,8 @@ def find_calibration(config: Config | None, metadata: ModelMetadata, count: int)
     with reading_samples(None):
         if not has_data(config.train_data_file, config.train_data_root_dir):
             return None
-        source = config.train_data_file or config.train_data_root_dir
         found = config_samples(config.train_data_file, config.train_data_root_dir, config, metadata)
-        images = _read(found, source, metadata.preprocess, _fitting(count, metadata.preprocess))
+        images = _read(found, metadata.preprocess, _fitting(count, metadata.preprocess))
     return images if len(images) > len(images.skipped) else None
 
 
@@ -143,7 +152,8 @@ def net_input(pixels: np.ndarray, preprocess: Preprocess, kind: str) -> np.ndarr
         return pixels[..., ::-1].copy() if kind.endswith("BGR") else np.ascontiguousarray(pixels)
 
 
-def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: int) -> SampleImages:
+def _read(found: FoundSamples, preprocess: Preprocess, most: int) -> SampleImages:
+    samples = found.samples
     count = len(samples) if most == 0 else min(most, len(samples))
     chosen = [samples[index] for index in spread_indices(len(samples), count)]
     good: list[Sample] = []
@@ -161,9 +171,11 @@ def _read(samples: Sequence[Sample], source: str, preprocess: Preprocess, most: 
         pixels[: len(good)],
         None if (labels == NO_LABEL).any() else labels,
         tuple(sample.path for sample in good),
-        source,
+        found.origin,
         len(samples),
         tuple(skipped),
+        found.root,
+        found.note,
     )
 
 

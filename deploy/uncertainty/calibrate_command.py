@@ -38,7 +38,10 @@ def calibrate_checkpoint(
         )
     target = calibration_target(args)
     config = config_of(weights) or config
-    samples = labelled_samples(args.calibrate, config, metadata, args.list_root, flag="--calibrate")
+    found = labelled_samples(args.calibrate, config, metadata, args.list_root, flag="--calibrate")
+    if found.note:
+        _warn(found.note)
+    samples = found.samples
     trained = trained_on(config, metadata)
     if trained is None:
         _warn(f"the training images of {weights} are not on this machine: take care that {args.calibrate} has none")
@@ -50,7 +53,8 @@ def calibrate_checkpoint(
     fitted = calibrate(outputs.logits, outputs.labels, metadata, target)
     rewrite_metadata(weights, fitted)
     _warn_of_empty_sets(outputs, target.conformal_risk)
-    return calibration_summary(outputs, fitted, args.calibrate, weights)
+    read = f"\nthe images of {found.origin} were read below {found.root}" if found.root else ""
+    return calibration_summary(outputs, fitted, args.calibrate, weights) + read
 
 
 def calibration_target(args: argparse.Namespace) -> CalibrationTarget:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from artifacts.formats import artifact_kind
 from artifacts.metadata import ModelMetadata
-from artifacts.sample_sources import listed_samples
+from artifacts.sample_sources import FoundSamples, config_samples
 from common.console import elide
 from configs.schema import Config
 from data_loader.samples import NO_LABEL, Sample, iter_images
@@ -43,11 +44,13 @@ def evaluate_net(
     `config` is what --config names, for a file without one.
     """
     config = (config_of(weights) if artifact_kind(weights) == "checkpoint" else None) or config
-    samples = labelled_samples(args.evaluate, config, metadata, args.list_root, flag="--evaluate")
+    found = labelled_samples(args.evaluate, config, metadata, args.list_root, flag="--evaluate")
+    samples = found.samples
     if (trained := trained_on(config, metadata)) is not None:
         check_not_trained_on(samples, args.evaluate, trained)
     ood_samples = out_of_distribution_samples(args.ood, samples) if args.ood else None
-    means_samples, note = _means_samples(args.means, config, metadata, backend)
+    reference, note = _means_samples(args.means, config, metadata, backend)
+    means_samples = reference.samples if reference else []
     passes = passes_of(args, backend, metadata, weights)
 
     def outputs_of(asked: Sequence[Sample], *, repeat: bool = True) -> Outputs:
@@ -56,19 +59,22 @@ def evaluate_net(
 
     means = None
     if means_samples:
-        reference = outputs_of(means_samples, repeat=False)
-        assert reference.features is not None
-        means = ClassMeans.of(reference.features, reference.labels)
+        of_means = outputs_of(means_samples, repeat=False)
+        assert of_means.features is not None
+        means = ClassMeans.of(of_means.features, of_means.labels)
     known, ood = outputs_of(samples), outputs_of(ood_samples) if ood_samples else None
     skipped = [*known.skipped, *(ood.skipped if ood else ())]
-    notes = [note] if note else []
+    notes = [text for text in (found.note, reference.note if reference else "", note) if text]
     if skipped:
         notes.append(f"Images that cannot be read and were left out: {len(skipped)}; the first: {skipped[0]}.")
-    named = {"net": metadata.net["name"], "weights": str(weights), "list": str(args.evaluate)}
+    named = {"net": metadata.net["name"], "weights": str(weights), "list": str(args.evaluate), "root": found.root}
     evaluation = {**named, "ood": str(args.ood or ""), "notes": notes, **evaluate(known, metadata, ood, means)}
     folder = args.report or Path(DEFAULT_RESULT)
     write_page(evaluation, folder)
-    return "\n".join([*summary_lines(evaluation), f"{folder / PAGE} and {VALUES} beside it"])
+    read = [
+        f"the images of {each.origin} were read below {each.root}" for each in (found, reference) if each and each.root
+    ]
+    return "\n".join([*summary_lines(evaluation), *dict.fromkeys(read), f"{folder / PAGE} and {VALUES} beside it"])
 
 
 def out_of_distribution_samples(folder: Path, known: Sequence[Sample]) -> list[Sample]:
@@ -126,17 +132,16 @@ def _closing_lines(evaluation: dict[str, Any]) -> list[str]:
 
 def _means_samples(
     means: Path | None, config: Config | None, metadata: ModelMetadata, backend: Backend
-) -> tuple[list[Sample], str]:
-    """Return the labelled images for the class means; without any, also a sentence with the reason."""
+) -> tuple[FoundSamples | None, str]:
+    """Return the labelled images for the class means; None with a sentence about the reason where there are none."""
     if backend.name != "torch":
         if means is not None:
             raise UncertaintyError("--means goes with a checkpoint: an exported file gives no features")
-        return [], f"{NO_MEANS}an exported file gives no features."
+        return None, f"{NO_MEANS}an exported file gives no features."
     if means is not None:
         return labelled_samples(means, config, metadata, flag="--means"), ""
     if config is None or trained_on(config, metadata) is None:
-        return [], f"{NO_MEANS}the training images are not on this machine; --means LIST names others."
-    root = Path(config.train_data_root_dir)
-    found = listed_samples(Path(config.train_data_file) if config.train_data_file else root, config, metadata, root)
-    step = max(len(found) // MAX_FOR_MEANS, 1)
-    return found[::step][:MAX_FOR_MEANS], ""
+        return None, f"{NO_MEANS}the training images are not on this machine; --means LIST names others."
+    found = config_samples(config.train_data_file, config.train_data_root_dir, config, metadata)
+    step = max(len(found.samples) // MAX_FOR_MEANS, 1)
+    return replace(found, samples=found.samples[::step][:MAX_FOR_MEANS]), ""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from artifacts.metadata import ModelMetadata
-from artifacts.sample_sources import listed_samples
+from artifacts.sample_sources import FoundSamples, listed_samples
 from configs.schema import Config
 from data_loader.list_reader import read_unlabelled
 from data_loader.samples import NO_LABEL, ListError, Sample
@@ -45,15 +45,17 @@ class Outputs:
 
 def labelled_samples(
     source: Path, config: Config | None, metadata: ModelMetadata, root: Path | None = None, *, flag: str
-) -> list[Sample]:
+) -> FoundSamples:
     """Read a list, or a folder with one folder per class; `flag` named it.
 
     Raises UncertaintyError where a label is missing, SamplesError, ListError.
     """
-    samples = listed_samples(source, config, metadata, root, flag=flag)
-    if any(sample.label == NO_LABEL for sample in samples):
-        raise UncertaintyError(f"{source}: its images have no labels; name a list, or one folder per class")
-    return samples
+    found = listed_samples(source, config, metadata, root, flag=flag)
+    if any(sample.label == NO_LABEL for sample in found.samples):
+        raise UncertaintyError(
+            f"{found.note or f'{source}: its images have no labels'}; name a list, or one folder per class"
+        )
+    return found
 
 
 def collect(

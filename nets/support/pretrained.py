@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections import OrderedDict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ Shape = tuple[int, ...]
 State = dict[str, torch.Tensor]
 BACKBONE = "backbone."  # prefix of the backbone in nets around one; published files do not have it
 SHOWN = 5  # names listed of each kind
+LEAST_FITTING, WELL_FITTING = 0.5, 0.9  # `LoadReport.fitting` below which "finetune" is refused, or warns
 AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\.")  # inception_v3's and googlenet's second heads
 OLD_NAMES = (  # names in published files that torchvision renamed since, as its own loaders do
     (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"), r"\1\2"),
@@ -51,10 +53,22 @@ class LoadReport:
         """Share of the net's tensors that were loaded, from 0 to 100."""
         return 100 * len(self.loaded) / self.num_tensors if self.num_tensors else 0.0
 
+    @property
+    def fitting(self) -> float:
+        """Share, from 0 to 1, of the tensors but the heads' that were loaded: of the file's or the net's, the larger.
+
+        A backbone's weights all fit into a net around it, and a deeper net's fill a shallower one.
+        """
+        loaded, other_shape = len(self.loaded), len(self.skipped_shape)
+        of_file, of_net = (loaded + other_shape + len(names) for names in (self.unexpected, self.missing))
+        return loaded / min(of_file, of_net) if of_file and of_net else 0.0
+
     def summary(self) -> str:
         """Return what was loaded and what was not, one line each."""
         counts = f"loaded {len(self.loaded)} of {self.num_tensors} tensors of the net"
         lines = [f"{counts} ({self.percent:.1f} %)", *self.converted]
+        if self.fitting < WELL_FITTING:
+            lines.insert(0, "warning: these are the weights of another net: many of the tensors do not fit")
         kinds = {
             "new head, left fresh": self.skipped_head,
             "other shape, left fresh": [_shape_text(*entry) for entry in self.skipped_shape],
@@ -70,8 +84,7 @@ def published_state_dict(module_name: str, net_name: str, model_args: Mapping[st
 
     They are cached in torch's hub folder. Raises NetError: none are published, or the download fails.
     """
-    defaults = {parameter.name: parameter.default for parameter in net_parameters(module_name, net_name)}
-    name = model_args.get("model_type", defaults["model_type"]) if "model_type" in defaults else net_name
+    name = _published_name(module_name, net_name, model_args)
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise NetError(f'torchvision publishes no weights for "{name}"; name a weights file in pretrained_file instead')
     weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -85,6 +98,38 @@ def published_state_dict(module_name: str, net_name: str, model_args: Mapping[st
     return state_dict
 
 
+def published_normalization(
+    module_name: str, net_name: str, model_args: Mapping[str, Any]
+) -> dict[str, tuple[float, ...]]:
+    """Return the mean and the std, per channel, that torchvision's published weights of a net take.
+
+    GoogLeNet's and Inception's were trained with others, into which the nets turn these.
+    """
+    name = _published_name(module_name, net_name, model_args)
+    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    return {"mean": tuple(preset.mean), "std": tuple(preset.std)}
+
+
+def reordered_head(net: nn.Module, state_dict: State, rows: Sequence[int], example: torch.Tensor) -> State:
+    """Return a state dict whose classes stand in another order: class i is the class `rows[i]` of before.
+
+    `example` is an input (1, C, H, W) on which the outputs of both are compared. Raises NetError where the rows of the
+    head's tensors are not the classes, or the weights do not fit.
+    """
+    heads, order = _head_prefixes(net), torch.tensor(rows)
+    moved = {
+        name: value[order] if _clean_name(name).startswith(heads) and value.shape[:1] == order.shape else value
+        for name, value in state_dict.items()
+    }
+    before, after = (_outputs(net, state, example) for state in (state_dict, moved))
+    if not torch.allclose(before[:, order], after, rtol=1e-4, atol=1e-5):
+        raise NetError(
+            f"the classes of {type(net).__name__} cannot be put into another order: their rows are not in its head "
+            f'({", ".join(heads)}); give the lists the order of the weights, or use train_mode "finetune"'
+        )
+    return moved
+
+
 def load_start_weights(net: nn.Module, state_dict: Mapping[str, Any], *, new_head: bool) -> LoadReport:
     """Copy weights into the net, in place, and report on every name; the net stays unchanged where this raises.
 
@@ -96,18 +141,38 @@ def load_start_weights(net: nn.Module, state_dict: Mapping[str, Any], *, new_hea
     """
     offered = _check_state_dict(state_dict)
     targets = {_clean_name(name): tensor for name, tensor in net.state_dict().items()}
-    heads: tuple[str, ...] = ()
-    if new_head:
-        offered = _move_into_backbone(offered, targets)
-        heads = _head_prefixes(net)
+    heads = _head_prefixes(net) if new_head else ()
+    offered, note = _without_prefix(offered, targets, may_wrap=new_head)
     matched, report = _match(net, offered, targets, heads, converts_shapes=new_head)
+    report = replace(report, converted=(*filter(None, [note]), *report.converted))
     _check_anything_fits(net, report, offered, targets)
     if not new_head:
         _check_everything_fits(net, report)
+    elif report.fitting < LEAST_FITTING:
+        raise NetError(
+            f"the weights are those of another net than {type(net).__name__}: {report.summary()}\n"
+            "name the net that they were trained for (model_net_name, model_args), or their file"
+        )
     with torch.no_grad():
         for name, value in matched.items():
             targets[name].copy_(value)
     return report
+
+
+@torch.no_grad()
+def _outputs(net: nn.Module, state_dict: State, example: torch.Tensor) -> torch.Tensor:
+    """Return the output (1, K) of a copy of the net with other weights, in eval mode. Raises NetError."""
+    copied = copy.deepcopy(net).eval()
+    load_start_weights(copied, state_dict, new_head=False)
+    output: torch.Tensor = copied(example).float()
+    return output
+
+
+def _published_name(module_name: str, net_name: str, model_args: Mapping[str, Any]) -> str:
+    """Return torchvision's name of a net, or of its backbone where it has a model_type."""
+    defaults = {parameter.name: parameter.default for parameter in net_parameters(module_name, net_name)}
+    name: str = model_args.get("model_type", defaults["model_type"]) if "model_type" in defaults else net_name
+    return name
 
 
 def _check_state_dict(state_dict: Mapping[str, Any]) -> State:
@@ -132,10 +197,24 @@ def _clean_name(name: str) -> str:
     return name
 
 
-def _move_into_backbone(offered: State, targets: State) -> State:
-    """Prefix the names of a bare backbone's weights where the net has them below "backbone.", and only there."""
-    inside = {f"{BACKBONE}{name}": value for name, value in offered.items()}
-    return inside if targets.keys().isdisjoint(offered) and not targets.keys().isdisjoint(inside) else offered
+def _without_prefix(offered: State, targets: State, *, may_wrap: bool) -> tuple[State, str]:
+    """Return the weights under the names of which most fit the net, and a note where a prefix was left out.
+
+    `may_wrap`: a bare backbone's weights may lie below "backbone." in the net.
+    """
+    parts = [name.split(".") for name in offered]
+    counts = Counter(".".join(names[:depth]) + "." for names in parts for depth in range(1, min(len(names), 4)))
+    prefixes = ["", *(prefix for prefix, count in counts.items() if 2 * count >= len(offered))]
+    best, note, most = offered, "", -1
+    for prefix in prefixes:
+        stripped = {name.removeprefix(prefix): value for name, value in offered.items()}
+        wrapped = {f"{BACKBONE}{name}": value for name, value in stripped.items()}
+        for state in (stripped, wrapped) if may_wrap else (stripped,):
+            fitting = sum(name in targets and targets[name].shape == value.shape for name, value in state.items())
+            if fitting > most:
+                best, most = state, fitting
+                note = f'the prefix "{prefix}" of the file\'s names was left out' if prefix else ""
+    return best, note
 
 
 def _head_prefixes(net: nn.Module) -> tuple[str, ...]:

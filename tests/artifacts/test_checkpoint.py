@@ -17,10 +17,12 @@ from artifacts.checkpoint import (
     is_checkpoint,
     load_checkpoint,
     load_weights,
+    load_weights_file,
     save_checkpoint,
     weights_sha256,
 )
 from artifacts.errors import CheckpointError
+from artifacts.formats import artifact_kind
 from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
 
@@ -281,3 +283,36 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "open", refuse)  # root, who may run the tests, has every permission
     with pytest.raises(CheckpointError, match=r"net\.pth: cannot write the checkpoint: Permission denied"):
         save_checkpoint(make_checkpoint(), tmp_path / "net.pth")
+
+
+# --- foreign weights
+
+
+def test_which_of_several_weights_are_taken_is_said(tmp_path: Path) -> None:
+    one, averaged = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
+    torch.save({"state_dict_ema": averaged, "state_dict": one, "optimizer": {"state": {}}}, tmp_path / "two.pth")
+    found = load_weights_file(tmp_path / "two.pth")
+    assert torch.equal(found.weights["w"], one["w"]) and found.metadata is None
+    assert found.note == (
+        'the weights are those of "state_dict"; it also has "state_dict_ema": to start from it, save it alone in a file'
+    )
+    torch.save({"student": one, "epoch": 3}, tmp_path / "one.pth")
+    assert torch.equal(load_weights_file(tmp_path / "one.pth").weights["w"], one["w"])
+    torch.save({"student": one, "teacher": averaged}, tmp_path / "both.pth")
+    with pytest.raises(CheckpointError, match=r"both.pth: weights of several nets in it \(student, teacher\); save"):
+        load_weights_file(tmp_path / "both.pth")
+
+
+def test_safetensors_are_read_whatever_their_name(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    weights = {"w": torch.arange(6.0).view(2, 3)}
+    for name, note in (("net.safetensors", ""), ("net.pth", "it is a safetensors file, whatever its name says")):
+        save_file(weights, tmp_path / name)
+        found = load_weights_file(tmp_path / name)
+        assert torch.equal(found.weights["w"], weights["w"]) and found.note == note
+        assert artifact_kind(tmp_path / name) == "checkpoint" and not is_checkpoint(tmp_path / name)
+    content = (tmp_path / "net.pth").read_bytes()
+    (tmp_path / "net.pth").write_bytes(content[:-4])
+    with pytest.raises(CheckpointError, match=r"net\.pth: cannot read it"):
+        load_weights_file(tmp_path / "net.pth")

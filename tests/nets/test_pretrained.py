@@ -286,3 +286,42 @@ def test_a_net_without_published_weights_is_refused(monkeypatch: pytest.MonkeyPa
     assert str(caught.value) == (
         'torchvision publishes no weights for "own"; name a weights file in pretrained_file instead'
     )
+
+
+# --- weights of other nets, and under other names
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.encoder.", "backbone."])
+@pytest.mark.parametrize("new_head", [True, False])
+def test_a_foreign_prefix_is_found(prefix: str, new_head: bool) -> None:
+    torch.manual_seed(1)
+    state, net = copied(small()), small()
+    report = load_start_weights(net, {f"{prefix}{name}": value for name, value in state.items()}, new_head=new_head)
+    assert report.converted == (f'the prefix "{prefix}" of the file\'s names was left out',)
+    assert all(torch.equal(net.state_dict()[name], state[name]) for name in report.loaded)
+    assert len(report.loaded) + len(report.skipped_head) == len(state)
+
+
+def test_weights_of_which_less_than_half_fit_are_another_nets() -> None:
+    """A wide ResNet-50's bottlenecks are twice as wide inside: of each, conv1, bn1, conv2, bn2 and conv3 differ."""
+    wide, plain = build("resnet_module", "wide_resnet50_2"), build("resnet_module", "resnet50")
+    state = copied(wide)
+    same = [name for name, value in plain.state_dict().items() if state[name].shape == value.shape]
+    body = [name for name in same if not name.startswith("fc.")]
+    assert 0.4 < len(body) / (len(state) - 2) < 0.6
+    before = copied(plain)
+    for name in body[: len(body) // 2]:  # fewer than half of the tensors are left
+        del state[name]
+        state[f"other.{name}"] = torch.zeros(1)
+    with pytest.raises(NetError, match=r"^the weights are those of another net than ResNet: .*\nloaded ") as caught:
+        load_start_weights(plain, state, new_head=True)
+    assert str(caught.value).endswith(
+        "name the net that they were trained for (model_net_name, model_args), or their file"
+    )
+    assert all(torch.equal(plain.state_dict()[name], value) for name, value in before.items())
+
+
+def test_a_deeper_nets_weights_and_a_shallower_ones_are_taken() -> None:
+    for file, net in (("resnet34", "resnet18"), ("resnet18", "resnet34")):
+        report = load_start_weights(build("resnet_module", net), copied(build("resnet_module", file)), new_head=True)
+        assert report.fitting == 1.0

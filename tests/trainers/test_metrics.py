@@ -45,9 +45,14 @@ def test_numbers_are_those_of_scikit_learn() -> None:
     assert result.top1 == pytest.approx(top_k_accuracy_score(labels, scores, k=1, labels=classes))
     assert result.top5 == pytest.approx(top_k_accuracy_score(labels, scores, k=5, labels=classes))
     assert result.loss == pytest.approx(log_loss(labels, scores, labels=classes), rel=1e-6)
-    expected = precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0)
-    for name, column in zip(("precision", "recall", "f1", "support"), expected, strict=True):
-        assert [row[name] for row in result.per_class] == pytest.approx(column.tolist()), name
+    columns = precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=np.nan)
+    for name, column in zip(("precision", "recall", "f1", "support"), columns, strict=True):
+        measured_column = [np.nan if row[name] is None else row[name] for row in result.per_class]
+        expected = [
+            np.nan if name == "f1" and row["support"] == 0 else value
+            for value, row in zip(column, result.per_class, strict=True)
+        ]
+        assert measured_column == pytest.approx(expected, nan_ok=True), name  # an F1 without images is none, too
     assert [row["class"] for row in result.per_class] == NAMES
 
 
@@ -129,7 +134,7 @@ def test_mistakes_are_reported() -> None:
 def test_scores_of_a_hand_made_confusion() -> None:
     rows = per_class_scores(np.array([[3, 1], [0, 0]]), ["a", "b"])
     assert rows[0] == {"class": "a", "precision": 1.0, "recall": 0.75, "f1": pytest.approx(6 / 7), "support": 4}
-    assert rows[1] == {"class": "b", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    assert rows[1] == {"class": "b", "precision": 0.0, "recall": None, "f1": None, "support": 0}
 
 
 def one_process(rank: int, partings: list[list[list[int]]], folder: str) -> None:

@@ -64,7 +64,7 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
     device, _ = choose_device(config.gpu_ids())
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     notes: list[str] = []
-    net = build_start_net(config, notes.append)
+    net = build_start_net(config, notes.append, train.class_names)
     runtime = Runtime(device, choose_precision(config.precision, device))
     trainer = build_trainer(config, net, train, val, runtime=runtime, reporter=Reporter(notes.append))
     steps = trainer.batches.plan()[: MAX_STEPS + 1]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from artifacts.class_names import listed
 from artifacts.metadata import build_metadata
 from configs.schema import Config
 from data_loader.bad_images import BadImageError, bad_image_sentence, find_bad_images, without
@@ -13,6 +14,7 @@ from data_loader.cache import CachedSamples
 from data_loader.loaders import lost_loaders_reported
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, SampleList
+from data_loader.targets import ClassLabel
 from trainers.data.image_cache import with_caches
 from trainers.data.sample_lists import read_lists
 from trainers.runtime.distributed import World
@@ -26,7 +28,8 @@ def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple
 
     Raises ListError, CacheError, LoaderProcessError; BadImageError where more images are bad than allowed.
     """
-    train, val = read_lists(config, task_of_config(config).target(config))
+    target = task_of_config(config).target(config)
+    train, val = read_lists(config, target)
     if train.origin == val.origin:
         log(f"warning: training and validation read the same images ({val.origin}); the accuracy will mean little")
     classes = f", {len(train.class_names)} classes" if train.class_names else ""
@@ -43,7 +46,25 @@ def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple
     if len(train.samples) < 2 * world.size or not val.samples:
         counts = f"{len(train.samples)} training and {len(val.samples)} validation images"
         raise ListError([f"{train.origin}: {counts} are too few for {world.size} process(es): two and one at least"])
+    if isinstance(target, ClassLabel):
+        for line in classes_without_images(train, val):
+            log(line)
     return train, val, skipped
+
+
+def classes_without_images(train: SampleList, val: SampleList) -> list[str]:
+    """Return a warning for each split in which classes have no image; none for images without labels."""
+    lines = []
+    for samples, effect in (
+        (train, "no training image: the net cannot learn them"),
+        (val, "no validation image: they are not measured"),
+    ):
+        counts = zip(samples.class_names, samples.class_counts(), strict=True)
+        names = [name for name, count in counts if not count]
+        if names and samples.is_labelled:
+            shown = f"{len(names)} of {len(samples.class_names)} classes have {effect}: {listed(names)}"
+            lines.append(f"warning: {samples.origin}: {shown}")
+    return lines
 
 
 def _without_bad(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from artifacts.class_names import compared, labels_by_name
 from artifacts.metadata import class_names_of
 from configs.schema import Config
 from data_loader.list_reader import read_target_list, read_unlabelled
-from data_loader.samples import SampleList
+from data_loader.samples import CLASS_NAMES_FILE, ListError, SampleList, names_beside
 from data_loader.targets import ClassLabel, Target
 
 
@@ -20,6 +24,7 @@ def read_lists(
     if not config.learns_without_labels():
         train = _read_split(config, config.train_data_file, config.train_data_root_dir, target, check_files)
         target = target.settled(train)
+        _check_names(config.val_data_file, train.class_names, config)
         return train, _read_split(config, config.val_data_file, config.val_data_root_dir, target, check_files)
     val = _read_split(config, config.val_data_file, config.val_data_root_dir, target, check_files)
     train = read_unlabelled(
@@ -31,6 +36,16 @@ def read_lists(
         allow_outside_root=config.allow_outside_root,
     )
     return train, val
+
+
+def _check_names(list_file: str, class_names: Sequence[str], config: Config) -> None:
+    """Raise ListError where classes.txt beside the validation list gives its labels to other classes."""
+    own = names_beside(list_file) if list_file and class_names else ()
+    if not own or (config.class_names_file and set(own) != set(class_names)):
+        return
+    if labels_by_name(own, class_names) != tuple(range(len(class_names))):
+        file = Path(list_file).parent / CLASS_NAMES_FILE
+        raise ListError([f"{file}: its classes are not the training list's: {compared(own, class_names, 'training')}"])
 
 
 def _read_split(config: Config, list_file: str, root: str, target: Target, check_files: bool) -> SampleList:

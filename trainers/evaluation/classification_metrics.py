@@ -65,8 +65,10 @@ class ClassificationValidation(Validation):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClassificationValidation:
         """Return what `to_dict` was made of. Raises TypeError for other values."""
-        worst = [WorstImage(**row) for row in values["worst"]]
-        return cls(**{**values, "confusion": values["confusion"].tolist(), "worst": worst})
+        worst, confusion = [WorstImage(**row) for row in values["worst"]], values["confusion"]
+        # Older checkpoints have 0 for scores that were not measured.
+        per_class = per_class_scores(confusion.numpy(), [row["class"] for row in values["per_class"]])
+        return cls(**{**values, "confusion": confusion.tolist(), "per_class": per_class, "worst": worst})
 
 
 class ClassificationMetrics:
@@ -169,14 +171,27 @@ class ClassificationMetrics:
 
 
 def per_class_scores(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return precision, recall and F1 of each class from confusion (K, K) of label by prediction; 0 where undefined."""
-    hits = confusion.diagonal().astype(np.float64)
-    support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    precision = hits / np.maximum(predicted, 1)
-    recall = hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + predicted, 1)  # 2PR / (P + R), both fractions multiplied out
-    columns = zip(class_names, precision.tolist(), recall.tolist(), f1.tolist(), support.tolist(), strict=True)
-    return [dict(zip(("class", "precision", "recall", "f1", "support"), row, strict=True)) for row in columns]
+    """Return precision, recall and F1 of each class from confusion (K, K) of label by prediction.
+
+    What was not measured is None: the precision of a class never predicted, recall and F1 of one without images.
+    """
+    columns = zip(
+        class_names,
+        confusion.diagonal().tolist(),
+        confusion.sum(axis=1).tolist(),
+        confusion.sum(axis=0).tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "class": name,
+            "precision": hits / predicted if predicted else None,
+            "recall": hits / support if support else None,
+            "f1": 2 * hits / (support + predicted) if support else None,  # 2PR / (P + R), both fractions multiplied out
+            "support": support,
+        }
+        for name, hits, support, predicted in columns
+    ]
 
 
 class _Counts(Metric):

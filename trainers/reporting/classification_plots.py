@@ -58,7 +58,8 @@ def _log_classes(
         _note_cap(len(class_names))
     tags = class_tags(class_names[:MAX_CLASS_CURVES])
     for tag, scores in zip(tags, result.per_class, strict=False):  # per_class goes on beyond the cap
-        logger.scalars({f"val_precision/{tag}": scores["precision"], f"val_recall/{tag}": scores["recall"]}, step)
+        curves = {f"val_{name}/{tag}": scores[name] for name in ("precision", "recall")}
+        logger.scalars({name: value for name, value in curves.items() if value is not None}, step)
 
 
 @functools.cache

@@ -610,7 +610,7 @@ def test_training_images_are_found_by_their_paths(shades: list[str], tmp_path: P
     config = Config.model_validate(place | {"val_data_root_dir": str(tmp_path / "shades")})
     trained = trained_on(config, metadata_with())
     assert trained is not None and len(trained) == 2
-    samples = labelled_samples(tmp_path / "val.txt", config, metadata_with(), flag="--calibrate")
+    samples = labelled_samples(tmp_path / "val.txt", config, metadata_with(), flag="--calibrate").samples
     with pytest.raises(UncertaintyError, match=r"val.txt: 1 of its 2 images were trained on, and a net is overconf"):
         check_not_trained_on(samples, tmp_path / "val.txt", trained)
     check_not_trained_on(samples[:1], tmp_path / "val.txt", trained)

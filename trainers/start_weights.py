@@ -1,0 +1,114 @@
+"""What a net starts from: published weights or a file's, beside the classes and the preprocessing of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from artifacts.checkpoint import load_weights_file
+from artifacts.class_names import are_numbers, compared, labels_by_name, listed, renamed
+from artifacts.errors import CheckpointError
+from artifacts.metadata import ModelMetadata, preprocess_of
+from configs.schema import Config
+from nets.support.pretrained import (
+    LoadReport,
+    load_start_weights,
+    published_normalization,
+    published_state_dict,
+    reordered_head,
+)
+
+Log = Callable[[str], None]
+OF_UPDATE = ("channels", "mean", "std", "resize", "interpolation", "height", "width")
+OF_FINETUNE = ("channels", "mean", "std")  # a new head may learn other sizes
+TOLERANCE = 1e-4  # of a mean and a std, which files write with three digits
+
+
+def load_into(net: nn.Module, config: Config, class_names: Sequence[str], log: Log) -> LoadReport:
+    """Load the start weights of a config into a net, and log what was loaded and what does not go with the config.
+
+    `class_names` are those of the training's lists; "update" puts the rows of the head into their order. Raises
+    NetError, CheckpointError.
+    """
+    is_update = config.train_mode == "update"
+    if config.pretrained_file == "torchvision":
+        arguments = config.model_module_name, config.model_net_name, config.net_args()
+        state, wanted = published_state_dict(*arguments), published_normalization(*arguments)
+    else:
+        file = load_weights_file(config.start_weights())
+        state, wanted = file.weights, {}
+        if file.note:
+            log(f"{config.start_weights()}: {file.note}")
+        if file.metadata is not None:
+            values = vars(file.metadata.preprocess)
+            wanted = {key: values[key] for key in (OF_UPDATE if is_update else OF_FINETUNE)}
+        if is_update and class_names:
+            state = _for_classes(net, state, file.metadata, class_names, config, log)
+    for line in other_preprocessing(wanted, config):
+        log(line)
+    report = load_start_weights(net, state, new_head=not is_update)
+    log(report.summary())
+    return report
+
+
+def other_preprocessing(wanted: Mapping[str, Any], config: Config) -> list[str]:
+    """Return a warning for each value that start weights were trained with and that a config has otherwise."""
+    own = vars(preprocess_of(config))
+    source = "published weights" if config.pretrained_file == "torchvision" else str(config.start_weights())
+    return [
+        f"warning: {source}: trained with {key} {_text(value)}, but the config has {key} {_text(own[key])}"
+        for key, value in wanted.items()
+        if not _are_equal(value, own[key])
+    ]
+
+
+def _for_classes(
+    net: nn.Module,
+    state: dict[str, torch.Tensor],
+    metadata: ModelMetadata | None,
+    class_names: Sequence[str],
+    config: Config,
+    log: Log,
+) -> dict[str, torch.Tensor]:
+    """Return the weights with the head's rows in the order of the classes. Raises CheckpointError for other classes."""
+    file = config.start_weights()
+    if metadata is None:
+        log(f"warning: {file} names no classes: its head is taken for {listed(class_names)}, in this order")
+        return state
+    if metadata.output != "logits":
+        return state  # it has no classes
+    rows = labels_by_name(class_names, metadata.class_names)
+    if rows is None or len(rows) != metadata.num_classes:
+        raise CheckpointError(
+            f"{file}: its classes are not the lists': {compared(class_names, metadata.class_names)}; "
+            'train_mode "finetune" takes the weights with a new head'
+        )
+    if rows != tuple(range(len(rows))):
+        log(f"{file}: {compared(class_names, metadata.class_names)}; the head's rows are put into the lists' order")
+        return reordered_head(net, state, rows, _example(config))
+    if text := renamed(class_names, metadata.class_names):
+        log(f"warning: {file}: {text}; the weights go on under the new names, all other classes are kept")
+    elif are_numbers(class_names) and not are_numbers(metadata.class_names):
+        log(f"warning: the lists name no classes: {listed(metadata.class_names)} of {file} are called by their labels")
+    return state
+
+
+def _example(config: Config) -> torch.Tensor:
+    """Return an input of the net (1, C, H, W) on which its outputs differ."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, config.num_channels, config.img_height, config.img_width, generator=generator)
+
+
+def _are_equal(value: Any, own: Any) -> bool:
+    if not isinstance(value, tuple):
+        return bool(value == own)
+    if len(value) != len(own):  # grey beside colour: the first convolution takes the sum over the channels
+        value, own = (sum(value) / len(value),), (sum(own) / len(own),)
+    return all(abs(a - b) < TOLERANCE for a, b in zip(value, own, strict=True))
+
+
+def _text(value: Any) -> str:
+    return "[" + ", ".join(f"{number:g}" for number in value) + "]" if isinstance(value, tuple) else str(value)
