@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 
 from common.cli import run_program
-from configs.loading import ConfigError, describe_config, process_config
+from configs.loading import ConfigError, describe_config
 from configs.schema import DEFAULT_CONFIG
-from trainers.config_checks import net_problems
+from trainers.config_checks import training_config
 
 WAIT_FOR_MAIN_S = 3.0
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    config = process_config(args.config, args.set, check_files=not args.print_config, checks=[net_problems])
+    config = training_config(args.config, args.set, check_files=not args.print_config)
     if args.stage == 2 and not config.next_stage:
         raise ConfigError([f"{args.config}: it has one stage, no next_stage for --stage 2"])
     if args.print_config:

@@ -42,6 +42,7 @@ class ModelMetadata:
     calibration: Calibration | None = None  # with it the thresholds `accept` and `conformal` decide
     weights_sha256: str = ""  # of the state dict; empty for bare weights
     versions: dict[str, str] = field(default_factory=dict)
+    start_weights: dict[str, str] = field(default_factory=dict)  # package, sha256, licence, source; empty for others
 
     @property
     def num_classes(self) -> int:
@@ -78,6 +79,7 @@ class ModelMetadata:
             "weights_sha256": self.weights_sha256,
             "versions": self.versions,
             **({"calibration": self.calibration.to_dict()} if self.calibration else {}),
+            **({"start_weights": self.start_weights} if self.start_weights else {}),
         }
 
     def to_json(self) -> str:
@@ -105,6 +107,7 @@ class ModelMetadata:
                 calibration=_calibration(values.get("calibration")),  # not in older files
                 weights_sha256=values["weights_sha256"],
                 versions=values["versions"],
+                start_weights=values.get("start_weights", {}),  # not in older files
             )
         except KeyError as error:
             raise ValueError(f"the metadata is incomplete: {error}") from error
@@ -132,6 +135,7 @@ class ModelMetadata:
             "calibration": self.calibration is None or self._has_thresholds(),
             "weights_sha256": isinstance(sha256, str) and bool(re.fullmatch("([0-9a-f]{64})?", sha256)),
             "versions": isinstance(self.versions, dict),
+            "start_weights": isinstance(self.start_weights, dict) and all(map(_is_text, self.start_weights.values())),
         }
         values = vars(self.preprocess) | vars(self)
         wrong = [f"{name} cannot be {reprlib.repr(values[name])}" for name, fits in right.items() if not fits]

@@ -39,8 +39,7 @@ def find_missing_files(config: Config, to_come: Path | None) -> list[Problem]:
         if getattr(config, key) and not os.path.isfile(getattr(config, key)):  # noqa: PTH113
             problems.append(Problem(f'{key} "{getattr(config, key)}" is not a file', (key,)))
     mode, weights = config.train_mode, config.start_weights()
-    reads_a_file = mode == "update" or (mode == "finetune" and config.pretrained_file not in ("", "torchvision"))
-    if reads_a_file and weights != to_come and not os.path.isfile(weights):  # noqa: PTH113
+    if config.starts_from_file() and weights != to_come and not os.path.isfile(weights):  # noqa: PTH113
         own = () if config.pretrained_file else ("save_path", "save_name")
         keys = ("train_mode", "pretrained_path", "pretrained_file", *own)
         problems.append(Problem(f'train_mode "{mode}" starts from "{weights}", which is not a file', keys))
@@ -96,11 +95,17 @@ def _of_the_net(config: Config) -> Iterator[Row]:
     inner = config.model_args.get("model_type", config.model_type)
     sentence = f'model_type is "{config.model_type}" but model_args.model_type is "{inner}"; keep one'
     yield config.model_type not in ("", inner), sentence, ("model_type", "model_args")
+    sentence = f'fit_head is for train_mode "finetune", not for "{config.train_mode}"'
+    yield config.fit_head and config.train_mode != "finetune", sentence, ("fit_head", "train_mode")
     keys = ("train_mode", "pretrained_file")
-    sentence = 'train_mode "finetune" needs pretrained_file: a weights file, or "torchvision"'
+    sentence = 'train_mode "finetune" needs pretrained_file: a weights file, "package:NAME" or "torchvision"'
     yield config.train_mode == "finetune" and not config.pretrained_file, sentence, keys
     sentence = 'train_mode "update" goes on with the net\'s own weights; use "finetune" for published ones'
-    yield config.train_mode == "update" and config.pretrained_file == "torchvision", sentence, keys
+    yield (
+        config.train_mode == "update" and not config.starts_from_file(),
+        sentence,
+        keys,
+    )
 
 
 def _of_names(config: Config) -> Iterator[Row]:

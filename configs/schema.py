@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_CONFIG = "configs/config.json"
+PACKAGE = "package:"  # of a pretrained_file that a Python package holds
 ON_CPU_ONLY = ("rotation_degrees", "auto_augment")  # augmentations that take one image at a time
 
 
@@ -123,6 +124,9 @@ class Config(BaseModel):
     nesterov: bool = Field(True, description="of SGD")
     weight_decay: float = Field(1e-4, ge=0, description="L2 (SGD) or decoupled (AdamW)")
     decay_norm_and_bias: bool = Field(True, description="weight decay on norms and biases too")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="rate of a layer as a share of the next layer's; 1: the same"
+    )
     clip_grad_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0: off")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     class_weights: list[float] | Literal["", "balanced"] = Field(
@@ -153,7 +157,13 @@ class Config(BaseModel):
         "fromscratch", description="random; pretrained with a new head; or the net's own weights, to go on"
     )
     pretrained_path: str = Field("", description="folder of pretrained_file")
-    pretrained_file: str = Field("", description='weights file, or "torchvision" for the published weights')
+    pretrained_file: str = Field(
+        "", description='weights file, "package:NAME" for those of an installed package, or "torchvision"'
+    )
+    fit_head: bool = Field(
+        False, description="finetune: fit the new head on the frozen features before the first epoch, in seconds"
+    )
+    freeze_norm_statistics: bool = Field(False, description="keep the means and variances of batch norms as they start")
     pretrained_model_num_classes: int = Field(1000, ge=1, description="outputs of the pretrained head")
 
     next_stage: dict[str, Any] = Field(
@@ -222,6 +232,12 @@ class Config(BaseModel):
         if self.next_stage.get("train_mode", "finetune") == "finetune":
             defaults |= {"train_mode": "finetune", "pretrained_path": str(best.parent), "pretrained_file": best.name}
         return Config.model_validate({**self.model_dump(), **defaults, **self.next_stage, "next_stage": {}})
+
+    def starts_from_file(self) -> bool:
+        """Return whether the start weights are a file of the user's, neither random nor published ones."""
+        names_published = self.pretrained_file == "torchvision" or self.pretrained_file.startswith(PACKAGE)
+        needs_none = self.train_mode == "finetune" and not self.pretrained_file  # refused, for this reason
+        return self.train_mode != "fromscratch" and not names_published and not needs_none
 
     def start_weights(self) -> Path:
         """Return the file that `finetune` and `update` start from (`update` without one: the best checkpoint)."""

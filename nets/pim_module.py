@@ -8,18 +8,17 @@ T the selected ones of all stages, J the combiner's nodes, K the classes.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from nets.support.backbones import build_backbone
 from nets.support.errors import NetError
-from nets.support.torchvision_builder import require_rate, torchvision_net
+from nets.support.torchvision_builder import require_rate
 
 STAGES = {  # by the start of torchvision's names: four modules, from stride 4 to 32
     "resn": ("layer1", "layer2", "layer3", "layer4"),
@@ -51,7 +50,7 @@ class PimOutputs:
 
 
 class PIM(nn.Module):
-    """PIM over one of torchvision's nets: images (N, C, H, W) to logits (N, num_classes).
+    """PIM over a backbone of `nets.support.backbones`: images (N, C, H, W) to logits (N, num_classes).
 
     The scores are the mean of the softmaxes of the four stages (their logits averaged over positions) and the combiner;
     the logits are their logarithm. `head` names one of HEADS whose logits to return instead. `num_selects` are
@@ -248,18 +247,14 @@ def _gather(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def _backbone(model_type: str, num_channels: int, stages: Sequence[str]) -> nn.Module:
-    """Build torchvision's net up to its four stages: images to a dict of their feature maps, in order."""
-    if model_type not in torchvision.models.list_models(module=torchvision.models):
-        raise NetError(f'model_type must be one of torchvision\'s nets, such as resnet50 or swin_t, got "{model_type}"')
+    """Build a net up to its four stages: images to a dict of their feature maps, in order."""
+    net = build_backbone(model_type, num_channels)
     known = next((names for start, names in STAGES.items() if model_type.startswith(start)), ())
-    names = list(stages) or list(known)
+    names = list(stages or getattr(net, "stage_names", known))
     if len(names) != 4 or len(set(names)) != 4:
         raise NetError(
             f'name four different modules of "{model_type}" in model_args.stages, from stride 4 to 32, got {names}'
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's, about their initialisation
-        net = torchvision_net(model_type, 2, num_channels)
     modules = [name for name, _ in net.named_modules() if name]  # "" is the net itself
     if missing := [name for name in names if name not in modules]:
         absent = ", ".join(f'"{name}"' for name in missing)

@@ -6,15 +6,14 @@ batch, D the backbone's features, P the projections, K the classes.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
+from nets.support.backbones import build_backbone
 from nets.support.errors import NetError
-from nets.support.torchvision_builder import torchvision_net, use_small_stem
+from nets.support.torchvision_builder import use_small_stem
 
 STEMS = ("auto", "small", "imagenet")
 SMALL_INPUT = 64  # pixels: up to this height and width "auto" means the small stem
@@ -24,10 +23,11 @@ RESIDUAL = ("resnet", "resnext", "wide_resnet")
 class SimSiam(nn.Module):
     """Backbone, projector and predictor: images (N, C, H, W) to features (N, D), not normalised.
 
-    `model_type` is any net of torchvision that ends in a linear layer, which is removed. The stem "small" is a
-    ResNet's for CIFAR: a 3x3 convolution of stride 1 and no max pool; "auto" uses it up to 64 px. Projector:
-    `projector_layers` linear layers of `projector_size`, each with batch norm, the last without affine parameters; 3 in
-    the paper, 2 on CIFAR. Predictor: two linear layers, batch norm in the hidden one alone. Its rate stays constant.
+    `model_type` is any backbone of `nets.support.backbones` that ends in a linear layer, which is removed. The stem
+    "small" is a ResNet's for CIFAR: a 3x3 convolution of stride 1 and no max pool; "auto" uses it up to 64 px.
+    Projector: `projector_layers` linear layers of `projector_size`, each with batch norm, the last without affine
+    parameters; 3 in the paper, 2 on CIFAR. Predictor: two linear layers, batch norm in the hidden one alone. Its rate
+    stays constant.
     Raises NetError.
     """
 
@@ -100,15 +100,11 @@ class SimSiam_probe(nn.Module):
 
 
 def _backbone(model_type: str, num_channels: int, size: tuple[int, int], stem: str) -> tuple[nn.Module, int]:
-    """Build torchvision's net without its last linear layer; return it and the number of features D."""
-    if model_type not in torchvision.models.list_models(module=torchvision.models):
-        raise NetError(f'model_type must be one of torchvision\'s nets, such as resnet18, got "{model_type}"')
+    """Build a net without its last linear layer; return it and the number of features D."""
     if stem not in STEMS:
         raise NetError(f'stem must be one of {", ".join(STEMS)}, got "{stem}"')
     is_residual = model_type.startswith(RESIDUAL)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's, about their initialisation
-        net: Any = torchvision_net(model_type, 2, num_channels, arguments=_arguments(model_type, num_channels, size))
+    net: Any = build_backbone(model_type, num_channels, **_arguments(model_type, num_channels, size))
     if is_residual and (stem == "small" or (stem == "auto" and max(size) <= SMALL_INPUT)):
         use_small_stem(net)
     elif stem == "small":

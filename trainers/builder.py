@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,16 +39,23 @@ def build_trainer(
     runtime: Runtime,
     reporter: Reporter | None = None,
     progress: Progress | None = None,
+    start_weights: Mapping[str, str] | None = None,
 ) -> Trainer:
     """Return the trainer that train.py trains with; without reporter and progress one that begins, and is silent.
 
+    `start_weights` is where they come from, for the metadata.
     Raises ListError, NetError.
     """
     if runtime.device.type == "cpu":
         malloc.keep_freed_memory()
     reporter = reporter or Reporter()
     task = task_of_net(net, config).from_setup(net, Setup(config, train, val, runtime.device, reporter.log))
-    metadata = replace(build_metadata(config, train.class_names), task=task.name, output=task.output)
+    metadata = replace(
+        build_metadata(config, train.class_names),
+        task=task.name,
+        output=task.output,
+        start_weights=dict(start_weights or {}),
+    )
     preprocess, target = metadata.preprocess, task.target(config)
     batches = Batches(
         config,

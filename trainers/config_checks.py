@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from artifacts.errors import CheckpointError
+from artifacts.weights_packages import is_package, package_file, with_wanted_preprocess
+from configs.loading import process_config
 from configs.rules import NET, Problem
 from configs.schema import Config
 from nets.net_interface import check_model_args, check_names
 from nets.support.errors import NetError
 
 NEED_LABELS = ("label_smoothing", "class_weights", "balanced_sampling", "mixup_alpha", "cutmix_alpha")
+
+
+def training_config(path: str | Path, overrides: Sequence[str] = (), *, check_files: bool = True) -> Config:
+    """Read a config for a training: its net and start weights are checked too, and what they want is filled in.
+
+    Raises ConfigError with all mistakes.
+    """
+    return with_wanted_preprocess(process_config(path, overrides, check_files=check_files, checks=[net_problems]))
 
 
 def net_problems(config: Config) -> list[Problem]:
@@ -30,6 +44,11 @@ def net_problems(config: Config) -> list[Problem]:
         if not config.data_aug:
             sentence = "data_aug cannot be off: SimSiam learns from two different views of an image"
             problems.append(Problem(sentence, ("data_aug", *NET)))
+    if config.train_mode == "finetune" and is_package(config.pretrained_file):
+        try:
+            package_file(config.pretrained_file)
+        except CheckpointError as error:
+            problems.append(Problem(str(error), ("pretrained_file",)))
     if config.compile and (config.learns_without_labels() or config.model_module_name == "pim_module"):
         sentence = f"compile is for nets that are trained by their logits alone, not for {config.model_net_name}"
         problems.append(Problem(sentence, ("compile", *NET)))

@@ -95,8 +95,8 @@ def _warn_of_unfinished(last: Path, log: Callable[[str], None]) -> None:
 
 
 def start_sha256(config: Config) -> str:
-    """Return the sha256 of the checkpoint that a training starts from, "" where it starts from none or bare weights."""
-    if config.train_mode == "fromscratch" or config.pretrained_file == "torchvision":
+    """Return the sha256 of the weights that a training starts from, "" where they are random or published."""
+    if not config.starts_from_file():
         return ""
     file = load_weights_file(config.start_weights())
     return file.metadata.weights_sha256 if file.metadata else weights_sha256(file.weights)

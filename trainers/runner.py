@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint
 from artifacts.errors import CheckpointError
+from artifacts.metadata import preprocess_of
+from artifacts.weights_packages import start_weights_of
 from common.console import printable_lines
 from common.errors import ProgramError
 from common.file_lock import lock_file
@@ -25,6 +27,8 @@ from data_loader.samples import ListError, SampleList
 from trainers.builder import build_start_net, build_trainer
 from trainers.data.reading import Skipped, read_data
 from trainers.data.sample_lists import read_lists
+from trainers.evaluation.feature_probes import plain_batches
+from trainers.head_fitting import fit_head
 from trainers.reporting.reporter import Reporter, log_nothing
 from trainers.reporting.run_summary import build_report, finish
 from trainers.reporting.tensorboard_logger import TrainingLogger
@@ -195,6 +199,8 @@ def _prepare_trainer(
     """
     begins = checkpoint is None
     net = build_start_net(config, log if begins else log_nothing, train.class_names, with_weights=begins)
+    if begins and config.fit_head:
+        _fit_head(net, config, train, runtime.device, log)
     if checkpoint is None:
         folder = _log_dir(config, is_made=config.is_tensorboard and runtime.world.is_main)
         progress = Progress(log_dir=folder, start_sha256=start_sha256(config))
@@ -207,7 +213,16 @@ def _prepare_trainer(
         log=log,
     )
     reporter = Reporter(log, logger, show_progress=True)
-    trainer = build_trainer(config, net, train, val, runtime=runtime, reporter=reporter, progress=progress)
+    trainer = build_trainer(
+        config,
+        net,
+        train,
+        val,
+        runtime=runtime,
+        reporter=reporter,
+        progress=progress,
+        start_weights=checkpoint.metadata.start_weights if checkpoint else start_weights_of(config),
+    )
     if checkpoint is not None:
         trainer.load(checkpoint)
         is_over = progress.epoch >= config.num_epochs
@@ -215,6 +230,13 @@ def _prepare_trainer(
         log(f"resuming {where} at step {progress.step}")
     logger.config_text(config.model_dump())
     return trainer
+
+
+def _fit_head(net: torch.nn.Module, config: Config, train: SampleList, device: torch.device, log: Log) -> None:
+    """Fit the new head on the training images, without views of them. Raises NetError."""
+    batches = plain_batches(train, preprocess_of(config), config.dataloader_workers, device)
+    share = fit_head(net.to(device), batches())
+    log(f"the new head was fitted on frozen features: {share:.1%} of the training images right")
 
 
 def _try_out(following: Config) -> None:

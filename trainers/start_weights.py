@@ -12,6 +12,7 @@ from artifacts.checkpoint import load_weights_file
 from artifacts.class_names import are_numbers, compared, labels_by_name, listed, renamed
 from artifacts.errors import CheckpointError
 from artifacts.metadata import ModelMetadata, preprocess_of
+from artifacts.weights_packages import is_package, package_file, weights_package
 from configs.schema import Config
 from nets.support.pretrained import (
     LoadReport,
@@ -37,6 +38,10 @@ def load_into(net: nn.Module, config: Config, class_names: Sequence[str], log: L
     if config.pretrained_file == "torchvision":
         arguments = config.model_module_name, config.model_net_name, config.net_args()
         state, wanted = published_state_dict(*arguments), published_normalization(*arguments)
+    elif is_package(config.pretrained_file):
+        package = weights_package(config.pretrained_file)
+        state = load_weights_file(package_file(config.pretrained_file)).weights
+        wanted = {"mean": package.mean, "std": package.std}
     else:
         file = load_weights_file(config.start_weights())
         state, wanted = file.weights, {}
@@ -57,7 +62,7 @@ def load_into(net: nn.Module, config: Config, class_names: Sequence[str], log: L
 def other_preprocessing(wanted: Mapping[str, Any], config: Config) -> list[str]:
     """Return a warning for each value that start weights were trained with and that a config has otherwise."""
     own = vars(preprocess_of(config))
-    source = "published weights" if config.pretrained_file == "torchvision" else str(config.start_weights())
+    source = str(config.start_weights()) if config.starts_from_file() else "published weights"
     return [
         f"warning: {source}: trained with {key} {_text(value)}, but the config has {key} {_text(own[key])}"
         for key, value in wanted.items()

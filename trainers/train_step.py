@@ -14,7 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 from artifacts.checkpoint import Checkpoint
 from configs.schema import Config
 from data_loader.epoch_plan import Step
-from trainers.optim.optimizer import AveragedNet, build_optimizer, hold_frozen_in_eval, set_learning_rate
+from trainers.optim.optimizer import (
+    AveragedNet,
+    build_optimizer,
+    hold_frozen_in_eval,
+    hold_norms_in_eval,
+    set_learning_rate,
+)
 from trainers.runtime.device import Runtime, autocast, compile_net, forward_errors_reported, memory_layout
 from trainers.tasks.base import Batch, Task
 
@@ -37,7 +43,7 @@ class Learner:
     def __init__(self, config: Config, task: Task, runtime: Runtime, rate: float) -> None:
         self.device, self.precision, self.world = runtime.device, runtime.precision, runtime.world
         device, precision = self.device, self.precision
-        self.clip_grad_norm = config.clip_grad_norm
+        self.clip_grad_norm, self.freezes_norms = config.clip_grad_norm, config.freeze_norm_statistics
         self.layout = memory_layout(config)
         self.task = task.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(
@@ -48,6 +54,7 @@ class Learner:
             momentum=config.momentum,
             nesterov=config.nesterov,
             decay_norm_and_bias=config.decay_norm_and_bias,
+            layer_decay=config.layer_decay,
             fused=precision != "fp16",
         )
         self.ema = AveragedNet(task.net, config.ema_decay) if config.ema_decay else None
@@ -67,6 +74,8 @@ class Learner:
         """Put the net into training mode, but for what is frozen."""
         self.task.train()
         hold_frozen_in_eval(self.task.net)
+        if self.freezes_norms:
+            hold_norms_in_eval(self.task.net)
 
     def step(self, step: Step, batches: Iterator[Batch], *, number: int, rate: float, seed: int) -> StepLosses:
         """Do a step over its batches, which are on the device; the gradient is the mean over all its images.

@@ -48,6 +48,8 @@ def prepare(request: ExportRequest, formats: Sequence[ExportFormat], folder: Pat
     _spare_the_checkpoint(request.weights, request.output_dir, formats)
     log_progress("loading the net and the images")
     backend, metadata = load_torch(request.weights, request.device, request.config)
+    if start := metadata.start_weights:
+        log(f"{PROGRAM}: the start weights were those of {start['package']}: {start['licence']}, {start['source']}")
     net = copy.deepcopy(backend.net).cpu()
     if not metadata.weights_sha256:  # bare weights
         metadata = replace(metadata, weights_sha256=weights_sha256(net.state_dict()))

@@ -17,7 +17,7 @@ from nets.support.errors import NetError
 STAGE_NAMES = (
     *("layer1", "layer2", "layer3", "layer4"),  # ResNet, ResNeXt
     *("stage2", "stage3", "stage4"),  # ShuffleNet
-    *("features", "layers", "trunk_output"),  # most others; MNASNet and ViT; RegNet
+    *("features", "layers", "blocks", "trunk_output"),  # most others; MNASNet and ViT; EfficientNet-Lite; RegNet
 )
 
 

@@ -24,10 +24,11 @@ BACKBONE = "backbone."  # prefix of the backbone in nets around one; published f
 SHOWN = 5  # names listed of each kind
 LEAST_FITTING, WELL_FITTING = 0.5, 0.9  # `LoadReport.fitting` below which "finetune" is refused, or warns
 AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\.")  # inception_v3's and googlenet's second heads
-OLD_NAMES = (  # names in published files that torchvision renamed since, as its own loaders do
+OLD_NAMES = (  # names in published files that differ from the net's: torchvision renamed some since
     (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"), r"\1\2"),
     (re.compile(r"(encoder_layer_\d+\.mlp\.)linear_1\."), r"\g<1>0."),
     (re.compile(r"(encoder_layer_\d+\.mlp\.)linear_2\."), r"\g<1>3."),
+    (re.compile(r"(^|\.)_(?=[a-z])"), r"\1"),  # the published EfficientNet-Lite's _blocks.0._bn1
 )
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from common.formatting import did_you_mean
 from common.paths import ROOT
-from configs.loading import ConfigError, process_config
+from configs.loading import ConfigError
 from configs.schema import Config
 from platforms.base import PlatformError
 from platforms.tianji.files import MODULES, SIMSIAM
-from trainers.config_checks import net_problems
+from trainers.config_checks import training_config
 
 SIMSIAM_RECIPE = ROOT / "configs" / "tianji_simsiam_config.json"
 PIM_RECIPE = ROOT / "configs" / "tianji_pim_config.json"  # a GPU, and published weights
@@ -133,7 +133,7 @@ def read_config(recipe: Path, fixed: FixedKeys, settings: Settings, start: Mappi
             problems.append(f"{SETTINGS}: {key} holds what JSON cannot, a {type(value).__name__}")
     items += [_item(key, value) for key, value in fixed.values.items()]
     try:
-        config = process_config(recipe, items, checks=[net_problems])
+        config = training_config(recipe, items)
     except ConfigError as error:
         raise ConfigError([*problems, *(_as_setting(problem, items) for problem in error.problems)]) from error
     if problems:

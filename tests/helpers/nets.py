@@ -23,6 +23,11 @@ FAMILIES = {  # the rows of the table in docs/tensorrt-json.md: net: (module, mo
     "mobilenet_v2": ("mobilenet_v2_module.mobilenet_v2", {}, 64),
     "mobilenet_v3_small": ("mobilenet_v3_module.mobilenet_v3_small", {}, 64),
     "efficientnet_b0": ("efficientnet_module.efficientnet_b0", {}, 64),
+    "efficientnet_lite0": (
+        "efficientnet_lite_module.efficientnet_lite0",
+        {},
+        75,
+    ),  # odd maps: padded alike on both sides
     "convnext_tiny": ("convnext_module.convnext_tiny", {}, 64),
     "regnet_y_400mf": ("regnet_module.regnet_y_400mf", {}, 64),
     "shufflenet_v2_x0_5": ("shufflenet_v2_module.shufflenet_v2_x0_5", {}, 64),
@@ -87,6 +92,7 @@ SMALLEST = {  # each family's smallest member and a side at which no feature map
     "alexnet_module": ("alexnet", 63),
     "convnext_module": ("convnext_tiny", 64),
     "densenet_module": ("densenet121", 64),
+    "efficientnet_lite_module": ("efficientnet_lite0", 64),
     "efficientnet_module": ("efficientnet_b0", 64),
     "googlenet_module": ("googlenet", 64),
     "inception_v3_module": ("inception_v3", 107),

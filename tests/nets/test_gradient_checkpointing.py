@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
         ("shufflenet_v2_module", "shufflenet_v2_x0_5", 32),
         ("mnasnet_module", "mnasnet0_5", 32),
         ("efficientnet_module", "efficientnet_b0", 32),
+        ("efficientnet_lite_module", "efficientnet_lite0", 32),
         ("regnet_module", "regnet_y_400mf", 32),
         ("swin_module", "swin_t", 32),
         ("vit_module", "vit_b_32", 32),
@@ -83,5 +84,5 @@ def test_a_net_without_stages_is_refused() -> None:
         enable_gradient_checkpointing(nn.Linear(2, 2))
     assert str(caught.value) == (
         "Linear has no sequential stages for gradient checkpointing (looked for layer1, layer2, layer3, layer4, "
-        "stage2, stage3, stage4, features, layers, trunk_output); switch it off for this net"
+        "stage2, stage3, stage4, features, layers, blocks, trunk_output); switch it off for this net"
     )

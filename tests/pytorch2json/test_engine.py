@@ -50,6 +50,7 @@ FAMILIES = {  # row of test_pytorch2json.FAMILIES: the precisions to build it in
     **dict.fromkeys(("resnet18", "resnext50_32x4d", "vgg11_bn", "densenet121", "mobilenet_v2"), ("fp32",)),
     "WideResNet 10-2": ("fp32",),
     **dict.fromkeys(("mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf"), ("fp32",)),
+    "efficientnet_lite0": ("fp32",),
     **dict.fromkeys(("shufflenet_v2_x0_5", "squeezenet1_1", "inception_v3", "vit_b_32", "swin_t"), ("fp32",)),
 }
 ROWS = [(row, precision) for row, precisions in FAMILIES.items() for precision in precisions]

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 BACKBONES = [
     *("resnet18", "resnet34", "resnet50"),
     *(f"efficientnet_b{number}" for number in range(8)),
+    *("efficientnet_lite0", "efficientnet_lite2"),
     *("swin_t", "swin_s", "swin_b"),
 ]
 OTHERS = {  # families without tested defaults; those with stages are unknown to pim_module.STAGES
@@ -43,7 +44,7 @@ Array = np.ndarray
 # --- every backbone
 
 
-@pytest.mark.parametrize("model_type", slow_but(("resnet18", "resnet50", "efficientnet_b0", "swin_t"), BACKBONES))
+@pytest.mark.parametrize("model_type", slow_but(("resnet18", "efficientnet_lite0", "swin_t"), BACKBONES))
 def test_every_default_backbone_gives_logits_and_gradients(model_type: str) -> None:
     net = enlivened(PIM(model_type, 5, 3, HEIGHT, WIDTH, fpn_size=16))
     images = torch.randn(3, 3, HEIGHT, WIDTH)
@@ -350,7 +351,7 @@ def test_a_copy_of_a_net_in_eval_mode_is_in_eval_mode() -> None:
     [
         (
             {"model_type": "resnet19"},
-            'model_type must be one of torchvision\'s nets, such as resnet50 or swin_t, got "resnet19"',
+            "model_type must be one of torchvision's nets, such as resnet50 or swin_t, or one of efficientnet_lite0, ",
         ),
         (
             {"num_selects": [257, 1, 1, 1]},

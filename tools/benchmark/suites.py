@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BenchmarkError
-from configs.loading import process_config
 from configs.schema import Config
 from tools.benchmark.peer_env import peer_python, peer_versions
 from tools.benchmark.runners import CallSide, ProcessSide, Side, started
 from tools.benchmark.statistics import Measured, measure
+from trainers.config_checks import training_config
 
 Starter = Callable[[], Side]
 IMAGES_A_SECOND = "images/s"
@@ -170,7 +170,7 @@ def link_images(root: Path, count: int, place: Path) -> None:
 @contextmanager
 def _images_of(args: argparse.Namespace) -> Iterator[str]:
     """Yield a temporary folder, with links to some training images where --pictures limits them."""
-    config = process_config(args.config, args.set)
+    config = training_config(args.config, args.set)
     if config.train_data_file:
         raise BenchmarkError(f"{args.config}: train_data_file is set; the peers read class folders")
     with tempfile.TemporaryDirectory() as place:
@@ -180,7 +180,7 @@ def _images_of(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _config(args: argparse.Namespace, place: str, overrides: Sequence[str] = ()) -> Config:
-    config = process_config(args.config, [*args.set, *overrides])
+    config = training_config(args.config, [*args.set, *overrides])
     root = Path(place, "train") if args.pictures else Path(config.train_data_root_dir).resolve()
     return _changed(config, {"train_data_root_dir": str(root)})
 

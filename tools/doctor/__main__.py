@@ -18,9 +18,8 @@ from artifacts.metadata import preprocess_of
 from common.atomic_io import check_folder
 from common.cli import run_program
 from common.errors import UserError
-from configs.loading import process_config
 from configs.schema import DEFAULT_CONFIG, Config
-from trainers.config_checks import net_problems
+from trainers.config_checks import training_config
 from trainers.data.sample_lists import read_lists
 
 PROGRAM = "tools.doctor"
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Examine a training, write and print the report; return the exit code. Raises UserError, OSError."""
-    config = process_config(args.config, args.set, checks=[net_problems])
+    config = training_config(args.config, args.set)
     if args.skip_step and args.try_compile:
         raise DoctorError("--try_compile trains steps, --skip_step trains none: use only one of them")
     if args.drop_look_alikes and not args.fix:

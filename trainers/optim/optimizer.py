@@ -42,6 +42,13 @@ def hold_frozen_in_eval(net: nn.Module) -> None:
             module.eval()
 
 
+def hold_norms_in_eval(net: nn.Module) -> None:
+    """Put the batch norms into eval mode: they use the means and variances that they have, and keep them."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 def build_optimizer(
     net: nn.Module,
     kind: str,
@@ -51,23 +58,26 @@ def build_optimizer(
     momentum: float,
     nesterov: bool,
     decay_norm_and_bias: bool,
+    layer_decay: float = 1.0,
     fused: bool = True,
 ) -> torch.optim.Optimizer:
     """Return SGD or AdamW over the net's parameter groups.
 
     Not `fused` with a gradient scaler: a first step that overflows leaves fused SGD's momentum uninitialised.
     """
-    groups = parameter_groups(net, learning_rate, weight_decay, no_decay_norm_bias=not decay_norm_and_bias)
+    groups = parameter_groups(
+        net, learning_rate, weight_decay, no_decay_norm_bias=not decay_norm_and_bias, layer_decay=layer_decay
+    )
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov and momentum > 0, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group but those that keep theirs."""
+    """Set the rate of the last layer, and of every group its share of it; some groups keep theirs."""
     for group in optimizer.param_groups:
         if not group["constant_rate"]:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
 
 
 class AveragedNet:

@@ -31,6 +31,7 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
     """Return the content of report.json and report.html."""
     progress, batches, task = trainer.progress, trainer.batches, trainer.task
     best = best_validation(trainer)
+    start = trainer.state.metadata.start_weights
     val_curve = progress.curves["val"]
     return TrainingReport(
         title=config.best_checkpoint().stem,
@@ -39,7 +40,10 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
         class_names=list(trainer.state.metadata.class_names),
         best=progress.best,
         final=val_curve[-1] if val_curve else {},
-        rows=list(best.report_rows()) if best else [],
+        rows=[
+            *(best.report_rows() if best else ()),
+            *([("start weights", f"{start['package']}, {start['licence']}")] if start else []),
+        ],
         **(best.report_fields() if best else {}),
         curves=progress.curves,
         num_train=batches.num_train,

@@ -146,6 +146,7 @@ LAYERS = {  # each family's last map at the size of SMALLEST, from the modules' 
     "convnext_tiny": "features",
     "densenet121": "features",
     "efficientnet_b0": "features",
+    "efficientnet_lite0": "relu1",
     "googlenet": "inception5b",
     "inception_v3": "Mixed_7c",
     "mnasnet0_5": "layers",

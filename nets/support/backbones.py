@@ -1,0 +1,36 @@
+"""Backbones of the nets around one: torchvision's families, and EfficientNet-Lite."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from common.formatting import did_you_mean
+from nets import efficientnet_lite_module
+from nets.support.errors import NetError
+from nets.support.torchvision_builder import torchvision_net
+
+EFFICIENTNET_LITE = tuple(f"efficientnet_lite{number}" for number in range(5))
+
+
+def build_backbone(model_type: str, num_channels: int, **arguments: Any) -> nn.Module:
+    """Build the net `model_type` with fresh weights and two classes: images (N, C, H, W) to logits (N, 2).
+
+    `arguments` go to torchvision's function. Raises NetError.
+    """
+    if model_type in EFFICIENTNET_LITE:
+        net: nn.Module = getattr(efficientnet_lite_module, model_type)(num_classes=2, num_channels=num_channels)
+        return net
+    names = torchvision.models.list_models(module=torchvision.models)
+    if model_type not in names:
+        hint = did_you_mean(model_type, [*names, *EFFICIENTNET_LITE])
+        raise NetError(
+            "model_type must be one of torchvision's nets, such as resnet50 or swin_t, or one of "
+            f'{", ".join(EFFICIENTNET_LITE)}, got "{model_type}"{hint}'
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet's and Inception's, about their initialisation
+        return torchvision_net(model_type, 2, num_channels, arguments=arguments)
