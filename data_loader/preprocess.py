@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-from common.errors import UserError
+from data_loader.errors import ImageError as ImageError
+from data_loader.tiff import is_read_right, read_tiff, without_false_alpha
+from data_loader.tiff_layout import SIGNATURES
 
 if TYPE_CHECKING:
     import torch
@@ -54,10 +57,6 @@ REASONS: dict[type[Exception], str] = {
 _warnings_lock = threading.Lock()
 
 
-class ImageError(UserError):
-    """An image that cannot be used; the message is the reason, without the path."""
-
-
 def decode(
     source: str | Path | bytes,
     channels: int = 3,
@@ -67,8 +66,9 @@ def decode(
     """Decode a file or its bytes into an 8-bit image, mode "RGB" (channels 3) or "L" (channels 1).
 
     Settled here, once: EXIF orientation is applied; of an animation the first frame counts; transparency is laid on
-    white; 16-bit values are scaled to 8 bits (Pillow's plain conversion clips them); CMYK, palette, YCbCr, Lab and
-    1-bit images are converted. The pixel cap is checked on the header, before any pixel is decoded.
+    white; values of other than 8 bits are scaled (Pillow's plain conversion clips them; TIFFs by `data_loader.tiff`);
+    CMYK, palette, YCbCr, Lab and 1-bit images are converted. The pixel cap is checked on the header, before any pixel
+    is decoded.
     With `at_least` (width, height) a JPEG that has twice as many pixels or more in both directions is decoded at a
     half, a quarter or an eighth of its size, whichever still has so many.
     Raises ImageError with the reason.
@@ -76,18 +76,37 @@ def decode(
     try:
         if isinstance(source, bytes) and not source:
             raise ImageError(EMPTY)
-        with _open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with open_image(source, max_pixels) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(f"{width}x{height} is more than max_pixels ({max_pixels}) allows")
             if at_least is not None and isinstance(image, JpegImageFile):
                 return _to_8bit(_upright(_reduced(image, at_least)), channels)
             image.load()
-            return _to_8bit(_upright(image), channels)
+            upright = _upright(image)
+            if isinstance(image, TiffImageFile):
+                upright = without_false_alpha(upright, image.tag_v2)
+            return _to_8bit(upright, channels)
     except ImageError:
         raise
     except UNREADABLE as error:
         raise ImageError(_reason(error, source, max_pixels)) from error
+
+
+def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open an image as Pillow does; a TIFF of a kind that Pillow does not decode right is decoded here, to 8 bits."""
+    try:
+        with _quiet_pillow():
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        if not isinstance(image, TiffImageFile) or is_read_right(image):
+            return image
+        image.close()
+    except UnidentifiedImageError:
+        with _stream(source) as file:
+            if file.read(4) not in SIGNATURES:
+                raise
+    with _stream(source) as file:
+        return read_tiff(file, max_pixels)
 
 
 @dataclass(frozen=True)
@@ -219,9 +238,8 @@ def _float32() -> torch.dtype:
     return torch.float32
 
 
-def _open(source: io.BytesIO | str | Path) -> Image.Image:
-    with _quiet_pillow():
-        return Image.open(source, formats=FORMATS)
+def _stream(source: bytes | str | Path) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
 def _reduced(image: JpegImageFile, at_least: tuple[int, int]) -> Image.Image:

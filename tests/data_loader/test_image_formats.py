@@ -19,12 +19,14 @@ import train
 from artifacts.checkpoint import load_checkpoint
 from common.paths import ROOT
 from data_loader.samples import read_class_folders
-from tests.helpers.images import png_header
+from tests.helpers.images import png_file, png_header
 from tests.helpers.serving import RunningService, base64_of, serving, write_page
+from tests.helpers.tiff_files import tiff_file
 from tools.doctor import __main__ as doctor
 
 DOCS = ROOT / "docs" / "image-formats.md"
 NO_NAME = "no name is sent"
+WHITE_IS_0, BLACK_IS_0, RGB = 0, 1, 2  # PhotometricInterpretation
 PLAIN_KINDS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp", "GIF": "gif", "PPM": "ppm"}
 BROKEN_EXIF = (b"Exif\0\0garbage garbage", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x03\0\0\0abc\0\0\0\0\0")
 Row = dict[str, str]
@@ -67,6 +69,7 @@ class SampleImages:
 def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
     """Return the files of each row of the table, by name; a name may have a folder in it."""
     grey16 = np.random.default_rng(0).integers(0, 65536, (40, 48)).astype(np.uint16)
+    colour16 = np.random.default_rng(1).integers(0, 65536, (40, 48, 3)).astype(np.uint16)
     palette = make.soft().quantize(16)
     plain = {f"plain.{ending}": make.bytes_of(kind) for kind, ending in PLAIN_KINDS.items()}
     if features.check("avif"):
@@ -90,7 +93,30 @@ def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
             "lab.tif": make.bytes_of("TIFF", Image.frombytes("LAB", (48, 40), make.soft().tobytes())),
             "ycbcr.tif": make.bytes_of("TIFF", make.soft("YCbCr")),
         },
-        "16 bits a value": {"grey16.png": make.wide(grey16, "PNG"), "grey16.tif": make.wide(grey16.T.copy(), "TIFF")},
+        "16 bits a value, grey or colour": {
+            "grey16.png": make.wide(grey16, "PNG"),
+            "grey16.tif": make.wide(grey16.T.copy(), "TIFF"),
+            "colour16.tif": tiff_file(colour16, RGB),
+            "colour16.png": png_file(colour16[::-1]),
+        },
+        "TIFF of 10, 12, 14, 16 or 32 bits, or of signed integers": {
+            "bits12.tif": tiff_file(colour16[..., :1] >> 4, BLACK_IS_0, bits=12),
+            "planes.tif": tiff_file(colour16[:, ::-1], RGB, planar=True, order=">", compression="lzw", predictor=2),
+            "white_is_0.tif": tiff_file(colour16[..., 1:2], WHITE_IS_0, tile=16),
+            "signed.tif": tiff_file(colour16[..., 2:].view(np.int16), BLACK_IS_0),
+            "bits32.tif": tiff_file(colour16[..., :1].astype(np.uint32) << 16, BLACK_IS_0),
+        },
+        "12-bit values in 16 bits": {
+            "dark.tif": tiff_file(colour16 >> 4, RGB),
+            "dark.png": make.wide(grey16[:, ::-1] >> 4, "PNG"),
+        },
+        "TIFF of three or four bands without a colour space": {
+            "bands3.tif": tiff_file(colour16[::-1, ::-1], BLACK_IS_0, extra=(0, 0)),
+            "bands4.tif": tiff_file(np.concatenate([colour16, colour16[..., :1]], -1), BLACK_IS_0, extra=(0, 0, 0)),
+        },
+        "TIFF whose alpha is near infrared": {
+            "infrared.tif": make.bytes_of("TIFF", make.transparent("RGBA")),
+        },
         "floating point": {"float.tif": make.wide(grey16[::-1].astype(np.float32) / 65535, "TIFF")},
         "1 bit": {"bit.png": make.bytes_of("PNG", make.soft("1")), "bit.tif": make.bytes_of("TIFF", make.soft("1"))},
         "palette": {"palette.png": make.bytes_of("PNG", palette)},
@@ -123,6 +149,11 @@ def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
         },
         "an empty file": {"empty.jpg": b"", "empty.png": b""},
         "text named .jpg": {"text.jpg": b"not an image\n"},
+        "TIFF of signed 32-bit integers, of 64-bit or complex values": {
+            "signed32.tif": tiff_file(colour16.astype(np.int32), RGB),
+            "bits64.tif": tiff_file(colour16.astype(np.uint64), RGB),
+            "complex.tif": tiff_file(colour16, RGB, further={339: (3, [5] * 3)}),
+        },
         "a header that declares 60,000 x 60,000": {"bomb.png": png_header(60_000, 60_000)},
         "a link to nothing, links in a circle": {"nowhere.jpg": b"", "circle1.jpg": b"", "circle2.jpg": b""},
         "no permission": {"locked.jpg": make.bytes_of("JPEG")},
@@ -130,11 +161,11 @@ def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
 
 
 def table() -> dict[str, Row]:
-    """Read the table of docs/image-formats.md by its first column."""
+    """Read the first table of docs/image-formats.md by its first column; the others have fewer columns."""
     lines = [
         line.strip("| \n").split(" | ") for line in DOCS.read_text(encoding="utf-8").splitlines() if line[:2] == "| "
     ]
-    head, rows = lines[0], lines[2:]
+    head, rows = lines[0], [line for line in lines[2:] if len(line) == len(lines[0])]
     return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
 
 

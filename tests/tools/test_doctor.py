@@ -22,6 +22,8 @@ from configs.schema import Config
 from data_loader.list_reader import read_list, read_unlabelled
 from data_loader.preprocess import Preprocess, decode
 from data_loader.samples import SampleList
+from tests.helpers.images import png_file
+from tests.helpers.tiff_files import tiff_file
 from tools.doctor import __main__ as doctor
 from tools.doctor import step_check
 from tools.doctor.checks import NOTE, PROBLEM
@@ -219,6 +221,25 @@ def test_unusual_images_are_reported(diagnosis: Diagnosis, oddity: str, names: s
     level, groups = found(diagnosis[2], oddity)
     assert level == "note" and {name for group in groups for name in group} == names
     assert oddity in ODDITIES
+
+
+def test_nearly_black_and_no_mask(tmp_path: Path) -> None:
+    """12-bit values in 16 bits, grey and colour, and a TIFF whose fourth band is called alpha but holds any value."""
+    planted = Planted(tmp_path)
+    generator = np.random.default_rng(0)
+    dark = generator.integers(0, 4096, (40, 40, 3)).astype(np.uint16)
+    bright = generator.integers(0, 65536, (40, 40, 3)).astype(np.uint16)
+    bands = Image.fromarray(generator.integers(0, 256, (40, 40, 4)).astype(np.uint8))
+    planted.add("train", "dark.png", 0, png_file(dark))
+    planted.add("train", "dark.tif", 0, tiff_file(dark[::-1], 2))
+    planted.add("train", "said.tif", 0, tiff_file(dark[:, ::-1], 2, further={281: (3, [4095] * 3)}))
+    planted.add("train", "bright.png", 0, png_file(bright))
+    planted.add("train", "infrared.tif", 0, bands)
+    _, _, report = examined(planted.config())
+    assert found(report, "nearly black") == ("note", [["dark.png"], ["dark.tif"]])
+    assert found(report, "alpha that is no mask") == ("note", [["infrared.tif"]])
+    wide = {name for group in found(report, "16 bits or floating point")[1] for name in group}
+    assert wide == {"dark.png", "dark.tif", "said.tif", "bright.png"}
 
 
 def test_the_terminal_is_not_wider_than_80_columns(diagnosis: Diagnosis) -> None:

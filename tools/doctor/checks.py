@@ -21,7 +21,7 @@ LEVELS = (PROBLEM, WARNING, NOTE)
 IMBALANCED = 10.0  # ratio of the largest class to the smallest from which weights are advised
 MISSHAPEN = 2.0  # ratio of an image's aspect to the input's from which `resize` changes much
 MANY = 0.1  # share of the images from which an oddity is a warning
-WARNED_OF = ("one colour", "very long", "much smaller than the input")
+WARNED_OF = ("one colour", "very long", "much smaller than the input", "nearly black", "alpha that is no mask")
 _RESIZED = {
     "squash": "stretched by more than {0:g} times: {2}; resize crop or letterbox keeps their shape",
     "crop": "losing more than {1:.0%} of the area to resize crop: {2}; letterbox keeps all of it",

@@ -21,19 +21,25 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from common.errors import UserError
-from data_loader.preprocess import BROKEN_EXIF, FORMATS, ImageError, Preprocess
+from data_loader.preprocess import BROKEN_EXIF, ImageError, Preprocess, open_image
+from data_loader.tiff import has_mask
 
 SMALL_PX = 16  # side of the small copies that images are compared by
 CHUNK = 32  # images that a process reads at a time
 FEW = 256  # images that are read faster than processes start
 LONG = 4.0  # ratio of the longer side to the shorter from which an image is reported
+DARK = 16  # of 255: what 12 bits come to in a file of 16
 ENLARGED = 2.0  # enlargement to the input from which an image is reported
 ODDITIES = {  # of a readable image, and how it is read; in the order of the bits of `ScannedImages.odd`
     "CMYK": "converted to RGB",
     "Lab, YCbCr or another colour space": "converted to RGB",
-    "16 bits or floating point": "scaled to 8 bits",
+    "16 bits or floating point": "scaled to 8 bits by the range of their bits (docs/image-formats.md)",
+    "nearly black": "over 8 bits, but no value above a sixteenth of their range: scaled by it, little is left; "
+    "multiply them, or write MaxSampleValue (TIFF: 1023, 4095 or 16383)",
     "1 bit": "black and white become 0 and 255",
     "transparent": "laid on white",
+    "alpha that is no mask": "a TIFF's fourth band, hardly anywhere 0 or 255; left out where the file is "
+    "georeferenced, else laid on white: if it is near infrared, its ExtraSamples should be 0",
     "several frames": "the first one counts",
     "turned by EXIF": "set upright",
     "another format than its ending": "read nevertheless",
@@ -147,9 +153,12 @@ def scan_image(path: str, preprocess: Preprocess) -> ImageScan:
     small = image.convert("RGB").resize((SMALL_PX, SMALL_PX), Image.Resampling.BOX)
     digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
     digest.update(image.tobytes())
-    odd = _oddities(path) | _shape_oddities(image.size, preprocess)
-    if all(low == high for low, high in np.reshape(image.getextrema(), (-1, 2))):
+    odd = _oddities(path, preprocess.max_pixels) | _shape_oddities(image.size, preprocess)
+    extrema = np.reshape(image.getextrema(), (-1, 2))
+    if (extrema[:, 0] == extrema[:, 1]).all():
         odd |= _BITS["one colour"]
+    elif odd & _BITS["16 bits or floating point"] and extrema.max() <= DARK:
+        odd |= _BITS["nearly black"]
     return ImageScan(
         image.size,
         odd,
@@ -234,22 +243,23 @@ def _scan_chunk(paths: Sequence[str], preprocess: Preprocess) -> list[ImageScan 
     return scans
 
 
-def _oddities(path: str) -> int:
+def _oddities(path: str, max_pixels: int) -> int:
     """Return the oddities of the file of a decodable image, as bits."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unusual metadata
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path, max_pixels) as image:
             mode, name = image.mode, image.format or ""
             found = {
                 "CMYK": mode == "CMYK",
                 "Lab, YCbCr or another colour space": mode in ("LAB", "YCbCr", "HSV"),
-                "16 bits or floating point": mode.startswith(("I", "F")),
+                "16 bits or floating point": _has_wide_values(image),
                 "1 bit": mode == "1",
                 "transparent": mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info,
+                "alpha that is no mask": name == "TIFF" and not has_mask(image),
                 "another format than its ending": Path(path).suffix.lower() not in _ENDINGS.get(name, ()),
             }
             try:
-                found["several frames"] = getattr(image, "is_animated", False)
+                found["several frames"] = getattr(image, "is_animated", image.info.get("several_frames", False))
             except (*BROKEN_EXIF, EOFError):
                 found["several frames"] = False  # the frames after the first are damaged, and not used anyway
             try:
@@ -257,6 +267,14 @@ def _oddities(path: str) -> int:
             except BROKEN_EXIF:
                 found["turned by EXIF"] = False
     return sum(_BITS[oddity] for oddity, is_found in found.items() if is_found)
+
+
+def _has_wide_values(image: Image.Image) -> bool:
+    """Return whether a file has more than 8 bits a value, or signed or floating-point values."""
+    if image.format == "TIFF" or image.mode.startswith(("I", "F")):
+        return "bits" in image.info or image.mode.startswith(("I", "F"))
+    settings = str([tile[3] for tile in getattr(image, "tile", ())])
+    return "16" in settings or "65535" in settings  # of PNG, as "RGB;16B", and of PPM
 
 
 def _shape_oddities(size: tuple[int, int], preprocess: Preprocess) -> int:
