@@ -214,6 +214,7 @@ def preprocess_of(config: Config) -> Preprocess:
         mean=tuple(config.mean),
         std=tuple(config.std),
         max_pixels=config.max_pixels,
+        icc_profiles=config.icc_profiles,
     )
 
 

@@ -13,16 +13,14 @@ from artifacts.class_names import are_numbers, compared, labels_by_name, renamed
 from artifacts.metadata import ModelMetadata
 from common.errors import UserError
 from configs.schema import Config
+from data_loader.image_files import IMAGE_SUFFIXES, iter_images, natural_sorted, walk_images
 from data_loader.list_reader import read_target_list, read_unlabelled
 from data_loader.samples import (
-    IMAGE_SUFFIXES,
     NO_LABEL,
     ListError,
     Sample,
     class_folders,
-    iter_images,
     names_beside,
-    natural_sorted,
     read_class_folders,
     read_class_names,
 )
@@ -168,10 +166,10 @@ def _folder_samples(folder: Path, metadata: ModelMetadata) -> FoundSamples:
     names = _names_of_folders(str(folder), metadata)
     is_loose = any(iter_images(folder, recursive=False))
     if folders and folders <= set(names) and not is_loose:
-        return FoundSamples(list(read_class_folders(folder, names).samples), str(folder))
-    found = [Sample(path, NO_LABEL) for path in iter_images(folder)]
-    if not found:
-        raise SamplesError(f"{folder}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
+        labelled = read_class_folders(folder, names)
+        labelled.left_out.print_note(folder)
+        return FoundSamples(list(labelled.samples), str(folder))
+    found = [Sample(path, NO_LABEL) for path in walk_images(folder)]
     note = ""
     if folders & set(names):
         others = natural_sorted(folders - set(names))

@@ -46,6 +46,9 @@ class Config(BaseModel):
     max_pixels: int = Field(
         64_000_000, ge=1, le=178_956_970, description="an image with more pixels is refused before decoding"
     )
+    icc_profiles: Literal["convert", "ignore"] = Field(
+        "convert", description="bring images with a colour profile to sRGB, or take their values as they are"
+    )
     resize: Literal["squash", "letterbox", "crop"] = Field(
         "squash", description="stretch to the input size, pad to it, or cover it and cut the middle out"
     )

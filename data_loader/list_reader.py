@@ -12,17 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data_loader.image_files import LeftOut, StrPath, folder_prefix, iter_images, no_images
 from data_loader.problems import Problem, Problems
 from data_loader.samples import (
-    IMAGE_SUFFIXES,
     NO_LABEL,
     ListError,
     Sample,
     SampleList,
-    StrPath,
     current_folder,
-    folder_prefix,
-    iter_images,
     read_utf8,
     shorten,
     shorten_path,
@@ -129,15 +126,16 @@ def read_unlabelled(
 def _read_images(root: str, class_names: Sequence[str]) -> SampleList:
     labels = {name: label for label, name in enumerate(class_names)}
     prefix = folder_prefix(root)
+    left_out = LeftOut()
     try:
-        paths = list(iter_images(root))
+        paths = list(iter_images(root, left_out=left_out))
     except OSError as error:
         raise ListError([f"{error.filename or root}: the folder cannot be read: {error.strerror}"]) from error
     if not paths:
-        raise ListError([f"{root}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}"])
+        raise ListError([no_images(root, left_out)])
     folders = (path.removeprefix(prefix).partition("/")[0] for path in paths)
     samples = tuple(Sample(path, labels.get(folder, NO_LABEL)) for path, folder in zip(paths, folders, strict=True))
-    return SampleList(samples, tuple(class_names), root, root)
+    return SampleList(samples, tuple(class_names), root, root, left_out=left_out)
 
 
 @dataclass

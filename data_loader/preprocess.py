@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import math
+import os
+import stat
 import struct
 import threading
 import warnings
@@ -19,7 +22,9 @@ from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from data_loader.colour_profiles import to_srgb
 from data_loader.errors import ImageError as ImageError
+from data_loader.image_files import INSTALL_EXTRAS
 from data_loader.tiff import is_read_right, read_tiff, without_false_alpha
 from data_loader.tiff_layout import SIGNATURES
 
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 64_000_000
 MAX_SIDE_PX = 8192  # of a net's input
+EXTRA_FORMATS = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+ICC_PROFILES = ("convert", "ignore")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY_MEAN, GREY_STD = (0.449,), (0.226,)  # ImageNet's channels averaged
 RESAMPLING = {
@@ -62,13 +70,14 @@ def decode(
     channels: int = 3,
     max_pixels: int = MAX_PIXELS,
     at_least: tuple[int, int] | None = None,
+    icc_profiles: str = "convert",
 ) -> Image.Image:
     """Decode a file or its bytes into an 8-bit image, mode "RGB" (channels 3) or "L" (channels 1).
 
     Settled here, once: EXIF orientation is applied; of an animation the first frame counts; transparency is laid on
     white; values of other than 8 bits are scaled (Pillow's plain conversion clips them; TIFFs by `data_loader.tiff`);
-    CMYK, palette, YCbCr, Lab and 1-bit images are converted. The pixel cap is checked on the header, before any pixel
-    is decoded.
+    CMYK, palette, YCbCr, Lab and 1-bit images are converted; with `icc_profiles` "convert" colours become sRGB, with
+    "ignore" a profile is not used. The pixel cap is checked on the header, before any pixel is decoded.
     With `at_least` (width, height) a JPEG that has twice as many pixels or more in both directions is decoded at a
     half, a quarter or an eighth of its size, whichever still has so many.
     Raises ImageError with the reason.
@@ -81,12 +90,12 @@ def decode(
             if width * height > max_pixels:
                 raise ImageError(f"{width}x{height} is more than max_pixels ({max_pixels}) allows")
             if at_least is not None and isinstance(image, JpegImageFile):
-                return _to_8bit(_upright(_reduced(image, at_least)), channels)
+                return _to_8bit(_upright(_reduced(image, at_least)), channels, icc_profiles)
             image.load()
             upright = _upright(image)
             if isinstance(image, TiffImageFile):
                 upright = without_false_alpha(upright, image.tag_v2)
-            return _to_8bit(upright, channels)
+            return _to_8bit(upright, channels, icc_profiles)
     except ImageError:
         raise
     except UNREADABLE as error:
@@ -94,7 +103,12 @@ def decode(
 
 
 def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open an image as Pillow does; a TIFF of a kind that Pillow does not decode right is decoded here, to 8 bits."""
+    """Open an image as Pillow does; a TIFF of a kind that Pillow does not decode right is decoded here, to 8 bits.
+
+    Raises ImageError for what is no regular file, and for a format whose extra is not installed.
+    """
+    if not isinstance(source, bytes):
+        _check_regular(source)
     try:
         with _quiet_pillow():
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
@@ -103,10 +117,35 @@ def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
         image.close()
     except UnidentifiedImageError:
         with _stream(source) as file:
-            if file.read(4) not in SIGNATURES:
-                raise
+            head = file.read(12)
+        if kind := extra_format(head):
+            return _open_extra(source, kind)
+        if head[:4] not in SIGNATURES:
+            raise
     with _stream(source) as file:
         return read_tiff(file, max_pixels)
+
+
+def _check_regular(path: str | Path) -> None:
+    """Raise ImageError for a pipe, socket or device, which may never end; IsADirectoryError for a folder."""
+    mode = os.stat(path).st_mode  # noqa: PTH116  (a Path for each image takes longer)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise ImageError("it is no regular file, but a pipe, socket or device")
+
+
+def _open_extra(source: bytes | str | Path, kind: str) -> Image.Image:
+    """Open an image of a format that an optional package reads. Raises ImageError where it is not installed."""
+    package = EXTRA_FORMATS[kind]
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise ImageError(f"it is a {kind} image, which needs {package}: {INSTALL_EXTRAS}") from error
+    if kind == "HEIF":
+        module.register_heif_opener()  # pillow_jxl registers itself
+    with _quiet_pillow():
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=(kind,))
 
 
 @dataclass(frozen=True)
@@ -124,6 +163,7 @@ class Preprocess:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     max_pixels: int = MAX_PIXELS
+    icc_profiles: str = "convert"
 
     def __post_init__(self) -> None:
         grey = self.channels == 1
@@ -133,6 +173,8 @@ class Preprocess:
             raise ValueError(f'resize must be squash, letterbox or crop, got "{self.resize}"')
         if self.interpolation not in RESAMPLING:
             raise ValueError(f'interpolation must be one of {", ".join(RESAMPLING)}, got "{self.interpolation}"')
+        if self.icc_profiles not in ICC_PROFILES:
+            raise ValueError(f'icc_profiles must be {" or ".join(ICC_PROFILES)}, got "{self.icc_profiles}"')
         if self.channels not in (1, 3) or len(self.mean) != self.channels or len(self.std) != self.channels:
             got = f"{self.channels} with {len(self.mean)} and {len(self.std)}"
             raise ValueError(f"channels must be 1 or 3, with as many means and stds, got {got}")
@@ -143,18 +185,21 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
-        """Read what `to_dict` wrote. Raises ValueError for what it cannot have written."""
+        """Read what `to_dict` wrote; earlier files have no `icc_profiles` and did not use any.
+
+        Raises ValueError for what it cannot have written.
+        """
         sizes: list[Any] = [values.get("height"), values.get("width"), values.get("max_pixels")]
         numbers = [*values.get("mean", ()), *values.get("std", ())]
         if not all(isinstance(size, int) and size > 0 for size in sizes) or max(sizes[:2]) > MAX_SIDE_PX:
             raise ValueError(f"height, width and max_pixels cannot be {sizes}")
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
             raise ValueError(f"mean and std cannot be {numbers}")
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        return cls(**{"icc_profiles": "ignore", **values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
     def decode(self, source: str | Path | bytes, at_least: tuple[int, int] | None = None) -> Image.Image:
-        """Decode an image with this net's channels and pixel cap, as `decode` does. Raises ImageError."""
-        return decode(source, self.channels, self.max_pixels, at_least)
+        """Decode an image with this net's settings, as `decode` does. Raises ImageError."""
+        return decode(source, self.channels, self.max_pixels, at_least, self.icc_profiles)
 
     def load(self, path: str) -> np.ndarray:
         """Return an image at its own size, uint8 (H, W, C). Raises ImageError."""
@@ -238,6 +283,13 @@ def _float32() -> torch.dtype:
     return torch.float32
 
 
+def extra_format(head: bytes) -> str:
+    """Return the format of a file by its first 12 bytes, where an optional package reads it; else ""."""
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
+        return "HEIF"
+    return "JXL" if head[:2] == b"\xff\x0a" or head == b"\0\0\0\x0cJXL \r\n\x87\n" else ""
+
+
 def _stream(source: bytes | str | Path) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
@@ -288,20 +340,32 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
-def _to_8bit(image: Image.Image, channels: int) -> Image.Image:
+def _to_8bit(image: Image.Image, channels: int, icc_profiles: str) -> Image.Image:
     target = "L" if channels == 1 else "RGB"
-    if image.mode == target and "transparency" not in image.info:
-        return image.copy() if getattr(image, "fp", None) else image
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     if image.mode.startswith("I") or image.mode == "F":
         image = _scaled(image)
     elif image.mode == "LAB":
         image = _from_lab(image)
-    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if icc_profiles == "convert" and "icc_profile" in image.info:
+        image = to_srgb(_as_channels(image, has_alpha))
+    if has_alpha:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     elif image.mode == "P":
         image = image.convert("RGB")
+    if image.mode == target:
+        return image.copy() if getattr(image, "fp", None) else image
     return image.convert(target)
+
+
+def _as_channels(image: Image.Image, has_alpha: bool) -> Image.Image:
+    """Return an image with a profile in a mode that the profile may apply to: not premultiplied, no palette."""
+    if image.mode in ("L", "LA", "RGB", "RGBA", "CMYK") and "transparency" not in image.info:
+        return image
+    if image.mode in ("1", "La") or (image.mode == "L" and has_alpha):
+        return image.convert("LA" if has_alpha else "L")
+    return image.convert("RGBA" if has_alpha else "RGB")
 
 
 def _scaled(image: Image.Image) -> Image.Image:
@@ -312,7 +376,9 @@ def _scaled(image: Image.Image) -> Image.Image:
         scaled = values * 255 if values.max(initial=0) <= 1 else values
     else:
         scaled = values * (255 / 65535)
-    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+    result = Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+    result.info = dict(image.info)
+    return result
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

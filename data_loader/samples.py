@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from natsort import natsort_keygen
-
 from common.console import printable
 from common.errors import UserError
 from common.formatting import did_you_mean
-
-# fmt: off
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".avif",
+from data_loader.image_files import (
+    SYSTEM_FOLDERS,
+    LeftOut,
+    StrPath,
+    folder_prefix,
+    is_folder,
+    iter_images,
+    natural_sorted,
+    no_images,
 )
-# fmt: on
 
 PROBLEMS_SHOWN = 20
 PATH_SHOWN = 500  # characters of a path that a message repeats
 TEXT_SHOWN = 120  # characters of a bad line that a message repeats
 CLASS_NAMES_FILE = "classes.txt"  # beside a list
-_natural_key = natsort_keygen()
+TRAIN_NAMES = frozenset({"train", "training"})
+HELD_OUT_NAMES = frozenset({"val", "valid", "validation", "test", "testing"})
 
 NO_LABEL = -1
-StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class SampleList:
     root: str
     origin: str
     line_numbers: tuple[int, ...] = field(default=(), repr=False)
+    left_out: LeftOut = field(default_factory=LeftOut, repr=False, compare=False)  # of the walk through the folders
 
     def where(self, index: int) -> str:
         """Return where a sample was named: `trainset.txt:17`, or the folder."""
@@ -99,11 +101,15 @@ def read_class_folders(root_dir: StrPath, class_names: Sequence[str] = ()) -> Sa
     """Return the samples of a folder with one folder a class, images at any depth below it.
 
     Without class names the natural order of the folders decides the labels. With them a folder may be absent (a
-    validation split need not show every class), but no other folder may be there. Hidden folders and images beside
-    the class folders are left out. Raises ListError with every problem.
+    validation split need not show every class), but no other folder may be there. Hidden folders are left out; images
+    beside the class folders and files of other kinds are counted in `left_out`. Raises ListError with every problem,
+    also for a folder that holds the splits of a data set.
     """
     root = Path(root_dir).as_posix()
-    folders = class_folders(root)
+    left_out = LeftOut()
+    folders = class_folders(root, left_out)
+    if not class_names and (sentence := _splits_sentence(root, folders)):
+        raise ListError([sentence])
     if not folders:
         raise ListError([f"{root}: has no class folders; expected one folder a class with its images inside"])
     names = tuple(class_names) or tuple(folders)
@@ -115,26 +121,38 @@ def read_class_folders(root_dir: StrPath, class_names: Sequence[str] = ()) -> Sa
         if label is None:
             problems.append(_unknown_folder(root, folder, names))
             continue
-        before = len(samples)
+        before, of_class, path = len(samples), LeftOut(), folder_prefix(root) + folder
         try:
-            samples.extend(Sample(path, label) for path in iter_images(folder_prefix(root) + folder))
+            if sentence := _splits_sentence(path, class_folders(path)):
+                problems.append(sentence)
+                continue
+            samples.extend(Sample(image, label) for image in iter_images(path, left_out=of_class))
         except OSError as error:
             problems.append(f"{error.filename}: the folder cannot be read: {error.strerror}")
             continue
+        left_out.counts += of_class.counts
         if len(samples) == before:
-            endings = " ".join(IMAGE_SUFFIXES)
-            problems.append(f"{folder_prefix(root)}{folder}: the class folder has no images; endings known: {endings}")
+            problems.append(no_images(path, of_class, "the class folder has no images"))
     if problems:
         raise ListError(problems)
-    return SampleList(tuple(samples), names, root, root)
+    return SampleList(tuple(samples), names, root, root, left_out=left_out)
 
 
-def class_folders(root: str) -> list[str]:
-    """Return the names of a folder's class folders in natural order, which gives the labels. Raises ListError."""
+def class_folders(root: str, left_out: LeftOut | None = None) -> list[str]:
+    """Return the names of a folder's class folders in natural order, which gives the labels; count what else is there.
+
+    Raises ListError.
+    """
     if not os.path.isdir(root):  # noqa: PTH112
         raise ListError([f"{root}: folder not found{current_folder(root)}"])
+    left_out, folders = left_out or LeftOut(), []
     with os.scandir(root) as entries:
-        return natural_sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
+        for entry in entries:
+            if entry.name not in SYSTEM_FOLDERS and is_folder(entry):
+                folders.append(entry.name)
+            elif not entry.name.startswith("."):
+                left_out.add(entry.name)
+    return natural_sorted(folder for folder in folders if not folder.startswith("."))
 
 
 def names_beside(list_file: StrPath) -> tuple[str, ...]:
@@ -159,55 +177,6 @@ def read_class_names(file: StrPath) -> tuple[str, ...]:
     if problems:
         raise ListError(problems)
     return tuple(names)
-
-
-def natural_sorted(names: Iterable[str]) -> list[str]:
-    """Return names sorted, img2 before img10; names that differ only in leading zeros keep a fixed order too."""
-    return sorted(names, key=lambda name: (_natural_key(name), name))
-
-
-def iter_images(root: StrPath, *, recursive: bool = True) -> Iterator[str]:
-    """Yield the paths of the images below a folder: its own in natural order, then folder by folder.
-
-    Only one folder's names are held at a time. Names that begin with a dot are left out. Linked folders are
-    followed, except back into a folder that is being walked. A broken link is yielded, so that whoever opens it
-    reports it. Raises OSError where a folder cannot be read.
-    """
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(Path(root).as_posix(), frozenset())]
-    while waiting:
-        folder, above = waiting.pop()
-        status = Path(folder).stat()
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            continue
-        images, folders = _scan_folder(folder)
-        prefix = folder_prefix(folder)
-        for name in images:
-            yield prefix + name
-        if recursive:
-            waiting += [(prefix + name, above | {identity}) for name in reversed(folders)]
-
-
-def _scan_folder(folder: str) -> tuple[list[str], list[str]]:
-    """Return the image names and the folder names of one folder, each in natural order."""
-    images: list[str] = []
-    folders: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                folders.append(entry.name)
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES) and (entry.is_symlink() or entry.is_file()):
-                images.append(entry.name)
-    return natural_sorted(images), natural_sorted(folders)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def read_utf8(file: str) -> str:
@@ -239,16 +208,20 @@ def _not_utf8(file: str, data: bytes, position: int) -> str:
     return f"{file}:{line_number}: the line is not UTF-8 (byte 0x{data[position]:02x}){guess}; save the file as UTF-8"
 
 
+def _splits_sentence(root: str, folders: Sequence[str]) -> str:
+    """Return why a folder whose folders are named as splits has no classes, "" for any other."""
+    names = {folder.lower(): folder for folder in folders}
+    train, held_out = sorted(names.keys() & TRAIN_NAMES), sorted(names.keys() & HELD_OUT_NAMES)
+    if not train or not held_out:
+        return ""
+    first, second = folder_prefix(root) + names[train[0]], folder_prefix(root) + names[held_out[0]]
+    found = " and ".join([names[train[0]], *(names[name] for name in held_out)])
+    return f"{root}: its folders {found} are the splits of a data set, no classes; name {first} and {second} instead"
+
+
 def _unknown_folder(root: str, folder: str, class_names: Sequence[str]) -> str:
     hint = did_you_mean(folder, class_names) or f"; class names: {shorten(', '.join(class_names))}"
     return f'{folder_prefix(root)}{folder}: folder "{folder}" is not one of the {len(class_names)} class names{hint}'
-
-
-def folder_prefix(folder: str) -> str:
-    """Return the text before a name in this folder."""
-    if folder == ".":
-        return ""
-    return folder if folder.endswith("/") else folder + "/"
 
 
 def current_folder(path: str) -> str:

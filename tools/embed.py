@@ -21,7 +21,7 @@ from common.console import printable
 from common.errors import UserError
 from common.formatting import is_utf8
 from configs.loading import process_config
-from data_loader.samples import IMAGE_SUFFIXES, iter_images
+from data_loader.image_files import walk_images
 from deploy.backends.base import RUNTIMES
 
 if TYPE_CHECKING:
@@ -86,14 +86,11 @@ def embed_folder(program: str, embedder: Embedder, root: Path, batch_size: int, 
 
 
 def iter_folder(root: Path) -> Iterator[str]:
-    """Return an iterator over the images below a folder. Raises EmbedError where there is no folder or no image."""
+    """Return an iterator over the images below a folder. Raises UserError where there is no folder or no image."""
     if not root.is_dir():
         raise EmbedError(f"{root}: no such folder (relative paths start from {Path.cwd()})")
-    images = iter_images(root)
-    first = next(images, None)
-    if first is None:
-        raise EmbedError(f"{root}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
-    return itertools.chain([first], images)
+    images = walk_images(root)
+    return itertools.chain([next(images)], images)
 
 
 def load_embedder(args: argparse.Namespace) -> Embedder:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from common.atomic_io import atomic_path, write_atomic, writing
 from common.cli import run_program
 from common.console import elide, printable
-from data_loader.samples import iter_images
+from data_loader.image_files import iter_images
 from tools.embed import EmbedError, add_net_flags, check_target, embed_folder, iter_folder, load_embedder
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ FIXED_ON_RESUME = (
     *("model_module_name", "model_net_name", "model_type", "model_args", "num_classes", "num_channels"),
     *("optimizer", "freeze", "decay_norm_and_bias"),
 )
+BEFORE_THE_KEY = {"icc_profiles": "ignore"}  # what a training did before there was a key for it
 
 
 def checkpoint_to_resume(config: Config, log: Callable[[str], None]) -> Checkpoint:
@@ -60,6 +61,15 @@ def check_classes(
         f"{config.last_checkpoint()}: --resume cannot go on with other classes: {compared(class_names, before)}; name "
         'them as before (the folders, or class_names_file), or start with train_mode "update" or "finetune" from it'
     )
+
+
+def continued(config: Config, checkpoint: Checkpoint, log: Callable[[str], None]) -> Config:
+    """Return the config with the old behaviour in the keys that are newer than a checkpoint."""
+    old = {key: value for key, value in BEFORE_THE_KEY.items() if key not in checkpoint.config}
+    for key, value in old.items():
+        if getattr(config, key) != value:
+            log(f'resuming with {key} "{value}": this training began before there was this key')
+    return config.model_copy(update=old)
 
 
 def changed_since(before: dict[str, Any], config: Config) -> list[str]:

@@ -35,6 +35,7 @@ from trainers.reporting.tensorboard_logger import TrainingLogger
 from trainers.resuming import (
     check_classes,
     checkpoint_to_resume,
+    continued,
     first_step_to_log,
     goes_on,
     start_sha256,
@@ -101,6 +102,8 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
     log = log_line if world.is_main else log_nothing
     runtime = _choose_runtime(config, world, log)
     checkpoint = checkpoint_to_resume(config, log) if resume else None
+    if checkpoint is not None:
+        config = continued(config, checkpoint, log)
     if world.is_main:
         check_writable(config.save_path, *([config.log_path] if config.is_tensorboard else []))
     with alone(config.save_path) if world.is_main else nullcontext():

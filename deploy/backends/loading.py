@@ -72,6 +72,8 @@ def load_torch(
     elif config is not None:
         names = class_names_of(config) or tuple(map(str, range(config.num_classes)))
         metadata, weights = build_metadata(config, names), load_weights(path)
+        if "icc_profiles" not in config.model_fields_set:  # no other trainer converts them
+            metadata = replace(metadata, preprocess=replace(metadata.preprocess, icc_profiles="ignore"))
     else:
         programs = "inference.py, inference_uncertain.py, deploy.export and tools.embed"
         raise CheckpointError(f"{path}: bare weights do not name their net; {programs} take their config with --config")

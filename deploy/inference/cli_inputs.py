@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from common.errors import UserError
 from configs.loading import process_config
 from configs.schema import DEFAULT_CONFIG, Config
-from data_loader.samples import IMAGE_SUFFIXES, iter_images
+from data_loader.image_files import LeftOut, no_images, walk_images
 
 if TYPE_CHECKING:
     from artifacts.metadata import ModelMetadata
@@ -39,13 +39,13 @@ def images_below(root: Path, *results: Path) -> Iterator[str]:
     """
     if not root.is_dir():
         raise InputsError(f"{root}: no such folder{_current_folder(root)}; name one with --image_dir")
-    images = _outside(results, iter_images(root)) if results else iter_images(root)
+    images = _outside(results, walk_images(root)) if results else walk_images(root)
     try:
         first = next(images, None)
     except OSError as error:
         raise InputsError(f"{error.filename or root}: cannot read the folder: {error.strerror}") from error
     if first is None:
-        raise InputsError(f"{root}: no images in it or below it; endings known: {' '.join(IMAGE_SUFFIXES)}")
+        raise InputsError(no_images(root, LeftOut()))
     return itertools.chain([first], images)
 
 
@@ -155,9 +155,12 @@ def _check_config(program: str, path: Path, config: Config, weights: Path, metad
         "num_channels": (configured.channels, own.channels),
         "resize": (configured.resize, own.resize),
         "interpolation": (configured.interpolation, own.interpolation),
+        "icc_profiles": (configured.icc_profiles, own.icc_profiles),
         "mean": (configured.mean, own.mean),
         "std": (configured.std, own.std),
     }
+    if "icc_profiles" not in config.model_fields_set:  # the default is newer than some files
+        del pairs["icc_profiles"]
     if differing := [key for key, (in_config, in_file) in pairs.items() if in_config != in_file]:
         keys = ", ".join(differing)
         print(f"{program}: {weights} has its own {keys}; the values in {path} are not used", file=sys.stderr)

@@ -51,7 +51,7 @@ class HeatMapCopies:
         assert isinstance(prediction, ClassPrediction)  # see `heat_map_copies`
         preprocess = self._metadata.preprocess
         try:
-            decoded = decode(prediction.file, 3, preprocess.max_pixels)
+            decoded = decode(prediction.file, 3, preprocess.max_pixels, icc_profiles=preprocess.icc_profiles)
             seen = decoded if preprocess.channels == 3 else preprocess.decode(prediction.file)
         except ImageError as error:  # it was readable when it was classified
             raise HeatMapError(f"{prediction.file}: no heat map: {error}") from error

@@ -45,4 +45,5 @@ class ImageDecoder:
 
     def decode(self, data: bytes, channels: int, *, may_be_large: bool) -> Image.Image:
         """Return a decoded image. Raises ImageError, also for a large image unless `may_be_large`."""
-        return decode(data, channels, self._max_pixels if may_be_large else self._max_small_pixels)
+        max_pixels = self._max_pixels if may_be_large else self._max_small_pixels
+        return decode(data, channels, max_pixels, icc_profiles=self._metadata.preprocess.icc_profiles)

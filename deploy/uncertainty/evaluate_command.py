@@ -14,7 +14,8 @@ from artifacts.metadata import ModelMetadata
 from artifacts.sample_sources import FoundSamples, config_samples
 from common.console import elide
 from configs.schema import Config
-from data_loader.samples import NO_LABEL, Sample, iter_images
+from data_loader.image_files import walk_images
+from data_loader.samples import NO_LABEL, Sample
 from deploy.backends.base import Backend
 from deploy.inference.cli_args import DEFAULT_RESULT
 from deploy.inference.uncertainty_scores import ClassMeans, UncertaintyError
@@ -78,12 +79,10 @@ def evaluate_net(
 
 
 def out_of_distribution_samples(folder: Path, known: Sequence[Sample]) -> list[Sample]:
-    """Return the images of a folder, none of the net's classes. Raises UncertaintyError."""
+    """Return the images of a folder, none of the net's classes. Raises UncertaintyError, NoImagesError."""
     if not folder.is_dir():
         raise UncertaintyError(f"{folder}: no such folder; name one of out-of-distribution images with --ood")
-    found = [Sample(path, NO_LABEL) for path in iter_images(folder)]
-    if not found:
-        raise UncertaintyError(f"{folder}: no images in it or below it")
+    found = [Sample(path, NO_LABEL) for path in walk_images(folder)]
     evaluated = frozenset(real_paths(known))
     if both := sum(path in evaluated for path in real_paths(found)):
         raise UncertaintyError(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.formatting import is_utf8
-from data_loader.samples import ListError, Sample, SampleList, iter_images, read_class_folders
+from data_loader.image_files import iter_images
+from data_loader.samples import ListError, Sample, SampleList, read_class_folders
 from platforms.base import PlatformError
 
 LAYOUT = "<dataset>/{train,valid,test}/images/<class>/*.jpg"

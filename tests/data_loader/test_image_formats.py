@@ -20,6 +20,7 @@ from artifacts.checkpoint import load_checkpoint
 from common.paths import ROOT
 from data_loader.samples import read_class_folders
 from tests.helpers.images import png_file, png_header
+from tests.helpers.profiles import D65_XY, P3_XY, SRGB_CURVE, cmyk_profile, grey_profile, rgb_profile
 from tests.helpers.serving import RunningService, base64_of, serving, write_page
 from tests.helpers.tiff_files import tiff_file
 from tools.doctor import __main__ as doctor
@@ -29,6 +30,7 @@ NO_NAME = "no name is sent"
 WHITE_IS_0, BLACK_IS_0, RGB = 0, 1, 2  # PhotometricInterpretation
 PLAIN_KINDS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp", "GIF": "gif", "PPM": "ppm"}
 BROKEN_EXIF = (b"Exif\0\0garbage garbage", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x03\0\0\0abc\0\0\0\0\0")
+P3 = rgb_profile(P3_XY, D65_XY, SRGB_CURVE)
 Row = dict[str, str]
 
 
@@ -89,6 +91,15 @@ def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
             "cmyk.jpg": make.bytes_of("JPEG", make.soft("CMYK")),
             "cmyk.tif": make.bytes_of("TIFF", make.soft("CMYK")),
         },
+        "a colour profile (ICC): Display P3, Adobe RGB, ProPhoto, grey, CMYK": {
+            "p3.jpg": make.bytes_of("JPEG", icc_profile=P3),
+            "p3.png": make.bytes_of("PNG", icc_profile=P3),
+            "grey_profile.png": make.bytes_of("PNG", make.soft("L"), icc_profile=grey_profile(1.0)),
+        },
+        "a colour profile that is damaged or of another colour space": {
+            "no_profile.png": make.bytes_of("PNG", icc_profile=b"no profile"),
+            "cmyk_profile.png": make.bytes_of("PNG", icc_profile=cmyk_profile(30)),
+        },
         "Lab, YCbCr": {
             "lab.tif": make.bytes_of("TIFF", Image.frombytes("LAB", (48, 40), make.soft().tobytes())),
             "ycbcr.tif": make.bytes_of("TIFF", make.soft("YCbCr")),
@@ -104,7 +115,7 @@ def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
             "planes.tif": tiff_file(colour16[:, ::-1], RGB, planar=True, order=">", compression="lzw", predictor=2),
             "white_is_0.tif": tiff_file(colour16[..., 1:2], WHITE_IS_0, tile=16),
             "signed.tif": tiff_file(colour16[..., 2:].view(np.int16), BLACK_IS_0),
-            "bits32.tif": tiff_file(colour16[..., :1].astype(np.uint32) << 16, BLACK_IS_0),
+            "bits32.tif": tiff_file(np.rot90(colour16[..., :1]).astype(np.uint32) << 16, BLACK_IS_0),
         },
         "12-bit values in 16 bits": {
             "dark.tif": tiff_file(colour16 >> 4, RGB),
@@ -112,7 +123,9 @@ def corpus(make: SampleImages) -> dict[str, dict[str, bytes]]:
         },
         "TIFF of three or four bands without a colour space": {
             "bands3.tif": tiff_file(colour16[::-1, ::-1], BLACK_IS_0, extra=(0, 0)),
-            "bands4.tif": tiff_file(np.concatenate([colour16, colour16[..., :1]], -1), BLACK_IS_0, extra=(0, 0, 0)),
+            "bands4.tif": tiff_file(
+                np.concatenate([np.rot90(colour16), np.rot90(colour16[..., :1])], -1), BLACK_IS_0, extra=(0, 0, 0)
+            ),
         },
         "TIFF whose alpha is near infrared": {
             "infrared.tif": make.bytes_of("TIFF", make.transparent("RGBA")),

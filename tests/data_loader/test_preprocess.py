@@ -1,7 +1,9 @@
 """The decoder and the preprocessing, against numpy formulas, the EXIF and CIE definitions and hand-made files."""
 
 import io
+import os
 import struct
+import sys
 import tracemalloc
 import warnings
 import zlib
@@ -14,8 +16,8 @@ import pytest
 import torch
 from PIL import Image, features
 
+from data_loader.image_files import IMAGE_SUFFIXES
 from data_loader.preprocess import ImageError, Preprocess, as_array, decode
-from data_loader.samples import IMAGE_SUFFIXES
 from tests.helpers.images import png_header
 
 ORIENTATION_TAG = 0x0112
@@ -311,11 +313,55 @@ def test_errors_say_why(tmp_path: Path) -> None:
             decode(source)
 
 
+@pytest.mark.parametrize(
+    ("data", "kind", "package"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200), "HEIF", "pillow_heif"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(200), "JXL", "pillow_jxl"),
+        (b"\xff\x0a" + bytes(200), "JXL", "pillow_jxl"),
+    ],
+)
+def test_formats_of_an_extra(data: bytes, kind: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
+    reason = f"^it is a {kind} image, which needs {package}: pip install -r requirements-heic.txt$"
+    with pytest.raises(ImageError, match=reason):
+        decode(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "options"),
+    [("HEIF", "pillow_heif", {"quality": 95}), ("JXL", "pillow_jxl", {"lossless": True})],
+)
+def test_formats_of_an_extra_that_is_installed(
+    kind: str, package: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    extra = pytest.importorskip(package, reason=f"{package} is not installed: requirements-heic.txt")
+    getattr(extra, "register_heif_opener", bool)()  # to write it, too
+    stored = np.zeros((40, 64, 3), np.uint8)
+    stored[:20] = 200, 30, 40
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = 6
+    file = tmp_path / "x.jpg"
+    Image.fromarray(stored).save(file, kind, exif=exif.tobytes(), **options)
+    assert_near(pixels(file), UPRIGHT[6](stored), 4)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to("pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "link.jpg", "zero.jpg"):
+        with pytest.raises(ImageError, match=r"^it is no regular file, but a pipe, socket or device$"):
+            decode(tmp_path / name)
+
+
 def test_a_image_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", refuse)
+    (tmp_path / "x.jpg").touch()
     with pytest.raises(ImageError, match=r"^no permission to read it$"):
         decode(tmp_path / "x.jpg")
 

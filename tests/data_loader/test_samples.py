@@ -10,17 +10,9 @@ from typing import Any
 import pytest
 
 from common.paths import ROOT
+from data_loader.image_files import IMAGE_SUFFIXES, LeftOut, NoImagesError, iter_images, natural_sorted, walk_images
 from data_loader.list_reader import read_list
-from data_loader.samples import (
-    IMAGE_SUFFIXES,
-    ListError,
-    Sample,
-    SampleList,
-    iter_images,
-    natural_sorted,
-    read_class_folders,
-    read_class_names,
-)
+from data_loader.samples import ListError, Sample, SampleList, read_class_folders, read_class_names
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -421,3 +413,52 @@ def test_iter_images_streams_and_walks_deep(tmp_path: Path, monkeypatch: pytest.
 def test_reading_lists_imports_no_torch() -> None:
     code = "import sys, data_loader.samples; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_class_folders_count_what_they_leave_out(tmp_path: Path) -> None:
+    root = touch(tmp_path / "root", "cat/1.jpg", "cat/2.HEIC", "cat/deep/3.heic", "cat/notes.txt", "dog/4.tga", "dog/5")
+    touch(root, "dog/6.jp2", "readme.md", "dog/@eaDir/6.jpg/SYNOPHOTO_THUMB_M.jpg", "@eaDir/cat/1.jpg", "cat/.hidden")
+    found = read_class_folders(root)
+    assert found.class_names == ("cat", "dog")
+    assert [sample.path for sample in found.samples] == [f"{root}/cat/1.jpg", f"{root}/dog/6.jp2"]
+    counts = {".heic": 2, ".txt": 1, ".tga": 1, "without an ending": 1, ".md": 1, "folder @eaDir": 2}
+    assert found.left_out.counts == counts
+    assert str(found.left_out).startswith("2 .heic, 2 folder @eaDir, 1 .md, 1 .tga, 1 .txt, 1 without an ending (pip")
+    assert str(found.left_out).endswith(" (pip install -r requirements-heic.txt for .heic)")
+
+
+def test_folders_of_splits_are_no_classes(tmp_path: Path) -> None:
+    root = touch(tmp_path / "root", "Train/cat/1.jpg", "val/cat/2.jpg", "test/cat/3.jpg")
+    splits = "are the splits of a data set, no classes; name"
+    with pytest.raises(ListError) as caught:
+        read_class_folders(root)
+    folders = f"{root}/Train and {root}/test"
+    assert str(caught.value) == f"{root}: its folders Train and test and val {splits} {folders} instead"
+    with pytest.raises(ListError) as caught:
+        read_class_folders(touch(tmp_path / "sets", "cars/training/1.jpg", "cars/valid/2.jpg", "birds/3.jpg"))
+    assert f"{tmp_path}/sets/cars: its folders training and valid {splits}" in str(caught.value)
+    vehicles = touch(tmp_path / "vehicles", "train/1.jpg", "bus/2.jpg")
+    assert read_class_folders(vehicles).class_names == ("bus", "train")
+    assert read_class_folders(root, ("Train", "val", "test")).class_counts() == [1, 1, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with a name")
+def test_only_regular_files_are_images(tmp_path: Path) -> None:
+    root = touch(tmp_path / "root", "1.jpg")
+    os.mkfifo(root / "2.jpg")
+    (root / "3.jpg").symlink_to(root / "2.jpg")
+    (root / "4.jpg").symlink_to("/dev/zero")
+    (root / "5.jpg").symlink_to(root / "1.jpg")
+    (root / "6.jpg").symlink_to(root / "nowhere")
+    left_out = LeftOut()
+    assert [Path(path).name for path in iter_images(root, left_out=left_out)] == ["1.jpg", "5.jpg", "6.jpg"]
+    assert left_out.counts == {"pipe, socket or device": 3}
+
+
+def test_a_folder_without_images_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = touch(tmp_path / "root", "1.heic", "2.xyz")
+    with pytest.raises(NoImagesError, match=r"no images in it or below it; left out: 1 \.heic, 1 \.xyz \(pip install"):
+        list(walk_images(root))
+    touch(root, "3.jpg")
+    assert list(walk_images(root)) == [f"{root}/3.jpg"]
+    assert capsys.readouterr().err.startswith(f"note: {root}: left out, as no images: 1 .heic, 1 .xyz (pip install -r")

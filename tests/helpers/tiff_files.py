@@ -85,7 +85,7 @@ def _compressed(data: bytes, rows: int, compression: str) -> bytes:
         file = io.BytesIO()
         Image.frombytes("L", (len(data) // rows, rows), data).save(file, "TIFF", compression="tiff_lzw")
         with Image.open(file) as image:
-            tags: Any = image.tag_v2  # type: ignore[attr-defined]
+            tags: Any = image.tag_v2
             (place,), (size,) = tags[273], tags[279]
         return file.getvalue()[place : place + size]
     return data

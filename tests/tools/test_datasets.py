@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from common.paths import ROOT
+from data_loader.image_files import iter_images
 from data_loader.list_reader import read_list
-from data_loader.samples import iter_images, read_class_names
+from data_loader.samples import read_class_names
 from tools.datasets import make_digits, make_lists, make_mnist
 
 

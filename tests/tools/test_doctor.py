@@ -23,6 +23,7 @@ from data_loader.list_reader import read_list, read_unlabelled
 from data_loader.preprocess import Preprocess, decode
 from data_loader.samples import SampleList
 from tests.helpers.images import png_file
+from tests.helpers.profiles import D65_XY, P3_XY, SRGB_CURVE, rgb_profile
 from tests.helpers.tiff_files import tiff_file
 from tools.doctor import __main__ as doctor
 from tools.doctor import step_check
@@ -240,6 +241,28 @@ def test_nearly_black_and_no_mask(tmp_path: Path) -> None:
     assert found(report, "alpha that is no mask") == ("note", [["infrared.tif"]])
     wide = {name for group in found(report, "16 bits or floating point")[1] for name in group}
     assert wide == {"dark.png", "dark.tif", "said.tif", "bright.png"}
+
+
+@pytest.mark.parametrize(("with_profile", "follows"), [((7, 7, 7), False), ((6, 1, 0), True), ((3, 3, 1), False)])
+@pytest.mark.parametrize("icc_profiles", ["convert", "ignore"])
+def test_colour_profiles_that_follow_the_classes(
+    tmp_path: Path, with_profile: tuple[int, ...], follows: bool, icc_profiles: str
+) -> None:
+    planted = Planted(tmp_path, clean=0)
+    p3 = rgb_profile(P3_XY, D65_XY, SRGB_CURVE)
+    for label, count in enumerate(with_profile):
+        for number in range(7):
+            options = {"icc_profile": p3} if number < count else {}
+            planted.add("train", f"{label}_{number}.png", label, **options)
+    _, _, report = examined(planted.config(icc_profiles=icc_profiles))
+    assert len(found(report, "another colour space than sRGB")[1]) == sum(with_profile)
+    warnings = [entry for entry in report["findings"] if entry["kind"] == "colour spaces follow the classes"]
+    assert [entry["level"] for entry in warnings] == ["warning"] * follows
+    if follows:
+        text = "86% of daisy and 0% of tulip have another colour space than sRGB: "
+        ignored = 'the net may learn that; set icc_profiles to "convert"'
+        hint = "they come from different sources" if icc_profiles == "convert" else ignored
+        assert warnings[0]["text"] == text + hint
 
 
 def test_the_terminal_is_not_wider_than_80_columns(diagnosis: Diagnosis) -> None:

@@ -24,6 +24,7 @@ from common.paths import ROOT
 from configs.loading import process_config
 from configs.schema import Config
 from data_loader.preprocess import Preprocess
+from deploy.backends.loading import load_torch
 from tests.conftest import GEM_RESNET, slow_but
 from tests.helpers.breaking import dying_after_save
 from trainers import builder
@@ -529,6 +530,27 @@ def test_resume_takes_the_new_settings_and_refuses_another_net(
     assert "--resume cannot go on with another net or optimizer: model_type was 'resnet18', is 'resnet34'" in (
         capsys.readouterr().err
     )
+
+
+def test_a_training_from_before_colour_profiles_goes_on_without(
+    make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_train(make_config(num_epochs=1)) == 0
+    path = dataset / "weights/net_last.pth"
+    assert load_checkpoint(path).metadata.preprocess.icc_profiles == "convert"
+    content = torch.load(path, weights_only=True)
+    del content["config"]["icc_profiles"], content["facts"]["preprocess"]["icc_profiles"]
+    torch.save(content, path)
+    assert load_checkpoint(path).metadata.preprocess.icc_profiles == "ignore"
+    assert run_train(make_config(num_epochs=2), "--resume") == 0
+    assert 'resuming with icc_profiles "ignore": this training began before' in capsys.readouterr().out
+    resumed = load_checkpoint(path)
+    assert resumed.metadata.preprocess.icc_profiles == resumed.config["icc_profiles"] == "ignore"
+    bare = dataset / "bare.pth"
+    torch.save(resumed.net, bare)
+    for given, expected in (({}, "ignore"), ({"icc_profiles": "convert"}, "convert")):
+        _, metadata = load_torch(bare, "cpu", process_config(make_config(**given)))
+        assert metadata.preprocess.icc_profiles == expected
 
 
 def test_resume_keeps_every_point_of_tensorboard(make_config: ConfigMaker, dataset: Path) -> None:

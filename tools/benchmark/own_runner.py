@@ -128,7 +128,7 @@ class EpochOfImages:
 
 def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: int, precision: str) -> None:
     """Classify all images of a folder and write a CSV, as inference.py does; a round is the folder."""
-    from data_loader.samples import iter_images
+    from data_loader.image_files import iter_images
     from deploy.backends.loading import load_backend
     from deploy.inference.predictor import Predictor
     from deploy.inference.result_writer import open_results

@@ -24,6 +24,7 @@ from common.cli import run_program
 from common.console import text_columns
 from common.errors import UserError
 from common.formatting import is_utf8
+from data_loader.image_files import LeftOut
 from data_loader.samples import read_class_folders
 
 SPLIT_NAMES = ("train", "val", "test")
@@ -43,6 +44,7 @@ class Images:
 
     entries: tuple[Entry, ...]
     class_names: tuple[str, ...]
+    left_out: LeftOut
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +106,7 @@ def find_images(folder: str) -> Images:
             raise ToolError(f"the name {path!r} has a line break, which a list cannot hold; rename it")
         if not is_utf8(path):
             raise ToolError(f"the name {path!r} is not UTF-8, which a list must be; rename it")
-    return Images(entries, found.class_names)
+    return Images(entries, found.class_names, found.left_out)
 
 
 def split_images(
@@ -318,7 +320,7 @@ def _group_key(path: str, pattern: re.Pattern[str]) -> str | None:
 
 def _list_notes(images: Images, splits: Mapping[str, Sequence[Entry]], pattern: re.Pattern[str] | None) -> str:
     """Return notes on classes that a split lacks and on images without a group."""
-    notes = ""
+    notes = f"note: left out, as no images: {images.left_out}\n" if images.left_out.counts else ""
     for name, entries in splits.items():
         present = {label for _, label in entries}
         absent = [class_name for label, class_name in enumerate(images.class_names) if label not in present]

@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from common.cli import run_program
-from data_loader.samples import iter_images
+from data_loader.image_files import iter_images
 from tools.datasets.make_lists import (
     Entry,
     ToolError,

@@ -20,6 +20,8 @@ PROBLEM, WARNING, NOTE = "problem", "warning", "note"  # it spoils the training;
 LEVELS = (PROBLEM, WARNING, NOTE)
 IMBALANCED = 10.0  # ratio of the largest class to the smallest from which weights are advised
 MISSHAPEN = 2.0  # ratio of an image's aspect to the input's from which `resize` changes much
+FOLLOWING = 0.5  # difference of two classes' shares of colour profiles from which it is reported
+FEW_IMAGES = 5  # of a class, whose share means nothing
 MANY = 0.1  # share of the images from which an oddity is a warning
 WARNED_OF = ("one colour", "very long", "much smaller than the input", "nearly black", "alpha that is no mask")
 _RESIZED = {
@@ -118,6 +120,8 @@ def check(study: Study) -> list[Finding]:
         *_near_duplicates(study),
         *_classes(study),
         *_oddities(study),
+        *_colour_spaces(study),
+        *_left_out(study),
         *_shapes(study),
     ]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
@@ -243,6 +247,29 @@ def _oddities(study: Study) -> Iterator[Finding]:
         if rows:
             level = WARNING if oddity in WARNED_OF and len(rows) >= MANY * total else NOTE
             yield Finding(level, oddity, f"{count_text(len(rows))}: {oddity} ({consequence})", [[row] for row in rows])
+
+
+def _colour_spaces(study: Study) -> Iterator[Finding]:
+    """Yield a warning where a class can be told by its colour profiles: it comes from another source."""
+    counts = np.array(study.train.class_counts())
+    rows = [row for row in study.images.has("another colour space than sRGB").tolist() if study.is_train(row)]
+    labels = [label for row in rows if (label := study.sample(row).label) != NO_LABEL]
+    large = np.flatnonzero(counts >= FEW_IMAGES)
+    if not len(large):
+        return
+    shares = np.bincount(labels, minlength=len(counts))[large] / counts[large]
+    if shares.max() - shares.min() >= FOLLOWING:
+        most, least = (study.train.class_names[large[at]] for at in (shares.argmax(), shares.argmin()))
+        text = f"{shares.max():.0%} of {most} and {shares.min():.0%} of {least} have another colour space than sRGB: "
+        ignored = 'the net may learn that; set icc_profiles to "convert"'
+        text += ignored if study.preprocess.icc_profiles == "ignore" else "they come from different sources"
+        yield Finding(WARNING, "colour spaces follow the classes", text, [[row] for row in rows])
+
+
+def _left_out(study: Study) -> Iterator[Finding]:
+    for name, samples in (("training", study.train), ("validation", study.val)):
+        if samples.left_out.counts:
+            yield Finding(NOTE, f"left out of {name}", f"files that are no images, in {name}: {samples.left_out}")
 
 
 def _shapes(study: Study) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from common.errors import UserError
+from data_loader.colour_profiles import CONVERTED, UNUSABLE, profile_use
 from data_loader.preprocess import BROKEN_EXIF, ImageError, Preprocess, open_image
 from data_loader.tiff import has_mask
 
@@ -33,6 +34,8 @@ ENLARGED = 2.0  # enlargement to the input from which an image is reported
 ODDITIES = {  # of a readable image, and how it is read; in the order of the bits of `ScannedImages.odd`
     "CMYK": "converted to RGB",
     "Lab, YCbCr or another colour space": "converted to RGB",
+    "another colour space than sRGB": "by its ICC profile; icc_profiles says whether it is converted",
+    "a colour profile that cannot be used": "ignored",
     "16 bits or floating point": "scaled to 8 bits by the range of their bits (docs/image-formats.md)",
     "nearly black": "over 8 bits, but no value above a sixteenth of their range: scaled by it, little is left; "
     "multiply them, or write MaxSampleValue (TIFF: 1023, 4095 or 16383)",
@@ -59,6 +62,9 @@ _ENDINGS = {
     "GIF": (".gif",),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k"),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "JXL": (".jxl",),
 }
 
 
@@ -252,6 +258,8 @@ def _oddities(path: str, max_pixels: int) -> int:
             found = {
                 "CMYK": mode == "CMYK",
                 "Lab, YCbCr or another colour space": mode in ("LAB", "YCbCr", "HSV"),
+                "another colour space than sRGB": profile_use(image) == CONVERTED,
+                "a colour profile that cannot be used": profile_use(image) == UNUSABLE,
                 "16 bits or floating point": _has_wide_values(image),
                 "1 bit": mode == "1",
                 "transparent": mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info,
@@ -273,8 +281,10 @@ def _has_wide_values(image: Image.Image) -> bool:
     """Return whether a file has more than 8 bits a value, or signed or floating-point values."""
     if image.format == "TIFF" or image.mode.startswith(("I", "F")):
         return "bits" in image.info or image.mode.startswith(("I", "F"))
-    settings = str([tile[3] for tile in getattr(image, "tile", ())])
-    return "16" in settings or "65535" in settings  # of PNG, as "RGB;16B", and of PPM
+    settings = [tile[3] for tile in getattr(image, "tile", ())]  # of a PNG "RGB;16B", of a PPM ("RGB", 65535)
+    if image.format == "PPM":
+        return any(isinstance(value, tuple) and value[-1] > 255 for value in settings)
+    return image.format == "PNG" and any("16" in str(value) for value in settings)
 
 
 def _shape_oddities(size: tuple[int, int], preprocess: Preprocess) -> int:

@@ -34,6 +34,9 @@ def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple
         log(f"warning: training and validation read the same images ({val.origin}); the accuracy will mean little")
     classes = f", {len(train.class_names)} classes" if train.class_names else ""
     log(f"{len(train.samples)} training and {len(val.samples)} validation images{classes}")
+    for samples in (train, val):
+        if samples.left_out.counts:
+            log(f"note: {samples.root}: left out, as no images: {samples.left_out}")
     skipped: Skipped = []
     preprocess = build_metadata(config, train.class_names).preprocess
     if config.data_cache != "none":

@@ -664,7 +664,7 @@ def test_an_unreadable_folder_ends_the_walk_but_keeps_the_predictions(
         yield f"{good}/img2.png"
         raise PermissionError(13, "Permission denied", f"{good}/secret")
 
-    monkeypatch.setattr(cli_inputs, "iter_images", walk)
+    monkeypatch.setattr(cli_inputs, "walk_images", walk)
     assert main("--weights", weights, "-idir", good, "--output", tmp_path / "r.jsonl") == 2
     captured = capsys.readouterr()
     assert captured.err == f"inference.py: {good}/secret: cannot read the folder: Permission denied\n"

@@ -18,6 +18,7 @@ import sklearn.metrics
 
 from artifacts.calibration import SCORES
 from common.atomic_io import ResultsError
+from data_loader.image_files import NoImagesError
 from data_loader.samples import Sample
 from deploy.inference.uncertainty_scores import ClassMeans, UncertaintyError, softmax
 from deploy.uncertainty.calibration import CalibrationTarget, calibrate
@@ -312,7 +313,7 @@ def test_out_of_distribution_images_are_others(tmp_path: Path) -> None:
     with pytest.raises(UncertaintyError, match=r"D: 1 of its images are among the evaluated ones"):
         out_of_distribution_samples(tmp_path / "D", [Sample(str(tmp_path / "link/2.png"), 0)])
     (tmp_path / "E").mkdir()
-    with pytest.raises(UncertaintyError, match=r"E: no images in it or below it$"):
+    with pytest.raises(NoImagesError, match=r"E: no images in it or below it; endings known: "):
         out_of_distribution_samples(tmp_path / "E", [])
     with pytest.raises(UncertaintyError, match=r"1.png: no such folder; name one of out-of-distribution images with"):
         out_of_distribution_samples(Path(files[0]), [])

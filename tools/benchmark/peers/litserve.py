@@ -33,7 +33,8 @@ class Classifier(litserve.LitAPI):
     def decode_request(self, request: dict[str, str]) -> Image.Image:
         """Decode an image."""
         preprocess = self.metadata.preprocess
-        return decode(base64.b64decode(request["content"], validate=True), preprocess.channels, preprocess.max_pixels)
+        data = base64.b64decode(request["content"], validate=True)
+        return decode(data, preprocess.channels, preprocess.max_pixels, icc_profiles=preprocess.icc_profiles)
 
     def batch(self, inputs: list[Image.Image]) -> list[Image.Image]:
         """Return them unchanged: the predictor stacks them once they have one size."""
