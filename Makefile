@@ -19,7 +19,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 40
 
 fuzz: setup
 	FUZZ_TIMES=10 $(BIN)/python -m pytest tests/test_fuzz.py

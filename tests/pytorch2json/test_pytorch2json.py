@@ -46,9 +46,14 @@ def test_the_interpreter_reproduces_every_family_from_the_two_files(row: str, tm
         assert relative_error(interpreter(images[:count]), expected) < 1e-4
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize(
-    "row", slow_but(QUICK[:1], ("GeM_ResNet_AVP resnet18", "densenet121", "swin_t", "mobilenet_v3_small"))
+    ("row", "precision"),
+    [
+        ("GeM_ResNet_AVP resnet18", "fp16"),
+        ("GeM_ResNet_AVP resnet18", "bf16"),
+        pytest.param("swin_t", "fp16", marks=pytest.mark.slow),
+        pytest.param("mobilenet_v3_small", "bf16", marks=pytest.mark.slow),
+    ],
 )
 def test_half_precision_stays_near_the_net_with_float32_at_both_ends(row: str, precision: str) -> None:
     net, side = lively_net(row)

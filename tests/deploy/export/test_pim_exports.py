@@ -134,7 +134,7 @@ def test_onnx_and_int8_run_on_both_runtimes_at_any_batch_size(backbone: str, tmp
             assert np.abs(rounded(batch) - of_all[:count]).max() < INT8_BATCH_TOLERANCE * scale, (runtime, count)
 
 
-@pytest.mark.parametrize("formats", ["onnx json", pytest.param(" ".join(FILES), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("formats", ["onnx json", pytest.param("jit pt2 int8 engine", marks=pytest.mark.slow)])
 def test_every_format_of_a_trained_net_is_verified(formats: str, tmp_path: Path) -> None:
     weights = trained(tmp_path)
     names = [name for name in formats.split() if name != "engine" or not WITHOUT_TENSORRT]
