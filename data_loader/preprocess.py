@@ -27,6 +27,7 @@ from data_loader.errors import ImageError as ImageError
 from data_loader.image_files import INSTALL_EXTRAS
 from data_loader.tiff import is_read_right, read_tiff, without_false_alpha
 from data_loader.tiff_layout import SIGNATURES
+from data_loader.transparency import with_stored_alpha
 
 if TYPE_CHECKING:
     import torch
@@ -91,8 +92,9 @@ def decode(
                 raise ImageError(f"{width}x{height} is more than max_pixels ({max_pixels}) allows")
             if at_least is not None and isinstance(image, JpegImageFile):
                 return _to_8bit(_upright(_reduced(image, at_least)), channels, icc_profiles)
-            image.load()
-            upright = _upright(image)
+            loaded = with_stored_alpha(image, lambda: stream_of(source))
+            loaded.load()
+            upright = _upright(loaded)
             if isinstance(image, TiffImageFile):
                 upright = without_false_alpha(upright, image.tag_v2)
             return _to_8bit(upright, channels, icc_profiles)
@@ -116,14 +118,19 @@ def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
             return image
         image.close()
     except UnidentifiedImageError:
-        with _stream(source) as file:
+        with stream_of(source) as file:
             head = file.read(12)
         if kind := extra_format(head):
             return _open_extra(source, kind)
         if head[:4] not in SIGNATURES:
             raise
-    with _stream(source) as file:
+    with stream_of(source) as file:
         return read_tiff(file, max_pixels)
+
+
+def stream_of(source: bytes | str | Path) -> BinaryIO:
+    """Return a file, or its bytes, opened to be read."""
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
 def _check_regular(path: str | Path) -> None:
@@ -288,10 +295,6 @@ def extra_format(head: bytes) -> str:
     if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
         return "HEIF"
     return "JXL" if head[:2] == b"\xff\x0a" or head == b"\0\0\0\x0cJXL \r\n\x87\n" else ""
-
-
-def _stream(source: bytes | str | Path) -> BinaryIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
 def _reduced(image: JpegImageFile, at_least: tuple[int, int]) -> Image.Image:

@@ -23,7 +23,7 @@ from nets.support.pretrained import (
 )
 
 Log = Callable[[str], None]
-OF_UPDATE = ("channels", "mean", "std", "resize", "interpolation", "height", "width")
+OF_UPDATE = ("channels", "mean", "std", "resize", "interpolation", "height", "width", "icc_profiles")
 OF_FINETUNE = ("channels", "mean", "std")  # a new head may learn other sizes
 TOLERANCE = 1e-4  # of a mean and a std, which files write with three digits
 

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from data_loader.colour_profiles import CONVERTED, UNUSABLE, profile_use
-from data_loader.preprocess import BROKEN_EXIF, ImageError, Preprocess, open_image
+from data_loader.preprocess import BROKEN_EXIF, ImageError, Preprocess, open_image, stream_of
 from data_loader.tiff import has_mask
+from data_loader.transparency import with_stored_alpha
 
 SMALL_PX = 16  # side of the small copies that images are compared by
 CHUNK = 32  # images that a process reads at a time
@@ -255,6 +256,8 @@ def _oddities(path: str, max_pixels: int) -> int:
         warnings.simplefilter("ignore")  # of unusual metadata
         with open_image(path, max_pixels) as image:
             mode, name = image.mode, image.format or ""
+            if name in ("BMP", "DIB"):
+                mode = with_stored_alpha(image, lambda: stream_of(path)).mode
             found = {
                 "CMYK": mode == "CMYK",
                 "Lab, YCbCr or another colour space": mode in ("LAB", "YCbCr", "HSV"),
