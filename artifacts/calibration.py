@@ -13,6 +13,7 @@ SCORES = (
     "energy",
     "evidence",
 )  # of the logits alone: every kind of file has them
+LONGEST_NAME = 64  # characters of `fitted_to`
 ACCEPT, CONFORMAL = "accept", "conformal"  # keys of the metadata's thresholds
 
 
@@ -23,6 +24,7 @@ class Calibration:
     The error rate of the accepted is under `target_risk` with probability `confidence`; the conformal set misses the
     true class with probability at most `conformal_risk`. Of `pictures` images the threshold accepted `accepted`, of
     which `wrong` were wrong; `risk_bound` is the upper bound of the error rate that follows.
+    `fitted_to` names the outputs that it was fitted to, as `outputs_name` does: the target is met for those alone.
     """
 
     score: str
@@ -33,6 +35,7 @@ class Calibration:
     accepted: int
     wrong: int
     risk_bound: float
+    fitted_to: str = "fp32"  # not in older files, whose calibration is that of a checkpoint
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -42,7 +45,7 @@ class Calibration:
     def from_dict(cls, values: Any) -> Calibration:
         """Return the calibration that `to_dict` wrote. Raises ValueError for anything else."""
         names = [field.name for field in fields(cls)]
-        if not isinstance(values, dict) or set(values) != set(names):
+        if not isinstance(values, dict) or set(values) | {"fitted_to"} != set(names):
             raise ValueError(f"calibration must have {', '.join(names)}")
         calibration = cls(**values)
         wrong = [name for name, fits in calibration._fits().items() if not fits]
@@ -58,7 +61,13 @@ class Calibration:
         return fits | {
             "score": self.score in SCORES,
             "risk_bound": _is_number(self.risk_bound) and 0 <= self.risk_bound <= 1,
+            "fitted_to": isinstance(self.fitted_to, str) and 0 < len(self.fitted_to) <= LONGEST_NAME,
         }
+
+
+def outputs_name(precision: str, runtime: str) -> str:
+    """Return which outputs a net has: its precision, and of int8, which each runtime rounds in its own way, both."""
+    return f"{precision} on {runtime}" if precision == "int8" else precision
 
 
 def _is_number(value: Any) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts.calibration import ACCEPT, CONFORMAL
+from artifacts.calibration import ACCEPT, CONFORMAL, outputs_name
 from artifacts.metadata import ModelMetadata
 from deploy.inference.uncertainty_scores import softmax, uncertainty_of
 
@@ -44,6 +44,23 @@ def decide(logits: np.ndarray, metadata: ModelMetadata) -> Sequence[Decision | N
         else None
         for uncertainty, members, fits in zip(uncertainties.tolist(), sets, is_finite, strict=True)
     ]
+
+
+def foreign_calibration(metadata: ModelMetadata, runtime: str, precision: str = "auto") -> str:
+    """Return a sentence where thresholds were fitted to other outputs than a runtime gives in a precision, else ""."""
+    own = given_outputs(metadata, runtime, precision)
+    if metadata.calibration is None or metadata.calibration.fitted_to == own:
+        return ""
+    return (
+        f"its thresholds were fitted to the outputs of {metadata.calibration.fitted_to}, and the target risk is that "
+        f"of those; {own} decides a little differently"
+    )
+
+
+def given_outputs(metadata: ModelMetadata, runtime: str, precision: str = "auto") -> str:
+    """Return the `outputs_name` of a file on a runtime; `precision` is the flag, which changes no int8 layer."""
+    computed = metadata.precision if precision == "auto" or metadata.precision == "int8" else precision
+    return outputs_name(computed, runtime)
 
 
 def conformal_sets(scores: np.ndarray, threshold: float) -> list[tuple[int, ...]]:

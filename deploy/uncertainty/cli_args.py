@@ -7,7 +7,7 @@ import argparse
 from artifacts.calibration import SCORES
 from common.cli import named_path, number
 from deploy.inference.cli_args import DEFAULT_RESULT, add_images, add_machine, add_net
-from deploy.inference.result_writer import RESULTS_HELP
+from deploy.inference.result_writer import RAW_CSV_HELP, RESULTS_HELP
 from deploy.uncertainty.calibration import DEFAULT_SCORE
 
 DEFAULT_OUTPUT = f"{DEFAULT_RESULT}/uncertain.csv"
@@ -114,6 +114,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
     add("--topk", metavar="K", type=number(1, 10**9), default=1, help="classes listed per image (default 1)")
     add("--output", metavar="F", type=named_path, help=f"{RESULTS_HELP} (default {DEFAULT_OUTPUT})")
+    add("--raw_csv", action="store_true", help=RAW_CSV_HELP)
     add(
         "--set_aside",
         metavar="DIR",

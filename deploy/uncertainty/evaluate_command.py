@@ -16,8 +16,9 @@ from common.console import elide
 from configs.schema import Config
 from data_loader.image_files import walk_images
 from data_loader.samples import NO_LABEL, Sample
-from deploy.backends.base import Backend
+from deploy.backends.base import CHANGED, Backend
 from deploy.inference.cli_args import DEFAULT_RESULT
+from deploy.inference.decision import foreign_calibration
 from deploy.inference.uncertainty_scores import ClassMeans, UncertaintyError
 from deploy.uncertainty.cli_passes import passes_of
 from deploy.uncertainty.evaluation import evaluate
@@ -65,7 +66,10 @@ def evaluate_net(
         means = ClassMeans.of(of_means.features, of_means.labels)
     known, ood = outputs_of(samples), outputs_of(ood_samples) if ood_samples else None
     skipped = [*known.skipped, *(ood.skipped if ood else ())]
+    foreign = foreign_calibration(metadata, backend.name, args.precision)
+    changed = CHANGED if metadata.is_changed else ""
     notes = [text for text in (found.note, reference.note if reference else "", note) if text]
+    notes += [f"{text[0].upper()}{text[1:]}." for text in (foreign, changed) if text]
     if skipped:
         notes.append(f"Images that cannot be read and were left out: {len(skipped)}; the first: {skipped[0]}.")
     named = {"net": metadata.net["name"], "weights": str(weights), "list": str(args.evaluate), "root": found.root}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from common.atomic_io import ResultsError, atomic_path, check_folder, write_atom
 from data_loader.preprocess import ImageError, decode
 from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.decision import SET_ASIDE
+from deploy.inference.image_writers import reading_image
 
 SHEET, LIST, CLASSES = "contact_sheet.png", "to_label.txt", "classes.txt"
 SHOWN, COLUMNS = 100, 10  # images of the contact sheet
@@ -40,33 +41,44 @@ class ReviewFolder:
         if prediction.decision == SET_ASIDE:
             self._predictions.append(prediction)
 
-    def finish(self) -> None:
-        """Fill the folder. Raises ResultsError."""
+    def finish(self) -> list[tuple[str, ImageError]]:
+        """Fill the folder; return the images that cannot be read any more, and why. Raises ResultsError."""
         ranked = sorted(self._predictions, key=lambda one: -one.uncertainty)  # of equals the earlier first
         digits = max(4, len(str(len(ranked))))
         names = [f"{rank:0{digits}d}_{_listable(Path(one.file).name)}" for rank, one in enumerate(ranked, 1)]
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
+        gone = []
+        copied: dict[str, ClassPrediction] = {}
         for prediction, name in zip(ranked, names, strict=True):
-            with writing(self._folder / name), atomic_path(self._folder / name, durable=False) as temporary:
-                shutil.copyfile(prediction.file, temporary)
-        self._write(LIST, "".join(f"{name}----{OPEN_LABEL}\n" for name in names))
+            try:
+                self._copy(prediction.file, self._folder / name)
+                copied[name] = prediction
+            except ImageError as error:
+                gone.append((prediction.file, error))
+        self._write(LIST, "".join(f"{name}----{OPEN_LABEL}\n" for name in copied))
         self._write(CLASSES, "".join(f"{name}\n" for name in self._metadata.class_names))
-        if ranked:
-            self._draw(ranked[:SHOWN], names)
+        if copied:
+            self._draw(dict(itertools.islice(copied.items(), SHOWN)))
+        return gone
+
+    def _copy(self, file: str, target: Path) -> None:
+        with writing(target), reading_image(Path(file)), atomic_path(target, durable=False) as temporary:
+            shutil.copyfile(file, temporary)
 
     def _write(self, name: str, text: str) -> None:
         with writing(self._folder / name):
             write_atomic(self._folder / name, text.encode(errors="surrogateescape"))
 
-    def _draw(self, predictions: list[ClassPrediction], names: list[str]) -> None:
+    def _draw(self, copied: dict[str, ClassPrediction]) -> None:
         from visualization.raster import image_grid, png_bytes  # late: fonts take a moment
 
         captions = [
             f"{name}\n{one.class_name} {one.score:.3f}\n{' | '.join(one.conformal_set) or 'no class'}"
-            for one, name in zip(predictions, names, strict=False)
+            for name, one in copied.items()
         ]
-        sheet = png_bytes(image_grid(list(_pixels(predictions, self._metadata)), captions, COLUMNS))
+        pixels = [_pixels(self._folder / name, self._metadata) for name in copied]
+        sheet = png_bytes(image_grid(pixels, captions, COLUMNS))
         with writing(self._folder / SHEET):
             write_atomic(self._folder / SHEET, sheet)
 
@@ -78,12 +90,11 @@ def check_new_folder(folder: Path) -> None:
         raise ResultsError(f"{folder}: it is not empty; name a new folder with --set_aside")
 
 
-def _pixels(predictions: list[ClassPrediction], metadata: ModelMetadata) -> Iterator[np.ndarray]:
-    for prediction in predictions:
-        try:
-            yield np.asarray(decode(prediction.file, 3, metadata.preprocess.max_pixels))
-        except ImageError as error:  # it was readable when it was classified
-            raise ResultsError(f"{prediction.file}: {error}") from error
+def _pixels(copy: Path, metadata: ModelMetadata) -> np.ndarray:
+    try:
+        return np.asarray(decode(copy, 3, metadata.preprocess.max_pixels))
+    except ImageError as error:  # it was readable when it was classified
+        raise ResultsError(f"{copy}: {error}") from error
 
 
 def _listable(name: str) -> str:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -32,10 +34,12 @@ from deploy.export.writers import Source, write_int8, write_json
 from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
 from deploy.service.request_parser import CONTENT
+from deploy.uncertainty.calibrate_command import _warn_of_worse_scores
 from deploy.uncertainty.calibration import for_temperature
-from deploy.uncertainty.outputs import config_of
+from deploy.uncertainty.outputs import Outputs, config_of
 from pytorch2json import engine
 from tests.conftest import CLASSES
+from tests.helpers.calibrated import metadata_with
 from tests.helpers.exported import ENVIRONMENT, paint, train_net, write_list
 from tests.helpers.serving import GatedBackend, RunningService, base64_of, running, write_page
 from tests.helpers.serving import flags as service_flags
@@ -138,7 +142,9 @@ def test_calibration_prints_what_it_found_and_changes_nothing_else(
     assert (kept.target_risk, kept.confidence, kept.conformal_risk, kept.pictures) == (0.06, 0.9, 0.04, 160)
     assert printed[0] == f"{held}: 200 images; 40 fit the temperature, 160 the thresholds"
     assert re.fullmatch(
-        r"accuracy 0\.\d{4}; temperature [\d.]+; negative log likelihood [\d.]+ before, [\d.]+ after", printed[1]
+        r"accuracy 0\.\d{4}; temperature [\d.]+(?: \(it stays 1: no fitted one is better on other images than those "
+        r"that it was fitted to\))?; negative log likelihood [\d.]+ before, [\d.]+ after",
+        printed[1],
     )
     assert printed[2] == (
         f"accept where least_confidence <= {metadata.thresholds['accept']:.6g}: {kept.accepted} of 160 "
@@ -146,7 +152,10 @@ def test_calibration_prints_what_it_found_and_changes_nothing_else(
     )
     assert printed[3] == f"so the risk among the accepted is at most {kept.risk_bound:.4f}, with confidence 0.9"
     assert printed[4].endswith("it misses the true class in at most 4.0% of the images")
-    assert printed[5] == f"written into {weights}; files exported from it before do not have it: export them again"
+    assert printed[5] == (
+        f"fitted to the outputs of fp32, and written into {weights}; files exported from it before do not have it: "
+        "export them again"
+    )
 
 
 def test_what_was_calibrated_is_what_decides_on_that_list(weights: Path) -> None:
@@ -211,6 +220,104 @@ def test_int8_decides_as_the_net_but_near_the_threshold(weights: Path, exported:
     assert sum(a.decision != b.decision for a, b in zip(expected, got, strict=True)) <= 0.02 * len(paths)
     decided = [prediction.decision for prediction in expected]
     assert min(decided.count("accept"), decided.count("set_aside")) > 0.2 * len(paths)  # both are common
+
+
+def test_int8_has_thresholds_of_its_own_or_says_whose_they_are(
+    weights: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rest of the file stays, and its own outputs on the list are what its thresholds were counted on."""
+    own, held = tmp_path / "own.onnx", weights.with_name("held.txt")
+    shutil.copyfile(exported / "model.int8.onnx", own)
+    foreign = (
+        f"warning: {own}: its thresholds were fitted to the outputs of fp32, and the target risk is that of those; "
+        "int8 on onnxruntime decides a little differently\n"
+    )
+    runtime = ("--runtime", "onnxruntime")
+    one_image = (*runtime, "--image", weights.parent / "asked/mixed6.png", "--output", tmp_path / "one.csv")
+    assert run("--weights", own, *one_image) == 0
+    assert capsys.readouterr().err == f"inference_uncertain.py: {foreign}"
+    assert inference.main([str(flag) for flag in ("--weights", own, *one_image)]) == 0
+    assert capsys.readouterr().err == f"inference.py: {foreign}"
+    target = ("--target_risk", 0.06, "--confidence", 0.9, "--conformal", 0.04)
+    assert run("--weights", own, "--calibrate", held, "--list_root", weights.parent / "images", *runtime, *target) == 0
+    captured = capsys.readouterr()
+    last = captured.out.splitlines()[-1]
+    assert last == f"fitted to the outputs of int8 on onnxruntime, and written into {own}"
+    metadata = read_metadata(own)
+    calibration = metadata.calibration
+    assert calibration is not None and calibration.fitted_to == "int8 on onnxruntime"
+    before, after = (onnx.load(path).graph.SerializeToString() for path in (exported / "model.int8.onnx", own))
+    assert after == before
+    assert run("--weights", own, *one_image) == 0 and capsys.readouterr().err == ""
+    lines = [line.split("----") for line in held.read_text(encoding="utf-8").splitlines()]
+    kept = [line for line, fits_temperature in zip(lines, for_temperature(200), strict=True) if not fits_temperature]
+    decided = predictions(own, [str(weights.parent / "images" / name) for name, _ in kept], runtime="onnxruntime")
+    accepted = [(p.label, int(label)) for p, (_, label) in zip(decided, kept, strict=True) if p.decision == "accept"]
+    assert (len(accepted), sum(a != b for a, b in accepted)) == (calibration.accepted, calibration.wrong)
+
+
+def test_a_checkpoint_calibrated_in_bf16_says_so(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(load_checkpoint(plain), tmp_path / "net.pth")
+    where = ("--calibrate", plain.with_name("held.txt"), "--target_risk", 0.1, "--conformal", 0.1)
+    assert run("--weights", tmp_path / "net.pth", *where, "--precision", "bf16") == 0
+    calibration = read_metadata(tmp_path / "net.pth").calibration
+    assert calibration is not None and calibration.fitted_to == "bf16"
+    image = ("--image", plain.parent / "asked/mixed6.png", "--output", tmp_path / "one.csv")
+    capsys.readouterr()
+    assert run("--weights", tmp_path / "net.pth", *image) == 0
+    assert "were fitted to the outputs of bf16, and the target risk is that of those; fp32 " in capsys.readouterr().err
+    assert run("--weights", tmp_path / "net.pth", *image, "--precision", "bf16") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_an_int8_file_serves_and_is_evaluated_with_a_note(
+    weights: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = (
+        "--evaluate",
+        weights.with_name("held.txt"),
+        "--list_root",
+        weights.parent / "images",
+        "--report",
+        tmp_path,
+    )
+    assert run("--weights", exported / "model.int8.onnx", *where) == 0
+    notes = json.loads((tmp_path / "uncertainty.json").read_text(encoding="utf-8"))["notes"]
+    assert any(
+        note.startswith("Its thresholds were fitted to the outputs of fp32, and the target risk") for note in notes
+    )
+
+
+def test_a_write_protected_folder_is_named_before_the_net_runs(
+    plain: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference_uncertain, "load_net", lambda *_: pytest.fail("the net was loaded"))
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # these tests may run as root, who may write anywhere
+    assert mistake(capsys, "--weights", plain, "--calibrate", plain.with_name("held.txt")) == (
+        f"{plain.parent}: no permission to write there"
+    )
+
+
+def test_worse_scores_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Half of the scores are 0.9 and right for 0.9 of the images: any other temperature is worse."""
+    logits = np.tile(np.array([[np.log(9.0), 0.0]], np.float32), (500, 1))
+    labels = (np.arange(500) % 10 == 0).astype(int)
+    outputs = Outputs(logits, labels, ("a",) * 500)
+    _warn_of_worse_scores(outputs, replace(metadata_with(), temperature=1.0))
+    assert capsys.readouterr().err == ""
+    _warn_of_worse_scores(outputs, replace(metadata_with(), temperature=0.5))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "inference_uncertain.py: the temperature 0.5000 makes the negative log likelihood of the 400 images that it "
+        "was not fitted to worse: "
+    )
+    right = np.mean(labels[~for_temperature(500)] == 0)
+    assert second.endswith(
+        f"expected calibration error of the 400 images that it was not fitted to worse: {81 / 82 - right:.4f} "
+        f"instead of {abs(0.9 - right):.4f}; a longer list fits it better"
+    )
 
 
 def test_every_export_carries_the_calibration(weights: Path, exported: Path) -> None:
@@ -415,10 +522,14 @@ def test_mistakes_are_sentences(
             *ask,
         ): f"{plain}: it is not calibrated, so it has no thresholds; calibrate it with: python "
         "inference_uncertain.py --weights CHECKPOINT --calibrate LIST; then export it again if this was exported",
-        ("--weights", exported / "float.onnx", *fit): f"{exported}/float.onnx: this ONNX file cannot be changed; "
+        (
+            "--weights",
+            exported / "model.json",
+            *fit,
+        ): f"{exported}/model.json: this network description cannot be changed; "
         "calibrate the checkpoint (.pth) that it was made from, and export it again",
         ("--weights", plain, *fit): "200 images are too few for a risk under 0.01 with confidence 0.95 and "
-        "conformal sets that miss 0.05: at least 660 are needed, all of them predicted correctly; a higher "
+        "conformal sets that miss 0.05: at least 387 are needed, all of them predicted correctly; a higher "
         "--target_risk needs fewer",
         ("--weights", plain, "--calibrate", weights.with_name("train.txt"), "--target_risk", 0.4): f"{plain.parent}/"
         "train.txt: 30 of its 30 images were trained on, and a net is overconfident on those; name a list of others, "

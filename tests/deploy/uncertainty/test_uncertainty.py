@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,14 +47,13 @@ from deploy.inference.uncertainty_scores import (
 )
 from deploy.uncertainty.calibration import (
     CalibrationTarget,
-    accept_threshold,
     calibrate,
+    choose_temperature,
     conformal_threshold,
     fit_temperature,
     for_temperature,
     least_images,
     negative_log_likelihood,
-    risk_bound,
 )
 from deploy.uncertainty.multi_pass import (
     Repetition,
@@ -65,6 +66,7 @@ from deploy.uncertainty.multi_pass import (
 )
 from deploy.uncertainty.outputs import check_not_trained_on, collect, labelled_samples, trained_on
 from deploy.uncertainty.review_folder import ReviewFolder, check_new_folder
+from deploy.uncertainty.risk_control import accept_threshold, error_limits, risk_bound
 from nets.net_interface import build_net
 from tests.helpers.calibrated import NAMES, grey, metadata_with, some_logits, true_labels
 
@@ -197,26 +199,63 @@ def test_all_wrong_bounds_nothing() -> None:
     assert risk_bound(7, 7, 0.05) == 1.0
 
 
-def test_the_threshold_is_that_of_the_search_written_another_way() -> None:
-    generator = np.random.default_rng(3)
-    for target, errors in ((0.02, 0.03), (0.05, 0.08), (0.1, 0.12)):
-        uncertainty = generator.random(2000)
-        wrong = generator.random(2000) < 2 * errors * uncertainty
-        found = accept_threshold(uncertainty, wrong, target, 0.95)
-        pairs = sorted(zip(uncertainty.tolist(), wrong.tolist(), strict=True))
-        delta = 0.05 / math.ceil(math.log2(2000 + 1))
-        least = next(n for n in range(1, 2000) if (1 - target) ** n <= delta)
-        low, high, best = least, 2000, 0  # of images accepted
-        while low <= high:
-            count = (low + high + 1) // 2
-            seen = sum(is_wrong for _, is_wrong in pairs[:count])
-            if scipy.stats.beta.ppf(1 - delta, seen + 1, count - seen) <= target:
-                best, low = count, count + 1
-            else:
-                high = count - 1
-        assert found is not None and found.accepted == best
-        assert found.wrong == sum(is_wrong for _, is_wrong in pairs[:best])
-        assert found.value == pytest.approx((pairs[best - 1][0] + pairs[best][0]) / 2)
+def passing_probability(limits: Sequence[int], risk: float) -> float:
+    """Return the probability that a walk of errors passes any limit, from all 2^n walks."""
+    total = 0.0
+    for walk in itertools.product((0, 1), repeat=len(limits) - 1):
+        errors = list(itertools.accumulate(walk))
+        if any(found <= limit for found, limit in zip(errors, limits[1:], strict=True)):
+            total += risk ** errors[-1] * (1 - risk) ** (len(walk) - errors[-1])
+    return total
+
+
+@pytest.mark.parametrize(("count", "risk", "delta"), [(12, 0.3, 0.2), (14, 0.4, 0.1), (13, 0.5, 0.25), (9, 0.2, 0.5)])
+def test_any_number_of_accepted_images_may_pass_and_all_together_err_no_more_often(
+    count: int, risk: float, delta: float
+) -> None:
+    """Every walk of errors is listed: of one level for all numbers it is the largest that keeps the probability."""
+    limits, level = error_limits(count, risk, delta)
+    assert passing_probability(limits.tolist(), risk) <= delta * (1 + 1e-9)
+    singles = {
+        errors: scipy.stats.binom.cdf(errors, k, risk) for k in range(1, count + 1) for errors in (limits[k] + 1,)
+    }
+    assert limits[-1] >= 0 and all(value > level for value in singles.values())  # none higher at this level
+    if level < delta:
+        higher = [int(scipy.stats.binom.ppf(level * 1.05, k, risk)) for k in range(count + 1)]
+        higher = [e if scipy.stats.binom.cdf(e, k, risk) <= level * 1.05 else e - 1 for k, e in enumerate(higher)]
+        least = next(k for k in range(1, count + 1) if (1 - risk) ** k <= delta)
+        higher = [-1 if k < least else e for k, e in enumerate(higher)]
+        assert higher == limits.tolist() or passing_probability(higher, risk) > delta
+
+
+@pytest.mark.parametrize(("target", "confidence"), [(0.2, 0.95), (0.2, 0.8), (0.05, 0.95), (0.3, 0.9)])
+@pytest.mark.parametrize("count", [160, 240, 700])
+def test_what_a_search_may_step_over_is_found(count: int, target: float, confidence: float) -> None:
+    """A binary search tests bit_length(count) numbers, at an equal part of 1 - confidence; here each of them passes."""
+    delta = (1 - confidence) / count.bit_length()
+    limits, _ = error_limits(count, target, 1 - confidence)
+    for accepted in range(1, count + 1):
+        most = int(scipy.stats.binom.ppf(delta, accepted, target))
+        most -= scipy.stats.binom.cdf(most, accepted, target) > delta
+        assert limits[accepted] >= most
+    # Only the whole list has few errors enough: the first step of a search, at half of it, would end without one.
+    wrong = np.zeros(count, bool)
+    wrong[: int(limits[count])] = True
+    found = accept_threshold(np.arange(count, dtype=float), wrong, target, confidence)
+    assert found is not None and (found.accepted, found.wrong) == (count, limits[count])
+    half = count // 2
+    assert (
+        found.wrong > limits[half]
+        and accept_threshold(np.arange(half, dtype=float), wrong[:half], target, confidence) is None
+    )
+
+
+def test_a_long_list_rises_at_fewer_numbers_and_never_above_the_level() -> None:
+    limits, level = error_limits(6000, 0.05, 0.1)
+    numbers = np.arange(6001)
+    assert (scipy.stats.binom.cdf(limits, numbers, 0.05)[limits >= 0] <= level * (1 + 1e-6)).all()
+    exact = scipy.stats.binom.ppf(level, numbers[1:], 0.05)
+    assert (exact - limits[1:]).max() <= 3 and (np.diff(limits) >= 0).all()
 
 
 def test_the_target_risk_is_met_as_often_as_guaranteed() -> None:
@@ -231,6 +270,20 @@ def test_the_target_risk_is_met_as_often_as_guaranteed() -> None:
         broken += threshold is not None and threshold.value / 8 > 0.08
     assert found > 125
     assert broken <= 0.1 * 150
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+def test_the_guarantee_holds_where_every_threshold_is_nearly_good_enough(confidence: float) -> None:
+    """The risk is 0.19 + 0.02 t: above 0.2 from the middle on, and never by much, which is the hardest case."""
+    broken = found = 0
+    for seed in range(1000):
+        generator = np.random.default_rng(seed)
+        uncertainty = generator.random(240)
+        wrong = generator.random(240) < 0.19 + 0.04 * uncertainty
+        threshold = accept_threshold(uncertainty, wrong, 0.2, confidence)
+        found += threshold is not None
+        broken += threshold is not None and 0.19 + 0.02 * threshold.value > 0.2
+    assert 0 < broken <= (1 - confidence) * 1000 and found > broken
 
 
 def test_images_alike_are_accepted_together_or_not_at_all() -> None:
@@ -300,9 +353,11 @@ def test_calibration_of_a_whole_list() -> None:
     wrong = logits[~first].argmax(axis=1) != labels[~first]
     assert (accepted.sum(), (accepted & wrong).sum()) == (calibration.accepted, calibration.wrong)
     assert 0 < calibration.accepted < 2400 and calibration.wrong > 0
-    delta = 0.1 / 12  # 2^11 < 2400 < 2^12
+    level = error_limits(2400, 0.05, 1 - (1 - 0.1 * 0.9))[
+        1
+    ]  # nine tenths of 1 - confidence are the fitted temperature's
     shares = (calibration.wrong + 1, calibration.accepted - calibration.wrong)
-    assert calibration.risk_bound == pytest.approx(scipy.stats.beta.ppf(1 - delta, *shares)) and delta * 10 > 0.03
+    assert calibration.risk_bound == pytest.approx(scipy.stats.beta.ppf(1 - level, *shares), rel=1e-6)
     assert calibration.risk_bound <= 0.05
     sets = [decision.conformal_set for decision in decisions if decision is not None]
     covered = np.mean([label in members for label, members in zip(labels[~first], sets, strict=True)])
@@ -343,7 +398,7 @@ def test_the_number_that_is_needed_is_the_least_of_all_numbers(
 ) -> None:
     def is_enough(count: int) -> bool:
         kept = count - math.ceil(count / 5)
-        bound = scipy.stats.beta.ppf(1 - (1 - confidence) / kept.bit_length(), 1, kept) if kept else 1.0
+        bound = scipy.stats.beta.ppf(1 - 0.9 * (1 - confidence), 1, kept) if kept else 1.0
         return bound <= target and math.ceil(round((kept + 1) * (1 - conformal), 9)) <= kept and count >= 100
 
     assert least_images(CalibrationTarget(target, confidence, conformal)) == next(
@@ -355,11 +410,73 @@ def test_the_length_for_a_target_of_hundreds_of_millions_is_computed_at_once() -
     assert 10**8 < least_images(CalibrationTarget(target_risk=1e-8)) < 10**10
 
 
+def test_a_hint_names_a_risk_that_these_images_allow() -> None:
+    """Half of the images are wrong for half of them: 0.3 is too little, and the hint says what is not."""
+    logits = some_logits(400, 5, spread=2.0)
+    labels = true_labels(logits, 1.0)
+    with pytest.raises(
+        UncertaintyError, match=r"with these images --target_risk [\d.]+ can be; a longer list"
+    ) as error:
+        calibrate(logits, labels, metadata_with(), CalibrationTarget(0.02, 0.95, 0.2))
+    (risk,) = re.findall(r"--target_risk ([\d.]+) can be", str(error.value))
+    fitted = calibrate(logits, labels, metadata_with(), CalibrationTarget(float(risk), 0.95, 0.2))
+    assert fitted.calibration is not None and fitted.calibration.accepted > 0
+
+
+@pytest.mark.parametrize(
+    ("target", "count", "hint"),
+    [
+        (CalibrationTarget(0.02, 0.95, 0.05), 192, "; a higher --target_risk needs fewer"),
+        (CalibrationTarget(0.3, 0.95, 0.001), 1248, "; a higher --conformal needs fewer"),
+        (CalibrationTarget(0.3, 0.95, 0.2), 99, ", for the temperature alone"),
+    ],
+)
+def test_a_list_that_is_too_short_gets_the_hint_that_helps(target: CalibrationTarget, count: int, hint: str) -> None:
+    """With 0.95: 154 without an error for 0.02, 999 for sets that miss 0.001, each four fifths of a list."""
+    logits = some_logits(count)
+    expected = f"at least {count + 1} are needed, all of them predicted correctly{hint}$"
+    with pytest.raises(UncertaintyError, match=expected):
+        calibrate(logits, logits.argmax(axis=1), metadata_with(), target)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.9, 1.3, 0.6])
+def test_the_temperature_of_few_images_is_no_worse_than_none(temperature: float) -> None:
+    """60 of 40,000 images fit it; the log likelihood of all of them says whether it was worth it."""
+    logits = some_logits(40000, 5, spread=2.5)
+    labels = true_labels(logits, temperature)
+    none = negative_log_likelihood(logits[:8000], labels[:8000])
+    worse, alone = [], []
+    for seed in range(40):
+        few = np.random.default_rng(seed).choice(40000, 60, replace=False)
+        chosen, fitted = choose_temperature(logits[few], labels[few]), fit_temperature(logits[few], labels[few])
+        assert chosen in (1.0, fitted)
+        worse.append(negative_log_likelihood(logits[:8000], labels[:8000], chosen) - none)
+        alone.append(negative_log_likelihood(logits[:8000], labels[:8000], fitted) - none)
+    assert np.mean(np.array(worse) > 1e-9) <= 0.1
+    if temperature == 1.0:
+        assert np.mean(np.array(alone) > 1e-9) > 0.5  # as it was
+
+
+def test_a_temperature_that_the_other_images_contradict_is_not_written() -> None:
+    """The images that fit the temperature are drawn at 0.4, the others at 1."""
+    logits = some_logits(500, 5, spread=3.0)
+    first = for_temperature(500)
+    labels = np.where(first, true_labels(logits, 0.4), true_labels(logits, 1.0))
+    assert choose_temperature(logits[first], labels[first]) < 0.8
+    fitted = calibrate(logits, labels, metadata_with(), CalibrationTarget(0.3, 0.9, 0.2))
+    calibration = fitted.calibration
+    assert fitted.temperature == 1.0 and calibration is not None
+    level = error_limits(400, 0.3, 1 - (1 - 0.1 * (1 - 0.9)))[1]  # the tenth that is kept for this
+    shares = (calibration.wrong + 1, calibration.accepted - calibration.wrong)
+    assert calibration.risk_bound == pytest.approx(scipy.stats.beta.ppf(1 - level, *shares), rel=1e-3)
+
+
 def test_a_target_that_cannot_be_met_is_refused() -> None:
     logits = some_logits(2000, spread=0.1)
     sentence = (
         r"^no threshold on margin keeps the risk among the accepted under 0.01 with confidence 0.95 \(\d+ of 1600 "
-        r"images are predicted wrongly\): allow more with --target_risk, or calibrate on more images$"
+        r"images are predicted wrongly\); with these images no --target_risk up to 0.5 can be either; a longer list, "
+        r"or another --score, may do more$"
     )
     with pytest.raises(UncertaintyError, match=sentence):
         calibrate(logits, true_labels(logits, 1.0), metadata_with(), CalibrationTarget(score="margin"))
