@@ -5,7 +5,10 @@ No other module does so; tests/test_architecture.py checks it.
 
 from __future__ import annotations
 
+import functools
 import os
+import re
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,6 +50,7 @@ def atomic_path(
     raises.
     """
     temporary = temporary_path(target)
+    remove_leftovers(target.parent)
     try:
         yield temporary
         move_into_place(temporary, target, durable=durable, before_replace=before_replace)
@@ -85,8 +89,45 @@ def move_into_place(
 
 def temporary_path(target: Path) -> Path:
     """Return this process's own path beside `target`: with a short name where the target's is as long as allowed."""
-    name = f".{target.name}.{os.getpid()}.tmp"
-    return target.with_name(name if len(os.fsencode(name)) <= 255 else f".{os.getpid()}.tmp")
+    name = f".{target.name}{temporary_ending()}"
+    return target.with_name(name if len(os.fsencode(name)) <= 255 else temporary_ending())
+
+
+def temporary_ending() -> str:
+    """Return what the names of this process's temporary files end in: by it they are found when it has died."""
+    return f".{_host()}.{os.getpid()}.tmp"
+
+
+@functools.cache
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes of this machine have left in a folder, once in a process.
+
+    Another machine's, on a shared disk, are left alone: whether its process runs is not known here.
+    """
+    if os.name != "posix":  # there a signal 0 is Ctrl-C
+        return
+    ending = re.compile(rf"\.(?:.*\.)?{_host()}\.([0-9]+)\.tmp", re.DOTALL)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = ending.fullmatch(entry.name)
+            if found and not _is_running(int(found[1])):
+                with suppress(OSError):
+                    Path(entry.path).unlink()
+
+
+@functools.cache
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def sync_file(path: Path) -> None:

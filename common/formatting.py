@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
+from typing import Any
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of cells that spreadsheets compute (OWASP, "CSV Injection")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|nan)")
 
 
 def size_text(num_bytes: float) -> str:
@@ -44,3 +49,9 @@ def short_json(value: object) -> str:
     """Return a value as JSON, cut to 60 characters; text for what JSON does not know."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a cell with an apostrophe before a text that a spreadsheet would compute; numbers stay as they are."""
+    is_formula = isinstance(value, str) and value.startswith(FORMULA_STARTS) and not NUMBER.fullmatch(value)
+    return f"'{value}" if is_formula else value

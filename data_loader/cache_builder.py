@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from common.atomic_io import move_into_place, sync_file
+from common.atomic_io import move_into_place, remove_leftovers, sync_file, temporary_ending
 from common.errors import UserError
 from data_loader.cache import Fitting, ImageCache
 from data_loader.loaders import start_loader_process
@@ -79,7 +79,8 @@ def new_file(folder: Path | None) -> NewFile:
         try:
             descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o666)
         except (OSError, AttributeError):
-            return NewFile(*tempfile.mkstemp(".part", dir=folder))
+            remove_leftovers(folder)
+            return NewFile(*tempfile.mkstemp(temporary_ending(), ".images", folder))
     return NewFile(descriptor, f"/proc/{os.getpid()}/fd/{descriptor}")
 
 

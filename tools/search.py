@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 from common.atomic_io import atomic_path, write_atomic, writing
 from common.cli import run_program
 from common.console import elide, printable
+from common.formatting import csv_cell
 from data_loader.image_files import iter_images
+from deploy.inference.result_writer import RAW_CSV_HELP
 from tools.embed import EmbedError, add_net_flags, check_target, embed_folder, iter_folder, load_embedder
 
 if TYPE_CHECKING:
@@ -126,14 +128,16 @@ def format_result(found: SearchResult) -> list[str]:
     return lines if found.hits else [*lines, "  no other image"]
 
 
-def write_csv(path: Path, root: Path, results: Sequence[SearchResult]) -> None:
+def write_csv(path: Path, root: Path, results: Sequence[SearchResult], *, escape_formulas: bool = True) -> None:
     """Write a line per hit: query, rank, similarity, file; UTF-8 with a BOM, for Excel. Raises ResultsError."""
+    cell = csv_cell if escape_formulas else str
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(["query", "rank", "similarity", "file"])
     for found in results:
         for rank, hit in enumerate(found.hits, 1):
-            table.writerow([found.query, rank, f"{hit.similarity:.6f}", (root / hit.file).as_posix()])
+            file = (root / hit.file).as_posix()
+            table.writerow([cell(found.query), rank, f"{hit.similarity:.6f}", cell(file)])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.getvalue().encode("utf-8-sig", "backslashreplace"))
@@ -162,6 +166,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--k", metavar="K", type=int, default=8, help="images to find for each (default 8)")
     add("--embeddings", metavar="E.npz", type=Path, help="the file that tools.embed wrote for the folder")
     add("--output", metavar="S.csv", type=Path, help="also write the results as a table")
+    add("--raw_csv", action="store_true", help=RAW_CSV_HELP)
     add("--sheet", metavar="S.png", type=Path, help="also write the results as an image")
     return parser
 

@@ -26,10 +26,11 @@ P = TypeVar("P", bound=Prediction)
 
 @dataclass
 class Tally:
-    """How many images were predicted and how many failed, and why the loop ended early, where it did."""
+    """How many images were predicted, failed, or have no copy, and why the loop ended early, where it did."""
 
     predicted: int = 0
     failed: int = 0
+    uncopied: int = 0
     problem: str = ""
     exit_code: int = 0
     started: float = field(default_factory=time.perf_counter)
@@ -38,6 +39,11 @@ class Tally:
         """Return the images per second until now, and what they ran on."""
         rate = (self.predicted + self.failed) / (time.perf_counter() - self.started)
         return f"{rate:.1f} images/s on {backend.name} {backend.device}"
+
+    def log_uncopied(self, program: str, file: str, error: UserError) -> None:
+        """Count an image that has a prediction and no copy, and print why."""
+        self.uncopied += 1
+        print(f"{program}: {file}: it was classified, and is not copied: {error}", file=sys.stderr)
 
 
 def predict_all(
@@ -79,7 +85,7 @@ def report_end(program: str, tally: Tally, sums: str, places: str) -> int:
         print(with_places(sums, places))
     if tally.problem:
         print(f"{program}: {tally.problem}", file=sys.stderr)
-    return tally.exit_code or (1 if tally.failed else 0)
+    return tally.exit_code or (1 if tally.failed or tally.uncopied else 0)
 
 
 def line_columns() -> int | None:

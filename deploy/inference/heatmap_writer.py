@@ -14,7 +14,7 @@ from artifacts.metadata import ModelMetadata
 from common.atomic_io import atomic_path, writing
 from common.errors import UserError
 from common.formatting import did_you_mean
-from data_loader.preprocess import ImageError, as_array, decode
+from data_loader.preprocess import as_array, decode
 from deploy.backends.base import HeatMap, HeatMapper
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.class_prediction import ClassPrediction
@@ -45,16 +45,13 @@ class HeatMapCopies:
         self._head = [f"predicting head: {metadata.net['args'].get('head', 'all')}"] if is_pim else []
 
     def add(self, prediction: Prediction, relative: str) -> None:
-        """Draw a class's heat map; a bad image has none. Raises ResultsError, HeatMapError, BackendError."""
+        """Draw a class's heat map; a bad image has none. Raises ResultsError, ImageError, BackendError."""
         if prediction.error:
             return
         assert isinstance(prediction, ClassPrediction)  # see `heat_map_copies`
         preprocess = self._metadata.preprocess
-        try:
-            decoded = decode(prediction.file, 3, preprocess.max_pixels, icc_profiles=preprocess.icc_profiles)
-            seen = decoded if preprocess.channels == 3 else preprocess.decode(prediction.file)
-        except ImageError as error:  # it was readable when it was classified
-            raise HeatMapError(f"{prediction.file}: no heat map: {error}") from error
+        decoded = decode(prediction.file, 3, preprocess.max_pixels, icc_profiles=preprocess.icc_profiles)
+        seen = decoded if preprocess.channels == 3 else preprocess.decode(prediction.file)
         image = preprocess(as_array(seen))
         lines = [f"{name}  {score:.4f}" for name, score in prediction.top_k[:3]]
         self._save(decoded, self._mapper(image, prediction.label), prediction.class_name, lines, relative)

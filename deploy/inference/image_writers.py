@@ -5,11 +5,12 @@ from __future__ import annotations
 import filecmp
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.atomic_io import ResultsError, atomic_path, writing
-from data_loader.preprocess import decode
+from data_loader.preprocess import ImageError, decode
 from deploy.inference.prediction import Prediction
 
 JPEG_QUALITY = 92
@@ -30,12 +31,12 @@ class SortedCopies:
         self._class_folders = dict(zip(class_names, folder_names(class_names), strict=True)) | {"": ""}
 
     def add(self, prediction: Prediction, relative: str) -> None:
-        """Copy the image of a prediction. Raises ResultsError."""
+        """Copy the image of a prediction. Raises ResultsError, ImageError."""
         if prediction.error:
             return
         source = Path(prediction.file)
         target = self._folder / self._class_folders[prediction.group] / relative
-        with writing(target):
+        with writing(target), reading_image(source):
             target.parent.mkdir(parents=True, exist_ok=True)
             target = _free_name(source, target)
             if not target.exists():  # else it is this very image, copied before
@@ -60,6 +61,17 @@ class AnnotatedCopies:
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(target, durable=False) as temporary:
                 image.save(temporary, "JPEG", quality=JPEG_QUALITY)
+
+
+@contextmanager
+def reading_image(source: Path) -> Iterator[None]:
+    """Turn an OSError of the image itself, as of one that has gone, into an ImageError."""
+    try:
+        yield
+    except OSError as error:
+        if str(error.filename) != str(source) or error.filename2 is not None:  # a copy's errors name both files
+            raise
+        raise ImageError(f"it cannot be read any more: {error.strerror}") from error
 
 
 def folder_names(class_names: Sequence[str]) -> list[str]:

@@ -8,61 +8,93 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from common.atomic_io import ResultsError, atomic_path, check_folder, writing
+from common.formatting import csv_cell
 from deploy.inference.prediction import Prediction, csv_text
 
 RESULT_SUFFIXES = (".csv", ".json", ".jsonl")
+RAW_CSV_HELP = "leave texts that a spreadsheet would compute (= + - @ first) as they are, without an apostrophe"
 RESULTS_HELP = f"a file {', '.join(RESULT_SUFFIXES[:-1])} or {RESULT_SUFFIXES[-1]}"
 
 
 class ResultsFile:
-    """An open results file; `write` takes the predictions in turn. Made by `open_results`."""
+    """An open results file; `write` takes the predictions in turn. Made by `open_results`.
 
-    def __init__(self, file: TextIO, path: Path, columns: Sequence[str]) -> None:
+    The file is unbuffered, and complete after each row: a full disk takes none of those before.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, columns: Sequence[str], *, escape_formulas: bool = True) -> None:
         self._file = file
         self._path = path
         self._suffix = path.suffix.lower()
         self._columns = columns
-        self._count = 0
+        self._escape_formulas = escape_formulas
+        self._tail = b"\n]\n" if self._suffix == ".json" else b""  # what ends the file, after the last row
+        self._end = 0  # bytes until there
+        self._count = -1  # the next to be written is the head
         if self._suffix == ".csv":
-            self._write("\ufeff" + _csv_line(["file", *columns, "error"]))
-        elif self._suffix == ".json":
-            self._write("[")
+            self._write("\ufeff" + self._csv_line(["file", *columns, "error"]))
+        else:
+            self._write("[" if self._suffix == ".json" else "")
 
     def write(self, prediction: Prediction) -> None:
-        """Add one prediction. Raises ResultsError."""
+        """Add one prediction. Raises ResultsError; the whole rows before it then stay."""
         if self._suffix == ".csv":
-            self._write(_csv_line([prediction.file, *self._csv_values(prediction), prediction.error]))
+            text = self._csv_line([prediction.file, *self._csv_values(prediction), prediction.error])
         elif self._suffix == ".jsonl":
-            self._write(json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n")
+            text = json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n"
         else:
-            self._write((",\n" if self._count else "\n") + json.dumps(prediction.to_dict(), ensure_ascii=False))
-        self._count += 1
+            text = (",\n" if self._count else "\n") + json.dumps(prediction.to_dict(), ensure_ascii=False)
+        try:
+            self._write(text)
+        except ResultsError as error:
+            rows = f"the {self._count} rows before it are kept" if self._count else "no row is written"
+            raise ResultsError(f"{error}; {rows}") from error
 
     def finish(self) -> None:
-        """Write what ends the file, and close it. Raises ResultsError."""
-        if self._suffix == ".json":
-            self._write("\n]\n")
+        """Close the file, which is complete after each row. Raises ResultsError."""
         with writing(self._path):
             self._file.close()
 
     def _csv_values(self, prediction: Prediction) -> list[str | int]:
         if prediction.error:
             return [""] * len(self._columns)
-        return [*prediction.csv_row(), *(csv_text(value) for _, value in prediction.measures)]
+        note = [prediction.note] if prediction.note else []
+        return [*prediction.csv_row(), *(csv_text(value) for _, value in prediction.measures), *note]
+
+    def _csv_line(self, row: list[Any]) -> str:
+        line = io.StringIO()
+        csv.writer(line).writerow([csv_cell(cell) for cell in row] if self._escape_formulas else row)
+        return line.getvalue()
 
     def _write(self, text: str) -> None:
+        """Write a whole row with what ends the file, or leave the file as it was. Raises ResultsError."""
+        row = text.encode("utf-8", "backslashreplace")
         with writing(self._path):
-            self._file.write(text)
+            try:
+                self._put(row + self._tail)
+            except OSError:
+                with suppress(OSError):
+                    self._file.truncate(self._end + len(self._tail))  # where the tail was, so that it fits again
+                    self._put(self._tail)
+                raise
+        self._end += len(row)
+        self._count += 1
+
+    def _put(self, data: bytes) -> None:
+        self._file.seek(self._end)
+        while data:
+            data = data[self._file.write(data) :]
 
 
 @contextmanager
-def open_results(path: str | Path, columns: Sequence[str]) -> Iterator[ResultsFile]:
+def open_results(path: str | Path, columns: Sequence[str], *, escape_formulas: bool = True) -> Iterator[ResultsFile]:
     """Collect predictions beside `path` and give them that name when all are there; a failure leaves the old file.
 
-    .csv: UTF-8 with BOM, which Excel needs for Chinese; columns file, `columns` (`Predictor.csv_columns`), error.
+    .csv: UTF-8 with BOM, which Excel needs for Chinese; columns file, `columns` (`Predictor.csv_columns`), error; with
+    `escape_formulas` no cell is one that a spreadsheet computes.
     .json: an array. .jsonl: an object per line. Bytes in a file name that are not UTF-8 are written as escapes.
     Raises ResultsError.
     """
@@ -72,9 +104,9 @@ def open_results(path: str | Path, columns: Sequence[str]) -> Iterator[ResultsFi
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = opened.enter_context(atomic_path(path))
-            file = temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+            file = temporary.open("w+b", buffering=0)
         opened.callback(_close_quietly, file)
-        results = ResultsFile(file, path, columns)
+        results = ResultsFile(file, path, columns, escape_formulas=escape_formulas)
         yield results
         results.finish()
         with writing(path):
@@ -90,13 +122,7 @@ def check_results_path(path: Path) -> None:
     check_folder(path.parent)
 
 
-def _close_quietly(file: TextIO) -> None:
+def _close_quietly(file: BinaryIO) -> None:
     """Close a file whose error, if it has one, has been raised before."""
     with suppress(OSError):
         file.close()
-
-
-def _csv_line(row: list[Any]) -> str:
-    line = io.StringIO()
-    csv.writer(line).writerow(row)
-    return line.getvalue()

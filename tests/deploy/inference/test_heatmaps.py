@@ -21,7 +21,7 @@ import inference
 import train
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
 from artifacts.metadata import ModelMetadata
-from data_loader.preprocess import Preprocess, as_array
+from data_loader.preprocess import ImageError, Preprocess, as_array
 from deploy.backends.base import HeatMap
 from deploy.inference import heatmap_writer
 from deploy.inference.class_prediction import ClassPrediction
@@ -607,7 +607,7 @@ def test_the_text_names_the_predicting_head(head: str, images: Path, monkeypatch
         ["map of bird  0.3000", "no evidence for bird", "prediction: dog  0.5000", last],
     ]
     (images / "wide.png").unlink()
-    with pytest.raises(HeatMapError, match=rf"^{images}/wide\.png: no heat map: no such file$"):
+    with pytest.raises(ImageError, match=r"^no such file$"):
         copies.add(prediction, "wide.png")
 
 
