@@ -22,6 +22,7 @@ from deploy.inference.cli_inputs import (
     images_below,
     load_net,
     one_image,
+    warn_of_foreign_calibration,
     weights_and_config,
 )
 from deploy.inference.cli_loop import Tally, line_columns, predict_all, report_end, until_unreadable
@@ -94,13 +95,17 @@ def run(args: argparse.Namespace, request: Request) -> int:
     from deploy.inference.predictor import Predictor
 
     backend, metadata = load_net(args, PROGRAM, request.weights, request.config)
+    warn_of_foreign_calibration(PROGRAM, request.weights, backend, metadata, args.precision)
     predictor = Predictor(backend, metadata)
     copies = _copies(args, request, predictor)
     tally = Tally()
     columns = predictor.csv_columns(args.topk)
-    with open_results(request.output, columns) if request.output else nullcontext() as results:
+    as_text = not args.raw_csv
+    opened = open_results(request.output, columns, escape_formulas=as_text) if request.output else nullcontext()
+    with opened as results:
         _predict_all(args, request, predictor, results, copies, tally)
-    sums = f"{tally.predicted} answered, {tally.failed} failed, {tally.speed(backend)}"
+    uncopied = f"{tally.uncopied} not copied, " if tally.uncopied else ""
+    sums = f"{tally.predicted} answered, {tally.failed} failed, {uncopied}{tally.speed(backend)}"
     return report_end(PROGRAM, tally, sums, _places(request))
 
 
@@ -152,6 +157,8 @@ def _predict_all(
     copies: Sequence[Copies],
     tally: Tally,
 ) -> None:
+    from data_loader.preprocess import ImageError
+
     layout = LineLayout.of(predictor.prediction_type.text_widths(predictor.metadata), line_columns())
 
     def record(prediction: Prediction) -> None:
@@ -159,8 +166,11 @@ def _predict_all(
             results.write(prediction)
         path = Path(prediction.file)
         relative = path.name if request.root is None else path.relative_to(request.root).as_posix()
-        for kind in copies:
-            kind.add(prediction, relative)
+        try:
+            for kind in copies:
+                kind.add(prediction, relative)
+        except ImageError as error:  # it was there when it was classified
+            tally.log_uncopied(PROGRAM, prediction.file, error)
 
     def line(prediction: Prediction) -> str:
         return "" if args.quiet and not prediction.error else layout.line(prediction)

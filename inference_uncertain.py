@@ -14,10 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from common.atomic_io import check_folder
 from common.cli import run_program
 from configs.schema import Config
 from deploy.inference.cli_args import DEFAULT_IMAGES
-from deploy.inference.cli_inputs import InputsError, images_below, load_net, one_image, weights_and_config
+from deploy.inference.cli_inputs import (
+    InputsError,
+    images_below,
+    load_net,
+    one_image,
+    warn_of_foreign_calibration,
+    weights_and_config,
+)
 from deploy.inference.cli_loop import Tally, line_columns, predict_all, report_end, until_unreadable
 from deploy.inference.console_table import LineLayout
 from deploy.inference.decision import ACCEPTED, SET_ASIDE
@@ -63,19 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    """Fit temperature and thresholds on a labelled list, and write them into the checkpoint. Raises UserError."""
+    """Fit temperature and thresholds on a labelled list, and write them into the file. Raises UserError."""
     others = (*OF_PREDICTION, *OF_EVALUATION, "repeat", "passes", "views", "others")
     if surplus := [name for name in others if getattr(args, name)]:
         flag = "--weights of several nets" if surplus[0] == "others" else f"--{surplus[0]}"
         raise InputsError(f"--calibrate fits one net's single pass, and predicts for no images: leave out {flag}")
     if not args.calibrate.exists():
         raise InputsError(f"{args.calibrate}: no such list or folder (relative paths start from {Path.cwd()})")
+    if args.accept_changed:
+        raise InputsError("a calibration would seal a file that was changed: leave out --accept_changed")
     weights, config = weights_and_config(args)
-    check_is_checkpoint(weights)
-    from deploy.uncertainty.calibrate_command import calibrate_checkpoint
+    check_can_be_calibrated(weights)
+    from deploy.uncertainty.calibrate_command import calibrate_file
 
     backend, metadata = load_net(args, PROGRAM, weights, config)
-    print(calibrate_checkpoint(args, weights, config, backend, metadata))
+    print(calibrate_file(args, weights, config, backend, metadata))
     return 0
 
 
@@ -96,13 +106,17 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_is_checkpoint(weights: Path) -> None:
-    """Raise InputsError for an exported file, whose metadata cannot be changed."""
+def check_can_be_calibrated(weights: Path) -> None:
+    """Raise UserError for a file whose metadata cannot be changed: neither a checkpoint nor ONNX, or write-protected.
+
+    It is written into the folder that a link leads to.
+    """
     from artifacts.formats import TITLES, artifact_kind
 
-    if (kind := artifact_kind(weights)) != "checkpoint":
+    if (kind := artifact_kind(weights)) not in ("checkpoint", "onnx"):
         hint = "calibrate the checkpoint (.pth) that it was made from, and export it again"
         raise InputsError(f"{weights}: this {TITLES[kind]} cannot be changed; {hint}")
+    check_folder(weights.resolve().parent)
 
 
 def check(args: argparse.Namespace) -> Request:
@@ -135,10 +149,13 @@ def run(args: argparse.Namespace, request: Request) -> int:
     review = ReviewFolder(request.set_aside, metadata) if request.set_aside is not None else None
     decisions: Counter[str] = Counter()
     tally, columns = Tally(), predictor.csv_columns(args.topk)
-    with open_results(request.output, columns) if request.output else nullcontext() as results:
+    as_text = not args.raw_csv
+    opened = open_results(request.output, columns, escape_formulas=as_text) if request.output else nullcontext()
+    with opened as results:
         _predict_all(args, request, predictor, results, review, decisions, tally)
     if review is not None:
-        review.finish()
+        for file, problem in review.finish():
+            tally.log_uncopied(PROGRAM, file, problem)
     sums = (
         f"{decisions[ACCEPTED]} accepted, {decisions[SET_ASIDE]} set aside, {tally.failed} failed, "
         f"{tally.speed(backend)}"
@@ -192,6 +209,7 @@ def _load_calibrated(args: argparse.Namespace, weights: Path, config: Config | N
     if metadata.calibration is None:
         hint = f"python {PROGRAM} --weights CHECKPOINT --calibrate LIST; then export it again if this was exported"
         raise InputsError(f"{weights}: it is not calibrated, so it has no thresholds; calibrate it with: {hint}")
+    warn_of_foreign_calibration(PROGRAM, weights, backend, metadata, args.precision)
     return backend, metadata
 
 

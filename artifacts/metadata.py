@@ -43,6 +43,7 @@ class ModelMetadata:
     weights_sha256: str = ""  # of the state dict; empty for bare weights
     versions: dict[str, str] = field(default_factory=dict)
     start_weights: dict[str, str] = field(default_factory=dict)  # package, sha256, licence, source; empty for others
+    is_changed: bool = False  # the file was changed after its export, and accepted; not in the file
 
     @property
     def num_classes(self) -> int:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from artifacts.archive import ARCHIVE_ERRORS, open_archive
 from artifacts.errors import ArtifactError
 from artifacts.formats import METADATA_FILE, METADATA_KEY, TITLES, artifact_kind, engine_metadata_file, unreadable
 from artifacts.metadata import ModelMetadata
-from artifacts.onnx_file import read_onnx
+from artifacts.onnx_file import parse_onnx, read_onnx
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 MAX_METADATA_BYTES = 16 * 2**20
 MAX_DESCRIPTION_BYTES = 256 * 2**20
 
 
-def read_metadata(path: str | Path) -> ModelMetadata:
+def read_metadata(path: str | Path, *, accept_changed: bool = False) -> ModelMetadata:
     """Read the metadata of a checkpoint, TorchScript, torch.export, ONNX or description file, or of an engine.
 
-    Raises ArtifactError, and CheckpointError for a checkpoint.
+    With `accept_changed` an ONNX file that does not match its sha256 is read, and `is_changed` is set. Raises
+    ArtifactError, and CheckpointError for a checkpoint.
     """
     path = Path(path)
     kind = artifact_kind(path)
@@ -29,20 +34,21 @@ def read_metadata(path: str | Path) -> ModelMetadata:
 
         return load_checkpoint(path).metadata
     try:
-        values = _metadata_values(path, kind)
+        values = _metadata_values(path, kind, accept_changed)
         if not isinstance(values, dict):
             raise ArtifactError(f"{path}: the metadata in this {TITLES[kind]} is no JSON object")
     except OSError as error:
         raise unreadable(path, error) from error
+    is_changed = accept_changed and kind == "onnx" and parse_onnx(path)[1]
     try:
-        return ModelMetadata.from_dict(values)
+        return replace(ModelMetadata.from_dict(values), is_changed=is_changed)
     except ValueError as error:
         raise ArtifactError(f"{path}: in this {TITLES[kind]} {error}") from error
 
 
-def _metadata_values(path: Path, kind: str) -> Any:
+def _metadata_values(path: Path, kind: str, accept_changed: bool) -> Any:
     if kind == "onnx":
-        return _parsed(path, kind, _from_onnx(path))
+        return _parsed(path, kind, _from_onnx(path, parse_onnx(path)[0] if accept_changed else read_onnx(path)))
     if kind == "json":
         description = _parsed(path, kind, _read_at_most(path, MAX_DESCRIPTION_BYTES))
         if not isinstance(description, dict) or METADATA_KEY not in description:
@@ -86,8 +92,8 @@ def _from_archive(path: Path, kind: str) -> bytes:
     return text
 
 
-def _from_onnx(path: Path) -> str:
-    for entry in read_onnx(path).metadata_props:
+def _from_onnx(path: Path, model: ModelProto) -> str:
+    for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
             return str(entry.value)
     raise _without_metadata(path, "onnx")

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts.errors import ArtifactError
-from artifacts.formats import unreadable
+from artifacts.formats import METADATA_KEY, unreadable
+from common.atomic_io import write_atomic
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
     from onnx import ModelProto, TensorProto
+
+    from artifacts.metadata import ModelMetadata
 
 DIGEST_KEY = "sha256"  # of ONNX metadata: `onnx_digest` of the file when it was written
 DIGEST_DIGITS = 64
@@ -22,8 +25,22 @@ _DIGEST_ENTRY = b"\x0a\x06sha256\x12\x40"  # its key and the length of its value
 def read_onnx(path: str | Path) -> ModelProto:
     """Parse an ONNX file without its external data, and verify both by the digest, where it carries one.
 
+    The digest's entry is removed from the metadata. Raises ArtifactError where it is damaged or its data lies outside.
+    """
+    model, is_changed = parse_onnx(path)
+    if is_changed:
+        raise ArtifactError(
+            f"{path}: it is damaged, or was changed after its export: --accept_changed uses it all the same, though it "
+            "does not match its sha256"
+        )
+    return model
+
+
+def parse_onnx(path: str | Path) -> tuple[ModelProto, bool]:
+    """Parse an ONNX file, and return whether it does not match its digest; a file without one is not changed.
+
     A tensor may name any file of the disk as its data: only those of the model's own folder are accepted. The
-    digest's entry is removed from the metadata. Raises ArtifactError where it is damaged or its data lies outside.
+    digest's entry is removed from the metadata. Raises ArtifactError where it is no ONNX file or its data lies outside.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -35,12 +52,12 @@ def read_onnx(path: str | Path) -> ModelProto:
             raise ArtifactError(f"{path}: it is damaged, or no ONNX file: there is no graph in it")
         for tensor, location in _external_data(model):
             _check_external_data(path, tensor, location)
-        _check_digest(path, model)
+        is_changed = _is_changed(path, model)
     except DecodeError as error:
         raise ArtifactError(f"{path}: it is damaged, or no ONNX file") from error
     except OSError as error:
         raise unreadable(path, error) from error
-    return model
+    return model, is_changed
 
 
 def onnx_digest(path: Path, model: ModelProto, content: bytes) -> str:
@@ -53,6 +70,26 @@ def onnx_digest(path: Path, model: ModelProto, content: bytes) -> str:
         with (path.parent / location).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def sealed_onnx(path: Path, model: ModelProto) -> bytes:
+    """Return the bytes of an ONNX file with the digest in its metadata that `read_onnx` checks. Raises OSError."""
+    entry = model.metadata_props.add(key=DIGEST_KEY, value="0" * DIGEST_DIGITS)
+    entry.value = onnx_digest(path, model, model.SerializeToString())
+    return model.SerializeToString()
+
+
+def rewrite_onnx_metadata(path: Path, metadata: ModelMetadata) -> None:
+    """Replace the metadata in an ONNX file, completely or not at all; all else stays. Raises ArtifactError."""
+    path = path.resolve()
+    model = read_onnx(path)
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            entry.value = metadata.to_json()
+    try:
+        write_atomic(path, sealed_onnx(path, model))
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot write it: {error.strerror}") from error
 
 
 def _tensors(message: Message) -> Iterator[TensorProto]:
@@ -92,13 +129,13 @@ def _check_external_data(path: Path, tensor: str, location: str) -> None:
         raise ArtifactError(f'{path}: its data file "{location}" is not beside it')
 
 
-def _check_digest(path: Path, model: ModelProto) -> None:
-    """Remove the digest from the metadata. Raises ArtifactError where it is there and not the file's."""
+def _is_changed(path: Path, model: ModelProto) -> bool:
+    """Remove the digest from the metadata, and return whether it is there and not the file's."""
     entries = [entry for entry in model.metadata_props if entry.key == DIGEST_KEY]
-    if entries and {entry.value for entry in entries} != {onnx_digest(path, model, path.read_bytes())}:
-        raise ArtifactError(f"{path}: it is damaged, or was changed after its export: it does not match its sha256")
+    is_changed = bool(entries) and {entry.value for entry in entries} != {onnx_digest(path, model, path.read_bytes())}
     for entry in entries:
         model.metadata_props.remove(entry)
+    return is_changed
 
 
 def _blanked(content: bytes) -> bytes:

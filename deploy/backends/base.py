@@ -21,6 +21,8 @@ PRECISION_HELP = (
     "what a checkpoint, or an ONNX file on OpenVINO, computes in (default auto: what the file is in); bf16 is faster "
     "where the hardware multiplies it, and its scores are a little off"
 )
+ACCEPT_CHANGED_HELP = "use an ONNX file that another tool changed after its export; every result says so"
+CHANGED = "the weights file was changed after its export"
 
 OUT_OF_MEMORY = re.compile(
     r"out of memory|not enough memory|can't allocate|failed to allocate|bad_alloc", re.IGNORECASE

@@ -29,12 +29,13 @@ def load_backend(
     config: Config | None = None,
     runtime: str = "auto",
     precision: str = "auto",
+    accept_changed: bool = False,
 ) -> tuple[Backend, ModelMetadata]:
     """Load a file by its ending or its content, with its metadata.
 
     `device` is auto (CUDA where there is one), cpu, cuda or cuda:N. `config` describes weights that carry no metadata.
     `runtime` is what runs an ONNX file, auto: see `choose_runtime`. `precision` fp32 or bf16 is what a checkpoint, or
-    an ONNX file on OpenVINO, computes floating point in, auto: the file's own.
+    an ONNX file on OpenVINO, computes floating point in, auto: the file's own. `accept_changed`: see `read_metadata`.
     Raises BackendError, ArtifactError, CheckpointError, DescriptionError, NetError, ListError.
     """
     path = Path(weights)
@@ -47,7 +48,7 @@ def load_backend(
         raise BackendError(f'precision must be one of {", ".join(PRECISIONS)}, got "{precision}"')
     if kind == "checkpoint":
         return load_torch(path, device, config, precision)
-    metadata = read_metadata(path)
+    metadata = read_metadata(path, accept_changed=accept_changed)
     if kind == "onnx":
         return load_onnx(path, device, metadata, runtime, precision), metadata
     return LOADERS[kind](path, device, metadata), metadata

@@ -5,9 +5,20 @@ from __future__ import annotations
 import argparse
 import textwrap
 
-from common.cli import named_path
+from common.cli import named_path, number
 from deploy.export.console import PROGRAM
-from deploy.export.formats import ALL, EXPORT_FORMATS, FORMAT_NAMES, MAX_BATCH, MAX_SAMPLES, PRECISIONS, WTS
+from deploy.export.formats import (
+    ALL,
+    EXPORT_FORMATS,
+    FORMAT_NAMES,
+    MAX_BATCH,
+    MAX_SAMPLES,
+    OPSET,
+    OPSET_BF16,
+    OPSETS,
+    PRECISIONS,
+    WTS,
+)
 
 COLUMNS, TITLE_COLUMN = 79, 27
 NOTES = """\
@@ -60,6 +71,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,C",
         type=_profile,
         help="least, best and most images at once, for engines (default 1,8,64)",
+    )
+    add(
+        "--opset",
+        metavar="N",
+        type=number(*OPSETS),
+        help=f"of ONNX (default {OPSET}, for bf16 {OPSET_BF16}); a higher one needs newer runtimes",
     )
     add("--wts", action="store_true", help=f"also write {WTS}, the state dict as tensorrtx's text weights")
     add("--config", metavar="F", type=named_path, help="describes bare weights, and how their lists are written")

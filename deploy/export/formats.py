@@ -13,10 +13,17 @@ from typing import Any
 ALL = "all"  # of --formats
 PRECISIONS = ("fp32", "fp16", "bf16")  # of the formats without one of their own
 WTS = "model.wts"
+OPSETS = (18, 23)  # of ONNX, lowest and highest
+OPSET, OPSET_BF16 = 18, 22  # what every runtime of the last years has; the first whose convolution takes bf16
 WRITTEN, REFUSED, UNVERIFIED, MISSING = "written", "refused", "not proved", "not made"  # in export_report.json
 MAX_BATCH = 65536
 MAX_SAMPLES = 1000  # of which one may change its class
 FLOAT_ONNX = "float.onnx"  # the file that int8 is made from, beside it
+
+
+def default_opset(precision: str) -> int:
+    """Return the lowest opset that holds a net of this precision."""
+    return OPSET_BF16 if precision == "bf16" else OPSET
 
 
 @dataclass(frozen=True)

@@ -13,32 +13,35 @@ from torch import nn
 
 from artifacts.formats import METADATA_KEY
 from artifacts.metadata import PRODUCER, ModelMetadata
-from artifacts.onnx_file import DIGEST_DIGITS, DIGEST_KEY, onnx_digest, read_onnx
+from artifacts.onnx_file import read_onnx, sealed_onnx
 from common.formatting import first_line
 from deploy.export.errors import ExportError
+from deploy.export.formats import default_opset
 from deploy.export.model_wrapper import export_program, output_name, quiet
 
-OPSET = 20
-OPSET_BF16 = 22  # the first whose convolution takes bf16
 LARGEST_FILE = 2**31 - 2**20  # bytes; protobuf holds no more, so beyond it the weights go beside the file
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules around a node, and at its end the operator
 KEPT_METADATA = (SCOPES, "namespace")  # the others have paths of the machine that made it
 
 
-def export_onnx(net: nn.Module, images: torch.Tensor, path: Path, metadata: ModelMetadata) -> None:
+def export_onnx(
+    net: nn.Module, images: torch.Tensor, path: Path, metadata: ModelMetadata, opset: int | None = None
+) -> None:
     """Write `net` as ONNX with input "images" (any batch size), the output, its metadata and its digest.
 
-    `images` is a real batch of at least two. Raises ExportError; OSError where it cannot be written.
+    `images` is a real batch of at least two. The file's IR version is the first that has the opset: older runtimes
+    refuse a newer one. Raises ExportError; OSError where it cannot be written.
     """
     import onnx
 
-    opset = OPSET_BF16 if metadata.precision == "bf16" else OPSET
+    opset = opset or default_opset(metadata.precision)
     model = _exported(net, images, opset, output_name(metadata))
     graph = model.graph
     _settle_weight_types(graph)
     _name_by_module(graph, {name for name, _ in [*net.named_parameters(), *net.named_buffers()]})
     _drop_metadata(model)
     model.producer_name = PRODUCER
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
     model.metadata_props[METADATA_KEY] = metadata.to_json()
     size = sum(value.const_value.nbytes for value in graph.initializers.values())
     _save(model, path, external=size > LARGEST_FILE)
@@ -51,10 +54,7 @@ def export_onnx(net: nn.Module, images: torch.Tensor, path: Path, metadata: Mode
 
 def write_digest(path: Path) -> None:
     """Write into an ONNX file's metadata the digest that `read_onnx` will check. Raises OSError."""
-    model = read_onnx(path)
-    entry = model.metadata_props.add(key=DIGEST_KEY, value="0" * DIGEST_DIGITS)
-    entry.value = onnx_digest(path, model, model.SerializeToString())
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(sealed_onnx(path, read_onnx(path)))
 
 
 def module_ends(nodes: Iterator[tuple[tuple[str, ...], str]]) -> dict[tuple[str, int], str]:

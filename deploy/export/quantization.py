@@ -36,6 +36,7 @@ def quantize(source: Path, target: Path, metadata: ModelMetadata, images: np.nda
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     model = onnx.load(source)
+    ir_version = model.ir_version
     try:
         with _quiet_quantizer():
             quantize_static(
@@ -57,7 +58,7 @@ def quantize(source: Path, target: Path, metadata: ModelMetadata, images: np.nda
         raise ExportError(f"onnxruntime cannot quantize it: {first_line(error)}") from error
     model = onnx.load(target)
     onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
-    model.producer_name = PRODUCER
+    model.producer_name, model.ir_version = PRODUCER, ir_version
     onnx.save(model, target)
     write_digest(target)
     onnx.checker.check_model(target, full_check=True)

@@ -67,6 +67,11 @@ class Reference:
         moved = jitter_movement(self.backend, pixels, self.metadata, precision, draws=8)
         return self._slack(precision, float(moved.max()))
 
+    def own_movement(self, rows: np.ndarray, precision: str) -> np.ndarray:
+        """Return by how much the outputs of some images may differ, (n,): MOVED_TIMES what jitter moves each by."""
+        moved = jitter_movement(self.backend, self.images.pixels[rows], self.metadata, precision, draws=32)
+        return np.minimum(MOVED_TIMES * moved, MOST_MOVED * self.scale)
+
     def _slack(self, precision: str, moved: float) -> float:
         return max(TOLERANCES[precision], min(MOVED_TIMES * moved / self.scale, MOST_MOVED))
 

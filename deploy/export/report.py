@@ -154,12 +154,24 @@ class ExportReport:
         yield from self._accuracy_notes()
         for outcome in self.outcomes:
             yield from _outcome_notes(outcome)
+            yield from self._calibration_note(outcome)
         yield from self._image_notes()
         left_out = [
             f"{outcome.format.name} ({outcome.status_text})" for outcome in self.outcomes if not outcome.is_there
         ]
         beside = f"; left out, for the reason above: {', '.join(left_out)}" if left_out else ""
         yield f"written to {self.request.output_dir}: {', '.join(self.published)}{beside}"
+
+    def _calibration_note(self, outcome: Outcome) -> Iterator[str]:
+        calibration, precision = self.reference.metadata.calibration, outcome.format.precision or self.request.precision
+        if calibration is None or not outcome.is_there or precision == calibration.fitted_to:
+            return
+        file = self.request.output_dir / outcome.format.files[0]
+        own = f"; its own: python inference_uncertain.py --weights {file} --calibrate LIST"
+        yield (
+            f"{outcome.format.name} ({precision}) carries thresholds that were fitted to the outputs of "
+            f"{calibration.fitted_to}, and the target risk is that of those{own if file.suffix == '.onnx' else ''}"
+        )
 
     def _accuracy_notes(self) -> Iterator[str]:
         own, count = rule_of(self.reference.metadata).accuracy(self.reference), len(self.reference.images)
@@ -218,7 +230,10 @@ def _outcome_notes(outcome: Outcome) -> Iterator[str]:
         for runtime, run in outcome.runs:
             if run.accuracy is not None:
                 change = " -> ".join(f"{100 * share:.2f}" for share in run.accuracy)
-                yield f"{name} on {runtime}: top-1 accuracy {change} % of {counted(run.count)}"
+                low, high = (100 * share for share in run.loss_interval or (math.nan, math.nan))
+                loss = f": {low:.1f} to {high:.1f} points lost (90 % interval)"
+                over = "; warning: over half a point" if run.accuracy[0] - run.accuracy[1] > MOST_INT8_LOSS else ""
+                yield f"{name} on {runtime}: top-1 accuracy {change} % of {counted(run.count)}{loss}{over}"
         count = max((run.count for _, run in outcome.runs), default=0)
         if FEW_IMAGES <= count < FEW_FOR_INT8:
             yield f"warning: {name} was verified on {counted(count)}, of which each is {100 / count:.1f} points"
@@ -241,7 +256,7 @@ def _outcome_notes(outcome: Outcome) -> Iterator[str]:
         if run.ties:
             yield (
                 f"{name} on {runtime}: another class for {counted(run.ties)} where the net's two best logits are "
-                "closer than the precision can distinguish, which is no fault; the first: "
+                "closer than the precision can distinguish, or than the net itself holds still; the first: "
                 f"{run.flips[0][0]}"
             )
 
@@ -272,6 +287,7 @@ def _run_values(runtime: str, run: ParityResult) -> dict[str, Any]:
         "changed_count": len(run.flips),
         "ties": run.ties,
         "accuracy": None if run.accuracy is None else {"net": run.accuracy[0], "file": run.accuracy[1]},
+        "accuracy_lost_interval": None if run.loss_interval is None else list(run.loss_interval),
         "batch_ms": _finite(run.batch_ms),
         "batch_ms_range": [_finite(value) for value in run.batch_ms_spread],
         "eager_batch_ms": _finite(run.eager_ms),

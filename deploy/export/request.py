@@ -10,7 +10,15 @@ from artifacts.formats import TITLES, artifact_kind
 from common.formatting import did_you_mean, is_utf8
 from configs.schema import Config
 from deploy.export.errors import ExportError
-from deploy.export.formats import ALL, EXPORT_FORMATS, FORMAT_NAMES, PRECISIONS, ExportFormat
+from deploy.export.formats import (
+    ALL,
+    EXPORT_FORMATS,
+    FORMAT_NAMES,
+    OPSETS,
+    PRECISIONS,
+    ExportFormat,
+    default_opset,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +36,18 @@ class ExportRequest:
     precision: str = "fp32"  # one of PRECISIONS
     with_preprocess: str = ""  # "rgb" or "bgr": the files then take uint8 (N, H, W, C)
     batch_profile: tuple[int, int, int] | None = None  # min, best, max; None: the metadata's own
+    opset: int | None = None  # of ONNX; None: OPSET, or OPSET_BF16
     wts: bool = False  # also write the state dict as tensorrtx's text
 
     @property
     def net_input(self) -> str:
         """The files' input, one of metadata.INPUTS."""
         return f"uint8 NHWC {self.with_preprocess.upper()}" if self.with_preprocess else "float32 NCHW"
+
+    @property
+    def onnx_opset(self) -> int:
+        """The opset of the ONNX files."""
+        return self.opset or default_opset(self.precision)
 
     def check(self) -> list[ExportFormat]:
         """Return the formats to make, in their order. Raises ExportError, ArtifactError; needs no torch."""
@@ -45,6 +59,9 @@ class ExportRequest:
             raise ExportError(f"no format was requested; {known}")
         if self.precision not in PRECISIONS:
             raise ExportError(f'precision must be {", ".join(PRECISIONS)}, got "{self.precision}" (int8 is a format)')
+        least = default_opset(self.precision)
+        if not least <= self.onnx_opset <= OPSETS[1]:
+            raise ExportError(f"opset must be {least} to {OPSETS[1]} for {self.precision}, got {self.onnx_opset}")
         if self.with_preprocess not in ("", "rgb", "bgr"):
             raise ExportError(f'with_preprocess must be rgb or bgr, got "{self.with_preprocess}"')
         if (kind := artifact_kind(self.weights)) != "checkpoint":

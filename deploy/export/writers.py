@@ -39,6 +39,7 @@ class Source:
     calibration: SampleImages | None
     precision: str
     net_input: str  # one of metadata.INPUTS
+    opset: int | None = None  # of ONNX; None: the default of the precision
 
     def metadata_in(self, precision: str) -> ModelMetadata:
         """Return the metadata of a file of this precision."""
@@ -93,14 +94,15 @@ def write_pt2(source: Source, path: Path) -> None:
 
 def write_onnx(source: Source, path: Path) -> None:
     """Write ONNX. Raises ExportError."""
-    export_onnx(source.deployed(source.precision), source.example(), path, source.metadata_in(source.precision))
+    metadata = source.metadata_in(source.precision)
+    export_onnx(source.deployed(source.precision), source.example(), path, metadata, source.opset)
 
 
 def write_int8(source: Source, path: Path) -> None:
     """Write ONNX in int8, from a float32 file that stays beside it. Raises ExportError."""
     assert source.calibration is not None
     float_file = path.with_name(FLOAT_ONNX)
-    export_onnx(source.deployed("fp32"), source.example(), float_file, source.metadata_in("fp32"))
+    export_onnx(source.deployed("fp32"), source.example(), float_file, source.metadata_in("fp32"), source.opset)
     images: Any = NetInputs(source.calibration.pixels, source.metadata.preprocess, source.net_input)  # it takes slices
     quantize(float_file, path, source.metadata_in("int8"), images)
 

@@ -7,8 +7,8 @@ import os
 
 from common.cli import named_path, number
 from configs.schema import DEFAULT_CONFIG
-from deploy.backends.base import PRECISION_HELP, PRECISIONS, RUNTIMES
-from deploy.inference.result_writer import RESULTS_HELP
+from deploy.backends.base import ACCEPT_CHANGED_HELP, PRECISION_HELP, PRECISIONS, RUNTIMES
+from deploy.inference.result_writer import RAW_CSV_HELP, RESULTS_HELP
 
 DEFAULT_IMAGES, DEFAULT_RESULT = "data_example/images", "data_example/result"
 EXAMPLES = """\
@@ -80,6 +80,7 @@ def add_net(parser: argparse.ArgumentParser, weights: int | str | None = None) -
         type=named_path,
         help=f"the config of the net (without --weights: {DEFAULT_CONFIG})",
     )
+    add("--accept_changed", action="store_true", help=ACCEPT_CHANGED_HELP)
     add("-net", "--net", metavar="NAME", help="instead of the config's model_net_name")
     add("-model", "--model", "-module", "--module", metavar="MODULE", help="instead of the config's model_module_name")
     add("-cls", "--cls", metavar="N", type=number(2, 10**9), help="instead of the config's num_classes")
@@ -107,6 +108,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("results").add_argument
     add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes listed per image (default 5)")
     add("--output", metavar="F", type=named_path, help=f"{RESULTS_HELP} (default {DEFAULT_RESULT}/results.csv)")
+    add("--raw_csv", action="store_true", help=RAW_CSV_HELP)
     add(
         "--save_images",
         metavar="DIR",

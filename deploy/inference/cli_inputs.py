@@ -87,11 +87,13 @@ def load_net(
     Raises UserError.
     """
     from artifacts.formats import artifact_kind
+    from deploy.backends.base import CHANGED
     from deploy.backends.loading import load_backend
 
-    backend, metadata = load_backend(
-        weights, device=args.device, config=config, runtime=args.runtime, precision=args.precision
-    )
+    how = {"runtime": args.runtime, "precision": args.precision, "accept_changed": args.accept_changed}
+    backend, metadata = load_backend(weights, device=args.device, config=config, **how)
+    if metadata.is_changed:
+        print(f"{program}: warning: {weights}: {CHANGED}", file=sys.stderr)
     _check_flags(args, weights, metadata)
     is_bare = artifact_kind(weights) == "checkpoint" and not metadata.weights_sha256
     if config is not None and not is_bare:
@@ -106,6 +108,16 @@ def load_net(
             file=sys.stderr,
         )
     return backend, metadata
+
+
+def warn_of_foreign_calibration(
+    program: str, weights: Path, backend: Backend, metadata: ModelMetadata, precision: str
+) -> None:
+    """Print where a file's thresholds were fitted to other outputs than those that it is about to give."""
+    from deploy.inference.decision import foreign_calibration
+
+    if text := foreign_calibration(metadata, backend.name, precision):
+        print(f"{program}: warning: {weights}: {text}", file=sys.stderr)
 
 
 def check_flags_of_a_checkpoint(args: argparse.Namespace, weights: Path) -> None:

@@ -22,12 +22,14 @@ class Prediction(ABC):
     """The prediction for one image, or in `error` why there is none.
 
     A type alone knows what its outputs mean: `decode` reads them, the other methods write one prediction. The table
-    `PREDICTION_TYPES` names the type of an output. `measures` are further numbers by name, those of a `Measure`.
+    `PREDICTION_TYPES` names the type of an output. `measures` are further numbers by name, those of a `Measure`; `note`
+    is what must be known of the net with each prediction.
     """
 
     file: str
     error: str = field(default="", kw_only=True)
     measures: tuple[tuple[str, float], ...] = field(default=(), kw_only=True)
+    note: str = field(default="", kw_only=True)
 
     @classmethod
     @abstractmethod
@@ -75,10 +77,11 @@ class Prediction(ABC):
         return annotated(image, self.caption())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: {"file", `values`, measures}, or {"file", "error"}."""
+        """Return plain values for JSON: {"file", `values`, measures, "note" if any}, or {"file", "error"}."""
         if self.error:
             return {"file": self.file, "error": self.error}
-        return {"file": self.file, **self.values(), **dict(self.measures)}
+        note = {"note": self.note} if self.note else {}
+        return {"file": self.file, **self.values(), **dict(self.measures), **note}
 
 
 def csv_text(value: Any) -> str:

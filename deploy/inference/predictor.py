@@ -16,7 +16,7 @@ from PIL import Image
 from artifacts.metadata import ModelMetadata
 from artifacts.outputs import output_shape
 from data_loader.preprocess import ImageError, as_array
-from deploy.backends.base import Backend, BackendError
+from deploy.backends.base import CHANGED, Backend, BackendError
 from deploy.backends.declared_sizes import shapes_agree
 from deploy.inference.prediction import NOT_FINITE, Prediction
 from deploy.inference.prediction_types import prediction_type
@@ -56,7 +56,8 @@ class Predictor:
     def csv_columns(self, topk: int = 5) -> tuple[str, ...]:
         """Return the columns that `open_results` writes between file and error."""
         measures = self._measure.names if self._measure else ()
-        return (*self.prediction_type.csv_columns(self.metadata, topk), *measures)
+        note = ("note",) if self.metadata.is_changed else ()
+        return (*self.prediction_type.csv_columns(self.metadata, topk), *measures, *note)
 
     def predict_files(
         self, paths: Iterable[str], batch_size: int = 32, topk: int = 5, workers: int = 4
@@ -102,7 +103,8 @@ class Predictor:
             if any(math.isnan(value) for _, value in measures):
                 yield self.failure(prepared.file, NOT_FINITE)
             else:
-                yield replace(prediction, file=prepared.file, measures=measures)
+                note = CHANGED if self.metadata.is_changed else ""
+                yield replace(prediction, file=prepared.file, measures=measures, note=note)
 
     def _check_shape(self, outputs: np.ndarray, count: int) -> None:
         """Raise BackendError for outputs that contradict the metadata."""

@@ -7,7 +7,7 @@ import os
 from dataclasses import fields
 
 from common.cli import number
-from deploy.backends.base import PRECISION_HELP, PRECISIONS, RUNTIMES
+from deploy.backends.base import ACCEPT_CHANGED_HELP, PRECISION_HELP, PRECISIONS, RUNTIMES
 from deploy.service.limits import Limits
 
 TOKEN_VARIABLE = "SERVICE_TOKEN"
@@ -29,6 +29,7 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
     add("--topk", metavar="K", type=number(1, 10**9), default=5, help="classes listed for an image (default 5)")
     add("--runtime", choices=RUNTIMES, default="auto", help="what runs an ONNX file (default auto)")
     add("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
+    add("--accept_changed", action="store_true", help=ACCEPT_CHANGED_HELP)
     workers = min(os.cpu_count() or 1, 16)
     add("--workers", metavar="N", type=number(1, 256), default=workers, help=f"decoding threads (default {workers})")
     add("--batch_size", metavar="N", type=number(1, 1024), default=8, help="images in the net at once (default 8)")

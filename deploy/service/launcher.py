@@ -59,15 +59,21 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
     return_freed_memory()
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in clients' images
     with _bind(args.host, args.service_port) as listener:
+        from deploy.backends.base import CHANGED
         from deploy.backends.loading import load_backend
+        from deploy.inference.decision import foreign_calibration
         from deploy.inference.predictor import Predictor
         from deploy.service.server import open_server, stop_on_signals
 
-        backend, metadata = load_backend(weights, device=args.device, runtime=args.runtime, precision=args.precision)
+        how = {"runtime": args.runtime, "precision": args.precision, "accept_changed": args.accept_changed}
+        backend, metadata = load_backend(weights, device=args.device, **how)
         predictor = Predictor(backend, metadata)
         with open_server(predictor, routes, args, token) as server, stop_on_signals(server):
             _listen(listener)
             print(_start_message(weights, predictor, routes, listener), flush=True)
+            changed = CHANGED if metadata.is_changed else ""
+            for text in filter(None, (changed, foreign_calibration(metadata, backend.name, args.precision))):
+                print(f"warning: {weights}: {text}", file=sys.stderr)
             if not token and not _is_loopback(listener):
                 print(f"any client on the network may use it: {TOKEN_VARIABLE} sets a bearer token", file=sys.stderr)
             server.run(sockets=[listener])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import scipy.stats
 import torch
 from onnx import numpy_helper
 
@@ -487,17 +488,43 @@ def test_ties_of_half_precision_are_reported_and_no_fault() -> None:
     assert "keep their class" in measured.problem
 
 
-@pytest.mark.parametrize(("lost", "passes"), [(1, True), (2, False)])
-def test_int8_may_lose_half_a_point_of_accuracy(lost: int, passes: bool) -> None:
-    logits = some_logits(200)
+@pytest.mark.parametrize(
+    ("count", "lost", "interval"),  # of Agresti & Min's table: lost and gained, and half an image in each kind
+    [(100, 1, None), (100, 4, None), (100, 5, "1.0 to 8.8"), (200, 2, None), (200, 6, "0.8 to 5.1")],
+)
+def test_int8_may_lose_as_many_as_show_no_loss_of_over_half_a_point(
+    count: int, lost: int, interval: str | None
+) -> None:
+    """The interval is written another way: the variance of the difference of two multinomial shares, by its table."""
+    logits = some_logits(count)
     other = logits * 1.1  # far over any float tolerance
     other[:lost] = -other[:lost]
     reference = reference_of(logits, logits.argmax(1))
     measured = compare_outputs(other, reference, replace(FAKE_METADATA, precision="int8"))
-    assert measured.accuracy == (1.0, 1 - lost / 200)
-    assert (measured.problem == "") is passes
-    if not passes:
-        assert measured.problem == "top-1 falls from 100.00 % to 99.00 % on 200 images, over half a point"
+    assert measured.accuracy == (1.0, 1 - lost / count)
+    kinds = np.array([lost + 0.5, 0.5, count - lost + 0.5, 0.5]) / (count + 2)  # lost, gained, right twice, wrong twice
+    values = np.array([1, -1, 0, 0])
+    mean = (kinds * values).sum()
+    half = 1.6449 * np.sqrt((kinds * (values - mean) ** 2).sum() / (count + 2))
+    np.testing.assert_allclose(measured.loss_interval, (mean - half, mean + half), rtol=1e-9)
+    if interval is None:
+        assert measured.problem == "" and mean - half <= 0.005
+    else:
+        assert measured.problem == (
+            f"top-1 falls from 100.00 % to {100 * (1 - lost / count):.2f} % on {count} images, by {interval} points: "
+            "over half a point"
+        )
+
+
+def test_a_loss_that_few_images_cannot_show_is_warned_of() -> None:
+    logits = some_logits(100)
+    other = logits.copy()
+    other[0] = -other[0]
+    reference = reference_of(logits, logits.argmax(1))
+    run = compare_outputs(other, reference, replace(FAKE_METADATA, precision="int8"))
+    text = report_text(reference, [Outcome(EXPORT_FORMATS["int8"], runs=[("x", run)])])
+    expected = "int8 on x: top-1 accuracy 100.00 -> 99.00 % of 100 images: -1.3 to 3.3 points lost (90 % interval); "
+    assert f"{expected}warning: over half a point" in text
 
 
 @pytest.mark.parametrize(("share", "passes"), [(0.04, True), (0.06, False)])
@@ -513,9 +540,14 @@ def test_int8_may_differ_by_a_twentieth_in_the_mean(share: float, passes: bool) 
         assert measured.problem == "the logits differ by 6.0e-02 of the largest in the mean; int8 may differ by 5e-02"
 
 
-@pytest.mark.parametrize(("lost", "passes"), [(2, True), (3, False)])
-def test_int8_without_labels_may_change_one_class_in_a_hundred(lost: int, passes: bool) -> None:
-    logits = some_logits(200)
+@pytest.mark.parametrize(
+    ("count", "lost", "passes"), [(100, 3, True), (100, 4, False), (200, 4, True), (200, 5, True), (200, 6, False)]
+)
+def test_int8_without_labels_may_change_what_shows_no_more_than_one_class_in_a_hundred(
+    count: int, lost: int, passes: bool
+) -> None:
+    logits = some_logits(count)
+    assert bool(scipy.stats.binomtest(lost, count, 0.01, alternative="greater").pvalue > 0.05) is passes
     other = logits.copy()
     other[:lost] = -other[:lost]
     measured = compare_outputs(other, reference_of(logits), replace(FAKE_METADATA, precision="int8"))

@@ -13,7 +13,7 @@ from data_loader.preprocess import Preprocess
 from deploy.export.errors import ExportError
 from deploy.export.parity import compare_outputs, rule_of
 from deploy.export.reference import MOST_MOVED, TOLERANCES, Reference, jitter_movement
-from deploy.export.sample_images import SampleImages
+from deploy.export.sample_images import SampleImages, net_input
 from deploy.export.verification import verify_backend
 from deploy.export.writers import TRACED, Source
 
@@ -73,6 +73,36 @@ def test_a_net_that_selects_among_equals_may_differ_by_its_own_movement() -> Non
     far = reference.outputs.copy()
     far[0] += 1
     assert compare_outputs(far, reference, METADATA).problem.startswith("a logit differs by")
+
+
+def choosing(images: np.ndarray, nudge: float = 0.0) -> np.ndarray:
+    """Return logits of a net whose class depends on which of two equal values is the larger, in every eighth image.
+
+    The two classes of these are close together; those of the others are far apart.
+    """
+    logits = selecting(images, nudge)
+    moved = logits[:, 0] - smooth(images)[:, 0]
+    kind = np.rint(np.abs(smooth(images)[:, 0]) * 1000).astype(int) % 8 == 0
+    logits[kind] = np.stack([np.full(len(images), 2.0) + moved, np.full(len(images), 2.01)], axis=1)[kind]
+    logits[~kind] = (3.5, 0.5)
+    return logits
+
+
+def test_a_class_that_the_net_itself_does_not_hold_still_is_a_tie() -> None:
+    """Whether 2 or 2.02 is beside 2.01 hangs on the last bit of two equal values; a file rounds them another way."""
+    reference = Reference.of(Function(choosing), random_images(), METADATA)
+    other = compare_outputs(choosing(net_inputs(), nudge=-1e-6).astype(np.float32), reference, METADATA)
+    assert other.agreement < 0.999 and other.ties == len(other.flips) > 1
+    assert other.problem == ""
+    changed = reference.outputs.copy()
+    held = np.flatnonzero(changed[:, 0] == 3.5)[:2]
+    changed[held] = changed[held, ::-1]
+    refused = compare_outputs(changed, reference, METADATA)
+    assert refused.problem and refused.ties == 0  # the net holds these still
+
+
+def net_inputs() -> np.ndarray:
+    return net_input(random_images().pixels, METADATA.preprocess, METADATA.input)
 
 
 def test_movement_of_each_image() -> None:
