@@ -241,8 +241,8 @@ def test_int8_has_thresholds_of_its_own_or_says_whose_they_are(
     target = ("--target_risk", 0.06, "--confidence", 0.9, "--conformal", 0.04)
     assert run("--weights", own, "--calibrate", held, "--list_root", weights.parent / "images", *runtime, *target) == 0
     captured = capsys.readouterr()
-    last = captured.out.splitlines()[-1]
-    assert last == f"fitted to the outputs of int8 on onnxruntime, and written into {own}"
+    written = captured.out.splitlines()[-2]  # the last line names the folder that was read
+    assert written == f"fitted to the outputs of int8 on onnxruntime, and written into {own}"
     metadata = read_metadata(own)
     calibration = metadata.calibration
     assert calibration is not None and calibration.fitted_to == "int8 on onnxruntime"
