@@ -28,6 +28,13 @@ STAGES = {  # by the start of torchvision's names: four modules, from stride 4 t
     "convnext": ("features.1", "features.3", "features.5", "features.7"),
     "regnet": ("trunk_output.block1", "trunk_output.block2", "trunk_output.block3", "trunk_output.block4"),
 }
+PUBLISHED_STAGES = {  # where the published code takes them elsewhere: strides 8, 16, 32, 32 and 16, 16, 32, 32
+    "efficientnet_b": ("features.4", "features.5", "features.6", "features.7"),
+    "swin": ("features.2", "features.4", "features.6", "features.7"),  # three of them behind patch merging
+}
+SHARE = 2 / 9  # of a stage's positions
+SWIN_SHARES = (8 / 9, 8 / 9, 8 / 9, 2 / 9)  # the published 2048, 512, 128 and 32 of Swin-L at 384 px
+CNN_COUNTS = (32, 32, 32, 32)  # published for 448 px
 CHANNELS_LAST = ("swin",)  # their feature maps are (N, H, W, C)
 HEADS = ("all", "stage1", "stage2", "stage3", "stage4", "combiner")
 POSITIONS_PER_NODE = 32  # T // 32 nodes in the combiner
@@ -52,15 +59,17 @@ class PimOutputs:
 class PIM(nn.Module):
     """PIM over a backbone of `nets.support.backbones`: images (N, C, H, W) to logits (N, num_classes).
 
-    The scores are the mean of the softmaxes of the four stages (their logits averaged over positions) and the combiner;
-    the logits are their logarithm. `head` names one of HEADS whose logits to return instead. `num_selects` are
-    positions per stage: integers are counts, fractions below 1 (or 1.0) a share of the stage. The default of 2/9 is the
-    published 2048, 512, 128 and 32 of Swin-L at 384 px. `stages` names four modules of a backbone that is not in
-    STAGES. Raises NetError.
+    The scores are the mean of the softmaxes of the four stages (their logits averaged over positions) and the
+    combiner; the logits are their logarithm. `head` names one of HEADS whose logits to return instead.
+    `num_selects` are positions per stage: integers are counts, fractions below 1 (or 1.0) a share of the stage; the
+    default is 2/9 of each. `stages` names four modules of a backbone that is not in STAGES. `published_stages`
+    takes the maps where the published code does: Swin's behind patch merging, EfficientNet's from stride 16 on; the
+    default is then 8/9, 8/9, 8/9 and 2/9 of the positions for a Swin, and 32 a stage for a CNN. Raises NetError.
 
-    Departures: the FPN of a token backbone upsamples bilinearly as that of a CNN does, not by a learnt convolution over
-    positions, which would fix the input size and cost 21 million weights at 384 px. The published selector ranks
-    positions in reverse in its highest-k branch; here the highest maximum softmax is selected.
+    Departures: without `published_stages` the maps lie at strides 4, 8, 16 and 32 for every backbone. The first
+    three of Swin have four times the published positions then, of which 2/9 are the published counts. The FPN of a
+    token backbone upsamples bilinearly as that of a CNN does, not by a learnt convolution over positions, which
+    would fix the input size and cost 1.41 million weights at 384 px.
     """
 
     task = "pim"
@@ -73,13 +82,14 @@ class PIM(nn.Module):
         img_height: int = 384,
         img_width: int = 384,
         fpn_size: int = 512,
-        num_selects: list[float] = [2 / 9, 2 / 9, 2 / 9, 2 / 9],  # noqa: B006  # read, never changed
+        num_selects: list[float] = [],  # noqa: B006  # read, never changed
         use_fpn: bool = True,
         use_selection: bool = True,
         use_combiner: bool = True,
         dropout: float = 0.1,
         head: str = "all",
         stages: list[str] = [],  # noqa: B006
+        published_stages: bool = False,
     ) -> None:
         super().__init__()
         require_rate("dropout", dropout)
@@ -90,9 +100,10 @@ class PIM(nn.Module):
         self.head = head
         self.use_selection = use_selection
         self.is_channels_last = model_type.startswith(CHANNELS_LAST)
-        self.backbone = _backbone(model_type, num_channels, stages)
+        self.backbone = _backbone(model_type, num_channels, stages or _stages_of(model_type, published_stages))
         maps = self._map_sizes(num_channels, img_height, img_width)
-        self.counts = _select_counts(num_selects if use_selection else [1.0] * 4, [h * w for _, h, w in maps])
+        selects = num_selects or _default_selects(model_type, published_stages)
+        self.counts = _select_counts(selects if use_selection else [1.0] * 4, [h * w for _, h, w in maps])
         self.fpn = FeaturePyramid([channels for channels, _, _ in maps], fpn_size, top_down=use_fpn)
         self.heads = nn.ModuleList(_position_head(fpn_size, num_classes) for _ in maps)
         self.combiner = Combiner(sum(self.counts), fpn_size, num_classes, dropout) if use_combiner else None
@@ -246,11 +257,23 @@ def _gather(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return x.gather(1, order.unsqueeze(2).expand(-1, -1, x.shape[2]))
 
 
+def _stages_of(model_type: str, published: bool) -> Sequence[str]:
+    """Return the names of a backbone's four stages; none where it is not known."""
+    known = STAGES | (PUBLISHED_STAGES if published else {})
+    return next((names for start, names in known.items() if model_type.startswith(start)), ())
+
+
+def _default_selects(model_type: str, published: bool) -> Sequence[float]:
+    """Return the positions to select per stage where the config names none."""
+    if not published:
+        return (SHARE,) * 4
+    return SWIN_SHARES if model_type.startswith("swin") else CNN_COUNTS
+
+
 def _backbone(model_type: str, num_channels: int, stages: Sequence[str]) -> nn.Module:
     """Build a net up to its four stages: images to a dict of their feature maps, in order."""
     net = build_backbone(model_type, num_channels)
-    known = next((names for start, names in STAGES.items() if model_type.startswith(start)), ())
-    names = list(stages or getattr(net, "stage_names", known))
+    names = list(stages or getattr(net, "stage_names", ()))
     if len(names) != 4 or len(set(names)) != 4:
         raise NetError(
             f'name four different modules of "{model_type}" in model_args.stages, from stride 4 to 32, got {names}'

@@ -98,6 +98,30 @@ def test_feature_maps_are_those_of_torchvisions_own_net(model_type: str) -> None
     assert net(images).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("model_type", "side", "positions", "counts"),
+    [  # the published counts of Swin-L at 384 px; EfficientNet: strides 16, 16, 32 and 32, and 32 positions each
+        ("swin_t", 384, [2304, 576, 144, 144], [2048, 512, 128, 32]),
+        ("efficientnet_b0", 224, [196, 196, 49, 49], [32, 32, 32, 32]),
+        ("resnet18", 224, [3136, 784, 196, 49], [32, 32, 32, 32]),
+    ],
+)
+def test_published_stages_and_shares(model_type: str, side: int, positions: list[int], counts: list[int]) -> None:
+    net = PIM(model_type, 5, 3, side, side, fpn_size=4, published_stages=True).eval()
+    assert net.counts == counts
+    whole = torchvision.models.get_model(model_type, num_classes=2).eval()
+    whole.load_state_dict(net.backbone.state_dict(), strict=False)
+    images = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        maps = net.feature_maps(images)
+        assert [x.shape[2] * x.shape[3] for x in maps] == positions
+        if model_type != "resnet18":
+            x = whole.features[:3](images) if model_type == "swin_t" else whole.features[:5](images)
+            torch.testing.assert_close(maps[0], x.permute(0, 3, 1, 2) if model_type == "swin_t" else x)
+        assert net(images).isfinite().all()
+    assert PIM(model_type, 5, 3, 64, 64, fpn_size=4).counts == [57, 14, 4, 1]  # 2/9 of 256, 64, 16 and 4
+
+
 def test_a_grey_net_equals_the_colour_net_on_equal_channels() -> None:
     torch.manual_seed(3)
     grey_net = PIM("resnet18", 5, 1, 64, 64, fpn_size=16).eval()
