@@ -6,7 +6,7 @@ import errno
 import hashlib
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -239,10 +239,44 @@ def _load(path: Path, *, lazily: bool = False) -> dict[str, Any]:
         reason = "it holds more than plain tensors and values (or is damaged), and was not read"
         raise kind(f"{path}: {reason}{'' if is_archive else _hint(path)}") from error
     except Exception as error:  # on a foreign file torch raises anything: IndexError, AssertionError, struct.error
+        if "weights_only" in str(error):  # torch's message advises to read it without that, which would run its code
+            foreign = (
+                "a TorchScript file (inference.py takes it with the ending .pt)" if is_archive else "an old format"
+            )
+            raise CheckpointError(f"{path}: it is {foreign}, not a checkpoint or a state dict") from error
         raise DamagedCheckpointError(f"{path}: cannot read it: {_reason(error)}{_hint(path)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint or a state dict")
+    for name, tensor in _every_tensor(content):
+        if problem := _unusual(tensor):
+            raise CheckpointError(f'{path}: its tensor "{name}" {problem}; it was not read')
     return content
+
+
+def _every_tensor(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor of dictionaries and lists, with the keys that lead to it."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        return
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, part in items:
+        yield from _every_tensor(part, f"{name}.{key}" if name else str(key))
+
+
+def _unusual(tensor: torch.Tensor) -> str:
+    """Return why a tensor is none that a training writes; "" where it is plain values in memory.
+
+    torch fills what has no values, or fewer than its shape, with as much memory as the shape asks for.
+    """
+    if tensor.layout != torch.strided:
+        return f"is stored as {tensor.layout}".replace("torch.", "")
+    if tensor.device.type != "cpu":
+        return f"has no values (it is on the device {tensor.device.type})"
+    if tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        return "is quantized, or a view that computes its values"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"has the shape {tuple(tensor.shape)}, and fewer values than that"
+    return ""
 
 
 def _hint(path: Path) -> str:

@@ -10,8 +10,9 @@ from artifacts.archive import verify_entries
 from artifacts.formats import TITLES, artifact_kind
 from artifacts.metadata import ModelMetadata, build_metadata, class_names_of
 from artifacts.metadata_reader import read_metadata
+from common.formatting import short_json
 from configs.schema import Config
-from deploy.backends.base import PRECISIONS, Backend, BackendError, within_profile
+from deploy.backends.base import PRECISIONS, Backend, BackendError, is_out_of_memory, within_profile
 from deploy.backends.declared_sizes import check_declared, sizes_of
 from deploy.backends.devices import choose_device, choose_runtime, parse_device
 from deploy.backends.onnx_backends import OnnxRuntimeBackend, OpenVinoBackend
@@ -165,6 +166,11 @@ def _net_of(path: Path, metadata: ModelMetadata, weights: dict[str, torch.Tensor
     try:
         net = build_net(**metadata.net_arguments())
         load_start_weights(net, weights, new_head=False)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        named = f"{metadata.net['name']} with {short_json(metadata.net['args'])}"
+        raise BackendError(f"{path}: there is too little memory for its net, {named}") from error
     except NetError as error:
         sentence = str(error).partition('. train_mode "update"')[0]  # what follows is advice for training
         raise BackendError(f"{path}: {sentence}") from error

@@ -1,9 +1,12 @@
 """Checkpoints: saved and read back; damaged, hostile, newer and incomplete ones are refused."""
 
 import errno
+import json
 import os
 import pickle
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,9 @@ from artifacts.errors import CheckpointError
 from artifacts.formats import artifact_kind
 from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
+from deploy.backends.base import BackendError
+from deploy.backends.loading import load_backend
+from nets.net_interface import build_net
 
 
 def make_checkpoint(seed: int = 0, **parts: Any) -> Checkpoint:
@@ -316,3 +322,84 @@ def test_safetensors_are_read_whatever_their_name(tmp_path: Path) -> None:
     (tmp_path / "net.pth").write_bytes(content[:-4])
     with pytest.raises(CheckpointError, match=r"net\.pth: cannot read it"):
         load_weights_file(tmp_path / "net.pth")
+
+
+def hostile(change: Callable[[dict[str, Any]], None], path: Path) -> Path:
+    """Write a checkpoint with something in it that no training writes."""
+    net = build_net(**HOSTILE.net_arguments())
+    save_checkpoint(Checkpoint({}, HOSTILE, net.state_dict()), path)
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    return path
+
+
+ARGUMENTS = {"depth": 10, "widen_factor": 1}
+HOSTILE = ModelMetadata(
+    ("a", "b", "c"), Preprocess(16, 16), {"module": "wide_resnet_module", "name": "WideResNet", "args": ARGUMENTS}
+)
+SHAPE = (4, 4)
+UNUSUAL = {  # values of a tensor -> what is said of it; torch reads each of them
+    "expanded": (
+        lambda: torch.zeros(1).expand(10**6, 10**6),
+        "has the shape (1000000, 1000000), and fewer values than",
+    ),
+    "sparse": (lambda: torch.eye(4).to_sparse(), "is stored as sparse_coo"),
+    "meta": (lambda: torch.empty(SHAPE, device="meta"), "has no values (it is on the device meta)"),
+    "conjugate": (
+        lambda: torch.zeros(SHAPE, dtype=torch.complex64).conj(),
+        "is quantized, or a view that computes its",
+    ),
+}
+
+
+@pytest.mark.parametrize("part", ["net", "progress", "optimizer", "bare"])
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_tensors_that_no_training_writes_are_refused_by_name(kind: str, part: str, tmp_path: Path) -> None:
+    make, sentence = UNUSUAL[kind]
+
+    def change(content: dict[str, Any]) -> None:
+        values = content["net"] if part == "bare" else content
+        if part == "net":
+            content["net"]["conv.weight"] = make()
+        elif part == "bare":
+            content.clear()
+            content.update(values, **{"conv.weight": make()})
+        else:
+            content[part] = {"state": [{"exp_avg": make()}]}
+
+    path = hostile(change, tmp_path / "net.pth")
+    name = {"net": "net.conv.weight", "bare": "conv.weight"}.get(part, f"{part}.state.0.exp_avg")
+    for read in (load_checkpoint, load_weights, load_backend):
+        with pytest.raises(CheckpointError, match=re.escape(f'{path}: its tensor "{name}" {sentence}')):
+            read(path)
+
+
+def test_views_of_larger_tensors_and_shared_ones_are_read(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    values = {"row": whole[1], "turned": whole.T, "same": whole, "empty": torch.zeros(0, 3), "number": torch.tensor(2)}
+    torch.save(values, tmp_path / "net.pth")
+    read = load_weights(tmp_path / "net.pth")
+    assert all(torch.equal(read[name], value) for name, value in values.items())
+
+
+def test_a_net_that_asks_for_too_much_memory_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = hostile(lambda content: None, tmp_path / "net.pth")
+
+    def too_large(**arguments: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr("nets.net_interface.build_net", too_large)
+    sentence = f"{path}: there is too little memory for its net, WideResNet with {json.dumps(ARGUMENTS)}"
+    with pytest.raises(BackendError, match=re.escape(sentence)):
+        load_backend(path)
+
+
+def test_torchs_advice_to_run_a_files_code_is_not_passed_on(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "net.pth")
+    sentence = r"it is a TorchScript file \(inference\.py takes it with the ending \.pt\), not a checkpoint"
+    with pytest.raises(CheckpointError, match=sentence) as error:
+        load_weights(tmp_path / "net.pth")
+    assert "weights_only" not in str(error.value)
