@@ -187,8 +187,9 @@ class Preprocess:
             raise ValueError(f"channels must be 1 or 3, with as many means and stds, got {got}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        """Return plain values for JSON; as before there was `icc_profiles` where it is "ignore"."""
+        values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return {key: value for key, value in values.items() if (key, value) != ("icc_profiles", "ignore")}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:

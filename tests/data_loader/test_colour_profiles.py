@@ -157,7 +157,7 @@ def test_ignored_on_request_and_for_earlier_files() -> None:
     ignore = replace(convert, icc_profiles="ignore")
     assert Preprocess.from_dict(convert.to_dict()) == convert and Preprocess.from_dict(ignore.to_dict()) == ignore
     earlier = {key: value for key, value in convert.to_dict().items() if key != "icc_profiles"}
-    assert Preprocess.from_dict(earlier) == ignore
+    assert Preprocess.from_dict(earlier) == ignore and ignore.to_dict() == earlier  # so that they go on being compared
     np.testing.assert_array_equal(as_array(ignore.decode(data)), stored)
     assert np.abs(as_array(convert.decode(data)) - to_srgb(stored, *SPACES["Display P3"])).max() <= 1.5
     assert Fitting(convert).pixel_settings() != Fitting(ignore).pixel_settings()  # of the cache's file
