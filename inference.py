@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from common.atomic_io import check_folder
 from common.cli import run_program
 from configs.schema import Config
+from data_loader.decode_guard import GUARD
 from deploy.inference.cli_args import DEFAULT_IMAGES, DEFAULT_RESULT, make_parser
 from deploy.inference.cli_inputs import (
     InputsError,
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     refused; 128 + n: signal n.
     """
     args = make_parser().parse_args(argv)
+    GUARD.timeout_s = args.decode_timeout_s
     return run_program(PROGRAM, lambda: convert(args) if conversions(args) else run(args, check(args)))
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 from common.atomic_io import check_folder
 from common.cli import run_program
 from configs.schema import Config
+from data_loader.decode_guard import GUARD
 from deploy.inference.cli_args import DEFAULT_IMAGES
 from deploy.inference.cli_inputs import (
     InputsError,
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal n.
     """
     args = make_parser().parse_args(argv)
+    GUARD.timeout_s = args.decode_timeout_s
     args.weights, args.others = (args.weights[0], tuple(args.weights[1:])) if args.weights else (None, ())
     if args.calibrate:
         return run_program(PROGRAM, lambda: calibrate(args))

@@ -49,6 +49,12 @@ class Config(BaseModel):
     icc_profiles: Literal["convert", "ignore"] = Field(
         "convert", description="bring images with a colour profile to sRGB, or take their values as they are"
     )
+    decode_timeout_s: float = Field(
+        60.0,
+        ge=0.1,
+        le=86_400,
+        description="for decoding one image; beyond it the image is bad, or the program ends and names it",
+    )
     resize: Literal["squash", "letterbox", "crop"] = Field(
         "squash", description="stretch to the input size, pad to it, or cover it and cut the middle out"
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from common.errors import UserError
 from data_loader.cache import CachedSamples
+from data_loader.decoder_process import DecoderPool
 from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import SampleList
 
@@ -34,17 +36,22 @@ def bad_image_sentence(samples: SampleList, index: int, reason: Exception | str)
 def find_bad_images(
     samples: SampleList, preprocess: Preprocess, workers: int, indices: Sequence[int]
 ) -> Iterator[tuple[int, str] | None]:
-    """Decode listed images; yield, in order, None for a good one and (index, sentence) for a bad one."""
+    """Decode listed images in other processes; yield, in order, None for a good one, (index, sentence) for a bad one.
+
+    An image whose decoder does not end in time is a bad one.
+    """
+    workers = max(1, workers)
+    decoders = DecoderPool(preprocess, workers)
 
     def look(index: int) -> tuple[int, str] | None:
         try:
-            preprocess.decode(samples.samples[index].path)
+            decoders.fit(samples.samples[index].path, preprocess.max_pixels)
         except ImageError as error:
             return index, bad_image_sentence(samples, index, error)
         return None
 
     block = 1024
-    with ThreadPoolExecutor(max(1, workers)) as pool:  # Pillow decodes outside Python's lock
+    with closing(decoders), ThreadPoolExecutor(workers) as pool:
         for first in range(0, len(indices), block):
             yield from pool.map(look, indices[first : first + block])
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.atomic_io import move_into_place, remove_leftovers, sync_file, temporary_ending
 from common.errors import UserError
 from data_loader.cache import Fitting, ImageCache
+from data_loader.decode_guard import GUARD
 from data_loader.loaders import start_loader_process
 from data_loader.preprocess import ImageError
 from data_loader.samples import SampleList
@@ -86,6 +87,7 @@ def new_file(folder: Path | None) -> NewFile:
 
 def fit_all(path: str, samples: SampleList, fitting: Fitting, indices: range, workers: int) -> Iterator[Fitted]:
     """Fit images of a list into their rows of a file, on so many loader processes at most; yield the progress."""
+    GUARD.start()  # before the processes, which it watches too
     blocks = _Blocks(path, samples, fitting, indices)
     loader: DataLoader[Fitted] = DataLoader(
         blocks,

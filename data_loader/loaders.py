@@ -20,6 +20,7 @@ from common.formatting import first_line
 from data_loader.augment import mirrored_half, seeded
 from data_loader.bad_images import bad_image_sentence
 from data_loader.cache import CachedSamples, Fitting, ImageCache
+from data_loader.decode_guard import GUARD
 from data_loader.epoch_plan import EpochBatches, Key
 from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import SampleList
@@ -189,7 +190,7 @@ def collate(items: Sequence[dict[str, Any]], target: Target = CLASS_LABEL) -> di
 
 @contextmanager
 def lost_loaders_reported() -> Iterator[None]:
-    """Turn what torch raises where a loader process died into a LoaderProcessError.
+    """Turn what torch raises where a loader process died into a LoaderProcessError, or a DecodeDeadlineError.
 
     It must lie around all that runs while there are loader processes: torch's signal handler raises wherever it
     interrupts, and a process that dies while it sends a batch leaves a broken connection.
@@ -200,6 +201,7 @@ def lost_loaders_reported() -> Iterator[None]:
         text, is_lost = first_line(error), not isinstance(error, RuntimeError)
         if not (is_lost or text == "received 0 items of ancdata" or "DataLoader worker" in str(error)):
             raise
+        GUARD.check_expired()
         reason = str(error).rstrip().splitlines()[-1] if text.startswith("Caught") else text
         advice = "lower dataloader_workers, or give the machine more memory or shared memory (docker: --shm-size)"
         raise LoaderProcessError(f"a loader process died: {advice} ({reason})") from error
@@ -241,6 +243,7 @@ def _whole_batches(
 
 
 def _loader(dataset: ImageDataset, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Any]:
+    GUARD.start()  # before the processes, which it watches too
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -23,6 +23,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from data_loader.colour_profiles import to_srgb
+from data_loader.decode_guard import guarded
 from data_loader.errors import ImageError as ImageError
 from data_loader.image_files import INSTALL_EXTRAS
 from data_loader.tiff import is_read_right, read_tiff, without_false_alpha
@@ -64,8 +65,11 @@ REASONS: dict[type[Exception], str] = {
 }
 
 _warnings_lock = threading.Lock()
+_quiet: list[None] = []  # one for each thread in `_quiet_pillow`
+_restore: list[warnings.catch_warnings[None]] = []  # what the last of them restores
 
 
+@guarded
 def decode(
     source: str | Path | bytes,
     channels: int = 3,
@@ -337,11 +341,23 @@ def _upright(image: Image.Image) -> Image.Image:
 def _quiet_pillow() -> Iterator[None]:
     """Silence what Pillow warns of odd metadata; the image itself is checked when it is decoded.
 
-    The filters belong to the whole process, so two threads in here at once would leave them changed for good.
+    The filters belong to the whole process: the first thread in here changes them, and the last one restores them. The
+    lock is not held in between, where a damaged image may keep its decoder for long.
     """
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _warnings_lock:
+        if not _quiet:
+            changed = warnings.catch_warnings()
+            changed.__enter__()
+            warnings.simplefilter("ignore")
+            _restore.append(changed)
+        _quiet.append(None)
+    try:
         yield
+    finally:
+        with _warnings_lock:
+            _quiet.pop()
+            if not _quiet:
+                _restore.pop().__exit__(None, None, None)
 
 
 def _to_8bit(image: Image.Image, channels: int, icc_profiles: str) -> Image.Image:

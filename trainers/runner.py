@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from common.errors import ProgramError
 from common.file_lock import lock_file
 from common.paths import ROOT
 from configs.schema import Config
+from data_loader.decode_guard import GUARD
 from data_loader.samples import ListError, SampleList
 from trainers.builder import build_start_net, build_trainer
 from trainers.data.reading import Skipped, read_data
@@ -100,6 +102,7 @@ def processes_wanted(config: Config) -> int:
 def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -> int:
     """Be one process of a training; return its exit code."""
     log = log_line if world.is_main else log_nothing
+    GUARD.timeout_s = config.decode_timeout_s
     runtime = _choose_runtime(config, world, log)
     checkpoint = checkpoint_to_resume(config, log) if resume else None
     if checkpoint is not None:
@@ -136,8 +139,8 @@ def fit_and_report(config: Config, trainer: Trainer, skipped: Skipped, log: Log,
     status, world = "failed", trainer.runtime.world
     try:
         status = trainer.fit()
-    except KeyboardInterrupt:  # a second Ctrl-C
-        status = "interrupted by SIGINT"
+    except KeyboardInterrupt:  # a second signal
+        status = f"interrupted by {(trainer.stop.received or signal.SIGINT).name}"
         raise
     except ProgramError as error:
         _print_failure(error, world)

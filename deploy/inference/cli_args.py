@@ -7,6 +7,7 @@ import os
 
 from common.cli import named_path, number
 from configs.schema import DEFAULT_CONFIG
+from data_loader.decode_guard import DECODE_TIMEOUT_S
 from deploy.backends.base import ACCEPT_CHANGED_HELP, PRECISION_HELP, PRECISIONS, RUNTIMES
 from deploy.inference.result_writer import RAW_CSV_HELP, RESULTS_HELP
 
@@ -136,7 +137,14 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("machine").add_argument
     add("--batch_size", metavar="N", type=number(1, 65536), default=32, help="images at once (default 32)")
     workers = min(os.cpu_count() or 1, 16)
-    add("--workers", metavar="N", type=number(1, 256), default=workers, help="threads that decode")
+    add("--workers", metavar="N", type=number(1, 256), default=workers, help="processes that decode")
+    add(
+        "--decode_timeout_s",
+        metavar="S",
+        type=number(0.1, 86_400.0),
+        default=DECODE_TIMEOUT_S,
+        help=f"for decoding one image, which fails then (default {DECODE_TIMEOUT_S:g})",
+    )
     add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add(
         "--runtime",

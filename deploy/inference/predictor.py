@@ -15,6 +15,7 @@ from PIL import Image
 
 from artifacts.metadata import ModelMetadata
 from artifacts.outputs import output_shape
+from data_loader.decoder_process import DecoderPool
 from data_loader.preprocess import ImageError, as_array
 from deploy.backends.base import CHANGED, Backend, BackendError
 from deploy.backends.declared_sizes import shapes_agree
@@ -62,7 +63,7 @@ class Predictor:
     def predict_files(
         self, paths: Iterable[str], batch_size: int = 32, topk: int = 5, workers: int = 4
     ) -> Generator[Prediction, None, None]:
-        """Stream the predictions in the order of the paths, decoding in `workers` threads ahead of the net.
+        """Stream the predictions in the order of the paths, decoding in `workers` processes ahead of the net.
 
         At most two batches of images and one per worker are held, however many paths there are. Raises BackendError.
         """
@@ -117,17 +118,22 @@ class Predictor:
 
 
 def prepare_ahead(paths: Iterable[str], metadata: ModelMetadata, ahead: int, workers: int) -> Iterator[Prepared]:
-    """Stream images ready for the net, in order, decoded in threads at most `ahead` of the consumer."""
+    """Stream images ready for the net, in order, decoded in other processes at most `ahead` of the consumer.
+
+    An image whose decoder does not end in time has an error, and the others go on.
+    """
+    decoders = DecoderPool(metadata.preprocess, workers)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[Future[Prepared]] = deque()
     try:
         for path in paths:
-            waiting.append(pool.submit(_prepared_file, path, metadata))
+            waiting.append(pool.submit(_prepared_file, path, metadata, decoders))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:  # also where the consumer stops early
+        decoders.close()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -146,9 +152,9 @@ def prepare(image: Image.Image, metadata: ModelMetadata) -> np.ndarray:
     return pixels[:, :, ::-1] if metadata.input == "uint8 NHWC BGR" else pixels
 
 
-def _prepared_file(path: str, metadata: ModelMetadata) -> Prepared:
+def _prepared_file(path: str, metadata: ModelMetadata, decoders: DecoderPool) -> Prepared:
     try:
-        image = metadata.preprocess.decode(path)
+        image = decoders.fit(path, metadata.preprocess.max_pixels)
     except ImageError as error:
         return Prepared(path, None, str(error))
     return _prepared(image, path, metadata)

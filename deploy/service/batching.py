@@ -1,4 +1,4 @@
-"""Micro-batching: images of many requests are decoded in threads, and one net thread runs them in batches."""
+"""Micro-batching: images of many requests are decoded in processes, and one net thread runs them in batches."""
 
 from __future__ import annotations
 
@@ -132,11 +132,11 @@ class MicroBatcher:
         self._admission.tick()
 
     def is_ready(self) -> bool:
-        """Return whether an image would be admitted, and the net's thread runs."""
-        return self._admission.has_room() and self._net.is_alive()
+        """Return whether an image would be admitted and decoded, and the net's thread runs."""
+        return self._admission.has_room() and self._net.is_alive() and not self._decoder.is_stalled()
 
     def close(self) -> None:
-        """Finish the queued images, then end the threads."""
+        """Finish the queued images, then end the threads. After `ImageDecoder.close` no image is decoded any more."""
         self._pool.shutdown(wait=True)  # first: it hands large images on
         self._pool_of_one.shutdown(wait=True)
         with self._changed:
@@ -153,14 +153,14 @@ class MicroBatcher:
         except Exception as error:  # a bug: the request fails, and does not wait for ever
             return self._deliver([(job, index, error)])
         seconds = time.perf_counter() - started
-        if not prepared.error:
+        if prepared is None:  # large or damaged: a second try finds out, and delays no small one
+            self._pool_of_one.submit(self._prepare, job, index, data, True)
+        elif prepared.error:
+            self._deliver([(job, index, self._predictor.failure("", prepared.error))])
+        else:
             # one large image is decoded at a time
             self._decoding_throughput.record(1, seconds * self._workers if may_be_large else seconds)
             self._put(_QueuedImage(job, index, prepared))
-        elif may_be_large:
-            self._deliver([(job, index, self._predictor.failure("", prepared.error))])
-        else:  # large or damaged: a second try finds out, and delays no small one
-            self._pool_of_one.submit(self._prepare, job, index, data, True)
 
     def _put(self, image: _QueuedImage) -> None:
         with self._changed:

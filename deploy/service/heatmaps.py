@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from artifacts.metadata import ModelMetadata
-from data_loader.preprocess import ImageError, as_array
+from data_loader.preprocess import as_array
 from deploy.backends.base import HeatMap, HeatMapper
 from deploy.inference.image_writers import JPEG_QUALITY
 from deploy.service.batching import MicroBatcher
@@ -33,24 +33,22 @@ class HeatMaps:
     async def data_url(self, data: bytes, label: int) -> str:
         """Return an encoded image under its map, as data:image/jpeg;base64,... Raises BackendError, ImageError."""
         async with self._slots:
-            try:
-                decoded, image = await asyncio.wrap_future(self._batcher.in_pool(self._decode, data, False))
-            except ImageError:  # it may be a large one
+            shown = await asyncio.wrap_future(self._batcher.in_pool(self._decode, data, False))
+            if shown is None:  # it may be a large one
                 large = self._batcher.in_pool(self._decode, data, True, is_large=True)
-                decoded, image = await asyncio.wrap_future(large)
+                shown = await asyncio.wrap_future(large)
+                assert shown is not None  # it would have raised ImageError
+            decoded, image = shown
             heat_map = await asyncio.wrap_future(self._batcher.in_net_thread(self._mapper, image, label))
             return await asyncio.wrap_future(self._batcher.in_pool(self._draw, decoded, heat_map))
 
-    def _decode(self, data: bytes, may_be_large: bool) -> tuple[Image.Image, np.ndarray]:
+    def _decode(self, data: bytes, may_be_large: bool) -> tuple[Image.Image, np.ndarray] | None:
         """Return the RGB image to draw on, at most MAX_SIDE_PX, and the net's input, float32 (C, H, W)."""
-        preprocess = self._metadata.preprocess
-        decoded = net_image = self._decoder.decode(data, 3, may_be_large=may_be_large)
-        if preprocess.channels != 3:
-            net_image = self._decoder.decode(data, preprocess.channels, may_be_large=may_be_large)
-        image = preprocess(as_array(net_image))
-        if max(decoded.size) > MAX_SIDE_PX:
-            decoded.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX))
-        return decoded, image
+        shown = self._decoder.show(data, MAX_SIDE_PX, may_be_large=may_be_large)
+        if shown is None:
+            return None
+        decoded, fitted = shown
+        return decoded, self._metadata.preprocess(as_array(fitted))
 
     def _draw(self, image: Image.Image, heat_map: HeatMap) -> str:
         drawn = heat_map_image(image, heat_map.heat, self._metadata.preprocess.resize, heat_map.marks, SIDES_PX)

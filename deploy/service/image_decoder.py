@@ -6,11 +6,16 @@ from PIL import Image
 
 from artifacts.metadata import ModelMetadata
 from common.errors import UserError
-from data_loader.preprocess import decode
+from data_loader.decoder_process import DecoderPool, DecodeTimeoutError
+from data_loader.preprocess import ImageError
 from deploy.inference.predictor import Prepared, prepare
 
 BYTES_A_PIXEL = 40  # peak while a 32-bit float TIFF, the costliest format, is decoded (measured; 16-bit PNG 37, JPEG 8)
 MIN_SMALL_PIXELS = 250_000
+STALL_S = 5.0  # in which no decoder finishes anything, though all are busy: the service is not ready
+OWN_BYTES = 48 * 10**6  # of a process, beside its share: the encoded image, and what plugins load when first used
+
+Shown = tuple[Image.Image, Image.Image]  # the image to draw on, and the one fitted to the net's input
 
 
 class DecodingError(UserError):
@@ -18,13 +23,16 @@ class DecodingError(UserError):
 
 
 class ImageDecoder:
-    """Decodes any image within `memory_bytes`: small ones in `workers` threads at once, large ones in another thread.
+    """Decodes any image within `memory_bytes`: small ones in `workers` processes at once, large ones in another.
 
-    A large image has up to `max_pixels`, a small one the share that remains for each worker. Raises DecodingError where
-    that is too little.
+    A large image has up to `max_pixels`, a small one the share that remains for each worker. No image takes longer than
+    `timeout_s`. A process that takes more memory than its share gets none. Raises DecodingError where that is too
+    little.
     """
 
-    def __init__(self, metadata: ModelMetadata, max_pixels: int, memory_bytes: int, workers: int) -> None:
+    def __init__(
+        self, metadata: ModelMetadata, max_pixels: int, memory_bytes: int, workers: int, timeout_s: float
+    ) -> None:
         self._metadata = metadata
         self._max_pixels = min(max_pixels, metadata.preprocess.max_pixels)
         self._max_small_pixels = min((memory_bytes // BYTES_A_PIXEL - self._max_pixels) // workers, self._max_pixels)
@@ -34,16 +42,53 @@ class ImageDecoder:
                 f"--decode_memory_mb must be at least {-(-needed // 10**6)} for images of {self._max_pixels / 1e6:g} "
                 f"megapixels and {workers} workers, got {memory_bytes // 10**6}"
             )
+        self._small = self._pool(workers, self._max_small_pixels, timeout_s)
+        self._large = self._pool(1, self._max_pixels, timeout_s)
 
-    def prepare(self, data: bytes, *, may_be_large: bool) -> Prepared:
-        """Return an image decoded and preprocessed for the net, or the reason why it cannot be used."""
+    def start(self) -> None:
+        """Start the processes, and wait for them. Raises DecoderStartError."""
+        self._small.start()
+        self._large.start()
+
+    def prepare(self, data: bytes, *, may_be_large: bool) -> Prepared | None:
+        """Return an image decoded and preprocessed for the net, or the reason why it cannot be used.
+
+        None unless `may_be_large`: it is large or damaged, and another try has to find out.
+        """
         try:
-            image = self.decode(data, self._metadata.preprocess.channels, may_be_large=may_be_large)
-            return Prepared("", prepare(image, self._metadata))
+            pool, max_pixels = self._pool_for(may_be_large)
+            return Prepared("", prepare(pool.fit(data, max_pixels), self._metadata))
+        except DecodeTimeoutError as error:
+            return Prepared("", None, str(error))
         except (UserError, MemoryError) as error:
-            return Prepared("", None, str(error) or "it is too large for the memory")
+            return Prepared("", None, str(error) or "it is too large for the memory") if may_be_large else None
 
-    def decode(self, data: bytes, channels: int, *, may_be_large: bool) -> Image.Image:
-        """Return a decoded image. Raises ImageError, also for a large image unless `may_be_large`."""
-        max_pixels = self._max_pixels if may_be_large else self._max_small_pixels
-        return decode(data, channels, max_pixels, icc_profiles=self._metadata.preprocess.icc_profiles)
+    def show(self, data: bytes, side_px: int, *, may_be_large: bool) -> Shown | None:
+        """Return the RGB image, no side longer than `side_px`, and the one that is fitted to the net's input.
+
+        None unless `may_be_large`, as in `prepare`. Raises ImageError.
+        """
+        try:
+            pool, max_pixels = self._pool_for(may_be_large)
+            return pool.show(data, max_pixels, side_px)
+        except DecodeTimeoutError:
+            raise
+        except ImageError:
+            if may_be_large:
+                raise
+            return None
+
+    def is_stalled(self) -> bool:
+        """Return whether all processes for small images are busy, and none has finished anything for STALL_S."""
+        return self._small.is_stalled(STALL_S)
+
+    def close(self) -> None:
+        """Kill the processes; images that they still decode get an error."""
+        self._small.close()
+        self._large.close()
+
+    def _pool(self, count: int, pixels: int, timeout_s: float) -> DecoderPool:
+        return DecoderPool(self._metadata.preprocess, count, timeout_s, pixels * BYTES_A_PIXEL + OWN_BYTES)
+
+    def _pool_for(self, may_be_large: bool) -> tuple[DecoderPool, int]:
+        return (self._large, self._max_pixels) if may_be_large else (self._small, self._max_small_pixels)

@@ -21,7 +21,7 @@ from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.predictor import Predictor
 from deploy.service.app import PAGE, make_app
 from deploy.service.batching import MicroBatcher
-from deploy.service.cli_args import limits_from
+from deploy.service.cli_args import limits_from, origins_from
 from deploy.service.handlers import PredictHandler
 from deploy.service.heatmaps import HeatMaps
 from deploy.service.http_protocol import GRACE_S, protocol_class
@@ -49,12 +49,14 @@ class DrainingServer(uvicorn.Server):
         self._stop_at = math.inf
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; on Ctrl-C, and on a second signal, stop at once."""
-        if sig == signal.SIGTERM and not self._draining.is_set():
+        """Begin to drain; on Ctrl-C close the port at once, and on a second signal wait for no request either."""
+        if self._draining.is_set() or self.should_exit:
+            self.should_exit = self.force_exit = True
+        elif sig == signal.SIGTERM:
             self._draining.set()
             self._stop_at = time.monotonic() + self._drain_s
         else:
-            super().handle_exit(sig, frame)
+            self.should_exit = True
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to stop; uvicorn calls this every tenth of a second (TICK_S)."""
@@ -67,17 +69,15 @@ class DrainingServer(uvicorn.Server):
 def open_server(
     predictor: Predictor, routes: Sequence[Route], args: argparse.Namespace, token: str = "", page: Path = PAGE
 ) -> Iterator[DrainingServer]:
-    """Yield a server that is warmed up; its threads end with the context.
+    """Yield a server that is warmed up; its threads and processes end with the context.
 
-    Raises ServiceError, DecodingError, BackendError.
+    Raises ServiceError, DecodingError, DecoderStartError, BackendError.
     """
     limits = limits_from(args)
     if limits.max_pictures > limits.queue:
         raise ServiceError(f"--queue must be at least --max_pictures, got {limits.queue} and {limits.max_pictures}")
     metrics = Metrics(route.path for route in routes)
-    decoder = ImageDecoder(
-        predictor.metadata, limits.max_megapixels * 10**6, limits.decode_memory_mb * 10**6, args.workers
-    )
+    decoder = _decoder(predictor, limits, args.workers)
     batcher = MicroBatcher(
         predictor,
         decoder,
@@ -92,13 +92,25 @@ def open_server(
         metrics.watch_queue(lambda: batcher.held)
         if error := batcher.warm_up().error:
             raise ServiceError(f"the net has no prediction for a grey image: {error}")
+        decoder.start()
         mapper = _heat_mapper(predictor)
         heatmaps = HeatMaps(mapper, predictor.metadata, decoder, batcher, args.workers) if mapper else None
         handler = PredictHandler(batcher, predictor.metadata, limits, heatmaps, always_200=args.http_status == "ok")
         draining = threading.Event()
-        state = ServiceState(routes, handler, predictor.metadata, metrics, mapper is not None, token, draining)
+        state = ServiceState(
+            routes,
+            handler,
+            predictor.metadata,
+            metrics,
+            mapper is not None,
+            token,
+            origins_from(args),
+            args.root_path,
+            draining,
+        )
         yield DrainingServer(_config(make_app(state, page), limits, metrics), args.drain_s, draining, batcher.tick)
-    finally:
+    finally:  # every request has its response
+        decoder.close()
         batcher.close()
 
 
@@ -118,6 +130,11 @@ def stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _decoder(predictor: Predictor, limits: Limits, workers: int) -> ImageDecoder:
+    max_pixels, memory_bytes = limits.max_megapixels * 10**6, limits.decode_memory_mb * 10**6
+    return ImageDecoder(predictor.metadata, max_pixels, memory_bytes, workers, limits.decode_timeout_s)
 
 
 def _heat_mapper(predictor: Predictor) -> HeatMapper | None:

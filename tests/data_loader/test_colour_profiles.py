@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -175,8 +176,10 @@ def test_the_config_the_metadata_and_the_service_agree() -> None:
         assert preprocess.icc_profiles == value
         net: dict[str, Any] = {"module": "m", "name": "n", "args": {}}
         metadata = ModelMetadata.from_dict(ModelMetadata(("a", "b"), preprocess, net).to_dict())
-        decoder = ImageDecoder(metadata, 10**6, 10**9, 1)
-        served = as_array(decoder.decode(data, 3, may_be_large=False))
+        with closing(ImageDecoder(metadata, 10**6, 10**9, 1, 60.0)) as decoder:
+            shown = decoder.show(data, 10_000, may_be_large=False)
+        assert shown is not None
+        served = as_array(shown[0])
         np.testing.assert_array_equal(served, as_array(metadata.preprocess.decode(data)))
         assert np.array_equal(served, stored) == (value == "ignore")
     assert preprocess_of(Config.model_validate({**required, **roots})).icc_profiles == "convert"

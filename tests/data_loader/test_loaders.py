@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from data_loader import decoder_process
 from data_loader.augment import AugmentSettings, BatchMixer, TrainingView, mixed_seed, random_crop_box, seeded
 from data_loader.bad_images import BadImageError, checked, find_bad_images, without
+from data_loader.decode_guard import GUARD
 from data_loader.epoch_plan import EpochBatches, epoch_order, plan_epoch
 from data_loader.list_reader import read_list
 from data_loader.loaders import ImageDataset, training_loader, validation_loader
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import SampleList
+from tests.helpers import stand_in_decoder
 
 VIEW = AugmentSettings((0.5, 1.0), (0.8, 1.25), 0.5, 0.2, 10.0, 0.1, (0.2, 0.2, 0.2, 0.1), 0.1, 0.2, 0.3)
 
@@ -152,6 +155,20 @@ def test_bad_images_are_found_and_left_out(dataset: Path) -> None:
     left = without(samples, {4, 20})
     assert len(left.samples) + len(found) == len(samples.samples)
     assert left.where(4) == f"{dataset}/train.txt:6"
+
+
+def test_an_image_whose_decoder_exceeds_the_deadline_is_a_bad_one(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dataset / "images/train/04.png").rename(dataset / "images/train/sleep.png")
+    lines = (dataset / "train.txt").read_text(encoding="utf-8")
+    (dataset / "train.txt").write_text(lines.replace("train/04.png", "train/sleep.png"), encoding="utf-8")
+    samples = read(dataset)
+    monkeypatch.setattr(decoder_process, "WORKER", stand_in_decoder.MODULE)
+    monkeypatch.setattr(GUARD, "timeout_s", 1.0)
+    found = [look for look in find_bad_images(samples, Preprocess(32, 32), 2, range(21)) if look]
+    reason = "its decoder did not end within 1 seconds"
+    assert found == [(4, f"{dataset}/train.txt:5: {dataset}/images/train/sleep.png: {reason}")]
 
 
 def test_no_augmentation_equals_validation(dataset: Path) -> None:

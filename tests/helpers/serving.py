@@ -5,13 +5,17 @@ import base64
 import http.client
 import io
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from artifacts.metadata import ModelMetadata
+from common.paths import ROOT
 from data_loader.preprocess import Preprocess
 from deploy.inference.predictor import Predictor
 from deploy.service.app import PAGE
@@ -124,6 +129,27 @@ def running(
             server.should_exit = True
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
+
+
+def start(code: str, *arguments: object, **variables: str) -> "subprocess.Popen[str]":
+    """Start a Python program that serves."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def port_of(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """Wait for a service's start, and return its port and the lines that it printed."""
+    assert process.stdout is not None and process.stderr is not None
+    lines = "".join(islice(process.stdout, 4))
+    found = re.search(r"http://127\.0\.0\.1:(\d+)", lines)
+    assert found, lines + process.stderr.read()
+    return int(found[1]), lines
 
 
 def flags(*arguments: object) -> argparse.Namespace:

@@ -19,6 +19,7 @@ from common.atomic_io import check_folder
 from common.cli import run_program
 from common.errors import UserError
 from configs.schema import DEFAULT_CONFIG, Config
+from data_loader.decode_guard import GUARD
 from trainers.config_checks import training_config
 from trainers.data.sample_lists import read_lists
 
@@ -71,6 +72,7 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     from tools.doctor.step_check import judge_compiling, judge_disk, judge_step, try_steps
     from tools.doctor.types import TrialData
 
+    GUARD.timeout_s = config.decode_timeout_s
     train, val = read_lists(config, check_files=False)  # a missing file is a finding
     preprocess = preprocess_of(config)
     paths = [sample.path for samples in (train, val) for sample in samples.samples]

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from data_loader.colour_profiles import CONVERTED, UNUSABLE, profile_use
+from data_loader.decode_guard import GUARD, guarded
 from data_loader.preprocess import BROKEN_EXIF, ImageError, Preprocess, open_image, stream_of
 from data_loader.tiff import has_mask
 from data_loader.transparency import with_stored_alpha
@@ -153,6 +154,7 @@ def scan(paths: Sequence[str], num_train: int, preprocess: Preprocess, workers: 
     return images
 
 
+@guarded
 def scan_image(path: str, preprocess: Preprocess) -> ImageScan:
     """Read one image as the training does. Raises ImageError."""
     image = preprocess.decode(path)
@@ -218,7 +220,8 @@ def _scan_chunks(
     waiting: deque[tuple[range, Future[list[ImageScan | str]]]] = deque()
     remaining = iter(chunks)
     kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(workers, multiprocessing.get_context(kind), _ignore_interrupts) as pool:
+    context, settings = multiprocessing.get_context(kind), (GUARD.timeout_s,)
+    with ProcessPoolExecutor(workers, context, _start_process, settings) as pool:
         try:
             for chunk in itertools.islice(remaining, 4 * workers):
                 waiting.append((chunk, pool.submit(_scan_chunk, [paths[row] for row in chunk], preprocess)))
@@ -229,14 +232,15 @@ def _scan_chunks(
                     waiting.append((further, pool.submit(_scan_chunk, [paths[row] for row in further], preprocess)))
         except BrokenProcessPool as error:
             first, last = paths[chunk[0]], paths[chunk[-1]]
-            advice = "the memory was too small, or a decoder crashed; --workers 0 reads them one by one"
+            advice = "too little memory, or a decoder crashed or did not end; --workers 0 reads them one by one"
             raise ScanError(f"a process died among the images from {first} to {last}: {advice}") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # the rest of an interrupted scan is not needed
 
 
-def _ignore_interrupts() -> None:
+def _start_process(decode_timeout_s: float) -> None:
     """Ignore Ctrl-C, which every process of the group gets: the main process handles it."""
+    GUARD.timeout_s = decode_timeout_s
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -708,9 +708,9 @@ import inference
 from deploy.inference import predictor
 
 prepare = predictor._prepared_file
-def slowly(path, metadata):
+def slowly(*args):
     time.sleep(0.2)
-    return prepare(path, metadata)
+    return prepare(*args)
 predictor._prepared_file = slowly
 raise SystemExit(inference.main(sys.argv[1:]))
 """

@@ -18,6 +18,8 @@ from artifacts.metadata import ModelMetadata
 from common.atomic_io import ResultsError, check_folder
 from common.console import elide, text_columns
 from configs.schema import Config
+from data_loader import decoder_process
+from data_loader.decode_guard import GUARD
 from data_loader.loaders import ImageDataset, validation_loader
 from data_loader.preprocess import Preprocess, as_array, decode
 from data_loader.samples import ListError, Sample, SampleList
@@ -31,6 +33,7 @@ from deploy.inference.predictor import Predictor
 from deploy.inference.result_writer import open_results
 from deploy.inference.uncertainty_scores import softmax
 from nets.net_interface import build_net
+from tests.helpers import stand_in_decoder
 
 NAMES = ("猫", "dog", "bird/s")
 
@@ -125,6 +128,18 @@ def test_order_is_kept_and_a_bad_file_takes_no_other_with_it(batch_size: int, wo
     alone = Predictor(FakeBackend(), metadata())
     for path, prediction in zip(paths, predictions, strict=True):
         assert next(alone.predict_files([path], topk=2)) == prediction
+
+
+def test_an_image_beyond_its_deadline_fails_and_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_process, "WORKER", stand_in_decoder.MODULE)
+    monkeypatch.setattr(GUARD, "timeout_s", 1.0)
+    paths = [image(tmp_path / f"{name}.png") for name in ("a", "sleep", "b", "spin", "c")]
+    predictions = list(Predictor(FakeBackend(), metadata()).predict_files(paths, 2, 2, workers=2))
+    assert [prediction.file for prediction in predictions] == paths
+    late = "its decoder did not end within 1 seconds"
+    assert [prediction.error for prediction in predictions] == ["", late, "", late, ""]
 
 
 def test_only_bad_files_never_reach_the_net(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,10 @@ import pytest
 from PIL import Image
 
 from artifacts.metadata import ModelMetadata
-from data_loader import preprocess
 from data_loader.preprocess import ImageError, Preprocess
 from deploy.backends.base import BackendError, HeatMap
 from deploy.inference import predictor
-from deploy.inference.predictor import Predictor
+from deploy.inference.predictor import Predictor, Prepared
 from deploy.service import image_decoder
 from deploy.service.admission import QueueFullError
 from deploy.service.batching import MicroBatcher
@@ -33,13 +32,14 @@ def batching(
     backend: GatedBackend, metadata: ModelMetadata = METADATA, decoder: ImageDecoder | None = None, **changes: Any
 ) -> Iterator[MicroBatcher]:
     values = {"batch_size": 4, "queue_size": 100, "workers": 2, "topk": 2, **changes}
-    decoder = decoder or ImageDecoder(metadata, 10**6, 10**9, values["workers"])
+    decoder = decoder or ImageDecoder(metadata, 10**6, 10**9, values["workers"], PATIENCE_S)
     batcher = MicroBatcher(Predictor(backend, metadata), decoder, **values)
     try:
         yield batcher
     finally:
         backend.gate.set()
         batcher.close()
+        decoder.close()
 
 
 def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -196,7 +196,7 @@ def test_a_failure_of_the_net_fails_its_requests_only(failure: Exception) -> Non
 def test_a_bug_while_decoding_fails_the_request_and_nothing_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(image_decoder, "decode", lambda *_: divmod(1, 0))
+            patch.setattr(ImageDecoder, "prepare", lambda *_, **__: divmod(1, 0))
             with pytest.raises(ZeroDivisionError):
                 await batcher.submit([png()] * 3)
             await until(lambda: batcher.held == 0)
@@ -312,19 +312,19 @@ def test_calls_run_in_the_nets_thread_between_batches() -> None:
 
 def test_large_images_are_decoded_one_at_a_time_and_delay_no_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_decoder, "MIN_SMALL_PIXELS", 100)
-    original = preprocess.decode
+    original = ImageDecoder.prepare
     at_once, max_at_once, proceed = 0, 0, threading.Event()
 
-    def slow(data: bytes, channels: int, max_pixels: int) -> Image.Image:
+    def slow(decoder: ImageDecoder, data: bytes, *, may_be_large: bool) -> Prepared | None:
         nonlocal at_once, max_at_once
-        image = original(data, channels, max_pixels)  # raises for a large one at the first try
-        if image.width * image.height > 100:
+        prepared = original(decoder, data, may_be_large=may_be_large)  # None for a large one at the first try
+        if may_be_large:
             at_once += 1
             max_at_once = max(max_at_once, at_once)
             assert proceed.wait(PATIENCE_S)
             time.sleep(0.01)
             at_once -= 1
-        return image
+        return prepared
 
     async def main() -> None:
         large = [batcher.submit([png(size=(40, 50))]) for _ in range(5)]
@@ -335,9 +335,9 @@ def test_large_images_are_decoded_one_at_a_time_and_delay_no_small_one(monkeypat
         error = (await batcher.submit([png(size=(40, 51))]))[0].error
         assert error == "40x51 is more than max_pixels (2000) allows"
 
-    monkeypatch.setattr("deploy.service.image_decoder.decode", slow)
+    monkeypatch.setattr(ImageDecoder, "prepare", slow)
     # 40 bytes a pixel: 2000 for the large one, and 100 for each of two workers
-    decoder = ImageDecoder(METADATA, max_pixels=2000, memory_bytes=40 * 2200, workers=2)
+    decoder = ImageDecoder(METADATA, max_pixels=2000, memory_bytes=40 * 2200, workers=2, timeout_s=PATIENCE_S)
     with batching(GatedBackend(), decoder=decoder) as batcher:
         run(main)
     assert max_at_once == 1
@@ -347,7 +347,7 @@ def test_large_images_are_decoded_one_at_a_time_and_delay_no_small_one(monkeypat
 def test_heat_maps_of_small_and_large_images(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_decoder, "MIN_SMALL_PIXELS", 100)
     metadata = ModelMetadata(METADATA.class_names, Preprocess(8, 8, channels), METADATA.net)
-    decoder = ImageDecoder(metadata, max_pixels=2000, memory_bytes=40 * 2100, workers=1)
+    decoder = ImageDecoder(metadata, max_pixels=2000, memory_bytes=40 * 2100, workers=1, timeout_s=PATIENCE_S)
     calls: list[tuple[tuple[int, ...], int, str]] = []
 
     def mapper(image: np.ndarray, label: int) -> HeatMap:
@@ -374,18 +374,23 @@ def test_a_damaged_avif_is_an_image_error() -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(file, "AVIF")
     half = len(file.getvalue()) // 2
     data = file.getvalue()[:half] + bytes(half)
-    decoder = ImageDecoder(METADATA, 10**6, 10**9, 1)
-    assert decoder.prepare(data, may_be_large=True).error.startswith("it is damaged: Failed to decode ")
+    assert error_of(data, METADATA).startswith("it is damaged: Failed to decode ")
 
 
 def test_the_nets_own_pixel_limit_applies_as_well() -> None:
     metadata = ModelMetadata(METADATA.class_names, Preprocess(8, 8, max_pixels=50), {})
-    decoder = ImageDecoder(metadata, 10**6, 10**9, 1)
-    assert decoder.prepare(png(size=(10, 10)), may_be_large=True).error == "10x10 is more than max_pixels (50) allows"
+    assert error_of(png(size=(10, 10)), metadata) == "10x10 is more than max_pixels (50) allows"
+
+
+def error_of(data: bytes, metadata: ModelMetadata) -> str:
+    with closing(ImageDecoder(metadata, 10**6, 10**9, 1, PATIENCE_S)) as decoder:
+        prepared = decoder.prepare(data, may_be_large=True)
+        assert prepared is not None
+        return prepared.error
 
 
 def test_too_little_memory_to_decode_is_an_error_that_names_the_minimum() -> None:
     message = r"--decode_memory_mb must be at least 420 for images of 10 megapixels and 2 workers, got 419"  # 40 * 10.5
     with pytest.raises(DecodingError, match=message):
-        ImageDecoder(METADATA, 10 * 10**6, 419 * 10**6, 2)
-    ImageDecoder(METADATA, 10 * 10**6, 420 * 10**6, 2)
+        ImageDecoder(METADATA, 10 * 10**6, 419 * 10**6, 2, 10.0)
+    ImageDecoder(METADATA, 10 * 10**6, 420 * 10**6, 2, 10.0)

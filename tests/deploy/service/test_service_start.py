@@ -2,14 +2,9 @@
 
 import base64
 import io
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,6 @@ from PIL import Image
 
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.metadata import ModelMetadata
-from common.paths import ROOT
 from data_loader.preprocess import Preprocess
 from deploy.backends.base import BackendError
 from deploy.backends.loading import load_backend
@@ -29,26 +23,17 @@ from deploy.service import launcher
 from deploy.service.cli_args import TOKEN_VARIABLE
 from deploy.service.limits import Limits
 from nets.net_interface import build_net
-from tests.helpers.serving import METADATA, PATIENCE_S, GatedBackend, RunningService, base64_of, png, wait
-
-
-def start(code: str, *arguments: object, **variables: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def port_of(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    assert process.stdout is not None and process.stderr is not None
-    lines = "".join(islice(process.stdout, 4))
-    found = re.search(r"http://127\.0\.0\.1:(\d+)", lines)
-    assert found, lines + process.stderr.read()
-    return int(found[1]), lines
+from tests.helpers.serving import (
+    METADATA,
+    PATIENCE_S,
+    GatedBackend,
+    RunningService,
+    base64_of,
+    png,
+    port_of,
+    start,
+    wait,
+)
 
 
 @pytest.fixture(scope="module")

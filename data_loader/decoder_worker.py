@@ -1,0 +1,109 @@
+"""A process that decodes images for another one, started by `data_loader.decoder_process`.
+
+Standard input is a socket. A request is REQUEST and the source; the reply is REPLY and the pixels, or a reason (UTF-8).
+Nothing is unpickled on either side. The process imports no torch: it starts in 0.1 s and takes 30 MB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import AvifImagePlugin, Image
+
+from common.malloc import return_freed_memory
+from data_loader.decode_guard import GUARD
+from data_loader.preprocess import Preprocess, as_array, decode
+
+REQUEST = struct.Struct("<ccQIQ")  # FIT or SHOW, BYTES or PATH, max_pixels, longest side to show, bytes of the source
+REPLY = struct.Struct("<cQ")  # READY, PIXELS, BAD or BUG, bytes that follow
+SIZE = struct.Struct("<II")  # width and height of an image to show, before its pixels
+FIT, SHOW = b"f", b"s"
+BYTES, PATH = b"b", b"p"
+READY, PIXELS, BAD, BUG = b"r", b"p", b"e", b"x"
+OVERTIME = 3  # times the deadline, after which the process ends itself: its parent was killed
+
+
+def main() -> None:
+    """Decode until the socket is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # its parent's, which finishes what it has begun
+        signal.signal(number, signal.SIG_IGN)
+    settings = json.loads(sys.argv[1])
+    preprocess = Preprocess.from_dict(settings["preprocess"])
+    return_freed_memory()
+    GUARD.timeout_s = 0.0  # its parent watches it
+    warnings.simplefilter("ignore")  # of odd metadata
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each has a stack of 8 MB, and other images are decoded beside it
+    Image.init()
+    if settings["memory_bytes"]:
+        _limit_memory(settings["memory_bytes"])
+    connection = socket.socket(fileno=sys.stdin.fileno())
+    with connection.makefile("rb") as requests, contextlib.suppress(ConnectionError):
+        connection.sendall(REPLY.pack(READY, 0))
+        while header := requests.read(REQUEST.size):
+            status, content = _reply(requests, header, preprocess, OVERTIME * settings["timeout_s"])
+            connection.sendall(REPLY.pack(status, len(content)))
+            connection.sendall(content)
+
+
+def _reply(requests: BinaryIO, header: bytes, preprocess: Preprocess, most_s: float) -> tuple[bytes, bytes]:
+    kind, form, max_pixels, side_px, size = REQUEST.unpack(header)
+    source: bytes | str = requests.read(size)
+    if form == PATH:
+        source = os.fsdecode(source)
+    work: Callable[..., bytes] = _fit if kind == FIT else _show
+    signal.setitimer(signal.ITIMER_REAL, most_s)
+    try:
+        return PIXELS, work(source, preprocess, max_pixels, side_px)
+    except ValueError as error:  # ImageError, or an image that cannot be fitted
+        return BAD, str(error).encode("utf-8", "surrogateescape")
+    except MemoryError:
+        return BAD, b"it is too large for the memory"
+    except Exception:
+        return BUG, traceback.format_exc().encode("utf-8", "backslashreplace")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _fit(source: bytes | str, preprocess: Preprocess, max_pixels: int, _: int) -> bytes:
+    """Return the fitted pixels, uint8 (height, width, channels)."""
+    return preprocess.fit(_decoded(source, preprocess, preprocess.channels, max_pixels)).tobytes()
+
+
+def _show(source: bytes | str, preprocess: Preprocess, max_pixels: int, side_px: int) -> bytes:
+    """Return SIZE, the RGB image with no side longer than `side_px`, and the fitted pixels."""
+    shown = _decoded(source, preprocess, 3, max_pixels)
+    fitted = _fit(source, preprocess, max_pixels, 0) if preprocess.channels != 3 else preprocess.fit(shown).tobytes()
+    if max(shown.size) > side_px:
+        shown.thumbnail((side_px, side_px))
+    return SIZE.pack(*shown.size) + as_array(shown).tobytes() + fitted
+
+
+def _decoded(source: bytes | str, preprocess: Preprocess, channels: int, max_pixels: int) -> Image.Image:
+    return decode(source, channels, max_pixels, icc_profiles=preprocess.icc_profiles)
+
+
+def _limit_memory(more_bytes: int) -> None:
+    """Let the process take so many bytes of addresses beside those that it has; beyond them a decoder gets none."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    with contextlib.suppress(OSError, ValueError):  # no /proc, or a hard limit that is lower already
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + more_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+if __name__ == "__main__":
+    main()
