@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common.console import printable_lines
 from common.errors import ProgramError, UserError
-from common.signals import Stopped
+from common.signals import Stopped, ended_by_second_signal
 
 EXIT_MISTAKE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE
 
@@ -50,9 +50,9 @@ def run_program(
 ) -> int:
     """Run a program's work and return its exit code: what ends it becomes one line on stderr.
 
-    2: a UserError or an OSError; a ProgramError's own code; 128 + n: ended by signal n; 141: the reader of stdout has
-    gone. Any other exception is a bug and keeps its traceback. `report` receives the line and the error instead of
-    stderr.
+    2: a UserError or an OSError; a ProgramError's own code; 128 + n: ended by signal n, whose second one ends it
+    whatever it waits for; 141: the reader of stdout has gone. Any other exception is a bug and keeps its traceback.
+    `report` receives the line and the error instead of stderr.
     """
     if sys.stdout is None:  # closed by the parent process
         sys.stdout = io.StringIO()
@@ -60,9 +60,10 @@ def run_program(
         sys.stdout.reconfigure(errors="backslashreplace")  # a console that lacks a letter is no reason to stop
     report = report or _print_to_stderr
     try:
-        exit_code = work()
-        sys.stdout.flush()
-        return exit_code
+        with ended_by_second_signal():
+            exit_code = work()
+            sys.stdout.flush()
+            return exit_code
     except (UserError, ProgramError, Stopped) as error:
         report(printable_lines(f"{program}: {error}"), error)
         return error.exit_code

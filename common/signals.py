@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -12,6 +15,8 @@ from typing import Any, NoReturn
 
 # SIGUSR1 is what schedulers such as SLURM send some time before the end (sbatch --signal); Windows has none.
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP")  # whose second one ends a program; SIGUSR1 may come again and again
+GRACE_S = 5.0  # after the second signal, for cleaning up
 
 
 class Stopped(KeyboardInterrupt):
@@ -20,6 +25,32 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.exit_code = 128 + number
+
+
+@contextmanager
+def ended_by_second_signal() -> Iterator[None]:
+    """End the process GRACE_S after the second signal of one kind, and at once with the third, whatever it waits for.
+
+    Python runs a signal's handler once the main thread is back from what it calls, which a decoder or a lock may
+    prevent. The number arrives at once, though: another thread reads it here.
+    """
+    if threading.current_thread() is not threading.main_thread() or os.name != "posix":
+        yield  # elsewhere there are neither such signals nor such numbers
+        return
+    numbers, written = socket.socketpair()
+    written.setblocking(False)
+    before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_end_at_second, args=(numbers,), name="second_signal", daemon=True)
+    thread.start()
+    pid = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() == pid:  # not in a forked child
+            signal.set_wakeup_fd(before)
+            written.close()
+            thread.join()
+            numbers.close()
 
 
 @contextmanager
@@ -42,7 +73,10 @@ def ended_by_signals(*others: signal.Signals) -> Iterator[None]:
 
 
 class StopRequest:
-    """While entered, the first signal of STOPPING is only noted in `received`; a second Ctrl-C interrupts at once."""
+    """While entered, the first signal of STOPPING is only noted in `received`; the same again interrupts at once.
+
+    A second SIGUSR1 is only noted too.
+    """
 
     def __init__(self, message: str = "") -> None:
         self.message = message  # printed on stderr as soon as the signal arrives
@@ -68,11 +102,34 @@ class StopRequest:
         self.received = signal.Signals(number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        if self.received == number and _is_ending(number):
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
         if self.received is None and self.message:
             os.write(2, f"\n{self.message}\n".encode())  # a handler may interrupt a print, so not print
         self.received = signal.Signals(number)
+
+
+def _is_ending(number: int) -> bool:
+    """Return whether a second signal of this number ends the program.
+
+    torchrun passes a SIGTERM on that its processes may have got already, and kills them itself after a while.
+    """
+    name = signal.Signals(number).name
+    return name in ENDING and not (name == "SIGTERM" and "TORCHELASTIC_RUN_ID" in os.environ)
+
+
+def _end_at_second(numbers: socket.socket) -> None:
+    received: Counter[int] = Counter()
+    while data := numbers.recv(1):
+        received[data[0]] += 1
+        if received[data[0]] > 1 and _is_ending(data[0]):
+            while select.select([numbers], [], [], GRACE_S)[0]:
+                following = numbers.recv(1)
+                if not following:
+                    return  # it has ended by itself
+                if following == data:
+                    break
+            os._exit(128 + data[0])
 
 
 @contextmanager
