@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from deploy.inference.class_prediction import ClassPrediction
@@ -23,12 +25,19 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+EXAMPLE_CLASSES = ("cat", "dog")  # invented: /docs needs no token, which the names of the net do
 SECURITY_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
 
 def make_app(state: ServiceState, page: Path = PAGE) -> ASGIApp:
     """Make the application. Raises ServiceError where a file of the page is missing."""
-    app = FastAPI(title="Image classifier", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app = FastAPI(
+        title="Image classifier",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+        redirect_slashes=False,  # a redirect would name the Host that the client sent
+    )
     for route in state.routes:
         _add_route(app, state, route)
     _add_status_routes(app, state)
@@ -48,19 +57,28 @@ def make_app(state: ServiceState, page: Path = PAGE) -> ASGIApp:
     async def internal_error(request: Request, error: Exception) -> Response:
         return error_response(request, 500, "internal error; see the log of the service")
 
-    return AuthMetricsMiddleware(app, state)
+    checked: ASGIApp = AuthMetricsMiddleware(app, state)
+    if not state.origins.origins:
+        return checked
+    return CORSMiddleware(  # outermost: a page may read the errors too
+        checked,
+        allow_origins=list(state.origins.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=["authorization", "content-type"],
+        expose_headers=["retry-after"],
+    )
 
 
 def _add_route(app: FastAPI, state: ServiceState, route: Route) -> None:
     async def predict(request: Request) -> Response:
         return await state.handler.handle(request, route)
 
-    names = state.metadata.class_names
-    example = ClassPrediction("", 0, names[0], 0.9, ((names[0], 0.9), (names[1], 0.1)))
-    entry = route.entry(example, state.metadata, route.switches)
+    first, second = EXAMPLE_CLASSES
+    example = ClassPrediction("", 0, first, 0.9, ((first, 0.9), (second, 0.1)))
+    entry = route.entry(example, replace(state.metadata, class_names=EXAMPLE_CLASSES), route.switches)
     if state.has_heatmaps and f"need_{HEATMAP}" in route.switches:
         entry[HEATMAP] = "data:image/jpeg;base64,... (with need_heatmap)"
-    errors = [code for code in (400, 401, 408, 413, 415, 422, 503) if code != 401 or state.token]
+    errors = [code for code in (400, 401, 403, 408, 413, 415, 421, 422, 503) if code != 401 or state.token]
     app.post(
         route.path,
         summary="Classify one or more images",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from dataclasses import fields
 
 from common.cli import number
 from deploy.backends.base import ACCEPT_CHANGED_HELP, PRECISION_HELP, PRECISIONS, RUNTIMES
 from deploy.service.limits import Limits
+from deploy.service.origins import AllowedOrigins, is_address, is_origin
 
 TOKEN_VARIABLE = "SERVICE_TOKEN"
 EPILOG = f"""\
@@ -30,8 +32,8 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
     add("--runtime", choices=RUNTIMES, default="auto", help="what runs an ONNX file (default auto)")
     add("--precision", choices=PRECISIONS, default="auto", help=PRECISION_HELP)
     add("--accept_changed", action="store_true", help=ACCEPT_CHANGED_HELP)
-    workers = min(os.cpu_count() or 1, 16)
-    add("--workers", metavar="N", type=number(1, 256), default=workers, help=f"decoding threads (default {workers})")
+    workers = min(max(os.cpu_count() or 1, 2), 16)  # two at least: one bad image must not hold up the others
+    add("--workers", metavar="N", type=number(1, 256), default=workers, help=f"decoding processes (default {workers})")
     add("--batch_size", metavar="N", type=number(1, 1024), default=8, help="images in the net at once (default 8)")
     add("--no_batching", action="store_true", help="one image at a time: --batch_size 1")
     add(
@@ -48,6 +50,7 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
         default=2.0,
         help="how long after SIGTERM requests are still served, while /readyz fails (default 2)",
     )
+    _add_web_flags(parser)
     add_limit = parser.add_argument_group("limits").add_argument
     for item in fields(Limits):
         default, low, high = item.default, item.metadata["low"], item.metadata["high"]
@@ -55,6 +58,52 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
         add_limit(f"--{item.name}", metavar="N", type=number(low, high), default=default, help=text)
 
 
+def _add_web_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("web").add_argument
+    add(
+        "--allowed_hosts",
+        metavar="NAME",
+        nargs="+",
+        type=str.lower,
+        default=[],
+        help="names, beside localhost, that clients may call the service by (* for all); numbers need none on --host "
+        "addresses of a network",
+    )
+    add(
+        "--cors_origins",
+        metavar="ORIGIN",
+        nargs="+",
+        type=_origin,
+        default=[],
+        help="origins, such as https://www.example.org, whose pages may use the service (* for all; default: none)",
+    )
+    add(
+        "--root_path",
+        metavar="PATH",
+        type=_root_path,
+        default="",
+        help="the path below which a proxy serves it, such as /classify",
+    )
+
+
+def _origin(text: str) -> str:
+    if not is_origin(text):
+        raise argparse.ArgumentTypeError(f'must be an origin such as https://www.example.org, or *, got "{text}"')
+    return text
+
+
+def _root_path(text: str) -> str:
+    if text and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", text):
+        raise argparse.ArgumentTypeError(f'must be a path such as /classify, without a slash at its end, got "{text}"')
+    return text
+
+
 def limits_from(args: argparse.Namespace) -> Limits:
     """Return the limits that the flags set."""
     return Limits(**{item.name: getattr(args, item.name) for item in fields(Limits)})
+
+
+def origins_from(args: argparse.Namespace) -> AllowedOrigins:
+    """Return the names and origins that the flags allow; a name to listen on is one of them."""
+    named = set() if is_address(args.host) else {args.host.lower()}
+    return AllowedOrigins(named | set(args.allowed_hosts), frozenset(args.cors_origins))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_ESCAPES = 2_000_000  # Python holds each %41 as an object of its own; base64 has one in 32 characters
 BOUNDARY = re.compile(rb"[ -~]{1,70}")  # RFC 2046, 5.1.1
+QUOTED = re.compile(rb'"(?:\\.|[^"\\])*"')
+FILE_NAME = re.compile(rb";\s*filename\*\s*=", re.IGNORECASE)  # alone: the parser leaves it out (RFC 6266, 4.3)
 
 
 class FormError(UserError):
@@ -116,13 +118,15 @@ class _Reader:
         self._name = self._value = b""
 
     def _end(self) -> None:
-        options = parse_options_header(self._headers.get(b"content-disposition"))[1]
+        disposition = self._headers.get(b"content-disposition", b"")
+        options = parse_options_header(disposition)[1]
+        disposition = QUOTED.sub(b"", disposition)
         if b"name" not in options:
             raise FormError("a part of the form has no name")
         kind = self._headers.get(b"content-type", b"text/plain").lower()
-        is_file = b"filename" in options or not kind.startswith(b"text/")
+        is_file = b"filename" in options or FILE_NAME.search(disposition) or not kind.startswith(b"text/")
         name = options[b"name"].decode("utf-8", "replace")
-        self.fields.append(Field(name, b"".join(self._data), is_file))
+        self.fields.append(Field(name, b"".join(self._data), bool(is_file)))
 
     def _complete(self) -> None:
         self.is_complete = True

@@ -14,6 +14,7 @@ from http import HTTPStatus
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from deploy.service.limits import Limits
+from deploy.service.request_framing import UpgradeIgnoringParser
 
 PENDING = "pending"  # in the scope's state: the future that the request waits for
 DISCONNECTED = "disconnected"  # there too: its client has gone
@@ -45,6 +46,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the timer, or reject a connection too many."""
         super().connection_made(transport)
+        self.parser = UpgradeIgnoringParser(self)  # type: ignore[assignment]
         if len(self.connections) > self.limits.max_connections:
             self.reject(503, f"{self.limits.max_connections} connections are open; try again later")
         else:

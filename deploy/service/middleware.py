@@ -14,16 +14,26 @@ from deploy.service.state import ServiceState
 
 
 class AuthMetricsMiddleware:
-    """Checks the bearer token, and counts each request with its code and seconds."""
+    """Checks Host, Origin and the bearer token, and counts each request with its code and seconds."""
 
     def __init__(self, app: ASGIApp, state: ServiceState) -> None:
         self._app, self._metrics, self._error_response = app, state.metrics, state.handler.error_response
         self._token, self._draining = state.token.encode(), state.draining
+        self._origins, self._root_path = state.origins, state.root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass an authorized request to its route, or respond with 401; count it either way."""
+        """Pass an allowed request to its route, or respond with an error; count it either way.
+
+        A HEAD is answered as a GET; uvicorn leaves out the body.
+        """
         if scope["type"] != "http":
             return
+        path = scope["path"]
+        if self._root_path and path.startswith(f"{self._root_path}/"):  # a proxy that does not remove it
+            path = path.removeprefix(self._root_path)
+        method = scope["method"]
+        asked = "GET" if method == "HEAD" else method
+        scope = {**scope, "path": path, "root_path": self._root_path, "method": asked}
         started, status = time.perf_counter(), 500
 
         async def send_noting_status(message: Message) -> None:
@@ -36,13 +46,16 @@ class AuthMetricsMiddleware:
 
         state = scope.setdefault("state", {})
         app: ASGIApp = self._app
-        if self._token and scope["path"] not in OPEN_PATHS and not self._is_authorized(scope):
+        code, reason = self._origins.refusal(method, path, dict(scope["headers"]), scope["server"][0])
+        if code:
+            app = self._error_response(Request(scope), code, reason)
+        elif self._token and path not in OPEN_PATHS and not self._is_authorized(scope):
             app = self._error_response(Request(scope), 401, "the bearer token is missing or wrong")
             app.headers["www-authenticate"] = "Bearer"
         try:
             await app(scope, receive, send_noting_status)
         finally:
-            self._metrics.on_request(scope["path"], state.get(CODE, status), time.perf_counter() - started)
+            self._metrics.on_request(path, state.get(CODE, status), time.perf_counter() - started)
 
     def _is_authorized(self, scope: Scope) -> bool:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")

@@ -22,9 +22,11 @@ DOCS_POLICY = f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none
 ERRORS = {
     400: "the body cannot be understood",
     401: "the bearer token is missing or wrong",
+    403: "a web page of another origin sent it",
     408: "the request arrived too slowly",
     413: "the body, an image or the number of images exceeds a limit",
     415: "the body has another Content-Type, or is compressed",
+    421: "the service is not called by the name in Host",
     422: "an image cannot be decoded, or has too many pixels",
     503: "the queue is full, or the net failed; Retry-After is the time until another try, in seconds",
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from artifacts.metadata import ModelMetadata
 from deploy.service.handlers import PredictHandler
 from deploy.service.metrics import Metrics
+from deploy.service.origins import AllowedOrigins
 from deploy.service.routes import Route
 
 
@@ -22,4 +23,6 @@ class ServiceState:
     metrics: Metrics
     has_heatmaps: bool
     token: str  # empty: none is required
+    origins: AllowedOrigins
+    root_path: str  # that a proxy serves it below; empty: none
     draining: threading.Event  # set once the service is about to stop

@@ -145,7 +145,7 @@ def hostile(request: Callable[[str, bytes], bytes]) -> list[bytes]:
     """Return invalid and costly requests, complete and truncated."""
     images = [b"", b"no image", _jpeg()[:200], empty_png(60_000, 60_000), empty_png(20_000, 1)]
     bodies = [b"[" * 100_000, b'{"content": "http://127.0.0.1/a"}', b'{"content": 1e999}', b"\xff" * 1000]
-    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     shapes = [request("/predict", image) for image in images] + [head % len(body) + body for body in bodies]
     shapes += [b"\x16\x03\x01" * 100, b"GET / HTTP/9.9\r\n\r\n", head % 10**12, head % 1000 + b"half", shapes[2][:300]]
     return [*shapes, b"POST /predict HTTP/1.1\r\n" + b"A: " + b"a" * 20_000 + b"\r\n\r\n"]
@@ -167,7 +167,7 @@ async def drip(port: int, seconds: float) -> None:
     """Send a request's body a byte a second."""
     with contextlib.suppress(OSError):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 999\r\n\r\n")
+        writer.write(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n")
         until = time.perf_counter() + seconds
         while time.perf_counter() < until and not writer.is_closing():
             writer.write(b"a")

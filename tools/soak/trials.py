@@ -232,7 +232,7 @@ async def _with_hostile(port: int, rate: float, seconds: float) -> tuple[list[Ou
 
 async def _watch_readiness(port: int, failures: list[float]) -> None:
     """Record when /readyz first fails, and when the port is closed."""
-    request = b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    request = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     while True:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

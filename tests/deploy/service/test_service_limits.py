@@ -52,15 +52,15 @@ def test_a_body_has_a_limit_with_and_without_content_length(service: RunningServ
 
 def test_a_large_content_length_is_refused_before_the_body(service: RunningService) -> None:
     with service.connect() as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 1000001\r\n\r\n")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000001\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize(
     "sent",
     [
-        b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 20_000 + b"\r\n\r\n",  # one chunk
-        b"GET / HTTP/1.1\r\nhost: a\r\n" + b"x: y\r\n" * 3_000 + b"\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 20_000 + b"\r\n\r\n",  # one chunk
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 3_000 + b"\r\n",
         b"GET /" + b"a" * 300_000,  # no end in sight
         b"\r\n" * 9_000,
     ],
@@ -82,7 +82,7 @@ def test_garbage_after_a_request_does_not_cost_its_response(
     body = json.dumps({"content": base64_of(png())}).encode()
     service.backend.gate.clear()
     with service.connect() as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
         connection.sendall(b"content-length: %d\r\n\r\n" % len(body) + body + after)
         time.sleep(0.2)
         service.backend.gate.set()
@@ -100,7 +100,7 @@ def test_bytes_beside_the_chunks_of_a_body_have_a_limit(service: RunningService,
     """uvicorn keeps every trailer: 80 MB of them took 1 GB, and every other request seconds."""
     with service.connect() as connection, pytest.raises(ConnectionError):
         connection.sendall(
-            b"POST /predict HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n" + start
+            b"POST /predict HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n" + start
         )
         for _ in range(400):
             connection.sendall(more * (65_536 // len(more)))
@@ -111,7 +111,7 @@ def test_small_trailers_and_chunks_of_one_byte_are_fine(service: RunningService)
     body = json.dumps({"content": base64_of(png(250)), "unknown": "x" * 20_000}).encode()
     chunks = b"".join(b"1;a=b\r\n%c\r\n" % byte for byte in body) + b"0\r\nx: y\r\n\r\n"
     with service.connect() as connection:
-        head = b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
         connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n" + chunks)
         assert read_all(connection).startswith(b"HTTP/1.1 200 ")
 
@@ -119,7 +119,7 @@ def test_small_trailers_and_chunks_of_one_byte_are_fine(service: RunningService)
 def test_pipelined_requests_have_a_limit(service: RunningService) -> None:
     """Of thousands at once some get a complete response, the last with a close; other clients do not wait."""
     with service.connect() as connection:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n" * 2_000)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2_000)
         received = read_all(connection)
     count = received.count(b"HTTP/1.1 200 OK")
     assert 1 < count <= 2 + MAX_PIPELINED and received.count(b'{"status":"ok"}') == count
@@ -151,7 +151,7 @@ def small(page: Path) -> Iterator[RunningService]:
 
 
 def test_slow_headers_get_408(impatient: RunningService) -> None:
-    for start in (b"", b"POST /predict HTTP/1.1\r\nhost: a\r\n", b"\r\n"):
+    for start in (b"", b"POST /predict HTTP/1.1\r\nhost: localhost\r\n", b"\r\n"):
         with impatient.connect() as connection:
             connection.sendall(start)
             response = read_all(connection)
@@ -161,7 +161,7 @@ def test_slow_headers_get_408(impatient: RunningService) -> None:
 
 def test_a_slow_body_gets_408_although_bytes_arrive(impatient: RunningService) -> None:
     with impatient.connect() as connection:
-        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n")
         for _ in range(6):
             connection.sendall(b"x")
             time.sleep(0.1)
@@ -211,7 +211,7 @@ def test_a_full_queue(small: RunningService) -> None:
 def test_the_bodies_of_all_requests_have_a_limit(small: RunningService) -> None:
     with small.connect() as first, small.connect() as second:
         for connection in (first, second):
-            head = b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 900000\r\n\r\n"
+            head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 900000\r\n\r\n"
             connection.sendall(head + bytes(600_000))
         refused = select.select([first, second], [], [], PATIENCE_S)[0]
         response = json.loads(refused[0].recv(65536).partition(b"\r\n\r\n")[2])
@@ -240,7 +240,7 @@ def test_a_client_that_disconnects_leaves_nothing(service: RunningService) -> No
     with ExitStack() as held:
         for _ in range(5):
             connection = held.enter_context(service.connect())
-            connection.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n")
+            connection.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
             connection.sendall(b"content-length: %d\r\n\r\n%b" % (len(body), body))
         wait(lambda: service.metric("service_queue_pictures") == 20)
     wait(lambda: service.metric('service_requests_total{code="499",route="/predict"}') >= 5)
@@ -248,7 +248,7 @@ def test_a_client_that_disconnects_leaves_nothing(service: RunningService) -> No
     wait(service.is_empty)
     assert sum(service.backend.sizes) - before <= 8  # the batch that was in the net, and no other
     with service.connect() as connection:  # half a body, then gone
-        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\nabc")
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\nabc")
     wait(lambda: service.metric('service_requests_total{code="499",route="/predict"}') >= 6)
     assert service.send("/predict", {"content": base64_of(png())})[0] == 200
 
@@ -336,7 +336,9 @@ def slow_clients(service: RunningService) -> Iterator[None]:
     with ExitStack() as held:
         for number in range(30):
             one = held.enter_context(service.connect())
-            one.sendall(b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\nabc"[: 10 + 2 * number])
+            one.sendall(
+                b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99\r\n\r\nabc"[: 10 + 2 * number]
+            )
         yield
 
 

@@ -13,6 +13,7 @@ import uvicorn
 from uvicorn.protocols.http import httptools_impl
 
 from deploy.service.http_protocol import LimitedProtocol
+from deploy.service.request_framing import UpgradeIgnoringParser
 from deploy.service.server import DrainingServer
 
 VERSIONS = ("0.54.0",)  # tested
@@ -33,6 +34,7 @@ MEMBERS: dict[str, dict[str, tuple[str, ...] | None]] = {  # a method's paramete
         "cycle": None,
         "headers": None,
         "loop": None,
+        "parser": None,
         "pipeline": None,
         "transport": None,
         "url": None,
@@ -48,6 +50,7 @@ MEMBERS: dict[str, dict[str, tuple[str, ...] | None]] = {  # a method's paramete
         "__init__": ("self", "config"),
         "handle_exit": ("self", "sig", "frame"),
         "on_tick": ("self", "counter"),
+        "force_exit": None,
         "should_exit": None,
     },
 }
@@ -91,6 +94,19 @@ def test_no_other_member_of_a_request_is_used() -> None:
     """http_protocol.py calls each RequestResponseCycle `cycle`."""
     used = {name for base, name in attributes(class_node(LimitedProtocol)) if base in ("cycle", "self.cycle")}
     assert used == set(MEMBERS["RequestResponseCycle"])
+
+
+def test_the_parser_calls_known_members_and_has_those_that_uvicorn_calls() -> None:
+    tree = class_node(UpgradeIgnoringParser)
+    used = {name for of, name in attributes(tree) if of == "self._protocol"}
+    others = {"on_url": ("self", "url"), "on_header": ("self", "name", "value")}
+    known = {**MEMBERS["HttpToolsProtocol"], **others}
+    assert used <= set(known) and others.keys() <= used
+    for name, parameters in others.items():
+        assert tuple(inspect.signature(getattr(httptools_impl.HttpToolsProtocol, name)).parameters) == parameters
+    called = {name for of, name in attributes(class_node(httptools_impl.HttpToolsProtocol)) if of == "self.parser"}
+    own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert called - own == {"set_dangerous_leniencies"}  # of the parser that uvicorn makes itself
 
 
 def class_node(kind: type) -> ast.ClassDef:
