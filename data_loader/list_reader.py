@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections import defaultdict
@@ -99,7 +98,7 @@ def read_unlabelled(
         return _read_images(root, class_names)
     origin = os.fspath(list_file)
     lines = _Lines()
-    for number, whole_line in enumerate(read_utf8(origin).split("\n"), 1):
+    for number, whole_line in enumerate(_each_line(read_utf8(origin)), 1):
         line = whole_line.rstrip()
         if not line:
             continue
@@ -159,7 +158,7 @@ def _parse_lines(text: str, separator: str, target: Target, root: str) -> _Lines
     lines = _Lines()
     form = f"path{separator}{target.noun}"
     known: dict[str, tuple[Any, str]] = {}  # a list repeats few labels, so each text is parsed once
-    for number, whole_line in enumerate(io.StringIO(text), 1):  # a list of the lines would double the memory
+    for number, whole_line in enumerate(_each_line(text), 1):
         line = whole_line.rstrip()
         if not line:
             continue
@@ -182,6 +181,15 @@ def _parse_lines(text: str, separator: str, target: Target, root: str) -> _Lines
     if not lines.paths and not lines.problems.count:
         lines.problems.add(0, f"the list is empty; write one {form} a line")
     return lines
+
+
+def _each_line(text: str) -> Iterator[str]:
+    """Yield the lines of a text one by one: a list of all would double the memory."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
 
 
 def _parsed(target: Target, text: str, root: str) -> tuple[Any, str]:

@@ -84,10 +84,13 @@ def outputs_of(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray, ModelM
     if args.logits is not None and args.logits.exists():
         with np.load(args.logits) as kept:
             logits, labels = kept["logits"], kept["labels"]
+            of_weights = str(kept["weights_sha256"]) if "weights_sha256" in kept else metadata.weights_sha256
+        if of_weights != metadata.weights_sha256 or logits.shape[1] != metadata.num_classes:
+            raise UncertaintyError(f"{args.logits}: it holds another net's logits than {args.weights}; name a new file")
     elif args.lists:
         logits, labels = _run_net(args)
         if args.logits is not None:
-            np.savez(args.logits, logits=logits, labels=labels)
+            np.savez(args.logits, logits=logits, labels=labels, weights_sha256=metadata.weights_sha256)
     else:
         raise UncertaintyError("name the labelled images with --lists")
     if not 0 < args.pictures < len(labels):

@@ -15,7 +15,7 @@ from deploy.inference.decision import decide
 from deploy.uncertainty.calibration import CalibrationTarget, calibrate
 from tests.helpers.calibrated import metadata_with, some_logits, true_labels
 from tools import calibration_splits
-from tools.calibration_splits import measure, splits
+from tools.calibration_splits import measure, splits, table
 
 
 @pytest.fixture
@@ -75,3 +75,19 @@ def test_mistakes_are_sentences(asked: list[str], capsys: Any) -> None:
     assert "--pictures must be less than the 6000 there are, got 6000\n" in capsys.readouterr().err
     assert calibration_splits.main(asked[:2]) == 2
     assert "name the labelled images with --lists\n" in capsys.readouterr().err
+
+
+def test_a_split_that_accepts_nothing_is_in_no_mean() -> None:
+    """Of 0.1 and nothing the mean error is 0.1; with a 0 for the second it was 0.05."""
+    one = calibration_splits.Split(0.5, 0.1, 0.9, 1.2, 1.0, 0.1, 0.1, 0.05)
+    lines = table({"margin": [one, one._replace(coverage=0.0, error=float("nan"))]}, CalibrationTarget(0.2))
+    assert re.match(r"margin +2/2 +25\.00% +10\.000% \(10\.000%-10\.000%\) +0 ", lines[1])
+    nothing = one._replace(coverage=0.0, error=float("nan"))
+    assert "none accepted" in table({"margin": [nothing]}, CalibrationTarget(0.2))[1]
+
+
+def test_kept_logits_of_another_net_are_refused(asked: list[str], tmp_path: Path, capsys: Any) -> None:
+    with np.load(tmp_path / "kept.npz") as kept:
+        np.savez(tmp_path / "kept.npz", **kept, weights_sha256="0" * 64)
+    assert calibration_splits.main(asked) == 2
+    assert "kept.npz: it holds another net's logits than " in capsys.readouterr().err
