@@ -28,6 +28,16 @@ def choose_runtime(name: str, device: str) -> str:
     return "openvino" if find_spec("openvino") else "onnxruntime"
 
 
+def has_int8_dot_product() -> bool:
+    """Return whether this CPU adds products of 8 bits in 32 (VNNI, AMX, and what is no x86)."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    if capabilities.get("architecture") != "x86_64":
+        return True
+    return any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
 def choose_device(name: str) -> torch.device:
     """Return the torch device that auto, cpu, cuda or cuda:N names. Raises BackendError where it is missing."""
     import torch

@@ -14,13 +14,15 @@ from common.formatting import short_json
 from configs.schema import Config
 from deploy.backends.base import PRECISIONS, Backend, BackendError, is_out_of_memory, within_profile
 from deploy.backends.declared_sizes import check_declared, sizes_of
-from deploy.backends.devices import choose_device, choose_runtime, parse_device
+from deploy.backends.devices import choose_device, choose_runtime, has_int8_dot_product, parse_device
 from deploy.backends.onnx_backends import OnnxRuntimeBackend, OpenVinoBackend
 from deploy.backends.torch_backend import CheckpointBackend, TorchBackend
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+LARGEST_7_BITS = 64  # of a weight's absolute value, where products are added in pairs in 16 bits
 
 
 def load_backend(
@@ -154,7 +156,26 @@ def load_onnx(
     else:
         backend = OnnxRuntimeBackend(path, device)
     check_declared(path, metadata, backend.declared)
+    if metadata.precision == "int8" and backend.device == "cpu":
+        _check_int8(path)
     return backend
+
+
+def _check_int8(path: Path) -> None:
+    """Raise BackendError for weights of 8 bits on a CPU that adds their products in 16 bits, which overflow silently.
+
+    See "reduce-range" in https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html.
+    """
+    if has_int8_dot_product():
+        return
+    from onnx import TensorProto, load, numpy_helper
+
+    kernels = [tensor for tensor in load(path).graph.initializer if tensor.data_type == TensorProto.INT8]
+    if any(abs(numpy_helper.to_array(kernel).astype(int)).max(initial=0) > LARGEST_7_BITS for kernel in kernels):
+        raise BackendError(
+            f"{path}: written on a CPU with VNNI or AMX, which this one lacks: its sums would overflow "
+            "here; export int8 on this machine (its weights then have 7 bits), or use another of the formats"
+        )
 
 
 def _net_of(path: Path, metadata: ModelMetadata, weights: dict[str, torch.Tensor]) -> nn.Module:

@@ -13,6 +13,7 @@ import numpy as np
 from artifacts.formats import METADATA_KEY
 from artifacts.metadata import PRODUCER, ModelMetadata
 from common.formatting import first_line
+from deploy.backends.devices import has_int8_dot_product
 from deploy.export.errors import ExportError
 from deploy.export.onnx_writer import scopes_of, write_digest
 
@@ -93,16 +94,6 @@ def float_nodes(graph: Any, *, has_classifier: bool = True) -> set[str]:
         if is_power or is_classifier or is_1d or scales_input or (feeds_float and not is_kernel):
             found.add(node.name)
     return found
-
-
-def has_int8_dot_product() -> bool:
-    """Return whether this CPU adds products of 8 bits in 32 (VNNI, AMX, and what is no x86)."""
-    import torch
-
-    capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("architecture") != "x86_64":
-        return True
-    return any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def _reader(images: np.ndarray) -> Any:

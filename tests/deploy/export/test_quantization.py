@@ -16,6 +16,8 @@ from torch import nn
 
 from artifacts.errors import ArtifactError
 from artifacts.onnx_file import read_onnx
+from deploy.backends import devices, loading
+from deploy.backends.base import BackendError
 from deploy.backends.loading import load_backend
 from deploy.backends.onnx_backends import OpenVinoBackend
 from deploy.export import quantization
@@ -141,11 +143,25 @@ def test_without_vnni_weights_have_seven_bits(
     float_file: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantization, "has_int8_dot_product", lambda: False)
+    monkeypatch.setattr(loading, "has_int8_dot_product", lambda: False)
     quantize(float_file, tmp_path / "model.int8.onnx", build_metadata(32, precision="int8"), images)
+    load_backend(tmp_path / "model.int8.onnx")
     weights = weights_of(tmp_path / "model.int8.onnx")
     kernels = [value for name, value in weights.items() if name.endswith("weight_quantized")]
     assert len(kernels) == 20
     assert max(np.abs(kernel.astype(int)).max() for kernel in kernels) <= 64
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_weights_of_eight_bits_are_refused_without_vnni(
+    runtime: str, float_file: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantization, "has_int8_dot_product", lambda: True)
+    monkeypatch.setattr(loading, "has_int8_dot_product", lambda: False)
+    file = tmp_path / "model.int8.onnx"
+    quantize(float_file, file, build_metadata(32, precision="int8"), images)
+    with pytest.raises(BackendError, match="written on a CPU with VNNI or AMX, which this one lacks"):
+        load_backend(file, runtime=runtime, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +178,7 @@ def test_which_cpus_add_in_32_bits(
     capabilities: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert quantization.has_int8_dot_product() is expected
+    assert devices.has_int8_dot_product() is expected
 
 
 def test_attention_keeps_its_norms_and_softmax_in_float(tmp_path: Path) -> None:
