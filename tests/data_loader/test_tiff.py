@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from data_loader.preprocess import ImageError, as_array, decode
@@ -224,7 +225,6 @@ def test_damage_anywhere_gives_an_image_or_an_image_error() -> None:
 
 def test_files_of_tifffile() -> None:
     """The library that most scientific TIFFs come from."""
-    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
     for dtype, order, planar, tile in itertools.product(
         ("u2", "i2", "f4"), "<>", ("contig", "separate"), (None, (16, 16))
     ):
