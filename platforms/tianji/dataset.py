@@ -63,6 +63,8 @@ def read_dataset(root: Path) -> Dataset:
         raise PlatformError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
     if train is None and not loose:
         raise PlatformError(f"{root / 'train' / 'images'}: no images and no class folders in it")
+    for split in filter(None, (train, valid)):
+        split.left_out.print_note(split.root)
     names = (train or valid).class_names
     _check_names((train or valid).root, names)
     return Dataset(root, names, train, valid, loose)

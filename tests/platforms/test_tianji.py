@@ -287,6 +287,19 @@ def test_labelled_images_are_refined_on_and_all_of_valid_measures(labelled: Path
     assert not [path for path in tmp_path.rglob("*.txt") if "test/" in path.read_text(encoding="utf-8")]
 
 
+def test_files_that_are_no_images_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "valid"):
+        for name in ("cat/1.png", "cat/2.heic", "dog/3.png"):
+            path = tmp_path / split / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    read_dataset(tmp_path)
+    notes = capsys.readouterr().err.splitlines()
+    assert [note.partition(" (")[0] for note in notes] == [
+        f"note: {tmp_path}/{split}/images: left out, as no images: 1 .heic" for split in ("train", "valid")
+    ]
+
+
 @pytest.mark.parametrize(("count", "kept"), [(1, 0), (2, 1), (3, 1), (5, 1), (7, 1), (8, 2), (10, 2), (60, 12)])
 def test_a_fifth_of_every_class_is_measured_on(count: int, kept: int) -> None:
     valid = many(count)
