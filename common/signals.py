@@ -48,8 +48,9 @@ def ended_by_second_signal() -> Iterator[None]:
     finally:
         if os.getpid() == pid:  # not in a forked child
             signal.set_wakeup_fd(before)
-            written.close()
+            written.shutdown(socket.SHUT_WR)  # which ends the thread even while a forked child has the socket too
             thread.join()
+            written.close()
             numbers.close()
 
 

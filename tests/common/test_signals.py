@@ -128,6 +128,26 @@ def test_what_is_no_second_signal(numbers: list[signal.Signals], variables: dict
     assert (process.returncode, output, errors) == (0, f"{received}\n", "")
 
 
+def test_a_forked_child_that_lives_on_does_not_hold_a_program_up() -> None:
+    process = start(
+        """
+    child = os.fork()
+    if not child:
+        time.sleep(3600)
+    print("in", flush=True)
+    print(child, flush=True)
+    return 0
+"""
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.communicate()
+
+
 @pytest.mark.parametrize(("number", "errors"), [(signal.SIGINT, ""), (signal.SIGTERM, "program: stopped by SIGTERM\n")])
 def test_the_second_signal_cleans_up_where_it_can(number: signal.Signals, errors: str) -> None:
     process = start(
