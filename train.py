@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from configs.loading import ConfigError, describe_config
 from configs.schema import DEFAULT_CONFIG
 from trainers.config_checks import training_config
@@ -45,7 +45,7 @@ def _report(line: str, error: BaseException) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="train.py", description="Train the image classifier a config describes.")
+    parser = FlagParser(prog="train.py", description="Train the image classifier a config describes.")
     parser.add_argument("--config", "-cfg", metavar="F", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the config; repeatable"

@@ -11,12 +11,29 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from common.console import printable_lines
 from common.errors import ProgramError, UserError
+from common.formatting import did_you_mean
 from common.signals import Stopped, ended_by_second_signal
 
 EXIT_MISTAKE, EXIT_BROKEN_PIPE = 2, 141  # 128 + SIGPIPE
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser that names the nearest of its flags for one that it does not know."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the flags; exit with code 2 and a message for a mistake."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+            flags = [flag for action in shown for flag in action.option_strings]
+            asked = next((text.partition("=")[0] for text in unknown if text.startswith("-")), "")
+            hint = did_you_mean(asked, flags) if asked else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed
 
 
 def number(low: float, high: float) -> Callable[[str], float]:

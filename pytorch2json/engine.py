@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from pytorch2json.description_checks import find_problems
 from pytorch2json.description_file import atomic_file, read_description
 from pytorch2json.engine_layers import Definition, define
@@ -198,7 +198,7 @@ def _print_warning(text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog=PROGRAM,
         description="Build a TensorRT engine from a network description; no GPU is needed with tensorrt_rtx.",
         epilog="exit codes: 0 built, 2 a mistake in what was asked or a network that TensorRT refuses",

@@ -15,7 +15,7 @@ import numpy as np
 
 from artifacts.calibration import ACCEPT, CONFORMAL, SCORES
 from artifacts.metadata import ModelMetadata
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from deploy.inference.uncertainty_scores import UncertaintyError, softmax, uncertainty_of
 from deploy.uncertainty.calibration import CalibrationTarget, calibrate
 from deploy.uncertainty.metrics import area_under_risks, reliability
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser = FlagParser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     add, default = parser.add_argument, CalibrationTarget()
     add("--weights", metavar="F", type=Path, required=True, help="a checkpoint")
     add("--lists", metavar="LIST", type=Path, nargs="+", help="labelled lists or class folders, not trained on")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.atomic_io import check_folder
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from common.console import printable
 from common.errors import UserError
 from common.formatting import is_utf8
@@ -116,7 +116,7 @@ def check_target(path: Path, suffix: str) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of tools.embed."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog=f"python -m {PROGRAM}",
         description=f"{summary.partition(':')[0]}.",
         epilog=rest.strip(),

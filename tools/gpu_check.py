@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from common.errors import UserError
 from common.paths import ROOT
 
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of tools.gpu_check."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
+    parser = FlagParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--cifar10", metavar="DIR", type=Path, help="CIFAR-10: DIR/train/CLASS/*.png and DIR/test/CLASS/*.png")
     add("--json", metavar="F", type=Path, help="also write the figures")

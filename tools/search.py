@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.atomic_io import atomic_path, write_atomic, writing
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from common.console import elide, printable
 from common.formatting import csv_cell
 from data_loader.image_files import iter_images
@@ -157,7 +157,7 @@ def write_sheet(path: Path, root: Path, results: Sequence[SearchResult], max_pix
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of tools.search."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog=f"python -m {PROGRAM}", description=f"{summary.partition(':')[0]}.", epilog=rest, allow_abbrev=False
     )
     add_net_flags(parser)

@@ -13,7 +13,8 @@ from common.console import text_columns
 from visualization.raster import confusion_strength
 from visualization.svg_axes import Axes, clipped, round_ticks, tick_text
 
-MARGINS = (52, 16, 28, 38)  # left, right, top, bottom
+MARGINS = (52, 16, 33, 38)  # left, right, top, bottom
+EPOCH_ROW = 13  # px above the chart: free of the uppermost number of the axis
 MAX_POINTS = 400  # points of a line that are drawn; a screen shows no more
 MAX_DOTS = 60
 
@@ -107,8 +108,8 @@ def _epoch_marks(axes: Axes, epochs: Epochs) -> list[str]:
     parts = []
     for x, epoch in _thinned(epochs, *axes.x_range):
         parts.append(f'<path class="epoch" d="M{axes.x(x)},{top}v-5"/>')
-        parts.append(tick_text(axes.x(x), top - 9, f"{epoch:g}"))
-    return [*parts, tick_text(left - 8, top - 9, "epoch", "end")] if epochs else parts
+        parts.append(tick_text(axes.x(x), top - EPOCH_ROW, f"{epoch:g}"))
+    return [*parts, tick_text(left - 8, top - EPOCH_ROW, "epoch", "end")] if epochs else parts
 
 
 def _polylines(axes: Axes, lines: Sequence[Line], means: Sequence[Line]) -> str:

@@ -84,7 +84,8 @@ def reason(error: BaseException) -> str:
     text = text.rpartition("\nSummary:\n")[2]  # of what OpenVINO could not convert
     noise = re.compile(r"Exception from src|Check '.*' failed at|FrontEnd API failed")
     lines = [line.strip(" -") for line in text.splitlines() if line.strip() and not noise.match(line)]
-    return lines[0] if lines else type(error).__name__
+    causes = [line for line in lines if line != "Loading input model" and not line.endswith(":")]  # without headings
+    return next(iter(causes or lines), type(error).__name__)
 
 
 @dataclass(frozen=True)

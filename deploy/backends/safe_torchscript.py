@@ -20,7 +20,8 @@ RUNS_AT_LOADING = {
     re.compile(rb"torch\W+classes"): "an object of C++ (torch.classes)",
 }
 NAMESPACES = {"aten", "prim", "torchvision"}  # of what nets compute with; others use networks, files, profilers
-SIDE_EFFECTS = {"aten::save", "aten::from_file"}  # the operators of those namespaces that use files
+# The operators of those namespaces that use files, or write raw text to the terminal.
+SIDE_EFFECTS = {"aten::save", "aten::from_file", "prim::Print", "aten::warn"}
 UNKNOWN = {  # calls that inlining has not resolved, and of methods that no operator names: they may run anything
     "prim::CallMethod",
     "prim::CallFunction",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 
-from common.cli import named_path, number
+from common.cli import FlagParser, named_path, number
 from deploy.export.console import PROGRAM
 from deploy.export.formats import (
     ALL,
@@ -30,7 +30,7 @@ all that was measured. Exit codes: 0 written, 2 a mistake in the request,
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of deploy.export."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog=PROGRAM,
         description="Write a trained net in other formats, each file verified on real images.",
         epilog=f"formats:\n{_format_table()}\n{NOTES}",

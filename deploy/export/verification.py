@@ -34,15 +34,24 @@ DIFF_IMAGES = 8  # images that the layers of a refused file are compared on
 
 @dataclass
 class Verification:
-    """A file's result on each runtime; the first is the default one, and it decides."""
+    """A file's result on each runtime; the first is the default one here, and it decides.
 
+    A float file is refused where it computes otherwise on any (`is_float`): on another machine that is the default. An
+    int8 file is rounded by each in its own way, and a runtime may lack an operator: both are warnings.
+    """
+
+    is_float: bool = False
     runs: list[tuple[str, ParityResult]] = field(default_factory=list)
     diverging_layer: str = ""  # the first, of a refused file
 
     @property
     def problem(self) -> str:
         """Why the file is refused; empty: it is not."""
-        return self.runs[0][1].problem
+        (_, first), *others = self.runs
+        differing = (
+            f"{run.problem} (on {name})" for name, run in others if self.is_float and run.problem and run.count
+        )
+        return first.problem or next(differing, "")
 
 
 def verify_file(
@@ -50,7 +59,7 @@ def verify_file(
 ) -> Verification:
     """Compare a file with the net on each installed runtime; find the first diverging layer of a refused one."""
     metadata = source.metadata_in(export_format.precision or source.precision)
-    verification = Verification()
+    verification = Verification(is_float=not export_format.is_quantized)
     for runtime in _runtimes(export_format, device):
         verification.runs.append(_verify_on(runtime, path, metadata, reference, device))
     if verification.problem:

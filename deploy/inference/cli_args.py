@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from common.cli import named_path, number
+from common.cli import FlagParser, named_path, number
 from configs.schema import DEFAULT_CONFIG
 from data_loader.decode_guard import DECODE_TIMEOUT_S
 from deploy.backends.base import ACCEPT_CHANGED_HELP, PRECISION_HELP, PRECISIONS, RUNTIMES
@@ -35,7 +35,7 @@ so far are kept)"""
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of inference.py."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="inference.py",
         description="Classify images with a trained net, or convert it.",
         epilog=EXAMPLES,

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.cli import number, run_program
+from common.cli import FlagParser, number, run_program
 from deploy.service.cli_args import EPILOG, TOKEN_VARIABLE, add_service_flags
 from deploy.service.routes import ROUTES, Route, ServiceError
 
@@ -30,7 +30,7 @@ PROGRAM = "python -m deploy.service"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal comes, and return the exit code: 0, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog=PROGRAM,
         description="Predict for images over HTTP.",
         epilog=EPILOG,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from artifacts.calibration import SCORES
-from common.cli import named_path, number
+from common.cli import FlagParser, named_path, number
 from deploy.inference.cli_args import DEFAULT_RESULT, add_images, add_machine, add_net
 from deploy.inference.result_writer import RAW_CSV_HELP, RESULTS_HELP
 from deploy.uncertainty.calibration import DEFAULT_SCORE
@@ -36,7 +36,7 @@ target; 130 stopped with Ctrl-C (the results so far are kept)"""
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of inference_uncertain.py."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="inference_uncertain.py",
         description="Classify images, and set aside the predictions that are too uncertain.",
         epilog=EXAMPLES,

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from common.cli import named_path, number, run_program
+from common.cli import FlagParser, named_path, number, run_program
 from common.paths import ROOT
 from deploy.service.cli_args import EPILOG, add_service_flags
 from deploy.service.launcher import serve
@@ -70,7 +70,7 @@ def test_parser() -> argparse.ArgumentParser:
 
 def inference_parser() -> argparse.ArgumentParser:
     """Return the parser of `client_inference.py`."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="client_inference.py",
         description="Serve a model to the tianji platform: POST /autotable/predict.",
         epilog=EPILOG,
@@ -87,7 +87,7 @@ def inference_parser() -> argparse.ArgumentParser:
 
 
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=program, description=description, epilog=EXIT_CODES, allow_abbrev=False)
+    return FlagParser(prog=program, description=description, epilog=EXIT_CODES, allow_abbrev=False)
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,6 +188,17 @@ def test_curves_svg_with_gaps_one_point_and_nothing() -> None:
     chart = svg_charts.curves_svg([svg_charts.Line("<b>", "train", [1, 2, 3], [1.0, float("inf"), 2.0])], "Loss")
     assert "inf" not in chart
     assert "<b>" not in chart
+
+
+def test_the_word_epoch_is_free_of_the_axis() -> None:
+    """Texts of 11.5 px: the letters of the row of epochs end 3 px below its line, those of the axis begin 9 above."""
+    line = svg_charts.Line("a", "train", [1, 2, 3], [1.0, 2.0, 4.0])
+    chart = svg_charts.curves_svg([line], "Loss", epochs=[(1, 1), (3, 2)])
+    rows = re.findall(r'<text[^>]*?x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', chart)
+    (epoch_y,) = (float(y) for x, y, text in rows if text == "epoch")
+    highest = min(float(y) for x, y, text in rows if float(x) < 52 and text not in ("epoch",))
+    assert epoch_y > 11.5 and epoch_y + 3 < highest - 9
+    assert {float(y) for x, y, text in rows if text in ("1", "2") and float(y) < highest - 5} == {epoch_y}
 
 
 def test_running_mean_of_a_straight_line_is_the_line() -> None:

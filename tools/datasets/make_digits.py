@@ -11,14 +11,13 @@ split. A second run writes only what is missing or differs.
 
 from __future__ import annotations
 
-import argparse
 import io
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from tools.datasets.make_lists import Entry, format_table, list_text, split_images, write_file
 
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -32,7 +31,7 @@ SEED = 0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the files that are missing or differ; return 0, or 2 where they cannot be written."""
-    parser = argparse.ArgumentParser(prog="python -m tools.make_digits", description=(__doc__ or "").splitlines()[0])
+    parser = FlagParser(prog="python -m tools.make_digits", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", default="data_example", metavar="DIR", help="folder (default data_example)")
     output = Path(parser.parse_args(argv).output)
     return run_program("make_digits", lambda: write_digits(output))

@@ -20,7 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from common.atomic_io import write_atomic
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from common.console import text_columns
 from common.errors import UserError
 from common.formatting import is_utf8
@@ -217,7 +217,7 @@ def config_lines(
 
 
 def _parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tools.make_lists", description=(__doc__ or "").splitlines()[0])
+    parser = FlagParser(prog="python -m tools.make_lists", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", required=True, metavar="DIR", help="folder with one folder a class")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the lists")
     parser.add_argument("--split", default="0.9,0.1", help="shares of train,val or train,val,test (default 0.9,0.1)")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from data_loader.image_files import iter_images
 from tools.datasets.make_lists import (
     Entry,
@@ -154,7 +154,7 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tools.make_mnist", description=(__doc__ or "").splitlines()[0])
+    parser = FlagParser(prog="python -m tools.make_mnist", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the lists and the images")
     parser.add_argument("--source", metavar="DIR", help="folder with {train,test}/<digit>/<index>.png, used in place")
     parser.add_argument(

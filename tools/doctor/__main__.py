@@ -16,7 +16,7 @@ from typing import Any
 
 from artifacts.metadata import preprocess_of
 from common.atomic_io import check_folder
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from common.errors import UserError
 from configs.schema import DEFAULT_CONFIG, Config
 from data_loader.decode_guard import GUARD
@@ -95,9 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of tools.doctor."""
     summary, _, rest = (__doc__ or "").partition("\n\n")
     description = f"{summary.partition(':')[0]}."
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {PROGRAM}", description=description, epilog=rest.strip(), allow_abbrev=False
-    )
+    parser = FlagParser(prog=f"python -m {PROGRAM}", description=description, epilog=rest.strip(), allow_abbrev=False)
     add = parser.add_argument
     add("--config", metavar="F", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="override a key of the config; repeatable")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from common.cli import run_program
+from common.cli import FlagParser, run_program
 from tools.soak.trials import TRIALS
 
 PROGRAM = "python -m tools.soak"
@@ -20,7 +20,7 @@ PROGRAM = "python -m tools.soak"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trials, and return the exit code: 0, 1 if a limit is exceeded, or 2 for a mistake of the user's."""
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
+    parser = FlagParser(prog=PROGRAM, description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--weights", metavar="F", type=Path, required=True, help="a checkpoint, or any export of it")
     add("--minutes", metavar="N", type=float, default=30.0, help="of the soak trial (default 30)")

@@ -3,7 +3,7 @@
 export const TEXTS = {
   en: {
     code: "en",
-    other: "中文",
+    other: "中文 (Chinese)",
     otherCode: "zh-CN",
     title: "Image classifier",
     choose: "Choose images",

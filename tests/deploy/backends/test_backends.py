@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -580,6 +581,10 @@ def test_the_line_with_the_cause_is_found() -> None:
     assert reason(RuntimeError(onnx_text)) == "Got invalid dimensions: images"
     openvino_text = "Exception from src/cpp/core.cpp:84:\nCheck 'm' failed at a.cpp:5:\nModel can't be parsed\n\n"
     assert reason(RuntimeError(openvino_text)) == "Model can't be parsed"
+    openvino_text = "Exception from src/cpp/core.cpp:84:\nCheck 'false' failed at a.cpp:47:\nLoading input model\n"
+    assert reason(RuntimeError(f"{openvino_text}Input tensor isn't found\n\n")) == "Input tensor isn't found"
+    assert reason(RuntimeError(f"{openvino_text}Errors during translation:\nno such operator")) == "no such operator"
+    assert reason(RuntimeError(openvino_text)) == "Loading input model"  # better than nothing
     script_text = "The following operation failed in the TorchScript interpreter.\n x\nRuntimeError: sizes differ\n"
     assert reason(RuntimeError(script_text)) == "sizes differ"
     assert reason(RuntimeError()) == "RuntimeError"
@@ -650,3 +655,12 @@ def test_the_stack_for_signals_outlives_every_openvino_backend(tiny: Path) -> No
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
         areas = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
         assert not stack.address or any(first <= stack.address < last for first, last in areas)
+
+
+def test_openvinos_reason_for_a_broken_graph_is_no_heading(tmp_path: Path) -> None:
+    path = write_onnx(TinyNet().eval(), tmp_path / "model.onnx", build_metadata(), example_of(build_metadata()))
+    model = onnx.load(path)
+    model.graph.node[0].input[0] = "nothing"
+    onnx.save(model, path)
+    with pytest.raises(BackendError, match=r"openvino cannot load it: .*nothing"):
+        load_backend(path, device="cpu", runtime="openvino")

@@ -265,3 +265,19 @@ def test_what_is_no_computation_is_found_in_any_block(kind: str) -> None:
       return (%y)"""
     assert list(find_side_effects(torch._C.parse_ir(text.replace("KIND", kind)))) == [f'the operator "{kind}"']
     assert list(find_side_effects(torch._C.parse_ir(text.replace("KIND", "aten::relu")))) == []
+
+
+class Prints(nn.Module):
+    """Writes what it likes to the terminal, such as a sequence that sets its title."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        print("\x1b]0;title\x07")
+        return images.mean((2, 3))
+
+
+def test_a_net_that_prints_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.pt"
+    torch.jit.save(torch.jit.script(Prints()), path, _extra_files={"facts.json": build_metadata().to_json().encode()})
+    with pytest.raises(BackendError, match=r'it has the operator "prim::Print"$'):
+        load_backend(path, device="cpu")
+    assert capfd.readouterr() == ("", "")

@@ -626,6 +626,8 @@ def test_a_value_that_the_config_refuses_names_its_flag(
         (["-image", "a", "-idir", "b"], "not allowed with"),
         (["--save_as", "pdf"], "invalid choice"),
         (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--image_dri", "x"], 'unrecognized arguments: --image_dri x; did you mean "--image_dir"?'),
+        (["--runtim=openvino"], 'did you mean "--runtime"?'),
     ],
 )
 def test_wrong_flags(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
