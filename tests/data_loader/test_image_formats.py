@@ -18,6 +18,8 @@ import inference
 import train
 from artifacts.checkpoint import load_checkpoint
 from common.paths import ROOT
+from data_loader.decoder_process import DecoderPool
+from data_loader.errors import ImageError
 from data_loader.samples import read_class_folders
 from tests.helpers.images import png_file, png_header
 from tests.helpers.profiles import D65_XY, P3_XY, SRGB_CURVE, cmyk_profile, grey_profile, rgb_profile
@@ -222,8 +224,16 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
             raise PermissionError(13, "Permission denied")  # root, who may run the tests, has every permission
         return real(file, *args, **kwargs)
 
+    fit = DecoderPool.fit
+
+    def refused_in_a_process(pool: DecoderPool, source: str | bytes, max_pixels: int) -> Image.Image:
+        if str(source).endswith("locked.jpg"):
+            raise ImageError("no permission to read it")  # as `refusing` makes it in this process
+        return fit(pool, source, max_pixels)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image, "open", refusing)
+        patch.setattr(DecoderPool, "fit", refused_in_a_process)
         yield Corpus(root, rows)
 
 
