@@ -13,6 +13,7 @@ SCORES = (
     "energy",
     "evidence",
 )  # of the logits alone: every kind of file has them
+FP32 = "fp32"  # what a checkpoint computes in
 LONGEST_NAME = 64  # characters of `fitted_to`
 ACCEPT, CONFORMAL = "accept", "conformal"  # keys of the metadata's thresholds
 
@@ -35,11 +36,14 @@ class Calibration:
     accepted: int
     wrong: int
     risk_bound: float
-    fitted_to: str = "fp32"  # not in older files, whose calibration is that of a checkpoint
+    fitted_to: str = FP32
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+        """Return plain values for JSON; of a checkpoint's own outputs as older programs wrote and read them."""
+        values = asdict(self)
+        if self.fitted_to == FP32:
+            del values["fitted_to"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Any) -> Calibration:
