@@ -240,9 +240,10 @@ def _load(path: Path, *, lazily: bool = False) -> dict[str, Any]:
         raise kind(f"{path}: {reason}{'' if is_archive else _hint(path)}") from error
     except Exception as error:  # on a foreign file torch raises anything: IndexError, AssertionError, struct.error
         if "weights_only" in str(error):  # torch's message advises to read it without that, which would run its code
-            foreign = (
-                "a TorchScript file (inference.py takes it with the ending .pt)" if is_archive else "an old format"
-            )
+            if not is_archive:  # zeros are an empty archive of torch's first format
+                reason = "it is damaged, or of a format before torch 0.1.10"
+                raise DamagedCheckpointError(f"{path}: {reason}{_hint(path)}") from error
+            foreign = "a TorchScript file (inference.py takes it with the ending .pt)"
             raise CheckpointError(f"{path}: it is {foreign}, not a checkpoint or a state dict") from error
         raise DamagedCheckpointError(f"{path}: cannot read it: {_reason(error)}{_hint(path)}") from error
     if not isinstance(content, dict):

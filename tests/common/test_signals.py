@@ -1,10 +1,12 @@
 """The second signal ends a program, whatever it waits for; one signal alone only asks."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -91,7 +93,28 @@ def start(code: str, **variables: str) -> "subprocess.Popen[str]":
 def send(process: "subprocess.Popen[str]", *numbers: signal.Signals) -> None:
     for number in numbers:
         process.send_signal(number)
-        time.sleep(0.2)  # two of one kind that are pending together are one
+        until = time.monotonic() + PATIENCE_S
+        time.sleep(0.2)
+        while is_pending(process.pid, number) and time.monotonic() < until:  # two that are pending together are one
+            time.sleep(0.05)
+
+
+def is_pending(pid: int, number: signal.Signals) -> bool:
+    """Return whether a signal has been sent to a process that has not received it; where it cannot be known, False."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    pending = re.search(r"^ShdPnd:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return bool(pending and int(pending[1], 16) >> (number - 1) & 1)
+
+
+def end_of(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """Wait for a process, and return what it printed to stdout and stderr."""
+    try:
+        return process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -101,14 +124,14 @@ def test_the_second_signal_always_ends_a_program(code: str, number: signal.Signa
     send(process, number)
     assert process.poll() is None
     send(process, number)
-    process.communicate(timeout=PATIENCE_S)
+    end_of(process)
     assert process.returncode == 128 + number
 
 
 def test_the_third_ends_it_at_once() -> None:
     process = start(DEAF.replace('print("in"', 'signals.GRACE_S = 3600; print("in"'))
     send(process, *[signal.SIGTERM] * 3)
-    process.communicate(timeout=PATIENCE_S)
+    end_of(process)
     assert process.returncode == 128 + signal.SIGTERM
 
 
@@ -124,7 +147,7 @@ def test_the_third_ends_it_at_once() -> None:
 def test_what_is_no_second_signal(numbers: list[signal.Signals], variables: dict[str, str], received: str) -> None:
     process = start(WAITING, **variables)
     send(process, *numbers)
-    output, errors = process.communicate(timeout=PATIENCE_S)
+    output, errors = end_of(process)
     assert (process.returncode, output, errors) == (0, f"{received}\n", "")
 
 
@@ -154,5 +177,5 @@ def test_the_second_signal_cleans_up_where_it_can(number: signal.Signals, errors
         WAITING.replace("        print(stop", "        time.sleep(3600)\n        print(stop") + "    return 0\n"
     )
     send(process, number, number)
-    assert process.communicate(timeout=PATIENCE_S) == ("", errors)
+    assert end_of(process) == ("", errors)
     assert process.returncode == 128 + number
