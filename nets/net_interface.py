@@ -136,17 +136,23 @@ def check_model_args(module_name: str, net_name: str, model_args: Mapping[str, A
 
 def net_parameters(module_name: str, net_name: str) -> list[NetParameter]:
     """Return the parameters of a net, read from its file without importing it. Raises NetError for unknown names."""
-    nets = _declared_nets(_module_path(module_name))
+    nets = _declared_nets(_module_path(module_name, net_name))
     if not _is_public_identifier(net_name):
         raise NetError(f"model_net_name must be a plain public name (letters, digits, _), got {net_name!r}")
     if net_name not in nets:
+        homes = _modules_with(net_name)
         hint = did_you_mean(net_name, nets, ignore_case=True)
+        hint = f'; did you mean "model_module_name": "{homes[0]}"?' if homes else hint
         names = ", ".join(sorted(nets)) or "none"
         raise NetError(f'nets/{module_name}.py has no net "{net_name}" (model_net_name){hint}; it has: {names}')
     return nets[net_name]
 
 
-def _module_path(module_name: str) -> Path:
+def _modules_with(net_name: str) -> list[str]:
+    return [module for module, nets in available_nets().items() if net_name in nets]
+
+
+def _module_path(module_name: str, net_name: str) -> Path:
     if not _is_public_identifier(module_name):
         raise NetError(
             "model_module_name must be the name of a file in nets/ without .py (letters, digits, _), "
@@ -156,7 +162,8 @@ def _module_path(module_name: str) -> Path:
     in_folder = module_name in {other.stem for other in NETS_DIR.glob("*.py")}  # exact, also where names ignore case
     if module_name in NOT_NETS or not in_folder:
         names = available_nets()
-        hint = did_you_mean(module_name, names, ignore_case=True)
+        homes = _modules_with(net_name)
+        hint = f'; did you mean "{homes[0]}"?' if homes else did_you_mean(module_name, names, ignore_case=True)
         raise NetError(f'nets/ has no module "{module_name}" (model_module_name){hint}; it has: {", ".join(names)}')
     return path
 

@@ -204,7 +204,17 @@ def test_one_batch_is_overfitted(module: str, name: str, size_px: int, num_chann
             "vgg16",
             'nets/ has no module "vgg_modul" (model_module_name); did you mean "vgg_module"?; it has: ',
         ),
-        ("net_interface", "build_net", 'nets/ has no module "net_interface" (model_module_name)'),
+        (
+            "torchvision_module",
+            "shufflenet_v2_x0_5",
+            'nets/ has no module "torchvision_module" (model_module_name); did you mean "shufflenet_v2_module"?; ',
+        ),
+        ("net_interface", "build_net", 'nets/ has no module "net_interface" (model_module_name); it has: '),
+        (
+            "vgg_module",
+            "resnet18",
+            'has no net "resnet18" (model_net_name); did you mean "model_module_name": "resnet_module"?; it has: ',
+        ),
         (
             "../evil",
             "vgg16",
