@@ -53,6 +53,7 @@ def agents(config: Path, count: int = 2) -> list[subprocess.Popen[str]]:
     return [subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=pipe, stderr=pipe) for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
 def test_two_machines_equal_one_and_go_on_after_the_warning(make_config: ConfigMaker, dataset: Path) -> None:
     """Warned in the middle, resumed by one process, they end where one process ends that was never warned."""

@@ -265,7 +265,13 @@ class Interrupted(Exception):
     """Stands for the power going off."""
 
 
-@pytest.mark.parametrize("net", ["shufflenet_v2_module.shufflenet_v2_x0_5", "squeezenet_module.squeezenet1_1"])
+@pytest.mark.parametrize(
+    "net",
+    [
+        "shufflenet_v2_module.shufflenet_v2_x0_5",
+        pytest.param("squeezenet_module.squeezenet1_1", marks=pytest.mark.slow),
+    ],
+)
 def test_interrupted_and_resumed_equals_uninterrupted(
     make_config: ConfigMaker, dataset: Path, monkeypatch: pytest.MonkeyPatch, net: str
 ) -> None:
