@@ -27,7 +27,7 @@ from data_loader.decoder_worker import BAD, BYTES, FIT, PATH, PIXELS, REPLY, REQ
 from data_loader.preprocess import ImageError, Preprocess
 
 WORKER = "data_loader.decoder_worker"
-START_S = 60.0  # for a process to start, on a busy machine
+START_S = 600.0  # for a process to start: minutes on a machine that is overloaded; one that dies is noticed at once
 MAX_REPLY_BYTES = 1 << 28  # the largest input of a net has 201 MB
 SLICES = 8  # of a deadline: while this process itself is paused, at most one of them passes
 FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # each takes addresses
