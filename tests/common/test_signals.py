@@ -19,6 +19,7 @@ from common import signals
 from common.cli import run_program
 from common.signals import Stopped, StopRequest, ended_by_signals
 signals.GRACE_S = 0.5
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
 def work():
     {code}
 raise SystemExit(run_program("program", work))
@@ -115,6 +116,7 @@ def end_of(process: "subprocess.Popen[str]") -> tuple[str, str]:
         return process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
