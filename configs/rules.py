@@ -101,11 +101,7 @@ def _of_the_net(config: Config) -> Iterator[Row]:
     sentence = 'train_mode "finetune" needs pretrained_file: a weights file, "package:NAME" or "torchvision"'
     yield config.train_mode == "finetune" and not config.pretrained_file, sentence, keys
     sentence = 'train_mode "update" goes on with the net\'s own weights; use "finetune" for published ones'
-    yield (
-        config.train_mode == "update" and not config.starts_from_file(),
-        sentence,
-        keys,
-    )
+    yield config.train_mode == "update" and not config.starts_from_file(), sentence, keys
 
 
 def _of_names(config: Config) -> Iterator[Row]:

@@ -20,9 +20,9 @@ from trainers.train_state import Progress
 
 FIXED_ON_RESUME = (
     *("model_module_name", "model_net_name", "model_type", "model_args", "num_classes", "num_channels"),
-    *("optimizer", "freeze", "decay_norm_and_bias"),
+    *("optimizer", "freeze", "decay_norm_and_bias", "layer_decay"),
 )
-BEFORE_THE_KEY = {"icc_profiles": "ignore"}  # what a training did before there was a key for it
+BEFORE_THE_KEY = {"icc_profiles": "ignore", "layer_decay": 1.0}  # what a training did before there was a key for it
 
 
 def checkpoint_to_resume(config: Config, log: Callable[[str], None]) -> Checkpoint:
@@ -33,9 +33,10 @@ def checkpoint_to_resume(config: Config, log: Callable[[str], None]) -> Checkpoi
     checkpoint = newest_complete_checkpoint(config.last_checkpoint(), log)
     if checkpoint.optimizer is None:
         raise CheckpointError(f"{config.last_checkpoint()}: holds no training state, --resume cannot go on with it")
-    fixed = [key for key in FIXED_ON_RESUME if checkpoint.config.get(key) != getattr(config, key)]
+    before = {**BEFORE_THE_KEY, **checkpoint.config}
+    fixed = [key for key in FIXED_ON_RESUME if before.get(key) != getattr(config, key)]
     if fixed:
-        pairs = ", ".join(f"{key} was {checkpoint.config.get(key)!r}, is {getattr(config, key)!r}" for key in fixed)
+        pairs = ", ".join(f"{key} was {before.get(key)!r}, is {getattr(config, key)!r}" for key in fixed)
         raise CheckpointError(
             f"{config.last_checkpoint()}: --resume cannot go on with another net or optimizer: {pairs}"
         )

@@ -259,6 +259,14 @@ def test_the_schedule_keeps_the_shares() -> None:
     assert rates == pytest.approx([0.02 * 0.5 ** (18 - number) for number in range(19)])
 
 
+def test_a_resumed_training_keeps_its_shares(make_config: ConfigMaker, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other shares are other parameter groups, which the optimizer's state does not fit."""
+    assert train.main(["--config", str(make_config(num_epochs=1))]) == 0
+    assert train.main(["--config", str(make_config(layer_decay=0.5)), "--resume"]) == 2
+    assert "another net or optimizer: layer_decay was 1.0, is 0.5" in capsys.readouterr().err
+    assert train.main(["--config", str(make_config()), "--resume"]) == 0
+
+
 # --- batch norms ---
 
 
