@@ -14,6 +14,7 @@ from typing import Any
 
 from artifacts.calibration import ACCEPT, CONFORMAL, Calibration
 from configs.schema import Config
+from data_loader.mask_classes import MaskClass
 from data_loader.preprocess import Preprocess
 from data_loader.samples import CLASS_NAMES_FILE, ListError, read_class_names
 
@@ -43,6 +44,7 @@ class ModelMetadata:
     weights_sha256: str = ""  # of the state dict; empty for bare weights
     versions: dict[str, str] = field(default_factory=dict)
     start_weights: dict[str, str] = field(default_factory=dict)  # package, sha256, licence, source; empty for others
+    mask_classes: tuple[MaskClass, ...] = ()  # of a net that gives masks: values, colours and titles, as `class_names`
     is_changed: bool = False  # the file was changed after its export, and accepted; not in the file
 
     @property
@@ -81,6 +83,7 @@ class ModelMetadata:
             "versions": self.versions,
             **({"calibration": self.calibration.to_dict()} if self.calibration else {}),
             **({"start_weights": self.start_weights} if self.start_weights else {}),
+            **({"mask_classes": [found.to_dict() for found in self.mask_classes]} if self.mask_classes else {}),
         }
 
     def to_json(self) -> str:
@@ -109,6 +112,7 @@ class ModelMetadata:
                 weights_sha256=values["weights_sha256"],
                 versions=values["versions"],
                 start_weights=values.get("start_weights", {}),  # not in older files
+                mask_classes=tuple(map(MaskClass.from_dict, values.get("mask_classes", ()))),
             )
         except KeyError as error:
             raise ValueError(f"the metadata is incomplete: {error}") from error
@@ -137,6 +141,7 @@ class ModelMetadata:
             "weights_sha256": isinstance(sha256, str) and bool(re.fullmatch("([0-9a-f]{64})?", sha256)),
             "versions": isinstance(self.versions, dict),
             "start_weights": isinstance(self.start_weights, dict) and all(map(_is_text, self.start_weights.values())),
+            "mask_classes": tuple(found.name for found in self.mask_classes) in ((), names),
         }
         values = vars(self.preprocess) | vars(self)
         wrong = [f"{name} cannot be {reprlib.repr(values[name])}" for name, fits in right.items() if not fits]
@@ -145,7 +150,7 @@ class ModelMetadata:
 
     def _has_classes(self) -> bool:
         """Return whether there are as many classes as the output needs: two for logits, else any number."""
-        return len(self.class_names) > 1 or self.output != "logits"
+        return len(self.class_names) > 1 or self.output not in ("logits", "mask_logits")
 
     def _has_thresholds(self) -> bool:
         is_there = isinstance(self.thresholds, dict) and {ACCEPT, CONFORMAL} <= set(self.thresholds)

@@ -11,6 +11,10 @@ Shape = tuple[int | None, ...]  # None: any size; the first is the batch
 OUTPUT_SHAPES: dict[str, Callable[[ModelMetadata], Shape]] = {
     "logits": lambda metadata: (None, metadata.num_classes),  # (N, K); their softmax gives the scores
     "features": lambda metadata: (None, None),  # (N, D)
+    "mask_logits": lambda metadata: (  # (N, K, H, W); the class of a pixel is the largest of its K
+        *(None, metadata.num_classes),
+        *(metadata.preprocess.height, metadata.preprocess.width),
+    ),
 }
 
 

@@ -102,7 +102,7 @@ class DecoderPool:
             self._idle.put(decoder)
 
     def _image(self, content: bytes) -> Image.Image:
-        height, width, channels = self._preprocess.height, self._preprocess.width, self._preprocess.channels
+        height, width, channels = self._preprocess.height, self._preprocess.width, self._preprocess.image_channels
         return Image.frombytes("L" if channels == 1 else "RGB", (width, height), content)
 
 

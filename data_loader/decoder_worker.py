@@ -77,7 +77,7 @@ def _reply(requests: BinaryIO, header: bytes, preprocess: Preprocess, most_s: fl
 
 def _fit(source: bytes | str, preprocess: Preprocess, max_pixels: int, _: int) -> bytes:
     """Return the fitted pixels, uint8 (height, width, channels)."""
-    return preprocess.fit(_decoded(source, preprocess, preprocess.channels, max_pixels)).tobytes()
+    return preprocess.fit(_decoded(source, preprocess, preprocess.image_channels, max_pixels)).tobytes()
 
 
 def _show(source: bytes | str, preprocess: Preprocess, max_pixels: int, side_px: int) -> bytes:

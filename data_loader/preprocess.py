@@ -11,7 +11,7 @@ import stat
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,7 +163,8 @@ def _open_extra(source: bytes | str | Path, kind: str) -> Image.Image:
 class Preprocess:
     """From a decoded image to the net's input. The one place that knows resize, mean and std.
 
-    `mean` and `std` are per channel, for values from 0 to 1.
+    `mean` and `std` are per channel, for values from 0 to 1. Of a pair of images the input is both, the channels of the
+    first before those of the second: `images` is 2, and `channels`, `mean` and `std` are those of both together.
     """
 
     height: int
@@ -175,25 +176,30 @@ class Preprocess:
     std: tuple[float, ...] = ()
     max_pixels: int = MAX_PIXELS
     icc_profiles: str = "convert"
+    images: int = 1
 
     def __post_init__(self) -> None:
-        grey = self.channels == 1
-        object.__setattr__(self, "mean", tuple(self.mean) or (GREY_MEAN if grey else IMAGENET_MEAN))
-        object.__setattr__(self, "std", tuple(self.std) or (GREY_STD if grey else IMAGENET_STD))
+        if self.images not in (1, 2):
+            raise ValueError(f"images must be 1 or 2, got {self.images}")
+        grey = self.channels == self.images
+        object.__setattr__(self, "mean", tuple(self.mean) or (GREY_MEAN if grey else IMAGENET_MEAN) * self.images)
+        object.__setattr__(self, "std", tuple(self.std) or (GREY_STD if grey else IMAGENET_STD) * self.images)
         if self.resize not in ("squash", "letterbox", "crop"):
             raise ValueError(f'resize must be squash, letterbox or crop, got "{self.resize}"')
         if self.interpolation not in RESAMPLING:
             raise ValueError(f'interpolation must be one of {", ".join(RESAMPLING)}, got "{self.interpolation}"')
         if self.icc_profiles not in ICC_PROFILES:
             raise ValueError(f'icc_profiles must be {" or ".join(ICC_PROFILES)}, got "{self.icc_profiles}"')
-        if self.channels not in (1, 3) or len(self.mean) != self.channels or len(self.std) != self.channels:
+        allowed = (self.images, 3 * self.images)
+        if self.channels not in allowed or len(self.mean) != self.channels or len(self.std) != self.channels:
             got = f"{self.channels} with {len(self.mean)} and {len(self.std)}"
-            raise ValueError(f"channels must be 1 or 3, with as many means and stds, got {got}")
+            raise ValueError(f"channels must be {allowed[0]} or {allowed[1]}, with as many means and stds, got {got}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; as before there was `icc_profiles` where it is "ignore"."""
+        """Return plain values for JSON; as before there were the newer fields where they have their old meaning."""
         values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        return {key: value for key, value in values.items() if (key, value) != ("icc_profiles", "ignore")}
+        old = (("icc_profiles", "ignore"), ("images", 1))
+        return {key: value for key, value in values.items() if (key, value) not in old}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
@@ -209,9 +215,14 @@ class Preprocess:
             raise ValueError(f"mean and std cannot be {numbers}")
         return cls(**{"icc_profiles": "ignore", **values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
 
+    @property
+    def image_channels(self) -> int:
+        """Return the channels of one image: 1 or 3."""
+        return self.channels // self.images
+
     def decode(self, source: str | Path | bytes, at_least: tuple[int, int] | None = None) -> Image.Image:
         """Decode an image with this net's settings, as `decode` does. Raises ImageError."""
-        return decode(source, self.channels, self.max_pixels, at_least, self.icc_profiles)
+        return decode(source, self.image_channels, self.max_pixels, at_least, self.icc_profiles)
 
     def load(self, path: str) -> np.ndarray:
         """Return an image at its own size, uint8 (H, W, C). Raises ImageError."""
@@ -234,8 +245,9 @@ class Preprocess:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != self.channels or 0 in image.shape:
             expected = f"(H, W, {self.channels})"
             raise ValueError(f"expected uint8 {expected} with pixels, got {image.dtype} {image.shape}")
-        fitted = Image.fromarray(image[:, :, 0] if self.channels == 1 else image)
-        pixels = self.fit(fitted).transpose(2, 0, 1).astype(np.float32)  # (C, height, width)
+        parts = np.split(image, self.images, axis=2)
+        fitted = [self.fit(Image.fromarray(part[:, :, 0] if part.shape[2] == 1 else part)) for part in parts]
+        pixels = joined(fitted).transpose(2, 0, 1).astype(np.float32)  # (C, height, width)
         scale, shift = self.scale_and_shift()
         return np.asarray(pixels * scale[:, None, None] + shift[:, None, None])
 
@@ -271,6 +283,11 @@ def as_array(image: Image.Image) -> np.ndarray:
     """Return an "L" or "RGB" image as uint8 (H, W, C)."""
     pixels = np.array(image)  # a copy: torch wants memory it may write to
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def joined(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the images (H, W, C) of one sample as one, their channels behind one another."""
+    return images[0] if len(images) == 1 else np.concatenate(images, axis=2)
 
 
 def _reason(error: Exception, source: str | Path | bytes, max_pixels: int) -> str:
