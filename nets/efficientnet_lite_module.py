@@ -162,16 +162,20 @@ class InvertedResidual(nn.Module):
 
 
 class SamePad(nn.Module):
-    """TensorFlow's padding of a convolution of stride 2: (N, C, H, W), the larger half at the bottom and the right."""
+    """TensorFlow's padding of a convolution of stride 2: (N, C, H, W), the larger half at the bottom and the right.
 
-    def __init__(self, kernel: int) -> None:
+    With `stride` 1 there are H x W positions, of which every second is one of stride 2.
+    """
+
+    def __init__(self, kernel: int, stride: int = 2) -> None:
         super().__init__()
-        self.reach = kernel // 2
+        self.reach, self.stride = kernel // 2, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[2], x.shape[3]
         above, left = self.reach - 1 + height % 2, self.reach - 1 + width % 2  # as much as below where a side is odd
-        return nn.functional.pad(x, (left, self.reach, above, self.reach))
+        below, right = (self.reach, self.reach) if self.stride == 2 else (2 * self.reach - above, 2 * self.reach - left)
+        return nn.functional.pad(x, (left, right, above, below))
 
 
 def _norm(width: int) -> nn.BatchNorm2d:

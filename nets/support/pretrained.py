@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping, Sequence
@@ -170,10 +171,13 @@ def _outputs(net: nn.Module, state_dict: State, example: torch.Tensor) -> torch.
 
 
 def _published_name(module_name: str, net_name: str, model_args: Mapping[str, Any]) -> str:
-    """Return torchvision's name of a net, or of its backbone where it has a model_type."""
+    """Return torchvision's name of a net, or of its backbone: its model_type, or what its file's BACKBONES say."""
     defaults = {parameter.name: parameter.default for parameter in net_parameters(module_name, net_name)}
-    name: str = model_args.get("model_type", defaults["model_type"]) if "model_type" in defaults else net_name
-    return name
+    if "model_type" in defaults:
+        name: str = model_args.get("model_type", defaults["model_type"])
+        return name
+    backbones: dict[str, str] = getattr(importlib.import_module(f"nets.{module_name}"), "BACKBONES", {})
+    return backbones.get(net_name, net_name)
 
 
 def _check_state_dict(state_dict: Mapping[str, Any]) -> State:
@@ -264,8 +268,10 @@ def _convert_shape(net: nn.Module, name: str, value: torch.Tensor, target: torch
     if first_conv is not None and name == _clean_name(f"{first_conv}.weight") and value.ndim == 4:
         fitted = fit_input_channels(value, target.shape[1])  # (O, I, kH, kW) to (O, I', kH, kW)
         if fitted is not None and fitted.shape == target.shape:
-            way = "summed over the input channels" if target.shape[1] == 1 else "repeated, a third each"
-            return fitted, f"{name}: {value.shape[1]} input channels became {target.shape[1]}, {way}"
+            given, taken = value.shape[1], target.shape[1]
+            ways = {1: "summed over the input channels", 3: "repeated, a third each"}
+            way = ways.get(taken, f"repeated in turn, {given}/{taken} of each")
+            return fitted, f"{name}: {given} input channels became {taken}, {way}"
     if name == "encoder.pos_embedding" and isinstance(net, VisionTransformer):
         try:
             state = OrderedDict({name: value})

@@ -83,14 +83,15 @@ def replace_first_conv(net: nn.Module, num_channels: int) -> None:
 
 
 def fit_input_channels(weight: torch.Tensor, num_channels: int) -> torch.Tensor | None:
-    """Return a convolution's weight (O, I, kH, kW) for 3 to 1 or 1 to 3 input channels; None for other numbers.
+    """Return a convolution's weight (O, I, kH, kW) for another number of input channels; None where I is not 1 or 3.
 
-    3 to 1 sums over the inputs and 1 to 3 repeats a third, so that a grey image and its three equal channels
-    have the same feature maps.
+    3 to 1 sums over the inputs. Otherwise the inputs are repeated in turn and divided by how much more there are, so
+    that a grey image and its equal channels have the same feature maps (up to the rest of a division by 3).
     """
-    channels = (weight.shape[1], num_channels)
-    if channels == (3, 1):
+    channels = weight.shape[1]
+    if channels not in (1, 3):
+        return None
+    if num_channels == 1:
         return weight.sum(dim=1, keepdim=True)  # (O, 1, kH, kW)
-    if channels == (1, 3):
-        return weight.repeat(1, 3, 1, 1) / 3  # (O, 3, kH, kW)
-    return None
+    repeats = -(-num_channels // channels)
+    return weight.repeat(1, repeats, 1, 1)[:, :num_channels] * channels / num_channels
