@@ -21,6 +21,7 @@ from trainers.optim.optimizer import (
     hold_norms_in_eval,
     set_learning_rate,
 )
+from trainers.runtime.depthwise import use_float32_gradients
 from trainers.runtime.device import Runtime, autocast, compile_net, forward_errors_reported, memory_layout
 from trainers.tasks.base import Batch, Task
 
@@ -61,6 +62,8 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         if config.compile:
             compile_net(task.net, config.compile)
+        elif device.type == "cpu" and precision == "bf16":
+            use_float32_gradients(task.net)
         self.model: torch.nn.Module = task
         if self.world.size > 1:
             devices = [device] if device.type == "cuda" else None
