@@ -172,7 +172,9 @@ class Config(BaseModel):
     fit_head: bool = Field(
         False, description="finetune: fit the new head on the frozen features before the first epoch, in seconds"
     )
-    freeze_norm_statistics: bool = Field(False, description="keep the means and variances of batch norms as they start")
+    freeze_norm_statistics: bool = Field(
+        False, description="keep the means and variances of batch norms as they start (PIM, SimSiam: their backbone's)"
+    )
     pretrained_model_num_classes: int = Field(1000, ge=1, description="outputs of the pretrained head")
 
     next_stage: dict[str, Any] = Field(

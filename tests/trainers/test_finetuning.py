@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ConfigMaker = Callable[..., Path]
 LITE = {"model_module_name": "efficientnet_lite_module", "model_net_name": "efficientnet_lite0"}
+PIM_ARGS = {"model_type": "efficientnet_lite0", "fpn_size": 16}
 START = {**LITE, "train_mode": "finetune", "pretrained_file": "package:efficientnet_lite0"}
 
 
@@ -279,3 +280,13 @@ def test_frozen_statistics_stay_as_they_start(
     trained, begun = load_checkpoint(dataset / "weights/net_last.pth").net, load_weights(package)
     assert torch.equal(trained["bn1.running_var"], begun["bn1.running_var"]) == freezes
     assert not torch.equal(trained["bn1.weight"], begun["bn1.weight"])
+
+
+def test_a_net_around_a_backbone_learns_the_statistics_of_its_own_layers(
+    make_config: ConfigMaker, dataset: Path
+) -> None:
+    pim = {"model_module_name": "pim_module", "model_net_name": "PIM", "model_args": PIM_ARGS}
+    assert train.main(["--config", str(make_config(**pim, num_epochs=1, freeze_norm_statistics=True))]) == 0
+    trained = load_checkpoint(dataset / "weights/net_last.pth").net
+    assert torch.equal(trained["backbone.bn0.running_mean"], torch.zeros(32))
+    assert not torch.equal(trained["heads.3.1.running_mean"], torch.zeros(16))

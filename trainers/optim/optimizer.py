@@ -43,8 +43,11 @@ def hold_frozen_in_eval(net: nn.Module) -> None:
 
 
 def hold_norms_in_eval(net: nn.Module) -> None:
-    """Put the batch norms into eval mode: they use the means and variances that they have, and keep them."""
-    for module in net.modules():
+    """Put the batch norms into eval mode: they use the means and variances that they have, and keep them.
+
+    Of a net around a `backbone` the backbone's alone: the others have nothing yet that is worth keeping.
+    """
+    for module in getattr(net, "backbone", net).modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
