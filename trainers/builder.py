@@ -112,9 +112,9 @@ def training_images(
     if config.augment_on == "device":
         source = enlarged(preprocess, config.fitted_scale)
         return ImageDataset(samples, source, at_least=_size(source) if is_fast else None, target=target)
-    settings, viewed = _augment_settings(config), enlarged(preprocess, config.training_scale)
-    view = TrainingView(viewed, settings)
-    least = least_source_size(viewed, settings.random_crop_scale, settings.random_crop_ratio)
+    settings = _augment_settings(config)
+    view = TrainingView(preprocess, settings)
+    least = least_source_size(preprocess, settings.random_crop_scale, settings.random_crop_ratio)
     return ImageDataset(
         samples,
         preprocess,
@@ -137,8 +137,7 @@ def batch_views(config: Config, preprocess: Preprocess, views: int) -> BatchView
     """Return the augmentation of a whole batch, or nothing where each image is augmented by itself, or none."""
     if config.augment_on == "cpu" or not (config.data_aug or views > 1):
         return None
-    viewed = enlarged(preprocess, config.training_scale)
-    return BatchViews(_augment_settings(config), views, (viewed.height, viewed.width))
+    return BatchViews(_augment_settings(config), views, (preprocess.height, preprocess.width))
 
 
 def _size(preprocess: Preprocess) -> tuple[int, int]:

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from artifacts.checkpoint import Checkpoint
 from artifacts.errors import CheckpointError
-from artifacts.metadata import preprocess_of
 from artifacts.weights_packages import start_weights_of
 from common.console import printable_lines
 from common.errors import ProgramError
@@ -29,8 +28,7 @@ from data_loader.samples import ListError, SampleList
 from trainers.builder import build_start_net, build_trainer
 from trainers.data.reading import Skipped, read_data
 from trainers.data.sample_lists import read_lists
-from trainers.evaluation.feature_probes import plain_batches
-from trainers.head_fitting import fit_head
+from trainers.head_fitting import fit_new_head
 from trainers.reporting.reporter import Reporter, log_nothing
 from trainers.reporting.run_summary import build_report, finish
 from trainers.reporting.tensorboard_logger import TrainingLogger
@@ -206,7 +204,7 @@ def _prepare_trainer(
     begins = checkpoint is None
     net = build_start_net(config, log if begins else log_nothing, train.class_names, with_weights=begins)
     if begins and config.fit_head:
-        _fit_head(net, config, train, runtime.device, log)
+        fit_new_head(net, config, train, runtime, log)
     if checkpoint is None:
         folder = _log_dir(config, is_made=config.is_tensorboard and runtime.world.is_main)
         progress = Progress(log_dir=folder, start_sha256=start_sha256(config))
@@ -236,13 +234,6 @@ def _prepare_trainer(
         log(f"resuming {where} at step {progress.step}")
     logger.config_text(config.model_dump())
     return trainer
-
-
-def _fit_head(net: torch.nn.Module, config: Config, train: SampleList, device: torch.device, log: Log) -> None:
-    """Fit the new head on the training images, without views of them. Raises NetError."""
-    batches = plain_batches(train, preprocess_of(config), config.dataloader_workers, device)
-    share = fit_head(net.to(device), batches())
-    log(f"the new head was fitted on frozen features: {share:.1%} of the training images right")
 
 
 def _try_out(following: Config) -> None:

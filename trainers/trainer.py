@@ -104,11 +104,11 @@ class Trainer:
         measure, validate = self.task.measure, self.validator.validate
         if self.saver.resumes:
             self.best.replace_lost(self.runtime.world, validate, log)
-        updates = config.train_mode == "update"
-        if (config.evaluate_before_train or updates) and progress.step == 0:
+        knows = config.train_mode == "update" or config.fit_head
+        if (config.evaluate_before_train or knows) and progress.step == 0:
             result = validate()
             log(f"before training: val loss {result.loss:.4f}, {measure.name} {measure.text_of(result)}")
-            if updates:  # what the net can already do is the mark to beat
+            if knows:  # what the net can already do is the mark to beat
                 self.best.keep(result)
         if progress.epoch >= config.num_epochs and self.task.reports_last_validation:
             validate()  # resumed where nothing is left to train

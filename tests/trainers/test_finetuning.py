@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,7 @@ from nets.pim_module import PIM
 from nets.support.errors import NetError
 from tests.helpers.exported import export
 from trainers.config_checks import training_config
-from trainers.head_fitting import fit_head
+from trainers.head_fitting import fit_head, views_to_fit
 from trainers.optim.optimizer import build_optimizer, set_learning_rate
 from trainers.optim.param_groups import layer_numbers, parameter_groups
 
@@ -172,7 +173,7 @@ def test_the_fitted_head_is_logistic_regression_on_standardised_features(num_cla
     with torch.no_grad():
         features, got = net.body(images).double().numpy(), net(images).softmax(1).numpy()
     scaled = (features - features.mean(0)) / features.std(0)
-    expected = LogisticRegression(C=0.01, max_iter=1000).fit(scaled, labels.numpy())
+    expected = LogisticRegression(C=0.1, max_iter=1000).fit(scaled, labels.numpy())
     np.testing.assert_allclose(got, expected.predict_proba(scaled), atol=1e-3)
     assert share == pytest.approx(expected.score(scaled, labels.numpy()), abs=0.02)
 
@@ -192,13 +193,24 @@ def test_a_net_with_several_heads_has_none_to_fit() -> None:
 
 
 def test_a_fitted_head_is_right_before_the_first_step(
-    package: Path, make_config: ConfigMaker, capsys: pytest.CaptureFixture[str]
+    package: Path, make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = make_config(**START, fit_head=True, num_epochs=1, learning_rate=1e-12, freeze_norm_statistics=True)
     assert train.main(["--config", str(start)]) == 0
-    assert "the new head was fitted on frozen features: " in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "the new head was fitted on frozen features of 21 images and 8 views of each: " in output
+    marks = re.findall(r"(?:before training: val loss [\d.]+, top-1|best) (\d+\.\d+)%", output)
+    assert len(marks) >= 2 and len(set(marks)) == 1  # the fitted net is a result already, and such steps change nothing
+    assert load_checkpoint(dataset / "weights/net.pth").progress["epoch"] == 0
+    assert train.main(["--config", str(make_config(**START, fit_head=True, num_epochs=1, data_aug=False))]) == 0
+    assert "on frozen features of 21 images: " in capsys.readouterr().out
     assert train.main(["--config", str(make_config(fit_head=True))]) == 2
     assert 'fit_head is for train_mode "finetune", not for "fromscratch"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("images", "views"), [(1, 8), (184, 8), (400, 5), (1000, 2), (2000, 1), (2001, 0)])
+def test_few_images_are_fitted_on_many_views(images: int, views: int) -> None:
+    assert views_to_fit(images) == views
 
 
 # --- rates by layer ---
