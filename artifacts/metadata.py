@@ -14,7 +14,7 @@ from typing import Any
 
 from artifacts.calibration import ACCEPT, CONFORMAL, Calibration
 from configs.schema import Config
-from data_loader.mask_classes import MaskClass
+from data_loader.mask_classes import MASK_CLASSES_FILE, MaskClass, default_classes, read_mask_classes
 from data_loader.preprocess import Preprocess
 from data_loader.samples import CLASS_NAMES_FILE, ListError, read_class_names
 
@@ -207,6 +207,26 @@ def class_names_of(config: Config) -> tuple[str, ...]:
     if len(names) != config.num_classes:
         raise ListError([f"{file}: {len(names)} class names, but num_classes is {config.num_classes}"])
     return names
+
+
+def mask_classes_of(config: Config) -> tuple[MaskClass, ...]:
+    """Return the classes of masks: of `class_names_file`, else of the classes.json beside the list or in the data's
+    folder or the one above, else of the class names, else 0, 1, ... with their numbers for names.
+
+    Raises ListError, also where there are not `num_classes` of them.
+    """
+    file = Path(config.class_names_file)
+    if not config.class_names_file:
+        root, list_file = Path(config.train_data_root_dir), config.train_data_file
+        folders = (Path(list_file).parent,) if list_file else (root, root.parent)
+        file = next((found for folder in folders if (found := folder / MASK_CLASSES_FILE).is_file()), file)
+    if file.suffix.lower() != ".json":
+        names = class_names_of(config) or tuple(str(label) for label in range(config.num_classes))
+        return default_classes(names)
+    classes = read_mask_classes(file)
+    if len(classes) != config.num_classes:
+        raise ListError([f"{file}: {len(classes)} classes, but num_classes is {config.num_classes}"])
+    return classes
 
 
 def preprocess_of(config: Config) -> Preprocess:

@@ -17,6 +17,12 @@ from torchvision.transforms import v2
 
 from data_loader.preprocess import RESAMPLING, Preprocess, as_array
 
+QUARTER_TURNS = {
+    1: Image.Transpose.ROTATE_90,
+    2: Image.Transpose.ROTATE_180,
+    3: Image.Transpose.ROTATE_270,
+}
+
 
 @dataclass(frozen=True)
 class AugmentSettings:
@@ -35,6 +41,8 @@ class AugmentSettings:
     random_erasing: float = 0.0
     auto_augment: str = ""
     horizontal_flip_alternates: bool = False
+    quarter_turns: bool = False
+    balanced_crops: float = 0.0
 
 
 class TrainingView:
@@ -55,6 +63,8 @@ class TrainingView:
         view = self._crop(image)
         if mirrored and self.settings.horizontal_flip_alternates:
             view = ImageOps.mirror(view)
+        if self.settings.quarter_turns:
+            view = turned(view, random_quarter_turns())
         for transform in self.on_image:
             view = transform(view)
         pixels = as_array(view)
@@ -71,7 +81,7 @@ class TrainingView:
             return Image.fromarray(_without_channel(preprocess.fit(image)))
         aspect = size[0] / size[1]
         if preprocess.resize == "letterbox":
-            image = _padded_to(image, aspect)
+            image = padded_to(image, aspect)
         elif preprocess.resize == "squash":
             aspect = image.width / image.height
         box = random_crop_box(image.size, (low, high), (aspect * stretch_low, aspect * stretch_high))
@@ -87,6 +97,12 @@ class TwoViews:
     def __call__(self, image: Image.Image, mirrored: bool = False) -> np.ndarray:
         """Return both views, from torch's CPU random numbers."""
         return np.stack([self.view(image, mirrored), self.view(image, mirrored)])
+
+
+def training_view(preprocess: Preprocess, settings: AugmentSettings, views: int = 1) -> TrainingView | TwoViews:
+    """Return what makes one view of a decoded image, or two."""
+    view = TrainingView(preprocess, settings)
+    return TwoViews(view) if views > 1 else view
 
 
 class BatchMixer:
@@ -154,7 +170,21 @@ def random_crop_box(
     return left, top, left + max(1, drawn["width"]), top + max(1, drawn["height"])
 
 
+def random_quarter_turns() -> int:
+    """Return a number of quarter turns, 0..3."""
+    return int(torch.randint(4, ()))
+
+
+def turned(image: Image.Image, quarter_turns: int) -> Image.Image:
+    """Return an image turned to the left by so many quarter turns."""
+    return image.transpose(QUARTER_TURNS[quarter_turns]) if quarter_turns else image
+
+
 def _image_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Image.Image]]:
+    return [*_moves(settings), *colour_transforms(settings, preprocess)]
+
+
+def _moves(settings: AugmentSettings) -> Sequence[Callable[..., Image.Image]]:
     chosen: list[Callable[..., Image.Image]] = []
     if settings.horizontal_flip and not settings.horizontal_flip_alternates:
         chosen.append(v2.RandomHorizontalFlip(settings.horizontal_flip))
@@ -164,17 +194,23 @@ def _image_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequ
         shift = (settings.translate, settings.translate)
         bilinear = v2.InterpolationMode.BILINEAR
         chosen.append(v2.RandomAffine(settings.rotation_degrees, translate=shift, interpolation=bilinear))
+    return chosen
+
+
+def colour_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Image.Image]]:
+    """Return the transforms of one image that change its colours, not its places (but for a published policy)."""
+    chosen: list[Callable[..., Image.Image]] = []
     if settings.auto_augment:
         chosen.append({"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}[settings.auto_augment]())
     if any(settings.color_jitter):
         brightness, contrast, saturation, hue = settings.color_jitter
-        if preprocess.channels == 1:  # grey has neither saturation nor hue
+        if preprocess.image_channels == 1:  # grey has neither saturation nor hue
             saturation = hue = 0.0
         jitter: Callable[..., Image.Image] = v2.ColorJitter(brightness, contrast, saturation, hue)
         if settings.color_jitter_probability < 1:
             jitter = v2.RandomApply([jitter], settings.color_jitter_probability)
         chosen.append(jitter)
-    if settings.random_grayscale and preprocess.channels == 3:
+    if settings.random_grayscale and preprocess.image_channels == 3:
         chosen.append(v2.RandomGrayscale(settings.random_grayscale))
     if settings.gaussian_blur:
         kernel = max(3, min(preprocess.height, preprocess.width) // 10 | 1)
@@ -182,10 +218,10 @@ def _image_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequ
     return chosen
 
 
-def _padded_to(image: Image.Image, aspect: float) -> Image.Image:
-    """Return an image padded with black, as `ImageOps.pad` does, to width / height = aspect."""
+def padded_to(image: Image.Image, aspect: float, fill: int | None = None) -> Image.Image:
+    """Return an image padded with black, or `fill`, as `ImageOps.pad` does, to width / height = aspect."""
     width, height = max(image.width, round(image.height * aspect)), max(image.height, round(image.width / aspect))
-    return image if (width, height) == image.size else ImageOps.pad(image, (width, height))
+    return image if (width, height) == image.size else ImageOps.pad(image, (width, height), color=fill)
 
 
 def _without_channel(pixels: np.ndarray) -> np.ndarray:

@@ -156,22 +156,26 @@ class _Lines:
 def _parse_lines(text: str, separator: str, target: Target, root: str) -> _Lines:
     """Return the lines, split at their last separator."""
     lines = _Lines()
-    form = f"path{separator}{target.noun}"
+    form = separator.join(("path", *(target.files or (target.noun,))))
     known: dict[str, tuple[Any, str]] = {}  # a list repeats few labels, so each text is parsed once
     for number, whole_line in enumerate(_each_line(text), 1):
         line = whole_line.rstrip()
         if not line:
             continue
-        path, found, target_text = line.rpartition(separator)
-        if not found:
+        path, *texts = line.rsplit(separator, max(1, len(target.files)))
+        if len(texts) < max(1, len(target.files)):
             hint = f"write {form}, or set file_label_separator to what stands between them"
             lines.problems.add(number, f'separator "{separator}" is missing in "{shorten(line)}"; {hint}')
             continue
         if separator.isspace():
             path = path.rstrip()  # "a.jpg  3" has two separators in a row
-        if target_text not in known:
-            known[target_text] = _parsed(target, target_text.strip(), root)
-        value, problem = known[target_text]
+        if target.files:
+            value, problem = tuple(text.strip() for text in texts), ""
+        else:
+            target_text = texts[0]
+            if target_text not in known:
+                known[target_text] = _parsed(target, target_text.strip(), root)
+            value, problem = known[target_text]
         if problem:
             lines.problems.add(number, problem)
         if not path:
@@ -210,8 +214,29 @@ def _checked_samples(
         lines.problems.extend(_check_inside(lines, keys, root))
     if check_files:
         _check_files(lines, full_paths, root)
+    targets = lines.targets
+    if target.files:
+        columns = zip(target.files, zip(*targets, strict=True), strict=False)  # no column where no line is left
+        further = [
+            _joined_column(lines, noun, column, root, check_files=check_files, allow_outside_root=allow_outside_root)
+            for noun, column in columns
+        ]
+        targets = [target.from_files(paths) for paths in zip(*further, strict=True)]
     lines.problems.raise_any(origin)
-    return tuple(map(Sample, full_paths, lines.targets))
+    return tuple(map(Sample, full_paths, targets))
+
+
+def _joined_column(
+    lines: _Lines, noun: str, paths: Sequence[str], root: str, *, check_files: bool, allow_outside_root: bool
+) -> list[str]:
+    """Return the further files of all lines, joined with the root; add what is wrong with them to the problems."""
+    column = _Lines(list(paths), [], lines.numbers, lines.problems)
+    full_paths, keys = _join_root(root, paths)
+    if not allow_outside_root:
+        lines.problems.extend(_check_inside(column, keys, root))
+    if check_files and os.path.isdir(root):  # noqa: PTH112  (else `_check_files` has said so)
+        _check_files(column, full_paths, root, noun)
+    return full_paths
 
 
 def _join_root(root: str, paths: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -264,21 +289,21 @@ def _check_inside(lines: _Lines, keys: Sequence[str], root: str) -> Iterator[Pro
             yield number, f'path "{shorten_path(path)}" leaves the root folder {root}; {hint}'
 
 
-def _check_files(lines: _Lines, full_paths: Sequence[str], root: str) -> None:
-    """Add the listed images that are not there, with one scan a folder instead of one stat an image."""
+def _check_files(lines: _Lines, full_paths: Sequence[str], root: str, noun: str = "image") -> None:
+    """Add the listed files that are not there, with one scan a folder instead of one stat an image."""
     if not os.path.isdir(root):  # noqa: PTH112
         lines.problems.add(0, f"root folder {root} not found{current_folder(root)}")
         return
     for start in range(0, len(full_paths), BLOCK):
-        _check_block(lines, full_paths, range(start, min(start + BLOCK, len(full_paths))))
+        _check_block(lines, full_paths, range(start, min(start + BLOCK, len(full_paths))), noun)
         if (missing := lines.problems.count) > MANY and start + BLOCK < len(full_paths):
             where = f"in the first {start + BLOCK} of its {len(full_paths)} lines: the others were not looked for"
             lines.problems.add(0, f"{missing} problems {where}")
             return
 
 
-def _check_block(lines: _Lines, full_paths: Sequence[str], block: range) -> None:
-    """Add those images of a block of lines that are not there."""
+def _check_block(lines: _Lines, full_paths: Sequence[str], block: range, noun: str) -> None:
+    """Add those files of a block of lines that are not there."""
     wanted: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for index in block:
         folder, slash, name = full_paths[index].rpartition("/")
@@ -291,14 +316,14 @@ def _check_block(lines: _Lines, full_paths: Sequence[str], block: range) -> None
         for index in names.values():
             path, number = full_paths[index], lines.numbers[index]
             if not is_there or not os.path.isfile(path):  # noqa: PTH113  (a Path for each would triple the time)
-                lines.problems.add(number, partial(_missing_text, path, lines.paths[index]))
+                lines.problems.add(number, partial(_missing_text, path, lines.paths[index], noun))
 
 
-def _missing_text(full_path: str, path: str) -> str:
+def _missing_text(full_path: str, path: str, noun: str) -> str:
     """Return the sentence about a listed path that is no file."""
     if os.path.isdir(full_path):  # noqa: PTH112
-        return f"{shorten_path(full_path)} is a folder, not an image"
-    return f"image not found: {shorten_path(full_path)}{current_folder(full_path)}{_missing_hint(path)}"
+        return f"{shorten_path(full_path)} is a folder, not {'an' if noun == 'image' else 'a'} {noun}"
+    return f"{noun} not found: {shorten_path(full_path)}{current_folder(full_path)}{_missing_hint(path)}"
 
 
 def _drop_present(folder: str, names: dict[str, int]) -> None:

@@ -22,7 +22,7 @@ from data_loader.bad_images import bad_image_sentence
 from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.decode_guard import GUARD
 from data_loader.epoch_plan import EpochBatches, Key
-from data_loader.preprocess import ImageError, Preprocess
+from data_loader.preprocess import ImageError, Preprocess, joined
 from data_loader.samples import SampleList
 from data_loader.targets import ClassLabel, Target
 
@@ -73,23 +73,25 @@ class ImageDataset(Dataset[dict[str, Any]]):
         epoch, index = key
         sample = self.samples.samples[index]
         try:
-            decoded = self._image(index)
+            images = self._images(index)
+            value = self.target.load(sample)
         except ImageError as error:
             return {"error": bad_image_sentence(self.samples, index, error), "index": index}
-        value = self.target.load(sample)
         if self.view is None:
-            pixels = self.preprocess.fit(decoded)
+            pixels = joined([self.preprocess.fit(image) for image in images])
+            value = self.target.fit(self.preprocess, value)
         else:
             mirrored = bool(self.mirrored_half[index]) == (epoch % 2 == 0)
             with seeded(self.seed, epoch, index):
-                pixels, value = self.target.apply_view(self.view, decoded, mirrored, value)
+                pixels, value = self.target.apply_view(self.view, images, mirrored, value)
         image = torch.from_numpy(pixels).movedim(-1, -3)  # (C, H, W) or (V, C, H, W)
         return {"image": image, "target": value, "index": index}
 
-    def _image(self, index: int) -> Image.Image:
+    def _images(self, index: int) -> list[Image.Image]:
         if self.cache is not None:
-            return self.cache.image(index)
-        return self.preprocess.decode(self.samples.samples[index].path, self.at_least)
+            return [self.cache.image(index)]
+        paths = self.target.image_paths(self.samples.samples[index])
+        return [self.preprocess.decode(path, self.at_least) for path in paths]
 
 
 class WholeBatches:

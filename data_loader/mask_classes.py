@@ -59,8 +59,11 @@ def default_color(index: int) -> Color:
 
 
 def default_classes(names: Sequence[str]) -> tuple[MaskClass, ...]:
-    """Return classes whose values are 0, 1, 2, ... in the order of their names."""
-    return tuple(MaskClass(name, index, default_color(index), name) for index, name in enumerate(names))
+    """Return classes whose values are 0, 1, 2, ... in the order of their names; two are black and white, too."""
+    colors = [default_color(index) for index in range(len(names))]
+    if len(names) == 2:
+        colors = [(0, 0, 0), (255, 255, 255)]  # so that masks of 0 and 255 are read
+    return tuple(MaskClass(name, index, colors[index], name) for index, name in enumerate(names))
 
 
 def read_mask_classes(file: StrPath) -> tuple[MaskClass, ...]:

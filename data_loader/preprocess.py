@@ -65,7 +65,7 @@ REASONS: dict[type[Exception], str] = {
 }
 
 _warnings_lock = threading.Lock()
-_quiet: list[None] = []  # one for each thread in `_quiet_pillow`
+_quiet: list[None] = []  # one for each thread in `quiet_pillow`
 _restore: list[warnings.catch_warnings[None]] = []  # what the last of them restores
 
 
@@ -105,7 +105,7 @@ def decode(
     except ImageError:
         raise
     except UNREADABLE as error:
-        raise ImageError(_reason(error, source, max_pixels)) from error
+        raise ImageError(unreadable_reason(error, source, max_pixels)) from error
 
 
 def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -116,7 +116,7 @@ def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
     if not isinstance(source, bytes):
         _check_regular(source)
     try:
-        with _quiet_pillow():
+        with quiet_pillow():
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
         if not isinstance(image, TiffImageFile) or is_read_right(image):
             return image
@@ -130,6 +130,23 @@ def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
             raise
     with stream_of(source) as file:
         return read_tiff(file, max_pixels)
+
+
+@guarded
+def image_size(path: str, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Return an image's (width, height) as `decode` gives it and as it is stored, and its EXIF orientation.
+
+    Raises ImageError.
+    """
+    try:
+        with open_image(path, max_pixels) as image:
+            orientation = _orientation(image) or 1
+            size = image.size[::-1] if orientation in TURNED else image.size
+            return size, image.size, orientation
+    except ImageError:
+        raise
+    except UNREADABLE as error:
+        raise ImageError(unreadable_reason(error, path, max_pixels)) from error
 
 
 def stream_of(source: bytes | str | Path) -> BinaryIO:
@@ -155,7 +172,7 @@ def _open_extra(source: bytes | str | Path, kind: str) -> Image.Image:
         raise ImageError(f"it is a {kind} image, which needs {package}: {INSTALL_EXTRAS}") from error
     if kind == "HEIF":
         module.register_heif_opener()  # pillow_jxl registers itself
-    with _quiet_pillow():
+    with quiet_pillow():
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=(kind,))
 
 
@@ -290,7 +307,7 @@ def joined(images: Sequence[np.ndarray]) -> np.ndarray:
     return images[0] if len(images) == 1 else np.concatenate(images, axis=2)
 
 
-def _reason(error: Exception, source: str | Path | bytes, max_pixels: int) -> str:
+def unreadable_reason(error: Exception, source: str | Path | bytes, max_pixels: int) -> str:
     """Return why an image cannot be read; an OSError with a number is the system's, and no damage to the file."""
     if isinstance(error, UnidentifiedImageError):
         if not isinstance(source, bytes) and Path(source).is_file() and Path(source).stat().st_size == 0:
@@ -338,7 +355,7 @@ def _reduced(image: JpegImageFile, at_least: tuple[int, int]) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int | None:
     try:
-        with _quiet_pillow():
+        with quiet_pillow():
             orientation: int | None = image.getexif().get(ExifTags.Base.Orientation)  # kept by the image
     except BROKEN_EXIF:
         return None
@@ -347,7 +364,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        with _quiet_pillow():
+        with quiet_pillow():
             image.getexif()  # read here, kept by the image
         return ImageOps.exif_transpose(image)
     except BROKEN_EXIF:
@@ -355,7 +372,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
     """Silence what Pillow warns of odd metadata; the image itself is checked when it is decoded.
 
     The filters belong to the whole process: the first thread in here changes them, and the last one restores them. The

@@ -8,13 +8,17 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from common.errors import UserError
 from data_loader.problems import Problem
 from data_loader.samples import NO_LABEL, ListError, Sample, SampleList, read_class_folders, shorten
+
+if TYPE_CHECKING:
+    from data_loader.preprocess import Preprocess
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")  # int() refuses more than 4300 digits
 
@@ -32,6 +36,8 @@ class Target(ABC):
     """
 
     noun = "target"  # what messages call it
+    files: tuple[str, ...] = ()  # what messages call further files, which a line names behind its image
+    needs_scan = False  # whether `scan` has something to look at before a training
     class_names: tuple[str, ...] = ()  # where the targets are classes
 
     @abstractmethod
@@ -40,6 +46,10 @@ class Target(ABC):
 
         `root` is the folder that a path in it starts from.
         """
+
+    def from_files(self, paths: Sequence[str]) -> Any:
+        """Return the target that a line's further `files` are, by their paths; joined with the root, they are there."""
+        raise NotImplementedError
 
     def find_problems(self, targets: Sequence[Any], line_numbers: Sequence[int]) -> Iterable[Problem]:
         """Return the problems of all targets of a list together."""
@@ -57,17 +67,35 @@ class Target(ABC):
         """Return how a message names a target, "label 3"; "" for one that is not known."""
         return f"{self.noun} {target}"
 
+    def image_paths(self, sample: Sample) -> tuple[str, ...]:
+        """Return the files of a sample's images: one, or of a pair both."""
+        return (sample.path,)
+
     def load(self, sample: Sample) -> Any:
-        """Return the value of one sample, a number or an array."""
+        """Return the value of one sample, a number or an array. Raises ImageError for a file that cannot be read."""
         return sample.target
 
-    def apply_view(self, view: View, image: Any, mirrored: bool, value: Any) -> tuple[np.ndarray, Any]:
-        """Return a training view of a decoded image, uint8 (H, W, C), and the value that belongs to it.
+    def fit(self, preprocess: Preprocess, value: Any) -> Any:
+        """Return the value that belongs to an image fitted by `preprocess`."""
+        return value
+
+    def apply_view(
+        self, view: View, images: Sequence[Image.Image], mirrored: bool, value: Any
+    ) -> tuple[np.ndarray, Any]:
+        """Return a training view of a sample's decoded images, uint8 (H, W, C), and the value that belongs to it.
 
         Both must follow from torch's CPU random numbers. A value that lies in the image moves with it; a label does
         not.
         """
-        return view(image, mirrored), value
+        return view(images[0], mirrored), value
+
+    def scan(self, sample: Sample) -> Any:
+        """Return what `scanned` needs of one sample. Raises ImageError where it cannot be used."""
+        return None
+
+    def scanned(self, samples: SampleList, scans: Sequence[Any]) -> tuple[SampleList, list[str]]:
+        """Return the list with what was found in all its samples, and lines to log. Raises ListError."""
+        return samples, []
 
     def collate(self, values: Sequence[Any]) -> np.ndarray:
         """Return the values of a batch as one array (N, ...) of a rank that does not depend on them."""

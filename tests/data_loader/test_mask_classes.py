@@ -39,7 +39,9 @@ def test_every_spelling_gives_the_same_classes(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
-    assert read(tmp_path, [{"name": "a"}, {"name": "b"}]) == default_classes(["a", "b"])
+    names = ["a", "b", "c"]
+    assert read(tmp_path, [{"name": name} for name in names]) == default_classes(names)
+    assert [found.color for found in default_classes(["no", "yes"])] == [(0, 0, 0), (255, 255, 255)]
     published = {0: (0, 0, 0), 1: (128, 0, 0), 3: (128, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}  # VOC2012's
     assert {index: default_color(index) for index in published} == published
     assert len({default_color(index) for index in range(255)}) == 255
