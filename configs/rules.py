@@ -65,6 +65,10 @@ def _of_augmentation(config: Config) -> Iterator[Row]:
     jitter = config.color_jitter
     sentence = f"color_jitter must be within 0 and 10, its hue at most 0.5, got {jitter}"
     yield min(jitter) < 0 or max(jitter) > 10 or jitter[3] > 0.5, sentence, ("color_jitter",)
+    keys = ("quarter_turns", "img_height", "img_width")
+    sides = f"{config.img_height} and {config.img_width}"
+    sentence = f"quarter_turns swap height and width, which must be equal, got {sides}"
+    yield config.quarter_turns and config.img_height != config.img_width, sentence, keys
     is_on_device = config.augment_on == "device"
     for key in ON_CPU_ONLY:
         sentence = f'{key} is for one image at a time; set augment_on to "cpu", or leave it out'

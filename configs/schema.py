@@ -13,7 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_CONFIG = "configs/config.json"
 PACKAGE = "package:"  # of a pretrained_file that a Python package holds
-ON_CPU_ONLY = ("rotation_degrees", "auto_augment")  # augmentations that take one image at a time
+ON_CPU_ONLY = (
+    "rotation_degrees",
+    "auto_augment",
+    "quarter_turns",
+    "balanced_crops",
+)  # augmentations that take one image at a time
 
 
 class Config(BaseModel):
@@ -38,7 +43,8 @@ class Config(BaseModel):
     val_data_file: str = Field("", description="txt list for validation; empty: one folder a class under the root dir")
     file_label_separator: str = Field("----", min_length=1, description="text between path and label")
     class_names_file: str = Field(
-        "", description="one class name a line; empty: classes.txt beside the list, else the numbers"
+        "",
+        description="one class name a line; empty: classes.txt beside the list, else the numbers; masks: classes.json",
     )
     allow_outside_root: bool = Field(False, description="let list paths leave the root dir")
     bad_images: Literal["error", "skip"] = Field("error", description="stop at an image that cannot be read, or skip")
@@ -95,7 +101,11 @@ class Config(BaseModel):
     )
     vertical_flip: float = Field(0.0, ge=0, le=1, description="probability")
     rotation_degrees: float = Field(0.0, ge=0, le=180, description="largest rotation either way")
+    quarter_turns: bool = Field(False, description="turn by 0, 90, 180 or 270 degrees, each equally often")
     translate: float = Field(0.0, ge=0, lt=1, description="largest shift as a share of the side")
+    balanced_crops: float = Field(
+        0.0, ge=0, le=1, description="masks: share of the crops around a pixel of a class, each class equally often"
+    )
     color_jitter: list[float] = Field(
         [0.2, 0.2, 0.2, 0.0], min_length=4, max_length=4, description="brightness, contrast, saturation, hue (to 0.5)"
     )
@@ -140,6 +150,9 @@ class Config(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     class_weights: list[float] | Literal["", "balanced"] = Field(
         "", description="a weight a class, or balanced: inverse to its count"
+    )
+    mask_loss: Literal["cross_entropy", "dice", "lovasz", "cross_entropy+dice", "cross_entropy+lovasz"] = Field(
+        "cross_entropy", description="masks: the loss of an image's pixels; class_weights are cross entropy's"
     )
     ema_decay: float = Field(0.0, ge=0, lt=1, description="average of the weights that is validated and kept; 0: off")
     early_stopping_epochs: int = Field(0, ge=0, description="stop after so many epochs without a better top-1; 0: off")

@@ -90,6 +90,32 @@ def net_task(module_name: str, net_name: str) -> str:
     return task
 
 
+def declared_task(module_name: str, net_name: str) -> str:
+    """Return what `net_task` returns, read from the net's file without importing it; "" where it is not in the file.
+
+    It is there as `task = "..."` in the net's class, or in that of the return annotation of its function.
+    Raises NetError.
+    """
+    check_names(module_name, net_name)
+    tree = ast.parse((NETS_DIR / f"{module_name}.py").read_text(encoding="utf-8"))
+    named = {node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+    node = named[net_name]
+    if isinstance(node, ast.FunctionDef):
+        made = named.get(ast.unparse(node.returns).strip("'\"")) if node.returns else None
+        if not isinstance(made, ast.ClassDef):
+            return ""
+        node = made
+    for _ in named:  # the class, then its bases in this file
+        for line in node.body:
+            if isinstance(line, ast.Assign) and [ast.unparse(to) for to in line.targets] == ["task"]:
+                return str(_literal(line.value))
+        bases = [named[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in named]
+        if not bases or not isinstance(bases[0], ast.ClassDef):
+            return ""
+        node = bases[0]
+    return ""
+
+
 def available_nets() -> dict[str, list[str]]:
     """Return the nets of every module of `nets/` that has any, both sorted. Nothing is imported."""
     found = {}

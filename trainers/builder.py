@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from artifacts.metadata import build_metadata
 from common import malloc
 from configs.schema import Config
-from data_loader.augment import AugmentSettings, TrainingView, TwoViews
+from data_loader.augment import AugmentSettings, training_view
 from data_loader.batch_augment import BatchViews
 from data_loader.epoch_plan import net_seed
 from data_loader.loaders import CLASS_LABEL, ImageDataset, enlarged, least_source_size
@@ -25,9 +25,11 @@ from trainers.reporting.reporter import Reporter
 from trainers.runtime.device import Runtime
 from trainers.start_weights import load_into
 from trainers.tasks.base import Setup
-from trainers.tasks.table import task_of_net
+from trainers.tasks.table import task_of_config, task_of_net
 from trainers.train_state import Progress
 from trainers.trainer import Trainer
+
+MakeView = Callable[[Preprocess, AugmentSettings], Callable[..., Any]]
 
 
 def build_trainer(
@@ -50,16 +52,11 @@ def build_trainer(
         malloc.keep_freed_memory()
     reporter = reporter or Reporter()
     task = task_of_net(net, config).from_setup(net, Setup(config, train, val, runtime.device, reporter.log))
-    metadata = replace(
-        build_metadata(config, train.class_names),
-        task=task.name,
-        output=task.output,
-        start_weights=dict(start_weights or {}),
-    )
+    metadata = replace(task.new_metadata(config, train), start_weights=dict(start_weights or {}))
     preprocess, target = metadata.preprocess, task.target(config)
     batches = Batches(
         config,
-        training_images(config, train, preprocess, task.views, target),
+        training_images(config, train, preprocess, task.views, target, task.training_view),
         validation_images(config, val, preprocess, target),
         preprocess,
         runtime,
@@ -81,7 +78,7 @@ def build_start_net(
         config.model_module_name,
         config.model_net_name,
         num_classes=config.num_classes,
-        num_channels=config.num_channels,
+        num_channels=task_of_config(config).preprocess(config).channels,
         img_height=config.img_height,
         img_width=config.img_width,
         model_args=config.net_args(),
@@ -103,7 +100,12 @@ def build_start_net(
 
 
 def training_images(
-    config: Config, samples: SampleList, preprocess: Preprocess, views: int, target: Target = CLASS_LABEL
+    config: Config,
+    samples: SampleList,
+    preprocess: Preprocess,
+    views: int,
+    target: Target = CLASS_LABEL,
+    make_view: MakeView | None = None,
 ) -> ImageDataset:
     """Return the images to learn from: views of them, or fitted ones where batches are augmented, or nothing is."""
     is_fast = config.fast_decode != "off"
@@ -113,12 +115,12 @@ def training_images(
         source = enlarged(preprocess, config.fitted_scale)
         return ImageDataset(samples, source, at_least=_size(source) if is_fast else None, target=target)
     settings = _augment_settings(config)
-    view = TrainingView(preprocess, settings)
+    view = make_view(preprocess, settings) if make_view else training_view(preprocess, settings, views)
     least = least_source_size(preprocess, settings.random_crop_scale, settings.random_crop_ratio)
     return ImageDataset(
         samples,
         preprocess,
-        TwoViews(view) if views > 1 else view,
+        view,
         config.seed,
         at_least=least if is_fast else None,
         target=target,

@@ -10,9 +10,22 @@ from artifacts.weights_packages import is_package, package_file, with_wanted_pre
 from configs.loading import process_config
 from configs.rules import NET, Problem
 from configs.schema import Config
-from nets.net_interface import check_model_args, check_names
+from nets.net_interface import check_model_args, check_names, declared_task
 from nets.support.errors import NetError
 
+MASK_TASKS = ("segmentation", "change_detection")
+NOT_FOR_MASKS = {  # keys, and what to do
+    "data_cache": 'keeps images alone, without their masks; set it to "none"',
+    "augment_on": 'moves images alone, without their masks; set it to "cpu"',
+    "auto_augment": "moves images alone, without their masks; leave it out",
+    "random_erasing": "would blank pixels that the mask still names; leave it out",
+    "mixup_alpha": "mixes labels of whole images, not masks; leave it out",
+    "cutmix_alpha": "mixes labels of whole images, not masks; leave it out",
+    "label_smoothing": "is not in the losses of masks; leave it out",
+    "balanced_sampling": "draws images by their one class; use balanced_crops or class_weights for masks",
+    "test_time_views": "averages the logits of whole images, not masks; leave it out",
+    "fit_head": "fits a head on one label an image, not on masks; leave it out",
+}
 NEED_LABELS = ("label_smoothing", "class_weights", "balanced_sampling", "mixup_alpha", "cutmix_alpha")
 
 
@@ -44,6 +57,7 @@ def net_problems(config: Config) -> list[Problem]:
         if not config.data_aug:
             sentence = "data_aug cannot be off: SimSiam learns from two different views of an image"
             problems.append(Problem(sentence, ("data_aug", *NET)))
+    problems += _mask_problems(config)
     if config.train_mode == "finetune" and is_package(config.pretrained_file):
         try:
             package_file(config.pretrained_file)
@@ -53,3 +67,15 @@ def net_problems(config: Config) -> list[Problem]:
         sentence = f"compile is for nets that are trained by their logits alone, not for {config.model_net_name}"
         problems.append(Problem(sentence, ("compile", *NET)))
     return problems
+
+
+def _mask_problems(config: Config) -> list[Problem]:
+    """Return a problem for each key that masks do not go with, or that needs them."""
+    if declared_task(config.model_module_name, config.model_net_name) not in MASK_TASKS:
+        sentence = "balanced_crops choose a crop by its mask; this net learns from none"
+        return [Problem(sentence, ("balanced_crops", *NET))] if config.balanced_crops else []
+    return [
+        Problem(f"{key} {reason}", (key, *NET))
+        for key, reason in NOT_FOR_MASKS.items()
+        if getattr(config, key) != Config.model_fields[key].default
+    ]

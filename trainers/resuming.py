@@ -53,7 +53,7 @@ def check_classes(
     Classes that were only numbers before may have got names since, which is logged.
     """
     before = checkpoint.metadata.class_names
-    if tuple(class_names) == before or checkpoint.metadata.output != "logits":
+    if tuple(class_names) == before or checkpoint.metadata.output not in ("logits", "mask_logits"):
         return
     if are_numbers(before) and len(class_names) == len(before) and set(class_names) != set(before):
         log(f"the classes of {config.last_checkpoint()} had no names; they are called {listed(class_names)} now")

@@ -11,7 +11,7 @@ from torch import nn
 from artifacts.checkpoint import load_weights_file
 from artifacts.class_names import are_numbers, compared, labels_by_name, listed, renamed
 from artifacts.errors import CheckpointError
-from artifacts.metadata import ModelMetadata, preprocess_of
+from artifacts.metadata import ModelMetadata
 from artifacts.weights_packages import is_package, package_file, weights_package
 from configs.schema import Config
 from nets.support.pretrained import (
@@ -21,6 +21,7 @@ from nets.support.pretrained import (
     published_state_dict,
     reordered_head,
 )
+from trainers.tasks.table import task_of_config
 
 Log = Callable[[str], None]
 OF_UPDATE = ("channels", "mean", "std", "resize", "interpolation", "height", "width", "icc_profiles")
@@ -61,7 +62,7 @@ def load_into(net: nn.Module, config: Config, class_names: Sequence[str], log: L
 
 def other_preprocessing(wanted: Mapping[str, Any], config: Config) -> list[str]:
     """Return a warning for each value that start weights were trained with and that a config has otherwise."""
-    own = vars(preprocess_of(config))
+    own = vars(task_of_config(config).preprocess(config))
     source = str(config.start_weights()) if config.starts_from_file() else "published weights"
     return [
         f"warning: {source}: trained with {key} {_text(value)}, but the config has {key} {_text(own[key])}"
@@ -104,7 +105,8 @@ def _for_classes(
 def _example(config: Config) -> torch.Tensor:
     """Return an input of the net (1, C, H, W) on which its outputs differ."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, config.num_channels, config.img_height, config.img_width, generator=generator)
+    channels = task_of_config(config).preprocess(config).channels
+    return torch.randn(1, channels, config.img_height, config.img_width, generator=generator)
 
 
 def _are_equal(value: Any, own: Any) -> bool:

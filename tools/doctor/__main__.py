@@ -20,7 +20,8 @@ from common.cli import FlagParser, run_program
 from common.errors import UserError
 from configs.schema import DEFAULT_CONFIG, Config
 from data_loader.decode_guard import GUARD
-from trainers.config_checks import training_config
+from nets.net_interface import declared_task
+from trainers.config_checks import MASK_TASKS, training_config
 from trainers.data.sample_lists import read_lists
 
 PROGRAM = "tools.doctor"
@@ -73,6 +74,8 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     from tools.doctor.types import TrialData
 
     GUARD.timeout_s = config.decode_timeout_s
+    if declared_task(config.model_module_name, config.model_net_name) in MASK_TASKS:
+        raise DoctorError(f"{PROGRAM} checks images with one label each; train.py itself checks masks before it trains")
     train, val = read_lists(config, check_files=False)  # a missing file is a finding
     preprocess = preprocess_of(config)
     paths = [sample.path for samples in (train, val) for sample in samples.samples]

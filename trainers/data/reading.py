@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from tqdm import tqdm
 
 from artifacts.class_names import listed
-from artifacts.metadata import build_metadata
 from configs.schema import Config
 from data_loader.bad_images import BadImageError, bad_image_sentence, find_bad_images, without
 from data_loader.cache import CachedSamples
 from data_loader.loaders import lost_loaders_reported
-from data_loader.preprocess import Preprocess
+from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import ListError, SampleList
-from data_loader.targets import ClassLabel
+from data_loader.targets import ClassLabel, Target
 from trainers.data.image_cache import with_caches
 from trainers.data.sample_lists import read_lists
 from trainers.runtime.distributed import World
 from trainers.tasks.table import task_of_config
 
+BAD_SHOWN = 20
 Skipped = list[dict[str, str]]  # path, where, reason
 
 
@@ -28,7 +30,8 @@ def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple
 
     Raises ListError, CacheError, LoaderProcessError; BadImageError where more images are bad than allowed.
     """
-    target = task_of_config(config).target(config)
+    task = task_of_config(config)
+    target = task.target(config)
     train, val = read_lists(config, target)
     if train.origin == val.origin:
         log(f"warning: training and validation read the same images ({val.origin}); the accuracy will mean little")
@@ -38,11 +41,15 @@ def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple
         if samples.left_out.counts:
             log(f"note: {samples.root}: left out, as no images: {samples.left_out}")
     skipped: Skipped = []
-    preprocess = build_metadata(config, train.class_names).preprocess
+    preprocess = task.preprocess(config)
     if config.data_cache != "none":
         with lost_loaders_reported():
             train, val = with_caches(config, train, val, preprocess, world, log)
-    if config.bad_images == "skip":
+    if target.needs_scan:
+        train, of_train = scan_targets(config, train, target, world, log)
+        val, of_val = scan_targets(config, val, target, world, log)
+        skipped = of_train + of_val
+    elif config.bad_images == "skip":
         train, of_train = _without_bad(config, train, preprocess, world, log)
         val, of_val = _without_bad(config, val, preprocess, world, log)
         skipped = of_train + of_val
@@ -70,6 +77,42 @@ def classes_without_images(train: SampleList, val: SampleList) -> list[str]:
     return lines
 
 
+def scan_targets(
+    config: Config, samples: SampleList, target: Target, world: World, log: Callable[[str], None]
+) -> tuple[SampleList, Skipped]:
+    """Look at every sample's target, each process at its share; return the list with what was found, and bad samples.
+
+    Raises BadImageError for a bad one where `bad_images` is "error", or there are too many; ListError for a bad whole.
+    """
+    mine = range(world.rank, len(samples.samples), world.size)
+    hidden = None if world.is_main else True
+
+    def look(index: int) -> tuple[int, Any, str]:
+        try:
+            return index, target.scan(samples.samples[index]), ""
+        except ImageError as error:
+            return index, None, bad_image_sentence(samples, index, error)
+
+    with ThreadPoolExecutor(max(1, config.dataloader_workers)) as pool:
+        looks = tqdm(
+            pool.map(look, mine), desc=f"checking {target.noun}s", total=len(mine), leave=False, disable=hidden
+        )
+        found = sorted(world.gather(list(looks)), key=lambda row: row[0])
+    bad = [(index, sentence) for index, _, sentence in found if sentence]
+    if bad and config.bad_images == "error":
+        more = [f"... and {len(bad) - BAD_SHOWN} more"] if len(bad) > BAD_SHOWN else []
+        error = BadImageError("\n".join([sentence for _, sentence in bad[:BAD_SHOWN]] + more))
+        error.one_process = False  # all processes know of it
+        raise error
+    kept, skipped = _skip(config, samples, bad, log)
+    scans = [scan for _, scan, sentence in found if not sentence]
+    if scans:
+        kept, lines = target.scanned(kept, scans)
+        for line in lines:
+            log(line)
+    return kept, skipped
+
+
 def _without_bad(
     config: Config, samples: SampleList, preprocess: Preprocess, world: World, log: Callable[[str], None]
 ) -> tuple[SampleList, Skipped]:
@@ -83,12 +126,19 @@ def _without_bad(
         hidden = None if world.is_main else True
         bar = tqdm(looks, desc="checking images", total=len(mine), leave=False, disable=hidden)
         bad = sorted(world.gather([look for look in bar if look]))
+    return _skip(config, samples, bad, log)
+
+
+def _skip(
+    config: Config, samples: SampleList, bad: list[tuple[int, str]], log: Callable[[str], None]
+) -> tuple[SampleList, Skipped]:
+    """Return a list without some samples, and these. Raises BadImageError where more are bad than allowed."""
     share = len(bad) / len(samples.samples)
     if bad:
         log(f"{samples.origin}: {len(bad)} of {len(samples.samples)} images cannot be read and are skipped")
     if share > config.max_bad_share:
         most = f"max_bad_share allows {config.max_bad_share:.2%}"
-        lines = [sentence for _, sentence in bad[:20]]
+        lines = [sentence for _, sentence in bad[:BAD_SHOWN]]
         raise BadImageError("\n".join([f"{samples.origin}: {share:.2%} of the images are bad, {most}:", *lines]))
     skipped = []
     for index, sentence in bad:

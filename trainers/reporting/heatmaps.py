@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from artifacts.checkpoint import load_checkpoint
+from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import ImageError, Preprocess, as_array
 from nets.net_interface import build_net
 from nets.support.saliency import heat_mapper
@@ -41,6 +42,14 @@ def worst_heat_maps(
     return made
 
 
+def net_of_checkpoint(checkpoint: str | Path, device: torch.device) -> tuple[torch.nn.Module, ModelMetadata]:
+    """Return the deployed net of a checkpoint in eval mode, and its metadata. Raises CheckpointError, NetError, ..."""
+    saved = load_checkpoint(checkpoint)
+    net = build_net(**saved.metadata.net_arguments())
+    net.load_state_dict(saved.deployed())
+    return net.to(device).eval(), saved.metadata
+
+
 def best_heat_maps(
     checkpoint: str | Path, images: Sequence[tuple[str, int]], device: torch.device
 ) -> dict[str, np.ndarray]:
@@ -48,11 +57,7 @@ def best_heat_maps(
     if not images:
         return {}
     try:
-        saved = load_checkpoint(checkpoint)
-        metadata = saved.metadata
-        net = build_net(**metadata.net_arguments())
-        net.load_state_dict(saved.deployed())
-        net = net.to(device).eval()
+        net, metadata = net_of_checkpoint(checkpoint, device)
     except Exception as error:
         logger.info("heat maps of the worst images: %s", error)
         return {}

@@ -13,11 +13,13 @@ import numpy as np
 from common.atomic_io import write_atomic
 from common.json_values import plain
 from trainers.evaluation.classification_metrics import TOP1
-from trainers.reporting import classification_page
+from trainers.reporting import classification_page, segmentation_page
 from trainers.reporting.report_parts import Card, Plan, Rows, duration, number, value_text
 from visualization import fonts
 from visualization.html_page import percent, render_page
 
+PAGES: dict[str, Any] = {"segmentation": segmentation_page, "change_detection": segmentation_page}  # by task
+PLAIN_SECTIONS: dict[str, Any] = {"matrix_note": "", "unit": "Images", "strips": []}  # unless a page has others
 NO_MEASURES = {"epoch", "step", "loss", "train_loss"}  # the other keys of a point of the validation's curve
 
 
@@ -101,7 +103,7 @@ def render_html(
     """Return the page of a report of plain values; everything in it is escaped by the template."""
     from markupsafe import Markup
 
-    sections = classification_page.sections(report, images, heat_maps or {})
+    sections = PLAIN_SECTIONS | _page_of(report).sections(report, images, heat_maps or {})
     return render_page(
         Path(__file__).with_name("report.html.jinja"),
         {"number": number, "value": value_text},
@@ -113,12 +115,19 @@ def render_html(
     )
 
 
+def _page_of(report: dict[str, Any]) -> Any:
+    """Return the module with the parts of the page that are of the report's task."""
+    return PAGES.get(report["task"], classification_page)
+
+
 def _cards(report: dict[str, Any]) -> list[Card]:
     """Return the figures at the head of the page."""
     best, final, measure = report["best"], report["final"], report["primary_measure"]
     key, text = measure["key"], percent if measure["is_share"] else number
-    title = _capitalized(report["measure"]) + (" accuracy" if report["class_names"] else "")
-    of_views, top5 = classification_page.cards(report) if report["class_names"] else ([], [])
+    page = _page_of(report)
+    is_classifier = page is classification_page and report["class_names"]
+    title = _capitalized(report["measure"]) + (" accuracy" if is_classifier else "")
+    of_views, top5 = page.cards(report) if report["class_names"] else ([], [])
     earlier, of_earlier = report["earlier"], []
     if earlier:
         of_earlier = [Card("Stage before", earlier["text"], f"{earlier['measure']} of {earlier['title']}")]
@@ -149,7 +158,8 @@ def _charts(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]], st
     train, val = report["curves"].get("train", []), report["curves"].get("val", [])
     epochs = [(row["step"], row["epoch"]) for row in val if row.get("epoch") is not None]
     if report["class_names"]:
-        plans = [*classification_page.loss_plans(report, train, val), *classification_page.measure_plans(report, val)]
+        page = _page_of(report)
+        plans = [*page.loss_plans(report, train, val), *page.measure_plans(report, val)]
     else:
         losses = [("train", "training", train, "loss"), ("val", "validation", val, "loss")]
         plans = [Plan("Loss", losses), *_measure_plans(report, val)]

@@ -45,9 +45,8 @@ class Reporter:
         """Yield batches; show the images of the first as the net sees them, mixed ones too."""
         for number, batch in enumerate(batches):
             if number == 0 and self.logger.enabled:
-                images, captions = task.shown(batch, np.random.default_rng(seed), metadata.class_names)
-                pixels = metadata.preprocess.denormalize(images[:MAX_SHOWN]).numpy()
-                self.logger.image_grid("train/pictures", pixels, captions[:MAX_SHOWN], step)
+                pixels, captions = task.shown_pixels(batch, np.random.default_rng(seed), metadata)
+                self.logger.image_grid("train/pictures", pixels[:MAX_SHOWN], captions[:MAX_SHOWN], step)
             yield batch
 
     def validation(self, task: Task, validation: Validation, metadata: ModelMetadata, step: int) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import nn
 
-from artifacts.metadata import ModelMetadata
+from artifacts.metadata import ModelMetadata, build_metadata, preprocess_of
 from configs.schema import Config
+from data_loader.augment import AugmentSettings, training_view
+from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 from data_loader.targets import Target
 from trainers.evaluation.validation import Measure, Validation
@@ -62,6 +64,22 @@ class Task(nn.Module, ABC):
         """Return how the lists of a config are read. Raises ListError."""
 
     @classmethod
+    def preprocess(cls, config: Config) -> Preprocess:
+        """Return how a config's images become the net's input."""
+        return preprocess_of(config)
+
+    @classmethod
+    def training_view(cls, preprocess: Preprocess, settings: AugmentSettings) -> Callable[..., Any]:
+        """Return what makes a training view of a sample; the task's `Target.apply_view` calls it."""
+        return training_view(preprocess, settings, cls.views)
+
+    @classmethod
+    def new_metadata(cls, config: Config, samples: SampleList) -> ModelMetadata:
+        """Return the metadata of a net that is to learn from these samples, before anything is known of it."""
+        metadata = build_metadata(config, samples.class_names)
+        return replace(metadata, preprocess=cls.preprocess(config), task=cls.name, output=cls.output)
+
+    @classmethod
     @abstractmethod
     def from_setup(cls, net: nn.Module, setup: Setup) -> Self:
         """Return the task that a config describes around a net. Raises ListError, NetError."""
@@ -92,6 +110,13 @@ class Task(nn.Module, ABC):
     ) -> tuple[torch.Tensor, list[str]]:
         """Return a batch's images (N * views, C, H, W) as the net sees them in training, and a caption for each."""
         return batch["image"], [""] * len(batch["image"])
+
+    def shown_pixels(
+        self, batch: Batch, generator: np.random.Generator, metadata: ModelMetadata
+    ) -> tuple[np.ndarray, list[str]]:
+        """Return the same as uint8 (N * views, H, W, C), as people look at it."""
+        images, captions = self.shown(batch, generator, metadata.class_names)
+        return metadata.preprocess.denormalize(images).numpy(), captions
 
     # Validation
 

@@ -10,9 +10,12 @@ from nets.support.errors import NetError
 from trainers.tasks.base import Task
 from trainers.tasks.classification import ClassificationTask
 from trainers.tasks.pim import PimTask
+from trainers.tasks.segmentation import ChangeTask, SegmentationTask
 from trainers.tasks.simsiam import SimSiamTask
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (ClassificationTask, PimTask, SimSiamTask)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (ClassificationTask, PimTask, SimSiamTask, SegmentationTask, ChangeTask)
+}
 
 
 def task_of_config(config: Config) -> type[Task]:

@@ -1,0 +1,192 @@
+"""The validation of a net that gives masks: loss, and what follows from one confusion of all pixels of the split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_loader.mask_classes import VOID
+from trainers.evaluation.validation import Measure, Validation
+from trainers.runtime.distributed import sum_over_processes
+
+MEAN_IOU = Measure("mean_iou", "mean IoU", is_share=True)
+CHANGE_IOU = Measure("change_iou", "IoU of change", is_share=True)
+
+
+@dataclass(frozen=True)
+class WorstMask:
+    """An image whose prediction is far from its mask: `iou` is the mean IoU of its classes, `loss` its own."""
+
+    path: str
+    iou: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class SegmentationValidation(Validation):
+    """`confusion[label][prediction]` in pixels of the split that are not ignored; all else follows from it."""
+
+    confusion: list[list[int]]
+    per_class: list[dict[str, Any]]
+    worst: list[WorstMask]
+
+    def scalars(self) -> dict[str, float]:
+        """Return mean IoU and mean F1 over the classes that exist, and the share of right pixels."""
+        confusion = np.asarray(self.confusion)
+        total = confusion.sum()
+        return {
+            "mean_iou": mean_of(self.per_class, "iou"),
+            "mean_f1": mean_of(self.per_class, "f1"),
+            "pixel_accuracy": float(confusion.trace() / total) if total else 0.0,
+        }
+
+    def parts(self) -> dict[str, float]:
+        """Return the IoU of each class."""
+        return {f"iou_{row['class']}": row["iou"] for row in self.per_class if row["iou"] is not None}
+
+    def report_rows(self) -> Sequence[tuple[str, str]]:
+        """Return the share of right pixels, and mean F1."""
+        scalars = self.scalars()
+        return [(name, f"{scalars[key]:.2%}") for key, name in self.row_names().items()]
+
+    def row_names(self) -> dict[str, str]:
+        """Return what the scalars beside the measure are called."""
+        return {"mean_f1": "mean F1", "pixel_accuracy": "pixel accuracy"}
+
+    def report_fields(self) -> dict[str, Any]:
+        """Return the confusion, the classes and the worst images."""
+        return {"per_class": self.per_class, "confusion": self.confusion, "worst": self.worst}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, and the confusion as a tensor (K, K) int64."""
+        return {**asdict(self), "confusion": torch.tensor(self.confusion)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SegmentationValidation:
+        """Return what `to_dict` was made of. Raises TypeError for other values."""
+        worst = [WorstMask(**row) for row in values["worst"]]
+        return cls(**{**values, "confusion": values["confusion"].tolist(), "worst": worst})
+
+
+@dataclass(frozen=True)
+class ChangeValidation(SegmentationValidation):
+    """The same of change detection, whose first class is "unchanged": the others apart from the mean."""
+
+    def scalars(self) -> dict[str, float]:
+        """Return also IoU and F1 of change: the mean over the classes of change that exist, 0 where none does."""
+        changed = self.per_class[1:]
+        return {
+            "change_iou": mean_of(changed, "iou"),
+            "change_f1": mean_of(changed, "f1"),
+            **super().scalars(),
+        }
+
+    def row_names(self) -> dict[str, str]:
+        """Return what the scalars beside the measure are called."""
+        return {"change_f1": "F1 of change", "mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
+
+
+class SegmentationMetrics:
+    """Gathers one validation over all processes; each image must be given to exactly one of them."""
+
+    def __init__(self, num_classes: int, device: torch.device, num_worst: int = 24) -> None:
+        self.num_classes, self.device, self.num_worst = num_classes, device, num_worst
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.long, device=device)
+        self._rows: list[Tensor] = []  # (N, 3) each: IoU, loss, index
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, masks: Tensor, indices: Tensor, losses: Tensor) -> None:
+        """Count a batch without waiting for the device.
+
+        logits (N, K, H, W), masks (N, H, W) uint8, indices (N,) into the paths given to `compute`, losses (N,).
+        """
+        counts = pixel_confusion(logits.argmax(dim=1), masks, self.num_classes)  # (N, K, K)
+        self._confusion += counts.sum(dim=0)
+        ious = _mean_ious(counts, self._dtype)
+        self._rows.append(torch.stack([ious, losses.to(self._dtype), indices.to(self._dtype)], dim=1))
+
+    def compute(
+        self, paths: Sequence[str], class_names: Sequence[str], kind: type[SegmentationValidation]
+    ) -> SegmentationValidation:
+        """Return the validation over all processes; every process must call this, and gets the same result."""
+        rows = torch.cat([*self._rows, torch.empty(0, 3, dtype=self._dtype, device=self.device)])
+        confusion = sum_over_processes(self._confusion).cpu().numpy()
+        sums = torch.stack([rows[:, 1].sum(), torch.tensor(len(rows), dtype=self._dtype, device=self.device)])
+        loss_sum, count = sum_over_processes(sums).tolist()
+        return kind(
+            loss=loss_sum / count if count else float("nan"),
+            confusion=confusion.tolist(),
+            per_class=class_scores(confusion, class_names),
+            worst=self._gather_worst(rows, paths),
+        )
+
+    def _gather_worst(self, rows: Tensor, paths: Sequence[str]) -> list[WorstMask]:
+        """Return the worst of all processes; equal ones stand in the order of the list."""
+        known = [row for row in rows.tolist() if not math.isnan(row[0])]  # NaN: no pixel is of a class
+        mine = sorted(known, key=lambda row: (row[0], row[2]))[: self.num_worst]
+        gathered = [mine]
+        if dist.is_available() and dist.is_initialized():
+            gathered = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(gathered, mine)
+        worst = sorted((row for part in gathered for row in part), key=lambda row: (row[0], row[2]))
+        return [WorstMask(str(paths[int(index)]), iou, loss) for iou, loss, index in worst[: self.num_worst]]
+
+
+def pixel_confusion(predictions: Tensor, masks: Tensor, num_classes: int) -> Tensor:
+    """Return the pixels (N, K, K) int64 of each image by label and prediction; those that are VOID do not count.
+
+    predictions (N, H, W) int64, masks (N, H, W) uint8.
+    """
+    images = torch.arange(len(masks), device=masks.device)[:, None, None]  # (N, 1, 1)
+    known = (masks != VOID).long()  # (N, H, W)
+    cells = (images * num_classes + masks.long() * known) * num_classes + predictions
+    counts = torch.zeros(len(masks) * num_classes**2, dtype=torch.long, device=masks.device)
+    counts.index_add_(0, cells.flatten(), known.flatten())  # whole numbers: exact in any order
+    return counts.view(len(masks), num_classes, num_classes)
+
+
+def class_scores(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return IoU, F1, precision and recall of each class from confusion (K, K) of label by prediction, in pixels.
+
+    What does not exist is None: precision of a class never predicted, recall of one without a pixel, IoU and F1 of one
+    with neither. `support` is the class's true pixels.
+    """
+    columns = zip(
+        class_names,
+        confusion.diagonal().tolist(),
+        confusion.sum(axis=1).tolist(),
+        confusion.sum(axis=0).tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "class": name,
+            "iou": hits / (support + predicted - hits) if support + predicted else None,
+            "f1": 2 * hits / (support + predicted) if support + predicted else None,
+            "precision": hits / predicted if predicted else None,
+            "recall": hits / support if support else None,
+            "support": support,
+        }
+        for name, hits, support, predicted in columns
+    ]
+
+
+def mean_of(per_class: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Return the mean of a score over the classes that have it, 0 where none has."""
+    values = [row[key] for row in per_class if row[key] is not None]
+    return sum(values) / len(values) if values else 0.0
+
+
+def _mean_ious(counts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mean IoU (N,) of each image over its own classes, NaN where it has none. counts (N, K, K)."""
+    hits = counts.diagonal(dim1=1, dim2=2)  # (N, K)
+    unions = counts.sum(dim=1) + counts.sum(dim=2) - hits
+    return (hits.to(dtype) / unions).nanmean(dim=1)  # 0 / 0 is NaN, and left out

@@ -1,0 +1,172 @@
+"""The tasks of nets that give a class for each pixel: segmentation of an image, and change between two of a place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from artifacts.metadata import ModelMetadata, mask_classes_of, preprocess_of
+from configs.schema import Config
+from data_loader.augment import AugmentSettings
+from data_loader.joint_view import JointView
+from data_loader.mask_classes import MaskClass
+from data_loader.mask_target import MaskSamples, MaskTarget
+from data_loader.preprocess import Preprocess
+from data_loader.samples import SampleList
+from trainers.evaluation.segmentation_metrics import (
+    CHANGE_IOU,
+    MEAN_IOU,
+    ChangeValidation,
+    SegmentationMetrics,
+    SegmentationValidation,
+)
+from trainers.evaluation.validation import Validation, evaluating
+from trainers.reporting.mask_strips import best_strips, log_masks, worst_strips
+from trainers.reporting.tensorboard_logger import TrainingLogger
+from trainers.tasks.base import Batch, BatchSource, Setup, Task
+from trainers.tasks.classification import balanced_class_weights
+from trainers.tasks.segmentation_losses import segmentation_loss
+from visualization.masks import colour_table, coloured, strip
+
+MAX_STRIPS = 8  # a validation
+
+
+class SegmentationTask(Task):
+    """Owns the net and its loss: the mean over the images of the loss of each image by itself.
+
+    Over all pixels of a batch, accumulated batches would not add up to the big one.
+    """
+
+    name = "segmentation"
+    output = "mask_logits"
+    validation: ClassVar[type[SegmentationValidation]] = SegmentationValidation
+    measure = MEAN_IOU
+    images: ClassVar[int] = 1  # of a sample
+
+    def __init__(
+        self,
+        net: nn.Module,
+        target: MaskTarget,
+        val: SampleList,
+        preprocess: Preprocess,
+        *,
+        loss: str = "cross_entropy",
+        class_weights: Sequence[float] = (),
+    ) -> None:
+        super().__init__(net)
+        self.masks, self.val, self.input = target, val, preprocess
+        self.loss_name = loss
+        self.losses = segmentation_loss(loss, class_weights)  # logits (N, K, H, W), masks (N, H, W) -> (N,)
+
+    @classmethod
+    def target(cls, config: Config) -> MaskTarget:
+        """Return the masks of the config's classes. Raises ListError."""
+        return MaskTarget(mask_classes_of(config), has_pairs=cls.images == 2, max_pixels=config.max_pixels)
+
+    @classmethod
+    def preprocess(cls, config: Config) -> Preprocess:
+        """Return how a config's images, one or two, become the net's input."""
+        one = preprocess_of(config)
+        channels, mean, std = one.channels * cls.images, one.mean * cls.images, one.std * cls.images
+        return replace(one, images=cls.images, channels=channels, mean=mean, std=std)
+
+    @classmethod
+    def training_view(cls, preprocess: Preprocess, settings: AugmentSettings) -> Callable[..., Any]:
+        """Return what moves images and mask together."""
+        return JointView(preprocess, settings)
+
+    @classmethod
+    def new_metadata(cls, config: Config, samples: SampleList) -> ModelMetadata:
+        """Return the metadata with the classes' values, colours and titles."""
+        classes = samples.classes if isinstance(samples, MaskSamples) else mask_classes_of(config)
+        return replace(super().new_metadata(config, samples), mask_classes=classes)
+
+    @classmethod
+    def from_setup(cls, net: nn.Module, setup: Setup) -> Self:
+        """Return the task with the config's loss."""
+        config, given = setup.config, setup.config.class_weights
+        weights = balanced_class_weights(setup.train.class_counts()) if given == "balanced" else list(given or ())
+        return cls(
+            net,
+            cls.target(config),
+            setup.val,
+            cls.preprocess(config),
+            class_weights=weights,
+            loss=config.mask_loss,
+        )
+
+    def with_net(self, net: nn.Module) -> SegmentationTask:
+        """Return the same task around another net, such as the averaged one; classes weigh alike in its validation."""
+        return type(self)(net, self.masks, self.val, self.input, loss=self.loss_name)
+
+    def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Return {"loss": scalar to minimise} for images (N, C, H, W) and masks (N, H, W) uint8."""
+        return {"loss": self.losses(self.net(batch["image"]), batch["target"]).mean()}
+
+    def shown_pixels(
+        self, batch: Batch, generator: np.random.Generator, metadata: ModelMetadata
+    ) -> tuple[np.ndarray, list[str]]:
+        """Return a batch's images with their masks beside them."""
+        pixels = metadata.preprocess.denormalize(batch["image"]).numpy()  # (N, H, W, C)
+        table = _table(metadata.mask_classes)
+        masks = batch["target"].cpu().numpy()
+        strips = [
+            strip([*np.split(image, self.images, axis=2), coloured(mask, table)])
+            for image, mask in zip(pixels, masks, strict=True)
+        ]
+        return np.stack(strips), [""] * len(strips)
+
+    @torch.inference_mode()
+    def validate(self, batches: BatchSource, samples: SampleList) -> SegmentationValidation:
+        """Measure the net in eval mode on this process's part; every process gets the result of all."""
+        metrics = SegmentationMetrics(len(samples.class_names), self.device)
+        with evaluating(self.net):
+            for batch in batches():
+                logits, masks = self.predict(batch["image"]), batch["target"]
+                metrics.update(logits, masks, batch["index"], self.losses(logits, masks))
+        return metrics.compute([sample.path for sample in samples.samples], samples.class_names, self.validation)
+
+    def summary(self, validation: Validation) -> str:
+        """Return the share of right pixels."""
+        return f"pixel accuracy {validation.scalars()['pixel_accuracy']:.2%}"
+
+    def log_validation(
+        self, logger: TrainingLogger, validation: Validation, metadata: ModelMetadata, step: int
+    ) -> None:
+        """Show the confusion of pixels, and the worst images with truth, prediction and error."""
+        assert isinstance(validation, SegmentationValidation)
+        if logger.enabled:
+            chosen = [row.path for row in validation.worst[:MAX_STRIPS]]
+            strips = worst_strips(self.net, self.input, self.masks, self.val, chosen, self.device)
+            log_masks(logger, validation, metadata.class_names, step, strips)
+
+    def report_images(self, checkpoint: Path, best: Validation, device: torch.device) -> dict[str, np.ndarray]:
+        """Return the worst images beside truth, the best net's prediction, and its error."""
+        assert isinstance(best, SegmentationValidation)
+        return best_strips(checkpoint, self.masks, self.val, [row.path for row in best.worst], device)
+
+
+class ChangeTask(SegmentationTask):
+    """The same of two images of one place, which are one input of twice the channels, the earlier first.
+
+    The first class is "unchanged"; the best net is that of the highest IoU of the others.
+    """
+
+    name = "change_detection"
+    validation = ChangeValidation
+    measure = CHANGE_IOU
+    images = 2
+
+    def summary(self, validation: Validation) -> str:
+        """Return F1 of change."""
+        return f"F1 of change {validation.scalars()['change_f1']:.2%}"
+
+
+def _table(classes: Sequence[MaskClass]) -> np.ndarray:
+    return colour_table([found.color for found in classes])
