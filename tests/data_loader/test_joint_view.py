@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_loader.augment import AugmentSettings, seeded
+from data_loader.augment import AugmentSettings, TrainingView, seeded
 from data_loader.joint_view import JointView
 from data_loader.mask_classes import VOID
 from data_loader.preprocess import Preprocess
@@ -59,6 +59,18 @@ def test_every_way_round_is_drawn() -> None:
     made = [mask[[0, 0, -1, -1], [0, -1, 0, -1]] for _, mask in views_of(settings, 400, indices=indices)]
     _, counts = np.unique(np.stack(made), axis=0, return_counts=True)
     assert len(counts) == 8 and counts.min() > 25  # 50 each; 25 is 3.8 deviations below
+
+
+def test_quarter_turns_of_an_image_with_a_label() -> None:
+    corners = np.kron(np.array([[0, 80], [160, 240]]), np.ones((16, 16))).astype(np.uint8)
+    view, seen = TrainingView(Preprocess(32, 32), AugmentSettings(quarter_turns=True)), []
+    for number in range(200):
+        with seeded(0, 1, number):
+            pixels = view(Image.fromarray(np.dstack([corners] * 3)))
+        seen.append(tuple(pixels[[0, 0, -1, -1], [0, -1, 0, -1], 0].tolist()))
+    turns = [(0, 80, 160, 240), (80, 240, 0, 160), (240, 160, 80, 0), (160, 0, 240, 80)]
+    counts = [seen.count(turn) for turn in turns]
+    assert sum(counts) == 200 and min(counts) > 25  # 50 each; 25 is 4 deviations below
 
 
 def test_turning_and_shifting_fill_the_mask_with_void() -> None:
