@@ -6,7 +6,20 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from pytorch2json.network import ARITY, MAX_AXES, ROLES, Convolution, Layer, Network, Shape, Tensor, dtype_of
+from pytorch2json.network import (
+    ARITY,
+    MAX_AXES,
+    ROLES,
+    Constant,
+    Convolution,
+    Dequantize,
+    Layer,
+    Network,
+    Quantize,
+    Shape,
+    Tensor,
+    dtype_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +30,7 @@ MAX_ELEMENTS = 2**31  # of one tensor at batch 1: what TensorRT takes
 def find_problems(network: Network, weights: Mapping[str, torch.Tensor]) -> Iterator[str]:
     """Yield the contradictions within a description, and between it and its weights."""
     known = {tensor.name: tensor for tensor in network.inputs}
+    constants: dict[str, str] = {}  # by tensor its name in the weights file
     names: set[str] = set()
     for layer in network.layers:
         where = f'layer "{layer.name}" ({layer.type})'
@@ -26,6 +40,13 @@ def find_problems(network: Network, weights: Mapping[str, torch.Tensor]) -> Iter
         yield from (f"{where}: {problem}" for problem in _connection_problems(layer, known))
         known |= {tensor.name: tensor for tensor in layer.outputs}
         yield from (f"{where}: {problem}" for problem in _weight_problems(layer, known, weights))
+        if isinstance(layer, Constant):
+            constants |= {layer.outputs[0].name: layer.weights.get("value", "")}
+        if isinstance(layer, (Quantize, Dequantize)):
+            if network.format_version == 1:
+                yield f"{where}: format_version 1 has no such layers; it must be 2"
+            scale = weights.get(constants.get(layer.inputs[-1] if layer.inputs else "", ""))
+            yield from (f"{where}: {problem}" for problem in _scale_problems(layer, known, scale))
     for tensor in network.outputs:
         if known.get(tensor.name) != tensor:
             yield f'output "{tensor.name}" {tensor.shape} {tensor.dtype} is not what a layer makes'
@@ -55,6 +76,8 @@ def _connection_problems(layer: Layer, known: Mapping[str, Tensor]) -> Iterator[
 
 def _weight_problems(layer: Layer, known: Mapping[str, Tensor], weights: Mapping[str, torch.Tensor]) -> Iterator[str]:
     required, allowed = ROLES.get(layer.type, (set(), set()))
+    if isinstance(layer, Convolution) and len(layer.inputs) == 2:
+        required, allowed = set(), {"bias"}  # the kernel is an input
     roles = set(layer.weights)
     if not required <= roles <= allowed:
         yield f"its weights are {sorted(roles)}, needs {sorted(required)}"
@@ -70,12 +93,34 @@ def _weight_problems(layer: Layer, known: Mapping[str, Tensor], weights: Mapping
         if isinstance(layer, Convolution):
             maps = layer.num_output_maps
             shapes = {"kernel": (maps, data.shape[1] // layer.groups, *layer.kernel_shape), "bias": (maps,)}
+            kernel = known.get(layer.inputs[1]) if len(layer.inputs) == 2 else None
+            if kernel is not None and (kernel.shape, kernel.dtype) != (shapes["kernel"], output.dtype):
+                yield f"its kernel is {kernel.dtype} {kernel.shape}, must be {output.dtype} {shapes['kernel']}"
     for role, name in layer.weights.items():
         if name not in weights:
             yield f'its {role} "{name}" is not in the weights file'
         elif tuple(weights[name].shape) != shapes[role] or dtype_of(weights[name]) != output.dtype:
             got = f"{dtype_of(weights[name])} {tuple(weights[name].shape)}"
             yield f'its {role} "{name}" is {got}, must be {output.dtype} {shapes[role]}'
+
+
+def _scale_problems(
+    layer: Quantize | Dequantize, known: Mapping[str, Tensor], values: torch.Tensor | None
+) -> Iterator[str]:
+    """Yield what is wrong with a layer between float and int8, and with the values of its scale."""
+    if len(layer.inputs) != 2 or not set(layer.inputs) <= known.keys():
+        return
+    (data, scale), output = (known[name] for name in layer.inputs), layer.outputs[0]
+    real, rounded = (data, output) if isinstance(layer, Quantize) else (output, data)
+    if rounded.dtype != "int8" or real.dtype not in ("float32", "float16", "bfloat16") or data.shape != output.shape:
+        yield f"it is between float and int8 of one shape, got {data.dtype} {data.shape}, {output.dtype} {output.shape}"
+    wanted = () if layer.axis is None else data.shape[layer.axis : layer.axis + 1]
+    if (layer.axis is not None and not wanted) or scale.shape != wanted or scale.dtype != real.dtype:
+        yield f"its scale is {scale.dtype} {scale.shape}, must be {real.dtype} {wanted}"
+    if values is None:
+        yield f'its scale "{scale.name}" must be a constant'
+    elif not bool((values.isfinite() & (values > 0)).all()):
+        yield f'its scale "{scale.name}" must be above 0'
 
 
 def _parity_problems(network: Network, weights: Mapping[str, torch.Tensor]) -> Iterator[str]:

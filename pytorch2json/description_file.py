@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from common.atomic_io import atomic_path
 from pytorch2json.description_checks import find_problems
-from pytorch2json.network import FORMAT, FORMAT_VERSION, TYPES, DescriptionError, Network, WeightsFile
+from pytorch2json.network import FORMAT, FORMAT_VERSIONS, TYPES, DescriptionError, Network, WeightsFile
 
 if TYPE_CHECKING:
     import torch
@@ -123,8 +123,9 @@ def _check_version(path: Path, text: bytes) -> None:
         raise DescriptionError(f"{path}: it is not JSON: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DescriptionError(f'{path}: it is not a network description (its "format" must be "{FORMAT}")')
-    if (version := values.get("format_version")) != FORMAT_VERSION:
-        raise DescriptionError(f"{path}: format_version {reprlib.repr(version)}; this program reads {FORMAT_VERSION}")
+    if (version := values.get("format_version")) not in FORMAT_VERSIONS:
+        known = " and ".join(map(str, FORMAT_VERSIONS))
+        raise DescriptionError(f"{path}: format_version {reprlib.repr(version)}; this program reads {known}")
 
 
 def _got(error: Mapping[str, Any]) -> str:

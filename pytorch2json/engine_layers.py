@@ -84,6 +84,8 @@ def _compare(where: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any, def
 def _convolution(d: Definition, layer: described.Convolution, inputs: list[Any]) -> Any:
     weights = d.weights(layer, "kernel"), d.weights(layer, "bias")
     added = _made(d.target.add_convolution_nd(inputs[0], layer.num_output_maps, layer.kernel_shape, *weights))
+    if len(inputs) == 2:
+        added.set_input(1, inputs[1])
     added.stride_nd, added.dilation_nd, added.num_groups = layer.stride, layer.dilation, layer.groups
     added.pre_padding, added.post_padding = layer.pre_padding, layer.post_padding
     return added
@@ -192,6 +194,21 @@ def _cast(d: Definition, layer: described.Cast, inputs: list[Any]) -> Any:
     return _made(d.target.add_cast(inputs[0], d.dtype(layer.outputs[0].dtype)))
 
 
+def _quantize(d: Definition, layer: described.Quantize, inputs: list[Any]) -> Any:
+    return _along_axis(d.target.add_quantize(*inputs, d.dtype(layer.outputs[0].dtype)), layer.axis)
+
+
+def _dequantize(d: Definition, layer: described.Dequantize, inputs: list[Any]) -> Any:
+    return _along_axis(d.target.add_dequantize(*inputs, d.dtype(layer.outputs[0].dtype)), layer.axis)
+
+
+def _along_axis(added: Any, axis: int | None) -> Any:
+    added = _made(added)
+    if axis is not None:
+        added.axis = axis
+    return added
+
+
 def _scale(d: Definition, layer: described.Scale, inputs: list[Any]) -> Any:
     weights = [d.weights(layer, role) for role in ("shift", "scale", "power")]  # power is never there: 1
     return _made(d.target.add_scale_nd(inputs[0], d.member("ScaleMode", "channel"), *weights, 1))
@@ -223,6 +240,8 @@ ADD: dict[str, Callable[[Definition, Any, list[Any]], Any]] = {
     "matrix_multiply": _matrix_multiply,
     "constant": _constant,
     "cast": _cast,
+    "quantize": _quantize,
+    "dequantize": _dequantize,
     "scale": _scale,
     "select": _select,
     "shape": _shape,

@@ -128,9 +128,8 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 def _convolution(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
     x, padding = _padded(inputs[0], layer, 0.0)
-    return functional.conv2d(
-        x, weights["kernel"], weights.get("bias"), layer.stride, padding, layer.dilation, layer.groups
-    )
+    kernel = inputs[1] if len(inputs) == 2 else weights["kernel"]
+    return functional.conv2d(x, kernel, weights.get("bias"), layer.stride, padding, layer.dilation, layer.groups)
 
 
 def _pooling(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
@@ -242,6 +241,21 @@ def _scale(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
     return inputs[0] * weights["scale"].view(1, -1, 1, 1) + weights["shift"].view(1, -1, 1, 1)
 
 
+def _quantize(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
+    return (inputs[0] / _along_axis(layer, inputs)).round().clamp(-128, 127).to(torch.int8)  # halves to the even one
+
+
+def _dequantize(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
+    scale = _along_axis(layer, inputs)
+    return inputs[0].to(scale.dtype) * scale
+
+
+def _along_axis(layer: Any, inputs: Tensors) -> torch.Tensor:
+    """Return the scale, (C,), as (1, ..., C, ..., 1) with the rank of the data; one value as it is."""
+    data, scale = inputs
+    return scale if layer.axis is None else scale.view([-1 if axis == layer.axis else 1 for axis in range(data.ndim)])
+
+
 def _activation(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
     return ACTIVATIONS[layer.operation](inputs[0], layer.alpha, layer.beta)
 
@@ -264,6 +278,8 @@ RUN: dict[str, Callable[[Any, Tensors, Weights], torch.Tensor | Tensors]] = {
     "matrix_multiply": _matrix_multiply,
     "constant": lambda layer, inputs, weights: weights["value"],
     "cast": lambda layer, inputs, weights: inputs[0].to(getattr(torch, layer.outputs[0].dtype)),
+    "quantize": _quantize,
+    "dequantize": _dequantize,
     "scale": _scale,
     "select": lambda layer, inputs, weights: torch.where(inputs[0], inputs[1], inputs[2]),
     "shape": lambda layer, inputs, weights: torch.tensor(inputs[0].shape, device=inputs[0].device),

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT: Literal["network description for TensorRT"] = "network description for TensorRT"
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSIONS = (1, 2)  # 2 is written for a description that quantizes, which version 1 has no layers for
 SCHEMA_FILE = Path(__file__).with_name("description.schema.json")
 MAX_AXES = 8  # of one tensor: TensorRT's Dims.MAX_DIMS
 
 Size = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^([1-9][0-9]{0,9}\*)?N$")]
 Shape = tuple[Size, ...]
-DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool"]
+DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Pair = tuple[Positive, Positive]
@@ -61,7 +61,10 @@ class _Layer(_Part):
 
 
 class Convolution(_Layer):
-    """add_convolution_nd over height and width. Weights: kernel (O, I / groups, kH, kW), and bias (O,) or none."""
+    """add_convolution_nd over height and width. Weights: kernel (O, I / groups, kH, kW), and bias (O,) or none.
+
+    A second input (set_input(1, ...)) takes the place of the kernel among the weights: an int8 one, dequantized.
+    """
 
     type: Literal["convolution"] = "convolution"
     num_output_maps: Positive
@@ -220,6 +223,23 @@ class Cast(_Layer):
     type: Literal["cast"] = "cast"
 
 
+class Quantize(_Layer):
+    """add_quantize of inputs data and scale to int8: round(data / scale), halves to even, within -128..127.
+
+    The scale is a constant: one value, shape (), or where there is an axis one for each of its places, shape (C,).
+    """
+
+    type: Literal["quantize"] = "quantize"
+    axis: Natural | None = None
+
+
+class Dequantize(_Layer):
+    """add_dequantize of inputs int8 data and scale: data scale. The scale is that of Quantize."""
+
+    type: Literal["dequantize"] = "dequantize"
+    axis: Natural | None = None
+
+
 class Scale(_Layer):
     """add_scale_nd, channel wise on axis 1 of four axes: x scale + shift. Weights: scale (C,) and shift (C,)."""
 
@@ -240,7 +260,8 @@ class ShapeOf(_Layer):
 
 Layer: TypeAlias = Annotated[
     Convolution | Pooling | Activation | Unary | Elementwise | Reduce | Softmax | TopK | Gather | Shuffle
-    | Concatenation | Slice | Resize | Normalization | MatrixMultiply | Constant | Cast | Scale | Select | ShapeOf,
+    | Concatenation | Slice | Resize | Normalization | MatrixMultiply | Constant | Cast | Quantize | Dequantize
+    | Scale | Select | ShapeOf,
     Field(discriminator="type"),
 ]  # fmt: skip
 
@@ -275,9 +296,9 @@ class Network(_Part):
     """A network description."""
 
     format: Literal["network description for TensorRT"] = FORMAT
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = 1
     producer: str
-    precision: Literal["fp32", "fp16", "bf16"]
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
     inputs: tuple[Tensor, ...] = Field(min_length=1, max_length=1)
     outputs: tuple[Tensor, ...] = Field(min_length=1)
     profile: Profile
@@ -288,9 +309,10 @@ class Network(_Part):
 
 
 ARITY: dict[str, tuple[int, int]] = {  # how many inputs a type takes, least and most
-    **dict.fromkeys(("convolution", "pooling", "activation", "unary", "reduce", "softmax", "topk"), (1, 1)),
+    "convolution": (1, 2),
+    **dict.fromkeys(("pooling", "activation", "unary", "reduce", "softmax", "topk"), (1, 1)),
     **dict.fromkeys(("shuffle", "cast", "scale", "shape"), (1, 1)),
-    **dict.fromkeys(("elementwise", "gather", "matrix_multiply"), (2, 2)),
+    **dict.fromkeys(("elementwise", "gather", "matrix_multiply", "quantize", "dequantize"), (2, 2)),
     **dict.fromkeys(("slice", "resize"), (1, 2)),
     **dict.fromkeys(("normalization", "select"), (3, 3)),
     "concatenation": (1, 10_000),

@@ -23,6 +23,7 @@ DTYPES = {  # a dtype of the description: TensorRT's name for it
     "bfloat16": "BF16",
     "int64": "INT64",
     "int32": "INT32",
+    "int8": "INT8",
     "uint8": "UINT8",
     "bool": "BOOL",
 }

@@ -11,6 +11,7 @@ from deploy.export.formats import (
     ALL,
     EXPORT_FORMATS,
     FORMAT_NAMES,
+    INT8_FORMATS,
     MAX_BATCH,
     MAX_SAMPLES,
     OPSET,
@@ -57,7 +58,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add("--weights", metavar="F", type=named_path, required=True, help="a checkpoint, or bare weights with --config")
     add("--formats", metavar="A,B", type=_formats, required=True, help=f"of {', '.join(FORMAT_NAMES)}")
     add("--output_dir", metavar="DIR", type=named_path, help="where the files go (default: beside the weights)")
-    add("--precision", choices=PRECISIONS, default="fp32", help=f"of {with_precision} (default fp32)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help=f"of {with_precision} (default fp32; int8: of {' and '.join(INT8_FORMATS)})",
+    )
     add(
         "--with_preprocess",
         nargs="?",
@@ -78,6 +84,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         type=number(*OPSETS),
         help=f"of ONNX (default {OPSET}, for bf16 {OPSET_BF16}); a higher one needs newer runtimes",
     )
+    add("--int8_symmetric", action="store_true", help="int8 with all zero points 0, which TensorRT takes")
     add("--wts", action="store_true", help=f"also write {WTS}, the state dict as tensorrtx's text weights")
     add("--config", metavar="F", type=named_path, help="describes bare weights, and how their lists are written")
 

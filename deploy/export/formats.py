@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 ALL = "all"  # of --formats
-PRECISIONS = ("fp32", "fp16", "bf16")  # of the formats without one of their own
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")  # of the formats without one of their own
+INT8_FORMATS = ("json", "engine")  # of those the ones that int8 is a precision of
 WTS = "model.wts"
 OPSETS = (18, 23)  # of ONNX, lowest and highest
 OPSET, OPSET_BF16 = 18, 22  # what every runtime of the last years has; the first whose convolution takes bf16

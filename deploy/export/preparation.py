@@ -61,7 +61,10 @@ def prepare(request: ExportRequest, formats: Sequence[ExportFormat], folder: Pat
     if any(row.is_quantized for row in formats):
         calibration, int8_reference = share_for_int8(reference, config, metadata)
     made_metadata = replace(metadata, batch_profile=request.batch_profile or metadata.batch_profile)
-    source = Source(net, made_metadata, images, calibration, request.precision, request.net_input, request.opset)
+    source = Source(
+        net, made_metadata, images, calibration, request.precision, request.net_input, request.opset,
+        request.int8_symmetric,
+    )  # fmt: skip
     outcomes = [Outcome(row, MISSING, older=(request.output_dir / row.files[0]).exists()) for row in formats]
     return Job(request, source, reference, int8_reference, folder, outcomes)
 

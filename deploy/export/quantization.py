@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from artifacts.formats import METADATA_KEY
 from artifacts.metadata import PRODUCER, ModelMetadata
@@ -16,28 +17,41 @@ from common.formatting import first_line
 from deploy.backends.devices import has_int8_dot_product
 from deploy.export.errors import ExportError
 from deploy.export.onnx_writer import scopes_of, write_digest
+from pytorch2json.quantization import IntegerKernel
 
 CALIBRATION_BATCH = 10
 # Convolutions and products gain; sums, pools and activations between them are taken along, so that no tensor of a
 # residual block goes back to float. Everything else (GeM, softmax, norms, means) stays as it is.
 QUANTIZED = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool")
 INTEGER_KERNELS = ("Conv", "Gemm", "MatMul")
+# TensorRT fuses a kernel with what follows it, so that its output is rounded only where another kernel reads it.
+SYMMETRIC = {
+    "ActivationSymmetric": True,
+    "QuantizeBias": False,  # TensorRT dequantizes no int32
+    "OpTypesToExcludeOutputQuantization": list(INTEGER_KERNELS),
+}
 GATHERS = ("Gather", "GatherElements", "GatherND")
 
 
-def quantize(source: Path, target: Path, metadata: ModelMetadata, images: np.ndarray) -> None:
+def quantize(
+    source: Path, target: Path, metadata: ModelMetadata, images: np.ndarray, *, symmetric: bool = False
+) -> None:
     """Write the float ONNX file `source` in int8, its ranges taken from `images`, the net's input of real images.
 
     Activations are uint8 and weights int8 per channel: what VNNI and AMX multiply. On a machine without them weights
     get 7 bits, because older instructions add pairs of products in 16 bits that would overflow. Ranges are smallest
     and largest value: on two trained nets percentiles and entropy gave no better accuracy (docs/deployment.md).
-    Raises ExportError; OSError where it cannot be written.
+    `symmetric` is what TensorRT takes: int8 activations too, every zero point 0, and only the inputs of convolutions
+    and products with weights quantized. Raises ExportError; OSError where it cannot be written.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     model = onnx.load(source)
     ir_version = model.ir_version
+    in_float = float_nodes(model.graph, has_classifier=metadata.output != "features")
+    if symmetric:
+        in_float |= _products_of_activations(model.graph)
     try:
         with _quiet_quantizer():
             quantize_static(
@@ -45,13 +59,14 @@ def quantize(source: Path, target: Path, metadata: ModelMetadata, images: np.nda
                 target,
                 _reader(images),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=list(QUANTIZED),
+                op_types_to_quantize=list(INTEGER_KERNELS if symmetric else QUANTIZED),
                 per_channel=True,
                 reduce_range=not has_int8_dot_product(),
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=sorted(float_nodes(model.graph, has_classifier=metadata.output != "features")),
+                nodes_to_exclude=sorted(in_float),
                 calibrate_method=CalibrationMethod.MinMax,
+                extra_options=SYMMETRIC if symmetric else {},
             )
     except OSError:
         raise
@@ -63,6 +78,25 @@ def quantize(source: Path, target: Path, metadata: ModelMetadata, images: np.nda
     onnx.save(model, target)
     write_digest(target)
     onnx.checker.check_model(target, full_check=True)
+
+
+def integer_kernels(path: Path) -> list[IntegerKernel]:
+    """Return the int8 weights of a symmetric file, in execution order, with their scales."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    rounded = {node.output[0]: node.input for node in graph.node if node.op_type == "DequantizeLinear"}
+    found = []
+    for node in graph.node:
+        if node.op_type not in INTEGER_KERNELS or not set(node.input[:2]) <= rounded.keys():
+            continue
+        (_, input_scale, *_), (weights, scales, *_) = (rounded[name] for name in node.input[:2])
+        is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        kernel = values[weights] if node.op_type == "Conv" or is_transposed else values[weights].T  # (O, ...)
+        factors = np.broadcast_to(values[scales], len(kernel))
+        found.append(IntegerKernel(torch.tensor(kernel), torch.tensor(factors), float(values[input_scale])))
+    return found
 
 
 def float_nodes(graph: Any, *, has_classifier: bool = True) -> set[str]:
@@ -94,6 +128,13 @@ def float_nodes(graph: Any, *, has_classifier: bool = True) -> set[str]:
         if is_power or is_classifier or is_1d or scales_input or (feeds_float and not is_kernel):
             found.add(node.name)
     return found
+
+
+def _products_of_activations(graph: Any) -> set[str]:
+    """Return the names of the products without weights, as attention has them."""
+    weights = {tensor.name for tensor in graph.initializer}
+    kernels = (node for node in graph.node if node.op_type in INTEGER_KERNELS)
+    return {node.name for node in kernels if not weights & set(node.input[:2])}
 
 
 def _reader(images: np.ndarray) -> Any:

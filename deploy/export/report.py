@@ -99,6 +99,7 @@ class ExportReport:
             "net": self.reference.metadata.net,
             "precision": self.request.precision,
             "input": self.request.net_input,
+            "int8_symmetric": self.request.int8_symmetric,
             "formats": [_outcome_values(outcome) for outcome in self.outcomes],
             "samples": {
                 "source": images.source,

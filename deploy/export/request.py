@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.formats import TITLES, artifact_kind
@@ -14,6 +14,7 @@ from deploy.export.formats import (
     ALL,
     EXPORT_FORMATS,
     FORMAT_NAMES,
+    INT8_FORMATS,
     OPSETS,
     PRECISIONS,
     ExportFormat,
@@ -37,6 +38,7 @@ class ExportRequest:
     with_preprocess: str = ""  # "rgb" or "bgr": the files then take uint8 (N, H, W, C)
     batch_profile: tuple[int, int, int] | None = None  # min, best, max; None: the metadata's own
     opset: int | None = None  # of ONNX; None: OPSET, or OPSET_BF16
+    int8_symmetric: bool = False  # the int8 file with zero points of 0, which TensorRT takes
     wts: bool = False  # also write the state dict as tensorrtx's text
 
     @property
@@ -58,7 +60,7 @@ class ExportRequest:
         if not self.formats:
             raise ExportError(f"no format was requested; {known}")
         if self.precision not in PRECISIONS:
-            raise ExportError(f'precision must be {", ".join(PRECISIONS)}, got "{self.precision}" (int8 is a format)')
+            raise ExportError(f'precision must be {", ".join(PRECISIONS)}, got "{self.precision}"')
         least = default_opset(self.precision)
         if not least <= self.onnx_opset <= OPSETS[1]:
             raise ExportError(f"opset must be {least} to {OPSETS[1]} for {self.precision}, got {self.onnx_opset}")
@@ -68,8 +70,18 @@ class ExportRequest:
             raise ExportError(f"{self.weights}: an export starts from a checkpoint (got: {TITLES[kind]})")
         self._check_places()
         wanted = set(EXPORT_FORMATS) if ALL in self.formats else set(self.formats)
+        if self.int8_symmetric and "int8" not in wanted:
+            raise ExportError("--int8_symmetric is of the int8 file; add int8 to --formats")
         wanted |= {EXPORT_FORMATS[name].made_from for name in wanted}
-        return [row for name, row in EXPORT_FORMATS.items() if name in wanted]
+        rows = [row for name, row in EXPORT_FORMATS.items() if name in wanted]
+        return self._in_int8(rows) if self.precision == "int8" else rows
+
+    def _in_int8(self, rows: Sequence[ExportFormat]) -> list[ExportFormat]:
+        """Return the formats with int8 as their precision. Raises ExportError for one that has no int8."""
+        if wrong := [row.name for row in rows if not row.precision and row.name not in INT8_FORMATS]:
+            known = " and ".join(INT8_FORMATS)
+            raise ExportError(f"precision int8 is of {known}, and --formats int8 is ONNX; got {', '.join(wrong)}")
+        return [replace(row, precision="int8") for row in rows]
 
     def _check_places(self) -> None:
         if not is_utf8(str(self.output_dir)):

@@ -18,13 +18,14 @@ from deploy.export.errors import ExportError
 from deploy.export.formats import EXPORT_FORMATS, FLOAT_ONNX
 from deploy.export.model_wrapper import deployed_net, export_program, output_name
 from deploy.export.onnx_writer import export_onnx
-from deploy.export.quantization import quantize
+from deploy.export.quantization import integer_kernels, quantize
 from deploy.export.reference import jitter_movement
 from deploy.export.sample_images import NetInputs, SampleImages, net_input
 from deploy.export.staging import KEPT
 from pytorch2json import engine
 from pytorch2json.converter import convert
 from pytorch2json.description_file import write_description
+from pytorch2json.quantization import quantized
 
 TRACED = 4  # images that a net is traced with, and that a description keeps as its parity sample
 
@@ -40,6 +41,12 @@ class Source:
     precision: str
     net_input: str  # one of metadata.INPUTS
     opset: int | None = None  # of ONNX; None: the default of the precision
+    int8_symmetric: bool = False  # int8 as TensorRT takes it
+
+    @property
+    def float_precision(self) -> str:
+        """The precision that an int8 file is made from, or the precision itself."""
+        return "fp32" if self.precision == "int8" else self.precision
 
     def metadata_in(self, precision: str) -> ModelMetadata:
         """Return the metadata of a file of this precision."""
@@ -54,7 +61,7 @@ class Source:
     def sample(self) -> np.ndarray:
         """TRACED images, uint8 (TRACED, H, W, C): of some more, those whose outputs a rounding moves least."""
         candidates = self.pixels(4 * TRACED)
-        moved = jitter_movement(self._run, candidates, self.metadata, self.precision, draws=8)
+        moved = jitter_movement(self._run, candidates, self.metadata, self.float_precision, draws=8)
         return candidates[np.sort(np.argsort(moved, kind="stable")[:TRACED])]
 
     def example(self) -> torch.Tensor:
@@ -104,20 +111,28 @@ def write_int8(source: Source, path: Path) -> None:
     float_file = path.with_name(FLOAT_ONNX)
     export_onnx(source.deployed("fp32"), source.example(), float_file, source.metadata_in("fp32"), source.opset)
     images: Any = NetInputs(source.calibration.pixels, source.metadata.preprocess, source.net_input)  # it takes slices
-    quantize(float_file, path, source.metadata_in("int8"), images)
+    symmetric = source.int8_symmetric or source.precision == "int8"
+    quantize(float_file, path, source.metadata_in("int8"), images, symmetric=symmetric)
 
 
 def write_json(source: Source, path: Path) -> None:
-    """Write the network description and its weights. Raises DescriptionError."""
+    """Write the network description and its weights; in int8 with the scales of the ONNX file, made again for it.
+
+    Raises DescriptionError, ExportError.
+    """
     metadata = source.metadata_in(source.precision)
     network, weights = convert(
         source.deployed("fp32"),  # the converter rounds from the net's own float32 weights
         source.example(),
-        precision=source.precision,
+        precision=source.float_precision,
         profile=metadata.batch_profile,
         metadata=metadata.to_dict(),
         output_name=output_name(metadata),
     )
+    if source.precision == "int8":
+        quantized_onnx = path.with_name("scales.int8.onnx")
+        write_int8(source, quantized_onnx)
+        network, weights = quantized(network, weights, integer_kernels(quantized_onnx))
     write_description(path, network, weights)
 
 

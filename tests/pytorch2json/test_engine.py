@@ -112,6 +112,7 @@ class Sketch:
         shape = self.input.shape_at(2)
         images = self.random(*shape) if self.input.dtype == "float32" else torch.arange(216).view(shape).to(torch.uint8)
         parts: dict[str, Any] = {
+            "format_version": 2 if any(layer.type == "quantize" for layer in self.layers) else 1,
             "producer": "test",
             "precision": "fp32",
             "inputs": (self.input,),
@@ -222,6 +223,34 @@ def product(s: Sketch, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return s.add(described.MatrixMultiply, (x, kernel), ("N", 8, 6, 5), x.dtype, **parts)
 
 
+def between(s: Sketch, kind: Any, x: Tensor, factors: torch.Tensor, axis: int | None = None) -> Tensor:
+    """Return x, quantized or dequantized."""
+    dtype = "int8" if kind is described.Quantize else "float32"
+    return s.add(kind, (x, s.constant(factors)), x.shape, dtype, axis=axis)
+
+
+def int8_convolution(s: Sketch, x: Tensor, groups: int = 1) -> Tensor:
+    """A convolution with a ReLU, whose input, kernel and output are int8."""
+    scale, steps = torch.tensor(0.05), torch.arange(4 * 8 // groups * 9) % 255 - 127
+    x = between(s, described.Dequantize, between(s, described.Quantize, x, scale), scale)
+    values = s.constant(steps.view(4, 8 // groups, 3, 3).to(torch.int8))
+    kernel = between(s, described.Dequantize, values, torch.tensor([0.001, 0.002, 0.003, 0.004]), axis=0)
+    y = s.add(
+        described.Convolution, (x, kernel), ("N", 4, 6, 6), num_output_maps=4, kernel_shape=(3, 3), stride=(1, 1),
+        pre_padding=(1, 1), post_padding=(1, 1), dilation=(1, 1), groups=groups, bias=s.random(4),
+    )  # fmt: skip
+    y = activation(s, y)
+    return between(s, described.Dequantize, between(s, described.Quantize, y, scale), scale)
+
+
+def int8_product(s: Sketch, x: Tensor) -> Tensor:
+    x = between(s, described.Dequantize, between(s, described.Quantize, x, torch.tensor(0.03)), torch.tensor(0.03))
+    values = s.constant((torch.arange(30) * 8 - 120).view(1, 1, 5, 6).to(torch.int8))
+    kernel = between(s, described.Dequantize, values, torch.arange(1, 6) / 1000, axis=2)
+    parts = {"transpose_a": False, "transpose_b": True}
+    return s.add(described.MatrixMultiply, (x, kernel), ("N", 8, 6, 5), **parts)
+
+
 def scale(s: Sketch, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return s.add(
         described.Scale, (x,), x.shape, x.dtype, scale=s.random(8, dtype=dtype), shift=s.random(8, dtype=dtype)
@@ -318,6 +347,9 @@ CASES: dict[str, Case] = {
         for operation in ("sum", "prod", "max", "min", "avg")
         for keep in (False, True)
     },
+    "quantize and dequantize": int8_convolution,
+    "quantize and dequantize, groups": lambda s, x: int8_convolution(s, x, 4),
+    "quantize and dequantize, product": int8_product,
     "softmax": lambda s, x: s.add(described.Softmax, (x,), x.shape, axis=1),
     "topk max": lambda s, x: top3(s, x)[0],
     "topk min, indices": lambda s, x: s.cast(top3(s, x, "min")[1], "float32"),

@@ -259,10 +259,10 @@ TAMPERED = {
     "other weights": ('"sha256": "', '"sha256": "0000', "weights.sha256: String should match"),
     "unknown key": ('"groups": 1', '"groups": 1, "code": "x"', "code: Extra inputs are not permitted"),
     "negative size": ('"kernel_shape": [3, 3]', '"kernel_shape": [3, -3]', "kernel_shape.1: Input should be greater"),
-    "newer": ('"format_version": 1', '"format_version": 2', "format_version 2; this program reads 1"),
+    "newer": ('"format_version": 1', '"format_version": 3', "format_version 3; this program reads 1 and 2"),
     "no number": (
         '"format_version": 1', f'"format_version": {[1] * 999}',
-        "format_version [1, 1, 1, 1, 1, 1, ...]; this program reads 1",
+        "format_version [1, 1, 1, 1, 1, 1, ...]; this program reads 1 and 2",
     ),
     "another file": ('"format": "', '"format": "a ', "it is not a network description"),
     "no JSON": ('"format"', "format", "it is not JSON"),
