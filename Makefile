@@ -1,10 +1,10 @@
-# make demo: train and classify on real scans; make test: the tests; make test-all: with the slow ones; make check: ruff and
+# make demo: train and classify on real scans; make photos DIR=...: from class folders to a served model; make test: the tests; make test-all: with the slow ones; make check: ruff and
 # mypy; make format: ruff's fixes and formatting; make bench: benchmarks beside peers; make soak: the service under load;
 # make fuzz: mutated input; make lock: write requirements.lock.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all fuzz check setup format bench soak lock
+.PHONY: demo photos test test-all fuzz check setup format bench soak lock
 
 demo: setup
 	$(BIN)/python -m tools.make_digits
@@ -14,6 +14,10 @@ demo: setup
 	@echo "images     data_example/images, sorted into classes in data_example/result"
 	@echo "report     logs/weights/report.html"
 	@echo "curves     $(BIN)/tensorboard --logdir logs"
+
+photos: setup
+	$(if $(DIR),,$(error name the folder that has one folder a class: make photos DIR=photos))
+	$(BIN)/python -m tools.quickstart --images "$(DIR)"
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
