@@ -124,8 +124,9 @@ def test_a_training_that_fails(make_config: Callable[..., Path], monkeypatch: py
 
 def result(seed: int, top1: float, recall: float | None, predictions: list[int]) -> SeedResult:
     report = {
-        "net": "m.n", "status": "finished", "class_names": ["a", "b"], "num_train": 10, "num_val": 3,
-        "primary_measure": MEASURE, "best": {"top1": top1, "loss": 0.5, "epoch": 4}, "train_seconds": 1.0,
+        "net": "m.n", "task": "classification", "status": "finished", "class_names": ["a", "b"],
+        "num_train": 10, "num_val": 3, "primary_measure": MEASURE, "train_seconds": 1.0,
+        "best": {"top1": top1, "loss": 0.5, "epoch": 4},
         "per_class": [{"class": "a", "support": 3, "recall": recall}, {"class": "b", "support": 0, "recall": None}],
     }  # fmt: skip
     return SeedResult(seed, Path(f"s{seed}"), report, {f"{n}.png": (label, 0.9) for n, label in enumerate(predictions)})

@@ -75,7 +75,8 @@ def train_all(args: argparse.Namespace, config: Config, output: Path) -> int:
         of_seed = config.model_copy(update=own_values(output, seed))
         is_new = finished_report(Path(of_seed.save_path)) is None
         results.append(train_seed(args, of_seed))
-        labels = labels or labels_of(of_seed)
+        if results[-1].predictions and not labels:
+            labels = labels_of(of_seed)
         report = {"config": shared_values(config), **summarize(results, seeds, labels)}
         if is_new or place == len(seeds):
             write_json(report, output)

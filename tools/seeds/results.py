@@ -98,7 +98,7 @@ def summarize(results: Sequence[SeedResult], wanted: Sequence[int], labels: dict
         "num_train": first["num_train"],
         "num_val": first["num_val"],
         "summary": spread([result.value for result in results]),
-        "per_class": _per_class(results),
+        "per_class": _per_class(results) if first["task"] == "classification" else [],
     }
     if all(result.predictions for result in results):
         report["images"] = _images(results, labels)
