@@ -15,12 +15,14 @@ import pytest
 import train
 from common.console import text_columns
 from common.signals import Stopped
+from configs.loading import process_config
 from deploy.backends.loading import load_backend
 from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.predictor import Predictor
 from tests.helpers.breaking import dying_after_save
 from tools import child_programs
 from tools.seeds import __main__ as seeds
+from tools.seeds.__main__ import SeedsError, check_same, shared_values
 from tools.seeds.page import deviation, terminal_text
 from tools.seeds.results import SeedResult, spread, summarize
 
@@ -114,6 +116,15 @@ def test_another_config_is_refused(make_config: Callable[..., Path], trainings: 
     code, _, mistake = start(make_config(num_epochs=1), "--seeds", "2", "--set", "learning_rate=0.5")
     assert code == 2 and "it has seeds of another config: learning_rate was 0.02, is 0.5; choose another" in mistake
     assert len(trainings.calls) == 1
+
+
+def test_a_key_that_is_newer_than_the_seeds(make_config: Callable[..., Path], dataset: Path) -> None:
+    values = shared_values(process_config(make_config()))
+    del values["icc_profiles"]
+    (dataset / "seeds.json").write_text(json.dumps({"config": values}), encoding="utf-8")
+    check_same(dataset, process_config(make_config()))
+    with pytest.raises(SeedsError, match='icc_profiles was "convert", is "ignore"; choose another --output'):
+        check_same(dataset, process_config(make_config(icc_profiles="ignore")))
 
 
 def test_a_training_that_fails(make_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,9 +129,11 @@ def check_same(output: Path, config: Config) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SeedsError(f"{file}: it cannot be read; choose another --output") from error
     now = shared_values(config)
-    changed = [key for key in now if before.get(key) != now[key]]
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in Config.model_fields.items()}
+    before = {**defaults, **before}  # a key that is newer than the seeds
+    changed = [key for key in now if before[key] != now[key]]
     if changed:
-        pairs = ", ".join(f"{key} was {short_json(before.get(key))}, is {short_json(now[key])}" for key in changed)
+        pairs = ", ".join(f"{key} was {short_json(before[key])}, is {short_json(now[key])}" for key in changed)
         raise SeedsError(f"{output}: it has seeds of another config: {pairs}; choose another --output")
 
 
