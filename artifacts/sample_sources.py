@@ -36,7 +36,7 @@ class SamplesError(UserError):
 
 
 class _UnknownTarget(Target):
-    """The targets of a task without classes, which only its training can read."""
+    """The targets of a task that learns no labels, which only its training can read."""
 
     def parse(self, text: str, root: str) -> int:
         return NO_LABEL
@@ -95,7 +95,7 @@ def config_samples(file: str, root: str, config: Config, metadata: ModelMetadata
         return FoundSamples(list(found.samples), found.origin, root if file else "")
     if file:
         return _list_samples(file, root, config, metadata)
-    if not metadata.class_names:
+    if not metadata.class_names or metadata.output == "mask_logits":
         return _folder_samples(Path(root), metadata)
     return FoundSamples(list(read_class_folders(root, _names_of_folders(root, metadata)).samples), root)
 
@@ -161,7 +161,13 @@ def _rooted(
 
 
 def _folder_samples(folder: Path, metadata: ModelMetadata) -> FoundSamples:
-    """Return the samples of a folder, labelled where its folders are class names and no image lies beside them."""
+    """Return the samples of a folder, labelled where its folders are class names and no image lies beside them.
+
+    For a net of masks they are those of the folder images/, where there is one: labels/ is beside it.
+    """
+    if metadata.output == "mask_logits":
+        folder = folder / "images" if (folder / "images").is_dir() else folder
+        return FoundSamples([Sample(path, NO_LABEL) for path in walk_images(folder)], str(folder))
     folders = set(class_folders(str(folder)))
     names = _names_of_folders(str(folder), metadata)
     is_loose = any(iter_images(folder, recursive=False))
@@ -190,12 +196,13 @@ def _names_of_folders(root: str, metadata: ModelMetadata) -> tuple[str, ...]:
 
 def _list_samples(file: str, root: str, config: Config | None, metadata: ModelMetadata) -> FoundSamples:
     separator = config.file_label_separator if config else SEPARATOR
-    names = _list_names(file, config) if metadata.class_names else ()
+    has_labels = bool(metadata.class_names) and metadata.output != "mask_logits"
+    names = _list_names(file, config) if has_labels else ()
     labels = labels_by_name(names, metadata.class_names)
     if labels is None:
         raise ListError([f"{file}: its classes are not the net's: {compared(names, metadata.class_names)}"])
     target: Target = _UnknownTarget()
-    if metadata.class_names:
+    if has_labels:
         target = ClassLabel(len(names) or metadata.num_classes, names or metadata.class_names)
     try:
         found = read_target_list(

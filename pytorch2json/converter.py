@@ -26,7 +26,7 @@ PRODUCER = "classic-trainer pytorch2json"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}  # of the parity sample; half precision rounds every layer
 BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
-CONVOLUTIONS = ("aten.conv2d.default", "aten.conv1d.default")
+CONVOLUTIONS = ("aten.conv2d.default", "aten.conv1d.default", "aten.conv_transpose2d.input")
 NO_MODULE = ("", "the net")
 
 

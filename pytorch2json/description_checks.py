@@ -12,6 +12,7 @@ from pytorch2json.network import (
     ROLES,
     Constant,
     Convolution,
+    Deconvolution,
     Dequantize,
     Layer,
     Network,
@@ -84,7 +85,7 @@ def _weight_problems(layer: Layer, known: Mapping[str, Tensor], weights: Mapping
         return
     output = layer.outputs[0]
     shapes: dict[str, Shape] = {"value": output.shape}
-    if layer.type in ("convolution", "scale"):
+    if layer.type in ("convolution", "deconvolution", "scale"):
         data = known.get(layer.inputs[0]) if layer.inputs else None
         if data is None or len(data.shape) != 4 or not isinstance(data.shape[1], int):
             yield f"its input must have 4 axes, got {data.shape if data else 'none'}"
@@ -96,6 +97,9 @@ def _weight_problems(layer: Layer, known: Mapping[str, Tensor], weights: Mapping
             kernel = known.get(layer.inputs[1]) if len(layer.inputs) == 2 else None
             if kernel is not None and (kernel.shape, kernel.dtype) != (shapes["kernel"], output.dtype):
                 yield f"its kernel is {kernel.dtype} {kernel.shape}, must be {output.dtype} {shapes['kernel']}"
+        elif isinstance(layer, Deconvolution):
+            maps = layer.num_output_maps
+            shapes = {"kernel": (data.shape[1], maps // layer.groups, *layer.kernel_shape), "bias": (maps,)}
     for role, name in layer.weights.items():
         if name not in weights:
             yield f'its {role} "{name}" is not in the weights file'

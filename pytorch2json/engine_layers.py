@@ -81,9 +81,10 @@ def _compare(where: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any, def
         )
 
 
-def _convolution(d: Definition, layer: described.Convolution, inputs: list[Any]) -> Any:
+def _convolution(d: Definition, layer: described.Convolution | described.Deconvolution, inputs: list[Any]) -> Any:
+    add = d.target.add_convolution_nd if layer.type == "convolution" else d.target.add_deconvolution_nd
     weights = d.weights(layer, "kernel"), d.weights(layer, "bias")
-    added = _made(d.target.add_convolution_nd(inputs[0], layer.num_output_maps, layer.kernel_shape, *weights))
+    added = _made(add(inputs[0], layer.num_output_maps, layer.kernel_shape, *weights))
     if len(inputs) == 2:
         added.set_input(1, inputs[1])
     added.stride_nd, added.dilation_nd, added.num_groups = layer.stride, layer.dilation, layer.groups
@@ -224,6 +225,7 @@ def _shape(d: Definition, layer: described.ShapeOf, inputs: list[Any]) -> Any:
 
 ADD: dict[str, Callable[[Definition, Any, list[Any]], Any]] = {
     "convolution": _convolution,
+    "deconvolution": _convolution,
     "pooling": _pooling,
     "activation": _activation,
     "unary": _unary,

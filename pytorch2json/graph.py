@@ -81,7 +81,8 @@ class Graph:
     def weight(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> str:
         """Add a tensor to the weights file, rounded to its dtype, and return its name there.
 
-        Raises DescriptionError where it overflows; infinities from before, as in the masks of attention, are allowed.
+        A module that is called twice has its weights once. Raises DescriptionError where it overflows; infinities from
+        before, as in the masks of attention, are allowed.
         """
         rounded = tensor.detach().to(dtype)
         if bool(rounded.isnan().any()):
@@ -89,7 +90,9 @@ class Graph:
         if bool((rounded.isinf() & ~tensor.isinf()).any()):
             raise DescriptionError(f'the weight "{name}" overflows {dtype}')
         number, candidate = 1, name
-        while candidate in self.tensors:
+        while (known := self.tensors.get(candidate)) is not None:
+            if known.dtype == dtype and torch.equal(known, rounded):
+                return candidate
             number += 1
             candidate = f"{name}_{number}"
         self.tensors[candidate] = rounded.clone(memory_format=torch.contiguous_format)

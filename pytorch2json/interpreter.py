@@ -132,6 +132,13 @@ def _convolution(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
     return functional.conv2d(x, kernel, weights.get("bias"), layer.stride, padding, layer.dilation, layer.groups)
 
 
+def _deconvolution(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
+    kernel, bias = weights["kernel"], weights.get("bias")
+    y = functional.conv_transpose2d(inputs[0], kernel, bias, layer.stride, 0, 0, layer.groups, layer.dilation)
+    (top, left), (bottom, right) = layer.pre_padding, layer.post_padding
+    return y[:, :, top : y.shape[2] - bottom, left : y.shape[3] - right]
+
+
 def _pooling(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
     x = inputs[0]
     if layer.operation == "max":
@@ -262,6 +269,7 @@ def _activation(layer: Any, inputs: Tensors, weights: Weights) -> torch.Tensor:
 
 RUN: dict[str, Callable[[Any, Tensors, Weights], torch.Tensor | Tensors]] = {
     "convolution": _convolution,
+    "deconvolution": _deconvolution,
     "pooling": _pooling,
     "activation": _activation,
     "unary": lambda layer, inputs, weights: UNARY[layer.operation](inputs[0]),

@@ -76,6 +76,22 @@ class Convolution(_Layer):
     groups: Positive
 
 
+class Deconvolution(_Layer):
+    """add_deconvolution_nd over height and width, the transpose of a convolution; paddings are cut off the output.
+
+    Weights: kernel (I, O / groups, kH, kW), and bias (O,) or none.
+    """
+
+    type: Literal["deconvolution"] = "deconvolution"
+    num_output_maps: Positive
+    kernel_shape: Pair
+    stride: Pair
+    pre_padding: NaturalPair  # top, left
+    post_padding: NaturalPair  # bottom, right
+    dilation: Pair
+    groups: Positive
+
+
 class Pooling(_Layer):
     """add_pooling_nd over height and width. Padded places never win a maximum."""
 
@@ -259,9 +275,9 @@ class ShapeOf(_Layer):
 
 
 Layer: TypeAlias = Annotated[
-    Convolution | Pooling | Activation | Unary | Elementwise | Reduce | Softmax | TopK | Gather | Shuffle
-    | Concatenation | Slice | Resize | Normalization | MatrixMultiply | Constant | Cast | Quantize | Dequantize
-    | Scale | Select | ShapeOf,
+    Convolution | Deconvolution | Pooling | Activation | Unary | Elementwise | Reduce | Softmax | TopK | Gather
+    | Shuffle | Concatenation | Slice | Resize | Normalization | MatrixMultiply | Constant | Cast | Quantize
+    | Dequantize | Scale | Select | ShapeOf,
     Field(discriminator="type"),
 ]  # fmt: skip
 
@@ -311,7 +327,7 @@ class Network(_Part):
 ARITY: dict[str, tuple[int, int]] = {  # how many inputs a type takes, least and most
     "convolution": (1, 2),
     **dict.fromkeys(("pooling", "activation", "unary", "reduce", "softmax", "topk"), (1, 1)),
-    **dict.fromkeys(("shuffle", "cast", "scale", "shape"), (1, 1)),
+    **dict.fromkeys(("deconvolution", "shuffle", "cast", "scale", "shape"), (1, 1)),
     **dict.fromkeys(("elementwise", "gather", "matrix_multiply", "quantize", "dequantize"), (2, 2)),
     **dict.fromkeys(("slice", "resize"), (1, 2)),
     **dict.fromkeys(("normalization", "select"), (3, 3)),
@@ -320,7 +336,7 @@ ARITY: dict[str, tuple[int, int]] = {  # how many inputs a type takes, least and
 }
 TYPES = tuple(ARITY)
 ROLES: dict[str, tuple[set[str], set[str]]] = {  # the weights that a type must and may have
-    "convolution": ({"kernel"}, {"kernel", "bias"}),
+    **dict.fromkeys(("convolution", "deconvolution"), ({"kernel"}, {"kernel", "bias"})),
     "constant": ({"value"}, {"value"}),
     "scale": ({"scale", "shift"}, {"scale", "shift"}),
 }

@@ -17,6 +17,7 @@ from deploy.export.reference import MOST_MOVED, TOLERANCES, Reference, flat
 MOVED_SHARE = 0.25  # of the images, which may differ by more than TOLERANCES, up to what jitter moves the net by
 LEAST_AGREEMENT = 0.999
 LEAST_INT8_AGREEMENT = 0.99  # without labels, or where the net's own accuracy is no better than chance
+LEAST_INT8_PIXELS = 0.98  # of masks: pixels along the borders of objects change their class first
 MOST_INT8_LOSS = 0.005  # of the accuracy: half a point
 # An int8 file is refused where the images show that it exceeds one of the two: of 100 images one is a point, and 5 must
 # be lost, or 4 change their class. One-sided; the interval of the loss has both ends at this level.
@@ -84,7 +85,7 @@ class ParityRule:
             result.problem = self.int8_problem(result, reference)
         else:
             result.over = float((difference.max(axis=1) > TOLERANCES[precision]).mean())
-            result.problem = self._float_problem(result, reference, precision)
+            result.problem = self.float_problem(result, reference, precision)
         return result
 
     def compare_meaning(self, result: ParityResult, outputs: np.ndarray, reference: Reference, precision: str) -> None:
@@ -100,7 +101,8 @@ class ParityRule:
             return f"{100 * result.agreement:.2f} % of {result.count} images keep their {self.kept}, under 99 %"
         return ""
 
-    def _float_problem(self, result: ParityResult, reference: Reference, precision: str) -> str:
+    def float_problem(self, result: ParityResult, reference: Reference, precision: str) -> str:
+        """Return why a file in floating point is refused; "" where it is not."""
         tolerance, count = TOLERANCES[precision], result.count
         if not result.worst <= tolerance:  # NaN too
             result.allowed = allowed = reference.tolerance(precision)
@@ -179,7 +181,48 @@ class FeatureParity(ParityRule):
         result.flips = [(reference.images.files[i], "one vector", f"another (cosine {cosines[i]:.4f})") for i in apart]
 
 
-PARITY_RULES: dict[str, ParityRule] = {"logits": ClassParity(), "features": FeatureParity()}
+class MaskParity(ParityRule):
+    """Mask logits (N, K, H, W): the pixels keep their class, all but a share as small as TOLERANCES."""
+
+    value, kept = "logit", "mask"
+    agreement_note = "top-1: % of the pixels that keep the net's class"
+
+    def compare_meaning(self, result: ParityResult, outputs: np.ndarray, reference: Reference, precision: str) -> None:
+        """Compare the classes of all pixels; the images with the most other ones are the flips."""
+        changed = (outputs.argmax(axis=1) != reference.outputs.argmax(axis=1)).mean(axis=(1, 2))  # (N,)
+        result.agreement = 1 - float(changed.mean())
+        worst_first = [int(i) for i in np.argsort(-changed, kind="stable") if changed[i]]
+        result.flips = [
+            (reference.images.files[i], "one mask", f"another ({100 * changed[i]:.2f} % of the pixels)")
+            for i in worst_first
+        ]
+
+    def float_problem(self, result: ParityResult, reference: Reference, precision: str) -> str:
+        """Return why a file in floating point is refused: by its logits, then by its pixels."""
+        flips, result.flips = result.flips, []  # an image is not lost by one pixel
+        problem = super().float_problem(result, reference, precision)
+        result.flips = flips
+        return problem or self._pixel_problem(result, 1 - TOLERANCES[precision])
+
+    def int8_problem(self, result: ParityResult, reference: Reference) -> str:
+        """Return why an int8 file is refused: by the mean of its logits, then by its pixels."""
+        if not result.mean <= MOST_INT8_DIFFERENCE:  # NaN too
+            return super().int8_problem(result, reference)
+        return self._pixel_problem(result, LEAST_INT8_PIXELS)
+
+    def _pixel_problem(self, result: ParityResult, least: float) -> str:
+        if result.agreement >= least:
+            return ""
+        image, _, got = result.flips[0]
+        share = f"{100 * result.agreement:.3f} % of the pixels keep their class, under {100 * least:g} %"
+        return f"{share}; the first: {image} has {got}"
+
+
+PARITY_RULES: dict[str, ParityRule] = {
+    "logits": ClassParity(),
+    "features": FeatureParity(),
+    "mask_logits": MaskParity(),
+}
 DEFAULT_RULE = ParityRule()
 
 

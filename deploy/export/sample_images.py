@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.metadata import ModelMetadata
+from artifacts.outputs import output_shape
 from artifacts.sample_sources import (
     FoundSamples,
     SamplesError,
@@ -27,7 +29,8 @@ from data_loader.samples import NO_LABEL, Sample
 from deploy.backends.base import is_out_of_memory
 from deploy.export.formats import MAX_SAMPLES
 
-MOST_BYTES = 2_000_000_000  # of images held, where no number was requested
+MOST_BYTES = 2_000_000_000  # of images and outputs held, where no number was requested
+BYTES_A_VALUE = 16  # of an output: the net's and the file's in float32, their difference in float64
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def find_images(
                 f"the net's validation images are not on this machine{known}; an export is verified on real images: "
                 "name a list or a folder with --samples (inference.py: a folder with --image_dir)"
             )
-        most = _fitting(MAX_SAMPLES, metadata.preprocess) if most is None else most
+        most = _fitting(MAX_SAMPLES, metadata) if most is None else most
         images = _read(found, metadata.preprocess, most)
     if not len(images):
         raise SamplesError(f"{found.origin}: none of its images can be read; the first: {images.skipped[0]}")
@@ -136,7 +139,7 @@ def find_calibration(config: Config | None, metadata: ModelMetadata, count: int)
         if not has_data(config.train_data_file, config.train_data_root_dir):
             return None
         found = config_samples(config.train_data_file, config.train_data_root_dir, config, metadata)
-        images = _read(found, metadata.preprocess, _fitting(count, metadata.preprocess))
+        images = _read(found, metadata.preprocess, _fitting(count, metadata))
     return images if len(images) > len(images.skipped) else None
 
 
@@ -179,9 +182,12 @@ def _read(found: FoundSamples, preprocess: Preprocess, most: int) -> SampleImage
     )
 
 
-def _fitting(count: int, preprocess: Preprocess) -> int:
-    """Return `count`, or how many images fit in MOST_BYTES, and at least one."""
-    return max(1, min(count, MOST_BYTES // (preprocess.height * preprocess.width * preprocess.channels)))
+def _fitting(count: int, metadata: ModelMetadata) -> int:
+    """Return `count`, or how many images fit in MOST_BYTES with their outputs, and at least one."""
+    preprocess, outputs = metadata.preprocess, output_shape(metadata) or ()
+    values = math.prod(size for size in outputs if size)
+    bytes_an_image = preprocess.height * preprocess.width * preprocess.channels + BYTES_A_VALUE * values
+    return max(1, min(count, MOST_BYTES // bytes_an_image))
 
 
 def _fitted(samples: Sequence[Sample], preprocess: Preprocess) -> Iterator[np.ndarray | str]:

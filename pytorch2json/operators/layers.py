@@ -42,6 +42,36 @@ def convolution(
     return b.add(network.Shuffle, (y,), reshape=reshape_of(b.shape)) if one_axis else y
 
 
+def deconvolution(
+    b: Builder, x: Value, weight: Operand, bias: Constant | None = None, stride: Sizes = (1, 1),
+    padding: Sizes = (0, 0), output_padding: Sizes = (0, 0), groups: int = 1, dilation: Sizes = (1, 1),
+    norm: Sizes | None = None,
+) -> Value:  # fmt: skip
+    """conv_transpose2d, with the batch norm after it folded in."""
+    if not isinstance(weight, Constant):
+        raise DescriptionError("a transposed convolution whose weights depend on the input")
+    kernel, shift = weight.tensor, None if bias is None else bias.tensor  # (I, O / groups, kH, kW)
+    maps = kernel.shape[1] * groups
+    if norm is not None:
+        scale, offset = _norm_factors(norm[0], norm[1], norm[2], norm[3], norm[-1])
+        shift = offset if shift is None else shift.double() * scale + offset
+        of_inputs = scale.view(groups, 1, -1).expand(-1, kernel.shape[0] // groups, -1).flatten(0, 1)  # (I, O / groups)
+        kernel = kernel.double() * of_inputs[:, :, None, None]
+    stride, dilation, padding, extra = (
+        height_and_width(sizes, last) for sizes, last in ((stride, 1), (dilation, 1), (padding, 0), (output_padding, 0))
+    )
+    post_padding = tuple(cut - added for cut, added in zip(padding, extra, strict=True))
+    if min(post_padding) < 0:
+        raise DescriptionError(f"a transposed convolution whose output_padding {extra} is over its padding {padding}")
+    weights = {"kernel": b.weight("kernel", kernel, x.dtype)}
+    if shift is not None:
+        weights["bias"] = b.weight("bias", shift, x.dtype)
+    return b.add(
+        network.Deconvolution, (x,), num_output_maps=maps, kernel_shape=tuple(kernel.shape[2:]), stride=stride,
+        pre_padding=padding, post_padding=post_padding, dilation=dilation, groups=groups, weights=weights,
+    )  # fmt: skip
+
+
 def batch_norm(
     b: Builder, x: Value, weight: Constant | None, bias: Constant | None, mean: Constant, var: Constant,
     _: float, eps: float,

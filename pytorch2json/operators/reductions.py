@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from pytorch2json import network
 from pytorch2json.graph import Builder, Value
 from pytorch2json.network import DescriptionError
@@ -49,6 +51,18 @@ def softmax(b: Builder, x: Value, axis: int, *_: Any, logarithm: bool = False) -
     if logarithm:
         y = b.add(network.Unary, (y,), step="wide" if b.dtype in HALF else "", operation="log")
     return narrowed(b, y)
+
+
+def argmax(b: Builder, x: Value, axis: int | None = None, keep_axis: bool = False) -> Value:
+    """The index of the largest value along an axis."""
+    if axis is None:
+        raise DescriptionError("an argmax over all axes, the batch's too")
+    axis %= len(x.shape)
+    if x.dtype in HALF:  # a class's index must not be rounded
+        x = b.cast(x, torch.float32)
+    shape = [1 if number == axis else size for number, size in enumerate(x.shape)]
+    indices = b.topk(x, shape, operation="max", k=1, axis=axis)[1]
+    return b.cast(b.reshaped(indices, b.shape), b.dtype)
 
 
 def topk(b: Builder, x: Value, k: int, axis: int = -1, largest: bool = True, *_: Any) -> tuple[Value, Value]:

@@ -30,6 +30,7 @@ HARD_SIGMOID: dict[str, Any] = {"operation": "hard_sigmoid", "alpha": 1 / 6, "be
 
 _OPERATORS: dict[str, Callable[..., Any]] = {  # without the "aten." before each name
     **dict.fromkeys(("conv1d.default", "conv2d.default"), layers.convolution),
+    "conv_transpose2d.input": layers.deconvolution,
     "_native_batch_norm_legit_no_training.default": layers.batch_norm,
     "linear.default": layers.linear,
     **dict.fromkeys(("matmul.default", "mm.default", "bmm.default"), layers.matmul),
@@ -67,6 +68,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {  # without the "aten." before each
     **dict.fromkeys(("softmax.int", "_softmax.default"), reductions.softmax),
     "log_softmax.int": partial(reductions.softmax, logarithm=True),
     "topk.default": reductions.topk,
+    "argmax.default": reductions.argmax,
     "gather.default": indexing.gather,
     "index.Tensor": indexing.index,
     "index_select.default": indexing.index_select,

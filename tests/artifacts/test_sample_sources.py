@@ -170,3 +170,18 @@ def test_a_folder_without_labels_says_why(tmp_path: Path) -> None:
         "b": f"{tmp_path}/b: its images have no labels: images lie beside its class folders",
         "c": "",
     }
+
+
+def test_images_of_masks_have_no_labels(tmp_path: Path) -> None:
+    metadata = ModelMetadata(NAMES, Preprocess(8, 8), NET, output="mask_logits")
+    write_images(tmp_path / "val", "images/0.png", "images/1.png", "labels/0.png", "labels/1.png")
+    (tmp_path / "val" / "list.txt").write_text("images/0.png----labels/0.png\nimages/1.png----labels/1.png\n")
+    expected = [str(tmp_path / "val" / "images" / name) for name in ("0.png", "1.png")]
+    config = config_of(tmp_path, val_data_file=str(tmp_path / "val" / "list.txt"))
+    of_list = config_samples(config.val_data_file, config.val_data_root_dir, config, metadata)
+    of_folders = config_samples("", config.val_data_root_dir, config, metadata)
+    named = listed_samples(tmp_path / "val" / "list.txt", None, metadata)
+    loose = listed_samples(tmp_path / "val" / "images", None, metadata)
+    for found in (of_list, of_folders, named, loose):
+        assert [sample.path for sample in found.samples] == expected
+        assert labels_of(found) == [NO_LABEL, NO_LABEL]

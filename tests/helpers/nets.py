@@ -39,6 +39,11 @@ FAMILIES = {  # the rows of the table in docs/tensorrt-json.md: net: (module, mo
     "vit_b_32": ("vit_module.vit_b_32", {}, 64),
     "swin_t": ("swin_module.swin_t", {}, 72),  # windows of 7 do not divide it: padding, shift and mask are met
     "swin_v2_t": ("swin_module.swin_v2_t", {}, 64),
+    "linknet18": ("linknet_module.linknet18", {}, 64),
+    "deeplabv3plus": ("deeplab_module.deeplabv3plus", {"model_type": "efficientnet_lite0"}, 64),
+    "lraspp": ("lraspp_module.lraspp", {"model_type": "mobilenet_v3_small"}, 64),
+    "siamese_linknet34": ("change_module.siamese_linknet34", {}, 64),
+    "fc_siam_diff": ("change_module.fc_siam_diff", {}, 64),
 }
 OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "topk and gather": lambda x: x.flatten(2).gather(2, x.flatten(2).topk(3, dim=2).indices.flip(-1)[:, :, :2]),
@@ -85,8 +90,10 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "attention": lambda x: functional.scaled_dot_product_attention(x, x * 2, x + 1, torch.ones(9, 9).tril().log()),
     "masked attention": lambda x: functional.scaled_dot_product_attention(x, x, x, torch.ones(9, 9).tril().bool()),
     "flip": lambda x: x.flip(1, 3),
+    "argmax": lambda x: torch.cat([x.argmax(axis, keepdim=axis < 0).float().flatten(1) for axis in (1, -1)], 1),
     "exp, tanh, sigmoid, erf, floor": lambda x: x.exp() + x.tanh() + x.sigmoid() + x.erf() + (x * 3).floor(),
 }  # fmt: skip
+PAIRS = ("siamese_linknet34", "fc_siam_diff")  # take two images of 3 channels as one of 6
 SMALLEST = {  # each family's smallest member and a side at which no feature map is a single pixel in training
     "GeM_ResNet_module": ("GeM_ResNet_AVP", 64),
     "alexnet_module": ("alexnet", 63),
@@ -114,13 +121,22 @@ def lively_net(row: str) -> tuple[nn.Module, int]:
     """Build a net whose batch norms have seen a batch and whose zero-initialised parts are not zero."""
     name, args, side = FAMILIES[row]
     module, _, net_name = name.partition(".")
-    net = build_net(module, net_name, num_classes=7, img_height=side, img_width=side, model_args=args)
+    channels = 6 if row in PAIRS else 3
+    net = build_net(
+        module, net_name, num_classes=7, num_channels=channels, img_height=side, img_width=side, model_args=args
+    )
     for parameter in net.parameters():
         if parameter.ndim and not bool(parameter.detach().any()):
             nn.init.normal_(parameter, std=0.1)
     with torch.no_grad():
-        net.train()(random_images(8, side, seed=1))
+        net.train()(inputs_of(row, 8, side, seed=1))
     return net.eval(), side
+
+
+def inputs_of(row: str, count: int, side: int, seed: int = 0) -> torch.Tensor:
+    """Return inputs of a row of FAMILIES, float32 (count, 3 or 6, side, side): smooth coloured images or pairs."""
+    images = random_images(count, side, seed)
+    return torch.cat([images, random_images(count, side, seed + 100)], dim=1) if row in PAIRS else images
 
 
 def random_images(count: int, side: int, seed: int = 0) -> torch.Tensor:

@@ -38,7 +38,7 @@ from pytorch2json.tensorrt_library import (
     logger,
 )
 from tests.conftest import slow_but
-from tests.helpers.nets import OPERATIONS, Wrapped, lively_net, random_images
+from tests.helpers.nets import OPERATIONS, Wrapped, inputs_of, lively_net
 
 try:
     trt = load_library()
@@ -51,6 +51,7 @@ FAMILIES = {  # row of test_pytorch2json.FAMILIES: the precisions to build it in
     "WideResNet 10-2": ("fp32",),
     **dict.fromkeys(("mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf"), ("fp32",)),
     "efficientnet_lite0": ("fp32",),
+    **dict.fromkeys(("linknet18", "deeplabv3plus", "lraspp", "siamese_linknet34", "fc_siam_diff"), ("fp32",)),
     **dict.fromkeys(("shufflenet_v2_x0_5", "squeezenet1_1", "inception_v3", "vit_b_32", "swin_t"), ("fp32",)),
 }
 ROWS = [(row, precision) for row, precisions in FAMILIES.items() for precision in precisions]
@@ -141,6 +142,14 @@ def convolution(s: Sketch, x: Tensor, dtype: torch.dtype = torch.float32, **chan
     return s.add(
         described.Convolution, (x,), shape, x.dtype, num_output_maps=kernel[0], kernel_shape=tuple(kernel[2:]), **parts
     )
+
+
+def deconvolution(s: Sketch, x: Tensor, **changes: Any) -> Tensor:
+    parts: dict[str, Any] = {"stride": (2, 2), "pre_padding": (1, 1), "post_padding": (1, 1), "dilation": (1, 1)}
+    parts |= {"kernel": s.random(8, 4, 4, 4), "bias": s.random(4), "groups": 1} | changes
+    parts = {key: value for key, value in parts.items() if value is not None}
+    shape = parts.pop("shape", ("N", 4, 12, 12))
+    return s.add(described.Deconvolution, (x,), shape, x.dtype, num_output_maps=4, kernel_shape=(4, 4), **parts)
 
 
 def pooling(s: Sketch, x: Tensor, operation: str, pre: int = 1, post: int = 0, excludes: bool = True) -> Tensor:
@@ -316,6 +325,9 @@ CASES: dict[str, Case] = {
         s, x, kernel=s.random(4, 8, 3, 1), pre_padding=(1, 0), post_padding=(1, 0)
     ),
     "convolution, lopsided": lambda s, x: convolution(s, x, pre_padding=(0, 2), post_padding=(2, 0)),
+    "deconvolution": deconvolution,
+    "deconvolution, lopsided": lambda s, x: deconvolution(s, x, post_padding=(0, 0), shape=("N", 4, 13, 13)),
+    "deconvolution, groups": lambda s, x: deconvolution(s, x, groups=4, kernel=s.random(8, 1, 4, 4), bias=None),
     "pooling max": lambda s, x: pooling(s, x, "max"),
     "pooling max, rounded up": lambda s, x: pooling(s, x, "max", 0, 1),
     "pooling average": lambda s, x: pooling(s, x, "average", 1, 1, False),
@@ -452,6 +464,16 @@ def layer_of(name: str, kind: str, class_name: str = "") -> tuple[Any, dict[str,
     return SimpleNamespace(layer=layer, alive=defined), weights
 
 
+def test_deconvolutions_arrive_as_they_are_described() -> None:
+    found, weights = layer_of("deconvolution, lopsided", "deconvolution")
+    layer = found.layer
+    assert (layer.kernel == weights["deconvolution_1.kernel"].numpy().ravel()).all()
+    assert (layer.bias == weights["deconvolution_1.bias"].numpy()).all()
+    assert (tuple(layer.pre_padding), tuple(layer.post_padding)) == ((1, 1), (0, 0))
+    assert tuple(layer.stride_nd) == (2, 2)
+    assert layer_of("deconvolution, groups", "deconvolution")[0].layer.num_groups == 4
+
+
 def test_convolutions_arrive_as_they_are_described() -> None:
     found, weights = layer_of("convolution, lopsided", "convolution")
     layer = found.layer
@@ -540,7 +562,7 @@ QUICK = (("GeM_ResNet_AVP resnet34", "fp16"), ("mobilenet_v3_small", "fp32"), ("
 @pytest.mark.parametrize(("row", "precision"), slow_but(QUICK, ROWS))
 def test_every_family_is_built(row: str, precision: str) -> None:
     net, side = lively_net(row)
-    network, weights = convert(net, random_images(2, side), precision=precision)
+    network, weights = convert(net, inputs_of(row, 2, side), precision=precision)
     plan = build_engine(network, weights)
     used = {name for layer in network.layers for name in layer.weights.values()}
     assert len(plan) > 0.9 * sum(weights[name].nbytes for name in used)  # the weights are in it
@@ -1063,7 +1085,7 @@ def test_what_the_converter_makes_of_operators_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("row", "precision"), ROWS)
 def test_every_family_runs(row: str, precision: str, tmp_path: Path) -> None:
     net, side = lively_net(row)
-    images = random_images(9, side)
+    images = inputs_of(row, 9, side)
     verify_on_gpu(tmp_path, *convert(net, images[:2], precision=precision))
     runner = EngineRunner(tmp_path / "model.engine")
     with torch.no_grad():

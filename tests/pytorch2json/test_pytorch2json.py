@@ -21,25 +21,34 @@ from pytorch2json.interpreter import Interpreter, relative_error
 from pytorch2json.network import DescriptionError, Network
 from pytorch2json.wts import write_wts
 from tests.conftest import slow_but
-from tests.helpers.nets import FAMILIES, OPERATIONS, Wrapped, lively_net, random_images
+from tests.helpers.nets import FAMILIES, OPERATIONS, Wrapped, inputs_of, lively_net, random_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DOCS = ROOT / "docs" / "tensorrt-json.md"
 
 
-QUICK = ("GeM_ResNet_AVP resnet18", "WideResNet 10-2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "swin_t")
+DENSE = ("linknet18", "deeplabv3plus", "lraspp", "siamese_linknet34", "fc_siam_diff")
+QUICK = (
+    *("lraspp", "fc_siam_diff"),
+    "GeM_ResNet_AVP resnet18",
+    "WideResNet 10-2",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "swin_t",
+)
 
 
 @pytest.mark.parametrize("row", slow_but(QUICK, FAMILIES))
 def test_the_interpreter_reproduces_every_family_from_the_two_files(row: str, tmp_path: Path) -> None:
     net, side = lively_net(row)
-    images = random_images(32, side)
+    most = 32 if row not in DENSE else 4
+    images = inputs_of(row, most, side)
     write_description(tmp_path / "model.json", *convert(net, images[:2], metadata={"net": row}))
     interpreter = Interpreter.load(tmp_path / "model.json")
     assert interpreter.network.facts == {"net": row}
     assert len(interpreter.network.layers) == documented()[row]
-    for count in (1, 3, 32):
+    for count in (1, 3, most):
         with torch.no_grad():
             expected = net(images[:count])
         assert expected.std() > 1e-3
@@ -135,6 +144,9 @@ def test_operators_alone(name: str) -> None:
     [
         nn.Conv2d(6, 4, (3, 1), stride=(2, 1), padding=(1, 0), dilation=(2, 1), groups=2, bias=False),
         nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.ConvTranspose2d(6, 4, (3, 4), stride=2, padding=1, output_padding=(1, 0), groups=2, bias=False),
+        nn.Sequential(nn.ConvTranspose2d(6, 4, 3, dilation=2), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Sequential(nn.ConvTranspose2d(6, 4, 4, 2, 1, groups=2), nn.BatchNorm2d(4)),
         nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3)),
         nn.Sequential(nn.Flatten(2), nn.Conv1d(6, 5, 3, padding=1), nn.BatchNorm1d(5), nn.ReLU(), nn.Conv1d(5, 2, 1)),
         nn.Sequential(nn.Flatten(2), nn.BatchNorm1d(6)),
@@ -159,6 +171,15 @@ def test_modules_alone(net: nn.Module) -> None:
     for count in (1, 4):
         with torch.no_grad():
             torch.testing.assert_close(interpreter(images[:count]), net(images[:count]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_that_is_called_twice_has_its_weights_once() -> None:
+    net = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
+    twice = Wrapped(lambda x: net(net(x)))
+    twice.net = net.eval()
+    described, weights = convert(twice, torch.randn(2, 6, 9, 6))
+    assert [layer.type for layer in described.layers] == ["convolution", "convolution"]
+    assert sorted(name for name in weights if "kernel" in name or "bias" in name) == ["net.0.bias", "net.0.kernel"]
 
 
 def test_uint8_input_is_cast_in_the_description() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from data_loader.preprocess import Preprocess
 from deploy.export.errors import ExportError
 from deploy.export.parity import compare_outputs, rule_of
 from deploy.export.reference import MOST_MOVED, TOLERANCES, Reference, jitter_movement
-from deploy.export.sample_images import SampleImages, net_input
+from deploy.export.sample_images import SampleImages, _fitting, net_input
 from deploy.export.verification import verify_backend
 from deploy.export.writers import TRACED, Source
 
@@ -182,3 +183,61 @@ def test_the_outputs_of_any_shape_must_be_finite_and_as_many() -> None:
     assert fewer.problem == "returns (40, 3, 4) instead of (40, 3, 4, 4)"
     with pytest.raises(ExportError, match="the net itself returns NaN or infinite mask_scores for 40 of 40 images"):
         Reference.of(Function(lambda images: maps(images) * np.nan), random_images(40), metadata)
+
+
+# --- masks
+
+
+def mask_reference(shape: tuple[int, ...] = (4, 3, 50, 50)) -> Reference:
+    """Return a made-up net's mask logits: 10,000 pixels whose best logit is 1 above the others."""
+    labels = np.random.default_rng(1).integers(0, shape[1], (shape[0], *shape[2:]))
+    outputs = (labels[:, None] == np.arange(shape[1])[None, :, None, None]).astype(np.float32)
+    metadata = replace(METADATA, class_names=("a", "b", "c"), output="mask_logits")
+    files = tuple(f"{row}.png" for row in range(shape[0]))
+    images = SampleImages(np.zeros((shape[0], 4, 4, 3), np.uint8), None, files, "made", shape[0])
+    return Reference(Function(smooth), images, metadata, outputs)
+
+
+def other_classes(reference: Reference, pixels: int, image: int = 2) -> np.ndarray:
+    """Return the outputs with another class in so many pixels of one image, by logits that hardly differ."""
+    outputs = reference.outputs.copy()
+    of_image = outputs[image].reshape(3, -1)
+    best = of_image[:, :pixels].argmax(axis=0)
+    of_image[best, np.arange(pixels)] = 0
+    of_image[(best + 1) % 3, np.arange(pixels)] = 1
+    return outputs
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", 1), ("fp16", 100), ("bf16", 800), ("int8", 200)])
+def test_masks_keep_the_class_of_nearly_every_pixel(
+    precision: str, allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Reference, "tolerance", lambda self, precision: 1.0)  # the logits are let pass here
+    reference = mask_reference()
+    metadata = replace(reference.metadata, precision=precision)
+    kept = compare_outputs(other_classes(reference, allowed), reference, metadata)
+    assert (kept.problem, kept.agreement) == ("", pytest.approx(1 - allowed / 10_000))
+    assert [image for image, *_ in kept.flips] == ["2.png"]
+    lost = compare_outputs(other_classes(reference, allowed + 2), reference, metadata)
+    share = f"{100 - (allowed + 2) / 100:.3f} % of the pixels keep their class, under {100 - allowed / 100:g} %"
+    in_image = f"{(allowed + 2) / 25:.2f} % of the pixels"
+    assert lost.problem == f"{share}; the first: 2.png has another ({in_image})"
+
+
+def test_logits_of_masks_are_compared_before_their_classes() -> None:
+    reference = mask_reference()
+    same = compare_outputs(reference.outputs.copy(), reference, reference.metadata)
+    assert (same.problem, same.agreement, same.flips, same.worst) == ("", 1.0, [], 0.0)
+    broken = compare_outputs(reference.outputs * np.float32(np.nan), reference, reference.metadata)
+    assert broken.problem == "returns NaN or infinite logits for 4 of 4 images"
+    far = compare_outputs(1 - reference.outputs, reference, replace(reference.metadata, precision="int8"))
+    assert far.problem.startswith("the logits differ by 1.0e+00 of the largest in the mean")
+    cut = compare_outputs(reference.outputs[:, :, :10], reference, reference.metadata)
+    assert cut.problem == "returns (4, 3, 10, 50) instead of (4, 3, 50, 50)"
+
+
+def test_images_are_fewer_where_their_masks_are_large() -> None:
+    metadata = ModelMetadata(("a", "b"), Preprocess(1000, 1000), NET, output="mask_logits")
+    # 3 MB of pixels, and 2 million logits of 16 bytes
+    assert _fitting(1000, metadata) == 2_000_000_000 // 35_000_000
+    assert _fitting(1000, replace(metadata, output="logits")) == 666

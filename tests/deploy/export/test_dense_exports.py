@@ -1,0 +1,101 @@
+"""Exports of nets that give masks: every format of a net that has learnt a little, verified pixel by pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from artifacts.metadata import ModelMetadata
+from artifacts.metadata_reader import read_metadata
+from configs.schema import Config
+from data_loader.preprocess import Preprocess
+from deploy.backends.loading import load_backend
+from deploy.export.sample_images import net_input
+from nets.net_interface import build_net
+from tests.conftest import slow_but
+from tests.helpers.exported import export, report_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIDE = 64
+NETS = {
+    "lraspp": ("lraspp_module", {"model_type": "mobilenet_v3_small"}),
+    "linknet18": ("linknet_module", {}),
+    "deeplabv3plus": ("deeplab_module", {"model_type": "efficientnet_lite0", "dropout": 0.0}),
+}
+FORMATS = {"jit": "model.pt", "pt2": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx", "json": "model.json"}
+
+
+def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return noise with a red and a blue rectangle, uint8 (count, H, W, 3), and their masks (count, H, W)."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 120, (count, SIDE, SIDE, 3)).astype(np.uint8)
+    masks = np.zeros((count, SIDE, SIDE), np.int64)
+    for image, mask in zip(pixels, masks, strict=True):
+        for label, channel in ((1, 0), (2, 2)):
+            top, left = generator.integers(0, SIDE // 2, 2)
+            image[top : top + 24, left : left + 24, channel] += 120
+            mask[top : top + 24, left : left + 24] = label
+    return pixels, masks
+
+
+def train(name: str, folder: Path) -> Path:
+    """Train a net for a few steps; return its checkpoint, beside which images/ holds what it has learnt from."""
+    module, args = NETS[name]
+    pixels, masks = draw(16)
+    (folder / "images").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / "images" / f"{number:02d}.png")
+    torch.manual_seed(0)
+    net = build_net(module, name, num_classes=3, img_height=SIDE, img_width=SIDE, model_args=args)
+    net_name = {"module": module, "name": name, "args": args}
+    metadata = ModelMetadata(("none", "red", "blue"), Preprocess(SIDE, SIDE), net_name, output="mask_logits")
+    images = torch.from_numpy(net_input(pixels, metadata.preprocess, metadata.input))
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(12):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images), torch.from_numpy(masks)).backward()
+        optimizer.step()
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.momentum = 1.0  # the statistics of the next batch, which is all of the data
+    with torch.no_grad():
+        net(images)
+    values = {"model_module_name": module, "model_net_name": name, "model_args": args, "num_classes": 3}
+    folders = {"train_data_root_dir": str(folder), "val_data_root_dir": str(folder)}
+    config = Config.model_validate({**values, **folders, "img_height": SIDE, "img_width": SIDE})
+    save_checkpoint(Checkpoint(config.model_dump(), metadata, net.state_dict()), folder / "net.pth")
+    return folder / "net.pth"
+
+
+@pytest.mark.parametrize("name", slow_but(("lraspp",), NETS))
+def test_every_format_gives_the_nets_masks(name: str, tmp_path: Path) -> None:
+    weights = train(name, tmp_path)
+    assert export(weights, list(FORMATS), tmp_path / "out", device="cpu", samples=tmp_path / "images") == 0
+    runs = {row["format"]: row["runs"][0] for row in report_of(tmp_path / "out")["formats"]}
+    assert set(runs) == set(FORMATS)
+    for format_name, run in runs.items():
+        assert 1 - run["top1_agreement"] <= (2e-2 if format_name == "int8" else 1e-4)
+
+    module, args = NETS[name]
+    net = build_net(module, name, num_classes=3, img_height=SIDE, img_width=SIDE, model_args=args).eval()
+    net.load_state_dict(load_checkpoint(weights).net)
+    pixels, masks = draw(16)
+    images = net_input(pixels, Preprocess(SIDE, SIDE), "float32 NCHW")
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images)).numpy()
+    assert (expected.argmax(1) == masks).mean() > 0.6  # it has learnt something
+    for format_name, file in FORMATS.items():
+        backend, metadata = load_backend(tmp_path / "out" / file, device="cpu")
+        assert read_metadata(tmp_path / "out" / file).output == metadata.output == "mask_logits"
+        for count in (1, 5):
+            outputs = backend(images[:count])
+            assert (outputs.dtype, outputs.shape) == (np.float32, (count, 3, SIDE, SIDE))
+            disagreeing = (outputs.argmax(1) != expected[:count].argmax(1)).mean()
+            assert disagreeing <= (3e-2 if format_name == "int8" else 1e-4)
