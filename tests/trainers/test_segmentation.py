@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
-from common.paths import ROOT
 from configs.loading import process_config
 from data_loader.mask_classes import VOID
 from nets.net_interface import declared_task, net_task
@@ -235,29 +232,3 @@ def test_a_split_without_any_known_pixel_has_no_scores() -> None:
     )
     result = metrics.compute(["a"], ["a", "b"], ChangeValidation)
     assert set(result.scalars().values()) == {0.0} and result.worst == [] and result.loss == 1
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
-    """Without batch norm's statistics, which each process has of its own images; 9 images in batches of 6."""
-    write_scenes(tmp_path, train=9, valid=5)
-    changes = {
-        "model_module_name": "linknet_module", "model_net_name": "linknet18", "img_height": 32, "img_width": 32,
-        "freeze_norm_statistics": True, "learning_rate": 1e-3, "log_interval": 1, **VIEWS,
-    }  # fmt: skip
-    ends = []
-    for processes, batch in ((1, 6), (2, 3)):
-        folder = tmp_path / f"of_{processes}"
-        config = write_config(tmp_path, **changes, batch_size=batch, num_processes=processes, save_path=str(folder))
-        run = subprocess.run(
-            [sys.executable, "train.py", "--config", str(config)], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert run.returncode == 0, run.stderr
-        ends.append(load_checkpoint(folder / "net_last.pth"))
-    single, double = ends
-    apart = max(float((value - double.net[name]).abs().max()) for name, value in single.net.items())
-    assert apart < 1e-5
-    for mine, theirs in zip(*(end.progress["curves"]["val"] for end in ends), strict=True):
-        assert mine["mean_iou"] == pytest.approx(theirs["mean_iou"], abs=2e-3)
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-    assert int(double.progress["best_result"]["confusion"].sum()) == 5 * 32 * 32
