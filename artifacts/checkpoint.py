@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import hashlib
 import pickle
@@ -15,12 +16,14 @@ import torch
 
 from artifacts.archive import backup_files, is_complete, is_safetensors, verify_archive, write_archive
 from artifacts.errors import ArtifactError, CheckpointError, DamagedCheckpointError
+from artifacts.hub_folder import class_names_in, hub_class_names, hub_config, weights_file
 from artifacts.metadata import ModelMetadata
 from common.formatting import first_line
 
 FORMAT = "classic-trainer checkpoint"
 FORMAT_VERSION = 1
-NETS = ("state_dict", "model", "net")  # keys of a foreign file's weights; the first that is there is taken
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # as timm takes them: they are what was validated
+NETS = (*AVERAGED, "state_dict", "model", "net")  # keys of a foreign file's weights; the first that is there is taken
 SAFETENSORS = ".safetensors"
 
 
@@ -108,11 +111,15 @@ def newest_complete_checkpoint(path: str | Path, log: Callable[[str], None]) -> 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """Weights with what their file says of them: the metadata of a checkpoint, a `note` on which weights were taken."""
+    """Weights with what their file says of them: the metadata of a checkpoint, a `note` on which weights were taken.
+
+    `class_names` are in the order of the labels; () where the file names none.
+    """
 
     weights: dict[str, torch.Tensor]
     metadata: ModelMetadata | None = None
     note: str = ""
+    class_names: tuple[str, ...] = ()
 
 
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -121,27 +128,32 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights_file(path: str | Path) -> WeightsFile:
-    """Read the weights of a checkpoint, or of a bare state dict (also under "state_dict", "model" or "net").
+    """Read the weights of a checkpoint, a bare state dict (also under a key of NETS), or a folder of the Hub.
 
     Under another key, a state dict is read if it is the only one. Raises CheckpointError.
     """
-    content = _load(Path(path))
+    described = hub_config(Path(path))
+    path = weights_file(Path(path))
+    content = _load(path)
     if content.get("format") == FORMAT:
         checkpoint = _checkpoint_of(content, path)
-        return WeightsFile(checkpoint.deployed(), checkpoint.metadata)
+        metadata = checkpoint.metadata
+        return WeightsFile(checkpoint.deployed(), metadata, class_names=metadata.class_names)
     key, weights, others = _weights_in(content, path)
     notes = []
-    if is_safetensors(Path(path)) and Path(path).suffix.lower() != SAFETENSORS:
+    if is_safetensors(path) and path.suffix.lower() != SAFETENSORS:
         notes.append("it is a safetensors file, whatever its name says")
     if others:
         also = ", ".join(f'"{other}"' for other in others)
-        notes.append(f'the weights are those of "{key}"; it also has {also}: to start from it, save it alone in a file')
-    return WeightsFile(weights, note="; ".join(notes))
+        kind = "the averaged ones," if key in AVERAGED else "those of"
+        notes.append(f'the weights are {kind} "{key}"; it also has {also}: to start from it, save it alone in a file')
+    names = hub_class_names(described) or class_names_in(content.get("class_names"))
+    return WeightsFile(weights, None, "; ".join(notes), names)
 
 
 def is_checkpoint(path: str | Path) -> bool:
     """Return whether a file is a checkpoint of this program, not a bare state dict. Raises CheckpointError."""
-    return bool(_load(Path(path), lazily=True).get("format") == FORMAT)
+    return bool(_load(weights_file(Path(path)), lazily=True).get("format") == FORMAT)
 
 
 def weights_sha256(state: dict[str, torch.Tensor]) -> str:
@@ -225,7 +237,8 @@ def _load(path: Path, *, lazily: bool = False) -> dict[str, Any]:
 
             return dict(load_file(path))
         is_archive = verify_archive(path)
-        with warnings.catch_warnings():
+        plain = torch.serialization.safe_globals([argparse.Namespace])  # timm's and torchvision's "args": values alone
+        with warnings.catch_warnings(), plain:
             warnings.simplefilter("ignore")  # torch warns of pickles it did not write itself; they are refused or read
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily and is_archive)
     except ArtifactError as error:

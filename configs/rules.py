@@ -39,7 +39,7 @@ def find_missing_files(config: Config, to_come: Path | None) -> list[Problem]:
         if getattr(config, key) and not os.path.isfile(getattr(config, key)):  # noqa: PTH113
             problems.append(Problem(f'{key} "{getattr(config, key)}" is not a file', (key,)))
     mode, weights = config.train_mode, config.start_weights()
-    if config.starts_from_file() and weights != to_come and not os.path.isfile(weights):  # noqa: PTH113
+    if config.starts_from_file() and weights != to_come and not os.path.exists(weights):  # noqa: PTH110
         own = () if config.pretrained_file else ("save_path", "save_name")
         keys = ("train_mode", "pretrained_path", "pretrained_file", *own)
         problems.append(Problem(f'train_mode "{mode}" starts from "{weights}", which is not a file', keys))

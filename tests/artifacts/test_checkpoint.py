@@ -1,5 +1,6 @@
 """Checkpoints: saved and read back; damaged, hostile, newer and incomplete ones are refused."""
 
+import argparse
 import errno
 import json
 import os
@@ -298,15 +299,71 @@ def test_which_of_several_weights_are_taken_is_said(tmp_path: Path) -> None:
     one, averaged = {"w": torch.zeros(3)}, {"w": torch.ones(3)}
     torch.save({"state_dict_ema": averaged, "state_dict": one, "optimizer": {"state": {}}}, tmp_path / "two.pth")
     found = load_weights_file(tmp_path / "two.pth")
-    assert torch.equal(found.weights["w"], one["w"]) and found.metadata is None
+    assert torch.equal(found.weights["w"], averaged["w"]) and found.metadata is None  # as timm's load_checkpoint does
     assert found.note == (
-        'the weights are those of "state_dict"; it also has "state_dict_ema": to start from it, save it alone in a file'
+        'the weights are the averaged ones, "state_dict_ema"; it also has "state_dict": to start from it, save it '
+        "alone in a file"
     )
+    torch.save({"state_dict": one, "model": averaged}, tmp_path / "others.pth")
+    found = load_weights_file(tmp_path / "others.pth")
+    assert torch.equal(found.weights["w"], one["w"])
+    assert found.note.startswith('the weights are those of "state_dict"; it also has "model"')
     torch.save({"student": one, "epoch": 3}, tmp_path / "one.pth")
     assert torch.equal(load_weights_file(tmp_path / "one.pth").weights["w"], one["w"])
     torch.save({"student": one, "teacher": averaged}, tmp_path / "both.pth")
     with pytest.raises(CheckpointError, match=r"both.pth: weights of several nets in it \(student, teacher\); save"):
         load_weights_file(tmp_path / "both.pth")
+
+
+def test_the_arguments_that_training_scripts_save_are_plain_values(tmp_path: Path) -> None:
+    """timm's and torchvision's reference scripts save their argparse.Namespace beside the weights."""
+    arguments = argparse.Namespace(model="resnet18", lr=0.1)
+    content = {"epoch": 3, "arch": "resnet18", "state_dict": {"w": torch.ones(2)}, "args": arguments, "metric": 71.0}
+    torch.save(content, tmp_path / "timm.pth.tar")
+    assert torch.equal(load_weights(tmp_path / "timm.pth.tar")["w"], torch.ones(2))
+    arguments.model = Hostile(tmp_path / "made")
+    torch.save(content, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match=r"evil\.pth: it holds more than plain tensors and values"):
+        load_weights(tmp_path / "evil.pth")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_folder_of_the_hub_is_read_with_its_class_names(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    names = ["daisy", "rose"]
+    with pytest.raises(CheckpointError, match=r"no weights in this folder: neither model.safetensors nor pytorch_mod"):
+        load_weights_file(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="its weights are split over several files, which is not read"):
+        load_weights_file(tmp_path)
+    torch.save({"w": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    assert load_weights_file(tmp_path).class_names == ()
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    config = tmp_path / "config.json"
+    for values in ({"label_names": names}, {"id2label": {"1": "rose", "0": "daisy"}}):  # timm's and transformers'
+        config.write_text(json.dumps({"architecture": "resnet18", **values}), encoding="utf-8")
+        for path in (tmp_path, tmp_path / "model.safetensors"):
+            found = load_weights_file(path)
+            assert torch.equal(found.weights["w"], torch.ones(2))
+            assert found.class_names == ("daisy", "rose") and found.metadata is None
+    for values in ({"label_names": ["daisy", "daisy"]}, {"label_names": [1, 2]}, {"id2label": {"7": "x"}}):
+        config.write_text(json.dumps(values), encoding="utf-8")
+        assert load_weights_file(tmp_path).class_names == ()
+    assert not is_checkpoint(tmp_path)
+    config.write_text("[]", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"config.json: holds a list, not an object"):
+        load_weights_file(tmp_path)
+
+
+def test_what_git_lfs_leaves_in_place_of_weights_is_named(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 46807446\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(
+            CheckpointError, match=r'model.safetensors: a pointer of Git LFS, not the weights; run "git '
+        ):
+            load_weights_file(path)
 
 
 def test_safetensors_are_read_whatever_their_name(tmp_path: Path) -> None:
