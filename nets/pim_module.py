@@ -18,6 +18,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from nets.support.backbones import build_backbone
 from nets.support.errors import NetError
+from nets.support.timm_builder import TimmStages
+from nets.support.timm_names import PREFIX, is_timm
 from nets.support.torchvision_builder import require_rate
 
 STAGES = {  # by the start of torchvision's names: four modules, from stride 4 to 32
@@ -62,9 +64,10 @@ class PIM(nn.Module):
     The scores are the mean of the softmaxes of the four stages (their logits averaged over positions) and the
     combiner; the logits are their logarithm. `head` names one of HEADS whose logits to return instead.
     `num_selects` are positions per stage: integers are counts, fractions below 1 (or 1.0) a share of the stage; the
-    default is 2/9 of each. `stages` names four modules of a backbone that is not in STAGES. `published_stages`
-    takes the maps where the published code does: Swin's behind patch merging, EfficientNet's from stride 16 on; the
-    default is then 8/9, 8/9, 8/9 and 2/9 of the positions for a Swin, and 32 a stage for a CNN. Raises NetError.
+    default is 2/9 of each. `stages` names four modules of a backbone that is neither in STAGES nor timm's.
+    `published_stages` takes the maps where the published code does: Swin's behind patch merging, EfficientNet's from
+    stride 16 on; the default is then 8/9, 8/9, 8/9 and 2/9 of the positions for a Swin, and 32 a stage for a CNN.
+    Raises NetError.
 
     Departures: without `published_stages` the maps lie at strides 4, 8, 16 and 32 for every backbone. The first
     three of Swin have four times the published positions then, of which 2/9 are the published counts. The FPN of a
@@ -100,7 +103,8 @@ class PIM(nn.Module):
         self.head = head
         self.use_selection = use_selection
         self.is_channels_last = model_type.startswith(CHANNELS_LAST)
-        self.backbone = _backbone(model_type, num_channels, stages or _stages_of(model_type, published_stages))
+        names = stages or _stages_of(model_type, published_stages)
+        self.backbone = _backbone(model_type, num_channels, (img_height, img_width), names)
         maps = self._map_sizes(num_channels, img_height, img_width)
         selects = num_selects or _default_selects(model_type, published_stages)
         self.counts = _select_counts(selects if use_selection else [1.0] * 4, [h * w for _, h, w in maps])
@@ -270,9 +274,11 @@ def _default_selects(model_type: str, published: bool) -> Sequence[float]:
     return SWIN_SHARES if model_type.startswith("swin") else CNN_COUNTS
 
 
-def _backbone(model_type: str, num_channels: int, stages: Sequence[str]) -> nn.Module:
+def _backbone(model_type: str, num_channels: int, size_px: tuple[int, int], stages: Sequence[str]) -> nn.Module:
     """Build a net up to its four stages: images to a dict of their feature maps, in order."""
-    net = build_backbone(model_type, num_channels)
+    if is_timm(model_type) and not stages:
+        return TimmStages(model_type.removeprefix(PREFIX), num_channels, size_px)
+    net = build_backbone(model_type, num_channels, size_px)
     names = list(stages or getattr(net, "stage_names", ()))
     if len(names) != 4 or len(set(names)) != 4:
         raise NetError(

@@ -13,6 +13,8 @@ from torch import nn
 
 from nets.support.backbones import build_backbone
 from nets.support.errors import NetError
+from nets.support.timm_builder import build_timm_features
+from nets.support.timm_names import PREFIX, is_timm
 from nets.support.torchvision_builder import use_small_stem
 
 STEMS = ("auto", "small", "imagenet")
@@ -104,11 +106,13 @@ def _backbone(model_type: str, num_channels: int, size: tuple[int, int], stem: s
     if stem not in STEMS:
         raise NetError(f'stem must be one of {", ".join(STEMS)}, got "{stem}"')
     is_residual = model_type.startswith(RESIDUAL)
-    net: Any = build_backbone(model_type, num_channels, **_arguments(model_type, num_channels, size))
+    if is_timm(model_type) and stem != "small":
+        return build_timm_features(model_type.removeprefix(PREFIX), num_channels, size)
+    net: Any = build_backbone(model_type, num_channels, size, **_arguments(model_type, num_channels, size))
     if is_residual and (stem == "small" or (stem == "auto" and max(size) <= SMALL_INPUT)):
         use_small_stem(net)
     elif stem == "small":
-        raise NetError(f'only ResNets have the stem "small", {model_type} does not')
+        raise NetError(f'only torchvision\'s ResNets have the stem "small", {model_type} does not')
     layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     last = list(net.named_modules())[-1][0]
     if not layers or layers[-1] != last:

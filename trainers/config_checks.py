@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts.errors import CheckpointError
+from artifacts.hub_folder import weights_file
 from artifacts.weights_packages import is_package, package_file, with_wanted_preprocess
 from configs.loading import process_config
 from configs.rules import NET, Problem
 from configs.schema import Config
 from nets.net_interface import check_model_args, check_names, declared_task
 from nets.support.errors import NetError
+from trainers.timm_weights import timm_problems, with_published_preprocess
 
 MASK_TASKS = ("segmentation", "change_detection")
 NOT_FOR_MASKS = {  # keys, and what to do
@@ -34,7 +36,8 @@ def training_config(path: str | Path, overrides: Sequence[str] = (), *, check_fi
 
     Raises ConfigError with all mistakes.
     """
-    return with_wanted_preprocess(process_config(path, overrides, check_files=check_files, checks=[net_problems]))
+    config = process_config(path, overrides, check_files=check_files, checks=[net_problems])
+    return with_published_preprocess(with_wanted_preprocess(config))
 
 
 def net_problems(config: Config) -> list[Problem]:
@@ -58,6 +61,12 @@ def net_problems(config: Config) -> list[Problem]:
             sentence = "data_aug cannot be off: SimSiam learns from two different views of an image"
             problems.append(Problem(sentence, ("data_aug", *NET)))
     problems += _mask_problems(config)
+    problems += timm_problems(config)
+    if config.starts_from_file() and config.start_weights().is_dir():
+        try:
+            weights_file(config.start_weights())
+        except CheckpointError as error:
+            problems.append(Problem(str(error), ("pretrained_path", "pretrained_file")))
     if config.train_mode == "finetune" and is_package(config.pretrained_file):
         try:
             package_file(config.pretrained_file)

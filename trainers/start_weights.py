@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from artifacts.checkpoint import load_weights_file
+from artifacts.checkpoint import WeightsFile, load_weights_file
 from artifacts.class_names import are_numbers, compared, labels_by_name, listed, renamed
 from artifacts.errors import CheckpointError
-from artifacts.metadata import ModelMetadata
 from artifacts.weights_packages import is_package, package_file, weights_package
 from configs.schema import Config
 from nets.support.pretrained import (
+    KeptRows,
     LoadReport,
     load_start_weights,
     published_normalization,
@@ -22,6 +22,7 @@ from nets.support.pretrained import (
     reordered_head,
 )
 from trainers.tasks.table import task_of_config
+from trainers.timm_weights import published_preprocess
 
 Log = Callable[[str], None]
 OF_UPDATE = ("channels", "mean", "std", "resize", "interpolation", "height", "width", "icc_profiles")
@@ -36,6 +37,7 @@ def load_into(net: nn.Module, config: Config, class_names: Sequence[str], log: L
     NetError, CheckpointError.
     """
     is_update = config.train_mode == "update"
+    rows: KeptRows | None = None
     if config.pretrained_file == "torchvision":
         arguments = config.model_module_name, config.model_net_name, config.net_args()
         state, wanted = published_state_dict(*arguments), published_normalization(*arguments)
@@ -45,18 +47,22 @@ def load_into(net: nn.Module, config: Config, class_names: Sequence[str], log: L
         wanted = {"mean": package.mean, "std": package.std}
     else:
         file = load_weights_file(config.start_weights())
-        state, wanted = file.weights, {}
+        state, wanted = file.weights, published_preprocess(config)
         if file.note:
             log(f"{config.start_weights()}: {file.note}")
         if file.metadata is not None:
             values = vars(file.metadata.preprocess)
             wanted = {key: values[key] for key in (OF_UPDATE if is_update else OF_FINETUNE)}
         if is_update and class_names:
-            state = _for_classes(net, state, file.metadata, class_names, config, log)
+            state = _for_classes(net, file, class_names, config, log)
+        elif not is_update:
+            rows = _kept_rows(file, class_names, config)
     for line in other_preprocessing(wanted, config):
         log(line)
-    report = load_start_weights(net, state, new_head=not is_update)
+    report = load_start_weights(net, state, new_head=not is_update, kept_rows=rows)
     log(report.summary())
+    if report.kept_rows:
+        log(_kept_text(report.kept_rows, class_names))
     return report
 
 
@@ -72,34 +78,54 @@ def other_preprocessing(wanted: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def _for_classes(
-    net: nn.Module,
-    state: dict[str, torch.Tensor],
-    metadata: ModelMetadata | None,
-    class_names: Sequence[str],
-    config: Config,
-    log: Log,
+    net: nn.Module, weights: WeightsFile, class_names: Sequence[str], config: Config, log: Log
 ) -> dict[str, torch.Tensor]:
     """Return the weights with the head's rows in the order of the classes. Raises CheckpointError for other classes."""
-    file = config.start_weights()
-    if metadata is None:
+    file, state, its_names = config.start_weights(), weights.weights, weights.class_names
+    if not its_names and weights.metadata is None:
         log(f"warning: {file} names no classes: its head is taken for {listed(class_names)}, in this order")
         return state
-    if metadata.output != "logits":
-        return state  # it has no classes
-    rows = labels_by_name(class_names, metadata.class_names)
-    if rows is None or len(rows) != metadata.num_classes:
+    if not _has_classes(weights):
+        return state
+    rows = labels_by_name(class_names, its_names)
+    if rows is None or len(rows) != len(its_names):
         raise CheckpointError(
-            f"{file}: its classes are not the lists': {compared(class_names, metadata.class_names)}; "
-            'train_mode "finetune" takes the weights with a new head'
+            f"{file}: its classes are not the lists': {compared(class_names, its_names)}; "
+            'train_mode "finetune" takes the weights, and the head\'s rows of the classes in both'
         )
     if rows != tuple(range(len(rows))):
-        log(f"{file}: {compared(class_names, metadata.class_names)}; the head's rows are put into the lists' order")
+        log(f"{file}: {compared(class_names, its_names)}; the head's rows are put into the lists' order")
         return reordered_head(net, state, rows, _example(config))
-    if text := renamed(class_names, metadata.class_names):
+    if text := renamed(class_names, its_names):
         log(f"warning: {file}: {text}; the weights go on under the new names, all other classes are kept")
-    elif are_numbers(class_names) and not are_numbers(metadata.class_names):
-        log(f"warning: the lists name no classes: {listed(metadata.class_names)} of {file} are called by their labels")
+    elif are_numbers(class_names) and not are_numbers(its_names):
+        log(f"warning: the lists name no classes: {listed(its_names)} of {file} are called by their labels")
     return state
+
+
+def _kept_rows(weights: WeightsFile, class_names: Sequence[str], config: Config) -> KeptRows | None:
+    """Return the classes of the lists that a file knows by name; None where it has none.
+
+    Numbers are no names. `fit_head` fits all rows to the training images, so that it keeps none.
+    """
+    its_names = weights.class_names
+    if config.fit_head or not _has_classes(weights) or are_numbers(class_names) or are_numbers(its_names):
+        return None
+    labels = {label: its_names.index(name) for label, name in enumerate(class_names) if name in its_names}
+    return KeptRows(labels, len(its_names))
+
+
+def _has_classes(weights: WeightsFile) -> bool:
+    """Return whether the outputs of the net that a file is of are its classes."""
+    return bool(weights.class_names) and (weights.metadata is None or weights.metadata.output == "logits")
+
+
+def _kept_text(kept: Sequence[int], class_names: Sequence[str]) -> str:
+    """Return which classes keep their row of the head, and which begin anew, in one line."""
+    names = [class_names[label] for label in kept]
+    new = [name for label, name in enumerate(class_names) if label not in kept]
+    text = f"the head's rows of {len(names)} of {len(class_names)} classes are kept by name: {listed(names)}"
+    return text + (f"; new: {listed(new)}" if new else "")
 
 
 def _example(config: Config) -> torch.Tensor:

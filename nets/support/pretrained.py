@@ -17,11 +17,13 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 
 from nets.net_interface import net_parameters
 from nets.support.errors import NetError
+from nets.support.timm_builder import timm_converted
+from nets.support.timm_names import PREFIX
 from nets.support.torchvision_builder import first_conv_name, fit_input_channels
 
 Shape = tuple[int, ...]
 State = dict[str, torch.Tensor]
-BACKBONE = "backbone."  # prefix of the backbone in nets around one; published files do not have it
+BACKBONES = ("backbone.", "backbone.net.")  # prefixes of the backbone in nets around one; published files have none
 SHOWN = 5  # names listed of each kind
 LEAST_FITTING, WELL_FITTING = 0.5, 0.9  # `LoadReport.fitting` below which "finetune" is refused, or warns
 AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\.")  # inception_v3's and googlenet's second heads
@@ -31,6 +33,14 @@ OLD_NAMES = (  # names in published files that differ from the net's: torchvisio
     (re.compile(r"(encoder_layer_\d+\.mlp\.)linear_2\."), r"\g<1>3."),
     (re.compile(r"(^|\.)_(?=[a-z])"), r"\1"),  # the published EfficientNet-Lite's _blocks.0._bn1
 )
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """Classes that a net and a file have in common: `labels` is the file's label by the net's."""
+
+    labels: Mapping[int, int]
+    num_classes: int  # of the file, whose head has as many rows
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,7 @@ class LoadReport:
     unexpected: tuple[str, ...]  # of the file, not in the net
     missing: tuple[str, ...]  # of the net, not in the file
     converted: tuple[str, ...]  # notes on tensors whose shape was converted; they are among the loaded
+    kept_rows: tuple[int, ...] = ()  # labels of the classes whose rows of the head are the file's
 
     @property
     def num_tensors(self) -> int:
@@ -71,8 +82,9 @@ class LoadReport:
         lines = [f"{counts} ({self.percent:.1f} %)", *self.converted]
         if self.fitting < WELL_FITTING:
             lines.insert(0, "warning: these are the weights of another net: many of the tensors do not fit")
+        head = "head, fresh but for the rows that are kept" if self.kept_rows else "new head, left fresh"
         kinds = {
-            "new head, left fresh": self.skipped_head,
+            head: self.skipped_head,
             "other shape, left fresh": [_shape_text(*entry) for entry in self.skipped_shape],
             "not in the file, left fresh": self.missing,
             "only in the file": self.unexpected,
@@ -132,12 +144,15 @@ def reordered_head(net: nn.Module, state_dict: State, rows: Sequence[int], examp
     return moved
 
 
-def load_start_weights(net: nn.Module, state_dict: Mapping[str, Any], *, new_head: bool) -> LoadReport:
+def load_start_weights(
+    net: nn.Module, state_dict: Mapping[str, Any], *, new_head: bool, kept_rows: KeptRows | None = None
+) -> LoadReport:
     """Copy weights into the net, in place, and report on every name; the net stays unchanged where this raises.
 
     new_head=True (finetune): the head stays fresh, a first convolution is converted between 1 and 3 channels, a ViT's
     position embeddings are interpolated, weights of a bare backbone are found for a net around one, and what does not
-    match is reported. new_head=False (update): all must match.
+    match is reported; `kept_rows` are the rows of the head to take nevertheless. new_head=False (update): all must
+    match.
     A net with other heads than its last linear or convolutional layer lists their prefixes in `head_names`.
     Raises NetError: not a state dict, nothing loaded, or (update) any difference.
     """
@@ -145,8 +160,11 @@ def load_start_weights(net: nn.Module, state_dict: Mapping[str, Any], *, new_hea
     targets = {_clean_name(name): tensor for name, tensor in net.state_dict().items()}
     heads = _head_prefixes(net) if new_head else ()
     offered, note = _without_prefix(offered, targets, may_wrap=new_head)
+    notes = [note] if note else []
+    if new_head and any(name not in offered or offered[name].shape != tensor.shape for name, tensor in targets.items()):
+        offered = timm_converted(net, offered)
     matched, report = _match(net, offered, targets, heads, converts_shapes=new_head)
-    report = replace(report, converted=(*filter(None, [note]), *report.converted))
+    report = replace(report, converted=(*notes, *report.converted))
     _check_anything_fits(net, report, offered, targets)
     if not new_head:
         _check_everything_fits(net, report)
@@ -155,8 +173,13 @@ def load_start_weights(net: nn.Module, state_dict: Mapping[str, Any], *, new_hea
             f"the weights are those of another net than {type(net).__name__}: {report.summary()}\n"
             "name the net that they were trained for (model_net_name, model_args), or their file"
         )
+    head = _head_with_rows(offered, targets, heads, kept_rows) if kept_rows and kept_rows.labels else {}
+    if kept_rows and head:
+        report = replace(report, kept_rows=tuple(sorted(kept_rows.labels)))
+        if all(len(value) == len(report.kept_rows) for value in head.values()):  # nothing of it is fresh
+            report = replace(report, loaded=(*report.loaded, *head), skipped_head=())
     with torch.no_grad():
-        for name, value in matched.items():
+        for name, value in (matched | head).items():
             targets[name].copy_(value)
     return report
 
@@ -175,7 +198,8 @@ def _published_name(module_name: str, net_name: str, model_args: Mapping[str, An
     defaults = {parameter.name: parameter.default for parameter in net_parameters(module_name, net_name)}
     if "model_type" in defaults:
         name: str = model_args.get("model_type", defaults["model_type"])
-        return name
+        # torchvision's net of a timm net's name is another one
+        return f"{PREFIX}{name}" if module_name == "timm_module" else name
     backbones: dict[str, str] = getattr(importlib.import_module(f"nets.{module_name}"), "BACKBONES", {})
     return backbones.get(net_name, net_name)
 
@@ -189,7 +213,7 @@ def _check_state_dict(state_dict: Mapping[str, Any]) -> State:
             raise NetError(
                 f"the weights are no state dict: the entry {name!r} is of type {type(value).__name__}, not a tensor"
             )
-    return {_clean_name(name): value for name, value in state_dict.items()}
+    return {_clean_name(name): value for name, value in state_dict.items() if name != "n_averaged"}  # AveragedModel's
 
 
 def _clean_name(name: str) -> str:
@@ -205,7 +229,7 @@ def _clean_name(name: str) -> str:
 def _without_prefix(offered: State, targets: State, *, may_wrap: bool) -> tuple[State, str]:
     """Return the weights under the names of which most fit the net, and a note where a prefix was left out.
 
-    `may_wrap`: a bare backbone's weights may lie below "backbone." in the net.
+    `may_wrap`: a bare backbone's weights may lie below one of BACKBONES in the net.
     """
     parts = [name.split(".") for name in offered]
     counts = Counter(".".join(names[:depth]) + "." for names in parts for depth in range(1, min(len(names), 4)))
@@ -213,8 +237,8 @@ def _without_prefix(offered: State, targets: State, *, may_wrap: bool) -> tuple[
     best, note, most = offered, "", -1
     for prefix in prefixes:
         stripped = {name.removeprefix(prefix): value for name, value in offered.items()}
-        wrapped = {f"{BACKBONE}{name}": value for name, value in stripped.items()}
-        for state in (stripped, wrapped) if may_wrap else (stripped,):
+        places = ("", *BACKBONES) if may_wrap else ("",)
+        for state in ({f"{place}{name}": value for name, value in stripped.items()} for place in places):
             fitting = sum(name in targets and targets[name].shape == value.shape for name, value in state.items())
             if fitting > most:
                 best, most = state, fitting
@@ -229,6 +253,21 @@ def _head_prefixes(net: nn.Module) -> tuple[str, ...]:
             return tuple(_clean_name(f"{path}.{name}.".lstrip(".")) for name in own)
     layers = [name for name, module in net.named_modules() if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))]
     return (_clean_name(f"{layers[-1]}."),) if layers else ()
+
+
+def _head_with_rows(offered: State, targets: State, heads: tuple[str, ...], rows: KeptRows) -> State:
+    """Return the head's tensors, the rows of some classes the file's; {} unless every one has a row for each class."""
+    mine, theirs = list(rows.labels), list(rows.labels.values())
+    head: State = {}
+    for name, target in targets.items():
+        value = offered.get(name)
+        if not name.startswith(heads):
+            continue
+        if value is None or value.shape != (rows.num_classes, *target.shape[1:]):
+            return {}
+        head[name] = target.clone()
+        head[name][mine] = value[theirs].to(target)
+    return head
 
 
 def _match(

@@ -347,8 +347,9 @@ def test_a_folder_of_the_hub_is_read_with_its_class_names(tmp_path: Path) -> Non
             found = load_weights_file(path)
             assert torch.equal(found.weights["w"], torch.ones(2))
             assert found.class_names == ("daisy", "rose") and found.metadata is None
-    for values in ({"label_names": ["daisy", "daisy"]}, {"label_names": [1, 2]}, {"id2label": {"7": "x"}}):
-        config.write_text(json.dumps(values), encoding="utf-8")
+    odd: list[dict[str, Any]] = [{"label_names": ["a", "a"]}, {"label_names": [1, 2]}, {"id2label": {"7": "x"}}]
+    for entry in odd:
+        config.write_text(json.dumps(entry), encoding="utf-8")
         assert load_weights_file(tmp_path).class_names == ()
     assert not is_checkpoint(tmp_path)
     config.write_text("[]", encoding="utf-8")

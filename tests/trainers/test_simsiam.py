@@ -195,7 +195,7 @@ def test_the_stem_follows_the_input_size(stem: str, side: int, stride: int) -> N
     ("args", "sentence"),
     [
         ({"model_type": "resnet19"}, 'efficientnet_lite4, got "resnet19"; did you mean "resnet18"?'),
-        ({"model_type": "swin_t", "stem": "small"}, 'only ResNets have the stem "small", swin_t does not'),
+        ({"model_type": "swin_t", "stem": "small"}, 'only torchvision\'s ResNets have the stem "small", swin_t does'),
         ({"model_type": "squeezenet1_0"}, "squeezenet1_0 does not end in a linear layer"),
         ({"model_type": "resnet18", "stem": "tiny"}, 'stem must be one of auto, small, imagenet, got "tiny"'),
         ({"model_type": "resnet18", "projector_layers": 0}, "must be at least 1"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +19,10 @@ from artifacts.metadata import build_metadata
 from configs.schema import Config
 from nets.net_interface import build_net
 from nets.support.errors import NetError
-from nets.support.pretrained import published_normalization, reordered_head
+from nets.support.pretrained import KeptRows, load_start_weights, published_normalization, reordered_head
 from tests.conftest import CLASSES
 from trainers.builder import build_start_net
+from trainers.optim.optimizer import FreezeError
 from trainers.resuming import check_classes
 from trainers.start_weights import other_preprocessing
 
@@ -152,6 +155,159 @@ def test_published_weights_with_another_mean_are_named() -> None:
     grey = config.model_copy(update={"num_channels": 1})
     of_resnet = published_normalization("GeM_ResNet_module", "GeM_ResNet_AVP", {"model_type": "resnet18"})
     assert other_preprocessing(of_resnet, grey) == []  # grey: the mean of ImageNet's channels
+
+
+# --- the rows of a finetuned head
+
+
+def head(net: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weight (K, 512) and the bias (K,) of a squeezenet's head."""
+    state = net.state_dict()
+    return state["classifier.1.weight"].flatten(1), state["classifier.1.bias"]
+
+
+def finetuned(config: Config, names: tuple[str, ...], **changes: object) -> tuple[nn.Module, list[str]]:
+    return started(config.model_copy(update={"train_mode": "finetune", "num_classes": len(names), **changes}), names)
+
+
+def test_a_finetuned_head_keeps_the_rows_of_the_classes_that_it_knows_by_name(tmp_path: Path) -> None:
+    config = write_start(tmp_path / "start.pth")
+    old = load_checkpoint(tmp_path / "start.pth").net
+    weight, bias = old["classifier.1.weight"].flatten(1), old["classifier.1.bias"]
+    names = (CLASSES[2], "oval", CLASSES[0], "ring")
+    net, lines = finetuned(config, names)
+    got_weight, got_bias = head(net)
+    assert torch.equal(got_weight[[0, 2]], weight[[2, 0]]) and torch.equal(got_bias[[0, 2]], bias[[2, 0]])
+    for row in (1, 3):
+        assert not (got_weight[row] == weight).all(dim=1).any()
+    assert lines[-1] == (
+        f"the head's rows of 2 of 4 classes are kept by name: {quoted((CLASSES[2], CLASSES[0]))}; "
+        f"new: {quoted(('oval', 'ring'))}"
+    )
+    assert "head, fresh but for the rows that are kept: classifier.1.weight, classifier.1.bias" in lines[-2]
+    with pytest.raises(FreezeError, match=r"freeze: classifier.1.weight and 1 more .* would stay random"):
+        finetuned(config, names, freeze=["classifier*"])
+
+
+def test_a_head_of_the_same_classes_is_kept_whole(tmp_path: Path) -> None:
+    config = write_start(tmp_path / "start.pth")
+    other = tuple(reversed(CLASSES))
+    net, lines = finetuned(config, other, freeze=["classifier*"])
+    assert torch.equal(
+        head(net)[0], load_checkpoint(tmp_path / "start.pth").net["classifier.1.weight"].flatten(1).flip(0)
+    )
+    assert f"the head's rows of 3 of 3 classes are kept by name: {quoted(other)}" in lines
+    assert not [line for line in lines if "fresh" in line]
+
+
+@pytest.mark.parametrize(
+    ("of_file", "of_lists", "changes"),
+    [
+        (CLASSES, ("oval", "ring", "heart"), {}),
+        (CLASSES, ("0", "1", "2"), {}),
+        (("0", "1", "2"), ("0", "1", "2"), {}),
+        (CLASSES, CLASSES, {"fit_head": True}),  # which fits every row
+    ],
+    ids=str,
+)
+def test_no_row_is_kept_of_other_classes_of_numbers_and_where_the_head_is_fitted(
+    of_file: tuple[str, ...], of_lists: tuple[str, ...], changes: dict[str, object], tmp_path: Path
+) -> None:
+    config = write_start(tmp_path / "start.pth", of_file)
+    net, lines = finetuned(config, of_lists, **changes)
+    old = load_checkpoint(tmp_path / "start.pth").net["classifier.1.weight"].flatten(1)
+    assert not (head(net)[0][:, None] == old).all(dim=2).any()
+    assert lines[-1].endswith("new head, left fresh: classifier.1.weight, classifier.1.bias")
+
+
+def test_a_foreign_file_with_class_names_keeps_rows_too(tmp_path: Path) -> None:
+    config = write_start(tmp_path / "start.pth").model_copy(update={"pretrained_file": "foreign.pth"})
+    old = load_checkpoint(tmp_path / "start.pth").net
+    weight = old["classifier.1.weight"].flatten(1)
+    torch.save({"state_dict": old, "class_names": ["oval", CLASSES[0], "ring"]}, tmp_path / "foreign.pth")
+    net, lines = finetuned(config, CLASSES)
+    assert torch.equal(head(net)[0][0], weight[1])
+    assert lines[-1].startswith(f"the head's rows of 1 of 3 classes are kept by name: {quoted(CLASSES[:1])}; new: ")
+    net, lines = started(config, (CLASSES[0], "ring", "oval"))  # update: all rows, in the lists' order
+    assert torch.equal(head(net)[0], weight[[1, 2, 0]])
+    torch.save({"state_dict": old, "class_names": ["oval", CLASSES[0]]}, tmp_path / "foreign.pth")  # of another head
+    net, lines = finetuned(config, CLASSES)
+    assert not (head(net)[0][:, None] == weight).all(dim=2).any() and "rows" not in "".join(lines)
+
+
+def test_every_head_of_pim_keeps_its_rows() -> None:
+    arguments = {"model_type": "resnet18", "fpn_size": 4}
+    sizes = {"img_height": 64, "img_width": 64}
+    torch.manual_seed(0)
+    old = build_net("pim_module", "PIM", num_classes=4, model_args=arguments, **sizes).eval()
+    new = build_net("pim_module", "PIM", num_classes=3, model_args=arguments, **sizes).eval()
+    report = load_start_weights(new, old.state_dict(), new_head=True, kept_rows=KeptRows({2: 0, 0: 3}, 4))
+    assert report.kept_rows == (0, 2)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before, after = old.head_logits(old.outputs(images)), new.head_logits(new.outputs(images))
+    for name in ("stage1", "stage2", "stage3", "stage4"):
+        torch.testing.assert_close(after[name][:, [2, 0]], before[name][:, [0, 3]])
+    rows = new.combiner.classifier.weight  # whose input, the selected positions, follows all classes
+    assert torch.equal(rows[[2, 0]], old.combiner.classifier.weight[[0, 3]])
+
+
+# --- files of other programs
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "backbone.", "net.model."])
+@pytest.mark.parametrize("key", ["", "state_dict", "state_dict_ema", "model_ema"])
+def test_weights_under_the_names_of_other_programs_are_found(prefix: str, key: str, tmp_path: Path) -> None:
+    config = write_start(tmp_path / "start.pth").model_copy(update={"pretrained_file": "other.pth"})
+    old = load_checkpoint(tmp_path / "start.pth").net
+    weights = {f"{prefix}{name}": value for name, value in old.items()}
+    content = {"epoch": 3, key: weights, "args": argparse.Namespace(lr=0.1)} if key else weights
+    torch.save(content, tmp_path / "other.pth")
+    net, lines = finetuned(config, ("a", "b"))
+    state = net.state_dict()
+    body = [name for name in old if not name.startswith("classifier")]
+    assert len(body) == 50 and all(torch.equal(state[name], old[name]) for name in body)
+    assert "loaded 50 of 52 tensors of the net" in lines[-1]
+
+
+def test_the_average_of_torchs_averaged_model_is_found(tmp_path: Path) -> None:
+    """torchvision's reference training saves {"model": ..., "model_ema": the state of an AveragedModel}."""
+    config = write_start(tmp_path / "start.pth").model_copy(update={"pretrained_file": "other.pth"})
+    net = build_net("squeezenet_module", "squeezenet1_1", num_classes=3, img_height=32, img_width=32, model_args={})
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    with torch.no_grad():
+        net.features[0].weight.zero_()
+    torch.save({"model": net.state_dict(), "model_ema": averaged.state_dict()}, tmp_path / "other.pth")
+    started_net, lines = finetuned(config, ("a", "b"))
+    expected = averaged.module.features[0].weight
+    assert expected.any() and torch.equal(started_net.state_dict()["features.0.weight"], expected)
+    assert lines[0].startswith(
+        f'{tmp_path}/other.pth: the weights are the averaged ones, "model_ema"; it also has "model"'
+    )
+    assert "only in the file" not in lines[-1]
+
+
+def test_a_training_starts_from_a_folder_of_the_hub(
+    make_config: ConfigMaker, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import save_file
+
+    write_start(tmp_path / "start.pth")
+    folder = dataset / "hub"
+    folder.mkdir()
+    start = make_config(
+        **SMALL, num_epochs=1, train_mode="finetune", pretrained_path=str(dataset), pretrained_file="hub"
+    )
+    assert train.main(["--config", str(start)]) == 2
+    assert f"{folder}: no weights in this folder: neither model.safetensors nor " in capsys.readouterr().err
+    save_file(load_checkpoint(tmp_path / "start.pth").net, folder / "model.safetensors")
+    labels = {"label_names": ["oval", CLASSES[1], "ring"]}
+    (folder / "config.json").write_text(json.dumps({"architecture": "squeezenet", **labels}), encoding="utf-8")
+    assert train.main(["--config", str(start)]) == 0
+    said = capsys.readouterr().out
+    assert "loaded 50 of 52 tensors of the net" in said
+    assert f"the head's rows of 1 of 3 classes are kept by name: {quoted(CLASSES[1:2])}" in said
+    assert (dataset / "weights/net.pth").is_file()
 
 
 # --- --resume
