@@ -18,4 +18,9 @@ def prediction_type(output: str) -> type[Prediction]:
             "this net gives features, not classes: python -m tools.embed writes them, and a "
             "SimSiam_probe trained from it classifies"
         )
+    if output == "mask_logits":
+        raise BackendError(
+            "this net gives a class for each pixel, not for the image: its masks are shown by its training "
+            "(report.html) and verified by python -m deploy.export"
+        )
     raise BackendError(f"this net gives {output}, which no prediction type reads: {', '.join(PREDICTION_TYPES)}")

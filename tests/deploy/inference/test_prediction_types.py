@@ -122,6 +122,8 @@ def test_an_output_without_a_type_is_refused() -> None:
         Predictor(ValueBackend(), replace(METADATA, output="boxes"))
     with pytest.raises(BackendError, match=r"^this net gives features, not classes: python -m tools.embed writes them"):
         Predictor(ValueBackend(), replace(METADATA, output="features"))
+    with pytest.raises(BackendError, match=r"^this net gives a class for each pixel, not for the image: its masks are"):
+        Predictor(ValueBackend(), replace(METADATA, output="mask_logits"))
 
 
 def test_a_heat_map_needs_classes(tmp_path: Path, predictor: Predictor) -> None:
