@@ -20,9 +20,11 @@ from platforms.tianji.files import MODULES, SIMSIAM
 from trainers.config_checks import training_config
 
 SIMSIAM_RECIPE = ROOT / "configs" / "tianji_simsiam_config.json"
-PIM_RECIPE = ROOT / "configs" / "tianji_pim_config.json"  # a GPU, and published weights
-PIM_SMALL_RECIPE = ROOT / "configs" / "tianji_pim_small_config.json"  # anything else
-FROM_SCRATCH: Mapping[str, Any] = {"train_mode": "fromscratch", "pretrained_file": ""}
+PIM_RECIPE = ROOT / "configs" / "tianji_pim_config.json"  # a GPU, and torchvision's weights
+PIM_SMALL_RECIPE = ROOT / "configs" / "tianji_pim_small_config.json"  # anything else, and a package's weights
+SMALL_BACKBONE = "efficientnet_lite0"
+NO_START: Mapping[str, Any] = {"layer_decay": 1.0, "freeze_norm_statistics": False}  # nothing is worth keeping
+FROM_SCRATCH: Mapping[str, Any] = {"train_mode": "fromscratch", "pretrained_file": "", **NO_START}
 START_KEYS = ("train_mode", "pretrained_file", "pretrained_path")
 DOWNLOAD_TIMEOUT_S = 20.0  # without a response
 SETTINGS = "advance_settings"
@@ -95,18 +97,26 @@ def make_config(
 ) -> Config:
     """Choose the recipe, override it by `advance_settings`, and check it. Raises ConfigError with every mistake.
 
-    PIM starts from torchvision's published weights where they are on this machine or can be downloaded, with the large
-    recipe on a GPU and the small one elsewhere; without them, the small one starts from random weights.
-    Initial weights named in `advance_settings` are not replaced.
+    On a GPU PIM starts from torchvision's published weights where they are on this machine or can be downloaded;
+    elsewhere the small recipe starts from those of an installed package. A backbone that `advance_settings` names
+    starts from torchvision's, or without them from random weights. Initial weights that it names are not replaced.
     """
     recipe = SIMSIAM_RECIPE if model == SIMSIAM else PIM_RECIPE if uses_cuda else PIM_SMALL_RECIPE
-    config = read_config(recipe, fixed, settings)
-    if config.pretrained_file == "torchvision" and not any(key in settings for key in START_KEYS):
+    names_start = any(key in settings for key in START_KEYS)
+    has_own_backbone = model != SIMSIAM and _backbone(settings) not in (None, SMALL_BACKBONE)
+    start: Mapping[str, Any] = NO_START if settings.get("train_mode") == "fromscratch" else {}
+    if has_own_backbone and not names_start:
+        start = {"pretrained_file": "torchvision"}
+    config = read_config(recipe, fixed, settings, start)
+    if config.pretrained_file == "torchvision" and not names_start:
         problem = why_no_published_weights(config)
-        if problem:
-            recipe = PIM_SMALL_RECIPE
+        if problem and has_own_backbone:
             log(f"{problem}\nso the net starts from random weights, which costs accuracy")
             config = read_config(recipe, fixed, settings, FROM_SCRATCH)
+        elif problem:
+            recipe = PIM_SMALL_RECIPE
+            log(f"{problem}\nso a smaller net starts from the weights of an installed package")
+            config = read_config(recipe, fixed, settings)
     log(f"{model} by configs/{recipe.name}" + (f" and {len(settings)} advance_settings" if settings else ""))
     return config
 
@@ -166,6 +176,13 @@ def why_no_published_weights(config: Config) -> str:
     finally:
         socket.setdefaulttimeout(before)
     return ""
+
+
+def _backbone(settings: Settings) -> Any:
+    """Return the `model_type` that the settings name, None where they name none."""
+    arguments = settings.get("model_args")
+    inner = arguments.get("model_type") if isinstance(arguments, dict) else None
+    return inner or settings.get("model_type")
 
 
 def _item(key: str, value: Any) -> str:

@@ -432,14 +432,24 @@ def fixed(labelled: Path, tmp_path: Path) -> FixedKeys:
 TWO_SPLITS = (("train", "train"), ("val", "valid"))
 
 
+PACKAGE = "package:efficientnet_lite0"
+RESNET: dict[str, Any] = {"model_args": {"model_type": "resnet18"}}
+LITE: dict[str, Any] = {"model_args": {"model_type": "efficientnet_lite0"}}
+
+
 @pytest.mark.parametrize(
     ("uses_cuda", "problem", "settings", "net", "start"),
     [
         (True, "", {}, "swin_b", ("finetune", "torchvision")),
-        (False, "", {}, "resnet18", ("finetune", "torchvision")),
-        (True, "no network", {}, "resnet18", ("fromscratch", "")),
-        (False, "no network", {}, "resnet18", ("fromscratch", "")),
-        (False, "no network", {"train_mode": "finetune"}, "resnet18", ("finetune", "torchvision")),
+        (False, "", {}, "efficientnet_lite0", ("finetune", PACKAGE)),
+        (True, "no network", {}, "efficientnet_lite0", ("finetune", PACKAGE)),
+        (False, "no network", {}, "efficientnet_lite0", ("finetune", PACKAGE)),
+        (False, "no network", {"train_mode": "finetune"}, "efficientnet_lite0", ("finetune", PACKAGE)),
+        (False, "", {"train_mode": "fromscratch"}, "efficientnet_lite0", ("fromscratch", PACKAGE)),
+        (False, "", RESNET, "resnet18", ("finetune", "torchvision")),
+        (True, "no network", RESNET, "resnet18", ("fromscratch", "")),
+        (False, "no network", RESNET, "resnet18", ("fromscratch", "")),
+        (False, "no network", LITE, "efficientnet_lite0", ("finetune", PACKAGE)),
     ],
 )
 def test_which_recipe_pim_gets(
@@ -456,7 +466,10 @@ def test_which_recipe_pim_gets(
     config = make_config("FGVC_PIM", uses_cuda=uses_cuda, fixed=fixed, settings=settings, log=lines.append)
     assert config.model_args["model_type"] == net
     assert (config.train_mode, config.pretrained_file) == start
-    assert any("starts from random weights" in line for line in lines) == (start[0] == "fromscratch")
+    is_random = start == ("fromscratch", "")
+    assert any("starts from random weights" in line for line in lines) == is_random
+    if config.train_mode == "fromscratch":
+        assert not config.freeze_norm_statistics and config.layer_decay == 1
 
 
 def test_settings_that_json_cannot_hold(fixed: FixedKeys) -> None:
