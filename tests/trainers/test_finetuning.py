@@ -55,6 +55,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     monkeypatch.setitem(weights_packages.PACKAGES, "efficientnet_lite0", replace(entry, sha256=sha256))
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+    monkeypatch.delitem(sys.modules, file.parent.parent.name, raising=False)  # what another test may have imported
     return file
 
 
