@@ -95,7 +95,7 @@ def config_samples(file: str, root: str, config: Config, metadata: ModelMetadata
         return FoundSamples(list(found.samples), found.origin, root if file else "")
     if file:
         return _list_samples(file, root, config, metadata)
-    if not metadata.class_names or metadata.output == "mask_logits":
+    if not _has_labels(metadata):
         return _folder_samples(Path(root), metadata)
     return FoundSamples(list(read_class_folders(root, _names_of_folders(root, metadata)).samples), root)
 
@@ -184,6 +184,11 @@ def _folder_samples(folder: Path, metadata: ModelMetadata) -> FoundSamples:
     return FoundSamples(found, str(folder), note=note)
 
 
+def _has_labels(metadata: ModelMetadata) -> bool:
+    """Return whether an image has one class for a label, not a mask of classes, or none."""
+    return bool(metadata.class_names) and metadata.output != "mask_logits"
+
+
 def _names_of_folders(root: str, metadata: ModelMetadata) -> tuple[str, ...]:
     """Return the class name of each label of a net, as the class folders below `root` are called. Raises ListError.
 
@@ -196,13 +201,12 @@ def _names_of_folders(root: str, metadata: ModelMetadata) -> tuple[str, ...]:
 
 def _list_samples(file: str, root: str, config: Config | None, metadata: ModelMetadata) -> FoundSamples:
     separator = config.file_label_separator if config else SEPARATOR
-    has_labels = bool(metadata.class_names) and metadata.output != "mask_logits"
-    names = _list_names(file, config) if has_labels else ()
+    names = _list_names(file, config) if _has_labels(metadata) else ()
     labels = labels_by_name(names, metadata.class_names)
     if labels is None:
         raise ListError([f"{file}: its classes are not the net's: {compared(names, metadata.class_names)}"])
     target: Target = _UnknownTarget()
-    if has_labels:
+    if _has_labels(metadata):
         target = ClassLabel(len(names) or metadata.num_classes, names or metadata.class_names)
     try:
         found = read_target_list(

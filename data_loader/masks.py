@@ -127,10 +127,7 @@ def _by_palette(image: Image.Image, classes: tuple[MaskClass, ...]) -> Mask:
     of_colour = _colour_lookup(classes)[_packed(palette)]  # (256,)
     of_value = _value_lookup(classes)[:256]
     known = int((of_colour[used] != VOID).sum())
-    if known >= min(2, len(used)):
-        indices = of_colour[places]
-        return Mask(indices, _most_frequent(_packed(palette)[places][indices == VOID], "colour"))
-    if (of_value[used] != VOID).any():
+    if known < min(2, len(used)) and (of_value[used] != VOID).any():
         return _by_value(places, classes)
     indices = of_colour[places]
     return Mask(indices, _most_frequent(_packed(palette)[places][indices == VOID], "colour"))

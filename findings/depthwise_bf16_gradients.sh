@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Expected: on a CPU that multiplies bf16 natively, a depthwise convolution trains in bf16 at least as fast as in float32.
-# Happens: the forward pass does, but the gradients in bf16 take 3 to 9 times as long as in float32 with channels_last: those of the weights
+# Happens: the forward pass does, but the gradients in bf16 take 4 to 10 times as long as in float32 with channels_last: those of the weights
 # with kernels of 5x5, and those of the image with a stride of 2 (torch 2.15.0, oneDNN inside, AMX). A whole EfficientNet-Lite0 trains
 # slower in bf16 than in float32.
 # Around it: trainers/runtime/depthwise.py computes these gradients in float32.

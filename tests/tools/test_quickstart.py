@@ -27,8 +27,8 @@ from tools.child_programs import run_child
 from tools.datasets.make_lists import Images
 from tools.quickstart import __main__ as quickstart
 from tools.quickstart import data, steps
-from tools.quickstart.data import QuickstartError, check_counts, split
-from tools.quickstart.state import open_state
+from tools.quickstart.data import check_counts, split
+from tools.quickstart.state import QuickstartError, open_state
 
 CLASSES = ("circle", "方块", "stripes")
 A_CLASS = 150  # images of each: enough to calibrate on a fifth of them

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from trainers.tasks.segmentation_losses import IGNORED, LOSSES, segmentation_loss
+from data_loader.mask_classes import VOID
+from trainers.tasks.segmentation_losses import LOSSES, segmentation_loss
 
 # Two pixels: scores (3/4, 1/4) of class 0, (1/2, 1/2) of class 1.
 LOGITS = torch.tensor([[[[math.log(3), 0.0]], [[0.0, 0.0]]]])
@@ -25,7 +26,7 @@ def test_loss_has_the_value_worked_out_by_hand(name: str, expected: float) -> No
     assert loss(LOGITS, MASKS).tolist() == pytest.approx([expected])
     # A third, ignored pixel changes nothing, whatever the net thinks of it.
     more = torch.cat([LOGITS, torch.tensor([[[[-5.0]], [[9.0]]]])], dim=3)
-    masks = torch.cat([MASKS, torch.full((1, 1, 1), IGNORED, dtype=torch.uint8)], dim=2)
+    masks = torch.cat([MASKS, torch.full((1, 1, 1), VOID, dtype=torch.uint8)], dim=2)
     more.requires_grad_()
     value = loss(more, masks)
     assert value.tolist() == pytest.approx([expected])
@@ -50,7 +51,7 @@ def test_each_image_has_its_own_loss_and_one_without_pixels_none(name: str) -> N
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 4, 5, 6, generator=generator).requires_grad_()
     masks = torch.randint(0, 4, (3, 5, 6), generator=generator, dtype=torch.uint8)
-    masks[1] = IGNORED
+    masks[1] = VOID
     loss = segmentation_loss(name)
     losses = loss(logits, masks)
     each = [loss(logits[i : i + 1], masks[i : i + 1]) for i in range(3)]
@@ -64,7 +65,7 @@ def test_each_image_has_its_own_loss_and_one_without_pixels_none(name: str) -> N
 def test_lovasz_of_certain_predictions_is_one_minus_iou() -> None:
     generator = torch.Generator().manual_seed(1)
     masks = torch.randint(0, 3, (1, 8, 8), generator=generator, dtype=torch.uint8)  # class 3 is absent
-    masks[0, 0, :4] = IGNORED
+    masks[0, 0, :4] = VOID
     predicted = torch.randint(0, 4, (1, 8, 8), generator=generator)
     logits = torch.nn.functional.one_hot(predicted, 4).permute(0, 3, 1, 2) * 200.0
     ious = []
@@ -79,7 +80,7 @@ def test_lovasz_of_certain_predictions_is_one_minus_iou() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_right_net_has_no_loss(name: str) -> None:
-    masks = torch.tensor([[[0, 1, 2], [2, IGNORED, 0]]], dtype=torch.uint8)
+    masks = torch.tensor([[[0, 1, 2], [2, VOID, 0]]], dtype=torch.uint8)
     logits = torch.nn.functional.one_hot(masks.long() % 255, 4).permute(0, 3, 1, 2) * 100.0
     assert segmentation_loss(name)(logits, masks).item() == pytest.approx(0, abs=1e-6)
 

@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.atomic_io import check_folder, write_atomic
 from common.cli import FlagParser, run_program
@@ -24,9 +24,7 @@ from common.file_lock import lock_file
 from common.paths import ROOT
 from configs.schema import Config
 from tools.datasets.make_lists import Images, find_images
-
-if TYPE_CHECKING:
-    from tools.quickstart.state import State
+from tools.quickstart.state import LOCK, QuickstartError, State, inputs_of, open_state
 
 PROGRAM = "tools.quickstart"
 RECIPE = ROOT / "configs" / "finetune_config.json"
@@ -44,17 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Do the steps that are not done yet, and print the results; return 0. Raises UserError, OSError."""
     images = find_images(args.images)
-    from tools.quickstart.data import (
-        QuickstartError,
-        check_counts,
-    )  # late: --help and a wrong folder answer without numpy
+    from tools.quickstart.data import check_counts  # late: --help and a wrong folder answer without numpy
 
     check_counts(args.images, images.class_names, [label for _, label in images.entries])
     out = args.out or Path("logs") / Path(args.images).resolve().name
     check_place(out, args.images)
     config = make_config(args, images, out)
-    from tools.quickstart.state import LOCK, inputs_of, open_state
-
     state = open_state(out, inputs_of(args.images, images, str(args.config), args.set))
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -71,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
 
 def check_place(out: Path, images: str) -> None:
     """Raise QuickstartError for results among the images: they would be taken for a class."""
-    from tools.quickstart.data import QuickstartError
-
     if out.resolve().is_relative_to(Path(images).resolve()):
         raise QuickstartError(
             f"{out}: it lies in the folder of the images, where it would be a class; choose another --out"
@@ -81,7 +72,6 @@ def check_place(out: Path, images: str) -> None:
 
 def make_config(args: argparse.Namespace, images: Images, out: Path) -> Config:
     """Return the recipe for these images. Raises ConfigError, QuickstartError."""
-    from tools.quickstart.data import QuickstartError
     from trainers.config_checks import training_config
 
     values = own_values(Path(args.images).as_posix(), len(images.class_names), out)

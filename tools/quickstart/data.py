@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 
 from artifacts.metadata import preprocess_of
-from common.errors import UserError
 from configs.schema import Config
 from data_loader.decode_guard import GUARD
 from data_loader.image_files import folder_prefix
@@ -22,6 +21,7 @@ from tools.doctor.fix import find_dropped_rows
 from tools.doctor.report import build_report, write_report
 from tools.doctor.scan import scan
 from tools.doctor.step_check import judge_disk
+from tools.quickstart.state import QuickstartError
 
 LEAST = 5  # images of a class: four to train on and one to validate
 TARGET = CalibrationTarget(target_risk=0.05)
@@ -30,10 +30,6 @@ HELD_OUT = Fraction(3, 20)  # of the images to validate, and as many to calibrat
 MOST_TO_CALIBRATE = Fraction(1, 4)
 MAX_WORKERS = 32
 SHOWN = 5  # classes in a message
-
-
-class QuickstartError(UserError):
-    """What keeps a quickstart from going on; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)

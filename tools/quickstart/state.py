@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic_io import write_atomic
+from common.errors import UserError
 from tools.datasets.make_lists import Images
-from tools.quickstart.data import QuickstartError
 
 FILE = "quickstart.json"
 LOCK = ".quickstart.lock"
 ELSEWHERE = "choose another --out"
 WHAT = {"images": "of other images", "files": "of other files in this folder", "config": "by another recipe", "set": ""}
+
+
+class QuickstartError(UserError):
+    """What keeps a quickstart from going on; the message is one sentence for the user."""
 
 
 @dataclass

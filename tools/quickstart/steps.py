@@ -10,7 +10,8 @@ from artifacts.metadata_reader import read_metadata
 from common.cli import EXIT_MISTAKE
 from common.paths import ROOT
 from tools.child_programs import last_lines, run_child
-from tools.quickstart.data import TARGET, QuickstartError
+from tools.quickstart.data import TARGET
+from tools.quickstart.state import QuickstartError
 
 WEIGHTS = "net.pth"
 EXPORTED = Path("exported", "model.onnx")

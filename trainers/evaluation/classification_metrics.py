@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
 from trainers.evaluation.validation import Measure, Validation
+from trainers.runtime.distributed import gather_over_processes
 
 TOP1 = Measure("top1", "top-1", is_share=True)
 
@@ -159,11 +159,7 @@ class ClassificationMetrics:
         """Return the worst of all processes; equal losses stand in the order of the list."""
         values, numbers = self._worst_values.T.tolist(), self._worst_numbers.T.tolist()
         mine = [(*value, *number) for value, number in zip(values, numbers, strict=True) if value[0] > -np.inf]
-        gathered = [mine]
-        if dist.is_available() and dist.is_initialized():
-            gathered = [[] for _ in range(dist.get_world_size())]
-            dist.all_gather_object(gathered, mine)
-        rows = sorted((row for rows in gathered for row in rows), key=lambda row: (-row[0], row[4]))
+        rows = sorted(gather_over_processes(mine), key=lambda row: (-row[0], row[4]))
         return [
             WorstImage(path=str(paths[index]), label=label, answer=prediction, score=score, loss=loss)
             for loss, score, label, prediction, index in rows[: self.num_worst]

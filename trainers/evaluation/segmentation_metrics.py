@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from data_loader.mask_classes import VOID
+from trainers.evaluation.classification_metrics import per_class_scores
 from trainers.evaluation.validation import Measure, Validation
-from trainers.runtime.distributed import sum_over_processes
+from trainers.runtime.distributed import gather_over_processes, sum_over_processes
 
 MEAN_IOU = Measure("mean_iou", "mean IoU", is_share=True)
 CHANGE_IOU = Measure("change_iou", "IoU of change", is_share=True)
@@ -132,11 +132,7 @@ class SegmentationMetrics:
         """Return the worst of all processes; equal ones stand in the order of the list."""
         known = [row for row in rows.tolist() if not math.isnan(row[0])]  # NaN: no pixel is of a class
         mine = sorted(known, key=lambda row: (row[0], row[2]))[: self.num_worst]
-        gathered = [mine]
-        if dist.is_available() and dist.is_initialized():
-            gathered = [[] for _ in range(dist.get_world_size())]
-            dist.all_gather_object(gathered, mine)
-        worst = sorted((row for part in gathered for row in part), key=lambda row: (row[0], row[2]))
+        worst = sorted(gather_over_processes(mine), key=lambda row: (row[0], row[2]))
         return [WorstMask(str(paths[int(index)]), iou, loss) for iou, loss, index in worst[: self.num_worst]]
 
 
@@ -159,23 +155,11 @@ def class_scores(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict
     What does not exist is None: precision of a class never predicted, recall of one without a pixel, IoU and F1 of one
     with neither. `support` is the class's true pixels.
     """
-    columns = zip(
-        class_names,
-        confusion.diagonal().tolist(),
-        confusion.sum(axis=1).tolist(),
-        confusion.sum(axis=0).tolist(),
-        strict=True,
-    )
+    rows, hits = per_class_scores(confusion, class_names), confusion.diagonal()  # (K,)
+    unions = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
     return [
-        {
-            "class": name,
-            "iou": hits / (support + predicted - hits) if support + predicted else None,
-            "f1": 2 * hits / (support + predicted) if support + predicted else None,
-            "precision": hits / predicted if predicted else None,
-            "recall": hits / support if support else None,
-            "support": support,
-        }
-        for name, hits, support, predicted in columns
+        {**row, "iou": hit / union if union else None, "f1": 2 * hit / (union + hit) if union else None}
+        for row, hit, union in zip(rows, hits.tolist(), unions.tolist(), strict=True)
     ]
 
 

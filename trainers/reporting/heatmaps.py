@@ -42,23 +42,23 @@ def worst_heat_maps(
     return made
 
 
-def net_of_checkpoint(checkpoint: str | Path, device: torch.device) -> tuple[torch.nn.Module, ModelMetadata]:
-    """Return the deployed net of a checkpoint in eval mode, and its metadata. Raises CheckpointError, NetError, ..."""
-    saved = load_checkpoint(checkpoint)
-    net = build_net(**saved.metadata.net_arguments())
-    net.load_state_dict(saved.deployed())
-    return net.to(device).eval(), saved.metadata
+def net_of_checkpoint(checkpoint: str | Path, device: torch.device) -> tuple[torch.nn.Module, ModelMetadata] | None:
+    """Return the deployed net of a checkpoint in eval mode, and its metadata; None, and the reason in the log, where it
+    cannot be built again: the report then has no images of it.
+    """
+    try:
+        saved = load_checkpoint(checkpoint)
+        net = build_net(**saved.metadata.net_arguments())
+        net.load_state_dict(saved.deployed())
+        return net.to(device).eval(), saved.metadata
+    except Exception as error:  # whatever it is: the training is over, and its report comes
+        logger.info("the worst images: %s", error)
+        return None
 
 
 def best_heat_maps(
     checkpoint: str | Path, images: Sequence[tuple[str, int]], device: torch.device
 ) -> dict[str, np.ndarray]:
     """Return `worst_heat_maps` of the net in a checkpoint; none where it cannot be built again."""
-    if not images:
-        return {}
-    try:
-        net, metadata = net_of_checkpoint(checkpoint, device)
-    except Exception as error:
-        logger.info("heat maps of the worst images: %s", error)
-        return {}
-    return worst_heat_maps(net, metadata.preprocess, images, device)
+    best = net_of_checkpoint(checkpoint, device) if images else None
+    return worst_heat_maps(best[0], best[1].preprocess, images, device) if best else {}

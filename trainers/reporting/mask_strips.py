@@ -58,12 +58,8 @@ def best_strips(
     checkpoint: str | Path, target: MaskTarget, samples: SampleList, paths: Sequence[str], device: torch.device
 ) -> dict[str, np.ndarray]:
     """Return `worst_strips` of the net in a checkpoint; none where it cannot be built again."""
-    try:
-        net, metadata = net_of_checkpoint(checkpoint, device)
-    except Exception as error:
-        logger.info("masks of the worst images: %s", error)
-        return {}
-    return worst_strips(net, metadata.preprocess, target, samples, paths, device)
+    best = net_of_checkpoint(checkpoint, device) if paths else None
+    return worst_strips(best[0], best[1].preprocess, target, samples, paths, device) if best else {}
 
 
 def log_masks(

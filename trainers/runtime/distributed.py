@@ -57,11 +57,7 @@ class World:
 
     def gather(self, values: list[Any]) -> list[Any]:
         """Return the lists of all processes, one after the other."""
-        if self.size == 1:
-            return values
-        lists: list[list[Any]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(lists, values)
-        return [value for part in lists for value in part]
+        return values if self.size == 1 else gather_over_processes(values)
 
     def barrier(self) -> None:
         """Wait for all."""
@@ -74,6 +70,15 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def gather_over_processes(values: list[Any]) -> list[Any]:
+    """Return the lists of all processes of the group, one after the other; without a group the list itself."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, values)
+    return [value for part in lists for value in part]
 
 
 @contextlib.contextmanager

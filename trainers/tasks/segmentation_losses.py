@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
-IGNORED = 255  # in a mask: neither loss nor metric counts the pixel
+from data_loader.mask_classes import VOID
 
 PixelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits (N, K, H, W) and masks (N, H, W) to (N,)
 
@@ -39,8 +39,8 @@ def cross_entropy(logits: torch.Tensor, masks: torch.Tensor, class_weights: torc
 
     Unlike `F.cross_entropy(weight=...)` the mean is over pixels, not over weights.
     """
-    losses = functional.cross_entropy(logits, masks.long(), class_weights, ignore_index=IGNORED, reduction="none")
-    counted = (masks != IGNORED).sum(dim=(1, 2)).clamp(min=1)  # (N,)
+    losses = functional.cross_entropy(logits, masks.long(), class_weights, ignore_index=VOID, reduction="none")
+    counted = (masks != VOID).sum(dim=(1, 2)).clamp(min=1)  # (N,)
     return losses.sum(dim=(1, 2)) / counted
 
 
@@ -83,7 +83,7 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], to
 
 def _scores_and_truth(logits: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return softmaxes and one-hot masks, float32 (N, K, H * W), both 0 where a pixel is ignored."""
-    counted = (masks != IGNORED).flatten(1).unsqueeze(1)  # (N, 1, P)
+    counted = (masks != VOID).flatten(1).unsqueeze(1)  # (N, 1, P)
     labels = masks.long().flatten(1).masked_fill(~counted.squeeze(1), 0)  # (N, P)
     truth = functional.one_hot(labels, logits.shape[1]).transpose(1, 2)  # (N, P, K) to (N, K, P)
     return logits.softmax(dim=1).flatten(2) * counted, (truth * counted).to(logits.dtype)
