@@ -59,6 +59,14 @@ class Target(ABC):
         """Return the samples of a folder that has no list. Raises ListError where only a list can name targets."""
         raise ListError([f"{root}: a folder names no {self.noun}; set train_data_file and val_data_file to lists"])
 
+    def read_annotations(self, file: str, root: str, *, allow_outside_root: bool) -> SampleList | None:
+        """Return the samples of a file that is no txt list, such as COCO's; None for a list. Raises ListError."""
+        return None
+
+    def completed(self, samples: SampleList) -> SampleList:
+        """Return the samples of a txt list with what its targets need to have read. Raises ListError."""
+        return samples
+
     def settled(self, first: SampleList) -> Target:
         """Return the target of the further lists, once the first is read."""
         return self

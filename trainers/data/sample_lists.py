@@ -51,11 +51,10 @@ def _check_names(list_file: str, class_names: Sequence[str], config: Config) -> 
 def _read_split(config: Config, list_file: str, root: str, target: Target, check_files: bool) -> SampleList:
     if not list_file:
         return target.read_folder(root)
-    return read_target_list(
-        list_file,
-        root,
-        config.file_label_separator,
-        target,
-        check_files=check_files,
-        allow_outside_root=config.allow_outside_root,
+    is_free = config.allow_outside_root
+    if (found := target.read_annotations(list_file, root, allow_outside_root=is_free)) is not None:
+        return found
+    samples = read_target_list(
+        list_file, root, config.file_label_separator, target, check_files=check_files, allow_outside_root=is_free
     )
+    return target.completed(samples)

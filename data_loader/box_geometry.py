@@ -1,0 +1,108 @@
+"""Boxes moved as their image is: rows (M, 4 or more) that begin with left, top, right and bottom in pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_loader.preprocess import Preprocess
+
+LEAST_VISIBLE = 0.3  # share of an object in a crop below which it is ignored: neither to be found nor background
+LEAST_SIDE_PX = 1.0  # below which it is not there
+IGNORED = 5  # the column of rows (M, 6) that says so
+
+Size = tuple[int, int]  # width, height
+
+
+def fitted(preprocess: Preprocess, rows: np.ndarray, size: Size) -> np.ndarray:
+    """Return the rows (M, 6) of an image of this size where `Preprocess.fit` puts it, cut to the net's input."""
+    (across, down), (left, top) = placement(preprocess, size)
+    return cut(affine(rows, (across, down), (left, top)), (preprocess.width, preprocess.height))
+
+
+def placement(preprocess: Preprocess, size: Size) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the scale (across, down) and the shift (right, down) of an image's pixels in the net's input.
+
+    As Pillow computes it: `ImageOps.pad` rounds the sides and the margin of a letterbox, `ImageOps.fit` cuts between
+    pixels.
+    """
+    width, height = size
+    goal_width, goal_height = preprocess.width, preprocess.height
+    if preprocess.resize == "squash":
+        return (goal_width / width, goal_height / height), (0.0, 0.0)
+    ratio, goal_ratio = width / height, goal_width / goal_height
+    if preprocess.resize == "letterbox":
+        new_width = goal_width if ratio >= goal_ratio else round(width / height * goal_height)
+        new_height = goal_height if ratio <= goal_ratio else round(height / width * goal_width)
+        margin = round((goal_width - new_width) * 0.5), round((goal_height - new_height) * 0.5)
+        return (new_width / width, new_height / height), (float(margin[0]), float(margin[1]))
+    cut_width = goal_ratio * height if ratio > goal_ratio else float(width)
+    cut_height = width / goal_ratio if ratio < goal_ratio else float(height)
+    across, down = goal_width / cut_width, goal_height / cut_height
+    return (across, down), (-(width - cut_width) * 0.5 * across, -(height - cut_height) * 0.5 * down)
+
+
+def affine(rows: np.ndarray, scale: tuple[float, float], shift: tuple[float, float]) -> np.ndarray:
+    """Return the rows scaled, then shifted."""
+    moved = rows.copy()
+    moved[:, :4] = rows[:, :4] * np.tile(scale, 2) + np.tile(shift, 2)
+    return moved
+
+
+def scaled_to(rows: np.ndarray, size: Size, other: Size) -> np.ndarray:
+    """Return the rows of an image of one size in the same image of another."""
+    return rows if size == other else affine(rows, (other[0] / size[0], other[1] / size[1]), (0.0, 0.0))
+
+
+def mirrored(rows: np.ndarray, width: int) -> np.ndarray:
+    """Return the rows in the image with left and right exchanged."""
+    moved = rows.copy()
+    moved[:, 0], moved[:, 2] = width - rows[:, 2], width - rows[:, 0]
+    return moved
+
+
+def flipped(rows: np.ndarray, height: int) -> np.ndarray:
+    """Return the rows in the image with top and bottom exchanged."""
+    moved = rows.copy()
+    moved[:, 1], moved[:, 3] = height - rows[:, 3], height - rows[:, 1]
+    return moved
+
+
+def transposed(rows: np.ndarray) -> np.ndarray:
+    """Return the rows in the image with rows and columns exchanged."""
+    moved = rows.copy()
+    moved[:, :4] = rows[:, [1, 0, 3, 2]]
+    return moved
+
+
+def turned(rows: np.ndarray, quarter_turns: int, size: Size) -> np.ndarray:
+    """Return the rows in the image of this size turned to the left by so many quarter turns."""
+    width, height = size
+    if quarter_turns == 1:
+        return flipped(transposed(rows), width)
+    if quarter_turns == 2:
+        return flipped(mirrored(rows, width), height)
+    return mirrored(transposed(rows), height) if quarter_turns == 3 else rows
+
+
+def oriented(boxes: np.ndarray, orientation: int, stored: Size) -> np.ndarray:
+    """Return boxes (M, 4) on the stored pixels where the image lies upright; of EXIF's orientations those that turn."""
+    width, height = stored
+    made = transposed(boxes)  # orientation 5
+    if orientation in (6, 7):
+        made = mirrored(made, height)
+    return flipped(made, width) if orientation in (7, 8) else made
+
+
+def within(boxes: np.ndarray, size: Size) -> np.ndarray:
+    """Return boxes (M, 4) clipped to an image of this size."""
+    return np.clip(boxes, 0, np.tile(np.asarray(size, boxes.dtype), 2))
+
+
+def cut(rows: np.ndarray, size: Size) -> np.ndarray:
+    """Return the rows (M, 6) clipped to an image: what is outside is dropped, what mostly is so is ignored."""
+    clipped = rows.copy()
+    clipped[:, :4] = within(rows[:, :4], size)
+    sides, before = clipped[:, 2:4] - clipped[:, :2], rows[:, 2:4] - rows[:, :2]
+    shares = sides.prod(axis=1) / np.maximum(before.prod(axis=1), 1e-9)
+    clipped[:, IGNORED] = np.maximum(clipped[:, IGNORED], shares < LEAST_VISIBLE)
+    return clipped[(sides >= LEAST_SIDE_PX).all(axis=1)]

@@ -1,0 +1,149 @@
+"""Views of an image and its boxes: where the pixels of an object lie says where its box must be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_loader.augment import AugmentSettings, seeded
+from data_loader.box_target import Boxes, BoxTarget
+from data_loader.box_view import BoxView
+from data_loader.preprocess import Preprocess
+
+SIDE = 48
+MOVES: dict[str, Any] = {
+    "random_crop_scale": (0.2, 0.9),
+    "random_crop_ratio": (0.7, 1.4),
+    "horizontal_flip": 0.5,
+    "vertical_flip": 0.5,
+    "quarter_turns": True,
+    "balanced_crops": 0.5,
+}
+
+
+def picture(seed: int, size: tuple[int, int] = (90, 70)) -> tuple[Image.Image, Boxes]:
+    """Return an image with one rectangle for each colour channel, and their boxes; class k is channel k."""
+    generator = np.random.default_rng(seed)
+    width, height = size
+    pixels, boxes = np.zeros((height, width, 3), np.uint8), []
+    for channel in range(3):
+        left, top = generator.integers(0, width - 30), generator.integers(0, height - 30)
+        right, bottom = left + generator.integers(10, 30), top + generator.integers(10, 30)
+        pixels[top:bottom, left:right, channel] = 255
+        boxes.append([left, top, right, bottom])
+    return Image.fromarray(pixels), Boxes(np.array(boxes, float), np.arange(3), np.zeros(3, bool), size)
+
+
+def extent(pixels: np.ndarray, channel: int) -> list[float] | None:
+    rows, columns = np.nonzero(pixels[:, :, channel] > 127)
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else None
+
+
+def check(pixels: np.ndarray, rows: np.ndarray, tolerance: float) -> int:
+    """Compare every box with the pixels of its channel; return how many there were."""
+    by_label = {int(row[4]): row for row in rows}
+    for channel in range(3):
+        seen = extent(pixels, channel)
+        if channel in by_label:
+            assert seen is not None
+            np.testing.assert_allclose(by_label[channel][:4], seen, atol=tolerance)
+        else:  # out of the crop, but for a line of pixels
+            assert seen is None or min(seen[2] - seen[0], seen[3] - seen[1]) <= 1
+    return len(by_label)
+
+
+def views_of(settings: AugmentSettings, count: int, resize: str = "squash", **more: Any) -> list[Any]:
+    preprocess = Preprocess(SIDE, SIDE, resize=resize, interpolation="nearest")
+    view, target, made = BoxView(preprocess, settings), BoxTarget(3), []
+    for number in range(count):
+        image, boxes = picture(number)
+        with seeded(0, 1, number):
+            made.append(target.apply_view(view, [image.resize(more.get("decoded", image.size))], False, boxes))
+    return made
+
+
+@pytest.mark.parametrize("resize", ["squash", "letterbox", "crop"])
+def test_boxes_lie_on_their_pixels(resize: str) -> None:
+    """To the pixel: nearest neighbour puts an edge between two of them half a pixel away at the most."""
+    found = 0
+    for pixels, rows in views_of(AugmentSettings(**MOVES), 60, resize):
+        assert pixels.shape == (SIDE, SIDE, 3) and rows.dtype == np.float32
+        found += check(pixels, rows, 0.501)
+    assert found > 80
+
+
+@pytest.mark.parametrize("size", [(90, 70), (71, 96), (33, 41), (200, 131), (48, 48)])
+@pytest.mark.parametrize("resize", ["squash", "letterbox", "crop"])
+def test_fitted_boxes_lie_on_their_pixels(resize: str, size: tuple[int, int]) -> None:
+    preprocess = Preprocess(SIDE, 56, resize=resize, interpolation="nearest")
+    for seed in range(10):
+        image, boxes = picture(seed, size)
+        pixels = preprocess.fit(image)
+        check(pixels, BoxTarget(3).fit(preprocess, boxes), 0.501)
+
+
+@pytest.mark.parametrize("settings", [{"horizontal_flip": 1.0}, {"vertical_flip": 1.0}, {"quarter_turns": True}])
+def test_flips_and_turns_are_exact(settings: dict[str, Any]) -> None:
+    preprocess = Preprocess(64, 64)
+    view = BoxView(preprocess, AugmentSettings(**settings))
+    for number in range(20):
+        image, boxes = picture(number, (64, 64))
+        with seeded(0, 1, number):
+            pixels, rows = BoxTarget(3).apply_view(view, [image], False, boxes)
+        for row in rows:
+            assert row[:4].tolist() == extent(pixels, int(row[4])) or (pixels[:, :, int(row[4])] > 0).sum() == 0
+
+
+def test_an_object_mostly_cut_off_is_ignored() -> None:
+    """The visible share is counted in pixels of an image that is cut without being resized."""
+    preprocess = Preprocess(60, 60, resize="crop", interpolation="nearest")
+    seen = set()
+    for left in range(0, 100, 3):
+        pixels = np.zeros((60, 120, 3), np.uint8)
+        pixels[10:30, left : left + 20] = 255
+        boxes = Boxes(np.array([[left, 10, left + 20, 30]], float), np.zeros(1, int), np.zeros(1, bool), (120, 60))
+        rows = BoxTarget(1).fit(preprocess, boxes)
+        visible = (preprocess.fit(Image.fromarray(pixels))[:, :, 0] > 0).sum() / 400
+        if len(rows):
+            assert rows[0, 5] == (visible < 0.3)
+        else:
+            assert visible == 0
+        seen.add((len(rows), visible >= 0.3))
+    assert seen == {(0, False), (1, False), (1, True)}
+
+
+def test_crops_around_objects_hold_a_whole_one_of_any_class() -> None:
+    settings = {"random_crop_scale": (0.3, 0.3), "random_crop_ratio": (1.0, 1.0)}
+    held = []
+    for balanced in (0.0, 1.0):
+        counts = np.zeros(3)
+        for number, (_, rows) in enumerate(views_of(AugmentSettings(**settings, balanced_crops=balanced), 120)):
+            boxes = picture(number)[1]
+            for row in rows:  # whole: as large as it was, by the scale of the crop
+                before = boxes.boxes[int(row[4])]
+                share = (row[2] - row[0]) * (row[3] - row[1]) / np.prod(before[2:] - before[:2])
+                counts[int(row[4])] += share > 0.98 * SIDE**2 / (0.3 * 90 * 70)
+        held.append(counts / 120)
+    assert held[1].min() > held[0].max() * 0.9 and held[1].sum() > held[0].sum() + 0.3
+
+
+def test_images_decoded_at_half_their_size_have_the_same_boxes() -> None:
+    settings = AugmentSettings(**{**MOVES, "random_crop_ratio": (1.0, 1.0)})
+    found = 0
+    for pixels, rows in views_of(settings, 30, decoded=(45, 35)):
+        found += check(pixels, rows, 3.0)  # a pixel of the small image
+    assert found > 40
+
+
+def test_a_view_follows_from_its_key_alone() -> None:
+    settings = AugmentSettings(**MOVES, color_jitter=(0.3, 0.3, 0.3, 0.1))
+    first = views_of(settings, 6)
+    torch.rand(17)
+    for (pixels, rows), (again, rows_again) in zip(first, views_of(settings, 6), strict=True):
+        np.testing.assert_array_equal(pixels, again)
+        np.testing.assert_array_equal(rows, rows_again)
+    assert not np.array_equal(first[0][0], first[1][0])
