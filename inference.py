@@ -1,4 +1,4 @@
-"""Classify images with a trained net: `python inference.py --image_dir DIR`; without flags: the classic start.
+"""Predict with a trained net: `python inference.py --image_dir DIR`; without flags: the classic start.
 
 `--pytorch2onnx`, `--pytorch2jit` and `--pytorch2json` convert the net instead.
 """
@@ -21,6 +21,7 @@ from deploy.inference.cli_inputs import (
     InputsError,
     check_flags_of_a_checkpoint,
     images_below,
+    input_images,
     load_net,
     one_image,
     warn_of_foreign_calibration,
@@ -32,11 +33,11 @@ from deploy.inference.result_writer import ResultsFile, check_results_path, open
 
 if TYPE_CHECKING:
     from deploy.inference.heatmap_writer import HeatMapCopies
-    from deploy.inference.image_writers import AnnotatedCopies, SortedCopies
+    from deploy.inference.image_writers import AnnotatedCopies, MaskCopies, SortedCopies
     from deploy.inference.prediction import Prediction
-    from deploy.inference.predictor import Predictor
+    from deploy.inference.predictor import Predictor, Source
 
-    Copies = AnnotatedCopies | SortedCopies | HeatMapCopies
+    Copies = AnnotatedCopies | SortedCopies | MaskCopies | HeatMapCopies
 
 PROGRAM = "inference.py"
 
@@ -99,13 +100,14 @@ def run(args: argparse.Namespace, request: Request) -> int:
     backend, metadata = load_net(args, PROGRAM, request.weights, request.config)
     warn_of_foreign_calibration(PROGRAM, request.weights, backend, metadata, args.precision)
     predictor = Predictor(backend, metadata)
+    images = input_images(args, request.images, request.root, metadata)
     copies = _copies(args, request, predictor)
     tally = Tally()
     columns = predictor.csv_columns(args.topk)
     as_text = not args.raw_csv
     opened = open_results(request.output, columns, escape_formulas=as_text) if request.output else nullcontext()
     with opened as results:
-        _predict_all(args, request, predictor, results, copies, tally)
+        _predict_all(args, request, images, predictor, results, copies, tally)
     uncopied = f"{tally.uncopied} not copied, " if tally.uncopied else ""
     sums = f"{tally.predicted} answered, {tally.failed} failed, {uncopied}{tally.speed(backend)}"
     return report_end(PROGRAM, tally, sums, _places(request))
@@ -154,6 +156,7 @@ def convert(args: argparse.Namespace) -> int:
 def _predict_all(
     args: argparse.Namespace,
     request: Request,
+    images: Iterator[Source],
     predictor: Predictor,
     results: ResultsFile | None,
     copies: Sequence[Copies],
@@ -177,8 +180,8 @@ def _predict_all(
     def line(prediction: Prediction) -> str:
         return "" if args.quiet and not prediction.error else layout.line(prediction)
 
-    images = until_unreadable(request.images, tally)
-    predictions = predictor.predict_files(images, args.batch_size, args.topk, args.workers)
+    found = until_unreadable(images, tally)
+    predictions = predictor.predict_files(found, args.batch_size, args.topk, args.workers)
     predict_all(predictions, record, line, tally)
 
 
@@ -190,11 +193,13 @@ def _places(request: Request) -> str:
 
 def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) -> list[Copies]:
     """Return what writes images. Raises HeatMapError where a heat map cannot be made."""
-    from deploy.inference.image_writers import AnnotatedCopies, SortedCopies
+    from deploy.inference.image_writers import AnnotatedCopies, MaskCopies, SortedCopies
 
     metadata = predictor.metadata
     made: list[Copies] = []
-    if request.save_images is not None and args.save_as == "folders" and metadata.class_names:
+    if request.save_images is not None and metadata.output == "mask_logits":
+        made.append(MaskCopies(request.save_images, metadata.preprocess.max_pixels))
+    elif request.save_images is not None and args.save_as == "folders" and metadata.class_names:
         made.append(SortedCopies(request.save_images, metadata.class_names))
     elif request.save_images is not None:
         made.append(AnnotatedCopies(request.save_images, metadata.preprocess.max_pixels))

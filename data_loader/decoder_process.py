@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -33,6 +34,13 @@ SLICES = 8  # of a deadline: while this process itself is paused, at most one of
 FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # each takes addresses
 
 ENDING = "the program is ending"
+
+
+class Fitted(NamedTuple):
+    """An image fitted to a net's input, and the (width, height) that it was decoded at."""
+
+    image: Image.Image
+    size: tuple[int, int]
 
 
 class DecodeTimeoutError(ImageError):
@@ -68,9 +76,9 @@ class DecoderPool:
         for decoder in self._decoders:
             decoder.await_start()
 
-    def fit(self, source: str | bytes, max_pixels: int) -> Image.Image:
+    def fit(self, source: str | bytes, max_pixels: int) -> Fitted:
         """Return an image fitted to the net's input. Raises ImageError, DecodeTimeoutError, DecoderStartError."""
-        return self._image(self._call(lambda decoder: decoder.call(FIT, source, max_pixels)))
+        return self._fitted(self._call(lambda decoder: decoder.call(FIT, source, max_pixels)))
 
     def show(self, source: str | bytes, max_pixels: int, side_px: int) -> tuple[Image.Image, Image.Image]:
         """Return an RGB image to look at, no side longer than `side_px`, and the one that is fitted to the net's input.
@@ -80,7 +88,7 @@ class DecoderPool:
         content = self._call(lambda decoder: decoder.call(SHOW, source, max_pixels, side_px))
         width, height = SIZE.unpack_from(content)
         end = SIZE.size + width * height * 3
-        return Image.frombytes("RGB", (width, height), content[SIZE.size : end]), self._image(content[end:])
+        return Image.frombytes("RGB", (width, height), content[SIZE.size : end]), self._fitted(content[end:]).image
 
     def is_stalled(self, seconds: float) -> bool:
         """Return whether every process is busy, and none has finished anything for so long."""
@@ -101,9 +109,10 @@ class DecoderPool:
             self._progressed_at = time.monotonic()
             self._idle.put(decoder)
 
-    def _image(self, content: bytes) -> Image.Image:
+    def _fitted(self, content: bytes) -> Fitted:
         height, width, channels = self._preprocess.height, self._preprocess.width, self._preprocess.image_channels
-        return Image.frombytes("L" if channels == 1 else "RGB", (width, height), content)
+        image = Image.frombytes("L" if channels == 1 else "RGB", (width, height), content[SIZE.size :])
+        return Fitted(image, SIZE.unpack_from(content))
 
 
 class _Decoder:

@@ -27,7 +27,7 @@ from data_loader.preprocess import Preprocess, as_array, decode
 
 REQUEST = struct.Struct("<ccQIQ")  # FIT or SHOW, BYTES or PATH, max_pixels, longest side to show, bytes of the source
 REPLY = struct.Struct("<cQ")  # READY, PIXELS, BAD or BUG, bytes that follow
-SIZE = struct.Struct("<II")  # width and height of an image to show, before its pixels
+SIZE = struct.Struct("<II")  # width and height of an image as decoded, or to show, before the pixels
 FIT, SHOW = b"f", b"s"
 BYTES, PATH = b"b", b"p"
 READY, PIXELS, BAD, BUG = b"r", b"p", b"e", b"x"
@@ -76,14 +76,18 @@ def _reply(requests: BinaryIO, header: bytes, preprocess: Preprocess, most_s: fl
 
 
 def _fit(source: bytes | str, preprocess: Preprocess, max_pixels: int, _: int) -> bytes:
-    """Return the fitted pixels, uint8 (height, width, channels)."""
-    return preprocess.fit(_decoded(source, preprocess, preprocess.image_channels, max_pixels)).tobytes()
+    """Return SIZE of the decoded image, and the fitted pixels, uint8 (height, width, channels)."""
+    decoded = _decoded(source, preprocess, preprocess.image_channels, max_pixels)
+    return SIZE.pack(*decoded.size) + preprocess.fit(decoded).tobytes()
 
 
 def _show(source: bytes | str, preprocess: Preprocess, max_pixels: int, side_px: int) -> bytes:
-    """Return SIZE, the RGB image with no side longer than `side_px`, and the fitted pixels."""
+    """Return SIZE, the RGB image with no side longer than `side_px`, and what `_fit` returns."""
     shown = _decoded(source, preprocess, 3, max_pixels)
-    fitted = _fit(source, preprocess, max_pixels, 0) if preprocess.channels != 3 else preprocess.fit(shown).tobytes()
+    if preprocess.image_channels == 3:
+        fitted = SIZE.pack(*shown.size) + preprocess.fit(shown).tobytes()
+    else:
+        fitted = _fit(source, preprocess, max_pixels, 0)
     if max(shown.size) > side_px:
         shown.thumbnail((side_px, side_px))
     return SIZE.pack(*shown.size) + as_array(shown).tobytes() + fitted

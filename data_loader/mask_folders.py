@@ -20,12 +20,15 @@ def find_pairs(root: str, *, has_pairs: bool = False) -> tuple[list[tuple[str, .
     Files lie in the folders themselves: what is hidden, or deeper, does not count. Endings may differ. Raises ListError
     with every file that has no partner, and every stem that two files of a folder share.
     """
+    return _matched(root, (*(TWO if has_pairs else ONE), LABELS))
+
+
+def _matched(root: str, folders: Sequence[str]) -> tuple[list[tuple[str, ...]], LeftOut]:
     root = Path(root).as_posix()
-    folders = (*(TWO if has_pairs else ONE), LABELS)
-    _check_folders(root, folders, has_pairs)
+    _check_folders(root, folders)
     left_out, problems = LeftOut(), list[str]()
     found = [_by_stem(folder_prefix(root) + name, left_out, problems) for name in folders]
-    first, labels = found[0], found[-1]
+    first = found[0]
     for name, files in zip(folders[1:], found[1:], strict=True):
         what = "mask" if name == LABELS else "second image"
         problems += [
@@ -40,12 +43,18 @@ def find_pairs(root: str, *, has_pairs: bool = False) -> tuple[list[tuple[str, .
         ]
     if problems:
         raise ListError(problems)
-    if not labels:
+    if not first:
         raise ListError([no_images(folder_prefix(root) + folders[0], left_out, "no images in it")])
     return [tuple(files[stem] for files in found) for stem in first], left_out
 
 
-def _check_folders(root: str, folders: Sequence[str], has_pairs: bool) -> None:
+def pairs_below(root: str) -> list[tuple[str, str]]:
+    """Return the pairs of A/ and B/ by their stems, without their masks. Raises ListError as `find_pairs` does."""
+    rows, _ = _matched(root, TWO)
+    return [(first, second) for first, second in rows]
+
+
+def _check_folders(root: str, folders: Sequence[str]) -> None:
     """Raise ListError where a folder is missing, with a guess at what was meant."""
     if not os.path.isdir(root):  # noqa: PTH112
         raise ListError([f"{root}: folder not found{current_folder(root)}"])
@@ -53,9 +62,10 @@ def _check_folders(root: str, folders: Sequence[str], has_pairs: bool) -> None:
     missing = [name for name in folders if not os.path.isdir(prefix + name)]  # noqa: PTH112
     if not missing:
         return
+    has_pairs = folders[0] == TWO[0]
     other = ONE if has_pairs else TWO
     expected = ", ".join(f"{name}/" for name in folders)
-    hint = "; or name lists in train_data_file and val_data_file"
+    hint = "; or name lists in train_data_file and val_data_file" if LABELS in folders else ""
     if all(os.path.isdir(prefix + name) for name in other):  # noqa: PTH112
         kind = "segmentation, for one image" if has_pairs else "change detection, for pairs of images"
         hint = f"; {' and '.join(f'{name}/' for name in other)} are there: such data need a net for {kind}"

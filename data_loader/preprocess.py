@@ -264,7 +264,11 @@ class Preprocess:
             raise ValueError(f"expected uint8 {expected} with pixels, got {image.dtype} {image.shape}")
         parts = np.split(image, self.images, axis=2)
         fitted = [self.fit(Image.fromarray(part[:, :, 0] if part.shape[2] == 1 else part)) for part in parts]
-        pixels = joined(fitted).transpose(2, 0, 1).astype(np.float32)  # (C, height, width)
+        return self.net_input(joined(fitted))
+
+    def net_input(self, fitted: np.ndarray) -> np.ndarray:
+        """Turn fitted pixels, uint8 (height, width, C), into the net's input, float32 (C, height, width)."""
+        pixels = fitted.transpose(2, 0, 1).astype(np.float32)
         scale, shift = self.scale_and_shift()
         return np.asarray(pixels * scale[:, None, None] + shift[:, None, None])
 

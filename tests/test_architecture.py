@@ -15,8 +15,16 @@ from common.paths import ROOT
 DATA = tuple(  # what a package without torch's loaders may have of them
     f"data_loader.{name}"
     for name in (
-        *("decode_guard", "decoder_process", "image_files", "list_reader", "mask_classes", "preprocess", "samples"),
-        "targets",
+        *(
+            "decode_guard",
+            "decoder_process",
+            "image_files",
+            "list_reader",
+            "mask_classes",
+            "mask_folders",
+            "preprocess",
+        ),
+        *("samples", "targets"),
     )
 )
 ALLOWED = {  # what a package's files may import of ours, by prefix; `common` for all

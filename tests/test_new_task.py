@@ -139,7 +139,9 @@ class NumberPrediction(Prediction):
     value: float = 0.0
 
     @classmethod
-    def decode(cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int) -> Iterator[NumberPrediction]:
+    def decode(
+        cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int, sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[NumberPrediction]:
         for (value,) in outputs:
             yield cls("", value=float(value)) if np.isfinite(value) else cls("", error=NOT_FINITE)
 

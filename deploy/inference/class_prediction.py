@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,9 @@ class ClassPrediction(Prediction):
     conformal_set: tuple[str, ...] = ()
 
     @classmethod
-    def decode(cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int) -> Iterator[ClassPrediction]:
+    def decode(
+        cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int, sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[ClassPrediction]:
         """Yield the class of each row of logits (N, K), by the softmax over the metadata's temperature."""
         names = metadata.class_names
         decisions = decide(outputs, metadata)
@@ -50,6 +52,12 @@ class ClassPrediction(Prediction):
                 members = tuple(names[label] for label in decision.conformal_set)
                 decided = (decision.uncertainty, decision.decision, members)
             yield cls("", int(order[0]), *top_k[0], top_k, *decided)
+
+    @classmethod
+    def example(cls, class_names: Sequence[str]) -> ClassPrediction:
+        """Return a prediction of the first class."""
+        first, second = class_names[:2]
+        return cls("", 0, first, 0.9, ((first, 0.9), (second, 0.1)))
 
     def values(self) -> dict[str, Any]:
         """Return {"label", "class", "score", "top_k"}, and where the net is calibrated DECISION_COLUMNS."""

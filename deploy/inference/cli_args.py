@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of inference.py."""
     parser = FlagParser(
         prog="inference.py",
-        description="Classify images with a trained net, or convert it.",
+        description="Predict for images with a trained net, or convert it.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -52,14 +52,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name the images."""
-    add = parser.add_argument_group("images").add_mutually_exclusive_group().add_argument
+    group = parser.add_argument_group("images")
+    add = group.add_mutually_exclusive_group().add_argument
     add("-image", "--image", metavar="FILE", type=named_path, help="one image")
     add(
         "-idir",
         "--image_dir",
         metavar="DIR",
         type=named_path,
-        help=f"a folder, with all below it (default {DEFAULT_IMAGES})",
+        help=f"a folder, with all below it (default {DEFAULT_IMAGES}); for a net of pairs one that holds A/ and B/",
+    )
+    group.add_argument(
+        "--second_image", metavar="FILE", type=named_path, help="with --image, for a net of pairs: the later image"
     )
 
 
@@ -114,7 +118,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "--save_images",
         metavar="DIR",
         type=named_path,
-        help=f"a folder for copies of the images (default {DEFAULT_RESULT})",
+        help=f"a folder for copies of the images, or their masks (default {DEFAULT_RESULT})",
     )
     add(
         "--save_as",

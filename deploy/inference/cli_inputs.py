@@ -13,6 +13,7 @@ from common.errors import UserError
 from configs.loading import process_config
 from configs.schema import DEFAULT_CONFIG, Config
 from data_loader.image_files import LeftOut, no_images, walk_images
+from data_loader.mask_folders import LABELS, ONE, pairs_below
 
 if TYPE_CHECKING:
     from artifacts.metadata import ModelMetadata
@@ -47,6 +48,25 @@ def images_below(root: Path, *results: Path) -> Iterator[str]:
     if first is None:
         raise InputsError(no_images(root, LeftOut()))
     return itertools.chain([first], images)
+
+
+def input_images(
+    args: argparse.Namespace, images: Iterator[str], root: Path | None, metadata: ModelMetadata
+) -> Iterator[str] | Iterator[tuple[str, str]]:
+    """Return the images that were found: of a folder with label images those of images/, for a net of pairs the pairs.
+
+    Raises InputsError, ListError.
+    """
+    if metadata.preprocess.images == 1:
+        if args.second_image:
+            raise InputsError(f"--second_image {args.second_image}: this net predicts for one image, not for pairs")
+        has_labels = root is not None and metadata.output == "mask_logits" and (root / LABELS).is_dir()
+        return images_below(root / ONE[0]) if has_labels and root and (root / ONE[0]).is_dir() else images
+    if root is not None:
+        return iter(pairs_below(str(root)))
+    if not args.second_image:
+        raise InputsError(f"{args.image}: this net predicts for pairs; name the later image with --second_image")
+    return iter([(str(args.image), next(one_image(args.second_image)))])
 
 
 def weights_and_config(args: argparse.Namespace) -> tuple[Path, Config | None]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deploy.backends.base import Backend
 
 P = TypeVar("P", bound=Prediction)
+T = TypeVar("T")
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Tally:
     def log_uncopied(self, program: str, file: str, error: UserError) -> None:
         """Count an image that has a prediction and no copy, and print why."""
         self.uncopied += 1
-        print(f"{program}: {file}: it was classified, and is not copied: {error}", file=sys.stderr)
+        print(f"{program}: {file}: it has a prediction, and is not copied: {error}", file=sys.stderr)
 
 
 def predict_all(
@@ -103,7 +104,7 @@ def with_places(sums: str, places: str) -> str:
     return line
 
 
-def until_unreadable(images: Iterator[str], tally: Tally) -> Iterator[str]:
+def until_unreadable(images: Iterator[T], tally: Tally) -> Iterator[T]:
     """End at a folder that cannot be read, so that the images before it still get their predictions."""
     try:
         yield from images

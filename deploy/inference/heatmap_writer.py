@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from artifacts.metadata import ModelMetadata
-from common.atomic_io import atomic_path, writing
 from common.errors import UserError
 from common.formatting import did_you_mean
 from data_loader.preprocess import as_array, decode
 from deploy.backends.base import HeatMap, HeatMapper
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.class_prediction import ClassPrediction
-from deploy.inference.image_writers import JPEG_QUALITY, folder_names
+from deploy.inference.image_writers import folder_names, save_jpeg
 from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
 from visualization.heatmap_overlay import heat_map_image
@@ -26,7 +23,6 @@ from visualization.raster import annotated
 
 SHOWN_CLASSES = 10
 ENDING = ".heatmap.jpg"
-MAX_NAME_BYTES = 255  # of a file's name, on nearly all file systems
 
 
 class HeatMapError(UserError):
@@ -66,11 +62,7 @@ class HeatMapCopies:
         nothing = [] if found.heat.any() else [f"no evidence for {name}"]
         drawn = heat_map_image(image, found.heat, self._metadata.preprocess.resize, found.marks)
         sheet = annotated(drawn, [*lines[:1], *nothing, *lines[1:], *self._head])
-        target = self._folder / _fitting(f"{relative}{ENDING}")
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(target, durable=False) as temporary:
-                sheet.save(temporary, "JPEG", quality=JPEG_QUALITY)
+        save_jpeg(self._folder, relative, ENDING, sheet)
 
 
 def heat_map_copies(folder: Path, predictor: Predictor, class_name: str | None) -> HeatMapCopies:
@@ -102,16 +94,6 @@ def refuse_without_gradients(weights: Path, title: str) -> None:
     own = _checkpoint_of(weights)
     hint = f"name {own}, which this one was made from" if own else "name the checkpoint (.pth) that it was made from"
     raise HeatMapError(f"{weights}: a heat map needs gradients, and this {title} has none; {hint}, with --weights")
-
-
-def _fitting(relative: str) -> Path:
-    """Return a path whose name no file system refuses as too long; a digest keeps a cut name unique."""
-    path = Path(relative)
-    name = os.fsencode(path.name)
-    if len(name) <= MAX_NAME_BYTES:
-        return path
-    ending = f"~{hashlib.sha256(name).hexdigest()[:8]}{ENDING}"
-    return path.with_name(name[: MAX_NAME_BYTES - len(ending)].decode(errors="ignore") + ending)
 
 
 def _checkpoint_of(weights: Path) -> str:

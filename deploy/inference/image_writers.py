@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
+import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
 from common.atomic_io import ResultsError, atomic_path, writing
 from data_loader.preprocess import ImageError, decode
+from deploy.inference.mask_prediction import MaskPrediction
 from deploy.inference.prediction import Prediction
 
 JPEG_QUALITY = 92
+MAX_NAME_BYTES = 255  # of a file's name, on nearly all file systems
 MAX_FOLDER_NAME = 80  # characters; 240 bytes where each takes three, and file systems allow 255
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')  # what Windows refuses, and / with it
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORECASE)  # devices on Windows
@@ -44,6 +50,26 @@ class SortedCopies:
                     shutil.copyfile(source, temporary)
 
 
+class MaskCopies:
+    """Writes FOLDER/<path below the image folder>.mask.png, the classes of the pixels, and .overlay.jpg to look at.
+
+    Of a pair the overlay shows the later image.
+    """
+
+    def __init__(self, folder: Path, max_pixels: int) -> None:
+        self._folder, self._max_pixels = folder, max_pixels
+
+    def add(self, prediction: Prediction, relative: str) -> None:
+        """Write the files of a prediction, if it has a mask. Raises ResultsError, ImageError."""
+        if prediction.error:
+            return
+        assert isinstance(prediction, MaskPrediction)
+        mask = prediction.image()
+        save_copy(self._folder, relative, ".mask.png", lambda path: mask.save(path, "PNG"))
+        image = prediction.annotate(decode(prediction.second_file or prediction.file, 3, self._max_pixels))
+        save_jpeg(self._folder, relative, ".overlay.jpg", image)
+
+
 class AnnotatedCopies:
     """Writes FOLDER/<path below the image folder>.answer.jpg: the image with its prediction, as `annotate` draws it."""
 
@@ -56,11 +82,28 @@ class AnnotatedCopies:
         if prediction.error:
             return
         image = prediction.annotate(decode(prediction.file, 3, self._max_pixels))
-        target = self._folder / f"{relative}.answer.jpg"
-        with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(target, durable=False) as temporary:
-                image.save(temporary, "JPEG", quality=JPEG_QUALITY)
+        save_jpeg(self._folder, relative, ".answer.jpg", image)
+
+
+def save_jpeg(folder: Path, relative: str, ending: str, image: Image.Image) -> None:
+    """Write an image to FOLDER/RELATIVE + ending, as `save_copy` does. Raises ResultsError."""
+    save_copy(folder, relative, ending, lambda path: image.save(path, "JPEG", quality=JPEG_QUALITY))
+
+
+def save_copy(folder: Path, relative: str, ending: str, write: Callable[[Path], None]) -> None:
+    """Write FOLDER/RELATIVE + ending and the folders above it. Raises ResultsError.
+
+    A name that would be too long for a file system is cut; a digest keeps it unique.
+    """
+    target = folder / f"{relative}{ending}"
+    name = os.fsencode(target.name)
+    if len(name) > MAX_NAME_BYTES:
+        ending = f"~{hashlib.sha256(name).hexdigest()[:8]}{ending}"
+        target = target.with_name(name[: MAX_NAME_BYTES - len(ending)].decode(errors="ignore") + ending)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target, durable=False) as temporary:
+            write(temporary)
 
 
 @contextmanager

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:  # a program's --help needs no numpy
     import numpy as np
@@ -26,18 +26,28 @@ class Prediction(ABC):
     is what must be known of the net with each prediction.
     """
 
+    is_slow: ClassVar[bool] = False  # whether `response` takes long enough to keep others waiting
+
     file: str
+    second_file: str = field(default="", kw_only=True)  # the later image of a pair
     error: str = field(default="", kw_only=True)
     measures: tuple[tuple[str, float], ...] = field(default=(), kw_only=True)
     note: str = field(default="", kw_only=True)
 
     @classmethod
     @abstractmethod
-    def decode(cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int) -> Iterator[Prediction]:
+    def decode(
+        cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int, sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[Prediction]:
         """Yield a prediction, without its file, for each row of float32 outputs (N, ...); NOT_FINITE is an error.
 
-        Of classes the `topk` best are kept.
+        Of classes the `topk` best are kept. `sizes` are the images' own (width, height).
         """
+
+    @classmethod
+    def example(cls, class_names: Sequence[str]) -> Prediction:
+        """Return an invented prediction, which the service's documentation shows."""
+        return cls("")
 
     @abstractmethod
     def values(self) -> dict[str, Any]:
@@ -77,11 +87,19 @@ class Prediction(ABC):
         return annotated(image, self.caption())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: {"file", `values`, measures, "note" if any}, or {"file", "error"}."""
-        if self.error:
-            return {"file": self.file, "error": self.error}
-        note = {"note": self.note} if self.note else {}
-        return {"file": self.file, **self.values(), **dict(self.measures), **note}
+        """Return plain values for JSON: {"file", `values`, measures, "note" if any}, or {"file", "error"}.
+
+        A pair has "second_file", too.
+        """
+        files = {"file": self.file} | ({"second_file": self.second_file} if self.second_file else {})
+        return files | ({"error": self.error} if self.error else self._described(self.values()))
+
+    def response(self) -> dict[str, Any]:
+        """Return what the service answers for an image: {`values`, measures, "note" if any}."""
+        return self._described(self.values())
+
+    def _described(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, **dict(self.measures), **({"note": self.note} if self.note else {})}
 
 
 def csv_text(value: Any) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from deploy.backends.base import BackendError
 from deploy.inference.class_prediction import ClassPrediction
+from deploy.inference.mask_prediction import MaskPrediction
 from deploy.inference.prediction import Prediction
 
-PREDICTION_TYPES: dict[str, type[Prediction]] = {"logits": ClassPrediction}  # by `ModelMetadata.output`
+PREDICTION_TYPES: dict[str, type[Prediction]] = {  # by `ModelMetadata.output`
+    "logits": ClassPrediction,
+    "mask_logits": MaskPrediction,
+}
 
 
 def prediction_type(output: str) -> type[Prediction]:
@@ -17,10 +21,5 @@ def prediction_type(output: str) -> type[Prediction]:
         raise BackendError(
             "this net gives features, not classes: python -m tools.embed writes them, and a "
             "SimSiam_probe trained from it classifies"
-        )
-    if output == "mask_logits":
-        raise BackendError(
-            "this net gives a class for each pixel, not for the image: its masks are shown by its training "
-            "(report.html) and verified by python -m deploy.export"
         )
     raise BackendError(f"this net gives {output}, which no prediction type reads: {', '.join(PREDICTION_TYPES)}")

@@ -15,8 +15,8 @@ from PIL import Image
 
 from artifacts.metadata import ModelMetadata
 from artifacts.outputs import output_shape
-from data_loader.decoder_process import DecoderPool
-from data_loader.preprocess import ImageError, as_array
+from data_loader.decoder_process import DecoderPool, Fitted
+from data_loader.preprocess import ImageError, joined
 from deploy.backends.base import CHANGED, Backend, BackendError
 from deploy.backends.declared_sizes import shapes_agree
 from deploy.inference.prediction import NOT_FINITE, Prediction
@@ -32,13 +32,23 @@ class Measure(Protocol):
         """Return the numbers of a batch. Raises BackendError."""
 
 
+IMAGES = {1: "one image", 2: "a pair of images"}
+
+Source = str | tuple[str, str]  # an image's file, or of a net of pairs both, the earlier first
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """One image ready for the net, as `prepare` returns it, or the reason why it is not."""
+    """One image, or pair, ready for the net, as `prepare` returns it, or the reason why it is not.
+
+    `size` is the image's own (width, height).
+    """
 
     file: str
     pixels: np.ndarray | None
     error: str = ""
+    size: tuple[int, int] = (0, 0)
+    second_file: str = ""
 
 
 class Predictor:
@@ -61,7 +71,7 @@ class Predictor:
         return (*self.prediction_type.csv_columns(self.metadata, topk), *measures, *note)
 
     def predict_files(
-        self, paths: Iterable[str], batch_size: int = 32, topk: int = 5, workers: int = 4
+        self, paths: Iterable[Source], batch_size: int = 32, topk: int = 5, workers: int = 4
     ) -> Generator[Prediction, None, None]:
         """Stream the predictions in the order of the paths, decoding in `workers` processes ahead of the net.
 
@@ -78,34 +88,36 @@ class Predictor:
 
         Raises BackendError.
         """
-        return self.predict_prepared([_prepared(image, "", self.metadata) for image in images], topk)
+        prepared = [_prepared([Fitted(image, image.size)], ("",), self.metadata) for image in images]
+        return self.predict_prepared(prepared, topk)
 
     def predict_prepared(self, batch: Sequence[Prepared], topk: int = 5) -> list[Prediction]:
         """Predict for a batch of what `prepare_ahead` yields, in its order. Raises BackendError."""
         good = [prepared for prepared in batch if prepared.pixels is not None]
         predictions = iter(self._predictions(good, topk) if good else ())
         return [
-            self.failure(prepared.file, prepared.error) if prepared.pixels is None else next(predictions)
+            self.failure(prepared, prepared.error) if prepared.pixels is None else next(predictions)
             for prepared in batch
         ]
 
-    def failure(self, file: str, error: str) -> Prediction:
+    def failure(self, prepared: Prepared, error: str) -> Prediction:
         """Return the prediction for an image that has none."""
-        return self.prediction_type(file, error=error)
+        return self.prediction_type(prepared.file, second_file=prepared.second_file, error=error)
 
     def _predictions(self, batch: Sequence[Prepared], topk: int) -> Iterator[Prediction]:
         images = np.stack([prepared.pixels for prepared in batch if prepared.pixels is not None])
         outputs = self.backend(images)
         self._check_shape(outputs, len(images))
         measured = self._measure(images) if self._measure else {}
-        decoded = self.prediction_type.decode(outputs, self.metadata, topk)
+        decoded = self.prediction_type.decode(outputs, self.metadata, topk, [prepared.size for prepared in batch])
         for number, (prepared, prediction) in enumerate(zip(batch, decoded, strict=True)):
             measures = tuple((name, float(values[number])) for name, values in measured.items())
             if any(math.isnan(value) for _, value in measures):
-                yield self.failure(prepared.file, NOT_FINITE)
+                yield self.failure(prepared, NOT_FINITE)
             else:
                 note = CHANGED if self.metadata.is_changed else ""
-                yield replace(prediction, file=prepared.file, measures=measures, note=note)
+                files = {"file": prepared.file, "second_file": prepared.second_file}
+                yield replace(prediction, **files, measures=measures, note=note)
 
     def _check_shape(self, outputs: np.ndarray, count: int) -> None:
         """Raise BackendError for outputs that contradict the metadata."""
@@ -117,7 +129,7 @@ class Predictor:
             )
 
 
-def prepare_ahead(paths: Iterable[str], metadata: ModelMetadata, ahead: int, workers: int) -> Iterator[Prepared]:
+def prepare_ahead(paths: Iterable[Source], metadata: ModelMetadata, ahead: int, workers: int) -> Iterator[Prepared]:
     """Stream images ready for the net, in order, decoded in other processes at most `ahead` of the consumer.
 
     An image whose decoder does not end in time has an error, and the others go on.
@@ -127,7 +139,8 @@ def prepare_ahead(paths: Iterable[str], metadata: ModelMetadata, ahead: int, wor
     waiting: deque[Future[Prepared]] = deque()
     try:
         for path in paths:
-            waiting.append(pool.submit(_prepared_file, path, metadata, decoders))
+            files = (path,) if isinstance(path, str) else path
+            waiting.append(pool.submit(_prepared_files, files, metadata, decoders))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -137,31 +150,44 @@ def prepare_ahead(paths: Iterable[str], metadata: ModelMetadata, ahead: int, wor
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def prepare(image: Image.Image, metadata: ModelMetadata) -> np.ndarray:
+def prepare(image: Image.Image, metadata: ModelMetadata, *others: Image.Image) -> np.ndarray:
     """Turn a decoded image into the net's input: float32 (C, H, W), or uint8 (H, W, C) where it normalizes itself.
 
-    Raises ValueError for an image of other channels, or without pixels.
+    Of a pair `others` is the later image. Raises ValueError for an image of other channels, or without pixels.
     """
-    preprocess = metadata.preprocess
+    preprocess, images = metadata.preprocess, (image, *others)
+    if len(images) != preprocess.images:
+        raise ValueError(f"this net needs {IMAGES[preprocess.images]} for a prediction, got {IMAGES[len(images)]}")
+    for found in images:
+        if len(found.getbands()) != preprocess.image_channels or 0 in found.size:
+            got = (found.height, found.width, len(found.getbands()))
+            raise ValueError(f"expected uint8 (H, W, {preprocess.image_channels}) with pixels, got uint8 {got}")
+    pixels = joined([preprocess.fit(found) for found in images])
     if metadata.input == "float32 NCHW":
-        return preprocess(as_array(image))
-    if len(image.getbands()) != preprocess.channels or 0 in image.size:
-        got = (image.height, image.width, len(image.getbands()))
-        raise ValueError(f"expected uint8 (H, W, {preprocess.channels}) with pixels, got uint8 {got}")
-    pixels = preprocess.fit(image)
+        return preprocess.net_input(pixels)
     return pixels[:, :, ::-1] if metadata.input == "uint8 NHWC BGR" else pixels
 
 
-def _prepared_file(path: str, metadata: ModelMetadata, decoders: DecoderPool) -> Prepared:
-    try:
-        image = decoders.fit(path, metadata.preprocess.max_pixels)
-    except ImageError as error:
-        return Prepared(path, None, str(error))
-    return _prepared(image, path, metadata)
+def _prepared_files(files: Sequence[str], metadata: ModelMetadata, decoders: DecoderPool) -> Prepared:
+    decoded = []
+    for file in files:
+        try:
+            decoded.append(decoders.fit(file, metadata.preprocess.max_pixels))
+        except ImageError as error:
+            text = str(error) if file == files[0] else f"{file}: {error}"
+            return Prepared(files[0], None, text, second_file="".join(files[1:]))
+    return _prepared(decoded, files, metadata)
 
 
-def _prepared(image: Image.Image, file: str, metadata: ModelMetadata) -> Prepared:
+def _prepared(decoded: Sequence[Fitted], files: Sequence[str], metadata: ModelMetadata) -> Prepared:
+    first, second = files[0], "".join(files[1:])
+    (image, size), *others = decoded
+    if others and others[0].size != size:
+        (width, height), (other_width, other_height) = size, others[0].size
+        text = f"it is {width}x{height}, but the second image {second} is {other_width}x{other_height}"
+        return Prepared(first, None, text, second_file=second)
     try:
-        return Prepared(file, prepare(image, metadata))
+        pixels = prepare(image, metadata, *(other.image for other in others))
+        return Prepared(first, pixels, size=size, second_file=second)
     except (ValueError, MemoryError) as error:
-        return Prepared(file, None, str(error) or "it is too large for the memory")
+        return Prepared(first, None, str(error) or "it is too large for the memory", second_file=second)

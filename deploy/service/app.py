@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from deploy.inference.class_prediction import ClassPrediction
+from deploy.inference.prediction_types import prediction_type
 from deploy.service.middleware import AuthMetricsMiddleware
 from deploy.service.openapi import DOCS_POLICY, docs_page, operation
 from deploy.service.routes import HEATMAP, PAGE_FILES, Route, ServiceError
@@ -32,7 +32,7 @@ SECURITY_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-
 def make_app(state: ServiceState, page: Path = PAGE) -> ASGIApp:
     """Make the application. Raises ServiceError where a file of the page is missing."""
     app = FastAPI(
-        title="Image classifier",
+        title="Image predictions",
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
@@ -73,15 +73,14 @@ def _add_route(app: FastAPI, state: ServiceState, route: Route) -> None:
     async def predict(request: Request) -> Response:
         return await state.handler.handle(request, route)
 
-    first, second = EXAMPLE_CLASSES
-    example = ClassPrediction("", 0, first, 0.9, ((first, 0.9), (second, 0.1)))
+    example = prediction_type(state.metadata.output).example(EXAMPLE_CLASSES)
     entry = route.entry(example, replace(state.metadata, class_names=EXAMPLE_CLASSES), route.switches)
     if state.has_heatmaps and f"need_{HEATMAP}" in route.switches:
         entry[HEATMAP] = "data:image/jpeg;base64,... (with need_heatmap)"
     errors = [code for code in (400, 401, 403, 408, 413, 415, 421, 422, 503) if code != 401 or state.token]
     app.post(
         route.path,
-        summary="Classify one or more images",
+        summary="Predict for one or more images",
         openapi_extra=operation(route.switches, entry, errors),
         response_class=JSONResponse,
     )(predict)
@@ -99,6 +98,8 @@ def _add_status_routes(app: FastAPI, state: ServiceState) -> None:
             "input": size,
             "heatmap": state.has_heatmaps,
             "calibrated": metadata.calibration is not None,
+            "task": metadata.task,
+            "output": metadata.output,
         }
         return JSONResponse(values)
 

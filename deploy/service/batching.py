@@ -84,7 +84,7 @@ class MicroBatcher:
         done or cancelled. The future raises BackendError where the net fails. Raises QueueFullError.
         """
         self._admission.acquire(len(images))
-        empty = self._predictor.failure("", "")
+        empty = self._predictor.failure(Prepared("", None), "")
         job = _Job(asyncio.get_running_loop().create_future(), [empty] * len(images), len(images))
         for index, data in enumerate(images):
             self._pool.submit(self._prepare, job, index, data)
@@ -156,7 +156,7 @@ class MicroBatcher:
         if prepared is None:  # large or damaged: a second try finds out, and delays no small one
             self._pool_of_one.submit(self._prepare, job, index, data, True)
         elif prepared.error:
-            self._deliver([(job, index, self._predictor.failure("", prepared.error))])
+            self._deliver([(job, index, self._predictor.failure(prepared, prepared.error))])
         else:
             # one large image is decoded at a time
             self._decoding_throughput.record(1, seconds * self._workers if may_be_large else seconds)
@@ -241,7 +241,7 @@ class MicroBatcher:
         metadata = self._predictor.metadata
         size = (metadata.preprocess.width, metadata.preprocess.height)
         grey = Prepared(
-            "", prepare(Image.new("RGB" if metadata.preprocess.channels == 3 else "L", size, "grey"), metadata)
+            "", prepare(Image.new("RGB" if metadata.preprocess.image_channels == 3 else "L", size, "grey"), metadata)
         )
         sizes = [1 << power for power in range((self._batch_size - 1).bit_length())]
         predictions = list[Prediction]()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -98,11 +98,18 @@ class PredictHandler:
         for index, prediction in enumerate(predictions):
             if prediction.error:
                 raise RequestError(422, f"{content_name(index, len(predictions))}: {prediction.error}")
-        entries = [route.entry(prediction, self._metadata, upload.switches) for prediction in predictions]
+        if any(prediction.is_slow for prediction in predictions):
+            made = self._batcher.in_pool(self._made_entries, route, predictions, upload)
+            entries = await self._wait(request, asyncio.wrap_future(made), deadline)
+        else:
+            entries = self._made_entries(route, predictions, upload)
         if self._heatmaps is not None and upload.switches.get(f"need_{HEATMAP}"):
             for entry, data, prediction in zip(entries, upload.images, predictions, strict=True):
                 entry[HEATMAP] = await self._wait(request, self._heatmap(data, prediction), deadline)
         return entries
+
+    def _made_entries(self, route: Route, predictions: Sequence[Prediction], upload: Upload) -> list[dict[str, Any]]:
+        return [route.entry(prediction, self._metadata, upload.switches) for prediction in predictions]
 
     async def _read_upload(
         self, request: Request, route: Route, count: Callable[[int], None], deadline: float

@@ -57,7 +57,8 @@ class ImageDecoder:
         """
         try:
             pool, max_pixels = self._pool_for(may_be_large)
-            return Prepared("", prepare(pool.fit(data, max_pixels), self._metadata))
+            image, size = pool.fit(data, max_pixels)
+            return Prepared("", prepare(image, self._metadata), size=size)
         except DecodeTimeoutError as error:
             return Prepared("", None, str(error))
         except (UserError, MemoryError) as error:

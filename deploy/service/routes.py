@@ -42,8 +42,8 @@ class Route:
 
 
 def native_entry(prediction: Prediction, metadata: ModelMetadata, switches: Mapping[str, bool]) -> dict[str, Any]:
-    """Return a prediction as inference.py writes it, without the file."""
-    return {key: value for key, value in prediction.to_dict().items() if key != "file"}
+    """Return a prediction as inference.py writes it, without the file; of masks with the mask itself."""
+    return prediction.response()
 
 
 NATIVE = Route("/predict", {f"need_{HEATMAP}": False}, native_entry)

@@ -73,6 +73,10 @@ def open_server(
 
     Raises ServiceError, DecodingError, DecoderStartError, BackendError.
     """
+    if predictor.metadata.preprocess.images != 1:
+        raise ServiceError(
+            "this net predicts for pairs of images, and the service takes one at a time: use inference.py"
+        )
     limits = limits_from(args)
     if limits.max_pictures > limits.queue:
         raise ServiceError(f"--queue must be at least --max_pictures, got {limits.queue} and {limits.max_pictures}")
@@ -139,7 +143,7 @@ def _decoder(predictor: Predictor, limits: Limits, workers: int) -> ImageDecoder
 
 def _heat_mapper(predictor: Predictor) -> HeatMapper | None:
     """Return the heat mapper of a checkpoint whose net has positions to map, else None."""
-    if not isinstance(predictor.backend, CheckpointBackend):
+    if not isinstance(predictor.backend, CheckpointBackend) or predictor.metadata.output != "logits":
         return None
     try:
         return predictor.backend.heat_mapper(predictor.metadata)

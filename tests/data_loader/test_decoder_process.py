@@ -60,7 +60,9 @@ def test_the_pixels_are_those_of_this_process(resize: str, channels: int, datase
     expected = preprocess.fit(preprocess.decode(path))
     with decoding(preprocess=preprocess) as pool:
         for source in (path, Path(path).read_bytes()):
-            fitted = np.asarray(pool.fit(source, MANY)).reshape(expected.shape)
+            found = pool.fit(source, MANY)
+            assert found.size == preprocess.decode(path).size
+            fitted = np.asarray(found.image).reshape(expected.shape)
             assert (fitted == expected).all()
         assert (preprocess(fitted) == preprocess(preprocess.load(path))).all()
         shown, fitted_too = pool.show(path, MANY, 10)
@@ -72,7 +74,7 @@ def test_a_bad_image_has_the_same_reason_as_in_this_process(tmp_path: Path) -> N
     odd = os.fsdecode(bytes(tmp_path) + b"/\xff.png")
     Path(odd).write_bytes(png())
     with decoding() as pool:
-        assert pool.fit(odd, MANY).size == (30, 20)
+        assert pool.fit(odd, MANY).image.size == (30, 20)
         for source in (b"", b"no image", str(tmp_path / "none.png"), png()[:-30]):
             with pytest.raises(ImageError) as here:
                 PREPROCESS.decode(source)
@@ -93,7 +95,7 @@ def test_a_decoder_that_does_not_come_back_is_killed_at_the_deadline(source: byt
             pool.fit(source, MANY)
         assert time.monotonic() - started >= DEADLINE_S
         assert not children() & before
-        assert pool.fit(png(), MANY).size == (30, 20)  # by the process in its place
+        assert pool.fit(png(), MANY).image.size == (30, 20)  # by the process in its place
     assert not children() - before
 
 
@@ -101,7 +103,7 @@ def test_one_stuck_decoder_delays_no_other_image(stand_in: None) -> None:
     with decoding(2) as pool, ThreadPoolExecutor(1) as thread:
         stuck = thread.submit(pool.fit, SLEEP, MANY)
         for _ in range(20):
-            assert pool.fit(png(), MANY).size == (30, 20)
+            assert pool.fit(png(), MANY).image.size == (30, 20)
         assert not stuck.done() and not pool.is_stalled(0.0)
         pool.close()
         with pytest.raises(ImageError, match="the program is ending"):
@@ -116,7 +118,7 @@ def test_the_system_limits_what_a_decoder_takes(stand_in: None) -> None:
         for _ in range(2):
             with pytest.raises(ImageError, match=r"^it is too large for the memory$"):
                 pool.fit(ALLOCATE, MANY)
-            assert pool.fit(png(), MANY).size == (30, 20)
+            assert pool.fit(png(), MANY).image.size == (30, 20)
         (child,) = [decoder._child for decoder in pool._decoders if decoder._child]
         pid = child._process.pid
         peak = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -131,7 +133,7 @@ def test_a_crash_and_a_bug_cost_one_image(stand_in: None) -> None:
             pool.fit(CRASH, MANY)
         with pytest.raises(RuntimeError, match="ZeroDivisionError: in the decoder"):
             pool.fit(BUG, MANY)
-        assert pool.fit(png(), MANY).size == (30, 20)
+        assert pool.fit(png(), MANY).image.size == (30, 20)
 
 
 def test_stalled_are_busy_processes_that_finish_nothing(stand_in: None) -> None:
@@ -160,7 +162,7 @@ def send_and_pause(*args):
     subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {os.getpid()}"])
     os.kill(os.getpid(), signal.SIGSTOP)
 decoder_process._Child.send = send_and_pause
-print(pool.fit(png(), 100).size)
+print(pool.fit(png(), 100).image.size)
 pool.close()
 """
 

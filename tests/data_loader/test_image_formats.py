@@ -18,7 +18,7 @@ import inference
 import train
 from artifacts.checkpoint import load_checkpoint
 from common.paths import ROOT
-from data_loader.decoder_process import DecoderPool
+from data_loader.decoder_process import DecoderPool, Fitted
 from data_loader.errors import ImageError
 from data_loader.samples import read_class_folders
 from tests.helpers.images import png_file, png_header
@@ -226,7 +226,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
 
     fit = DecoderPool.fit
 
-    def refused_in_a_process(pool: DecoderPool, source: str | bytes, max_pixels: int) -> Image.Image:
+    def refused_in_a_process(pool: DecoderPool, source: str | bytes, max_pixels: int) -> Fitted:
         if str(source).endswith("locked.jpg"):
             raise ImageError("no permission to read it")  # as `refusing` makes it in this process
         return fit(pool, source, max_pixels)

@@ -5,6 +5,7 @@ import { TEXTS } from "./texts.js";
 const MAX_IN_FLIGHT = 3; // images; the service batches what waits
 const MAX_BUSY_RETRIES = 10; // of one image
 const VIEWS = ["both", "map", "picture"]; // kept in the browser's localStorage
+const MAX_MASK_PX = 1024; // of the longer side of a mask on the page
 
 const at = (id) => document.getElementById(id);
 const state = {
@@ -149,6 +150,7 @@ function finish(card, result) {
   card.prediction = result.entry;
   card.hasRequestedMap = result.hasRequestedMap;
   card.map = result.entry.heatmap ? makeImage(result.entry.heatmap) : null;
+  if (result.entry.mask) drawMask(card, result.entry);
   if (!state.info) loadInfo();
   else requestMaps(); // the view may have changed meanwhile
 }
@@ -167,6 +169,45 @@ function requestMaps() {
 
 function wantsMaps() {
   return Boolean(state.info?.heatmap) && state.view !== "picture";
+}
+
+function hasMasks() {
+  return state.info?.output === "mask_logits";
+}
+
+// What the page says in the chosen language, of a net that gives masks in other words.
+function texts() {
+  const all = TEXTS[state.language];
+  return hasMasks() ? { ...all, ...all.masks } : all;
+}
+
+// The image, pale, under the colours of its classes; a black class, which data sets call the background, covers nothing.
+async function drawMask(card, entry) {
+  const mask = makeImage(entry.mask);
+  await Promise.all([mask.decode(), card.image?.decode().catch(() => null)]);
+  const scale = Math.min(1, MAX_MASK_PX / Math.max(entry.width, entry.height));
+  const canvas = make("canvas");
+  canvas.width = Math.max(1, Math.round(entry.width * scale));
+  canvas.height = Math.max(1, Math.round(entry.height * scale));
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingEnabled = false;
+  context.drawImage(mask, 0, 0, canvas.width, canvas.height);
+  const colours = context.getImageData(0, 0, canvas.width, canvas.height);
+  for (let at = 0; at < colours.data.length; at += 4) {
+    const isBlack = !(colours.data[at] || colours.data[at + 1] || colours.data[at + 2]);
+    colours.data[at + 3] = isBlack ? 0 : 140;
+  }
+  const cover = make("canvas");
+  cover.width = canvas.width;
+  cover.height = canvas.height;
+  cover.getContext("2d").putImageData(colours, 0, 0);
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  context.imageSmoothingEnabled = true;
+  if (card.image?.naturalWidth) context.drawImage(card.image, 0, 0, canvas.width, canvas.height);
+  context.drawImage(cover, 0, 0);
+  canvas.setAttribute("role", "img");
+  card.map = canvas;
+  show(card);
 }
 
 // Returns {code, entry, hasRequestedMap}, or {code, detail, retryAfter}; code 0 if no response came.
@@ -202,8 +243,8 @@ async function loadInfo() {
 
 function setInfo(info) {
   state.info = info;
-  setNotice(null);
-  showInfo();
+  state.notice = null;
+  showAll();
   requestMaps();
 }
 
@@ -230,7 +271,7 @@ function useToken(token) {
 }
 
 function showAll() {
-  const text = TEXTS[state.language];
+  const text = texts();
   document.documentElement.lang = text.code;
   document.title = text.title;
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = text[element.dataset.text];
@@ -245,19 +286,19 @@ function showAll() {
 function showInfo() {
   const { info } = state;
   if (!info) return;
-  const text = TEXTS[state.language];
+  const text = texts();
   at("net-summary").textContent = text.net(info.net, info.input.replace("x", " × "));
   at("class-count").textContent = text.classes(info.classes.length);
   at("class-names").textContent = info.classes.join(text.comma);
   at("net").hidden = false;
-  at("views").hidden = !info.heatmap;
+  at("views").hidden = !info.heatmap && !hasMasks();
   at("views").querySelector(`[value=${state.view}]`).checked = true;
 }
 
 function setNotice(notice) {
   state.notice = notice;
   at("notice").hidden = !notice;
-  at("notice").textContent = notice ? notice(TEXTS[state.language]) : "";
+  at("notice").textContent = notice ? notice(texts()) : "";
 }
 
 function showProgress() {
@@ -265,8 +306,8 @@ function showProgress() {
   const failed = cards.filter((card) => card.problem).length;
   const done = cards.filter((card) => card.stage === "done" && !card.problem).length;
   at("bar").hidden = !cards.length;
-  at("cards").className = wantsMaps() ? state.view : "picture";
-  at("summary").textContent = TEXTS[state.language].summary(done, cards.length, failed);
+  at("cards").className = wantsMaps() || hasMasks() ? state.view : "picture";
+  at("summary").textContent = texts().summary(done, cards.length, failed);
   at("done").max = cards.length || 1;
   at("done").value = done + failed;
   at("again").hidden = failed < 2; // one has its own button
@@ -274,7 +315,7 @@ function showProgress() {
 
 function show(card) {
   if (card.isRemoved) return;
-  const text = TEXTS[state.language];
+  const text = texts();
   const details = make("div", "details");
   details.append(make("p", "file", card.file.name));
   if (card.prediction) details.append(...predictionParts(card.prediction, text));
@@ -294,26 +335,41 @@ function imageParts(card, text) {
     images.append(card.image ?? make("p", "no-preview", text.noPreview));
   }
   if (card.map && state.view !== "picture") {
-    card.map.alt = text.mapOf(card.prediction.class);
+    card.map.ariaLabel = card.map.alt = text.mapOf(card.prediction.class ?? card.file.name);
     images.append(card.map);
   }
   return images;
 }
 
 function predictionParts(prediction, text) {
+  if (prediction.mask) return [bars(sharesOf(prediction))];
   const head = make("p", "prediction");
   head.append(make("strong", "", prediction.class), make("span", "number", percent(prediction.score)));
-  const scores = make("ol", "scores");
-  for (const [name, score] of prediction.top_k) {
+  const rows = prediction.top_k.map(([name, share]) => ({ name, share }));
+  return [head, ...(prediction.decision ? [uncertaintyPart(prediction, text)] : []), bars(rows)];
+}
+
+// Returns the classes in the mask, the largest first.
+function sharesOf(prediction) {
+  const rows = prediction.classes.map(({ name, title, color }) => {
+    return { name: title || name, share: prediction.shares[name], colour: `rgb(${color.join(" ")})` };
+  });
+  return rows.filter((row) => row.share > 0).sort((one, other) => other.share - one.share);
+}
+
+function bars(rows) {
+  const list = make("ol", "scores");
+  for (const { name, share, colour } of rows) {
     const row = make("li");
     const track = make("span", "track");
     const bar = make("span");
-    bar.style.width = `${100 * score}%`;
+    bar.style.width = `${100 * share}%`;
+    if (colour) bar.style.background = colour;
     track.append(bar);
-    row.append(make("span", "", name), make("span", "number", percent(score)), track);
-    scores.append(row);
+    row.append(make("span", "", name), make("span", "number", percent(share)), track);
+    list.append(row);
   }
-  return [head, ...(prediction.decision ? [uncertaintyPart(prediction, text)] : []), scores];
+  return list;
 }
 
 function uncertaintyPart(prediction, text) {

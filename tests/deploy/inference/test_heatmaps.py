@@ -21,6 +21,7 @@ import inference
 import train
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, weights_sha256
 from artifacts.metadata import ModelMetadata
+from common.placement import Placement, placement
 from data_loader.preprocess import ImageError, Preprocess, as_array
 from deploy.backends.base import HeatMap
 from deploy.inference import heatmap_writer
@@ -33,7 +34,7 @@ from tests.helpers.nets import SMALLEST
 from trainers.reporting import heatmaps as training_maps
 from trainers.reporting.report import TrainingReport, write_report
 from visualization import heatmap_overlay
-from visualization.heatmap_overlay import Marks, heat_map_image, overlay, placement
+from visualization.heatmap_overlay import Marks, heat_map_image, overlay
 
 NAMES = ("猫/cat", "dog", "bird")
 GOOD = ["a/same.png", "b/same.png", "b/苹果 1.jpg", 'b/say "hi".png', "wide.png"]
@@ -393,7 +394,7 @@ def test_placement_is_what_preprocess_does(size: tuple[int, int]) -> None:
         expected = start + (np.arange(count) + 0.5) * (end - start) / count - 0.5
         inner = slice(2, -2)  # at the border Pillow has fewer neighbours to average
         np.testing.assert_allclose(found[inner], expected[inner], atol=0.02 * whole + 0.3)
-    assert placement("squash", size, (64, 48)) == heatmap_overlay.Placement((0, 0, 64, 48), (0, 0, *size))
+    assert placement("squash", size, (64, 48)) == Placement((0, 0, 64, 48), (0, 0, *size))
 
 
 def test_what_the_net_did_not_see_is_dim_and_bars_are_cut_off() -> None:

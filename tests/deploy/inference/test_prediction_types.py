@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,9 @@ class ValuePrediction(Prediction):
     value: float = 0.0
 
     @classmethod
-    def decode(cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int) -> Iterator[Prediction]:
+    def decode(
+        cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int, sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[Prediction]:
         for value in outputs[:, 0].tolist():
             yield cls("", value) if math.isfinite(value) else cls("", error=NOT_FINITE)
 
@@ -122,8 +124,6 @@ def test_an_output_without_a_type_is_refused() -> None:
         Predictor(ValueBackend(), replace(METADATA, output="boxes"))
     with pytest.raises(BackendError, match=r"^this net gives features, not classes: python -m tools.embed writes them"):
         Predictor(ValueBackend(), replace(METADATA, output="features"))
-    with pytest.raises(BackendError, match=r"^this net gives a class for each pixel, not for the image: its masks are"):
-        Predictor(ValueBackend(), replace(METADATA, output="mask_logits"))
 
 
 def test_a_heat_map_needs_classes(tmp_path: Path, predictor: Predictor) -> None:

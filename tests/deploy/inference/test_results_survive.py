@@ -126,7 +126,7 @@ def test_images_that_go_away_after_their_prediction_end_nothing(
     assert len(rows_of(output)) == 60 and sum(path.is_file() for path in copies.rglob("*")) == 57
     lines = captured.err.splitlines()
     assert len(lines) == 3 and lines[0].startswith(
-        f"inference.py: {exported.parent}/images/00.png: it was classified, and is not copied: "
+        f"inference.py: {exported.parent}/images/00.png: it has a prediction, and is not copied: "
     )
     assert "60 answered, 0 failed, 3 not copied, " in captured.out
 

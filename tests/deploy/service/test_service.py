@@ -191,6 +191,8 @@ def test_info_health_and_the_description(service: RunningService) -> None:
         "input": "8x8",
         "heatmap": False,
         "calibrated": False,
+        "task": "classification",
+        "output": "logits",
     }
     assert service.get("/healthz")[:2] == (200, {"status": "ok"})
     assert service.get("/readyz")[:2] == (200, {"status": "ready"})

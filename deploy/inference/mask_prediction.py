@@ -1,0 +1,196 @@
+"""The prediction of a net that gives masks: the class of each pixel, at the image's own size."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from artifacts.metadata import ModelMetadata
+from common.console import elide, text_columns
+from common.placement import placement
+from data_loader.mask_classes import VOID, MaskClass, default_classes
+from data_loader.preprocess import Preprocess
+from deploy.inference.prediction import NOT_FINITE, Prediction
+from deploy.inference.uncertainty_scores import softmax
+from visualization.html_page import data_uri
+from visualization.masks import laid_over, with_colours
+
+SHOWN = 3  # classes of a terminal line
+MAX_CLASS_COLUMNS, SHARE_COLUMNS = 12, 4
+BAND_ROWS = 256  # that are brought to an image's size at once: K float32 values a pixel
+
+
+@dataclass(frozen=True)
+class MaskPrediction(Prediction):
+    """The class of each pixel of one image, or of a pair.
+
+    It is made of the net's `logits` (K, h, w) when it is first asked for, by whoever needs it. `score` is the mean over
+    the net's input of the largest softmax.
+    """
+
+    is_slow = True
+
+    classes: tuple[MaskClass, ...] = ()
+    size: tuple[int, int] = (0, 0)  # width, height of the image
+    score: float = 0.0
+    preprocess: Preprocess | None = None
+    logits: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def decode(
+        cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int, sizes: Sequence[tuple[int, int]]
+    ) -> Iterator[MaskPrediction]:
+        """Yield the mask of each image of logits (N, K, h, w)."""
+        for logits, size in zip(outputs, sizes, strict=True):
+            if not np.isfinite(logits).all():
+                yield cls("", error=NOT_FINITE)
+                continue
+            yield cls("", classes_of(metadata), size, mean_score(logits), metadata.preprocess, logits)
+
+    @classmethod
+    def example(cls, class_names: Sequence[str]) -> MaskPrediction:
+        """Return the mask of an image of one pixel."""
+        logits = np.eye(len(class_names), 1, dtype=np.float32)[:, :, None]  # (K, 1, 1)
+        return cls("", default_classes(class_names), (1, 1), 0.9, Preprocess(1, 1), logits)
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """The class indices (H, W) uint8 at the image's own size; VOID where it lies outside the net's input."""
+        assert self.logits is not None and self.preprocess is not None
+        return own_size(self.logits, self.preprocess, self.size)
+
+    @cached_property
+    def pixels(self) -> tuple[int, ...]:
+        """The number of pixels of each class."""
+        return tuple(map(int, np.bincount(self.indices.ravel(), minlength=VOID + 1)[: len(self.classes)]))
+
+    def values(self) -> dict[str, Any]:
+        """Return {"width", "height", "score", "shares": {class: share of the image's pixels}}."""
+        shares = {found.name: share for found, share in zip(self.classes, self.shares, strict=True)}
+        return {"width": self.size[0], "height": self.size[1], "score": self.score, "shares": shares}
+
+    def response(self) -> dict[str, Any]:
+        """Return `values`, the classes of the mask's pixels, and the mask as a PNG in a data URL."""
+        classes = [
+            {"name": found.name, "title": found.title, "value": value, "color": list(found.color)}
+            for found, value in zip(self.classes, file_values(self.classes), strict=True)
+        ]
+        file = io.BytesIO()
+        self.image().save(file, "PNG")
+        return super().response() | {"classes": classes, "mask": data_uri("image/png", file.getvalue())}
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Each class's share of the image's pixels."""
+        return tuple(count / (self.size[0] * self.size[1]) for count in self.pixels)
+
+    @classmethod
+    def csv_columns(cls, metadata: ModelMetadata, topk: int) -> tuple[str, ...]:
+        """Return width, height, score, then share_NAME of each class."""
+        return ("width", "height", "score", *(f"share_{name}" for name in metadata.class_names))
+
+    def csv_row(self) -> list[str | int]:
+        """Return what stands in `csv_columns`."""
+        return [*self.size, f"{self.score:.6f}", *(f"{share:.6f}" for share in self.shares)]
+
+    @classmethod
+    def text_widths(cls, metadata: ModelMetadata) -> tuple[int, ...]:
+        """Return the columns of SHOWN classes with their shares."""
+        longest = min(max(map(text_columns, metadata.class_names), default=0), MAX_CLASS_COLUMNS)
+        return (min(SHOWN, metadata.num_classes) * (longest + SHARE_COLUMNS + 3) - 2,)
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the largest classes with their shares: "water 62%  road 30%"."""
+        longest = min(max((text_columns(found.name) for found in self.classes), default=0), MAX_CLASS_COLUMNS)
+        return ("  ".join(f"{elide(name, longest)} {share:.0%}" for name, share in self._largest()),)
+
+    def caption(self) -> list[str]:
+        """Return the largest classes with their shares."""
+        return [f"{name}  {share:.1%}" for name, share in self._largest()]
+
+    def annotate(self, image: Image.Image) -> Image.Image:
+        """Return the image under its mask, the classes in it named below."""
+        colors = [found.color for found in self.classes]
+        shown = [
+            (found.title or found.name, found.color, share)
+            for found, share in zip(self.classes, self.shares, strict=True)
+            if share
+        ]
+        shown.sort(key=lambda entry: -entry[2])
+        texts = [(f"{name} {share:.1%}", color) for name, color, share in shown]
+        return with_colours(laid_over(image, self.indices, colors), texts)
+
+    def image(self) -> Image.Image:
+        """Return the mask as an image of mode "P": of each class its value in label files, and its colour.
+
+        Where a value is no byte they are the classes' indices. A pixel of no class is black, of the largest free value.
+        """
+        image = Image.fromarray(file_lookup(self.classes)[self.indices])
+        image.putpalette(palette(self.classes))
+        return image
+
+    def _largest(self) -> list[tuple[str, float]]:
+        pairs = zip((found.name for found in self.classes), self.shares, strict=True)
+        return sorted(pairs, key=lambda pair: -pair[1])[:SHOWN]
+
+
+def classes_of(metadata: ModelMetadata) -> tuple[MaskClass, ...]:
+    """Return the classes of a net that gives masks."""
+    return metadata.mask_classes or default_classes(metadata.class_names)
+
+
+def file_values(classes: Sequence[MaskClass]) -> tuple[int, ...]:
+    """Return the pixel values of a mask's file: the classes' own, or their indices where one of them is no byte."""
+    values = tuple(found.value for found in classes)
+    return values if max(values) <= 255 else tuple(range(len(classes)))
+
+
+def file_lookup(classes: Sequence[MaskClass]) -> np.ndarray:
+    """Return the pixel value of a mask's file (256,) uint8 by class index; of VOID the largest that no class has."""
+    values = file_values(classes)
+    lookup = np.full(256, max(set(range(256)) - set(values)), np.uint8)
+    lookup[: len(values)] = values
+    return lookup
+
+
+def palette(classes: Sequence[MaskClass]) -> list[int]:
+    """Return 256 colours as 768 numbers, by the values of a mask's file; black where there is no class."""
+    colors = [0] * 768
+    for found, value in zip(classes, file_values(classes), strict=True):
+        colors[3 * value : 3 * value + 3] = found.color
+    return colors
+
+
+def mean_score(logits: np.ndarray) -> float:
+    """Return the mean over pixels of the largest softmax of logits (K, h, w)."""
+    return float(softmax(logits.reshape(len(logits), -1).T).max(axis=1).mean())
+
+
+def own_size(logits: np.ndarray, preprocess: Preprocess, size: tuple[int, int]) -> np.ndarray:
+    """Return the class indices (H, W) uint8 of an image of (width, height) from logits (K, h, w) of the net's input.
+
+    The logits are brought to the image's size, bilinearly, and the largest one chosen there: borders of classes stay
+    smooth. Bands of rows bound the memory.
+    """
+    place = placement(preprocess.resize, size, (logits.shape[2], logits.shape[1]))
+    indices = np.full((size[1], size[0]), VOID, np.uint8)
+    if place.is_empty:
+        return indices
+    (left, top, right, bottom), (seen_left, seen_top, seen_right, seen_bottom) = place.inside, place.seen
+    first_x, first_y = round(seen_left), round(seen_top)
+    end_x, end_y = max(round(seen_right), first_x + 1), max(round(seen_bottom), first_y + 1)
+    down = (bottom - top) / (end_y - first_y)
+    planes = [Image.fromarray(plane[top:bottom, left:right].astype(np.float32)) for plane in logits]
+    for row in range(first_y, end_y, BAND_ROWS):
+        end = min(row + BAND_ROWS, end_y)
+        box = (0, (row - first_y) * down, right - left, min((end - first_y) * down, bottom - top))
+        shape = (end_x - first_x, end - row)
+        band = np.stack([np.asarray(plane.resize(shape, Image.Resampling.BILINEAR, box)) for plane in planes])
+        indices[row:end, first_x:end_x] = band.argmax(axis=0)
+    return indices

@@ -1,0 +1,115 @@
+"""The service and its page with a net that gives masks: the class of a pixel is its strongest colour."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from artifacts.metadata import ModelMetadata
+from data_loader.mask_classes import MaskClass
+from data_loader.preprocess import Preprocess
+from deploy.inference.predictor import Predictor
+from deploy.service.routes import NATIVE, ServiceError
+from deploy.service.server import open_server
+from tests.helpers.browser import CHROMIUM, open_browser
+from tests.helpers.serving import GatedBackend, RunningService, base64_of, flags, running
+
+CLASSES = (
+    MaskClass("<i>ground", 0, (0, 0, 0), "地面"),
+    MaskClass("road", 3, (200, 0, 0), "道路"),
+    MaskClass("water", 7, (0, 0, 200), "水体"),
+)
+METADATA = ModelMetadata(
+    tuple(found.name for found in CLASSES),
+    Preprocess(16, 16, mean=(0, 0, 0), std=(1, 1, 1)),
+    {"module": "m", "name": "n", "args": {}},
+    task="segmentation",
+    output="mask_logits",
+    mask_classes=CLASSES,
+)
+
+
+class ColourBackend:
+    """Logits (N, 3, H, W) that are green, red and blue of the images."""
+
+    name, device = "fake", "cpu"
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(images[:, [1, 0, 2]] * 9)
+
+
+def scene(width: int = 48, height: int = 32) -> tuple[bytes, np.ndarray]:
+    """Return a PNG, green with a red half and a blue quarter, and its classes (H, W)."""
+    labels = np.zeros((height, width), np.uint8)
+    labels[:, width // 2 :] = 1
+    labels[height // 2 :, width // 2 :] = 2
+    file = io.BytesIO()
+    Image.fromarray(np.array([[20, 220, 20], [220, 20, 20], [20, 20, 220]], np.uint8)[labels]).save(file, "PNG")
+    return file.getvalue(), labels
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[int]:
+    with running(Predictor(ColourBackend(), METADATA), flags("--workers", 1), "") as port:
+        yield port
+
+
+def test_a_mask_is_answered_as_png(address: int) -> None:
+    content, labels = scene()
+    status, body, _ = RunningService(address, GatedBackend()).send(body={"content": base64_of(content)})
+    assert status == 200
+    (entry,) = body["data"]
+    assert (entry["width"], entry["height"]) == (48, 32) and 0.9 < entry["score"] <= 1
+    assert list(entry["shares"].values()) == pytest.approx([0.5, 0.25, 0.25], abs=0.02)
+    assert [(found["value"], found["color"], found["title"]) for found in entry["classes"]] == [
+        (found.value, list(found.color), found.title) for found in CLASSES
+    ]
+    with Image.open(io.BytesIO(base64.b64decode(entry["mask"].removeprefix("data:image/png;base64,")))) as mask:
+        values = np.asarray(mask)
+    assert (values == np.array([0, 3, 7])[labels]).mean() > 0.98
+
+
+def test_a_net_of_pairs_is_refused() -> None:
+    pairs = replace(METADATA, preprocess=Preprocess(16, 16, channels=6, images=2), task="change_detection")
+    with pytest.raises(ServiceError, match=r"^this net predicts for pairs of images, and the service takes one"):
+        open_server(Predictor(ColourBackend(), pairs), [NATIVE], flags()).__enter__()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium and no google-chrome on this machine")
+def test_the_page_draws_the_mask_over_the_image(address: int, tmp_path: Path) -> None:
+    content, _ = scene()
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "profile").mkdir()
+    with (
+        open_browser(tmp_path / "profile") as browser,
+        browser.page(f"http://127.0.0.1:{address}/", "en-GB", 1200) as page,
+    ):
+        page.wait("document.querySelector('#class-count').innerText")
+        page.choose("#files", [tmp_path / "a.png"])
+        page.wait("document.querySelector('.card canvas')")
+        assert page.text("h1") == "Image segmentation" and page.text("#summary") == "1 of 1 done"
+        assert page.text("#views label:nth-of-type(2)") == "mask"
+        rows = page.run("[...document.querySelectorAll('.scores li')].map((row) => row.innerText.split('\\n'))")
+        assert rows[0][0] == "地面" and sorted(name for name, _ in rows) == ["地面", "水体", "道路"]
+        colours = page.run(
+            """[[4, 4], [40, 4], [40, 28]].map(([x, y]) =>
+            [...document.querySelector('.card canvas').getContext('2d').getImageData(x, y, 1, 1).data])"""
+        )
+        share = 140 / 255  # of a class's colour; a black class covers nothing
+        red = [220 + (200 - 220) * share, 20 - 20 * share, 20 - 20 * share]
+        blue = [20 - 20 * share, 20 - 20 * share, 220 + (200 - 220) * share]
+        assert np.abs(np.array(colours)[:, :3] - [[20, 220, 20], red, blue]).max() <= 2
+        page.click("#views label:nth-of-type(3)")
+        assert page.run("document.querySelectorAll('.card canvas').length") == 0
+        page.click("#views label:nth-of-type(2)")
+        assert page.run("document.querySelector('.images').children.length") == 1
+        page.click("#language")
+        assert page.text("h1") == "图像分割"
+        assert page.errors == []
