@@ -62,12 +62,26 @@ def fit_head(net: nn.Module, batches: Iterable[Batch]) -> float:
     """
     head = last_linear(net)
     features, labels = _features(net, head, batches)  # (N, D), (N,)
+    weight, bias = fit_linear(features, labels, len(head.weight))
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight))
+        head.bias.copy_(torch.from_numpy(bias))
+    return float((np.argmax(features @ weight.T + bias, axis=1) == labels).mean())
+
+
+def fit_linear(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, inverse_penalty: float = INVERSE_PENALTY
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights (K, D) and biases (K,) of the logistic regression on standardised features (N, D).
+
+    They are for the features as they are. A class without a label (N,) has weights of 0, and is the least likely.
+    """
     mean, std = features.mean(axis=0), features.std(axis=0).clip(min=1e-6)
-    regression = LogisticRegression(C=INVERSE_PENALTY, max_iter=ITERATIONS)
+    regression = LogisticRegression(C=inverse_penalty, max_iter=ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum is near enough for a start
         regression.fit((features - mean) / std, labels)
-    weight, bias = np.zeros(tuple(head.weight.shape)), np.zeros(len(head.weight))
+    weight, bias = np.zeros((num_classes, features.shape[1])), np.zeros(num_classes)
     rows = regression.classes_
     coefficients, intercepts = regression.coef_, regression.intercept_
     if len(rows) == 2:  # sklearn has one row for two classes
@@ -75,11 +89,8 @@ def fit_head(net: nn.Module, batches: Iterable[Batch]) -> float:
         coefficients, intercepts = signs * coefficients, signs[:, 0] * intercepts
     weight[rows] = coefficients / std
     bias[rows] = intercepts - weight[rows] @ mean
-    bias[np.setdiff1d(np.arange(len(bias)), rows)] = bias.min() - 1  # less likely than any class that was seen
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias))
-    return float((np.argmax(features @ weight.T + bias, axis=1) == labels).mean())
+    bias[np.setdiff1d(np.arange(num_classes), rows)] = bias.min() - 1  # less likely than any class that was seen
+    return weight, bias
 
 
 def views_to_fit(num_images: int) -> int:

@@ -45,33 +45,53 @@ def run(args: argparse.Namespace) -> int:
         raise DoctorError("--try_compile trains steps, --skip_step trains none: use only one of them")
     if args.drop_look_alikes and not args.fix:
         raise DoctorError("--drop_look_alikes changes the lists that --fix writes: add --fix DIR")
+    if args.wrong_labels:
+        check_start_weights(config)
     if args.workers < 0:
         raise DoctorError(f"--workers must be at least 0, got {args.workers}")
     output = args.output or Path(config.save_path)
     from tools.doctor.fix import check_target, find_dropped_rows, write_lists
     from tools.doctor.report import terminal_text, write_report
+    from tools.doctor.wrong_labels import write_list
 
     check_folder(output)
     if args.fix:
         check_target(args.fix)
         check_folder(args.fix)
-    study, report = examine(config, args)
+    study, report, ranking = examine(config, args)
     if args.fix:
         dropped = find_dropped_rows(study, near_duplicates=args.drop_look_alikes)
         report["fix"] = write_lists(study, args.fix, dropped)
     page = write_report(report, study, output)
     print(terminal_text(report))
     print(f"\nwith images {page}\neverything    {page.with_name('doctor.json')}")
+    if ranking is not None:
+        print(f"all labels    {write_list(ranking, study, output)}")
     return int(report["exit_code"])
 
 
-def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """Read the lists and the images, and try steps; return the Study and the report. Raises ListError, ScanError."""
+def check_start_weights(config: Config) -> None:
+    """Raise DoctorError where a config has no features to judge labels by, or no labels."""
+    if config.learns_without_labels():
+        raise DoctorError("--wrong_labels judges labels, and this training uses none")
+    if config.train_mode == "fromscratch":
+        raise DoctorError(
+            '--wrong_labels judges labels by the features of a trained net, and train_mode "fromscratch" has none: '
+            "take --config configs/finetune_config.json, and --set num_classes and the images to those of this config"
+        )
+
+
+def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, Any], Any]:
+    """Read the lists and the images, and try steps; return the Study, the report, and the Ranking or None.
+
+    Raises ListError, ScanError.
+    """
     from tools.doctor.checks import LEVELS, PROBLEM, Study, check
     from tools.doctor.report import build_report
     from tools.doctor.scan import scan
     from tools.doctor.step_check import judge_compiling, judge_disk, judge_step, try_steps
     from tools.doctor.types import TrialData
+    from tools.doctor.wrong_labels import judge_labels
 
     GUARD.timeout_s = config.decode_timeout_s
     if declared_task(config.model_module_name, config.model_net_name) in MASK_TASKS:
@@ -81,6 +101,10 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     paths = [sample.path for samples in (train, val) for sample in samples.samples]
     study = Study.of(config, train, val, preprocess, scan(paths, len(train.samples), preprocess, args.workers))
     findings = check(study)
+    ranking = None
+    if args.wrong_labels:
+        ranking, of_labels = judge_labels(study, args.workers)
+        findings += of_labels
     step: dict[str, Any] = {}
     if not args.skip_step:
         bad_train, bad_val = study.by_list(study.images.errors)
@@ -90,8 +114,9 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     disk, disk_findings = judge_disk(config, step)
     findings = sorted([*findings, *disk_findings], key=lambda finding: LEVELS.index(finding.level))
     report = build_report(study, str(args.config), findings, step, disk)
+    report["wrong_labels"] = ranking.summary() if ranking else {}
     report["exit_code"] = int(any(finding.level == PROBLEM for finding in findings))
-    return study, report
+    return study, report, ranking
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -107,6 +132,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--fix", metavar="DIR", type=Path, help=cleaned)
     similar = "with --fix: drop training images that are near-duplicates of validation images"
     add("--drop_look_alikes", action="store_true", help=similar)
+    judged = "rank the labels by how much they contradict what the other images predict: wrong_labels.csv"
+    add("--wrong_labels", action="store_true", help=judged)
     add("--skip_step", action="store_true", help="do not build the net and train a few steps")
     add("--try_compile", action="store_true", help='also train steps with "compile", and report whether it pays back')
     workers = min(MAX_WORKERS, os.cpu_count() or 1)

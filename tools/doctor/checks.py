@@ -18,6 +18,7 @@ from tools.doctor.scan import ODDITIES, ScannedImages, enlargement
 
 PROBLEM, WARNING, NOTE = "problem", "warning", "note"  # it spoils the training; it may; it is information
 LEVELS = (PROBLEM, WARNING, NOTE)
+WRONG_LABELS = "wrong labels"  # the kind of finding that tools/doctor/wrong_labels.py makes
 IMBALANCED = 10.0  # ratio of the largest class to the smallest from which weights are advised
 MISSHAPEN = 2.0  # ratio of an image's aspect to the input's from which `resize` changes much
 FOLLOWING = 0.5  # difference of two classes' shares of colour profiles from which it is reported
@@ -147,6 +148,12 @@ def count_text(number: int, noun: str = "image") -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def shorten(names: list[str], most: int = 5) -> str:
+    """Return names as text, of many the first ones."""
+    shown = ", ".join(names[:most])
+    return f"{len(names)} classes ({shown}, ...)" if len(names) > most else shown
+
+
 def _unreadable(study: Study) -> Iterator[Finding]:
     errors = study.images.errors
     for name, rows in zip(("training", "validation"), study.by_list(sorted(errors)), strict=True):
@@ -225,14 +232,14 @@ def _classes(study: Study) -> Iterator[Finding]:
         yield from _counts(study)
     empty = [name for name, count in zip(names, study.val.class_counts(), strict=True) if not count]
     if empty:
-        yield Finding(WARNING, "classes without validation", f"no validation image of {_shorten(empty)}: unmeasured")
+        yield Finding(WARNING, "classes without validation", f"no validation image of {shorten(empty)}: unmeasured")
 
 
 def _counts(study: Study) -> Iterator[Finding]:
     counts = study.train.class_counts()
     missing = [name for name, count in zip(study.train.class_names, counts, strict=True) if not count]
     if missing:
-        yield Finding(PROBLEM, "missing classes", f"no training image of {_shorten(missing)}: it cannot be learnt")
+        yield Finding(PROBLEM, "missing classes", f"no training image of {shorten(missing)}: it cannot be learnt")
     present = [count for count in counts if count]
     ratio = max(present) / min(present) if present else 1.0
     if ratio >= IMBALANCED and not (study.config.class_weights or study.config.balanced_sampling):
@@ -290,8 +297,3 @@ def _misshape(sizes: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 def _spread(values: np.ndarray) -> dict[str, float]:
     numbers = zip(("smallest", "median", "largest"), np.percentile(values, [0, 50, 100]).tolist(), strict=True)
     return {name: round(number, 3) for name, number in numbers}
-
-
-def _shorten(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(names[:most])
-    return f"{len(names)} classes ({shown}, ...)" if len(names) > most else shown

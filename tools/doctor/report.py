@@ -14,12 +14,13 @@ from common.console import elide, printable, text_columns
 from common.formatting import size_text
 from common.json_values import plain
 from data_loader.preprocess import ImageError, as_array
-from tools.doctor.checks import LEVELS, Finding, Study, sizes_of
+from tools.doctor.checks import LEVELS, WRONG_LABELS, Finding, Study, sizes_of
 from visualization import fonts
 from visualization.html_page import render_page, thumbnail_data_uri
 
 COLUMNS = 79  # some terminals wrap a full line
 GROUPS_PRINTED, GROUPS_SHOWN, IMAGES_PER_GROUP = 3, 24, 4  # on the terminal, on the page, on both
+RANKED_PRINTED, RANKED_SHOWN = 10, 60  # of the labels that are probably wrong
 CLASSES_PRINTED = 12
 WEIGHTS_PRINTED = 24  # of more classes "balanced" is printed
 THUMBNAIL_PX = 168
@@ -202,10 +203,11 @@ def _finding_lines(finding: dict[str, Any]) -> Iterator[str]:
     )
     if finding["level"] == LEVELS[2]:
         return
-    for group in finding["groups"][:GROUPS_PRINTED]:
+    most = RANKED_PRINTED if finding["kind"] == WRONG_LABELS else GROUPS_PRINTED
+    for group in finding["groups"][:most]:
         yield from _group_lines(group, "~" if "look-alikes" in finding["kind"] else "=")
-    if len(finding["groups"]) > GROUPS_PRINTED:
-        yield f"{'':<11}... {len(finding['groups']) - GROUPS_PRINTED:,} more"
+    if len(finding["groups"]) > most:
+        yield f"{'':<11}... {len(finding['groups']) - most:,} more"
 
 
 def _group_lines(group: list[dict[str, Any]], sign_of_another: str) -> Iterator[str]:
@@ -238,7 +240,7 @@ def _row(name: str, text: str) -> str:
 def _shown(finding: dict[str, Any], study: Study) -> list[list[dict[str, Any]]]:
     """Return the first groups of a finding with thumbnails: of a group across the lists, some of each."""
     groups = []
-    for group in finding["groups"][:GROUPS_SHOWN]:
+    for group in finding["groups"][: RANKED_SHOWN if finding["kind"] == WRONG_LABELS else GROUPS_SHOWN]:
         train, val = ([p for p in group if p["split"] == split] for split in ("training", "validation"))
         chosen = [*train[: max(IMAGES_PER_GROUP // 2, IMAGES_PER_GROUP - len(val))], *val][:IMAGES_PER_GROUP]
         images = [{**image, "image": _thumbnail(image, study)} for image in chosen]
