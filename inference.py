@@ -20,6 +20,7 @@ from deploy.inference.cli_args import DEFAULT_IMAGES, DEFAULT_RESULT, make_parse
 from deploy.inference.cli_inputs import (
     InputsError,
     check_flags_of_a_checkpoint,
+    check_polygons,
     images_below,
     input_images,
     load_net,
@@ -76,6 +77,8 @@ def check(args: argparse.Namespace) -> Request:
     if output is not None:
         check_results_path(output)
     asked = args.image or args.image_dir or Path(DEFAULT_IMAGES)
+    if args.polygons is not None:
+        check_polygons(args)
     folders = {folder: what for folder, what in ((save_images, "copies"), (args.heatmap, "heat maps")) if folder}
     for folder, what in folders.items():
         check_folder(folder)
@@ -100,6 +103,10 @@ def run(args: argparse.Namespace, request: Request) -> int:
     backend, metadata = load_net(args, PROGRAM, request.weights, request.config)
     warn_of_foreign_calibration(PROGRAM, request.weights, backend, metadata, args.precision)
     predictor = Predictor(backend, metadata)
+    if args.tiles is not None:
+        from deploy.inference.tiles import TiledPredictor
+
+        predictor = TiledPredictor(backend, metadata, args.tiles)
     images = input_images(args, request.images, request.root, metadata)
     copies = _copies(args, request, predictor)
     tally = Tally()
@@ -198,7 +205,7 @@ def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) ->
     metadata = predictor.metadata
     made: list[Copies] = []
     if request.save_images is not None and metadata.output == "mask_logits":
-        made.append(MaskCopies(request.save_images, metadata.preprocess.max_pixels))
+        made.append(MaskCopies(request.save_images, metadata.preprocess.max_pixels, args.polygons))
     elif request.save_images is not None and args.save_as == "folders" and metadata.class_names:
         made.append(SortedCopies(request.save_images, metadata.class_names))
     elif request.save_images is not None:

@@ -11,6 +11,8 @@ from data_loader.decode_guard import DECODE_TIMEOUT_S
 from deploy.backends.base import ACCEPT_CHANGED_HELP, PRECISION_HELP, PRECISIONS, RUNTIMES
 from deploy.inference.result_writer import RAW_CSV_HELP, RESULTS_HELP
 
+DEFAULT_POLYGON = 32
+DEFAULT_OVERLAP = 0.25  # of tiles, in shares of their side
 DEFAULT_IMAGES, DEFAULT_RESULT = "data_example/images", "data_example/result"
 EXAMPLES = """\
 examples:
@@ -44,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_images(parser)
     add_net(parser)
+    _add_masks(parser)
     _add_conversions(parser)
     _add_results(parser)
     add_machine(parser)
@@ -52,8 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name the images."""
-    group = parser.add_argument_group("images")
-    add = group.add_mutually_exclusive_group().add_argument
+    add = parser.add_argument_group("images").add_mutually_exclusive_group().add_argument
     add("-image", "--image", metavar="FILE", type=named_path, help="one image")
     add(
         "-idir",
@@ -61,9 +63,6 @@ def add_images(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=named_path,
         help=f"a folder, with all below it (default {DEFAULT_IMAGES}); for a net of pairs one that holds A/ and B/",
-    )
-    group.add_argument(
-        "--second_image", metavar="FILE", type=named_path, help="with --image, for a net of pairs: the later image"
     )
 
 
@@ -90,6 +89,31 @@ def add_net(parser: argparse.ArgumentParser, weights: int | str | None = None) -
     add("-model", "--model", "-module", "--module", metavar="MODULE", help="instead of the config's model_module_name")
     add("-cls", "--cls", metavar="N", type=number(2, 10**9), help="instead of the config's num_classes")
     add("-size", "--size", metavar="N", type=number(1, 8192), help="instead of img_height and img_width")
+
+
+def _add_masks(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("nets that give masks")
+    group.add_argument(
+        "--tiles",
+        metavar="OVERLAP",
+        type=number(0.0, 0.9),
+        nargs="?",
+        const=DEFAULT_OVERLAP,
+        help="for nets that give masks: see images at their own scale in tiles of the net's input size, which overlap "
+        f"by this share (default {DEFAULT_OVERLAP})",
+    )
+    group.add_argument(
+        "--polygons",
+        metavar="PIXELS",
+        type=number(1, 10**9),
+        nargs="?",
+        const=DEFAULT_POLYGON,
+        help="of georeferenced images also the areas of each class as GeoJSON, without those of fewer pixels "
+        f"(default {DEFAULT_POLYGON}); needs requirements-geo.txt",
+    )
+    group.add_argument(
+        "--second_image", metavar="FILE", type=named_path, help="with --image, for a net of pairs: the later image"
+    )
 
 
 def _add_conversions(parser: argparse.ArgumentParser) -> None:

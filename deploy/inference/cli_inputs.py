@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -48,6 +49,14 @@ def images_below(root: Path, *results: Path) -> Iterator[str]:
     if first is None:
         raise InputsError(no_images(root, LeftOut()))
     return itertools.chain([first], images)
+
+
+def check_polygons(args: argparse.Namespace) -> None:
+    """Raise InputsError where --polygons can write nothing."""
+    if importlib.util.find_spec("rasterio") is None:
+        raise InputsError("--polygons needs rasterio: pip install -r requirements-geo.txt")
+    if args.save_images is None and (args.output or args.heatmap):
+        raise InputsError("--polygons goes with --save_images DIR, the folder that the masks go to")
 
 
 def input_images(

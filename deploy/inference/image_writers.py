@@ -8,15 +8,18 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
 
 from common.atomic_io import ResultsError, atomic_path, writing
 from data_loader.preprocess import ImageError, decode
-from deploy.inference.mask_prediction import MaskPrediction
+from deploy.inference.geo_images import GeoImage, opened_by_gdal, write_polygons
+from deploy.inference.mask_prediction import MaskPrediction, file_lookup
 from deploy.inference.prediction import Prediction
+from deploy.inference.tiles import TiledPrediction
+from visualization.masks import MOST_SIDE_PX, laid_over, with_colours
 
 JPEG_QUALITY = 92
 MAX_NAME_BYTES = 255  # of a file's name, on nearly all file systems
@@ -53,21 +56,45 @@ class SortedCopies:
 class MaskCopies:
     """Writes FOLDER/<path below the image folder>.mask.png, the classes of the pixels, and .overlay.jpg to look at.
 
-    Of a pair the overlay shows the later image.
+    Of a pair the overlay shows the later image. Beside the mask of a georeferenced image the areas of at least
+    `polygon_pixels` are written as .geojson, where that is given.
     """
 
-    def __init__(self, folder: Path, max_pixels: int) -> None:
-        self._folder, self._max_pixels = folder, max_pixels
+    def __init__(self, folder: Path, max_pixels: int, polygon_pixels: int | None = None) -> None:
+        self._folder, self._max_pixels, self._polygon_pixels = folder, max_pixels, polygon_pixels
 
     def add(self, prediction: Prediction, relative: str) -> None:
         """Write the files of a prediction, if it has a mask. Raises ResultsError, ImageError."""
         if prediction.error:
             return
         assert isinstance(prediction, MaskPrediction)
-        mask = prediction.image()
-        save_copy(self._folder, relative, ".mask.png", lambda path: mask.save(path, "PNG"))
-        image = prediction.annotate(decode(prediction.second_file or prediction.file, 3, self._max_pixels))
+        with ExitStack() as opened:
+            geo = prediction.geo if isinstance(prediction, TiledPrediction) else _georeferenced(prediction, opened)
+            if geo is not None:
+                self._add_geo(prediction, geo, relative)
+            else:
+                mask = prediction.image()
+                save_copy(self._folder, relative, ".mask.png", lambda path: mask.save(path, "PNG"))
+        if isinstance(prediction, TiledPrediction) and geo is not None:
+            overview = geo.overview(MOST_SIDE_PX)
+            colors = [found.color for found in prediction.classes]
+            shown = laid_over(overview, prediction.decimated(overview.size), colors)
+            image = with_colours(shown, prediction.legend())
+        else:
+            image = prediction.annotate(decode(prediction.second_file or prediction.file, 3, self._max_pixels))
         save_jpeg(self._folder, relative, ".overlay.jpg", image)
+
+    def _add_geo(self, prediction: MaskPrediction, geo: GeoImage, relative: str) -> None:
+        """Write the mask as a GeoTIFF, and its areas as GeoJSON where that was asked for."""
+        classes, lookup = prediction.classes, file_lookup(prediction.classes)
+        written = save_copy(
+            self._folder, relative, ".mask.tif", lambda path: geo.write_mask(path, prediction.rows, classes, lookup)
+        )
+        least = self._polygon_pixels
+        if least is not None and geo.is_georeferenced:
+            save_copy(
+                self._folder, relative, ".geojson", lambda path: write_polygons(written, path, classes, lookup, least)
+            )
 
 
 class AnnotatedCopies:
@@ -90,8 +117,8 @@ def save_jpeg(folder: Path, relative: str, ending: str, image: Image.Image) -> N
     save_copy(folder, relative, ending, lambda path: image.save(path, "JPEG", quality=JPEG_QUALITY))
 
 
-def save_copy(folder: Path, relative: str, ending: str, write: Callable[[Path], None]) -> None:
-    """Write FOLDER/RELATIVE + ending and the folders above it. Raises ResultsError.
+def save_copy(folder: Path, relative: str, ending: str, write: Callable[[Path], None]) -> Path:
+    """Write FOLDER/RELATIVE + ending and the folders above it; return its path. Raises ResultsError.
 
     A name that would be too long for a file system is cut; a digest keeps it unique.
     """
@@ -104,6 +131,16 @@ def save_copy(folder: Path, relative: str, ending: str, write: Callable[[Path], 
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target, durable=False) as temporary:
             write(temporary)
+    return target
+
+
+def _georeferenced(prediction: MaskPrediction, opened: ExitStack) -> GeoImage | None:
+    """Return the file of a mask where it is a georeferenced TIFF that rasterio opens, until `opened` is closed."""
+    with suppress(ImageError):
+        if (geo := opened_by_gdal(prediction.file, 3)) is not None:
+            opened.callback(geo.close)
+            return geo if geo.is_georeferenced and geo.size == prediction.size else None
+    return None
 
 
 @contextmanager

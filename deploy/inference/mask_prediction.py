@@ -14,10 +14,9 @@ from PIL import Image
 from artifacts.metadata import ModelMetadata
 from common.console import elide, text_columns
 from common.placement import placement
-from data_loader.mask_classes import VOID, MaskClass, default_classes
+from data_loader.mask_classes import VOID, Color, MaskClass, default_classes
 from data_loader.preprocess import Preprocess
 from deploy.inference.prediction import NOT_FINITE, Prediction
-from deploy.inference.uncertainty_scores import softmax
 from visualization.html_page import data_uri
 from visualization.masks import laid_over, with_colours
 
@@ -116,15 +115,16 @@ class MaskPrediction(Prediction):
 
     def annotate(self, image: Image.Image) -> Image.Image:
         """Return the image under its mask, the classes in it named below."""
-        colors = [found.color for found in self.classes]
-        shown = [
-            (found.title or found.name, found.color, share)
-            for found, share in zip(self.classes, self.shares, strict=True)
-            if share
-        ]
-        shown.sort(key=lambda entry: -entry[2])
-        texts = [(f"{name} {share:.1%}", color) for name, color, share in shown]
-        return with_colours(laid_over(image, self.indices, colors), texts)
+        return with_colours(laid_over(image, self.indices, [found.color for found in self.classes]), self.legend())
+
+    def rows(self, first: int, end: int) -> np.ndarray:
+        """Return rows first..end-1 of the class indices."""
+        return self.indices[first:end]
+
+    def legend(self) -> list[tuple[str, Color]]:
+        """Return the classes in the mask with their shares and colours, the largest first."""
+        shown = sorted(zip(self.classes, self.shares, strict=True), key=lambda pair: -pair[1])
+        return [(f"{found.title or found.name} {share:.1%}", found.color) for found, share in shown if share]
 
     def image(self) -> Image.Image:
         """Return the mask as an image of mode "P": of each class its value in label files, and its colour.
@@ -168,8 +168,9 @@ def palette(classes: Sequence[MaskClass]) -> list[int]:
 
 
 def mean_score(logits: np.ndarray) -> float:
-    """Return the mean over pixels of the largest softmax of logits (K, h, w)."""
-    return float(softmax(logits.reshape(len(logits), -1).T).max(axis=1).mean())
+    """Return the mean over pixels of the largest softmax of finite logits (K, h, w)."""
+    rows = (logits[:, row] for row in range(logits.shape[1]))  # one at a time: some images are long
+    return float(np.mean([(1 / np.exp(row - row.max(axis=0)).sum(axis=0)).mean() for row in rows]))
 
 
 def own_size(logits: np.ndarray, preprocess: Preprocess, size: tuple[int, int]) -> np.ndarray:

@@ -162,10 +162,14 @@ def prepare(image: Image.Image, metadata: ModelMetadata, *others: Image.Image) -
         if len(found.getbands()) != preprocess.image_channels or 0 in found.size:
             got = (found.height, found.width, len(found.getbands()))
             raise ValueError(f"expected uint8 (H, W, {preprocess.image_channels}) with pixels, got uint8 {got}")
-    pixels = joined([preprocess.fit(found) for found in images])
+    return net_input(joined([preprocess.fit(found) for found in images]), metadata)
+
+
+def net_input(fitted: np.ndarray, metadata: ModelMetadata) -> np.ndarray:
+    """Turn pixels of the input's size, uint8 (H, W, C), into what `prepare` returns."""
     if metadata.input == "float32 NCHW":
-        return preprocess.net_input(pixels)
-    return pixels[:, :, ::-1] if metadata.input == "uint8 NHWC BGR" else pixels
+        return metadata.preprocess.net_input(fitted)
+    return fitted[:, :, ::-1] if metadata.input == "uint8 NHWC BGR" else fitted
 
 
 def _prepared_files(files: Sequence[str], metadata: ModelMetadata, decoders: DecoderPool) -> Prepared:

@@ -1,0 +1,196 @@
+"""Georeferenced images by rasterio (requirements-geo.txt): read by rows, and masks written in the same place."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import warnings
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data_loader.mask_classes import VOID, MaskClass
+from data_loader.preprocess import ImageError, as_array
+
+SUFFIXES = (".tif", ".tiff")
+INSTALL_GEO = "pip install -r requirements-geo.txt"
+BLOCK_PX = 256  # of a written GeoTIFF
+WGS84 = "EPSG:4326"  # GeoJSON's longitude and latitude
+DEGREE_DIGITS = 8  # 1 mm
+FEATURES_AT_ONCE = 5000
+
+
+class GeoImage:
+    """A TIFF that is read by rows; `is_georeferenced` where it has a place on the earth.
+
+    Of three and more bands the first three count as red, green and blue, one is repeated; 16 bits are scaled to 8 as by
+    the decoder. Nodata and alpha say which pixels hold data.
+    """
+
+    def __init__(self, dataset: Any, channels: int) -> None:
+        self._dataset, self._channels = dataset, channels
+        self.size = (dataset.width, dataset.height)
+        self._has_gaps = any("all_valid" not in {flag.name for flag in flags} for flags in dataset.mask_flag_enums)
+
+    def check_bands(self) -> None:
+        """Raise ImageError for bands that cannot be read by rows."""
+        types = set(self._dataset.dtypes[: self._bands])
+        if not types <= {"uint8", "uint16"}:
+            raise ImageError(
+                f"its bands are of {', '.join(sorted(types))}, and tiles are read from bands of 8 or 16 bits without a "
+                "sign: scale it (gdal_translate -ot Byte -scale)"
+            )
+        if self._dataset.colorinterp[0].name == "palette":
+            raise ImageError("it has a palette: expand it to colours (gdal_translate -expand rgb)")
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether it has a coordinate system, by a transform or by ground control points."""
+        return bool(self._dataset.crs or self._dataset.gcps[1])
+
+    def rows(self, first: int, end: int) -> np.ndarray:
+        """Return rows first..end-1, uint8 (rows, W, C). Raises ImageError."""
+        return self._pixels(window=((first, end), (0, self.size[0])))
+
+    def valid(self, first: int, end: int) -> np.ndarray | None:
+        """Return which of these pixels (rows, W) hold data; None where all do. Raises ImageError."""
+        if not self._has_gaps:
+            return None
+        with _reading():
+            return np.asarray(self._dataset.dataset_mask(window=((first, end), (0, self.size[0]))) > 0)
+
+    def overview(self, side_px: int) -> Image.Image:
+        """Return it as RGB, no side longer than `side_px`. Raises ImageError."""
+        scale = min(1.0, side_px / max(self.size))
+        shape = (max(1, round(self.size[1] * scale)), max(1, round(self.size[0] * scale)))
+        pixels = self._pixels(out_shape=shape)
+        return Image.fromarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+
+    def write_mask(
+        self, path: Path, rows: Callable[[int, int], np.ndarray], classes: Sequence[MaskClass], lookup: np.ndarray
+    ) -> None:
+        """Write a mask's rows as a GeoTIFF of one band in the same place, with the classes' colours and names.
+
+        `rows(first, end)` gives class indices (rows, W); `lookup` (256,) the pixel value of each, that of VOID being
+        nodata. Raises ImageError.
+        """
+        import rasterio
+
+        source, (width, height) = self._dataset, self.size
+        place: dict[str, Any] = {"crs": source.crs, "transform": source.transform}
+        points, points_crs = source.gcps
+        if points and not source.crs:
+            place = {"gcps": points, "crs": points_crs}
+        form = {"driver": "GTiff", "dtype": "uint8", "count": 1, "width": width, "height": height}
+        packing = {"compress": "deflate", "BIGTIFF": "IF_SAFER", "nodata": int(lookup[VOID])}
+        if min(width, height) >= BLOCK_PX:
+            packing |= {"tiled": True, "blockxsize": BLOCK_PX, "blockysize": BLOCK_PX}
+        with _reading(), rasterio.open(path, "w", **form, **packing, **place) as target:
+            for first in range(0, height, BLOCK_PX):
+                end = min(first + BLOCK_PX, height)
+                target.write(lookup[rows(first, end)], 1, window=((first, end), (0, width)))
+            values = lookup[: len(classes)].tolist()
+            target.write_colormap(1, {value: found.color for value, found in zip(values, classes, strict=True)})
+            target.update_tags(
+                1, **{f"class_{value}": found.name for value, found in zip(values, classes, strict=True)}
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._dataset.close()
+
+    @property
+    def _bands(self) -> int:
+        return 3 if self._dataset.count >= 3 else 1
+
+    def _pixels(self, **part: Any) -> np.ndarray:
+        with _reading():
+            bands = self._dataset.read(list(range(1, self._bands + 1)), **part)  # (B, rows, W)
+        if bands.dtype == np.uint16:
+            bands = np.rint(bands * (255 / 65535))
+        pixels = np.moveaxis(bands, 0, 2).astype(np.uint8)
+        if pixels.shape[2] == self._channels:
+            return pixels
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        return as_array(image.convert("RGB" if self._channels == 3 else "L"))
+
+
+def opened_by_gdal(path: str, channels: int) -> GeoImage | None:
+    """Return a TIFF that GDAL reads; None for other formats, and where rasterio is not installed. Raises ImageError."""
+    if not path.lower().endswith(SUFFIXES) or importlib.util.find_spec("rasterio") is None:
+        return None
+    import rasterio
+
+    with _reading(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        return GeoImage(rasterio.open(path), channels)
+
+
+def write_polygons(mask: Path, path: Path, classes: Sequence[MaskClass], lookup: np.ndarray, least_pixels: int) -> None:
+    """Write the areas of a mask's GeoTIFF as GeoJSON in longitude and latitude, one feature an area.
+
+    Properties: class, title, value, pixels, and area_m2 where the coordinate system is in metres. Areas and holes of
+    less than `least_pixels` are left out. Raises ImageError.
+    """
+    import rasterio
+    from rasterio.features import shapes
+    from rasterio.warp import transform_geom
+
+    by_value = {int(lookup[index]): found for index, found in enumerate(classes)}
+    with _reading(), rasterio.open(mask) as source, path.open("w", encoding="utf-8") as file:
+        pixel_area = abs(source.transform.determinant)
+        is_metric = source.crs.is_projected and source.crs.linear_units_factor[1] == 1.0
+        areas = _areas(
+            shapes(rasterio.band(source, 1), transform=source.transform), by_value, least_pixels * pixel_area
+        )
+        file.write('{"type": "FeatureCollection", "features": [')
+        between = ""
+        while batch := list(itertools.islice(areas, FEATURES_AT_ONCE)):
+            placed = transform_geom(source.crs, WGS84, [geometry for geometry, *_ in batch], precision=DEGREE_DIGITS)
+            for geometry, (_, value, area) in zip(placed, batch, strict=True):
+                found = by_value[value]
+                properties: dict[str, Any] = {"class": found.name, "title": found.title, "value": value}
+                properties["pixels"] = round(area / pixel_area)
+                if is_metric:
+                    properties["area_m2"] = round(area, 2)
+                feature = {"type": "Feature", "properties": properties, "geometry": geometry}
+                file.write(f"{between}\n{json.dumps(feature, ensure_ascii=False)}")
+                between = ","
+        file.write("\n]}\n")
+
+
+def _areas(
+    found: Iterable[tuple[dict[str, Any], float]], values: Container[int], least_area: float
+) -> Iterator[tuple[dict[str, Any], int, float]]:
+    """Yield geometry, value and area of what is large enough, without the holes that are not."""
+    for geometry, value in found:
+        if value not in values:
+            continue
+        rings = geometry["coordinates"]
+        sizes = [ring_area(ring) for ring in rings]
+        kept = [number for number, size in enumerate(sizes) if number == 0 or size >= least_area]
+        area = sizes[0] - sum(sizes[number] for number in kept[1:])
+        if area >= least_area:
+            yield {**geometry, "coordinates": [rings[number] for number in kept]}, int(value), area
+
+
+def ring_area(ring: Sequence[Sequence[float]]) -> float:
+    """Return the area that a closed ring of points encloses, in their units squared (the shoelace formula)."""
+    points = np.asarray(ring, np.float64) - np.asarray(ring[0])  # (n, 2), near 0: large coordinates cancel
+    return abs(float((points[:-1, 0] * points[1:, 1] - points[1:, 0] * points[:-1, 1]).sum())) / 2
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turn rasterio's errors into an ImageError."""
+    import rasterio
+
+    try:
+        yield
+    except rasterio.errors.RasterioError as error:
+        raise ImageError(f"it cannot be read or written by GDAL: {error}") from error

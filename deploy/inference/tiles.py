@@ -1,0 +1,261 @@
+"""Masks of large images: the net sees them at their own scale in overlapping tiles, and their seams are blended."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from artifacts.metadata import ModelMetadata
+from data_loader.mask_classes import VOID
+from data_loader.preprocess import ImageError, as_array, joined
+from deploy.backends.base import CHANGED, Backend, BackendError
+from deploy.inference.geo_images import GeoImage, opened_by_gdal
+from deploy.inference.mask_prediction import MaskPrediction, classes_of, mean_score
+from deploy.inference.prediction import NOT_FINITE, Prediction
+from deploy.inference.predictor import Predictor, Source, net_input
+
+
+class ImageRows(Protocol):
+    """An image that is read a few rows at a time."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+
+    def rows(self, first: int, end: int) -> np.ndarray:
+        """Return rows first..end-1, uint8 (rows, W, C). Raises ImageError."""
+
+    def valid(self, first: int, end: int) -> np.ndarray | None:
+        """Return which of these pixels (rows, W) hold data; None where all do."""
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image in memory, uint8 (H, W, C)."""
+
+    pixels: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def rows(self, first: int, end: int) -> np.ndarray:
+        """Return some of its rows."""
+        return self.pixels[first:end]
+
+    def valid(self, first: int, end: int) -> None:
+        """Return None: every pixel holds data."""
+
+
+class StoredRows:
+    """Class indices (H, W) uint8 in a file without a name, written and read by rows."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.file = width, tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows (n, W) uint8. Raises OSError."""
+        self.file.write(rows.tobytes())
+
+    def read(self, first: int, end: int) -> np.ndarray:
+        """Return rows first..end-1."""
+        file: BinaryIO = self.file
+        file.seek(first * self.width)
+        return np.frombuffer(file.read((end - first) * self.width), np.uint8).reshape(end - first, self.width)
+
+    def close(self) -> None:
+        """Give the space back."""
+        self.file.close()
+
+
+@dataclass(frozen=True)
+class TiledPrediction(MaskPrediction):
+    """A mask that was made of tiles. `geo` is the file that it lies over, where that is georeferenced."""
+
+    stored: StoredRows | None = None
+    counts: tuple[int, ...] = ()
+    geo: GeoImage | None = None
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """The class indices (H, W) uint8."""
+        return self.rows(0, self.size[1])
+
+    @cached_property
+    def pixels(self) -> tuple[int, ...]:
+        """The number of pixels of each class."""
+        return self.counts
+
+    def rows(self, first: int, end: int) -> np.ndarray:
+        """Return rows first..end-1 of the class indices."""
+        assert self.stored is not None
+        return self.stored.read(first, end)
+
+    def decimated(self, size: tuple[int, int]) -> np.ndarray:
+        """Return the class indices at a smaller (width, height), by nearest neighbour."""
+        columns, places = (((np.arange(n) + 0.5) * own / n).astype(int) for n, own in zip(size, self.size, strict=True))
+        return np.stack([self.rows(row, row + 1)[0, columns] for row in places.tolist()])
+
+
+class TiledPredictor(Predictor):
+    """Predicts masks by tiles of the net's input size, without resizing; of one image after the other.
+
+    The memory does not grow with an image's height, and of a TIFF that GDAL reads by windows (requirements-geo.txt)
+    neither with its pixels. Raises BackendError for a net that gives no masks.
+    """
+
+    def __init__(self, backend: Backend, metadata: ModelMetadata, overlap: float) -> None:
+        super().__init__(backend, metadata)
+        if metadata.output != "mask_logits":
+            raise BackendError("--tiles is for nets that give a class for each pixel, and this one gives none")
+        self.overlap = overlap
+
+    def predict_files(
+        self, paths: Iterable[Source], batch_size: int = 32, topk: int = 5, workers: int = 4
+    ) -> Generator[Prediction, None, None]:
+        """Stream the predictions in the order of the paths; `batch_size` counts tiles. Raises BackendError.
+
+        The mask of a prediction is there until the next one is asked for.
+        """
+        for path in paths:
+            files = (path,) if isinstance(path, str) else path
+            with ExitStack() as opened:
+                prediction = self._predict(files, batch_size, opened)
+                yield replace(prediction, file=files[0], second_file="".join(files[1:]))
+
+    def _predict(self, files: Sequence[str], batch_size: int, opened: ExitStack) -> Prediction:
+        current = files[0]
+        try:
+            images: list[ImageRows] = []
+            for current in files:
+                images.append(self._open(current, opened))
+            current = files[0]
+            _check_sizes(images, files)
+            return self._predicted(images, batch_size, opened)
+        except (ImageError, MemoryError) as error:
+            text = str(error) or "it is too large for the memory"
+            return MaskPrediction("", error=text if current == files[0] else f"{current}: {text}")
+
+    def _open(self, path: str, opened: ExitStack) -> ImageRows:
+        preprocess = self.metadata.preprocess
+        if (geo := opened_by_gdal(path, preprocess.image_channels)) is not None:
+            opened.callback(geo.close)
+            geo.check_bands()
+            return geo
+        return DecodedImage(as_array(preprocess.decode(path)))
+
+    def _predicted(self, images: Sequence[ImageRows], batch_size: int, opened: ExitStack) -> Prediction:
+        classes, size = classes_of(self.metadata), images[0].size
+        counts, scores = np.zeros(VOID + 1, np.int64), 0.0
+        stored = StoredRows(size[0])
+        opened.callback(stored.close)
+        row = 0
+        for band in tiled_logits(self._logits, images, self.metadata, self.overlap, batch_size):
+            if not np.isfinite(band).all():
+                return MaskPrediction("", error=NOT_FINITE)
+            indices = band.argmax(axis=0).astype(np.uint8)  # (rows, W)
+            end = row + len(indices)
+            for image in images:
+                if (valid := image.valid(row, end)) is not None:
+                    indices[~valid] = VOID
+            scores += mean_score(band) * len(indices)
+            counts += np.bincount(indices.ravel(), minlength=VOID + 1)
+            stored.append(indices)
+            row = end
+        return TiledPrediction(
+            "",
+            note=CHANGED if self.metadata.is_changed else "",
+            classes=classes,
+            size=size,
+            score=scores / size[1],
+            stored=stored,
+            counts=tuple(map(int, counts[: len(classes)])),
+            geo=images[0] if isinstance(images[0], GeoImage) else None,
+        )
+
+    def _logits(self, tiles: np.ndarray) -> np.ndarray:
+        outputs = self.backend(tiles)
+        self._check_shape(outputs, len(tiles))
+        return outputs
+
+
+def tiled_logits(
+    net: Callable[[np.ndarray], np.ndarray],
+    images: Sequence[ImageRows],
+    metadata: ModelMetadata,
+    overlap: float,
+    batch_size: int,
+) -> Iterator[np.ndarray]:
+    """Yield logits (K, rows, W) from the top of an image, or a pair, to its bottom.
+
+    Tiles have the net's input size and overlap by that share of it at least; where they do, their logits are averaged
+    with weights that fall towards a tile's border. An image smaller than a tile is continued with its border pixels.
+    """
+    preprocess, (width, height) = metadata.preprocess, images[0].size
+    tile_w, tile_h = preprocess.width, preprocess.height
+    lefts, tops = starts(width, tile_w, overlap), starts(height, tile_h, overlap)
+    across, down = blend_weights(tile_w, lefts), blend_weights(tile_h, tops)
+    total_x = _total(across, lefts, tile_w)
+    sums = np.zeros((metadata.num_classes, tile_h, max(width, tile_w)), np.float32)
+    total_y = np.zeros(tile_h, np.float32)
+    for number, top in enumerate(tops):
+        band = _padded(joined([image.rows(top, min(top + tile_h, height)) for image in images]), tile_w, tile_h)
+        for first in range(0, len(lefts), batch_size):
+            part = lefts[first : first + batch_size]
+            tiles = np.stack([net_input(band[:, left : left + tile_w], metadata) for left in part])
+            for left, weight, logits in zip(part, across[first : first + batch_size], net(tiles), strict=True):
+                sums[:, :, left : left + tile_w] += logits * (down[number][:, None] * weight)
+        total_y += down[number]
+        done = (tops[number + 1] if number + 1 < len(tops) else top + tile_h) - top  # rows that no later tile touches
+        yield (sums[:, :done] / (total_y[:done, None] * total_x))[:, : height - top, :width]
+        sums[:, : tile_h - done], sums[:, tile_h - done :] = sums[:, done:].copy(), 0
+        total_y[: tile_h - done], total_y[tile_h - done :] = total_y[done:].copy(), 0
+
+
+def starts(length: int, tile: int, overlap: float) -> list[int]:
+    """Return where tiles begin along a side, evenly spread; neighbours overlap by that share of a tile at least."""
+    if length <= tile:
+        return [0]
+    step = max(1, math.floor(tile * (1 - overlap)))
+    count = math.ceil((length - tile) / step) + 1
+    return [round(number * (length - tile) / (count - 1)) for number in range(count)]
+
+
+def blend_weights(tile: int, begins: Sequence[int]) -> list[np.ndarray]:
+    """Return the weights (tile,) of each tile along a side: 1, and falling linearly over what it shares."""
+    weights = [np.ones(tile, np.float32) for _ in begins]
+    for number in range(len(begins) - 1):
+        shared = begins[number] + tile - begins[number + 1]
+        if shared > 0:
+            ramp = (np.arange(shared, dtype=np.float32) + 0.5) / shared
+            weights[number][-shared:] = np.minimum(weights[number][-shared:], ramp[::-1])
+            weights[number + 1][:shared] = np.minimum(weights[number + 1][:shared], ramp)
+    return weights
+
+
+def _total(weights: Sequence[np.ndarray], begins: Sequence[int], tile: int) -> np.ndarray:
+    total = np.zeros(begins[-1] + tile, np.float32)
+    for begin, weight in zip(begins, weights, strict=True):
+        total[begin : begin + tile] += weight
+    return total
+
+
+def _padded(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Continue pixels (h, w, C) to the right and below with their border, to a tile's size at least."""
+    more = max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])
+    return np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge") if any(more) else pixels
+
+
+def _check_sizes(images: Sequence[ImageRows], files: Sequence[str]) -> None:
+    """Raise ImageError where the images of a pair differ in size."""
+    (width, height), (other_width, other_height) = images[0].size, images[-1].size
+    if images[0].size != images[-1].size:
+        raise ImageError(f"it is {width}x{height}, but the second image {files[-1]} is {other_width}x{other_height}")
