@@ -58,14 +58,13 @@ def fit_head(net: nn.Module, batches: Iterable[Batch]) -> float:
     """Fit the net's last linear layer to the labels by logistic regression; return its accuracy on the batches.
 
     `batches` are normalised images with labels, which the net sees once, in eval mode. Classes without an image keep
-    weights of 0. Raises NetError where the net does not end in one linear layer.
+    weights of 0. Raises NetError where the net's outputs are not those of one linear layer.
     """
-    head = last_linear(net)
+    head = _last_layer(net)
     features, labels = _features(net, head, batches)  # (N, D), (N,)
     weight, bias = fit_linear(features, labels, len(head.weight))
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias))
+    shaped = torch.from_numpy(weight).view_as(head.weight)  # (K, D), of a convolution (K, D, 1, 1)
+    head.load_state_dict({"weight": shaped, "bias": torch.from_numpy(bias)})
     return float((np.argmax(features @ weight.T + bias, axis=1) == labels).mean())
 
 
@@ -102,25 +101,47 @@ def views_to_fit(num_images: int) -> int:
     return min(MAX_VIEWS, ENOUGH_IMAGES // num_images)
 
 
-def last_linear(net: nn.Module) -> nn.Linear:
-    """Return the layer whose outputs are the logits. Raises NetError where it is not one linear layer."""
-    linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    heads = getattr(net, "head_names", ("",))
-    if not linear or len(heads) != 1 or linear[-1].bias is None or list(net.modules())[-1] is not linear[-1]:
-        raise NetError(f"fit_head needs a net that ends in one linear layer, which {type(net).__name__} does not")
-    return linear[-1]
+def _last_layer(net: nn.Module) -> nn.Linear | nn.Conv2d:
+    """Return the layer with weights that `head_names` names, else the net's last one. Raises NetError.
+
+    Some nets of timm have a convolution there, others a module around the layer.
+    """
+    names = getattr(net, "head_names", None)
+    if names is not None and len(names) != 1:
+        raise _no_last_layer(net)
+    module = net.get_submodule(names[0]) if names else net
+    layers = [layer for layer in module.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    if not layers or layers[-1].bias is None or (names and len(layers) > 1):
+        raise _no_last_layer(net)
+    return layers[-1]
 
 
-def _features(net: nn.Module, head: nn.Linear, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """Return what the head receives (N, D) in float64, and the labels (N,)."""
+def _features(net: nn.Module, head: nn.Linear | nn.Conv2d, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the head receives (N, D) in float64, and the labels (N,).
+
+    Raises NetError where the net does not return what the head does: of what comes after it, only a change of shape.
+    """
     rows: list[torch.Tensor] = []
     labels: list[torch.Tensor] = []
-    handle = head.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].float().cpu()))
+    logits = torch.empty(0)
+
+    def keep(layer: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:
+        nonlocal logits
+        logits = outputs.flatten(1).clone()  # (N, K), which an activation in place would change
+        rows.append(inputs[0].flatten(1).float().cpu())
+
+    handle = head.register_forward_hook(keep)
     try:
         with evaluating(net), torch.inference_mode():
-            for batch in batches:
-                net(batch["image"])
+            for number, batch in enumerate(batches, 1):
+                returned = net(batch["image"])
                 labels.append(batch["target"].cpu())
+                if len(rows) != number or returned.shape != logits.shape or not returned.equal(logits):
+                    raise _no_last_layer(net)
     finally:
         handle.remove()
     return torch.cat(rows).double().numpy(), torch.cat(labels).numpy()
+
+
+def _no_last_layer(net: nn.Module) -> NetError:
+    return NetError(f"fit_head needs a net that ends in one linear layer, which {type(net).__name__} does not")

@@ -187,6 +187,62 @@ def test_a_class_without_an_image_is_least_likely() -> None:
         assert (net.eval()(images).argmax(1) != 3).all()
 
 
+class Headed(Features):
+    """A head that a name leads to, and what comes behind it."""
+
+    def __init__(self, head: nn.Module, *behind: nn.Module, head_names: tuple[str, ...] = ("fc",)) -> None:
+        super().__init__(3)
+        self.fc = head  # type: ignore[assignment]
+        self.behind, self.head_names = nn.Sequential(*behind), head_names
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.body(images)
+        is_map = any(isinstance(layer, nn.Conv2d) for layer in self.fc.modules())
+        return self.behind(self.fc(features[:, :, None, None] if is_map else features))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Headed(nn.Linear(6, 3), nn.Identity(), nn.Dropout(0.5)),
+        Headed(nn.Conv2d(6, 3, 1), nn.Flatten()),
+        Headed(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)), nn.Identity()),
+    ],
+    ids=["identity", "convolution", "norm"],
+)
+def test_what_comes_behind_the_head_may_only_change_the_shape(net: nn.Module) -> None:
+    images, labels = torch.randn(60, 3, 4, 4), torch.arange(60) % 3
+    images += 0.5 * labels[:, None, None, None]
+    share = fit_head(net, [{"image": images, "target": labels}])
+    net.eval()
+    with torch.no_grad():
+        features, got = net.body(images).double().numpy(), net(images).softmax(1).numpy()
+    scaled = (features - features.mean(0)) / features.std(0)
+    expected = LogisticRegression(C=0.1, max_iter=1000).fit(scaled, labels.numpy())
+    np.testing.assert_allclose(got, expected.predict_proba(scaled), atol=1e-3)
+    assert share == pytest.approx(expected.score(scaled, labels.numpy()), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        Headed(nn.Linear(6, 3), nn.ReLU(inplace=True)),
+        Headed(nn.Linear(6, 3), nn.Softmax(dim=1)),
+        Headed(nn.Conv2d(6, 3, 1), nn.Upsample(scale_factor=2), nn.Flatten()),
+        Headed(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))),
+        Headed(nn.Linear(6, 3, bias=False)),
+        Headed(nn.Linear(6, 3), head_names=("fc", "body.1")),
+        Headed(nn.Linear(6, 3), head_names=("body.1",)),
+    ],
+    ids=["relu", "softmax", "map", "two", "no bias", "two names", "another"],
+)
+def test_a_net_whose_outputs_are_not_its_last_layers_has_no_head_to_fit(net: nn.Module) -> None:
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(NetError, match=r"^fit_head needs a net that ends in one linear layer, which Headed does not$"):
+        fit_head(net, [{"image": torch.randn(6, 3, 4, 4), "target": torch.arange(6) % 3}])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_a_net_with_several_heads_has_none_to_fit() -> None:
     net = PIM("resnet18", num_classes=3, img_height=32, img_width=32, fpn_size=8, num_selects=[1.0] * 4)
     with pytest.raises(NetError, match="fit_head needs a net that ends in one linear layer, which PIM does not"):

@@ -7,16 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
 
 import train
 from artifacts.checkpoint import load_checkpoint
 from configs.loading import ConfigError
 from configs.schema import Config
+from nets.net_interface import build_net
 from nets.support import timm_builder
+from nets.support.errors import NetError
 from trainers import timm_weights
 from trainers.config_checks import training_config
+from trainers.head_fitting import fit_head
 from trainers.timm_weights import timm_name
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -133,6 +139,64 @@ def test_a_second_training_from_its_checkpoint_goes_on_with_its_own(
     assert train.main(["--config", str(make_config(**NET, num_epochs=1))]) == 0
     again = training_config(make_config(**finetune(dataset / "weights/net.pth"), save_path=str(dataset / "again")))
     assert again.mean == [] and again.resize == "squash"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "mobilenetv3_small_050", "efficientnet_b0", "convnext_atto", "vit_tiny_patch16_224"),
+        *(
+            "regnety_002",
+            "mobileone_s0",
+            "repvgg_a0",
+            "mobilevit_xxs",
+            "fastvit_t8",
+            "dla34",
+            "mambaout_femto",
+            "xception41",
+        ),
+    ],
+)
+def test_the_head_of_the_usual_nets_is_fitted(timm: Any, name: str) -> None:
+    """The features are those of timm's own `forward_head`, the regression is scikit-learn's own."""
+    torch.manual_seed(0)
+    arguments = {"model_args": {"model_type": name}, "img_height": 64, "img_width": 64}
+    net: Any = build_net("timm_module", "timm_net", num_classes=3, **arguments)
+    for module in net.modules():  # random weights alone let most nets forget their image
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    labels = torch.arange(24) % 3
+    images = 0.3 * torch.randn(24, 3, 64, 64) + torch.eye(3)[labels][:, :, None, None]
+    with torch.no_grad():
+        net.train()(images)
+        fit_head(net, [{"image": images[:16], "target": labels[:16]}, {"image": images[16:], "target": labels[16:]}])
+        net.eval()
+        features = net.forward_head(net.forward_features(images), pre_logits=True).flatten(1).double().numpy()
+        got = net(images).softmax(1).numpy()
+    scaled = (features - features.mean(0)) / features.std(0).clip(min=1e-6)
+    expected = LogisticRegression(C=0.1, max_iter=1000).fit(scaled, labels.numpy())
+    np.testing.assert_allclose(got, expected.predict_proba(scaled), atol=0.02)
+
+
+def test_a_distilled_net_has_two_heads_and_none_to_fit(timm: Any) -> None:
+    arguments = {"model_args": {"model_type": "deit_tiny_distilled_patch16_224"}, "img_height": 32, "img_width": 32}
+    net = build_net("timm_module", "timm_net", num_classes=3, **arguments)
+    with pytest.raises(NetError, match="fit_head needs a net that ends in one linear layer"):
+        fit_head(net, [])
+
+
+def test_a_training_fits_the_head_of_a_timm_net_first(
+    timm: Any, make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its head ends in an Identity, not in the linear layer."""
+    torch.manual_seed(3)
+    torch.save(timm.create_model("test_byobnet", num_classes=4).state_dict(), dataset / "byobnet.pth")
+    start = {**finetune(dataset / "byobnet.pth"), "model_type": "test_byobnet"}
+    config = make_config(**start, fit_head=True, num_epochs=1, learning_rate=1e-12, layer_decay=0.8)
+    assert train.main(["--config", str(config)]) == 0
+    assert "the new head was fitted on frozen features of 21 images and 8 views of each: " in capsys.readouterr().out
+    trained = load_checkpoint(dataset / "weights/net.pth")
+    assert trained.net["head.fc.weight"].abs().max() > 0
 
 
 def test_mistakes_are_named_before_the_images_are_read(
