@@ -44,7 +44,7 @@ class ModelMetadata:
     weights_sha256: str = ""  # of the state dict; empty for bare weights
     versions: dict[str, str] = field(default_factory=dict)
     start_weights: dict[str, str] = field(default_factory=dict)  # package, sha256, licence, source; empty for others
-    mask_classes: tuple[MaskClass, ...] = ()  # of a net that gives masks: values, colours and titles, as `class_names`
+    mask_classes: tuple[MaskClass, ...] = ()  # of masks and boxes: values, colours and titles, as `class_names`
     is_changed: bool = False  # the file was changed after its export, and accepted; not in the file
 
     @property

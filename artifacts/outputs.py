@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from artifacts.metadata import ModelMetadata
 
+WITH_CLASSES = ("logits", "mask_logits", "boxes")  # outputs that have a part for each class, in the classes' order
+
 Shape = tuple[int | None, ...]  # None: any size; the first is the batch
 
 OUTPUT_SHAPES: dict[str, Callable[[ModelMetadata], Shape]] = {
@@ -15,6 +17,7 @@ OUTPUT_SHAPES: dict[str, Callable[[ModelMetadata], Shape]] = {
         *(None, metadata.num_classes),
         *(metadata.preprocess.height, metadata.preprocess.width),
     ),
+    "boxes": lambda metadata: (None, None, 4 + metadata.num_classes),  # (N, A, 4 + K); see `artifacts.detections`
 }
 
 

@@ -34,7 +34,7 @@ class Config(BaseModel):
     img_height: int = Field(224, ge=1, le=8192, description="input height, pixels")
     img_width: int = Field(224, ge=1, le=8192, description="input width, pixels")
     num_channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (RGB)")
-    num_classes: int = Field(ge=2, le=1_000_000, description="outputs")
+    num_classes: int = Field(ge=1, le=1_000_000, description="outputs")
 
     # Data
     train_data_root_dir: str = Field(description="folder that the training list's paths start from")
@@ -44,7 +44,7 @@ class Config(BaseModel):
     file_label_separator: str = Field("----", min_length=1, description="text between path and label")
     class_names_file: str = Field(
         "",
-        description="one class name a line; empty: classes.txt beside the list, else the numbers; masks: classes.json",
+        description="one class name a line; empty: classes.txt beside the list, else numbers; masks, boxes: .json",
     )
     allow_outside_root: bool = Field(False, description="let list paths leave the root dir")
     bad_images: Literal["error", "skip"] = Field("error", description="stop at an image that cannot be read, or skip")
@@ -104,7 +104,10 @@ class Config(BaseModel):
     quarter_turns: bool = Field(False, description="turn by 0, 90, 180 or 270 degrees, each equally often")
     translate: float = Field(0.0, ge=0, lt=1, description="largest shift as a share of the side")
     balanced_crops: float = Field(
-        0.0, ge=0, le=1, description="masks: share of the crops around a pixel of a class, each class equally often"
+        0.0,
+        ge=0,
+        le=1,
+        description="masks, boxes: share of the crops around a pixel or an object, each class equally often",
     )
     color_jitter: list[float] = Field(
         [0.2, 0.2, 0.2, 0.0], min_length=4, max_length=4, description="brightness, contrast, saturation, hue (to 0.5)"

@@ -106,3 +106,9 @@ def cut(rows: np.ndarray, size: Size) -> np.ndarray:
     shares = sides.prod(axis=1) / np.maximum(before.prod(axis=1), 1e-9)
     clipped[:, IGNORED] = np.maximum(clipped[:, IGNORED], shares < LEAST_VISIBLE)
     return clipped[(sides >= LEAST_SIDE_PX).all(axis=1)]
+
+
+def unfitted(preprocess: Preprocess, boxes: np.ndarray, size: Size) -> np.ndarray:
+    """Return boxes (n, 4) of the net's input in the pixels of the image of this size, clipped to it."""
+    scale, shift = placement(preprocess, size)
+    return within((boxes - np.tile(shift, 2)) / np.tile(scale, 2), size)

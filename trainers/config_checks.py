@@ -28,6 +28,23 @@ NOT_FOR_MASKS = {  # keys, and what to do
     "test_time_views": "averages the logits of whole images, not masks; leave it out",
     "fit_head": "fits a head on one label an image, not on masks; leave it out",
 }
+BOX_TASK = "detection"
+NOT_FOR_BOXES = {
+    "data_cache": 'keeps images alone, without their boxes; set it to "none"',
+    "augment_on": 'moves images alone, without their boxes; set it to "cpu"',
+    "auto_augment": "moves images alone, without their boxes; leave it out",
+    "random_erasing": "would blank objects whose boxes stay; leave it out",
+    "rotation_degrees": "would make boxes larger than their objects; use quarter_turns",
+    "translate": "moves images alone, without their boxes; random_crop_scale moves both",
+    "mixup_alpha": "mixes labels of whole images, not boxes; leave it out",
+    "cutmix_alpha": "mixes labels of whole images, not boxes; leave it out",
+    "label_smoothing": "is not in the loss of boxes; leave it out",
+    "class_weights": "are not in the loss of boxes; use balanced_crops",
+    "mask_loss": "is for masks, not for boxes; leave it out",
+    "balanced_sampling": "draws images by their one class; use balanced_crops for boxes",
+    "test_time_views": "averages the logits of whole images, not boxes; leave it out",
+    "fit_head": "fits a head on one label an image, not on boxes; leave it out",
+}
 NEED_LABELS = ("label_smoothing", "class_weights", "balanced_sampling", "mixup_alpha", "cutmix_alpha")
 
 
@@ -60,7 +77,7 @@ def net_problems(config: Config) -> list[Problem]:
         if not config.data_aug:
             sentence = "data_aug cannot be off: SimSiam learns from two different views of an image"
             problems.append(Problem(sentence, ("data_aug", *NET)))
-    problems += _mask_problems(config)
+    problems += _dense_problems(config)
     problems += timm_problems(config)
     if config.starts_from_file() and config.start_weights().is_dir():
         try:
@@ -78,13 +95,20 @@ def net_problems(config: Config) -> list[Problem]:
     return problems
 
 
-def _mask_problems(config: Config) -> list[Problem]:
-    """Return a problem for each key that masks do not go with, or that needs them."""
-    if declared_task(config.model_module_name, config.model_net_name) not in MASK_TASKS:
-        sentence = "balanced_crops choose a crop by its mask; this net learns from none"
-        return [Problem(sentence, ("balanced_crops", *NET))] if config.balanced_crops else []
-    return [
+def _dense_problems(config: Config) -> list[Problem]:
+    """Return a problem for each key that masks or boxes do not go with, or that needs them."""
+    task = declared_task(config.model_module_name, config.model_net_name)
+    problems = []
+    if task != BOX_TASK and config.num_classes < 2:
+        problems.append(Problem("num_classes must be at least 2: one alone is for detection", ("num_classes", *NET)))
+    if task not in (*MASK_TASKS, BOX_TASK):
+        if config.balanced_crops:
+            sentence = "balanced_crops choose a crop by its mask or boxes; this net learns from neither"
+            problems.append(Problem(sentence, ("balanced_crops", *NET)))
+        return problems
+    refused = NOT_FOR_BOXES if task == BOX_TASK else NOT_FOR_MASKS
+    return problems + [
         Problem(f"{key} {reason}", (key, *NET))
-        for key, reason in NOT_FOR_MASKS.items()
+        for key, reason in refused.items()
         if getattr(config, key) != Config.model_fields[key].default
     ]

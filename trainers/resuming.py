@@ -15,6 +15,7 @@ from artifacts.checkpoint import (
 )
 from artifacts.class_names import are_numbers, compared, listed
 from artifacts.errors import CheckpointError
+from artifacts.outputs import WITH_CLASSES
 from configs.schema import Config
 from trainers.train_state import Progress
 
@@ -53,7 +54,7 @@ def check_classes(
     Classes that were only numbers before may have got names since, which is logged.
     """
     before = checkpoint.metadata.class_names
-    if tuple(class_names) == before or checkpoint.metadata.output not in ("logits", "mask_logits"):
+    if tuple(class_names) == before or checkpoint.metadata.output not in WITH_CLASSES:
         return
     if are_numbers(before) and len(class_names) == len(before) and set(class_names) != set(before):
         log(f"the classes of {config.last_checkpoint()} had no names; they are called {listed(class_names)} now")

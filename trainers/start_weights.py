@@ -11,6 +11,7 @@ from torch import nn
 from artifacts.checkpoint import WeightsFile, load_weights_file
 from artifacts.class_names import are_numbers, compared, labels_by_name, listed, renamed
 from artifacts.errors import CheckpointError
+from artifacts.outputs import WITH_CLASSES
 from artifacts.weights_packages import is_package, package_file, weights_package
 from configs.schema import Config
 from nets.support.pretrained import (
@@ -86,6 +87,7 @@ def _for_classes(
         log(f"warning: {file} names no classes: its head is taken for {listed(class_names)}, in this order")
         return state
     if not _has_classes(weights):
+        _check_dense_classes(weights, class_names, config)
         return state
     rows = labels_by_name(class_names, its_names)
     if rows is None or len(rows) != len(its_names):
@@ -101,6 +103,18 @@ def _for_classes(
     elif are_numbers(class_names) and not are_numbers(its_names):
         log(f"warning: the lists name no classes: {listed(its_names)} of {file} are called by their labels")
     return state
+
+
+def _check_dense_classes(weights: WeightsFile, class_names: Sequence[str], config: Config) -> None:
+    """Raise CheckpointError where a net of masks or boxes has other classes than the lists, or another order."""
+    its_names = weights.class_names
+    if weights.metadata is None or weights.metadata.output not in WITH_CLASSES:
+        return
+    if labels_by_name(class_names, its_names) != tuple(range(len(its_names))):
+        raise CheckpointError(
+            f"{config.start_weights()}: its classes are not the lists', in their order: "
+            f'{compared(class_names, its_names)}; train_mode "finetune" takes the weights with a new head'
+        )
 
 
 def _kept_rows(weights: WeightsFile, class_names: Sequence[str], config: Config) -> KeptRows | None:

@@ -22,4 +22,9 @@ def prediction_type(output: str) -> type[Prediction]:
             "this net gives features, not classes: python -m tools.embed writes them, and a "
             "SimSiam_probe trained from it classifies"
         )
+    if output == "boxes":
+        raise BackendError(
+            "this net gives the boxes of objects, not a class for the image: what it finds is shown by its training "
+            "(report.html)"
+        )
     raise BackendError(f"this net gives {output}, which no prediction type reads: {', '.join(PREDICTION_TYPES)}")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+import nets
+from nets import net_interface
 
 NAMES = ("blue", "red")  # in natural order
 COLOURS = np.array([(40, 70, 220), (220, 60, 50)])
@@ -108,3 +114,81 @@ def write_coco(folder: Path) -> Path:
         scenes[-1] = (scenes[-1][0], [])
         (goal / "_annotations.coco.json").write_text(json.dumps(coco(scenes)), encoding="utf-8")
     return folder / "coco"
+
+
+NET = '''
+"""A net that gives boxes."""
+
+import torch
+from torch import Tensor, nn
+
+from nets.detector_module import anchor_points
+
+
+class TinyBoxes(nn.Module):
+    """Images (N, C, H, W) to (N, H/8 * W/8, 4 + K)."""
+
+    task = "detection"
+    output = "boxes"
+    strides = (8,)
+
+    def __init__(
+        self, num_classes: int, num_channels: int = 3, img_height: int = 64, img_width: int = 64, norm: bool = True
+    ) -> None:
+        super().__init__()
+        widths, layers = [num_channels, 16, 32, 48], []
+        for before, after in zip(widths, widths[1:]):
+            layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after) if norm else nn.Identity(), nn.ReLU()]
+        for _ in range(2):
+            layers += [nn.Conv2d(48, 48, 3, 1, 1), nn.BatchNorm2d(48) if norm else nn.Identity(), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Conv2d(48, 4 + num_classes, 1)
+        nn.init.constant_(self.head.bias, -3.0)
+        points = anchor_points(img_height, img_width, self.strides)
+        self.register_buffer("points", points, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        raw = self.head(self.layers(images)).flatten(2).transpose(1, 2).float()
+        distances = (raw[:, :, :4] + 3.5).clamp(max=4).exp() * 8
+        middles = self.points[:, :2]
+        return torch.cat([middles - distances[..., :2], middles + distances[..., 2:], raw[..., 4:]], dim=2)
+'''
+
+
+@contextmanager
+def box_nets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let nets/ hold tiny_boxes_module, too."""
+    (folder / "nets").mkdir()
+    (folder / "nets/tiny_boxes_module.py").write_text(NET, encoding="utf-8")
+    monkeypatch.setattr(nets, "__path__", [*nets.__path__, str(folder / "nets")])
+    monkeypatch.setattr(net_interface, "NETS_DIR", folder / "nets")
+    yield
+    sys.modules.pop("nets.tiny_boxes_module", None)
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """Write a small config on `write_boxes`, of a net of `box_nets`, with any keys changed; return its path."""
+    values = {
+        "model_module_name": "tiny_boxes_module",
+        "model_net_name": "TinyBoxes",
+        "img_height": 64,
+        "img_width": 72,
+        "num_classes": 2,
+        "train_data_root_dir": str(folder / "train"),
+        "val_data_root_dir": str(folder / "valid"),
+        "dataloader_workers": 0,
+        "random_crop_scale": [1.0, 1.0],
+        "random_crop_ratio": [1.0, 1.0],
+        "num_epochs": 2,
+        "batch_size": 4,
+        "optimizer": "adamw",
+        "learning_rate": 0.005,
+        "gpu_id": "cpu",
+        "precision": "fp32",
+        "is_tensorboard": False,
+        "save_path": str(folder / "weights"),
+        "log_path": str(folder / "logs"),
+    }
+    file = folder / "config.json"
+    file.write_text(json.dumps(values | changes), encoding="utf-8")
+    return file

@@ -21,7 +21,7 @@ from common.errors import UserError
 from configs.schema import DEFAULT_CONFIG, Config
 from data_loader.decode_guard import GUARD
 from nets.net_interface import declared_task
-from trainers.config_checks import MASK_TASKS, training_config
+from trainers.config_checks import BOX_TASK, MASK_TASKS, training_config
 from trainers.data.sample_lists import read_lists
 
 PROGRAM = "tools.doctor"
@@ -94,8 +94,12 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     from tools.doctor.wrong_labels import judge_labels
 
     GUARD.timeout_s = config.decode_timeout_s
-    if declared_task(config.model_module_name, config.model_net_name) in MASK_TASKS:
-        raise DoctorError(f"{PROGRAM} checks images with one label each; train.py itself checks masks before it trains")
+    task = declared_task(config.model_module_name, config.model_net_name)
+    if task in (*MASK_TASKS, BOX_TASK):
+        what = "boxes" if task == BOX_TASK else "masks"
+        raise DoctorError(
+            f"{PROGRAM} checks images with one label each; train.py itself checks {what} before it trains"
+        )
     train, val = read_lists(config, check_files=False)  # a missing file is a finding
     preprocess = preprocess_of(config)
     paths = [sample.path for samples in (train, val) for sample in samples.samples]

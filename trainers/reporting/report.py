@@ -13,13 +13,19 @@ import numpy as np
 from common.atomic_io import write_atomic
 from common.json_values import plain
 from trainers.evaluation.classification_metrics import TOP1
-from trainers.reporting import classification_page, segmentation_page
+from trainers.reporting import classification_page, detection_page, segmentation_page
 from trainers.reporting.report_parts import Card, Plan, Rows, duration, number, value_text
 from visualization import fonts
 from visualization.html_page import percent, render_page
 
-PAGES: dict[str, Any] = {"segmentation": segmentation_page, "change_detection": segmentation_page}  # by task
-PLAIN_SECTIONS: dict[str, Any] = {"matrix_note": "", "unit": "Images", "strips": []}  # unless a page has others
+PAGES: dict[str, Any] = {  # by task
+    "segmentation": segmentation_page,
+    "change_detection": segmentation_page,
+    "detection": detection_page,
+}
+PLAIN_SECTIONS: dict[str, Any] = {  # unless a page has others; `first_score` is the key and name of a class's first one
+    **{"matrix_note": "", "unit": "Images", "first_score": (), "strips": [], "strips_note": ""}
+}
 NO_MEASURES = {"epoch", "step", "loss", "train_loss"}  # the other keys of a point of the validation's curve
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainers.reporting.report_parts import Card, Plan, Rows
 from visualization import raster, svg_charts
-from visualization.html_page import thumbnail_data_uri
+from visualization.html_page import percent, thumbnail_data_uri
 
 MAX_WORST = 12
 STRIP_PX = 1100
@@ -54,10 +54,16 @@ def sections(
         "cells": [],
         "mistakes": [],
         "classes": sorted(rows, key=lambda row: (row["iou"] is None, row["iou"] or 0.0)),
+        "first_score": ("iou", "IoU"),
         "unit": "Pixels",
         "worst": [],
+        "strips_note": "lowest mean IoU, best epoch; image, truth, prediction, and errors in red",
         "strips": [
-            {**row, "image": thumbnail_data_uri(strips[row["path"]], STRIP_PX)}
+            {
+                "path": row["path"],
+                "image": thumbnail_data_uri(strips[row["path"]], STRIP_PX),
+                "caption": f"mean IoU {percent(row['iou'], 1)}, loss {row['loss']:.2f}",
+            }
             for row in worst
             if row["path"] in strips
         ],

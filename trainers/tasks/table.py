@@ -9,12 +9,13 @@ from nets.net_interface import net_task
 from nets.support.errors import NetError
 from trainers.tasks.base import Task
 from trainers.tasks.classification import ClassificationTask
+from trainers.tasks.detection import DetectionTask
 from trainers.tasks.pim import PimTask
 from trainers.tasks.segmentation import ChangeTask, SegmentationTask
 from trainers.tasks.simsiam import SimSiamTask
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (ClassificationTask, PimTask, SimSiamTask, SegmentationTask, ChangeTask)
+    task.name: task for task in (ClassificationTask, PimTask, SimSiamTask, SegmentationTask, ChangeTask, DetectionTask)
 }
 
 

@@ -120,8 +120,8 @@ def test_without_a_class_a_sorted_copy_has_no_folder(predictor: Predictor, image
 
 
 def test_an_output_without_a_type_is_refused() -> None:
-    with pytest.raises(BackendError, match=r"^this net gives boxes, which no prediction type reads: logits"):
-        Predictor(ValueBackend(), replace(METADATA, output="boxes"))
+    with pytest.raises(BackendError, match=r"^this net gives depth, which no prediction type reads: logits"):
+        Predictor(ValueBackend(), replace(METADATA, output="depth"))
     with pytest.raises(BackendError, match=r"^this net gives features, not classes: python -m tools.embed writes them"):
         Predictor(ValueBackend(), replace(METADATA, output="features"))
 

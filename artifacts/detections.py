@@ -1,0 +1,92 @@
+"""From the output of a net that gives boxes to the objects in an image: the one place that knows scores and NMS."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+NMS_IOU = 0.6  # of two boxes of one class, above which the one of the lower score goes
+MOST_CANDIDATES = 1000  # of an image, the highest scores
+MOST_OBJECTS = 100  # of an image, as COCO counts
+
+
+class Detections(NamedTuple):
+    """The objects of an image, the highest score first: boxes (n, 4) float32, labels (n,) int64, scores (n,) float32.
+
+    A box is left, top, right, bottom.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+def find_objects(
+    outputs: np.ndarray,
+    score_threshold: float,
+    nms_iou: float = NMS_IOU,
+    most: int = MOST_OBJECTS,
+    candidates: int = MOST_CANDIDATES,
+) -> list[Detections]:
+    """Return the objects of each image of outputs (N, A, 4 + K): boxes in pixels of the net's input, and logits.
+
+    Each class of a position whose score, the logit's sigmoid, is not below the threshold is a candidate; the highest
+    `candidates` go through non-maximum suppression class by class, and the highest `most` of the rest stay. Equal
+    scores stand in the order of positions, then classes.
+    """
+    return [_of_image(rows, score_threshold, nms_iou, most, candidates) for rows in outputs]
+
+
+def suppressed(boxes: np.ndarray, labels: np.ndarray, nms_iou: float, most: int) -> np.ndarray:
+    """Return which of some boxes (n, 4) stay, as indices, at most `most`; they stand by falling score.
+
+    A box goes where one before it, of its class and staying, overlaps it by more than `nms_iou`.
+    """
+    overlaps = (box_iou(boxes, boxes) > nms_iou) & (labels[:, None] == labels)  # (n, n)
+    stays = np.ones(len(boxes), bool)
+    kept: list[int] = []
+    for index in range(len(boxes)):
+        if stays[index]:
+            kept.append(index)
+            if len(kept) == most:
+                break
+            stays[index + 1 :] &= ~overlaps[index, index + 1 :]
+    return np.array(kept, np.int64)
+
+
+def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return intersection over union (n, m) of boxes (n, 4) and others (m, 4)."""
+    common = intersections(boxes, others)
+    union = areas(boxes)[:, None] + areas(others) - common
+    return common / np.maximum(union, 1e-9)
+
+
+def intersections(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the areas (n, m) that boxes (n, 4) and others (m, 4) have in common."""
+    low = np.maximum(boxes[:, None, :2], others[:, :2])
+    sides = np.clip(np.minimum(boxes[:, None, 2:], others[:, 2:]) - low, 0, None)  # (n, m, 2)
+    return np.asarray(sides[..., 0] * sides[..., 1])
+
+
+def areas(boxes: np.ndarray) -> np.ndarray:
+    """Return the areas (n,) of boxes (n, 4)."""
+    return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+
+
+def _of_image(rows: np.ndarray, score_threshold: float, nms_iou: float, most: int, candidates: int) -> Detections:
+    logits = rows[:, 4:]  # (A, K)
+    positions, labels = np.nonzero(logits >= _logit(score_threshold))
+    found = logits[positions, labels]
+    order = np.argsort(-found, kind="stable")[:candidates]
+    boxes, labels = rows[positions[order], :4].astype(np.float32), labels[order]
+    with np.errstate(over="ignore"):  # exp of a logit below -88 is infinite, and the score 0
+        scores = (1 / (1 + np.exp(-found[order].astype(np.float64)))).astype(np.float32)
+    kept = suppressed(boxes, labels, nms_iou, most)
+    return Detections(boxes[kept], labels[kept].astype(np.int64), scores[kept])
+
+
+def _logit(score: float) -> float:
+    """Return the logit whose sigmoid is a score; -inf for 0."""
+    return math.log(score / (1 - score)) if 0 < score < 1 else math.copysign(math.inf, score - 0.5)

@@ -1,0 +1,232 @@
+"""The figures of boxes: against pycocotools, against a count by hand, and at their edges."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from artifacts.detections import Detections
+from data_loader.box_target import Boxes
+from data_loader.preprocess import Preprocess
+from data_loader.samples import Sample, SampleList
+from trainers.evaluation.coco_map import average_precision
+from trainers.evaluation.detection_metrics import (
+    HIT,
+    IGNORED,
+    MISS,
+    DetectionMetrics,
+    DetectionValidation,
+    best_threshold,
+    matched,
+)
+
+pytest.importorskip("faster_coco_eval", reason="requirements-detection.txt is not installed")
+
+
+def truth(*rows: tuple[Any, ...], size: tuple[int, int] = (640, 480)) -> Boxes:
+    """Return objects of (label, left, top, right, bottom) or with a sixth value for ignored."""
+    boxes = np.array([row[1:5] for row in rows], float).reshape(-1, 4)
+    ignored = np.array([len(row) > 5 for row in rows], bool)
+    return Boxes(boxes, np.array([row[0] for row in rows], np.int64), ignored, size)
+
+
+def found(*rows: tuple[Any, ...]) -> Detections:
+    """Return detections of (score, label, left, top, right, bottom), by falling score."""
+    rows = tuple(sorted(rows, key=lambda row: -row[0]))
+    boxes = np.array([row[2:] for row in rows], np.float32).reshape(-1, 4)
+    labels, scores = np.array([row[1] for row in rows], np.int64), np.array([row[0] for row in rows], np.float32)
+    return Detections(boxes, labels, scores)
+
+
+def random_case(seed: int, images: int = 12) -> tuple[list[Boxes], list[Detections]]:
+    """Return images of which some have no objects, crowds, equal scores, and objects of every size."""
+    generator = np.random.default_rng(seed)
+    truths, results = [], []
+    for _ in range(images):
+        rows, seen = [], []
+        for _ in range(int(generator.integers(0, 8))):
+            corner, side = generator.uniform(0, 300, 2), generator.choice([8, 40, 150]) * generator.uniform(0.5, 1, 2)
+            label, box = int(generator.integers(3)), [*corner, *(corner + side)]
+            rows.append((label, *box, "ignored") if generator.uniform() < 0.2 else (label, *box))
+            for _ in range(int(generator.integers(0, 3))):
+                moved = np.array(box) + generator.normal(0, 0.1, 4) * np.tile(side, 2)
+                seen.append((round(generator.uniform(0.1, 1), 1), label, *np.sort(moved.reshape(2, 2), axis=0).ravel()))
+        seen += [
+            (round(generator.uniform(0.1, 1), 1), int(generator.integers(3)), *corner, *(corner + 50))
+            for corner in generator.uniform(0, 300, (3, 2))
+        ]
+        truths.append(truth(*rows))
+        results.append(found(*seen))
+    return truths, results
+
+
+def pycocotools(truths: list[Boxes], results: list[Detections]) -> list[float]:
+    """Return its twelve figures, with at most 100 detections an image."""
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    annotations: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for image, (objects, seen) in enumerate(zip(truths, results, strict=True), 1):
+        for box, label, ignored in zip(objects.boxes, objects.labels, objects.ignored, strict=True):
+            values = [float(v) for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])]
+            annotations.append(
+                {
+                    **{"id": len(annotations) + 1, "image_id": image, "category_id": int(label) + 1, "bbox": values},
+                    **{"area": values[2] * values[3], "iscrowd": int(ignored)},
+                }
+            )
+        for box, label, score in zip(seen.boxes.tolist(), seen.labels, seen.scores.tolist(), strict=True):
+            values = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            rows.append({"image_id": image, "category_id": int(label) + 1, "bbox": values, "score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        base = coco.COCO()
+        base.dataset = {
+            "images": [{"id": image + 1, "width": 640, "height": 480} for image in range(len(truths))],
+            "annotations": annotations,
+            "categories": [{"id": label + 1, "name": str(label)} for label in range(3)],
+        }
+        base.createIndex()
+        evaluation = cocoeval.COCOeval(base, base.loadRes(rows), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return list(evaluation.stats)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_same_figures_as_pycocotools(seed: int) -> None:
+    truths, results = random_case(seed)
+    stats = pycocotools(truths, results)
+    keys = [
+        *("map50_95", "map50", "map75", "map_small", "map_medium", "map_large"),
+        *(None, None, "recall_100", "recall_small", "recall_medium", "recall_large"),
+    ]
+    means = average_precision(truths, results, 3).means
+    for key, expected in zip(keys, stats, strict=True):
+        if key is not None:
+            assert means.get(key, -1) == pytest.approx(expected, abs=1e-9), key
+    assert 0.05 < means["map50"] < 0.95
+
+
+A, B = (0, 10, 10, 110, 110), (0, 200, 10, 300, 110)
+ODD: dict[str, tuple[list[Boxes], list[Detections], float]] = {  # with mAP at IoU 0.5 as the rules give it
+    "all found": ([truth(A, B)], [found((0.9, *A), (0.8, *B))], 1.0),
+    "half found": ([truth(A, B)], [found((0.9, *A))], 51 / 101),  # precision 1 up to recall 0.5, of 101 points
+    "a mistake first": ([truth(A)], [found((0.9, *B), (0.8, *A))], 0.5),
+    "a mistake last": ([truth(A)], [found((0.9, *A), (0.8, *B))], 1.0),
+    "twice": ([truth(A, B)], [found((0.9, *A), (0.8, *A), (0.7, *B))], (51 + 50 * 2 / 3) / 101),
+    "of another class": ([truth(A)], [found((0.9, 1, *A[1:]))], 0.0),
+    "an empty image": ([truth(), truth(A)], [found((0.95, *A)), found((0.9, *A))], 0.5),
+    "nothing": ([truth(A)], [found()], 0.0),
+    "a crowd": ([truth(A, (*B, "crowd"))], [found((0.9, *B), (0.8, *A))], 1.0),
+    "in a crowd": ([truth(A, (0, 200, 0, 600, 400, "crowd"))], [found((0.9, *B), (0.8, *A))], 1.0),
+    "a crowd of another class": ([truth(A, (1, *B[1:], "crowd"))], [found((0.9, *B), (0.8, *A))], 0.5),
+    "101 found": ([truth(A)], [found(*[(0.9, *B)] * 100, (0.1, *A))], 0.0),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_cases(name: str) -> None:
+    truths, results, expected = ODD[name]
+    average = average_precision(truths, results, 2)
+    assert average.means["map50"] == pytest.approx(expected, abs=1e-9)
+    assert average.ap50 == [pytest.approx(expected, abs=1e-9), None]  # of class 1 there is no object
+
+
+def test_what_is_a_hit() -> None:
+    """The higher score takes the object; what overlaps by less than a half, or a taken one, is a miss."""
+    objects = truth(A, B, (1, 400, 0, 500, 100), (0, 0, 300, 100, 400, "difficult"))
+    near = (0, 12, 12, 112, 112)
+    seen = found(
+        *((0.9, *near), (0.8, *A), (0.7, 0, 260, 10, 360, 110), (0.6, 0, 400, 0, 500, 100)),
+        *((0.5, 1, 400, 0, 500, 90), (0.4, 0, 0, 320, 90, 400), (0.3, 0, 0, 300, 90, 390)),
+    )
+    assert matched(seen, objects).tolist() == [HIT, MISS, MISS, MISS, HIT, IGNORED, IGNORED]
+    assert matched(found(), objects).tolist() == [] and matched(seen, truth()).tolist() == [MISS] * 7
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_threshold_by_trying_each(seed: int) -> None:
+    truths, results = random_case(seed)
+    kinds = [matched(seen, objects) for seen, objects in zip(results, truths, strict=True)]
+    totals = [sum(int(((o.labels == k) & ~o.ignored).sum()) for o in truths) for k in range(3)]
+
+    def counted(threshold: float, label: int) -> tuple[int, int]:
+        hits = wrong = 0
+        for seen, of_image in zip(results, kinds, strict=True):
+            for own, score, kind in zip(seen.labels, seen.scores, of_image, strict=True):
+                if own == label and float(score) >= threshold:
+                    hits, wrong = hits + (kind == HIT), wrong + (kind == MISS)
+        return hits, wrong
+
+    means = {}
+    for number in range(1, 100):
+        scores = []
+        for label in range(3):
+            hits, wrong = counted(number / 100, label)
+            scores.append(2 * hits / (hits + wrong + totals[label]))
+        means[number / 100] = np.mean(scores)
+    best = [t for t, value in means.items() if value > max(means.values()) - 1e-12]
+    threshold, rows = best_threshold(results, kinds, truths, 3)
+    assert threshold == best[len(best) // 2]
+    for label, row in enumerate(rows):
+        hits, wrong = counted(threshold, label)
+        assert (row["support"], row["recall"]) == (totals[label], hits / totals[label])
+        assert row["precision"] == (hits / (hits + wrong) if hits + wrong else None)
+        assert row["f1"] == pytest.approx(2 * hits / (hits + wrong + totals[label]))
+
+
+def logit(score: float) -> float:
+    return float(np.log(score / (1 - score)))
+
+
+@pytest.mark.parametrize("resize", ["squash", "letterbox", "crop"])
+def test_boxes_are_measured_in_the_pixels_of_their_image(resize: str) -> None:
+    """What the net finds in its input is compared in an image of another size and aspect."""
+    preprocess = Preprocess(64, 64, resize=resize)
+    objects = truth((0, 300, 100, 400, 300), size=(640, 400))
+    samples = SampleList((Sample("a.png", objects), Sample("b.png", truth(size=(640, 400)))), ("a", "b"), "", "")
+    place = {  # by hand: 640x400 to 64x64
+        "squash": (30, 16, 40, 48),
+        "letterbox": (30, 22, 40, 42),  # a tenth, 12 below the upper edge
+        "crop": ((300 - 120) * 0.16, 16, (400 - 120) * 0.16, 48),
+    }[resize]
+    outputs = torch.full((2, 2, 6), logit(0.001))
+    outputs[:, 1, :4] = torch.tensor([0.0, 0.0, 9.0, 9.0])
+    outputs[0, 0] = torch.tensor([*place, logit(0.8), logit(0.001)])
+    outputs[1, 1, 5] = logit(0.3)
+    metrics = DetectionMetrics(samples, preprocess)
+    metrics.update(outputs, torch.tensor([0, 1]), torch.tensor([1.0, 2.0]))
+    result = metrics.compute()
+    assert result.scalars() == {
+        "map50": 1.0,
+        "map50_95": pytest.approx(1.0),
+        "f1": 1.0,
+        "precision": 1.0,
+        "recall": 1.0,
+    }
+    # every threshold up to 0.8 finds the one object; class b has none, so that its mistake at 0.3 does not count
+    assert result.loss == 1.5 and result.score_threshold == 0.41 and result.worst == []
+    assert DetectionValidation.from_dict(result.to_dict()) == result
+
+
+def test_the_worst_images_have_their_mistakes_counted() -> None:
+    samples = SampleList(
+        tuple(Sample(name, objects) for name, objects in (("a", truth(A, B)), ("b", truth(A)), ("c", truth()))),
+        ("x",), "", "",
+    )  # fmt: skip
+    outputs = torch.zeros(3, 2, 5)
+    outputs[:, 0] = torch.tensor([*A[1:], logit(0.9)])
+    outputs[:, 1] = torch.tensor([400.0, 300.0, 500.0, 400.0, logit(0.9)])
+    metrics = DetectionMetrics(samples, Preprocess(480, 640))
+    metrics.update(outputs, torch.tensor([0, 1, 2]), torch.tensor([3.0, 2.0, 1.0]))
+    worst = metrics.compute().worst
+    assert [(row.path, row.hits, row.missed, row.wrong) for row in worst] == [
+        *(("c", 0, 0, 2), ("a", 1, 1, 1), ("b", 1, 0, 1))
+    ]
+    assert [row.f1 for row in worst] == pytest.approx([0, 0.5, 2 / 3])

@@ -1,0 +1,123 @@
+"""COCO's average precision, by faster-coco-eval."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from artifacts.detections import MOST_OBJECTS, Detections, areas
+from common.errors import UserError
+from data_loader.box_target import Boxes
+
+AREAS = ("all", "small", "medium", "large")  # of an object in its image: below 32 x 32 pixels, below 96 x 96, above
+MISSING = (
+    "detection is measured by faster-coco-eval, which is not installed: "
+    "python -m pip install -r requirements-detection.txt"
+)
+
+
+class AveragePrecision(NamedTuple):
+    """Means over the classes that have objects: AP and average recall by name; and AP of each class, None without.
+
+    `means` has map50_95, map50, map75, map_small, map_medium, map_large, recall_100, recall_small, recall_medium and
+    recall_large, but for those of which there are no objects.
+    """
+
+    means: dict[str, float]
+    ap50: list[float | None]
+    ap50_95: list[float | None]
+
+
+def average_precision(truths: Sequence[Boxes], found: Sequence[Detections], num_classes: int) -> AveragePrecision:
+    """Return COCO's figures of the objects found in images, in the images' pixels.
+
+    At most MOST_OBJECTS an image count. Ignored objects are crowds to it: what lies half in them is neither hit nor
+    miss. Raises UserError where faster-coco-eval is not installed.
+    """
+    evaluation = _evaluated(_dataset(truths, num_classes), _results(found), num_classes)
+    if evaluation is None:  # nothing was found
+        has_objects = np.bincount(_all_labels(truths), minlength=num_classes) > 0
+        nothing: list[float | None] = [0.0 if has else None for has in has_objects]
+        return AveragePrecision({"map50_95": 0.0, "map50": 0.0, "map75": 0.0, "recall_100": 0.0}, nothing, nothing)
+    precision, recall = evaluation  # (10, 101, K, 4) and (10, K, 4), -1 where there are no objects
+    means = {"map50_95": precision[..., 0], "map50": precision[0, ..., 0], "map75": precision[5, ..., 0]}
+    means |= {f"map_{name}": precision[..., place] for place, name in enumerate(AREAS) if place}
+    means |= {f"recall_{name if place else 100}": recall[..., place] for place, name in enumerate(AREAS)}
+    known = {name: _mean(values) for name, values in means.items()}
+    return AveragePrecision(
+        {name: value for name, value in known.items() if value is not None},
+        [_mean(precision[0, :, label, 0]) for label in range(num_classes)],
+        [_mean(precision[:, :, label, 0]) for label in range(num_classes)],
+    )
+
+
+def require_evaluator() -> Any:
+    """Return the package faster_coco_eval. Raises UserError where it is not installed."""
+    try:
+        import faster_coco_eval
+    except ImportError as error:
+        raise UserError(MISSING) from error
+    return faster_coco_eval
+
+
+def _evaluated(
+    dataset: dict[str, Any], results: list[dict[str, Any]], num_classes: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    package = require_evaluator()
+    if not results:
+        return None
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
+    truth = package.COCO(dataset)
+    evaluator = package.COCOeval_faster(truth, truth.loadRes(results), "bbox")
+    evaluator.params.maxDets = [MOST_OBJECTS]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    precision, recall = (np.asarray(evaluator.eval[key]) for key in ("precision", "recall"))
+    thresholds, places = len(evaluator.params.iouThrs), len(AREAS)
+    precision = precision.reshape(thresholds, -1, num_classes, places)  # but for the one number of detections
+    return precision, recall.reshape(thresholds, num_classes, places)
+
+
+def _dataset(truths: Sequence[Boxes], num_classes: int) -> dict[str, Any]:
+    annotations: list[dict[str, Any]] = []
+    for image, truth in enumerate(truths):
+        rows = zip(_xywh(truth.boxes), truth.labels.tolist(), truth.ignored.tolist(), areas(truth.boxes), strict=True)
+        for box, label, ignored, area in rows:
+            number = len(annotations) + 1
+            values = {"id": number, "image_id": image + 1, "category_id": label + 1, "bbox": box}
+            annotations.append({**values, "area": float(area), "iscrowd": int(ignored)})
+    return {
+        "images": [
+            {"id": image + 1, "width": truth.size[0], "height": truth.size[1]} for image, truth in enumerate(truths)
+        ],
+        "annotations": annotations,
+        "categories": [{"id": label + 1, "name": str(label)} for label in range(num_classes)],
+    }
+
+
+def _results(found: Sequence[Detections]) -> list[dict[str, Any]]:
+    return [
+        {"image_id": image + 1, "category_id": label + 1, "bbox": box, "score": score}
+        for image, objects in enumerate(found)
+        for box, label, score in zip(
+            _xywh(objects.boxes), objects.labels.tolist(), objects.scores.tolist(), strict=True
+        )
+    ]
+
+
+def _xywh(boxes: np.ndarray) -> list[list[float]]:
+    values: list[list[float]] = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
+    return values
+
+
+def _all_labels(truths: Sequence[Boxes]) -> np.ndarray:
+    return np.concatenate([truth.labels[~truth.ignored] for truth in truths]).astype(np.int64)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Return the mean of what is not -1, None where all is."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else None

@@ -1,0 +1,142 @@
+"""The task of nets that find the objects in an image: a box, a class and a score for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from artifacts.detections import NMS_IOU
+from artifacts.metadata import ModelMetadata
+from configs.schema import Config
+from data_loader.augment import AugmentSettings
+from data_loader.box_classes import box_classes_of, named_classes
+from data_loader.box_target import Boxes, BoxSamples, BoxTarget
+from data_loader.box_view import BoxView
+from data_loader.preprocess import Preprocess
+from data_loader.samples import SampleList
+from nets.detector_module import anchor_points
+from nets.support.errors import NetError
+from trainers.evaluation.coco_map import require_evaluator
+from trainers.evaluation.detection_metrics import MAP50, DetectionMetrics, DetectionValidation
+from trainers.evaluation.validation import Validation, evaluating
+from trainers.reporting.box_strips import best_boxes, stacked, with_truth, worst_boxes
+from trainers.reporting.tensorboard_logger import TrainingLogger
+from trainers.tasks.base import Batch, BatchSource, Setup, Task
+from trainers.tasks.detection_losses import detection_losses, unpacked
+
+MAX_STRIPS = 8  # a validation
+SCORE, NMS = "score", "nms_iou"  # of the metadata's thresholds
+
+
+class DetectionTask(Task):
+    """Owns the net and its loss, the mean over the images of the loss of each image by itself.
+
+    The net names the `strides` of its maps; its output is (N, A, 4 + K), a row for each position of each map.
+    """
+
+    name = "detection"
+    output = "boxes"
+    validation: ClassVar[type[DetectionValidation]] = DetectionValidation
+    measure = MAP50
+    points: torch.Tensor
+
+    def __init__(self, net: nn.Module, samples: SampleList, preprocess: Preprocess) -> None:
+        super().__init__(net)
+        self.val, self.input = samples, preprocess
+        strides: Any = getattr(net, "strides", ())
+        if not strides:
+            raise NetError(f"{type(net).__name__} has no attribute strides, which a net for detection needs")
+        points = anchor_points(preprocess.height, preprocess.width, strides)  # (A, 3)
+        self.register_buffer("points", points, persistent=False)
+
+    @classmethod
+    def target(cls, config: Config) -> BoxTarget:
+        """Return the boxes of the config's classes. Raises ListError."""
+        return BoxTarget(config.num_classes, box_classes_of(config), max_pixels=config.max_pixels)
+
+    @classmethod
+    def training_view(cls, preprocess: Preprocess, settings: AugmentSettings) -> Callable[..., Any]:
+        """Return what moves image and boxes together."""
+        return BoxView(preprocess, settings)
+
+    @classmethod
+    def new_metadata(cls, config: Config, samples: SampleList) -> ModelMetadata:
+        """Return the metadata with the classes' numbers in the data, colours and titles."""
+        classes = samples.classes if isinstance(samples, BoxSamples) else named_classes(samples.class_names)
+        metadata = super().new_metadata(config, samples)
+        return replace(metadata, mask_classes=classes, thresholds={NMS: NMS_IOU})
+
+    @classmethod
+    def from_setup(cls, net: nn.Module, setup: Setup) -> Self:
+        """Return the task. Raises NetError, and UserError where what measures it is not installed."""
+        require_evaluator()
+        return cls(net, setup.val, cls.preprocess(setup.config)).to(setup.device)
+
+    def with_net(self, net: nn.Module) -> DetectionTask:
+        """Return the same task around another net, such as the averaged one."""
+        return type(self)(net, self.val, self.input).to(self.device)
+
+    def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Return the mean losses for images (N, C, H, W) and rows (N, M, 6) of boxes."""
+        losses = detection_losses(self.net(batch["image"]), batch["target"], self.points)
+        return {name: values.mean() for name, values in losses.items()}
+
+    def shown_pixels(
+        self, batch: Batch, generator: np.random.Generator, metadata: ModelMetadata
+    ) -> tuple[np.ndarray, list[str]]:
+        """Return a batch's images with their boxes."""
+        pixels = metadata.preprocess.denormalize(batch["image"]).numpy()  # (N, H, W, C)
+        drawn = []
+        for image, boxes, labels, ignored in zip(pixels, *unpacked(batch["target"].cpu()), strict=True):
+            known = labels >= 0
+            size = (image.shape[1], image.shape[0])
+            truth = Boxes(boxes[known].numpy(), labels[known].numpy(), ignored[known].numpy(), size)
+            drawn.append(with_truth(image, truth, metadata.mask_classes))
+        return np.stack(drawn), [""] * len(drawn)
+
+    @torch.inference_mode()
+    def validate(self, batches: BatchSource, samples: SampleList) -> DetectionValidation:
+        """Measure the net in eval mode on this process's part; every process gets the result of all."""
+        metrics = DetectionMetrics(samples, self.input)
+        with evaluating(self.net):
+            for batch in batches():
+                outputs = self.predict(batch["image"])
+                losses = detection_losses(outputs, batch["target"], self.points)["loss"]
+                metrics.update(outputs, batch["index"], losses)
+        return metrics.compute()
+
+    def declare(self, metadata: ModelMetadata, validation: Validation) -> ModelMetadata:
+        """Return the metadata with the score threshold of the highest mean F1."""
+        assert isinstance(validation, DetectionValidation)
+        return replace(metadata, thresholds={**metadata.thresholds, SCORE: validation.score_threshold})
+
+    def summary(self, validation: Validation) -> str:
+        """Return mAP over all IoUs, and F1."""
+        scalars = validation.scalars()
+        return f"mAP {scalars['map50_95']:.2%}  F1 {scalars['f1']:.2%}"
+
+    def log_validation(
+        self, logger: TrainingLogger, validation: Validation, metadata: ModelMetadata, step: int
+    ) -> None:
+        """Show the worst images with what is there and what was found."""
+        assert isinstance(validation, DetectionValidation)
+        if logger.enabled:
+            paths = [row.path for row in validation.worst[:MAX_STRIPS]]
+            strips = self._worst(paths, metadata, validation.score_threshold)
+            if chosen := [strips[path] for path in paths if path in strips]:
+                logger.image("val/worst", stacked(chosen), step)
+
+    def report_images(self, checkpoint: Path, best: Validation, device: torch.device) -> dict[str, np.ndarray]:
+        """Return the worst images with their objects, beside what the best net finds."""
+        assert isinstance(best, DetectionValidation)
+        return best_boxes(checkpoint, self.val, [row.path for row in best.worst], best.score_threshold, device)
+
+    def _worst(self, paths: Sequence[str], metadata: ModelMetadata, threshold: float) -> dict[str, np.ndarray]:
+        classes = metadata.mask_classes
+        return worst_boxes(self.net, self.input, classes, self.val, paths, threshold, self.device)
