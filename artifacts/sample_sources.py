@@ -15,6 +15,7 @@ from common.errors import UserError
 from configs.schema import Config
 from data_loader.image_files import IMAGE_SUFFIXES, iter_images, natural_sorted, walk_images
 from data_loader.list_reader import read_target_list, read_unlabelled
+from data_loader.mask_folders import pairs_below
 from data_loader.samples import (
     NO_LABEL,
     ListError,
@@ -42,9 +43,26 @@ class _UnknownTarget(Target):
         return NO_LABEL
 
 
+class _SecondImage(Target):
+    """Of a list of pairs the path of the later image; the mask is not read."""
+
+    files = ("second image", "mask")
+
+    def parse(self, text: str, root: str) -> str:
+        """Return the path; `from_files` makes the target of a line."""
+        return text
+
+    def from_files(self, paths: Sequence[str]) -> str:
+        """Return the path of the later image."""
+        return paths[0]
+
+
 @dataclass(frozen=True)
 class FoundSamples:
-    """Samples and where they were found; `note` is what the user should know about their labels, "" if nothing."""
+    """Samples and where they were found; `note` is what the user should know about their labels, "" if nothing.
+
+    Of a net of pairs the target of a sample is the path of its later image.
+    """
 
     samples: list[Sample]
     origin: str
@@ -163,8 +181,11 @@ def _rooted(
 def _folder_samples(folder: Path, metadata: ModelMetadata) -> FoundSamples:
     """Return the samples of a folder, labelled where its folders are class names and no image lies beside them.
 
-    For a net of masks they are those of the folder images/, where there is one: labels/ is beside it.
+    For a net of masks they are those of the folder images/, where there is one: labels/ is beside it. Of pairs they
+    are those of A/ and B/.
     """
+    if metadata.preprocess.images == 2:
+        return FoundSamples([Sample(first, second) for first, second in pairs_below(str(folder))], str(folder))
     if metadata.output == "mask_logits":
         folder = folder / "images" if (folder / "images").is_dir() else folder
         return FoundSamples([Sample(path, NO_LABEL) for path in walk_images(folder)], str(folder))
@@ -205,7 +226,7 @@ def _list_samples(file: str, root: str, config: Config | None, metadata: ModelMe
     labels = labels_by_name(names, metadata.class_names)
     if labels is None:
         raise ListError([f"{file}: its classes are not the net's: {compared(names, metadata.class_names)}"])
-    target: Target = _UnknownTarget()
+    target: Target = _SecondImage() if metadata.preprocess.images == 2 else _UnknownTarget()
     if _has_labels(metadata):
         target = ClassLabel(len(names) or metadata.num_classes, names or metadata.class_names)
     try:

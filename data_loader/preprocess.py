@@ -311,6 +311,12 @@ def joined(images: Sequence[np.ndarray]) -> np.ndarray:
     return images[0] if len(images) == 1 else np.concatenate(images, axis=2)
 
 
+def bgr(pixels: np.ndarray, images: int) -> np.ndarray:
+    """Return pixels (..., C) with the channels of each image in the other order, as a copy."""
+    parts = np.split(pixels, images, axis=-1)
+    return np.concatenate([part[..., ::-1] for part in parts], axis=-1)
+
+
 def unreadable_reason(error: Exception, source: str | Path | bytes, max_pixels: int) -> str:
     """Return why an image cannot be read; an OSError with a number is the system's, and no damage to the file."""
     if isinstance(error, UnidentifiedImageError):

@@ -36,6 +36,7 @@ def deployed_net(net: nn.Module, preprocess: Preprocess, net_input: str, precisi
         made.register_buffer("input_scale", scale)
         made.register_buffer("input_shift", shift)
     made.is_bgr = net_input.endswith("BGR")  # type: ignore[assignment]  # a plain value, not a module
+    made.num_images = preprocess.images  # type: ignore[assignment]
     name = type(net).__name__
     made.__class__ = type(name, (*adapters, type(net)), {"__module__": type(net).__module__})
     return made
@@ -98,12 +99,14 @@ class _Uint8Input(nn.Module):
     input_scale: torch.Tensor
     input_shift: torch.Tensor
     is_bgr: bool
+    num_images: int  # of a pair 2
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         # Cast first: TensorRT takes uint8 at its inputs alone. Then the steps of Preprocess.normalize, in its order.
         pixels = images.float().permute(0, 3, 1, 2)  # (N, C, H, W)
         if self.is_bgr:
-            pixels = pixels.flip(1)
+            parts = pixels.chunk(self.num_images, 1)
+            pixels = torch.cat([part.flip(1) for part in parts], dim=1) if len(parts) > 1 else pixels.flip(1)
         normalised = pixels * self.input_scale.float() + self.input_shift.float()
         outputs: torch.Tensor = super().forward(normalised)  # the net's own, by class order
         return outputs

@@ -24,7 +24,7 @@ from artifacts.sample_sources import (
     spread_indices,
 )
 from configs.schema import Config
-from data_loader.preprocess import ImageError, Preprocess
+from data_loader.preprocess import ImageError, Preprocess, bgr, joined
 from data_loader.samples import NO_LABEL, Sample
 from deploy.backends.base import is_out_of_memory
 from deploy.export.formats import MAX_SAMPLES
@@ -152,7 +152,7 @@ def net_input(pixels: np.ndarray, preprocess: Preprocess, kind: str) -> np.ndarr
             channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # (N, C, H, W)
             return preprocess.normalize(channels_first).contiguous().numpy()
         # copy(): one grey channel counts as contiguous with any strides
-        return pixels[..., ::-1].copy() if kind.endswith("BGR") else np.ascontiguousarray(pixels)
+        return bgr(pixels, preprocess.images) if kind.endswith("BGR") else np.ascontiguousarray(pixels)
 
 
 def _read(found: FoundSamples, preprocess: Preprocess, most: int) -> SampleImages:
@@ -169,10 +169,10 @@ def _read(found: FoundSamples, preprocess: Preprocess, most: int) -> SampleImage
             else:
                 pixels[len(good)] = made
                 good.append(sample)
-    labels = np.array([sample.label for sample in good], dtype=np.int64)
+    has_labels = preprocess.images == 1 and all(sample.label != NO_LABEL for sample in good)
     return SampleImages(
         pixels[: len(good)],
-        None if (labels == NO_LABEL).any() else labels,
+        np.array([sample.label for sample in good], dtype=np.int64) if has_labels else None,
         tuple(sample.path for sample in good),
         found.origin,
         len(samples),
@@ -194,8 +194,9 @@ def _fitted(samples: Sequence[Sample], preprocess: Preprocess) -> Iterator[np.nd
     """Yield each image as uint8 (H, W, C), or why it cannot be read."""
 
     def fitted(sample: Sample) -> np.ndarray | str:
+        paths = (sample.path,) if preprocess.images == 1 else (sample.path, sample.target)
         try:
-            return preprocess.fit(preprocess.decode(sample.path))
+            return joined([preprocess.fit(preprocess.decode(path)) for path in paths])
         except ImageError as error:
             return str(error)
 

@@ -108,8 +108,8 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
         type=number(1, 10**9),
         nargs="?",
         const=DEFAULT_POLYGON,
-        help="of georeferenced images also the areas of each class as GeoJSON, without those of fewer pixels "
-        f"(default {DEFAULT_POLYGON}); needs requirements-geo.txt",
+        help="of georeferenced images also the areas of each class as GeoJSON, those of fewer pixels merged "
+        f"into their neighbours (default {DEFAULT_POLYGON}); needs requirements-geo.txt",
     )
     group.add_argument(
         "--second_image", metavar="FILE", type=named_path, help="with --image, for a net of pairs: the later image"

@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ INSTALL_GEO = "pip install -r requirements-geo.txt"
 BLOCK_PX = 256  # of a written GeoTIFF
 WGS84 = "EPSG:4326"  # GeoJSON's longitude and latitude
 DEGREE_DIGITS = 8  # 1 mm
-FEATURES_AT_ONCE = 5000
+POLYGON_BLOCK_PX = 2048
 
 
 class GeoImage:
@@ -134,49 +134,45 @@ def opened_by_gdal(path: str, channels: int) -> GeoImage | None:
 def write_polygons(mask: Path, path: Path, classes: Sequence[MaskClass], lookup: np.ndarray, least_pixels: int) -> None:
     """Write the areas of a mask's GeoTIFF as GeoJSON in longitude and latitude, one feature an area.
 
-    Properties: class, title, value, pixels, and area_m2 where the coordinate system is in metres. Areas and holes of
-    less than `least_pixels` are left out. Raises ImageError.
+    Properties: class, title, value, pixels, and area_m2 where the coordinate system is in metres. Areas of less than
+    `least_pixels` count as part of their largest neighbour. Large masks are cut into blocks of POLYGON_BLOCK_PX, which
+    bounds the memory. Raises ImageError.
     """
     import rasterio
-    from rasterio.features import shapes
     from rasterio.warp import transform_geom
 
     by_value = {int(lookup[index]): found for index, found in enumerate(classes)}
     with _reading(), rasterio.open(mask) as source, path.open("w", encoding="utf-8") as file:
         pixel_area = abs(source.transform.determinant)
         is_metric = source.crs.is_projected and source.crs.linear_units_factor[1] == 1.0
-        areas = _areas(
-            shapes(rasterio.band(source, 1), transform=source.transform), by_value, least_pixels * pixel_area
-        )
         file.write('{"type": "FeatureCollection", "features": [')
         between = ""
-        while batch := list(itertools.islice(areas, FEATURES_AT_ONCE)):
-            placed = transform_geom(source.crs, WGS84, [geometry for geometry, *_ in batch], precision=DEGREE_DIGITS)
-            for geometry, (_, value, area) in zip(placed, batch, strict=True):
-                found = by_value[value]
+        for areas in _areas(source, least_pixels):
+            placed = transform_geom(source.crs, WGS84, [geometry for geometry, _ in areas], precision=DEGREE_DIGITS)
+            for (geometry, value), degrees in zip(areas, placed, strict=True):
+                outer, *holes = map(ring_area, geometry["coordinates"])
+                area, found = outer - sum(holes), by_value[value]
                 properties: dict[str, Any] = {"class": found.name, "title": found.title, "value": value}
                 properties["pixels"] = round(area / pixel_area)
                 if is_metric:
                     properties["area_m2"] = round(area, 2)
-                feature = {"type": "Feature", "properties": properties, "geometry": geometry}
+                feature = {"type": "Feature", "properties": properties, "geometry": degrees}
                 file.write(f"{between}\n{json.dumps(feature, ensure_ascii=False)}")
                 between = ","
         file.write("\n]}\n")
 
 
-def _areas(
-    found: Iterable[tuple[dict[str, Any], float]], values: Container[int], least_area: float
-) -> Iterator[tuple[dict[str, Any], int, float]]:
-    """Yield geometry, value and area of what is large enough, without the holes that are not."""
-    for geometry, value in found:
-        if value not in values:
-            continue
-        rings = geometry["coordinates"]
-        sizes = [ring_area(ring) for ring in rings]
-        kept = [number for number, size in enumerate(sizes) if number == 0 or size >= least_area]
-        area = sizes[0] - sum(sizes[number] for number in kept[1:])
-        if area >= least_area:
-            yield {**geometry, "coordinates": [rings[number] for number in kept]}, int(value), area
+def _areas(source: Any, least_pixels: int) -> Iterator[list[tuple[dict[str, Any], int]]]:
+    """Yield geometries in the mask's own coordinates with their pixel values, block by block."""
+    from rasterio.features import shapes, sieve
+    from rasterio.windows import Window
+
+    for top, left in itertools.product(*(range(0, side, POLYGON_BLOCK_PX) for side in source.shape)):
+        height, width = (min(POLYGON_BLOCK_PX, side - at) for side, at in zip(source.shape, (top, left), strict=True))
+        window = Window(left, top, width, height)
+        values = sieve(source.read(1, window=window), least_pixels)
+        found = shapes(values, mask=values != source.nodata, transform=source.window_transform(window))
+        yield [(geometry, int(value)) for geometry, value in found]
 
 
 def ring_area(ring: Sequence[Sequence[float]]) -> float:

@@ -16,7 +16,7 @@ from PIL import Image
 from artifacts.metadata import ModelMetadata
 from artifacts.outputs import output_shape
 from data_loader.decoder_process import DecoderPool, Fitted
-from data_loader.preprocess import ImageError, joined
+from data_loader.preprocess import ImageError, bgr, joined
 from deploy.backends.base import CHANGED, Backend, BackendError
 from deploy.backends.declared_sizes import shapes_agree
 from deploy.inference.prediction import NOT_FINITE, Prediction
@@ -169,7 +169,7 @@ def net_input(fitted: np.ndarray, metadata: ModelMetadata) -> np.ndarray:
     """Turn pixels of the input's size, uint8 (H, W, C), into what `prepare` returns."""
     if metadata.input == "float32 NCHW":
         return metadata.preprocess.net_input(fitted)
-    return fitted[:, :, ::-1] if metadata.input == "uint8 NHWC BGR" else fitted
+    return bgr(fitted, metadata.preprocess.images) if metadata.input == "uint8 NHWC BGR" else fitted
 
 
 def _prepared_files(files: Sequence[str], metadata: ModelMetadata, decoders: DecoderPool) -> Prepared:

@@ -28,12 +28,18 @@ NETS = {
     "lraspp": ("lraspp_module", {"model_type": "mobilenet_v3_small"}),
     "linknet18": ("linknet_module", {}),
     "deeplabv3plus": ("deeplab_module", {"model_type": "efficientnet_lite0", "dropout": 0.0}),
+    "fc_siam_diff": ("change_module", {}),
+    "siamese_linknet34": ("change_module", {}),
 }
+PAIRS = ("fc_siam_diff", "siamese_linknet34")
 FORMATS = {"jit": "model.pt", "pt2": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx", "json": "model.json"}
 
 
-def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return noise with a red and a blue rectangle, uint8 (count, H, W, 3), and their masks (count, H, W)."""
+def draw(count: int, *, pairs: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return noise with a red and a blue rectangle, uint8 (count, H, W, 3), and their masks (count, H, W).
+
+    Of pairs the images are (count, H, W, 6): other noise first.
+    """
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 120, (count, SIDE, SIDE, 3)).astype(np.uint8)
     masks = np.zeros((count, SIDE, SIDE), np.int64)
@@ -42,20 +48,36 @@ def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
             top, left = generator.integers(0, SIDE // 2, 2)
             image[top : top + 24, left : left + 24, channel] += 120
             mask[top : top + 24, left : left + 24] = label
-    return pixels, masks
+    before = generator.integers(0, 120, pixels.shape).astype(np.uint8)
+    return np.concatenate([before, pixels], axis=3) if pairs else pixels, masks
+
+
+def preprocess_of(*, pairs: bool) -> Preprocess:
+    return Preprocess(SIDE, SIDE, channels=6, images=2) if pairs else Preprocess(SIDE, SIDE)
+
+
+def build(name: str) -> nn.Module:
+    module, args = NETS[name]
+    channels = 6 if name in PAIRS else 3
+    size = {"num_classes": 3, "num_channels": channels, "img_height": SIDE, "img_width": SIDE}
+    return build_net(module, name, **size, model_args=args)
 
 
 def train(name: str, folder: Path) -> Path:
     """Train a net for a few steps; return its checkpoint, beside which images/ holds what it has learnt from."""
     module, args = NETS[name]
-    pixels, masks = draw(16)
-    (folder / "images").mkdir()
-    for number, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / "images" / f"{number:02d}.png")
+    is_pair = name in PAIRS
+    pixels, masks = draw(16, pairs=is_pair)
+    for which, place in enumerate(("A", "B") if is_pair else ("images",)):
+        (folder / place).mkdir()
+        for number, image in enumerate(pixels[..., 3 * which : 3 * which + 3]):
+            Image.fromarray(image).save(folder / place / f"{number:02d}.png")
     torch.manual_seed(0)
-    net = build_net(module, name, num_classes=3, img_height=SIDE, img_width=SIDE, model_args=args)
+    net = build(name)
     net_name = {"module": module, "name": name, "args": args}
-    metadata = ModelMetadata(("none", "red", "blue"), Preprocess(SIDE, SIDE), net_name, output="mask_logits")
+    metadata = ModelMetadata(
+        ("none", "red", "blue"), preprocess_of(pairs=is_pair), net_name, output="mask_logits", task="segmentation"
+    )
     images = torch.from_numpy(net_input(pixels, metadata.preprocess, metadata.input))
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     for _ in range(12):
@@ -77,17 +99,17 @@ def train(name: str, folder: Path) -> Path:
 @pytest.mark.parametrize("name", slow_but(("lraspp",), NETS))
 def test_every_format_gives_the_nets_masks(name: str, tmp_path: Path) -> None:
     weights = train(name, tmp_path)
-    assert export(weights, list(FORMATS), tmp_path / "out", device="cpu", samples=tmp_path / "images") == 0
+    assert export(weights, list(FORMATS), tmp_path / "out", device="cpu", samples=tmp_path) == 0
     runs = {row["format"]: row["runs"][0] for row in report_of(tmp_path / "out")["formats"]}
     assert set(runs) == set(FORMATS)
     for format_name, run in runs.items():
         assert 1 - run["top1_agreement"] <= (2e-2 if format_name == "int8" else 1e-4)
 
-    module, args = NETS[name]
-    net = build_net(module, name, num_classes=3, img_height=SIDE, img_width=SIDE, model_args=args).eval()
+    net = build(name).eval()
     net.load_state_dict(load_checkpoint(weights).net)
-    pixels, masks = draw(16)
-    images = net_input(pixels, Preprocess(SIDE, SIDE), "float32 NCHW")
+    is_pair = name in PAIRS
+    pixels, masks = draw(16, pairs=is_pair)
+    images = net_input(pixels, preprocess_of(pairs=is_pair), "float32 NCHW")
     with torch.no_grad():
         expected = net(torch.from_numpy(images)).numpy()
     assert (expected.argmax(1) == masks).mean() > 0.6  # it has learnt something
@@ -99,3 +121,30 @@ def test_every_format_gives_the_nets_masks(name: str, tmp_path: Path) -> None:
             assert (outputs.dtype, outputs.shape) == (np.float32, (count, 3, SIDE, SIDE))
             disagreeing = (outputs.argmax(1) != expected[:count].argmax(1)).mean()
             assert disagreeing <= (3e-2 if format_name == "int8" else 1e-4)
+
+
+def test_pairs_with_their_preprocessing(tmp_path: Path) -> None:
+    """BGR is the order within each image: the earlier one comes first in every file."""
+    weights = train("fc_siam_diff", tmp_path)
+    pixels, _ = draw(4, pairs=True)
+    net = build("fc_siam_diff").eval()
+    net.load_state_dict(load_checkpoint(weights).net)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(net_input(pixels, preprocess_of(pairs=True), "float32 NCHW"))).numpy()
+    for order, given in (("rgb", pixels), ("bgr", pixels[..., [2, 1, 0, 5, 4, 3]])):
+        out = tmp_path / order
+        assert export(weights, ["onnx", "json"], out, device="cpu", samples=tmp_path, with_preprocess=order) == 0
+        for file in ("model.onnx", "model.json"):
+            outputs = load_backend(out / file, device="cpu")[0](np.ascontiguousarray(given))
+            assert np.abs(outputs - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_a_list_of_pairs_and_a_missing_image(tmp_path: Path) -> None:
+    weights = train("fc_siam_diff", tmp_path)
+    names = [f"{number:02d}.png" for number in range(6)]
+    lines = [f"A/{name}----B/{name}----labels/{name}" for name in names]
+    (tmp_path / "list.txt").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "B/03.png").unlink()
+    assert export(weights, ["onnx"], tmp_path / "out", device="cpu", samples=tmp_path / "list.txt") == 0
+    report = report_of(tmp_path / "out")
+    assert report["samples"]["used"] == 5
