@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.placement import placement
 from data_loader.preprocess import Preprocess
 
 LEAST_VISIBLE = 0.3  # share of an object in a crop below which it is ignored: neither to be found nor background
@@ -15,30 +16,8 @@ Size = tuple[int, int]  # width, height
 
 def fitted(preprocess: Preprocess, rows: np.ndarray, size: Size) -> np.ndarray:
     """Return the rows (M, 6) of an image of this size where `Preprocess.fit` puts it, cut to the net's input."""
-    (across, down), (left, top) = placement(preprocess, size)
-    return cut(affine(rows, (across, down), (left, top)), (preprocess.width, preprocess.height))
-
-
-def placement(preprocess: Preprocess, size: Size) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the scale (across, down) and the shift (right, down) of an image's pixels in the net's input.
-
-    As Pillow computes it: `ImageOps.pad` rounds the sides and the margin of a letterbox, `ImageOps.fit` cuts between
-    pixels.
-    """
-    width, height = size
-    goal_width, goal_height = preprocess.width, preprocess.height
-    if preprocess.resize == "squash":
-        return (goal_width / width, goal_height / height), (0.0, 0.0)
-    ratio, goal_ratio = width / height, goal_width / goal_height
-    if preprocess.resize == "letterbox":
-        new_width = goal_width if ratio >= goal_ratio else round(width / height * goal_height)
-        new_height = goal_height if ratio <= goal_ratio else round(height / width * goal_width)
-        margin = round((goal_width - new_width) * 0.5), round((goal_height - new_height) * 0.5)
-        return (new_width / width, new_height / height), (float(margin[0]), float(margin[1]))
-    cut_width = goal_ratio * height if ratio > goal_ratio else float(width)
-    cut_height = width / goal_ratio if ratio < goal_ratio else float(height)
-    across, down = goal_width / cut_width, goal_height / cut_height
-    return (across, down), (-(width - cut_width) * 0.5 * across, -(height - cut_height) * 0.5 * down)
+    scale, shift = _moved(preprocess, size)
+    return cut(affine(rows, scale, shift), (preprocess.width, preprocess.height))
 
 
 def affine(rows: np.ndarray, scale: tuple[float, float], shift: tuple[float, float]) -> np.ndarray:
@@ -110,5 +89,13 @@ def cut(rows: np.ndarray, size: Size) -> np.ndarray:
 
 def unfitted(preprocess: Preprocess, boxes: np.ndarray, size: Size) -> np.ndarray:
     """Return boxes (n, 4) of the net's input in the pixels of the image of this size, clipped to it."""
-    scale, shift = placement(preprocess, size)
-    return within((boxes - np.tile(shift, 2)) / np.tile(scale, 2), size)
+    scale, shift = _moved(preprocess, size)
+    return within((boxes - np.tile(shift, 2)) / np.maximum(np.tile(scale, 2), 1e-9), size)
+
+
+def _moved(preprocess: Preprocess, size: Size) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the scale (across, down) and the shift (right, down) of an image's pixels in the net's input."""
+    place = placement(preprocess.resize, size, (preprocess.width, preprocess.height))
+    (left, top, right, bottom), seen = place.inside, place.seen
+    scale = (right - left) / (seen[2] - seen[0]), (bottom - top) / (seen[3] - seen[1])
+    return scale, (left - seen[0] * scale[0], top - seen[1] * scale[1])

@@ -23,7 +23,7 @@ from nets.support.encoders import Encoder, check_sides
 STRIDES = (8, 16, 32)
 PRIOR = 0.01  # score of every class at first (Lin et al. 2017, https://arxiv.org/abs/1708.02002, section 4.1)
 FIRST_DISTANCE = 2.5  # strides from a position to each side of its box at first
-MOST_EXPONENT = 6.0  # of a distance, e^6 strides: no float16 is too small for it
+MOST_EXPONENT = 6.0  # of a distance, e^6 strides: float16 holds it, and e^-6 is still a box with a width in float32
 
 
 class Detector(nn.Module):
@@ -71,7 +71,7 @@ class Detector(nn.Module):
         raw = torch.cat(rows, dim=2).transpose(1, 2)  # (N, A, 4 + K)
         if raw.dtype != torch.float32:
             raw = raw.float()  # bfloat16 would round boxes to 2 pixels in 320
-        distances = raw[:, :, :4].clamp(max=MOST_EXPONENT).exp() * self.steps  # (N, A, 4)
+        distances = raw[:, :, :4].clamp(-MOST_EXPONENT, MOST_EXPONENT).exp() * self.steps  # (N, A, 4)
         corners = [self.centres - distances[:, :, :2], self.centres + distances[:, :, 2:]]
         return torch.cat([*corners, raw[:, :, 4:]], dim=2)
 

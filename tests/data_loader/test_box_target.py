@@ -281,6 +281,7 @@ def test_a_broken_coco_file_is_a_sentence(name: str, tmp_path: Path) -> None:
         ({"category_id": 5}, "category_id 5 is none of the categories"),
         ({"bbox": [1, 2, -3, 4]}, "width and height of bbox must be at least 0, got -3 and 4"),
         ({"bbox": [1, 2, float("nan"), 4]}, "bbox must be [x, y, width, height]"),
+        ({"bbox": [1, 2, 10**400, 4]}, "bbox must be [x, y, width, height]"),
         ({"bbox": [1, 2, 3]}, "bbox must be [x, y, width, height], got [1, 2, 3]"),
         ({"bbox": []}, "has neither bbox nor polygons"),
     ],

@@ -18,6 +18,7 @@ from nets.support.errors import NetError
 from nets.support.pretrained import load_start_weights
 from pytorch2json.converter import convert
 from pytorch2json.interpreter import Interpreter, relative_error
+from trainers.tasks.detection_losses import detection_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,6 +91,21 @@ def test_boxes_are_float32_under_autocast() -> None:
     assert outputs.dtype == torch.float32
     centres = (outputs[0, :, :2] + outputs[0, :, 2:4]) / 2
     assert (centres - anchor_points(64, 96, net.strides)[:, :2]).abs().max() < 100  # finite, about its point
+
+
+@pytest.mark.parametrize("value", [-1e4, 1e4])
+def test_boxes_have_a_size_whatever_the_head_says(value: float) -> None:
+    """Of no size the loss would be 0 / 0, even where no object is to be learnt."""
+    net = build()
+    for head in net.heads:
+        nn.init.constant_(head.box.bias, value)
+    outputs = net(torch.randn(2, 3, 64, 96))
+    sides = outputs[:, :, 2:4] - outputs[:, :, :2]
+    assert sides.min() > 0 and sides.max() < 65_504  # float16
+    target = torch.tensor([[[10.0, 10, 40, 30, 1, 0]], [[-1.0] * 6]])
+    losses = detection_losses(outputs, target, anchor_points(64, 96, net.strides))["loss"]
+    losses.sum().backward()
+    assert losses.isfinite().all() and all(p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_one_net_for_several_sizes() -> None:
