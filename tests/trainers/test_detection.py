@@ -23,9 +23,11 @@ from artifacts.checkpoint import load_checkpoint, weights_sha256
 from artifacts.detections import NMS_IOU
 from common.paths import ROOT
 from configs.loading import process_config
+from deploy.export.errors import ExportError
 from nets import net_interface
 from tests.helpers.boxes import NAMES, box_nets, scene, voc, write_boxes, write_coco, write_config
 from tests.helpers.breaking import dying_after_save
+from tests.helpers.exported import export
 from tools.doctor import __main__ as doctor
 from trainers import builder
 from trainers.data.reading import read_data
@@ -267,6 +269,9 @@ def test_what_does_not_read_boxes_yet_says_so(tmp_path: Path, capsys: pytest.Cap
     image, weights = tmp_path / "valid/images/00.png", tmp_path / "weights/net.pth"
     assert inference.main(["--weights", str(weights), "--image", str(image), "--device", "cpu"]) == 2
     assert "this net gives the boxes of objects, not a class for the image" in capsys.readouterr().err
+    with pytest.raises(ExportError, match="this net gives the boxes of objects, for which there is no parity rule yet"):
+        export(weights, ["onnx"], tmp_path / "exported", device="cpu")
+    assert not (tmp_path / "exported/model.onnx").exists()
     assert doctor.main(["--config", str(config)]) == 2
     assert "train.py itself checks boxes before it trains" in capsys.readouterr().err
 
