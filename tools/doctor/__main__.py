@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
         raise DoctorError("--try_compile trains steps, --skip_step trains none: use only one of them")
     if args.drop_look_alikes and not args.fix:
         raise DoctorError("--drop_look_alikes changes the lists that --fix writes: add --fix DIR")
+    task = declared_task(config.model_module_name, config.model_net_name)
+    if (args.fix or args.wrong_labels) and task in (*MASK_TASKS, BOX_TASK):
+        flag, what = "--fix" if args.fix else "--wrong_labels", "boxes" if task == BOX_TASK else "masks"
+        raise DoctorError(f"{flag} is for images with one label each, and this training learns {what}")
     if args.wrong_labels:
         check_start_weights(config)
     if args.workers < 0:
@@ -90,29 +95,32 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     from tools.doctor.report import build_report
     from tools.doctor.scan import scan
     from tools.doctor.step_check import judge_compiling, judge_disk, judge_step, try_steps
+    from tools.doctor.target_files import UNITS, read_target_files
     from tools.doctor.types import TrialData
     from tools.doctor.wrong_labels import judge_labels
+    from trainers.tasks.table import task_of_config
 
     GUARD.timeout_s = config.decode_timeout_s
-    task = declared_task(config.model_module_name, config.model_net_name)
-    if task in (*MASK_TASKS, BOX_TASK):
-        what = "boxes" if task == BOX_TASK else "masks"
-        raise DoctorError(
-            f"{PROGRAM} checks images with one label each; train.py itself checks {what} before it trains"
-        )
-    train, val = read_lists(config, check_files=False)  # a missing file is a finding
+    target = task_of_config(config).target(config)
+    train, val = read_lists(config, target, check_files=False)  # a missing file is a finding
     preprocess = preprocess_of(config)
     paths = [sample.path for samples in (train, val) for sample in samples.samples]
     study = Study.of(config, train, val, preprocess, scan(paths, len(train.samples), preprocess, args.workers))
-    findings = check(study)
+    files = None
+    if target.needs_scan:
+        files = read_target_files(config, target, train, val, set(study.images.errors), args.workers)
+        study = replace(study, unit=UNITS[target.noun], counts=files.class_counts())
+    findings = [*check(study), *(files.findings if files else ())]
     ranking = None
     if args.wrong_labels:
         ranking, of_labels = judge_labels(study, args.workers)
         findings += of_labels
     step: dict[str, Any] = {}
-    if not args.skip_step:
+    if not args.skip_step and (files is None or files.is_usable):
         bad_train, bad_val = study.by_list(study.images.errors)
         data = TrialData(train, val, set(bad_train), {study.index(row) for row in bad_val})
+        if files is not None:
+            data = TrialData(files.lists[0], files.lists[1], set(), set())
         step = try_steps(config, data, compiles_too=args.try_compile)
         findings += [*judge_step(step), *judge_compiling(config, step)]
     disk, disk_findings = judge_disk(config, step)

@@ -32,6 +32,13 @@ _RESIZED = {
 }
 
 
+_BALANCE = {  # what helps against it, by the unit
+    "image": ": class_weights or balanced_sampling",
+    "pixel": ': class_weights "balanced" or balanced_crops',
+    "object": "",
+}
+
+
 @dataclass
 class Finding:
     """One finding. `groups` holds the rows of the images that it is about, related ones in one group."""
@@ -54,6 +61,8 @@ class Study:
     images: ScannedImages
     duplicates: list[list[int]]
     near_duplicates: list[list[int]]
+    unit: str = "image"  # what a class is counted in
+    counts: tuple[list[int], list[int]] | None = None  # of each class, where the lists themselves do not know them
 
     @classmethod
     def of(
@@ -62,6 +71,15 @@ class Study:
         """Build a Study by comparing the images."""
         duplicates = duplicate_groups(found)
         return cls(config, train, val, preprocess, found, duplicates, near_duplicate_groups(found, duplicates))
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether an image has one label, and no file of its own for a target."""
+        return self.unit == "image"
+
+    def class_counts(self) -> tuple[list[int], list[int]]:
+        """Return how many of its unit each class has in training and in validation."""
+        return self.counts or (self.train.class_counts(), self.val.class_counts())
 
     @property
     def leaks_matter(self) -> bool:
@@ -100,7 +118,7 @@ class Study:
 
     def class_name(self, row: int) -> str:
         """Return a row's class name; "" where it is unknown."""
-        label = self.sample(row).label
+        label = self.sample(row).label if self.has_labels else NO_LABEL
         return "" if label == NO_LABEL else self.train.class_names[label]
 
     def by_list(self, rows: Iterable[int]) -> tuple[list[int], list[int]]:
@@ -110,6 +128,8 @@ class Study:
 
     def labels(self, rows: Iterable[int]) -> set[int]:
         """Return the labels of rows, as far as they are known."""
+        if not self.has_labels:
+            return set()
         return {self.sample(row).label for row in rows} - {NO_LABEL}
 
 
@@ -230,21 +250,24 @@ def _classes(study: Study) -> Iterator[Finding]:
         yield Finding(NOTE, "class names", text)
     if not study.config.learns_without_labels():
         yield from _counts(study)
-    empty = [name for name, count in zip(names, study.val.class_counts(), strict=True) if not count]
+    empty = [name for name, count in zip(names, study.class_counts()[1], strict=True) if not count]
     if empty:
-        yield Finding(WARNING, "classes without validation", f"no validation image of {shorten(empty)}: unmeasured")
+        text = f"no validation {study.unit} of {shorten(empty)}: unmeasured"
+        yield Finding(WARNING, "classes without validation", text)
 
 
 def _counts(study: Study) -> Iterator[Finding]:
-    counts = study.train.class_counts()
+    counts = study.class_counts()[0]
     missing = [name for name, count in zip(study.train.class_names, counts, strict=True) if not count]
     if missing:
-        yield Finding(PROBLEM, "missing classes", f"no training image of {shorten(missing)}: it cannot be learnt")
+        text = f"no training {study.unit} of {shorten(missing)}: it cannot be learnt"
+        yield Finding(PROBLEM, "missing classes", text)
     present = [count for count in counts if count]
     ratio = max(present) / min(present) if present else 1.0
-    if ratio >= IMBALANCED and not (study.config.class_weights or study.config.balanced_sampling):
-        text = f"the largest class has {ratio:.0f} times the images of the smallest: class_weights or balanced_sampling"
-        yield Finding(WARNING, "imbalance", text)
+    config = study.config
+    if ratio >= IMBALANCED and not (config.class_weights or config.balanced_sampling or config.balanced_crops):
+        text = f"the largest class has {ratio:.0f} times the {study.unit}s of the smallest"
+        yield Finding(WARNING, "imbalance", text + _BALANCE[study.unit])
 
 
 def _oddities(study: Study) -> Iterator[Finding]:
@@ -258,6 +281,8 @@ def _oddities(study: Study) -> Iterator[Finding]:
 
 def _colour_spaces(study: Study) -> Iterator[Finding]:
     """Yield a warning where a class can be told by its colour profiles: it comes from another source."""
+    if not study.has_labels:
+        return
     counts = np.array(study.train.class_counts())
     rows = [row for row in study.images.has("another colour space than sRGB").tolist() if study.is_train(row)]
     labels = [label for row in rows if (label := study.sample(row).label) != NO_LABEL]

@@ -34,9 +34,9 @@ def build_report(
     mean, std = study.images.mean_and_std()
     paste: dict[str, Any] = {"mean": [round(value, 4) for value in mean], "std": [round(value, 4) for value in std]}
     weights: list[float] = []
-    if not study.config.learns_without_labels():
-        weights = paste["class_weights"] = class_weights(study.train.class_counts())
-    counts = zip(study.train.class_names, study.train.class_counts(), study.val.class_counts(), strict=True)
+    if not study.config.learns_without_labels() and study.unit != "object":
+        weights = paste["class_weights"] = class_weights(study.class_counts()[0])
+    counts = zip(study.train.class_names, *study.class_counts(), strict=True)
     return {
         "config": config,
         "net": f"{study.config.model_module_name}.{study.config.model_net_name}",
@@ -47,7 +47,8 @@ def build_report(
             {"name": name, "training": train, "validation": val, **({"weight": weights[label]} if weights else {})}
             for label, (name, train, val) in enumerate(counts)
         ],
-        "unlabelled": sum(sample.label < 0 for sample in study.train.samples),
+        "counted_in": f"{study.unit}s",
+        "unlabelled": sum(sample.label < 0 for sample in study.train.samples) if study.has_labels else 0,
         "sizes": sizes_of(study),
         "paste": paste,
         "step": step,
@@ -92,7 +93,7 @@ def terminal_text(report: dict[str, Any]) -> str:
     blocks = [
         [_headline(report)],
         list(_data_lines(report)),
-        list(_class_lines(report["classes"])),
+        list(_class_lines(report["classes"], report["counted_in"])),
         list(_step_lines(report["step"], report["disk"])),
         ["to paste into the config", *paste_lines(report["paste"], COLUMNS)],
         [line for finding in report["findings"] for line in _finding_lines(finding)],
@@ -160,7 +161,7 @@ def _data_lines(report: dict[str, Any]) -> Iterator[str]:
         yield _row("smaller", f"{sizes['enlarged_share']:.1%} of the images are enlarged to the input")
 
 
-def _class_lines(classes: list[dict[str, Any]]) -> Iterator[str]:
+def _class_lines(classes: list[dict[str, Any]], counted_in: str) -> Iterator[str]:
     """Yield the table of the classes; of many the largest and the smallest."""
     ordered = sorted(classes, key=lambda row: -row["training"])
     half = CLASSES_PRINTED // 2
@@ -168,7 +169,9 @@ def _class_lines(classes: list[dict[str, Any]]) -> Iterator[str]:
     largest = max(1, ordered[0]["training"])
     names = min(max(text_columns(printable(row["name"])) for row in rows if row), 26)
     names = max(names, len("class"))
-    yield f"{'class':<{names}}{'training':>10}{'validation':>12}"
+    width = max(10, len(f"{largest:,}") + 2)
+    unit = "" if counted_in == "images" else f"  ({counted_in})"
+    yield f"{'class':<{names}}{'training':>{width}}{'validation':>{width + 2}}{unit}"
     for row in rows:
         if row is None:
             yield f"... {len(ordered) - 2 * half:,} more"
@@ -176,7 +179,7 @@ def _class_lines(classes: list[dict[str, Any]]) -> Iterator[str]:
         name = elide(printable(row["name"]), names)
         bar = "#" * math.ceil(BAR * row["training"] / largest)
         pad = " " * (names - text_columns(name))
-        yield f"{name}{pad}{row['training']:>10,}{row['validation']:>12,}  {bar}".rstrip()
+        yield f"{name}{pad}{row['training']:>{width},}{row['validation']:>{width + 2},}  {bar}".rstrip()
 
 
 def _step_lines(step: dict[str, Any], disk: dict[str, Any]) -> Iterator[str]:
