@@ -27,6 +27,7 @@ from deploy.inference.cli_inputs import (
     one_image,
     warn_of_foreign_calibration,
     weights_and_config,
+    with_score_threshold,
 )
 from deploy.inference.cli_loop import Tally, line_columns, predict_all, report_end, until_unreadable
 from deploy.inference.console_table import LineLayout
@@ -101,6 +102,8 @@ def run(args: argparse.Namespace, request: Request) -> int:
     from deploy.inference.predictor import Predictor
 
     backend, metadata = load_net(args, PROGRAM, request.weights, request.config)
+    if args.score_threshold is not None:
+        metadata = with_score_threshold(metadata, args.score_threshold)
     warn_of_foreign_calibration(PROGRAM, request.weights, backend, metadata, args.precision)
     predictor = Predictor(backend, metadata)
     if args.tiles is not None:
@@ -206,7 +209,7 @@ def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) ->
     made: list[Copies] = []
     if request.save_images is not None and metadata.output == "mask_logits":
         made.append(MaskCopies(request.save_images, metadata.preprocess.max_pixels, args.polygons))
-    elif request.save_images is not None and args.save_as == "folders" and metadata.class_names:
+    elif request.save_images is not None and args.save_as == "folders" and metadata.output == "logits":
         made.append(SortedCopies(request.save_images, metadata.class_names))
     elif request.save_images is not None:
         made.append(AnnotatedCopies(request.save_images, metadata.preprocess.max_pixels))

@@ -16,6 +16,7 @@ DATA = tuple(  # what a package without torch's loaders may have of them
     f"data_loader.{name}"
     for name in (
         *(
+            "box_geometry",
             "decode_guard",
             "decoder_process",
             "image_files",

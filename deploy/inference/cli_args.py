@@ -92,7 +92,13 @@ def add_net(parser: argparse.ArgumentParser, weights: int | str | None = None) -
 
 
 def _add_masks(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("nets that give masks")
+    group = parser.add_argument_group("nets that give masks or boxes")
+    group.add_argument(
+        "--score_threshold",
+        metavar="X",
+        type=number(0.0, 1.0),
+        help="for nets that give boxes: the least score of an object (default: the checkpoint's own)",
+    )
     group.add_argument(
         "--tiles",
         metavar="OVERLAP",

@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,13 +70,20 @@ def input_images(
     if metadata.preprocess.images == 1:
         if args.second_image:
             raise InputsError(f"--second_image {args.second_image}: this net predicts for one image, not for pairs")
-        has_labels = root is not None and metadata.output == "mask_logits" and (root / LABELS).is_dir()
+        has_labels = root is not None and metadata.output in ("mask_logits", "boxes") and (root / LABELS).is_dir()
         return images_below(root / ONE[0]) if has_labels and root and (root / ONE[0]).is_dir() else images
     if root is not None:
         return iter(pairs_below(str(root)))
     if not args.second_image:
         raise InputsError(f"{args.image}: this net predicts for pairs; name the later image with --second_image")
     return iter([(str(args.image), next(one_image(args.second_image)))])
+
+
+def with_score_threshold(metadata: ModelMetadata, threshold: float) -> ModelMetadata:
+    """Return the metadata of a net that gives boxes with another score threshold. Raises InputsError."""
+    if metadata.output != "boxes":
+        raise InputsError("--score_threshold is for nets that give boxes, and this one gives none")
+    return replace(metadata, thresholds={**metadata.thresholds, "score": threshold})
 
 
 def weights_and_config(args: argparse.Namespace) -> tuple[Path, Config | None]:

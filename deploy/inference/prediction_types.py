@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deploy.backends.base import BackendError
+from deploy.inference.box_prediction import BoxPrediction
 from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.mask_prediction import MaskPrediction
 from deploy.inference.prediction import Prediction
@@ -10,6 +11,7 @@ from deploy.inference.prediction import Prediction
 PREDICTION_TYPES: dict[str, type[Prediction]] = {  # by `ModelMetadata.output`
     "logits": ClassPrediction,
     "mask_logits": MaskPrediction,
+    "boxes": BoxPrediction,
 }
 
 
@@ -21,10 +23,5 @@ def prediction_type(output: str) -> type[Prediction]:
         raise BackendError(
             "this net gives features, not classes: python -m tools.embed writes them, and a "
             "SimSiam_probe trained from it classifies"
-        )
-    if output == "boxes":
-        raise BackendError(
-            "this net gives the boxes of objects, not a class for the image: what it finds is shown by its training "
-            "(report.html)"
         )
     raise BackendError(f"this net gives {output}, which no prediction type reads: {', '.join(PREDICTION_TYPES)}")

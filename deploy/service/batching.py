@@ -240,9 +240,8 @@ class MicroBatcher:
     def _warm_up(self) -> Prediction:
         metadata = self._predictor.metadata
         size = (metadata.preprocess.width, metadata.preprocess.height)
-        grey = Prepared(
-            "", prepare(Image.new("RGB" if metadata.preprocess.image_channels == 3 else "L", size, "grey"), metadata)
-        )
+        image = Image.new("RGB" if metadata.preprocess.image_channels == 3 else "L", size, "grey")
+        grey = Prepared("", prepare(image, metadata), size=size)
         sizes = [1 << power for power in range((self._batch_size - 1).bit_length())]
         predictions = list[Prediction]()
         for count in (*sizes, self._batch_size, self._batch_size):  # OpenVINO compiles what comes twice for itself

@@ -5,7 +5,8 @@ import { TEXTS } from "./texts.js";
 const MAX_IN_FLIGHT = 3; // images; the service batches what waits
 const MAX_BUSY_RETRIES = 10; // of one image
 const VIEWS = ["both", "map", "picture"]; // kept in the browser's localStorage
-const MAX_MASK_PX = 1024; // of the longer side of a mask on the page
+const MAX_MASK_PX = 1024; // of the longer side of a mask, or of an image with boxes, on the page
+const MAX_OBJECT_ROWS = 12; // objects whose score is listed
 
 const at = (id) => document.getElementById(id);
 const state = {
@@ -151,6 +152,7 @@ function finish(card, result) {
   card.hasRequestedMap = result.hasRequestedMap;
   card.map = result.entry.heatmap ? makeImage(result.entry.heatmap) : null;
   if (result.entry.mask) drawMask(card, result.entry);
+  if (result.entry.objects) drawObjects(card, result.entry);
   if (!state.info) loadInfo();
   else requestMaps(); // the view may have changed meanwhile
 }
@@ -171,14 +173,15 @@ function wantsMaps() {
   return Boolean(state.info?.heatmap) && state.view !== "picture";
 }
 
-function hasMasks() {
-  return state.info?.output === "mask_logits";
+// Whether predictions are drawn over their images.
+function areDrawn() {
+  return ["mask_logits", "boxes"].includes(state.info?.output);
 }
 
-// What the page says in the chosen language, of a net that gives masks in other words.
+// What the page says in the chosen language, of a net that gives masks or boxes in other words.
 function texts() {
   const all = TEXTS[state.language];
-  return hasMasks() ? { ...all, ...all.masks } : all;
+  return { ...all, ...all[state.info?.output] };
 }
 
 // The image, pale, under the colours of its classes; a black class, which data sets call the background, covers nothing.
@@ -205,6 +208,38 @@ async function drawMask(card, entry) {
   context.imageSmoothingEnabled = true;
   if (card.image?.naturalWidth) context.drawImage(card.image, 0, 0, canvas.width, canvas.height);
   context.drawImage(cover, 0, 0);
+  showDrawn(card, canvas);
+}
+
+// The image with a box for each object, the surest on top.
+async function drawObjects(card, entry) {
+  await card.image?.decode().catch(() => null);
+  const scale = Math.min(1, MAX_MASK_PX / Math.max(entry.width, entry.height));
+  const canvas = make("canvas");
+  canvas.width = Math.max(1, Math.round(entry.width * scale));
+  canvas.height = Math.max(1, Math.round(entry.height * scale));
+  const context = canvas.getContext("2d");
+  if (card.image?.naturalWidth) context.drawImage(card.image, 0, 0, canvas.width, canvas.height);
+  const size = Math.max(11, Math.max(canvas.width, canvas.height) / 36);
+  context.font = `${size}px system-ui, sans-serif`;
+  context.lineWidth = Math.max(1.5, size / 7);
+  for (const { label, score, box } of [...entry.objects].reverse()) {
+    const { name, title, color } = entry.classes[label];
+    const colour = color.some(Boolean) ? color : [220, 30, 30];
+    const [left, top, right, bottom] = box.map((value) => value * scale);
+    const text = `${title || name} ${score.toFixed(2)}`;
+    const plate = top >= 1.3 * size ? top - 1.3 * size : top;
+    context.strokeStyle = context.fillStyle = `rgb(${colour.join(" ")})`;
+    context.strokeRect(left, top, right - left, bottom - top);
+    context.fillRect(left, plate, context.measureText(text).width + 0.5 * size, 1.3 * size);
+    const isDark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 140;
+    context.fillStyle = isDark ? "white" : "black";
+    context.fillText(text, left + 0.25 * size, plate + size);
+  }
+  showDrawn(card, canvas);
+}
+
+function showDrawn(card, canvas) {
   canvas.setAttribute("role", "img");
   card.map = canvas;
   show(card);
@@ -291,7 +326,7 @@ function showInfo() {
   at("class-count").textContent = text.classes(info.classes.length);
   at("class-names").textContent = info.classes.join(text.comma);
   at("net").hidden = false;
-  at("views").hidden = !info.heatmap && !hasMasks();
+  at("views").hidden = !info.heatmap && !areDrawn();
   at("views").querySelector(`[value=${state.view}]`).checked = true;
 }
 
@@ -306,7 +341,7 @@ function showProgress() {
   const failed = cards.filter((card) => card.problem).length;
   const done = cards.filter((card) => card.stage === "done" && !card.problem).length;
   at("bar").hidden = !cards.length;
-  at("cards").className = wantsMaps() || hasMasks() ? state.view : "picture";
+  at("cards").className = wantsMaps() || areDrawn() ? state.view : "picture";
   at("summary").textContent = texts().summary(done, cards.length, failed);
   at("done").max = cards.length || 1;
   at("done").value = done + failed;
@@ -343,6 +378,7 @@ function imageParts(card, text) {
 
 function predictionParts(prediction, text) {
   if (prediction.mask) return [bars(sharesOf(prediction))];
+  if (prediction.objects) return objectParts(prediction, text);
   const head = make("p", "prediction");
   head.append(make("strong", "", prediction.class), make("span", "number", percent(prediction.score)));
   const rows = prediction.top_k.map(([name, share]) => ({ name, share }));
@@ -355,6 +391,19 @@ function sharesOf(prediction) {
     return { name: title || name, share: prediction.shares[name], colour: `rgb(${color.join(" ")})` };
   });
   return rows.filter((row) => row.share > 0).sort((one, other) => other.share - one.share);
+}
+
+// Returns how many objects of each class were found, and the score of each.
+function objectParts(prediction, text) {
+  const { classes, objects } = prediction;
+  const titles = objects.map(({ label }) => classes[label].title || classes[label].name);
+  const counts = [...new Set(titles)].map((title) => `${titles.filter((other) => other === title).length} × ${title}`);
+  const head = make("p", "prediction");
+  head.append(make("strong", "", counts.length ? counts.join(text.comma) : text.nothing));
+  const rows = objects.slice(0, MAX_OBJECT_ROWS).map(({ label, score }, index) => {
+    return { name: titles[index], share: score, colour: `rgb(${classes[label].color.join(" ")})` };
+  });
+  return [head, bars(rows)];
 }
 
 function bars(rows) {

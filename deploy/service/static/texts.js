@@ -49,13 +49,21 @@ export const TEXTS = {
     },
     failed: (code) => `The service failed on this request (${code}); see its log.`,
     unknown: (code) => `The service sent a response that this page does not understand (${code}).`,
-    masks: {
+    mask_logits: {
       title: "Image segmentation",
       summary: (done, all, failed) => `${done} of ${all} done` + (failed ? `, ${failed} failed` : ""),
       sending: "Computing the mask …",
       map: "mask",
       mapOf: (name) => `Mask of ${name}`,
     },
+    boxes: {
+      title: "Object detection",
+      summary: (done, all, failed) => `${done} of ${all} done` + (failed ? `, ${failed} failed` : ""),
+      sending: "Finding objects …",
+      map: "objects",
+      mapOf: (name) => `Objects in ${name}`,
+    },
+    nothing: "nothing found",
   },
   zh: {
     code: "zh-CN",
@@ -105,12 +113,20 @@ export const TEXTS = {
     },
     failed: (code) => `服务处理此请求时出错（${code}），原因见服务日志。`,
     unknown: (code) => `无法识别服务的响应（${code}）。`,
-    masks: {
+    mask_logits: {
       title: "图像分割",
       summary: (done, all, failed) => `共 ${all} 张，已完成 ${done} 张` + (failed ? `，失败 ${failed} 张` : ""),
       sending: "正在分割……",
       map: "分割结果",
       mapOf: (name) => `${name} 的分割结果`,
     },
+    boxes: {
+      title: "目标检测",
+      summary: (done, all, failed) => `共 ${all} 张，已完成 ${done} 张` + (failed ? `，失败 ${failed} 张` : ""),
+      sending: "正在检测……",
+      map: "检测结果",
+      mapOf: (name) => `${name} 的检测结果`,
+    },
+    nothing: "未检测到目标",
   },
 };

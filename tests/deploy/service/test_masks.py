@@ -1,4 +1,4 @@
-"""The service and its page with a net that gives masks: the class of a pixel is its strongest colour."""
+"""The service and its page with nets that give masks, the strongest colour of a pixel, and boxes."""
 
 from __future__ import annotations
 
@@ -112,4 +112,39 @@ def test_the_page_draws_the_mask_over_the_image(address: int, tmp_path: Path) ->
         assert page.run("document.querySelector('.images').children.length") == 1
         page.click("#language")
         assert page.text("h1") == "图像分割"
+        assert page.errors == []
+
+
+class BoxBackend:
+    """One object of class 1, and one of class 2 below it, in each image of 16 x 16."""
+
+    name, device = "fake", "cpu"
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        rows = np.array([[4, 4, 12, 8, -9, 2, -9], [2, 10, 14, 15, -9, -9, 1]], np.float32)
+        return np.repeat(rows[None], len(images), axis=0)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium and no google-chrome on this machine")
+def test_boxes_are_answered_and_drawn(tmp_path: Path) -> None:
+    content, _ = scene()
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "profile").mkdir()
+    metadata = replace(METADATA, output="boxes", task="detection", thresholds={"score": 0.5})
+    with (
+        running(Predictor(BoxBackend(), metadata), flags("--workers", 1), "") as port,
+        open_browser(tmp_path / "profile") as browser,
+        browser.page(f"http://127.0.0.1:{port}/", "en-GB", 1200) as page,
+    ):
+        status, body, _ = RunningService(port, GatedBackend()).send(body={"content": base64_of(content)})
+        assert status == 200
+        boxes = [found["box"] for found in body["data"][0]["objects"]]
+        assert boxes == [[12, 8, 36, 16], [6, 20, 42, 30]]  # three times and twice the input's pixels
+        page.wait("document.querySelector('#class-count').innerText")
+        page.choose("#files", [tmp_path / "a.png"])
+        page.wait("document.querySelector('.card canvas')")
+        assert page.text("h1") == "Object detection"
+        assert page.text(".prediction strong") == "1 × 道路, 1 × 水体"
+        pixel = "[...document.querySelector('.card canvas').getContext('2d').getImageData(36, 12, 1, 1).data]"
+        assert page.run(pixel)[:3] == pytest.approx([200, 0, 0], abs=60)  # the first one's right side
         assert page.errors == []

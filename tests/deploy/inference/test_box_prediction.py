@@ -1,0 +1,123 @@
+"""Objects from inference.py, in the image's own pixels."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import inference
+from artifacts.metadata import ModelMetadata
+from data_loader.mask_classes import MaskClass
+from data_loader.preprocess import Preprocess
+from deploy.inference.box_prediction import BoxPrediction
+from deploy.inference.predictor import Predictor
+
+CLASSES = (MaskClass("cell", 1, (200, 0, 0), "细胞"), MaskClass("dot", 2, (0, 0, 0)))
+METADATA = ModelMetadata(
+    ("cell", "dot"),
+    Preprocess(20, 40, resize="letterbox"),
+    {"module": "m", "name": "n", "args": {}},
+    task="detection",
+    output="boxes",
+    thresholds={"score": 0.5, "nms_iou": 0.6},
+    mask_classes=CLASSES,
+)
+BOXES = np.array(  # of a net's input of 40 x 20: left, top, right, bottom, then a logit for each class
+    [
+        [10, 5, 20, 15, 2.0, -5.0],
+        [10, 5, 20, 14, 1.0, -5.0],  # overlaps the first by 0.9
+        [30, 0, 44, 10, -5.0, 3.0],  # reaches out of the input
+        [0, 0, 10, 10, -0.1, -5.0],  # a score of 0.475
+        [2, 2, 8, 8, 4.0, -5.0],  # in the bar beside the image
+    ],
+    np.float32,
+)
+
+
+class BoxBackend:
+    name, device = "fake", "cpu"
+
+    def __init__(self, rows: np.ndarray = BOXES) -> None:
+        self.rows = rows
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.repeat(self.rows[None], len(images), axis=0)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """An image of 100 x 100: letterbox puts it at 0.2 of its size, 10 columns from the left."""
+    (tmp_path / "new").mkdir()
+    Image.new("RGB", (100, 100), (90, 90, 90)).save(tmp_path / "new/a.png")
+    return tmp_path / "new/a.png"
+
+
+def predict(image: Path, metadata: ModelMetadata = METADATA, rows: np.ndarray = BOXES) -> BoxPrediction:
+    (found,) = Predictor(BoxBackend(rows), metadata).predict_files([str(image)], workers=1)
+    assert isinstance(found, BoxPrediction)
+    return found
+
+
+def test_boxes_are_in_the_pixels_of_the_image(image: Path) -> None:
+    values = predict(image).values()
+    assert (values["width"], values["height"]) == (100, 100)
+    sigmoid = 1 / (1 + np.exp(-np.array([3.0, 2.0])))
+    # the second is a copy, the fourth below the threshold, the fifth beside the image; the third is cut at its border
+    assert values["objects"] == [
+        {"class": "cell", "label": 0, "score": pytest.approx(sigmoid[1], abs=1e-6), "box": [0, 25, 50, 75]}
+    ]
+    whole = predict(image, replace(METADATA, preprocess=Preprocess(20, 40))).values()["objects"]  # squash: 2.5 and 5
+    assert [(found["class"], found["box"]) for found in whole] == [
+        ("cell", [5, 10, 20, 40]),
+        ("dot", [75, 0, 100, 50]),
+        ("cell", [25, 25, 50, 75]),
+    ]
+    assert [found["score"] for found in whole[1:]] == pytest.approx(sigmoid, abs=1e-6)
+
+
+def test_a_net_that_is_not_finite_has_no_prediction(image: Path) -> None:
+    rows = BOXES.copy()
+    rows[3, 5] = np.nan
+    assert predict(image, rows=rows).error == "the net's output is not finite (NaN or infinite logits)"
+
+
+def test_the_picture_and_the_line(image: Path) -> None:
+    found = predict(image, replace(METADATA, preprocess=Preprocess(20, 40)))
+    assert found.texts() == ("2 细胞  1 dot",) and found.caption() == ["2 细胞, 1 dot"]
+    drawn = np.asarray(found.annotate(Image.new("RGB", (100, 100), (90, 90, 90))))
+    scale = drawn.shape[1] // 100  # small images are enlarged
+    assert tuple(drawn[70 * scale, 25 * scale]) == (200, 0, 0) and tuple(drawn[45 * scale, 99 * scale]) == (220, 30, 30)
+    nothing = predict(image, replace(METADATA, thresholds={"score": 0.99}))
+    assert nothing.texts() == ("nothing",) and nothing.caption() == ["nothing found"]
+    assert nothing.annotate(Image.new("RGB", (300, 300))).width == 300
+
+
+def test_inference_writes_them(
+    image: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inference, "load_net", lambda *_: (BoxBackend(), METADATA))
+    (tmp_path / "net.onnx").write_bytes(b"")
+    (image.parent / "bad.png").write_bytes(b"")
+    common = ["--weights", str(tmp_path / "net.onnx"), "--image_dir", str(image.parent), "--workers", "1"]
+    assert inference.main([*common, "--output", str(tmp_path / "o.csv"), "--save_images", str(tmp_path / "out")]) == 1
+    rows = list(csv.DictReader((tmp_path / "o.csv").read_text(encoding="utf-8-sig").splitlines()))
+    assert list(rows[0]) == ["file", "width", "height", "count", "objects", "error"]
+    row = next(row for row in rows if row["file"].endswith("a.png"))
+    assert row["count"] == "1" and json.loads(row["objects"])[0]["box"] == [0, 25, 50, 75]
+    assert (tmp_path / "out/a.png.answer.jpg").exists()
+    assert inference.main([*common, "--output", str(tmp_path / "o.json"), "--score_threshold", "0.4"]) == 1
+    entries = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))
+    (objects,) = [entry["objects"] for entry in entries if "objects" in entry]
+    assert [found["box"] for found in objects] == [[0, 25, 50, 75]]  # the fourth ends where the image begins
+    other = replace(METADATA, output="logits", thresholds={})
+    monkeypatch.setattr(inference, "load_net", lambda *_: (BoxBackend(), other))
+    capsys.readouterr()
+    assert inference.main([*common, "--output", str(tmp_path / "o.json"), "--score_threshold", "0.4"]) == 2
+    assert "--score_threshold is for nets that give boxes" in capsys.readouterr().err
