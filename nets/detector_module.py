@@ -22,7 +22,7 @@ from nets.support.encoders import Encoder, check_sides
 
 STRIDES = (8, 16, 32)
 PRIOR = 0.01  # score of every class at first (Lin et al. 2017, https://arxiv.org/abs/1708.02002, section 4.1)
-FIRST_DISTANCE = 2.5  # strides from a position to each side of its box at first
+FIRST_DISTANCE = 1.5  # strides from a position to each side of its box at first: boxes of 24, 48 and 96 pixels
 MOST_EXPONENT = 6.0  # of a distance, e^6 strides: float16 holds it, and e^-6 is still a box with a width in float32
 
 

@@ -51,14 +51,14 @@ def test_points_lie_in_the_middle_of_their_pixels() -> None:
 
 
 def test_first_boxes_and_scores() -> None:
-    """2.5 strides from the point to every side, and a score of 0.01, whatever is in the image."""
+    """1.5 strides from the point to every side, and a score of 0.01, whatever is in the image."""
     net = build().eval()
     for head in net.heads:
         nn.init.zeros_(head.box.weight)
         nn.init.zeros_(head.classes.weight)
     outputs = net(torch.randn(1, 3, 64, 96))[0]
     points = anchor_points(64, 96, net.strides)
-    expected = np.concatenate([points[:, :2] - 2.5 * points[:, 2:], points[:, :2] + 2.5 * points[:, 2:]], axis=1)
+    expected = np.concatenate([points[:, :2] - 1.5 * points[:, 2:], points[:, :2] + 1.5 * points[:, 2:]], axis=1)
     np.testing.assert_allclose(outputs[:, :4].detach(), expected, rtol=1e-5)
     np.testing.assert_allclose(outputs[:, 4:].sigmoid().detach(), 0.01, rtol=1e-5)
 
