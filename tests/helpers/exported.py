@@ -169,43 +169,44 @@ def write_list(folder: Path, split: str, count: int, seed: int) -> str:
     return str(folder / f"{split}.txt")
 
 
-def train_net(folder: Path) -> Path:
-    """Train a small net for a few steps on 30 samples; return its checkpoint, whose config names its data."""
+def train_net(folder: Path, net: Mapping[str, Any] = NET, side: int = 32, counts: tuple[int, int] = (30, 40)) -> Path:
+    """Train a net for a few steps on images of three colours; return its checkpoint, whose config names its data.
+
+    Its batch norms know the images. `counts` are those of training and validation.
+    """
+    sizes = {"img_height": side, "img_width": side}
     values = {
-        "model_module_name": NET["module"],
-        "model_net_name": NET["name"],
-        "model_type": "resnet18",
-        "img_height": 32,
-        "img_width": 32,
+        "model_module_name": net["module"],
+        "model_net_name": net["name"],
+        "model_args": net["args"],
+        **sizes,
         "num_classes": 3,
         "train_data_root_dir": str(folder / "images"),
         "val_data_root_dir": str(folder / "images"),
-        "train_data_file": write_list(folder, "train", 30, 0),
-        "val_data_file": write_list(folder, "val", 40, 100),
+        "train_data_file": write_list(folder, "train", counts[0], 0),
+        "val_data_file": write_list(folder, "val", counts[1], 100),
     }
     config = Config.model_validate(values)
     torch.manual_seed(0)
-    net = build_net(
-        NET["module"], NET["name"], num_classes=3, img_height=32, img_width=32, model_args={"model_type": "resnet18"}
-    )
-    metadata = ModelMetadata(CLASSES, Preprocess(32, 32), NET)
-    samples = find_calibration(config, metadata, 30)
+    built = build_net(net["module"], net["name"], num_classes=3, model_args=net["args"], **sizes)
+    metadata = ModelMetadata(CLASSES, Preprocess(side, side), dict(net))
+    samples = find_calibration(config, metadata, counts[0])
     assert samples is not None and samples.labels is not None
     images = torch.from_numpy(net_input(samples.pixels, metadata.preprocess, metadata.input))
     labels = torch.from_numpy(samples.labels)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    net.train()
+    optimizer = torch.optim.AdamW(built.parameters(), lr=1e-3)
+    built.train()
     for _ in range(8):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        torch.nn.functional.cross_entropy(built(images), labels).backward()
         optimizer.step()
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+    for module in built.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0  # the statistics of the next batch, which is all of the data
     with torch.no_grad():
-        net(images)
+        built(images)
     path = folder / "net.pth"
-    save_checkpoint(Checkpoint(config.model_dump(), metadata, net.state_dict()), path)
+    save_checkpoint(Checkpoint(config.model_dump(), metadata, built.state_dict()), path)
     return path
 
 
