@@ -29,6 +29,7 @@ from data_loader.targets import ClassLabel, Target
 
 SEPARATOR = "----"  # of a list whose config is unknown
 LOOKED_FOR = 100  # images of a list, to find the folder that its paths start from
+FILE_TARGETS = ("mask_logits", "boxes")  # outputs whose targets are files, labels/ beside images/
 ROOT_FLAGS = {"--samples": "--samples_root"} | dict.fromkeys(("--calibrate", "--evaluate", "--lists"), "--list_root")
 
 
@@ -111,7 +112,7 @@ def config_samples(file: str, root: str, config: Config, metadata: ModelMetadata
         names, separator = metadata.class_names, config.file_label_separator
         found = read_unlabelled(file, root, separator, names, check_files=False)
         return FoundSamples(list(found.samples), found.origin, root if file else "")
-    if file:
+    if file and not (metadata.output == "boxes" and file.endswith(".json")):  # COCO's: its images lie below the root
         return _list_samples(file, root, config, metadata)
     if not _has_labels(metadata):
         return _folder_samples(Path(root), metadata)
@@ -181,12 +182,12 @@ def _rooted(
 def _folder_samples(folder: Path, metadata: ModelMetadata) -> FoundSamples:
     """Return the samples of a folder, labelled where its folders are class names and no image lies beside them.
 
-    For a net of masks they are those of the folder images/, where there is one: labels/ is beside it. Of pairs they
-    are those of A/ and B/.
+    For a net of masks or boxes they are those of the folder images/, where there is one: labels/ is beside it. Of pairs
+    they are those of A/ and B/.
     """
     if metadata.preprocess.images == 2:
         return FoundSamples([Sample(first, second) for first, second in pairs_below(str(folder))], str(folder))
-    if metadata.output == "mask_logits":
+    if metadata.output in FILE_TARGETS:
         folder = folder / "images" if (folder / "images").is_dir() else folder
         return FoundSamples([Sample(path, NO_LABEL) for path in walk_images(folder)], str(folder))
     folders = set(class_folders(str(folder)))
@@ -206,8 +207,8 @@ def _folder_samples(folder: Path, metadata: ModelMetadata) -> FoundSamples:
 
 
 def _has_labels(metadata: ModelMetadata) -> bool:
-    """Return whether an image has one class for a label, not a mask of classes, or none."""
-    return bool(metadata.class_names) and metadata.output != "mask_logits"
+    """Return whether an image has one class for a label, not a file with its target, or none."""
+    return bool(metadata.class_names) and metadata.output not in FILE_TARGETS
 
 
 def _names_of_folders(root: str, metadata: ModelMetadata) -> tuple[str, ...]:

@@ -57,8 +57,8 @@ class Detector(nn.Module):
         self.neck = PathAggregation(self.backbone.channels[2:], width)
         self.heads = nn.ModuleList(Head(width, head_depth, num_classes) for _ in STRIDES)
         points = anchor_points(img_height, img_width, STRIDES)  # (A, 3)
-        self.register_buffer("centres", points[:, :2], persistent=False)
-        self.register_buffer("steps", points[:, 2:], persistent=False)
+        self.register_buffer("centres", points[:, :2].contiguous(), persistent=False)  # not a part of another storage
+        self.register_buffer("steps", points[:, 2:].contiguous(), persistent=False)
         for module in (self.neck, self.heads):
             module.apply(_initialize)
         for head in self.heads:

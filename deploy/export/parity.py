@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from artifacts.detections import NMS_IOU, areas, box_iou, find_objects
 from artifacts.metadata import ModelMetadata
 from deploy.export.reference import MOST_MOVED, TOLERANCES, Reference, flat
 
@@ -18,6 +19,8 @@ MOVED_SHARE = 0.25  # of the images, which may differ by more than TOLERANCES, u
 LEAST_AGREEMENT = 0.999
 LEAST_INT8_AGREEMENT = 0.99  # without labels, or where the net's own accuracy is no better than chance
 LEAST_INT8_PIXELS = 0.98  # of masks: pixels along the borders of objects change their class first
+LEAST_INT8_OBJECTS = 0.9  # F1 of the file's objects against the net's
+CANDIDATE_LOGIT = math.log(0.05 / 0.95)  # of a box whose score may count
 MOST_INT8_LOSS = 0.005  # of the accuracy: half a point
 # An int8 file is refused where the images show that it exceeds one of the two: of 100 images one is a point, and 5 must
 # be lost, or 4 change their class. One-sided; the interval of the loss has both ends at this level.
@@ -78,7 +81,7 @@ class ParityRule:
         if not (is_finite := np.isfinite(flat(outputs)).all(axis=1)).all():
             count = f"{int((~is_finite).sum())} of {len(outputs)} images"
             return ParityResult(problem=f"returns NaN or infinite {self.value}s for {count}")
-        difference = flat(np.abs(outputs.astype(np.float64) - wanted) / reference.scale)
+        difference = self.differences(outputs, reference)  # (N, M)
         result = ParityResult(count=len(outputs), worst=float(difference.max()), mean=float(difference.mean()))
         self.compare_meaning(result, outputs, reference, precision)
         if precision == "int8":
@@ -87,6 +90,10 @@ class ParityRule:
             result.over = float((difference.max(axis=1) > TOLERANCES[precision]).mean())
             result.problem = self.float_problem(result, reference, precision)
         return result
+
+    def differences(self, outputs: np.ndarray, reference: Reference) -> np.ndarray:
+        """Return how far each number is from the net's, as a share of the largest: (N, M) float64."""
+        return flat(np.abs(outputs.astype(np.float64) - reference.outputs) / reference.scale)
 
     def compare_meaning(self, result: ParityResult, outputs: np.ndarray, reference: Reference, precision: str) -> None:
         """Set agreement, flips, ties and accuracy in the result, for an output that has them."""
@@ -218,10 +225,94 @@ class MaskParity(ParityRule):
         return f"{share}; the first: {image} has {got}"
 
 
+class BoxParity(ParityRule):
+    """Boxes (N, A, 4 + K): every candidate keeps its place and its score; in int8 the objects are found again.
+
+    Coordinates are compared as shares of the largest, and logits of the largest logit: a logit is a hundred times
+    smaller than a coordinate.
+    """
+
+    value, kept = "value", "objects"
+    agreement_note = "top-1: % of the net's boxes that the file gives, too"
+
+    def differences(self, outputs: np.ndarray, reference: Reference) -> np.ndarray:
+        """Return how far each number is from the net's, coordinates and logits on scales of their own."""
+        difference = np.abs(outputs.astype(np.float64) - reference.outputs)  # (N, A, 4 + K)
+        for part in (slice(4), slice(4, None)):
+            difference[..., part] /= max(float(np.abs(reference.outputs[..., part]).max()), 1e-30)
+        return flat(difference)
+
+    def compare_meaning(self, result: ParityResult, outputs: np.ndarray, reference: Reference, precision: str) -> None:
+        """Count the candidates that stay, in int8 the objects that are found again; the worst images are the flips."""
+        pairs = zip(reference.outputs, outputs, strict=True)
+        if precision == "int8":
+            shares = np.array([_shared_objects(net, file, reference.metadata) for net, file in pairs])  # (N, 2)
+        else:
+            shares = np.array([_kept_candidates(net, file, precision) for net, file in pairs])
+        result.agreement = float(shares[:, 0].sum() / max(shares[:, 1].sum(), 1))
+        lost = shares[:, 1] - shares[:, 0]
+        result.flips = [
+            (reference.images.files[i], f"{shares[i, 1]:.0f} boxes", f"{lost[i]:.0f} of them elsewhere or not at all")
+            for i in np.argsort(-lost, kind="stable")
+            if lost[i]
+        ]
+
+    def float_problem(self, result: ParityResult, reference: Reference, precision: str) -> str:
+        """Return why a file in floating point is refused: by its numbers, then by its candidates."""
+        flips, result.flips = result.flips, []  # an image is not lost by one box
+        problem = super().float_problem(result, reference, precision)
+        result.flips = flips
+        return problem or self._box_problem(result, LEAST_AGREEMENT)
+
+    def int8_problem(self, result: ParityResult, reference: Reference) -> str:
+        """Return why an int8 file is refused: by the mean of its numbers, then by its objects."""
+        if not result.mean <= MOST_INT8_DIFFERENCE:  # NaN too
+            return super().int8_problem(result, reference)
+        return self._box_problem(result, LEAST_INT8_OBJECTS)
+
+    def _box_problem(self, result: ParityResult, least: float) -> str:
+        if result.agreement >= least:
+            return ""
+        image, net, got = result.flips[0]
+        share = f"{100 * result.agreement:.2f} % of the boxes stay, under {100 * least:g} %"
+        return f"{share}; the first: {image} has {net}, {got}"
+
+
+def _kept_candidates(net: np.ndarray, file: np.ndarray, precision: str) -> tuple[int, int]:
+    """Return how many candidates of rows (A, 4 + K) keep their place and score, and how many there are."""
+    positions, labels = np.nonzero(net[:, 4:] >= CANDIDATE_LOGIT)
+    scores = [1 / (1 + np.exp(-rows[positions, labels + 4].astype(np.float64))) for rows in (net, file)]
+    least_iou, most_change = (0.999, 1e-3) if precision == "fp32" else (0.98, 2e-2)
+    stays = _paired_iou(net[positions, :4], file[positions, :4]) > least_iou
+    return int((stays & (np.abs(scores[0] - scores[1]) < most_change)).sum()), len(positions)
+
+
+def _shared_objects(net: np.ndarray, file: np.ndarray, metadata: ModelMetadata) -> tuple[int, float]:
+    """Return how many objects both find, IoU 0.5 and one class, and the mean of what each finds (so their F1)."""
+    threshold, nms_iou = metadata.thresholds.get("score", 0.25), metadata.thresholds.get("nms_iou", NMS_IOU)
+    mine, other = (find_objects(rows[None], threshold, nms_iou)[0] for rows in (net, file))
+    overlaps = box_iou(mine.boxes, other.boxes) * (mine.labels[:, None] == other.labels)  # (n, m)
+    shared = 0
+    for row in range(len(overlaps)):
+        if overlaps.shape[1] and overlaps[row].max() > 0.5:
+            overlaps[:, int(overlaps[row].argmax())] = 0
+            shared += 1
+    return shared, (len(mine.boxes) + len(other.boxes)) / 2
+
+
+def _paired_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return intersection over union (n,) of boxes (n, 4) and others (n, 4), pair by pair."""
+    low, high = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])
+    common = np.clip(high - low, 0, None).prod(axis=1)
+    union = areas(boxes) + areas(others) - common
+    return np.asarray(np.where(union > 0, common / np.maximum(union, 1e-9), 1.0))
+
+
 PARITY_RULES: dict[str, ParityRule] = {
     "logits": ClassParity(),
     "features": FeatureParity(),
     "mask_logits": MaskParity(),
+    "boxes": BoxParity(),
 }
 DEFAULT_RULE = ParityRule()
 

@@ -48,11 +48,6 @@ def prepare(request: ExportRequest, formats: Sequence[ExportFormat], folder: Pat
     _spare_the_checkpoint(request.weights, request.output_dir, formats)
     log_progress("loading the net and the images")
     backend, metadata = load_torch(request.weights, request.device, request.config)
-    if metadata.output == "boxes":
-        raise ExportError(
-            f"{request.weights}: this net gives the boxes of objects, for which there is no parity rule yet: nothing "
-            "is written that cannot be verified"
-        )
     if start := metadata.start_weights:
         log(f"{PROGRAM}: the start weights were those of {start['package']}: {start['licence']}, {start['source']}")
     net = copy.deepcopy(backend.net).cpu()

@@ -22,11 +22,9 @@ from artifacts.checkpoint import load_checkpoint, weights_sha256
 from artifacts.detections import NMS_IOU
 from common.paths import ROOT
 from configs.loading import process_config
-from deploy.export.errors import ExportError
 from nets import net_interface
 from tests.helpers.boxes import NAMES, box_nets, scene, voc, write_boxes, write_coco, write_config
 from tests.helpers.breaking import dying_after_save
-from tests.helpers.exported import export
 from trainers import builder
 from trainers.data.reading import read_data
 from trainers.evaluation import coco_map
@@ -259,14 +257,6 @@ def test_bad_annotations_end_the_training_or_are_skipped(tmp_path: Path, capsys:
     assert len(samples.samples) == 4 and len(skipped) == 2
     counts = [name for number in (0, 3, 4) for name, *_ in scene(number)[1]]
     assert samples.class_counts() == [counts.count(name) for name in NAMES]
-
-
-def test_what_does_not_read_boxes_yet_says_so(tmp_path: Path) -> None:
-    assert run_train(write_config(write_boxes(tmp_path, train=4, valid=2), num_epochs=1)) == 0
-    weights = tmp_path / "weights/net.pth"
-    with pytest.raises(ExportError, match="this net gives the boxes of objects, for which there is no parity rule yet"):
-        export(weights, ["onnx"], tmp_path / "exported", device="cpu")
-    assert not (tmp_path / "exported/model.onnx").exists()
 
 
 def test_without_the_evaluator_is_a_sentence(

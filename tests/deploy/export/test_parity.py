@@ -241,3 +241,53 @@ def test_images_are_fewer_where_their_masks_are_large() -> None:
     # 3 MB of pixels, and 2 million logits of 16 bytes
     assert _fitting(1000, metadata) == 2_000_000_000 // 35_000_000
     assert _fitting(1000, replace(metadata, output="logits")) == 666
+
+
+BOX_METADATA = replace(METADATA, output="boxes", class_names=("cell", "dot"), thresholds={"score": 0.5, "nms_iou": 0.6})
+
+
+def box_reference(count: int = 20) -> Reference:
+    """Return boxes (N, 3, 4 + 2) of a net's input of some hundred pixels: two objects, and what is none."""
+    rows = [[10, 10, 60, 60, 4, -6], [200, 40, 280, 100, -6, 3], [0, 0, 300, 300, -7, -7]]
+    outputs = np.repeat(np.array(rows, np.float32)[None], count, axis=0)
+    images = random_images(count)
+    return Reference(Function(smooth), images, BOX_METADATA, outputs)
+
+
+def test_boxes_and_logits_are_compared_on_scales_of_their_own() -> None:
+    reference = box_reference()
+    outputs = reference.outputs.copy()
+    outputs[0, 0, 4] += 4e-3  # a thousandth of the largest coordinate's hundredth, and of the largest logit
+    result = compare_outputs(outputs, reference, BOX_METADATA)
+    assert result.worst == pytest.approx(4e-3 / 7, rel=1e-3) and "a value differs by" in result.problem
+    outputs = reference.outputs.copy()
+    outputs[0, 0, 2] += 3e-3
+    result = compare_outputs(outputs, reference, BOX_METADATA)
+    assert result.worst == pytest.approx(1e-5, rel=1e-3) and (result.problem, result.agreement) == ("", 1.0)
+
+
+def test_in_half_precision_candidates_keep_their_place() -> None:
+    reference, metadata = box_reference(), replace(BOX_METADATA, precision="fp16")
+    outputs = reference.outputs.copy()
+    outputs[:, 0, 2] += 0.5  # of 50 pixels: IoU 0.99
+    assert compare_outputs(outputs, reference, metadata).agreement == 1.0
+    outputs[3, 0, 2] += 0.8  # 0.975
+    result = compare_outputs(outputs, reference, metadata)
+    assert result.agreement == 39 / 40
+    assert result.flips == [(reference.images.files[3], "2 boxes", "1 of them elsewhere or not at all")]
+    assert result.problem.startswith("97.50 % of the boxes stay, under 99.9 %; the first: ")
+    outputs[3, 0, 4] = -3  # a score of 0.047 where the net has 0.98
+    assert compare_outputs(outputs, reference, metadata).problem
+
+
+def test_in_int8_the_objects_are_found_again() -> None:
+    reference, metadata = box_reference(), replace(BOX_METADATA, precision="int8")
+    outputs = reference.outputs.copy()
+    outputs[:, 0, :4] += 5  # IoU 0.68, and the whole is off by less than 5 % of the largest in the mean
+    assert (compare_outputs(outputs, reference, metadata).agreement, reference.outputs.shape) == (1.0, (20, 3, 6))
+    outputs[:6, 1, 5] = -0.1  # below the threshold: 34 of 40 are found, and nothing else
+    result = compare_outputs(outputs, reference, metadata)
+    assert result.agreement == pytest.approx(2 * 34 / (40 + 34)) and result.problem == ""
+    outputs[:16, 1, 5] = -0.1
+    result = compare_outputs(outputs, reference, metadata)
+    assert result.agreement == pytest.approx(2 * 24 / (40 + 24)) and "% of the boxes stay, under 90 %" in result.problem
