@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -27,10 +26,7 @@ from tests.helpers.boxes import NAMES, box_nets, scene, voc, write_boxes, write_
 from tests.helpers.breaking import dying_after_save
 from trainers import builder
 from trainers.data.reading import read_data
-from trainers.evaluation import coco_map
 from trainers.runtime.distributed import World
-
-pytest.importorskip("faster_coco_eval", reason="requirements-detection.txt is not installed")
 
 OWN_NETS = net_interface.NETS_DIR
 VIEWS: dict[str, Any] = {
@@ -257,11 +253,3 @@ def test_bad_annotations_end_the_training_or_are_skipped(tmp_path: Path, capsys:
     assert len(samples.samples) == 4 and len(skipped) == 2
     counts = [name for number in (0, 3, 4) for name, *_ in scene(number)[1]]
     assert samples.class_counts() == [counts.count(name) for name in NAMES]
-
-
-def test_without_the_evaluator_is_a_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    assert run_train(write_config(write_boxes(tmp_path, train=4, valid=2))) == 2
-    assert re.search(re.escape(coco_map.MISSING), capsys.readouterr().err)

@@ -25,8 +25,6 @@ from trainers.evaluation.detection_metrics import (
     matched,
 )
 
-pytest.importorskip("faster_coco_eval", reason="requirements-detection.txt is not installed")
-
 
 def truth(*rows: tuple[Any, ...], size: tuple[int, int] = (640, 480)) -> Boxes:
     """Return objects of (label, left, top, right, bottom) or with a sixth value for ignored."""

@@ -9,14 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from artifacts.detections import MOST_OBJECTS, Detections, areas
-from common.errors import UserError
 from data_loader.box_target import Boxes
 
 AREAS = ("all", "small", "medium", "large")  # of an object in its image: below 32 x 32 pixels, below 96 x 96, above
-MISSING = (
-    "detection is measured by faster-coco-eval, which is not installed: "
-    "python -m pip install -r requirements-detection.txt"
-)
 
 
 class AveragePrecision(NamedTuple):
@@ -35,7 +30,7 @@ def average_precision(truths: Sequence[Boxes], found: Sequence[Detections], num_
     """Return COCO's figures of the objects found in images, in the images' pixels.
 
     At most MOST_OBJECTS an image count. Ignored objects are crowds to it: what lies half in them is neither hit nor
-    miss. Raises UserError where faster-coco-eval is not installed.
+    miss.
     """
     evaluation = _evaluated(_dataset(truths, num_classes), _results(found), num_classes)
     if evaluation is None:  # nothing was found
@@ -54,24 +49,16 @@ def average_precision(truths: Sequence[Boxes], found: Sequence[Detections], num_
     )
 
 
-def require_evaluator() -> Any:
-    """Return the package faster_coco_eval. Raises UserError where it is not installed."""
-    try:
-        import faster_coco_eval
-    except ImportError as error:
-        raise UserError(MISSING) from error
-    return faster_coco_eval
-
-
 def _evaluated(
     dataset: dict[str, Any], results: list[dict[str, Any]], num_classes: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    package = require_evaluator()
+    import faster_coco_eval  # late: other tasks need none of it
+
     if not results:
         return None
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
-    truth = package.COCO(dataset)
-    evaluator = package.COCOeval_faster(truth, truth.loadRes(results), "bbox")
+    truth = faster_coco_eval.COCO(dataset)
+    evaluator = faster_coco_eval.COCOeval_faster(truth, truth.loadRes(results), "bbox")
     evaluator.params.maxDets = [MOST_OBJECTS]
     evaluator.evaluate()
     evaluator.accumulate()

@@ -22,7 +22,6 @@ from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 from nets.detector_module import anchor_points
 from nets.support.errors import NetError
-from trainers.evaluation.coco_map import require_evaluator
 from trainers.evaluation.detection_metrics import MAP50, DetectionMetrics, DetectionValidation
 from trainers.evaluation.validation import Validation, evaluating
 from trainers.reporting.box_strips import best_boxes, stacked, with_truth, worst_boxes
@@ -75,7 +74,6 @@ class DetectionTask(Task):
     @classmethod
     def from_setup(cls, net: nn.Module, setup: Setup) -> Self:
         """Return the task. Raises NetError, and UserError where what measures it is not installed."""
-        require_evaluator()
         return cls(net, setup.val, cls.preprocess(setup.config)).to(setup.device)
 
     def with_net(self, net: nn.Module) -> DetectionTask:
