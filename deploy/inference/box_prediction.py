@@ -15,6 +15,7 @@ from artifacts.metadata import ModelMetadata
 from common.console import elide
 from data_loader.box_geometry import unfitted
 from data_loader.mask_classes import MaskClass, default_classes
+from deploy.inference.mask_prediction import classes_of
 from deploy.inference.prediction import NOT_FINITE, Prediction, csv_text
 from visualization.boxes import draw_boxes
 from visualization.raster import annotated
@@ -58,7 +59,7 @@ class BoxPrediction(Prediction):
                 for label, score, box in zip(found.labels.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
                 if box[2] > box[0] and box[3] > box[1]
             )
-            yield cls("", _classes(metadata), size, tuple(objects))
+            yield cls("", classes_of(metadata), size, tuple(objects))
 
     @classmethod
     def example(cls, class_names: Sequence[str]) -> BoxPrediction:
@@ -120,10 +121,6 @@ class BoxPrediction(Prediction):
 
     def _counts(self) -> list[tuple[str, int]]:
         return Counter(self._title(found.label) for found in self.objects).most_common()
-
-
-def _classes(metadata: ModelMetadata) -> tuple[MaskClass, ...]:
-    return metadata.mask_classes or default_classes(metadata.class_names)
 
 
 def _visible(color: Sequence[int]) -> tuple[int, int, int]:

@@ -105,8 +105,8 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
         type=number(0.0, 0.9),
         nargs="?",
         const=DEFAULT_OVERLAP,
-        help="for nets that give masks: see images at their own scale in tiles of the net's input size, which overlap "
-        f"by this share (default {DEFAULT_OVERLAP})",
+        help="see images at their own scale in tiles of the net's input size, which overlap by this share (default "
+        f"{DEFAULT_OVERLAP})",
     )
     group.add_argument(
         "--polygons",

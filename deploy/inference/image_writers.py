@@ -18,6 +18,7 @@ from data_loader.preprocess import ImageError, decode
 from deploy.inference.geo_images import GeoImage, opened_by_gdal, write_polygons
 from deploy.inference.mask_prediction import MaskPrediction, file_lookup
 from deploy.inference.prediction import Prediction
+from deploy.inference.tiled_boxes import TiledBoxes
 from deploy.inference.tiles import TiledPrediction
 from visualization.masks import MOST_SIDE_PX, laid_over, with_colours
 
@@ -108,7 +109,11 @@ class AnnotatedCopies:
         """Draw the image of a prediction, if it has one. Raises ResultsError, ImageError."""
         if prediction.error:
             return
-        image = prediction.annotate(decode(prediction.file, 3, self._max_pixels))
+        if isinstance(prediction, TiledBoxes) and prediction.geo is not None:
+            overview = prediction.geo.overview(MOST_SIDE_PX)
+            image = prediction.scaled_to(overview.size).annotate(overview)
+        else:
+            image = prediction.annotate(decode(prediction.file, 3, self._max_pixels))
         save_jpeg(self._folder, relative, ".answer.jpg", image)
 
 

@@ -141,7 +141,7 @@ class MaskPrediction(Prediction):
 
 
 def classes_of(metadata: ModelMetadata) -> tuple[MaskClass, ...]:
-    """Return the classes of a net that gives masks."""
+    """Return the classes of a net that gives masks or boxes."""
     return metadata.mask_classes or default_classes(metadata.class_names)
 
 

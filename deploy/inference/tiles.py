@@ -1,4 +1,4 @@
-"""Masks of large images: the net sees them at their own scale in overlapping tiles, and their seams are blended."""
+"""Masks and objects of large images: the net sees them at their own scale in overlapping tiles, which are joined."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from artifacts.detections import NMS_IOU
 from artifacts.metadata import ModelMetadata
 from data_loader.mask_classes import VOID
 from data_loader.preprocess import ImageError, as_array, joined
 from deploy.backends.base import CHANGED, Backend, BackendError
+from deploy.inference.box_prediction import BoxPrediction
 from deploy.inference.geo_images import GeoImage, opened_by_gdal
 from deploy.inference.mask_prediction import MaskPrediction, classes_of, mean_score
 from deploy.inference.prediction import NOT_FINITE, Prediction
 from deploy.inference.predictor import Predictor, Source, net_input
+from deploy.inference.tiled_boxes import Candidates, TiledBoxes, candidates_of, joined_objects
 
 
 class ImageRows(Protocol):
@@ -106,16 +109,16 @@ class TiledPrediction(MaskPrediction):
 
 
 class TiledPredictor(Predictor):
-    """Predicts masks by tiles of the net's input size, without resizing; of one image after the other.
+    """Predicts masks or boxes by tiles of the net's input size, without resizing; of one image after the other.
 
     The memory does not grow with an image's height, and of a TIFF that GDAL reads by windows (requirements-geo.txt)
-    neither with its pixels. Raises BackendError for a net that gives no masks.
+    neither with its pixels. Raises BackendError for a net that gives neither.
     """
 
     def __init__(self, backend: Backend, metadata: ModelMetadata, overlap: float) -> None:
         super().__init__(backend, metadata)
-        if metadata.output != "mask_logits":
-            raise BackendError("--tiles is for nets that give a class for each pixel, and this one gives none")
+        if metadata.output not in ("mask_logits", "boxes"):
+            raise BackendError("--tiles is for nets that give masks or boxes, and this one gives neither")
         self.overlap = overlap
 
     def predict_files(
@@ -139,10 +142,12 @@ class TiledPredictor(Predictor):
                 images.append(self._open(current, opened))
             current = files[0]
             _check_sizes(images, files)
-            return self._predicted(images, batch_size, opened)
+            if self.metadata.output == "boxes":
+                return self._objects(images[0], batch_size)
+            return self._mask(images, batch_size, opened)
         except (ImageError, MemoryError) as error:
             text = str(error) or "it is too large for the memory"
-            return MaskPrediction("", error=text if current == files[0] else f"{current}: {text}")
+            return self.prediction_type("", error=text if current == files[0] else f"{current}: {text}")
 
     def _open(self, path: str, opened: ExitStack) -> ImageRows:
         preprocess = self.metadata.preprocess
@@ -152,13 +157,32 @@ class TiledPredictor(Predictor):
             return geo
         return DecodedImage(as_array(preprocess.decode(path)))
 
-    def _predicted(self, images: Sequence[ImageRows], batch_size: int, opened: ExitStack) -> Prediction:
+    def _objects(self, image: ImageRows, batch_size: int) -> Prediction:
+        metadata, (width, height) = self.metadata, image.size
+        tile_w, tile_h = metadata.preprocess.width, metadata.preprocess.height
+        lefts = starts(width, tile_w, self.overlap)
+        found: list[Candidates] = []
+        for top in starts(height, tile_h, self.overlap):
+            band = _padded(image.rows(top, min(top + tile_h, height)), tile_w, tile_h)
+            for first in range(0, len(lefts), batch_size):
+                part = lefts[first : first + batch_size]
+                tiles = np.stack([net_input(band[:, left : left + tile_w], metadata) for left in part])
+                outputs = self._outputs(tiles)
+                if not np.isfinite(outputs).all():
+                    return BoxPrediction("", error=NOT_FINITE)
+                found += candidates_of(outputs, [(left, top) for left in part], metadata, image.size)
+        objects = joined_objects(found, metadata.thresholds.get("nms_iou", NMS_IOU))
+        note = CHANGED if metadata.is_changed else ""
+        geo = image if isinstance(image, GeoImage) else None
+        return TiledBoxes("", note=note, classes=classes_of(metadata), size=image.size, objects=objects, geo=geo)
+
+    def _mask(self, images: Sequence[ImageRows], batch_size: int, opened: ExitStack) -> Prediction:
         classes, size = classes_of(self.metadata), images[0].size
         counts, scores = np.zeros(VOID + 1, np.int64), 0.0
         stored = StoredRows(size[0])
         opened.callback(stored.close)
         row = 0
-        for band in tiled_logits(self._logits, images, self.metadata, self.overlap, batch_size):
+        for band in tiled_logits(self._outputs, images, self.metadata, self.overlap, batch_size):
             if not np.isfinite(band).all():
                 return MaskPrediction("", error=NOT_FINITE)
             indices = band.argmax(axis=0).astype(np.uint8)  # (rows, W)
@@ -181,7 +205,7 @@ class TiledPredictor(Predictor):
             geo=images[0] if isinstance(images[0], GeoImage) else None,
         )
 
-    def _logits(self, tiles: np.ndarray) -> np.ndarray:
+    def _outputs(self, tiles: np.ndarray) -> np.ndarray:
         outputs = self.backend(tiles)
         self._check_shape(outputs, len(tiles))
         return outputs

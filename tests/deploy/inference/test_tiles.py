@@ -198,7 +198,9 @@ def test_an_output_that_is_not_finite(net: nn.Module, tmp_path: Path) -> None:
 
 
 def test_tiles_are_for_masks(net: nn.Module) -> None:
-    with pytest.raises(BackendError, match=r"^--tiles is for nets that give a class for each pixel"):
+    with pytest.raises(
+        BackendError, match=r"^--tiles is for nets that give masks or boxes, and this one gives neither"
+    ):
         TiledPredictor(TorchBackend(net), replace(METADATA, output="logits"), 0.25)
 
 
