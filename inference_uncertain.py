@@ -87,6 +87,7 @@ def calibrate(args: argparse.Namespace) -> int:
     from deploy.uncertainty.calibrate_command import calibrate_file
 
     backend, metadata = load_net(args, PROGRAM, weights, config)
+    _check_output(weights, metadata)
     print(calibrate_file(args, weights, config, backend, metadata))
     return 0
 
@@ -206,8 +207,16 @@ def _check_kinds(*files: Path) -> None:
         artifact_kind(file)
 
 
+def _check_output(weights: Path, metadata: ModelMetadata) -> None:
+    """Raise InputsError for a net whose output has no calibration."""
+    what = {"mask_logits": "a class for each pixel", "boxes": "boxes of objects"}.get(metadata.output)
+    if what:
+        raise InputsError(f"{weights}: a calibration is of one class for an image, and this net gives {what}")
+
+
 def _load_calibrated(args: argparse.Namespace, weights: Path, config: Config | None) -> tuple[Backend, ModelMetadata]:
     backend, metadata = load_net(args, PROGRAM, weights, config)
+    _check_output(weights, metadata)
     if metadata.calibration is None:
         hint = f"python {PROGRAM} --weights CHECKPOINT --calibrate LIST; then export it again if this was exported"
         raise InputsError(f"{weights}: it is not calibrated, so it has no thresholds; calibrate it with: {hint}")

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import inference
+import inference_uncertain
 import train
 from data_loader.mask_classes import VOID, MaskClass, read_mask_classes
 from data_loader.masks import read_mask
@@ -201,3 +202,10 @@ def test_what_the_service_answers() -> None:
     with Image.open(io.BytesIO(base64.b64decode(values["mask"].removeprefix("data:image/png;base64,")))) as mask:
         assert np.array_equal(np.asarray(mask), np.array([0, 7, *[255] * 254])[made.indices])
     assert made.to_dict() == {"file": "a.png", "width": 4, "height": 3, "score": 0.5, "shares": values["shares"]}
+
+
+def test_masks_have_no_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, images = str(trained(tmp_path)), str(tmp_path / "valid")
+    for flags in (["--calibrate", images], ["--image_dir", images]):
+        assert inference_uncertain.main(["--weights", weights, *flags, "--device", "cpu"]) == 2
+        assert "and this net gives a class for each pixel" in capsys.readouterr().err
