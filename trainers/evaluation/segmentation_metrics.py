@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data_loader.mask_classes import VOID
+from trainers.evaluation.boundary_f1 import boundary_counts, boundary_f1
 from trainers.evaluation.classification_metrics import per_class_scores
 from trainers.evaluation.validation import Measure, Validation
 from trainers.runtime.distributed import gather_over_processes, sum_over_processes
@@ -44,6 +45,7 @@ class SegmentationValidation(Validation):
         return {
             "mean_iou": mean_of(self.per_class, "iou"),
             "mean_f1": mean_of(self.per_class, "f1"),
+            "boundary_f1": mean_of(self.per_class, "boundary_f1"),
             "pixel_accuracy": float(confusion.trace() / total) if total else 0.0,
         }
 
@@ -58,7 +60,7 @@ class SegmentationValidation(Validation):
 
     def row_names(self) -> dict[str, str]:
         """Return what the scalars beside the measure are called."""
-        return {"mean_f1": "mean F1", "pixel_accuracy": "pixel accuracy"}
+        return {"mean_f1": "mean F1", "boundary_f1": "boundary F1", "pixel_accuracy": "pixel accuracy"}
 
     def report_fields(self) -> dict[str, Any]:
         """Return the confusion, the classes and the worst images."""
@@ -90,7 +92,8 @@ class ChangeValidation(SegmentationValidation):
 
     def row_names(self) -> dict[str, str]:
         """Return what the scalars beside the measure are called."""
-        return {"change_f1": "F1 of change", "mean_iou": "mean IoU", "pixel_accuracy": "pixel accuracy"}
+        names = {"change_f1": "F1 of change", "mean_iou": "mean IoU"}
+        return {**names, "boundary_f1": "boundary F1", "pixel_accuracy": "pixel accuracy"}
 
 
 class SegmentationMetrics:
@@ -100,6 +103,7 @@ class SegmentationMetrics:
         self.num_classes, self.device, self.num_worst = num_classes, device, num_worst
         self._dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.long, device=device)
+        self._outlines = torch.zeros(num_classes, 4, dtype=torch.long, device=device)  # see `boundary_counts`
         self._rows: list[Tensor] = []  # (N, 3) each: IoU, loss, index
 
     @torch.no_grad()
@@ -108,7 +112,9 @@ class SegmentationMetrics:
 
         logits (N, K, H, W), masks (N, H, W) uint8, indices (N,) into the paths given to `compute`, losses (N,).
         """
-        counts = pixel_confusion(logits.argmax(dim=1), masks, self.num_classes)  # (N, K, K)
+        predictions = logits.argmax(dim=1)  # (N, H, W)
+        counts = pixel_confusion(predictions, masks, self.num_classes)  # (N, K, K)
+        self._outlines += boundary_counts(predictions, masks, self.num_classes)
         self._confusion += counts.sum(dim=0)
         ious = _mean_ious(counts, self._dtype)
         self._rows.append(torch.stack([ious, losses.to(self._dtype), indices.to(self._dtype)], dim=1))
@@ -121,10 +127,12 @@ class SegmentationMetrics:
         confusion = sum_over_processes(self._confusion).cpu().numpy()
         sums = torch.stack([rows[:, 1].sum(), torch.tensor(len(rows), dtype=self._dtype, device=self.device)])
         loss_sum, count = sum_over_processes(sums).tolist()
+        outlines = boundary_f1(sum_over_processes(self._outlines))
+        scores = class_scores(confusion, class_names)
         return kind(
             loss=loss_sum / count if count else float("nan"),
             confusion=confusion.tolist(),
-            per_class=class_scores(confusion, class_names),
+            per_class=[{**row, "boundary_f1": score} for row, score in zip(scores, outlines, strict=True)],
             worst=self._gather_worst(rows, paths),
         )
 
@@ -165,7 +173,7 @@ def class_scores(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict
 
 def mean_of(per_class: Sequence[Mapping[str, Any]], key: str) -> float:
     """Return the mean of a score over the classes that have it, 0 where none has."""
-    values = [row[key] for row in per_class if row[key] is not None]
+    values = [value for row in per_class if (value := row.get(key)) is not None]  # older files lack some
     return sum(values) / len(values) if values else 0.0
 
 
