@@ -36,10 +36,11 @@ from deploy.inference.result_writer import ResultsFile, check_results_path, open
 if TYPE_CHECKING:
     from deploy.inference.heatmap_writer import HeatMapCopies
     from deploy.inference.image_writers import AnnotatedCopies, MaskCopies, SortedCopies
+    from deploy.inference.label_files import LabelFiles
     from deploy.inference.prediction import Prediction
     from deploy.inference.predictor import Predictor, Source
 
-    Copies = AnnotatedCopies | SortedCopies | MaskCopies | HeatMapCopies
+    Copies = AnnotatedCopies | SortedCopies | MaskCopies | HeatMapCopies | LabelFiles
 
 PROGRAM = "inference.py"
 
@@ -204,6 +205,7 @@ def _places(request: Request) -> str:
 def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) -> list[Copies]:
     """Return what writes images. Raises HeatMapError where a heat map cannot be made."""
     from deploy.inference.image_writers import AnnotatedCopies, MaskCopies, SortedCopies
+    from deploy.inference.label_files import LabelFiles
 
     metadata = predictor.metadata
     made: list[Copies] = []
@@ -213,6 +215,10 @@ def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) ->
         made.append(SortedCopies(request.save_images, metadata.class_names))
     elif request.save_images is not None:
         made.append(AnnotatedCopies(request.save_images, metadata.preprocess.max_pixels))
+    if args.labels:
+        if request.save_images is None or metadata.output != "boxes":
+            raise InputsError("--labels goes with --save_images DIR, and with a net that gives boxes")
+        made.append(LabelFiles(request.save_images, args.labels))
     if request.heatmap is not None:
         from deploy.inference.heatmap_writer import heat_map_copies
 

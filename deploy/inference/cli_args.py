@@ -100,6 +100,11 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
         help="for nets that give boxes: the least score of an object (default: the checkpoint's own)",
     )
     group.add_argument(
+        "--labels",
+        choices=("voc", "yolo"),
+        help="with --save_images, for nets that give boxes: also a label file for each image, as VOC XML or YOLO txt",
+    )
+    group.add_argument(
         "--tiles",
         metavar="OVERLAP",
         type=number(0.0, 0.9),

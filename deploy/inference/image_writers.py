@@ -122,7 +122,7 @@ def save_jpeg(folder: Path, relative: str, ending: str, image: Image.Image) -> N
     save_copy(folder, relative, ending, lambda path: image.save(path, "JPEG", quality=JPEG_QUALITY))
 
 
-def save_copy(folder: Path, relative: str, ending: str, write: Callable[[Path], None]) -> Path:
+def save_copy(folder: Path, relative: str, ending: str, write: Callable[[Path], object]) -> Path:
     """Write FOLDER/RELATIVE + ending and the folders above it; return its path. Raises ResultsError.
 
     A name that would be too long for a file system is cut; a digest keeps it unique.

@@ -14,6 +14,7 @@ from PIL import Image
 
 import inference
 from artifacts.metadata import ModelMetadata
+from data_loader.box_annotations import read_annotation
 from data_loader.mask_classes import MaskClass
 from data_loader.preprocess import Preprocess
 from deploy.inference.box_prediction import BoxPrediction
@@ -121,3 +122,26 @@ def test_inference_writes_them(
     capsys.readouterr()
     assert inference.main([*common, "--output", str(tmp_path / "o.json"), "--score_threshold", "0.4"]) == 2
     assert "--score_threshold is for nets that give boxes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("voc", ".xml"), ("yolo", ".txt")])
+def test_label_files_are_read_as_they_were_written(
+    kind: str, ending: str, image: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    squash = replace(METADATA, preprocess=Preprocess(20, 40))
+    monkeypatch.setattr(inference, "load_net", lambda *_: (BoxBackend(), squash))
+    (tmp_path / "net.onnx").write_bytes(b"")
+    Image.new("RGB", (100, 100)).save(image.with_suffix(".bmp"))  # of the same stem
+    flags = ["--weights", str(tmp_path / "net.onnx"), "--image_dir", str(image.parent), "--workers", "1", "--quiet"]
+    assert inference.main([*flags, "--save_images", str(tmp_path / "out"), "--labels", kind]) == 0
+    others = {"classes.txt"} if kind == "yolo" else set()
+    names = {path.name for path in (tmp_path / "out").iterdir() if path.suffix in (".xml", ".txt")}
+    assert names == {f"a{ending}", f"a.png{ending}"} | others
+    read = read_annotation(str(tmp_path / f"out/a{ending}"), METADATA.class_names)
+    assert not read.problem and read.names == ("cell", "dot", "cell")
+    scale = 100 if read.is_relative else 1
+    assert read.boxes * scale == pytest.approx(
+        np.array([[5, 10, 20, 40], [75, 0, 100, 50], [25, 25, 50, 75]]), abs=1e-3
+    )
+    assert inference.main([*flags, "--output", str(tmp_path / "o.csv"), "--labels", kind]) == 2
+    assert "--labels goes with --save_images DIR" in capsys.readouterr().err
