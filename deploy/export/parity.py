@@ -249,7 +249,8 @@ class BoxParity(ParityRule):
             shares = np.array([_shared_objects(net, file, reference.metadata) for net, file in pairs])  # (N, 2)
         else:
             shares = np.array([_kept_candidates(net, file, precision) for net, file in pairs])
-        result.agreement = float(shares[:, 0].sum() / max(shares[:, 1].sum(), 1))
+        total = shares[:, 1].sum()
+        result.agreement = float(shares[:, 0].sum() / total) if total else 1.0  # no box at all: the numbers decide
         lost = shares[:, 1] - shares[:, 0]
         result.flips = [
             (reference.images.files[i], f"{shares[i, 1]:.0f} boxes", f"{lost[i]:.0f} of them elsewhere or not at all")

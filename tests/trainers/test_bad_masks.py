@@ -15,7 +15,6 @@ from PIL import Image
 import train
 from configs.loading import process_config
 from tests.helpers.masks import CLASSES, SIZE, mask_nets, write_config, write_scenes
-from tools.doctor import __main__ as doctor
 from trainers.data.reading import read_data
 from trainers.runtime.distributed import World
 
@@ -215,12 +214,6 @@ def test_keys_that_are_not_for_masks(
     for net in ("TinyMasks", "tiny"):  # a class, and a function that makes one
         assert train.main(["--config", str(config), "--set", change, "--set", f"model_net_name={net}"]) == 2
         assert sentence in capsys.readouterr().err
-
-
-def test_the_doctor_says_that_it_checks_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_config(write_scenes(tmp_path, train=4, valid=2))
-    assert doctor.main(["--config", str(config)]) == 2
-    assert "tools.doctor checks images with one label each; train.py itself checks masks" in capsys.readouterr().err
 
 
 def test_bad_masks_are_skipped_and_counted(tmp_path: Path) -> None:

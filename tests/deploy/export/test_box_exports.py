@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +26,17 @@ FILES = {"jit": "model.pt", "pt2": "model.pt2", "onnx": "model.onnx", "json": "m
 NETS = {"TinyBoxes": "tiny_boxes_module", "Detector": "detector_module"}
 
 
-@pytest.fixture(autouse=True)
-def tiny_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "more").mkdir()
-    with box_nets(tmp_path / "more", monkeypatch):
-        yield
-
-
 @pytest.mark.parametrize("name", slow_but(("TinyBoxes",), NETS))
-def test_every_format_gives_the_nets_boxes(name: str, tmp_path: Path) -> None:
+def test_every_format_gives_the_nets_boxes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "more").mkdir()
+    with box_nets(tmp_path / "more", monkeypatch) if name == "TinyBoxes" else nullcontext():
+        check_formats(name, tmp_path)
+
+
+def check_formats(name: str, tmp_path: Path) -> None:
     write_boxes(tmp_path)
     module, args = NETS[name], {} if name == "TinyBoxes" else {"model_type": "resnet18"}
-    config = process_config(write_config(tmp_path))
+    config = process_config(write_config(tmp_path, model_module_name=module, model_net_name=name, model_args=args))
     torch.manual_seed(0)
     size = {"num_classes": 2, "img_height": 64, "img_width": 64}
     net = build_net(module, name, num_channels=3, model_args=args, **size).eval()

@@ -29,9 +29,8 @@ NETS = {
     "linknet18": ("linknet_module", {}),
     "deeplabv3plus": ("deeplab_module", {"model_type": "efficientnet_lite0", "dropout": 0.0}),
     "fc_siam_diff": ("change_module", {}),
-    "siamese_linknet34": ("change_module", {}),
 }
-PAIRS = ("fc_siam_diff", "siamese_linknet34")
+PAIRS = ("fc_siam_diff",)
 FORMATS = {"jit": "model.pt", "pt2": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx", "json": "model.json"}
 
 

@@ -291,3 +291,11 @@ def test_in_int8_the_objects_are_found_again() -> None:
     outputs[:16, 1, 5] = -0.1
     result = compare_outputs(outputs, reference, metadata)
     assert result.agreement == pytest.approx(2 * 24 / (40 + 24)) and "% of the boxes stay, under 90 %" in result.problem
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_where_the_net_finds_nothing_the_numbers_decide(precision: str) -> None:
+    reference, metadata = box_reference(), replace(BOX_METADATA, precision=precision)
+    reference.outputs[..., 4:] = -9
+    result = compare_outputs(reference.outputs.copy(), reference, metadata)
+    assert (result.agreement, result.problem, result.flips) == (1.0, "", [])

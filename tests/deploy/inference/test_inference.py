@@ -709,11 +709,11 @@ sys.path.insert(0, sys.argv.pop(1))
 import inference
 from deploy.inference import predictor
 
-prepare = predictor._prepared_file
+prepare = predictor._prepared_files
 def slowly(*args):
     time.sleep(0.2)
     return prepare(*args)
-predictor._prepared_file = slowly
+predictor._prepared_files = slowly
 raise SystemExit(inference.main(sys.argv[1:]))
 """
 
