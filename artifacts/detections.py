@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from artifacts.metadata import ModelMetadata
+
+SCORE, NMS = "score", "nms_iou"  # of the metadata's thresholds
+DEFAULT_SCORE = 0.25  # where the metadata has none
 NMS_IOU = 0.6  # of two boxes of one class, above which the one of the lower score goes
 MOST_CANDIDATES = 1000  # of an image, the highest scores
 MOST_OBJECTS = 100  # of an image, as COCO counts
@@ -39,6 +43,16 @@ def find_objects(
     return [_of_image(rows, score_threshold, nms_iou, most, candidates) for rows in outputs]
 
 
+def objects_of(outputs: np.ndarray, metadata: ModelMetadata) -> list[Detections]:
+    """Return the objects of each image of outputs (N, A, 4 + K), by the net's own thresholds."""
+    return find_objects(outputs, metadata.thresholds.get(SCORE, DEFAULT_SCORE), nms_iou_of(metadata))
+
+
+def nms_iou_of(metadata: ModelMetadata) -> float:
+    """Return the IoU of two boxes of one class, above which a net's objects are one."""
+    return metadata.thresholds.get(NMS, NMS_IOU)
+
+
 def suppressed(boxes: np.ndarray, labels: np.ndarray, nms_iou: float, most: int) -> np.ndarray:
     """Return which of some boxes (n, 4) stay, as indices, at most `most`; they stand by falling score.
 
@@ -61,6 +75,14 @@ def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     common = intersections(boxes, others)
     union = areas(boxes)[:, None] + areas(others) - common
     return common / np.maximum(union, 1e-9)
+
+
+def paired_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return intersection over union (n,) of boxes (n, 4) and others (n, 4), pair by pair; 1 for two without size."""
+    low, high = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])
+    common = np.clip(high - low, 0, None).prod(axis=1)
+    union = areas(boxes) + areas(others) - common
+    return np.asarray(np.where(union > 0, common / np.maximum(union, 1e-9), 1.0))
 
 
 def intersections(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from artifacts.detections import NMS_IOU, areas, box_iou, find_objects
+from artifacts.detections import box_iou, objects_of, paired_iou
 from artifacts.metadata import ModelMetadata
 from deploy.export.reference import MOST_MOVED, TOLERANCES, Reference, flat
 
@@ -284,14 +284,13 @@ def _kept_candidates(net: np.ndarray, file: np.ndarray, precision: str) -> tuple
     positions, labels = np.nonzero(net[:, 4:] >= CANDIDATE_LOGIT)
     scores = [1 / (1 + np.exp(-rows[positions, labels + 4].astype(np.float64))) for rows in (net, file)]
     least_iou, most_change = (0.999, 1e-3) if precision == "fp32" else (0.98, 2e-2)
-    stays = _paired_iou(net[positions, :4], file[positions, :4]) > least_iou
+    stays = paired_iou(net[positions, :4], file[positions, :4]) > least_iou
     return int((stays & (np.abs(scores[0] - scores[1]) < most_change)).sum()), len(positions)
 
 
 def _shared_objects(net: np.ndarray, file: np.ndarray, metadata: ModelMetadata) -> tuple[int, float]:
     """Return how many objects both find, IoU 0.5 and one class, and the mean of what each finds (so their F1)."""
-    threshold, nms_iou = metadata.thresholds.get("score", 0.25), metadata.thresholds.get("nms_iou", NMS_IOU)
-    mine, other = (find_objects(rows[None], threshold, nms_iou)[0] for rows in (net, file))
+    mine, other = objects_of(np.stack([net, file]), metadata)
     overlaps = box_iou(mine.boxes, other.boxes) * (mine.labels[:, None] == other.labels)  # (n, m)
     shared = 0
     for row in range(len(overlaps)):
@@ -299,14 +298,6 @@ def _shared_objects(net: np.ndarray, file: np.ndarray, metadata: ModelMetadata) 
             overlaps[:, int(overlaps[row].argmax())] = 0
             shared += 1
     return shared, (len(mine.boxes) + len(other.boxes)) / 2
-
-
-def _paired_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return intersection over union (n,) of boxes (n, 4) and others (n, 4), pair by pair."""
-    low, high = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])
-    common = np.clip(high - low, 0, None).prod(axis=1)
-    union = areas(boxes) + areas(others) - common
-    return np.asarray(np.where(union > 0, common / np.maximum(union, 1e-9), 1.0))
 
 
 PARITY_RULES: dict[str, ParityRule] = {

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from artifacts.detections import NMS_IOU, find_objects
+from artifacts.detections import objects_of
 from artifacts.metadata import ModelMetadata
 from common.console import elide
 from data_loader.box_geometry import unfitted
@@ -20,7 +20,6 @@ from deploy.inference.prediction import NOT_FINITE, Prediction, csv_text
 from visualization.boxes import draw_boxes
 from visualization.raster import annotated
 
-DEFAULT_SCORE = 0.25  # where the metadata has no threshold
 SHOWN = 3  # classes of a terminal line
 MAX_CLASS_COLUMNS, COUNT_COLUMNS = 16, 4
 
@@ -45,14 +44,12 @@ class BoxPrediction(Prediction):
     def decode(
         cls, outputs: np.ndarray, metadata: ModelMetadata, topk: int, sizes: Sequence[tuple[int, int]]
     ) -> Iterator[BoxPrediction]:
-        """Yield the objects of each image of outputs (N, A, 4 + K), by the thresholds `score` and `nms_iou`."""
-        threshold = metadata.thresholds.get("score", DEFAULT_SCORE)
-        nms_iou = metadata.thresholds.get("nms_iou", NMS_IOU)
+        """Yield the objects of each image of outputs (N, A, 4 + K), by the net's own thresholds."""
         for rows, size in zip(outputs, sizes, strict=True):
             if not np.isfinite(rows).all():
                 yield cls("", error=NOT_FINITE)
                 continue
-            (found,) = find_objects(rows[None], threshold, nms_iou)
+            (found,) = objects_of(rows[None], metadata)
             boxes = unfitted(metadata.preprocess, found.boxes, size)
             objects = (
                 FoundObject(label, score, tuple(round(value, 2) for value in box))
@@ -106,8 +103,9 @@ class BoxPrediction(Prediction):
         return [", ".join(f"{count} {name}" for name, count in self._counts()) or "nothing found"]
 
     def annotate(self, image: Image.Image) -> Image.Image:
-        """Return the image with its boxes, classes and scores, and what was found in a line below."""
-        boxes = np.array([found.box for found in self.objects], np.float32).reshape(-1, 4)
+        """Return the image, or a smaller copy of it, with its boxes and their scores, and a line of counts below."""
+        scale = np.array(image.size * 2) / (self.size * 2)
+        boxes = np.array([found.box for found in self.objects], np.float32).reshape(-1, 4) * scale
         texts = [f"{self._title(found.label)} {found.score:.2f}" for found in self.objects]
         colours = [_visible(self.classes[found.label].color) for found in self.objects]
         order = range(len(boxes) - 1, -1, -1)  # the surest on top

@@ -20,7 +20,7 @@ from deploy.inference.mask_prediction import MaskPrediction, file_lookup
 from deploy.inference.prediction import Prediction
 from deploy.inference.tiled_boxes import TiledBoxes
 from deploy.inference.tiles import TiledPrediction
-from visualization.masks import MOST_SIDE_PX, laid_over, with_colours
+from visualization.masks import MOST_SIDE_PX
 
 JPEG_QUALITY = 92
 MAX_NAME_BYTES = 255  # of a file's name, on nearly all file systems
@@ -76,14 +76,7 @@ class MaskCopies:
             else:
                 mask = prediction.image()
                 save_copy(self._folder, relative, ".mask.png", lambda path: mask.save(path, "PNG"))
-        if isinstance(prediction, TiledPrediction) and geo is not None:
-            overview = geo.overview(MOST_SIDE_PX)
-            colors = [found.color for found in prediction.classes]
-            shown = laid_over(overview, prediction.decimated(overview.size), colors)
-            image = with_colours(shown, prediction.legend())
-        else:
-            image = prediction.annotate(decode(prediction.second_file or prediction.file, 3, self._max_pixels))
-        save_jpeg(self._folder, relative, ".overlay.jpg", image)
+        save_jpeg(self._folder, relative, ".overlay.jpg", annotated(prediction, self._max_pixels))
 
     def _add_geo(self, prediction: MaskPrediction, geo: GeoImage, relative: str) -> None:
         """Write the mask as a GeoTIFF, and its areas as GeoJSON where that was asked for."""
@@ -109,12 +102,17 @@ class AnnotatedCopies:
         """Draw the image of a prediction, if it has one. Raises ResultsError, ImageError."""
         if prediction.error:
             return
-        if isinstance(prediction, TiledBoxes) and prediction.geo is not None:
-            overview = prediction.geo.overview(MOST_SIDE_PX)
-            image = prediction.scaled_to(overview.size).annotate(overview)
-        else:
-            image = prediction.annotate(decode(prediction.file, 3, self._max_pixels))
-        save_jpeg(self._folder, relative, ".answer.jpg", image)
+        save_jpeg(self._folder, relative, ".answer.jpg", annotated(prediction, self._max_pixels))
+
+
+def annotated(prediction: Prediction, max_pixels: int) -> Image.Image:
+    """Return a prediction's image with the prediction in it: of a file that was read by rows a small copy.
+
+    Of a pair it is the later image. Raises ImageError.
+    """
+    geo = prediction.geo if isinstance(prediction, (TiledPrediction, TiledBoxes)) else None
+    image = geo.overview(MOST_SIDE_PX) if geo else decode(prediction.second_file or prediction.file, 3, max_pixels)
+    return prediction.annotate(image)
 
 
 def save_jpeg(folder: Path, relative: str, ending: str, image: Image.Image) -> None:

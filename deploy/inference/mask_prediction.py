@@ -114,8 +114,14 @@ class MaskPrediction(Prediction):
         return [f"{name}  {share:.1%}" for name, share in self._largest()]
 
     def annotate(self, image: Image.Image) -> Image.Image:
-        """Return the image under its mask, the classes in it named below."""
-        return with_colours(laid_over(image, self.indices, [found.color for found in self.classes]), self.legend())
+        """Return the image, or a smaller copy of it, under its mask, the classes in it named below."""
+        indices = self.indices if image.size == self.size else self.decimated(image.size)
+        return with_colours(laid_over(image, indices, [found.color for found in self.classes]), self.legend())
+
+    def decimated(self, size: tuple[int, int]) -> np.ndarray:
+        """Return the class indices at a smaller (width, height), by nearest neighbour."""
+        columns, places = (((np.arange(n) + 0.5) * own / n).astype(int) for n, own in zip(size, self.size, strict=True))
+        return np.stack([self.rows(row, row + 1)[0, columns] for row in places.tolist()])
 
     def rows(self, first: int, end: int) -> np.ndarray:
         """Return rows first..end-1 of the class indices."""

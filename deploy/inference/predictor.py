@@ -150,6 +150,13 @@ def prepare_ahead(paths: Iterable[Source], metadata: ModelMetadata, ahead: int, 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def check_sizes(sizes: Sequence[tuple[int, int]], second_file: str) -> None:
+    """Raise ImageError where the images of a pair differ in (width, height)."""
+    (width, height), (other_width, other_height) = sizes[0], sizes[-1]
+    if sizes[0] != sizes[-1]:
+        raise ImageError(f"it is {width}x{height}, but the second image {second_file} is {other_width}x{other_height}")
+
+
 def prepare(image: Image.Image, metadata: ModelMetadata, *others: Image.Image) -> np.ndarray:
     """Turn a decoded image into the net's input: float32 (C, H, W), or uint8 (H, W, C) where it normalizes itself.
 
@@ -186,11 +193,8 @@ def _prepared_files(files: Sequence[str], metadata: ModelMetadata, decoders: Dec
 def _prepared(decoded: Sequence[Fitted], files: Sequence[str], metadata: ModelMetadata) -> Prepared:
     first, second = files[0], "".join(files[1:])
     (image, size), *others = decoded
-    if others and others[0].size != size:
-        (width, height), (other_width, other_height) = size, others[0].size
-        text = f"it is {width}x{height}, but the second image {second} is {other_width}x{other_height}"
-        return Prepared(first, None, text, second_file=second)
     try:
+        check_sizes([size, *(other.size for other in others)], second)
         pixels = prepare(image, metadata, *(other.image for other in others))
         return Prepared(first, pixels, size=size, second_file=second)
     except (ValueError, MemoryError) as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts.detections import NMS_IOU, areas, box_iou, find_objects, intersections
+from artifacts.detections import areas, box_iou, intersections, objects_of
 from artifacts.metadata import ModelMetadata
-from deploy.inference.box_prediction import DEFAULT_SCORE, BoxPrediction, FoundObject
+from deploy.inference.box_prediction import BoxPrediction, FoundObject
 from deploy.inference.geo_images import GeoImage
 
 BORDER_PX = 1.5  # of a box from its tile's border, within which it may be a part of an object
@@ -21,15 +21,6 @@ class TiledBoxes(BoxPrediction):
     """Objects that were found in tiles; `geo` is the file, where it was read by rows."""
 
     geo: GeoImage | None = None
-
-    def scaled_to(self, size: tuple[int, int]) -> BoxPrediction:
-        """Return the same objects in a smaller copy of the image, to be drawn."""
-        across, down = size[0] / self.size[0], size[1] / self.size[1]
-        objects = (
-            found._replace(box=(found.box[0] * across, found.box[1] * down, found.box[2] * across, found.box[3] * down))
-            for found in self.objects
-        )
-        return replace(self, size=size, objects=tuple(objects))
 
 
 @dataclass(frozen=True)
@@ -47,9 +38,7 @@ def candidates_of(
 ) -> Iterator[Candidates]:
     """Yield the objects of each tile, outputs (n, A, 4 + K), whose left and top in the image are its corner."""
     width, height = metadata.preprocess.width, metadata.preprocess.height
-    threshold = metadata.thresholds.get("score", DEFAULT_SCORE)
-    nms_iou = metadata.thresholds.get("nms_iou", NMS_IOU)
-    for found, (left, top) in zip(find_objects(outputs, threshold, nms_iou), corners, strict=True):
+    for found, (left, top) in zip(objects_of(outputs, metadata), corners, strict=True):
         inner = np.clip(found.boxes, 0, [width, height, width, height])
         boxes = np.clip(inner + np.array([left, top, left, top]), 0, [size[0], size[1], size[0], size[1]])
         is_cut = (inner[:, 0] < BORDER_PX) & (left > 0) | (inner[:, 1] < BORDER_PX) & (top > 0)

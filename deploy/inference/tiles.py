@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from artifacts.detections import NMS_IOU
+from artifacts.detections import nms_iou_of
 from artifacts.metadata import ModelMetadata
 from data_loader.mask_classes import VOID
 from data_loader.preprocess import ImageError, as_array, joined
@@ -21,7 +21,7 @@ from deploy.inference.box_prediction import BoxPrediction
 from deploy.inference.geo_images import GeoImage, opened_by_gdal
 from deploy.inference.mask_prediction import MaskPrediction, classes_of, mean_score
 from deploy.inference.prediction import NOT_FINITE, Prediction
-from deploy.inference.predictor import Predictor, Source, net_input
+from deploy.inference.predictor import Predictor, Source, check_sizes, net_input
 from deploy.inference.tiled_boxes import Candidates, TiledBoxes, candidates_of, joined_objects
 
 
@@ -102,11 +102,6 @@ class TiledPrediction(MaskPrediction):
         assert self.stored is not None
         return self.stored.read(first, end)
 
-    def decimated(self, size: tuple[int, int]) -> np.ndarray:
-        """Return the class indices at a smaller (width, height), by nearest neighbour."""
-        columns, places = (((np.arange(n) + 0.5) * own / n).astype(int) for n, own in zip(size, self.size, strict=True))
-        return np.stack([self.rows(row, row + 1)[0, columns] for row in places.tolist()])
-
 
 class TiledPredictor(Predictor):
     """Predicts masks or boxes by tiles of the net's input size, without resizing; of one image after the other.
@@ -141,7 +136,7 @@ class TiledPredictor(Predictor):
             for current in files:
                 images.append(self._open(current, opened))
             current = files[0]
-            _check_sizes(images, files)
+            check_sizes([image.size for image in images], files[-1])
             if self.metadata.output == "boxes":
                 return self._objects(images[0], batch_size)
             return self._mask(images, batch_size, opened)
@@ -171,7 +166,7 @@ class TiledPredictor(Predictor):
                 if not np.isfinite(outputs).all():
                     return BoxPrediction("", error=NOT_FINITE)
                 found += candidates_of(outputs, [(left, top) for left in part], metadata, image.size)
-        objects = joined_objects(found, metadata.thresholds.get("nms_iou", NMS_IOU))
+        objects = joined_objects(found, nms_iou_of(metadata))
         note = CHANGED if metadata.is_changed else ""
         geo = image if isinstance(image, GeoImage) else None
         return TiledBoxes("", note=note, classes=classes_of(metadata), size=image.size, objects=objects, geo=geo)
@@ -276,10 +271,3 @@ def _padded(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """Continue pixels (h, w, C) to the right and below with their border, to a tile's size at least."""
     more = max(0, height - pixels.shape[0]), max(0, width - pixels.shape[1])
     return np.pad(pixels, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge") if any(more) else pixels
-
-
-def _check_sizes(images: Sequence[ImageRows], files: Sequence[str]) -> None:
-    """Raise ImageError where the images of a pair differ in size."""
-    (width, height), (other_width, other_height) = images[0].size, images[-1].size
-    if images[0].size != images[-1].size:
-        raise ImageError(f"it is {width}x{height}, but the second image {files[-1]} is {other_width}x{other_height}")

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import nets
+import train
 from nets import net_interface
 
 NET = '''
@@ -126,3 +127,10 @@ def write_config(folder: Path, **changes: Any) -> Path:
     file = folder / "config.json"
     file.write_text(json.dumps(values | changes), encoding="utf-8")
     return file
+
+
+def trained_masks(folder: Path, **changes: Any) -> Path:
+    """Train a net of `mask_nets` on scenes, or on pairs for TinyChange, until it knows them; return its checkpoint."""
+    write_scenes(folder, has_pairs=changes.get("model_net_name") == "TinyChange")
+    assert train.main(["--config", str(write_config(folder, num_epochs=12, **changes))]) == 0
+    return folder / "weights/net.pth"

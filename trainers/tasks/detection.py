@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from artifacts.detections import NMS_IOU
+from artifacts.detections import NMS, NMS_IOU, SCORE
 from artifacts.metadata import ModelMetadata
 from configs.schema import Config
 from data_loader.augment import AugmentSettings
@@ -30,7 +30,6 @@ from trainers.tasks.base import Batch, BatchSource, Setup, Task
 from trainers.tasks.detection_losses import detection_losses, unpacked
 
 MAX_STRIPS = 8  # a validation
-SCORE, NMS = "score", "nms_iou"  # of the metadata's thresholds
 
 
 class DetectionTask(Task):

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 
 import inference
-import train
 from data_loader.preprocess import ImageError
 from deploy.inference.geo_images import opened_by_gdal, ring_area
-from tests.helpers.masks import VALUES, mask_nets, scene, write_config, write_scenes
+from tests.helpers.masks import VALUES, mask_nets, scene, trained_masks
 
 CRS = "EPSG:32640"  # UTM 40N, in metres
 
@@ -41,9 +40,7 @@ def rasterio() -> Any:
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with mask_nets(tmp_path, monkeypatch):
-        write_scenes(tmp_path)
-        assert train.main(["--config", str(write_config(tmp_path, num_epochs=12))]) == 0
-        yield tmp_path / "weights/net.pth"
+        yield trained_masks(tmp_path)
 
 
 def write_geo(rasterio: Any, path: Path, pixels: np.ndarray, **changes: Any) -> None:

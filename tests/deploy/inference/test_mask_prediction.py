@@ -17,13 +17,13 @@ from PIL import Image
 
 import inference
 import inference_uncertain
-import train
 from data_loader.mask_classes import VOID, MaskClass, read_mask_classes
 from data_loader.masks import read_mask
 from data_loader.preprocess import Preprocess
 from deploy.inference import mask_prediction
+from deploy.inference.image_writers import save_jpeg
 from deploy.inference.mask_prediction import MaskPrediction, file_lookup, own_size
-from tests.helpers.masks import CLASSES, VALUES, mask_nets, scene, write_config, write_scenes
+from tests.helpers.masks import CLASSES, VALUES, mask_nets, scene, trained_masks
 from visualization.masks import laid_over, with_colours
 
 NAMES = [found["name"] for found in CLASSES]
@@ -35,18 +35,12 @@ def tiny_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         yield
 
 
-def trained(folder: Path, **changes: Any) -> Path:
-    write_scenes(folder, has_pairs=changes.get("model_net_name") == "TinyChange")
-    assert train.main(["--config", str(write_config(folder, num_epochs=12, **changes))]) == 0
-    return folder / "weights/net.pth"
-
-
 def infer(*flags: Any) -> int:
     return inference.main([*map(str, flags), "--device", "cpu", "--workers", "1"])
 
 
 def test_masks_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = trained(tmp_path)
+    weights = trained_masks(tmp_path)
     big, truth = scene(7, (95, 61))
     (tmp_path / "new/deeper").mkdir(parents=True)
     Image.fromarray(big).save(tmp_path / "new/deeper/big.png")
@@ -76,7 +70,7 @@ def test_masks_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_folder_with_label_images_is_that_of_its_images(tmp_path: Path) -> None:
-    weights = trained(tmp_path)
+    weights = trained_masks(tmp_path)
     flags = ["--weights", weights, "--image_dir", tmp_path / "valid", "--output", tmp_path / "out.jsonl", "--quiet"]
     assert infer(*flags) == 0
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -86,7 +80,7 @@ def test_a_folder_with_label_images_is_that_of_its_images(tmp_path: Path) -> Non
 
 
 def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = trained(tmp_path, model_net_name="TinyChange", num_classes=2)
+    weights = trained_masks(tmp_path, model_net_name="TinyChange", num_classes=2)
     valid = tmp_path / "valid"
     common = ["--weights", weights, "--save_images", tmp_path / "out", "--quiet"]
     assert infer(*common, "--image_dir", valid, "--output", tmp_path / "out.json") == 0
@@ -119,13 +113,13 @@ def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_second_image_is_of_nets_of_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights, image = trained(tmp_path), tmp_path / "valid/images/00.png"
+    weights, image = trained_masks(tmp_path), tmp_path / "valid/images/00.png"
     assert infer("--weights", weights, "--image", image, "--second_image", image, "--output", tmp_path / "a.csv") == 2
     assert "this net predicts for one image, not for pairs" in capsys.readouterr().err
 
 
 def test_without_folder_heat_maps_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = trained(tmp_path)
+    weights = trained_masks(tmp_path)
     assert infer("--weights", weights, "--image_dir", tmp_path / "valid", "--heatmap", tmp_path / "maps") == 2
     assert "heat map" in capsys.readouterr().err
 
@@ -205,7 +199,15 @@ def test_what_the_service_answers() -> None:
 
 
 def test_masks_have_no_calibration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights, images = str(trained(tmp_path)), str(tmp_path / "valid")
+    weights, images = str(trained_masks(tmp_path)), str(tmp_path / "valid")
     for flags in (["--calibrate", images], ["--image_dir", images]):
         assert inference_uncertain.main(["--weights", weights, *flags, "--device", "cpu"]) == 2
         assert "and this net gives a class for each pixel" in capsys.readouterr().err
+
+
+def test_names_too_long_for_a_file_system_are_cut_and_stay_apart(tmp_path: Path) -> None:
+    names = ["x" * 250 + ending for ending in ("1", "2")]
+    for name in names:
+        save_jpeg(tmp_path / "out", f"deeper/{name}", ".answer.jpg", Image.new("RGB", (8, 8)))
+    made = [path.name for path in (tmp_path / "out/deeper").iterdir()]
+    assert len(made) == 2 and all(len(name) <= 255 and name.endswith(".answer.jpg") for name in made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from artifacts.metadata import ModelMetadata
+from data_loader.mask_classes import default_classes
 from data_loader.preprocess import Preprocess
 from deploy.inference.box_prediction import BoxPrediction
 from deploy.inference.tiled_boxes import Candidates, TiledBoxes, candidates_of, joined_objects
@@ -100,12 +100,9 @@ def test_classes_do_not_suppress_each_other() -> None:
 
 
 def test_a_smaller_copy_shows_the_same_objects() -> None:
-    (found,) = [
-        replace(
-            TiledBoxes("a", size=(400, 200)),
-            objects=joined_objects(
-                [Candidates(np.array([[40.0, 20, 80, 60]]), np.array([1]), np.array([0.7]), np.array([False]))], 0.6
-            ),
-        )
-    ]
-    assert found.scaled_to((200, 50)).objects[0].box == (20, 5, 40, 15)
+    parts = [Candidates(np.array([[80.0, 40, 400, 160]]), np.array([1]), np.array([0.7]), np.array([False]))]
+    classes = default_classes(METADATA.class_names)
+    found = TiledBoxes("a", classes=classes, size=(1000, 400), objects=joined_objects(parts, 0.6))
+    drawn = np.asarray(found.annotate(Image.new("RGB", (500, 200))))
+    assert drawn[50, 40].tolist() == drawn[79, 199].tolist() == list(classes[1].color)
+    assert drawn[50, 39].tolist() == drawn[50, 210].tolist() == [0, 0, 0]

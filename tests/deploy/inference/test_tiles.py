@@ -7,7 +7,6 @@ import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +15,12 @@ from PIL import Image
 from torch import nn
 
 import inference
-import train
 from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
 from deploy.backends.base import BackendError
 from deploy.inference.predictor import Predictor
 from deploy.inference.tiles import DecodedImage, TiledPredictor, blend_weights, starts, tiled_logits
-from tests.helpers.masks import VALUES, mask_nets, scene, write_config, write_scenes
+from tests.helpers.masks import VALUES, mask_nets, scene, trained_masks
 
 METADATA = ModelMetadata(
     ("a", "b", "c"),
@@ -148,14 +146,8 @@ def tiny_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         yield
 
 
-def trained(folder: Path, **changes: Any) -> Path:
-    write_scenes(folder, has_pairs=changes.get("model_net_name") == "TinyChange")
-    assert train.main(["--config", str(write_config(folder, num_epochs=12, **changes))]) == 0
-    return folder / "weights/net.pth"
-
-
 def test_inference_by_tiles(tiny_nets: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = trained(tmp_path)
+    weights = trained_masks(tmp_path)
     pixels, truth = scene(3, (130, 75))
     (tmp_path / "new").mkdir()
     Image.fromarray(pixels).save(tmp_path / "new/a.png")
@@ -175,7 +167,7 @@ def test_inference_by_tiles(tiny_nets: None, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_pairs_by_tiles(tiny_nets: None, tmp_path: Path) -> None:
-    weights = trained(tmp_path, model_net_name="TinyChange", num_classes=2)
+    weights = trained_masks(tmp_path, model_net_name="TinyChange", num_classes=2)
     flags = ["--weights", str(weights), "--image_dir", str(tmp_path / "valid"), "--device", "cpu", "--quiet", "--tiles"]
     Image.new("RGB", (28, 30)).save(tmp_path / "valid/B/03.png")
     assert inference.main([*flags, "--output", str(tmp_path / "o.json"), "--save_images", str(tmp_path / "out")]) == 1
