@@ -15,9 +15,10 @@ from data_loader.box_classes import check_count, found_classes, named_classes
 from data_loader.box_folders import coco_file, find_annotated
 from data_loader.box_geometry import fitted, oriented, scaled_to, within
 from data_loader.coco import CocoData, read_coco
+from data_loader.decoding import MAX_PIXELS, TURNED, image_size
 from data_loader.errors import ImageError
 from data_loader.mask_classes import MaskClass
-from data_loader.preprocess import MAX_PIXELS, TURNED, Preprocess, image_size
+from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, Sample, SampleList, shorten
 from data_loader.targets import Target, View
 

@@ -23,7 +23,8 @@ from PIL import AvifImagePlugin, Image
 
 from common.malloc import return_freed_memory
 from data_loader.decode_guard import GUARD
-from data_loader.preprocess import Preprocess, as_array, decode
+from data_loader.decoding import decode
+from data_loader.preprocess import Preprocess, as_array
 
 REQUEST = struct.Struct("<ccQIQ")  # FIT or SHOW, BYTES or PATH, max_pixels, longest side to show, bytes of the source
 REPLY = struct.Struct("<cQ")  # READY, PIXELS, BAD or BUG, bytes that follow

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from data_loader.decoding import MAX_PIXELS, image_size
 from data_loader.errors import ImageError
 from data_loader.mask_classes import VOID, MaskClass
 from data_loader.mask_folders import find_pairs
 from data_loader.masks import fit_mask, read_mask, upright
-from data_loader.preprocess import MAX_PIXELS, Preprocess, image_size
+from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, Sample, SampleList
 from data_loader.targets import Target, View
 

@@ -10,16 +10,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_loader.decode_guard import guarded
+from data_loader.decoding import FORMATS, MAX_PIXELS, UNREADABLE, quiet_pillow, unreadable_reason
 from data_loader.errors import ImageError
 from data_loader.mask_classes import LARGEST_VALUE, VOID, MaskClass
-from data_loader.preprocess import (
-    FORMATS,
-    MAX_PIXELS,
-    UNREADABLE,
-    Preprocess,
-    quiet_pillow,
-    unreadable_reason,
-)
+from data_loader.preprocess import Preprocess
 
 EXACT = ("PNG", "BMP", "DIB", "TIFF", "GIF", "PPM")  # formats that keep every value
 ONE_CHANNEL = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")

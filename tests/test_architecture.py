@@ -19,6 +19,7 @@ DATA = tuple(  # what a package without torch's loaders may have of them
             "box_geometry",
             "decode_guard",
             "decoder_process",
+            "decoding",
             "image_files",
             "list_reader",
             "mask_classes",

@@ -229,7 +229,7 @@ def _pixels(path: Path, cell_px: int, max_pixels: int) -> np.ndarray:
     """Read an image for a cell, (H, W, 3) uint8; a large one is reduced at once to twice the cell, to save memory."""
     import numpy as np
 
-    from data_loader.preprocess import decode
+    from data_loader.decoding import decode
 
     image = decode(path, 3, max_pixels)
     image.thumbnail((2 * cell_px, 2 * cell_px))

@@ -11,7 +11,8 @@ from PIL import Image
 from artifacts.metadata import ModelMetadata
 from common.errors import UserError
 from common.formatting import did_you_mean
-from data_loader.preprocess import as_array, decode
+from data_loader.decoding import decode
+from data_loader.preprocess import as_array
 from deploy.backends.base import HeatMap, HeatMapper
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.class_prediction import ClassPrediction

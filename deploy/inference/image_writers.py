@@ -14,7 +14,8 @@ from pathlib import Path
 from PIL import Image
 
 from common.atomic_io import ResultsError, atomic_path, writing
-from data_loader.preprocess import ImageError, decode
+from data_loader.decoding import decode
+from data_loader.preprocess import ImageError
 from deploy.inference.geo_images import GeoImage, opened_by_gdal, write_polygons
 from deploy.inference.mask_prediction import MaskPrediction, file_lookup
 from deploy.inference.prediction import Prediction

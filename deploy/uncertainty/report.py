@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from common.atomic_io import check_folder, write_atomic, writing
-from data_loader.preprocess import ImageError, decode
+from data_loader.decoding import decode
+from data_loader.preprocess import ImageError
 from visualization.uncertainty_charts import histogram_chart, reliability_chart, risk_chart
 
 PAGE, VALUES = "uncertainty.html", "uncertainty.json"

@@ -11,7 +11,8 @@ import numpy as np
 
 from artifacts.metadata import ModelMetadata
 from common.atomic_io import ResultsError, atomic_path, check_folder, write_atomic, writing
-from data_loader.preprocess import ImageError, decode
+from data_loader.decoding import decode
+from data_loader.preprocess import ImageError
 from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.decision import SET_ASIDE
 from deploy.inference.image_writers import reading_image

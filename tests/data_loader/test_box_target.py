@@ -16,9 +16,9 @@ from data_loader.bad_images import without
 from data_loader.box_annotations import MAX_BYTES, read_annotation
 from data_loader.box_classes import named_classes, read_yaml_names
 from data_loader.box_target import Boxes, BoxSamples, BoxTarget
+from data_loader.decoding import decode
 from data_loader.errors import ImageError
 from data_loader.list_reader import read_target_list
-from data_loader.preprocess import decode
 from data_loader.samples import ListError, SampleList
 from tests.helpers.boxes import NAMES, SIZE, coco, scene, voc, write_boxes, write_coco, yolo
 

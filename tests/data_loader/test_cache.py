@@ -28,6 +28,7 @@ from data_loader.bad_images import BadImageError, without
 from data_loader.batch_augment import BatchViews
 from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.cache_builder import CacheError, NewFile, check_room, fit_all, free_memory, new_file, size_text
+from data_loader.decoding import decode
 from data_loader.epoch_plan import EpochBatches, epoch_order, plan_epoch
 from data_loader.list_reader import read_list
 from data_loader.loaders import (
@@ -38,7 +39,7 @@ from data_loader.loaders import (
     training_loader,
     validation_loader,
 )
-from data_loader.preprocess import ImageError, Preprocess, decode
+from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import SampleList
 from tests.helpers.augmented import EVERYTHING, compare, seen_in, textured
 from tests.helpers.breaking import dying_after_save

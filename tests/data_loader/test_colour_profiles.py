@@ -15,7 +15,8 @@ from artifacts.metadata import ModelMetadata, preprocess_of
 from configs.schema import Config
 from data_loader.cache import Fitting
 from data_loader.colour_profiles import LARGEST
-from data_loader.preprocess import Preprocess, as_array, decode
+from data_loader.decoding import decode
+from data_loader.preprocess import Preprocess, as_array
 from deploy.service.image_decoder import ImageDecoder
 from tests.helpers.images import png_file
 from tests.helpers.profiles import (

@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image, features
 
+from data_loader.decoding import decode
 from data_loader.image_files import IMAGE_SUFFIXES
-from data_loader.preprocess import ImageError, Preprocess, as_array, decode
+from data_loader.preprocess import ImageError, Preprocess, as_array
 from tests.helpers.images import png_header
 
 ORIENTATION_TAG = 0x0112

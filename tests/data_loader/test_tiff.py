@@ -12,7 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from data_loader.preprocess import ImageError, as_array, decode
+from data_loader.decoding import decode
+from data_loader.preprocess import ImageError, as_array
 from tests.helpers.tiff_files import tiff_file
 
 HEIGHT, WIDTH = 21, 34  # neither strips nor tiles divide them

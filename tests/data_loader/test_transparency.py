@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_loader.preprocess import as_array, decode
+from data_loader.decoding import decode
+from data_loader.preprocess import as_array
 from tests.helpers.images import bmp_file, png_file
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from artifacts.checkpoint import Checkpoint, save_checkpoint
 from artifacts.metadata import ModelMetadata
-from data_loader.preprocess import Preprocess, as_array, decode
+from data_loader.decoding import decode
+from data_loader.preprocess import Preprocess, as_array
 from nets.net_interface import build_net
 from tests.conftest import write_image
 

@@ -18,8 +18,9 @@ import train
 from common.console import text_columns
 from configs.loading import process_config
 from configs.schema import Config
+from data_loader.decoding import decode
 from data_loader.list_reader import read_list, read_unlabelled
-from data_loader.preprocess import Preprocess, decode
+from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 from tests.helpers.doctor import CLASSES, Diagnosis, Planted, examined, found, kinds, soft_image
 from tests.helpers.images import png_file

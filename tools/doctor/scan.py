@@ -23,7 +23,8 @@ from tqdm import tqdm
 from common.errors import UserError
 from data_loader.colour_profiles import CONVERTED, UNUSABLE, profile_use
 from data_loader.decode_guard import GUARD, guarded
-from data_loader.preprocess import BROKEN_EXIF, ImageError, Preprocess, open_image, stream_of
+from data_loader.decoding import BROKEN_EXIF, open_image, stream_of
+from data_loader.preprocess import ImageError, Preprocess
 from data_loader.tiff import has_mask
 from data_loader.transparency import with_stored_alpha
 

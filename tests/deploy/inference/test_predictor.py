@@ -20,8 +20,9 @@ from common.console import elide, text_columns
 from configs.schema import Config
 from data_loader import decoder_process
 from data_loader.decode_guard import GUARD
+from data_loader.decoding import decode
 from data_loader.loaders import ImageDataset, validation_loader
-from data_loader.preprocess import Preprocess, as_array, decode
+from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import ListError, Sample, SampleList
 from deploy.backends.base import BackendError
 from deploy.backends.devices import choose_device

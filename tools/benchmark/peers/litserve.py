@@ -10,7 +10,7 @@ from typing import Any
 import litserve  # type: ignore[import-not-found]
 from PIL import Image
 
-from data_loader.preprocess import decode
+from data_loader.decoding import decode
 from deploy.backends.loading import load_backend
 from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor
