@@ -45,6 +45,11 @@ ALLOWED = {  # what a package's files may import of ours, by prefix; `common` fo
     "deploy.export": ("artifacts", "configs", *DATA, "deploy.backends", "pytorch2json"),
 }
 
+DATASETS = tuple(  # of data_loader, what the data set tools read with
+    f"data_loader.{name}" for name in ("coco", "box_annotations", "box_folders", "box_classes", "errors", "problems")
+)
+ALLOWED["datasets"] = (*DATA, *DATASETS)
+
 MOST_LINES = 50  # of a function
 
 

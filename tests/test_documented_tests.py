@@ -11,7 +11,9 @@ TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 PAGES = (ROOT / "SECURITY.md", ROOT / "docs" / "reliability.md")
 MAPS = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "decisions.md")
-PACKAGES = "artifacts|common|configs|data_loader|deploy|nets|platforms|pytorch2json|tools|trainers|visualization"
+PACKAGES = (
+    "artifacts|common|configs|data_loader|datasets|deploy|nets|platforms|pytorch2json|tools|trainers|visualization"
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,0 +1,61 @@
+"""The image files that records name: taken along into another folder, and copied whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.atomic_io import atomic_path
+from datasets.outcome import Outcome
+from datasets.records import Record, value
+
+FOLDERS = {"image_file": "images", "semantic_file": "semantic"}  # below the target, by the key that names a file
+
+
+def take_along(records: Sequence[Record], source: Path, target: Path, outcome: Outcome) -> list[Record]:
+    """Return the records with their files linked, or copied, into the target's folders, paths changed accordingly.
+
+    A record whose file cannot be taken is left out. Files of several records are taken once.
+    """
+    taken: dict[str, Path] = {}
+    made = []
+    for record in records:
+        moved = dict(record)
+        try:
+            for key, folder in FOLDERS.items():
+                if path := value(record, key):
+                    moved[key] = _take(source / path, path, folder, target, taken)
+        except OSError as error:
+            outcome.leave_out(value(record, "image_file"), f"{error.filename}: {error.strerror or error}")
+            continue
+        made.append(moved)
+    return made
+
+
+def place_file(source: Path, target: Path, *, may_link: bool = True) -> None:
+    """Link a file to another place, or copy it where that is not possible; complete or not at all. Raises OSError."""
+    if target.exists() and target.samefile(source):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target, durable=False) as temporary:
+        if may_link:
+            try:
+                os.link(source.resolve(), temporary)
+                return
+            except OSError:  # another disk, or one without hard links
+                pass
+        shutil.copyfile(source, temporary)
+
+
+def _take(source: Path, path: str, folder: str, target: Path, taken: dict[str, Path]) -> str:
+    """Take one file; return its path below the target. Two files that would get one name keep their whole paths."""
+    if not source.is_file():
+        raise FileNotFoundError(2, "no such file", str(source))
+    resolved = source.resolve()
+    name = f"{folder}/{path.removeprefix(folder + '/')}"
+    while taken.setdefault(name, resolved) != resolved:
+        name = f"{folder}/{name}"
+    place_file(source, target / name)
+    return name

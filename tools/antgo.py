@@ -1,0 +1,46 @@
+"""The one entry of the data set tools: `python -m tools.antgo WORDS`, such as `extract/images --src a --tgt b`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from common.cli import run_program
+from common.errors import UserError
+from common.formatting import did_you_mean
+
+VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
+    "extract/images": "a folder of images -> standard annotations",
+}
+
+
+class WordsError(UserError):
+    """Words that are no command; the message is one sentence for the user."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command by its words, or list the commands; return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    words = words[1:] if words[:1] == ["tool"] else words
+    if not words or words[0] in ("-h", "--help"):
+        return run_program("antgo", _list_verbs)
+    if words[0] not in VERBS:
+        return run_program("antgo", lambda: _refuse(words[0]))
+    module = importlib.import_module("tools.datasets." + words[0].replace("/", "_"))
+    return int(module.VERB.main(words[1:]))
+
+
+def _list_verbs() -> int:
+    print("python -m tools.antgo WORDS; each has --help")
+    for name, summary in VERBS.items():
+        print(f"  {name:<18}{summary}")
+    return 0
+
+
+def _refuse(word: str) -> int:
+    raise WordsError(f'"{word}" is no command{did_you_mean(word, VERBS)}; without words it lists them')
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
