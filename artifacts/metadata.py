@@ -14,7 +14,14 @@ from typing import Any
 
 from artifacts.calibration import ACCEPT, CONFORMAL, Calibration
 from configs.schema import Config
-from data_loader.mask_classes import MASK_CLASSES_FILE, MaskClass, default_classes, read_mask_classes
+from data_loader.mask_classes import (
+    MASK_CLASSES_FILE,
+    MaskClass,
+    OtherClass,
+    default_classes,
+    read_mask_classes,
+    read_other_classes,
+)
 from data_loader.preprocess import Preprocess
 from data_loader.samples import CLASS_NAMES_FILE, ListError, read_class_names
 
@@ -215,11 +222,7 @@ def mask_classes_of(config: Config) -> tuple[MaskClass, ...]:
 
     Raises ListError, also where there are not `num_classes` of them.
     """
-    file = Path(config.class_names_file)
-    if not config.class_names_file:
-        root, list_file = Path(config.train_data_root_dir), config.train_data_file
-        folders = (Path(list_file).parent,) if list_file else (root, root.parent)
-        file = next((found for folder in folders if (found := folder / MASK_CLASSES_FILE).is_file()), file)
+    file = _mask_classes_file(config)
     if file.suffix.lower() != ".json":
         names = class_names_of(config) or tuple(str(label) for label in range(config.num_classes))
         return default_classes(names)
@@ -227,6 +230,21 @@ def mask_classes_of(config: Config) -> tuple[MaskClass, ...]:
     if len(classes) != config.num_classes:
         raise ListError([f"{file}: {len(classes)} classes, but num_classes is {config.num_classes}"])
     return classes
+
+
+def other_classes_of(config: Config) -> tuple[OtherClass, ...]:
+    """Return the classes of the data that the net does not have, as the classes.json of `mask_classes_of` says."""
+    file = _mask_classes_file(config)
+    return read_other_classes(file) if file.suffix.lower() == ".json" else ()
+
+
+def _mask_classes_file(config: Config) -> Path:
+    file = Path(config.class_names_file)
+    if not config.class_names_file:
+        root, list_file = Path(config.train_data_root_dir), config.train_data_file
+        folders = (Path(list_file).parent,) if list_file else (root, root.parent)
+        file = next((found for folder in folders if (found := folder / MASK_CLASSES_FILE).is_file()), file)
+    return file
 
 
 def preprocess_of(config: Config) -> Preprocess:

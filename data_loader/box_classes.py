@@ -9,7 +9,14 @@ from pathlib import Path
 
 from configs.schema import Config
 from data_loader.image_files import natural_sorted
-from data_loader.mask_classes import MASK_CLASSES_FILE, MaskClass, default_color, read_mask_classes
+from data_loader.mask_classes import (
+    MASK_CLASSES_FILE,
+    MaskClass,
+    OtherClass,
+    default_color,
+    read_mask_classes,
+    read_other_classes,
+)
 from data_loader.samples import CLASS_NAMES_FILE, ListError, read_class_names, read_utf8
 
 YOLO_FILES = ("data.yaml", "data.yml", "dataset.yaml")
@@ -34,6 +41,12 @@ def box_classes_of(config: Config) -> tuple[MaskClass, ...]:
         classes = named_classes(read_class_names(file))
     check_count(classes, config.num_classes, str(file))
     return classes
+
+
+def other_box_classes_of(config: Config) -> tuple[OtherClass, ...]:
+    """Return the classes of the data that the net does not have, as the classes.json of `box_classes_of` says."""
+    file = Path(config.class_names_file) if config.class_names_file else _found(config)
+    return read_other_classes(file) if file is not None and file.suffix.lower() == ".json" else ()
 
 
 def named_classes(names: Sequence[str], values: Sequence[int] = ()) -> tuple[MaskClass, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from data_loader.box_geometry import fitted, oriented, scaled_to, within
 from data_loader.coco import CocoData, read_coco
 from data_loader.decoding import MAX_PIXELS, TURNED, image_size
 from data_loader.errors import ImageError
-from data_loader.mask_classes import MaskClass
+from data_loader.mask_classes import VOID, MaskClass, OtherClass
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, Sample, SampleList, shorten
 from data_loader.targets import Target, View
@@ -64,8 +64,16 @@ class BoxTarget(Target):
     files = ("annotation",)
     needs_scan = True
 
-    def __init__(self, num_classes: int, classes: Sequence[MaskClass] = (), *, max_pixels: int = MAX_PIXELS) -> None:
-        self.num_classes, self.classes, self.max_pixels = num_classes, tuple(classes), max_pixels
+    def __init__(
+        self,
+        num_classes: int,
+        classes: Sequence[MaskClass] = (),
+        *,
+        max_pixels: int = MAX_PIXELS,
+        others: Sequence[OtherClass] = (),
+    ) -> None:
+        self.num_classes, self.classes, self.others = num_classes, tuple(classes), tuple(others)
+        self.max_pixels = max_pixels
         self.class_names = tuple(found.name for found in classes)
 
     def parse(self, text: str, root: str) -> str:
@@ -108,7 +116,7 @@ class BoxTarget(Target):
     def settled(self, first: SampleList) -> BoxTarget:
         """Return the target with the classes of the training list."""
         assert isinstance(first, BoxSamples)
-        return BoxTarget(self.num_classes, first.classes, max_pixels=self.max_pixels)
+        return BoxTarget(self.num_classes, first.classes, max_pixels=self.max_pixels, others=self.others)
 
     def load(self, sample: Sample) -> Boxes:
         """Return the boxes in the pixels of the image as it is decoded in full."""
@@ -188,7 +196,9 @@ class BoxTarget(Target):
         except ListError as error:  # a file that cannot be used may hold the missing class
             broken = [f"{found.path}: {found.problem}" for found in annotations if found.problem]
             raise ListError([*error.problems, *broken]) from error
-        labels = {found.name: label for label, found in enumerate(classes)}
+        names_in_order = tuple(found.name for found in classes)
+        labels = {name: label for label, name in enumerate(names_in_order)}
+        labels |= {other.found.name: other.index for other in self.others}
         if unknown := [name for name in counts if name not in labels]:
             first = next(
                 f"{sample.path} ({found.path})" if found.path != samples.origin else sample.path
@@ -196,18 +206,23 @@ class BoxTarget(Target):
                 if unknown[0] in found.names
             )
             names = ", ".join(f'"{shorten(name)}" ({counts[name]})' for name in unknown[:SHOWN])
-            known = ", ".join(list(labels)[:SHOWN])
+            known = ", ".join(names_in_order[:SHOWN])
             text = f"objects of unknown classes: {names}; the first is in {first}; known: {known}"
             raise ListError([f"{samples.origin}: {text}"])
         made = tuple(
-            replace(
-                sample,
-                target=replace(found, labels=np.array([labels[name] for name in found.names], np.int64)),
-            )
+            replace(sample, target=_with_labels(found, labels))
             for sample, found in zip(samples.samples, annotations, strict=True)
         )
-        names_in_order = tuple(labels)
         return BoxSamples(**{**vars(samples), "samples": made, "class_names": names_in_order}, classes=tuple(classes))
+
+
+def _with_labels(found: Annotation, labels: Mapping[str, int]) -> Annotation:
+    """Return an annotation with the labels of its names, without the objects whose label is VOID."""
+    numbers = np.array([labels[name] for name in found.names], np.int64)
+    keeps = numbers != VOID
+    names = tuple(name for name, is_kept in zip(found.names, keeps, strict=True) if is_kept)
+    kept = {"names": names, "labels": numbers[keeps], "boxes": found.boxes[keeps], "ignored": found.ignored[keeps]}
+    return replace(found, **kept) if not keeps.all() else replace(found, labels=numbers)
 
 
 def _lines(samples: BoxSamples, scans: Sequence[tuple[Boxes, int]]) -> list[str]:

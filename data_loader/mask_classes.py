@@ -16,6 +16,7 @@ VOID = 255  # the class index of pixels that neither loss nor metrics count
 MOST_CLASSES = 255  # indices 0..254, and VOID
 MASK_CLASSES_FILE = "classes.json"
 LARGEST_VALUE = 65_535
+READ_AS = "read_as"
 EXAMPLE = '{"name": "road", "value": 3, "color": "110,193,228", "title": "Road"}'
 _COLOR = re.compile(r"\s*(?:rgb\()?\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*\)?\s*")
 _HEX = re.compile(r"\s*#([0-9a-fA-F]{6})\s*")
@@ -49,6 +50,14 @@ class MaskClass:
         return made
 
 
+@dataclass(frozen=True)
+class OtherClass:
+    """A class of the data that a net does not have: what is of it is of the net's class `index`, or VOID: ignored."""
+
+    found: MaskClass
+    index: int
+
+
 def default_color(index: int) -> Color:
     """Return the colour of a class that has none: PASCAL VOC's colour map, whose first is black."""
     color = [0, 0, 0]
@@ -71,8 +80,21 @@ def read_mask_classes(file: StrPath) -> tuple[MaskClass, ...]:
 
     The file holds a list of objects: `name`; `value`, 0..65535 (left out: the place in the list); `color`, "R,G,B",
     [R, G, B] or "#RRGGBB" (left out: one of our own); `title` (left out: the name). "colour" and the prefix "class_",
-    as in "class_name", are understood too; other keys are ignored.
+    as in "class_name", are understood too; other keys are ignored. Entries with "read_as" are none of these classes:
+    `read_other_classes` returns them.
     """
+    return _read_file(file)[0]
+
+
+def read_other_classes(file: StrPath) -> tuple[OtherClass, ...]:
+    """Return the entries of a classes.json with "read_as": the name of the class that stands for them, or null.
+
+    Raises ListError with every problem.
+    """
+    return _read_file(file)[1]
+
+
+def _read_file(file: StrPath) -> tuple[tuple[MaskClass, ...], tuple[OtherClass, ...]]:
     try:
         entries = json.loads(read_utf8(str(file)))
     except json.JSONDecodeError as error:
@@ -84,12 +106,24 @@ def read_mask_classes(file: StrPath) -> tuple[MaskClass, ...]:
     if len(entries) > MOST_CLASSES:
         raise ListError([f"{file}: {len(entries)} classes; label images can have {MOST_CLASSES} at most"])
     problems: list[str] = []
-    classes = [_read_class(entry, index, problems) for index, entry in enumerate(entries)]
+    read = [_read_class(entry, index, problems) for index, entry in enumerate(entries)]
     if not problems:
-        problems += _repeats([found for found in classes if found is not None])
+        problems += _repeats([found for found in read if found is not None])
+    classes, others = list[MaskClass](), list[tuple[MaskClass, Any]]()
+    for entry, found in zip(entries, read, strict=True):
+        if found is not None and READ_AS in entry:
+            others.append((found, entry[READ_AS]))
+        elif found is not None:
+            classes.append(found)
+    places: dict[Any, int] = {None: VOID, **{found.name: index for index, found in enumerate(classes)}}
+    problems += [
+        f'class "{found.name}": {READ_AS} must be null or the name of a class, got {short_json(name)}'
+        for found, name in others
+        if not isinstance(name, str | None) or name not in places
+    ]
     if problems:
         raise ListError([f"{file}: {problem}" for problem in problems])
-    return tuple(found for found in classes if found is not None)
+    return tuple(classes), tuple(OtherClass(found, places[name]) for found, name in others)
 
 
 def _read_class(entry: Any, index: int, problems: list[str]) -> MaskClass | None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_loader.decoding import MAX_PIXELS, image_size
 from data_loader.errors import ImageError
-from data_loader.mask_classes import VOID, MaskClass
+from data_loader.mask_classes import VOID, MaskClass, OtherClass
 from data_loader.mask_folders import find_pairs
 from data_loader.masks import fit_mask, read_mask, upright
 from data_loader.preprocess import Preprocess
@@ -33,12 +33,16 @@ class MaskFile(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskScan:
-    """What was found in one label image: pixels of each class (K,), of none, and the most frequent of these."""
+    """What was found in one label image: pixels of each class (K,), of none, and the most frequent of these.
+
+    `ignored` counts the pixels of known classes that do not count.
+    """
 
     pixels: np.ndarray
     void: int
     unknown: tuple[tuple[str, int], ...]
     orientation: int = 1
+    ignored: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,15 @@ class MaskTarget(Target):
     noun = "mask"
     needs_scan = True
 
-    def __init__(self, classes: Sequence[MaskClass], *, has_pairs: bool = False, max_pixels: int = MAX_PIXELS) -> None:
-        self.classes, self.max_pixels = tuple(classes), max_pixels
+    def __init__(
+        self,
+        classes: Sequence[MaskClass],
+        *,
+        has_pairs: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        others: Sequence[OtherClass] = (),
+    ) -> None:
+        self.classes, self.others, self.max_pixels = tuple(classes), tuple(others), max_pixels
         self.class_names = tuple(found.name for found in classes)
         self.has_pairs = has_pairs
         self.files = ("second image", "mask") if has_pairs else ("mask",)
@@ -97,7 +108,8 @@ class MaskTarget(Target):
         """Return the class indices, mode "L". Raises ImageError."""
         file: MaskFile = sample.target
         try:
-            return upright(read_mask(file.path, self.classes, self.max_pixels).indices, file.orientation)
+            mask = read_mask(file.path, self.classes, self.max_pixels, self.others)
+            return upright(mask.indices, file.orientation)
         except ImageError as error:
             raise ImageError(f"its mask {file.path}: {error}") from error
 
@@ -128,7 +140,7 @@ class MaskTarget(Target):
             first, second = _size_text(size), _size_text(others[0][0])
             raise ImageError(f"it is {first}, but the second image {sample.target.second} is {second}")
         try:
-            mask = read_mask(sample.target.path, self.classes, self.max_pixels)
+            mask = read_mask(sample.target.path, self.classes, self.max_pixels, self.others)
         except ImageError as error:
             raise ImageError(f"its mask {sample.target.path}: {error}") from error
         found = (mask.indices.shape[1], mask.indices.shape[0])
@@ -138,12 +150,15 @@ class MaskTarget(Target):
             raise ImageError(text)
         counts = np.bincount(mask.indices.ravel(), minlength=VOID + 1)
         turned = orientation if found != size else 1
-        return MaskScan(counts[: len(self.classes)], int(counts[VOID]), mask.unknown, turned)
+        return MaskScan(
+            counts[: len(self.classes)], int(counts[VOID]) - mask.ignored, mask.unknown, turned, mask.ignored
+        )
 
     def scanned(self, samples: SampleList, scans: Sequence[MaskScan]) -> tuple[MaskSamples, list[str]]:
         """Return the list with what its masks hold, and lines about it. Raises ListError where they are not usable."""
         pixels = np.sum([scan.pixels for scan in scans], axis=0)
-        void, total = sum(scan.void for scan in scans), sum(int(scan.pixels.sum()) + scan.void for scan in scans)
+        void = sum(scan.void for scan in scans)
+        total = void + sum(int(scan.pixels.sum()) + scan.ignored for scan in scans)
         self._check_shares(samples.origin, pixels, void, total, scans)
         turned = tuple(
             replace(sample, target=sample.target._replace(orientation=scan.orientation))

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from data_loader.decode_guard import guarded
 from data_loader.decoding import FORMATS, MAX_PIXELS, UNREADABLE, quiet_pillow, unreadable_reason
 from data_loader.errors import ImageError
-from data_loader.mask_classes import LARGEST_VALUE, VOID, MaskClass
+from data_loader.mask_classes import LARGEST_VALUE, VOID, MaskClass, OtherClass
 from data_loader.preprocess import Preprocess
 
 EXACT = ("PNG", "BMP", "DIB", "TIFF", "GIF", "PPM")  # formats that keep every value
@@ -33,20 +33,30 @@ SHOWN = 5  # most frequent unknown values
 
 @dataclass(frozen=True)
 class Mask:
-    """A label image's class indices (H, W) uint8, and its most frequent unknown values or colours by their pixels."""
+    """A label image's class indices (H, W) uint8, and its most frequent unknown values or colours by their pixels.
+
+    `ignored` counts the pixels that are VOID because they are of a class that does not count, not for being unknown.
+    """
 
     indices: np.ndarray
     unknown: tuple[tuple[str, int], ...] = ()
+    ignored: int = 0
 
 
 @guarded
-def read_mask(path: str, classes: tuple[MaskClass, ...], max_pixels: int = MAX_PIXELS) -> Mask:
+def read_mask(
+    path: str,
+    classes: tuple[MaskClass, ...],
+    max_pixels: int = MAX_PIXELS,
+    others: tuple[OtherClass, ...] = (),
+) -> Mask:
     """Return the class indices of a label image.
 
     A pixel of one channel is a class's `value`; a colour is a class's `color` exactly (alpha does not count). A palette
     counts as colours where two of them, or all, are classes' colours, else by its indices. A grey RGB image is read by
     values, and one channel by grey colours (0 and 255 for black and white), where that knows more of it. Any other
-    pixel is VOID. Raises ImageError, also for a format that does not keep exact values (JPEG).
+    pixel is VOID. `others` are read alike, as the classes that stand for them. Raises ImageError, also for a format
+    that does not keep exact values (JPEG).
     """
     try:
         with quiet_pillow(), Image.open(path, formats=FORMATS) as image:
@@ -57,7 +67,7 @@ def read_mask(path: str, classes: tuple[MaskClass, ...], max_pixels: int = MAX_P
             if width * height > max_pixels:
                 raise ImageError(f"{width}x{height} is more than max_pixels ({max_pixels}) allows")
             image.load()
-            return _read(image, classes)
+            return _merged(_read(image, (*classes, *(other.found for other in others))), len(classes), others)
     except ImageError:
         raise
     except UNREADABLE as error:
@@ -80,6 +90,16 @@ def fit_mask(preprocess: Preprocess, mask: Image.Image) -> np.ndarray:
     else:
         mask = ImageOps.fit(mask, size, nearest)
     return np.array(mask)
+
+
+def _merged(mask: Mask, num_classes: int, others: tuple[OtherClass, ...]) -> Mask:
+    """Return a mask whose indices from `num_classes` on, which are of `others`, have become those of the classes."""
+    if not others:
+        return mask
+    table = np.arange(VOID + 1, dtype=np.uint8)
+    table[num_classes : num_classes + len(others)] = [other.index for other in others]
+    indices = table[mask.indices]
+    return Mask(indices, mask.unknown, int((indices == VOID).sum() - (mask.indices == VOID).sum()))
 
 
 def _read(image: Image.Image, classes: tuple[MaskClass, ...]) -> Mask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import itertools
 import os
 import signal
@@ -29,6 +30,7 @@ from trainers.builder import build_start_net, build_trainer
 from trainers.data.reading import Skipped, read_data
 from trainers.data.sample_lists import read_lists
 from trainers.head_fitting import fit_new_head
+from trainers.hooks import TrainingHooks
 from trainers.reporting.reporter import Reporter, log_nothing
 from trainers.reporting.run_summary import build_report, finish
 from trainers.reporting.tensorboard_logger import TrainingLogger
@@ -97,8 +99,10 @@ def processes_wanted(config: Config) -> int:
     return max(1, len(config.gpu_ids())) if torch.cuda.is_available() else 1
 
 
-def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -> int:
-    """Be one process of a training; return its exit code."""
+def run_rank(
+    config: Config, world: World, *, resume: bool, earlier: str = "", hooks: TrainingHooks | None = None
+) -> int:
+    """Be one process of a training; return its exit code. `hooks` are what the program around it adds."""
     log = log_line if world.is_main else log_nothing
     GUARD.timeout_s = config.decode_timeout_s
     runtime = _choose_runtime(config, world, log)
@@ -108,10 +112,12 @@ def run_rank(config: Config, world: World, *, resume: bool, earlier: str = "") -
     if world.is_main:
         check_writable(config.save_path, *([config.log_path] if config.is_tensorboard else []))
     with alone(config.save_path) if world.is_main else nullcontext():
-        return _train(config, runtime, checkpoint, log, earlier)
+        return _train(config, runtime, checkpoint, log, earlier, hooks or TrainingHooks())
 
 
-def _train(config: Config, runtime: Runtime, checkpoint: Checkpoint | None, log: Log, earlier: str) -> int:
+def _train(
+    config: Config, runtime: Runtime, checkpoint: Checkpoint | None, log: Log, earlier: str, hooks: TrainingHooks
+) -> int:
     """Read the data, train, and return the exit code of this process."""
     world = runtime.world
     if world.is_main and checkpoint is None:
@@ -125,7 +131,7 @@ def _train(config: Config, runtime: Runtime, checkpoint: Checkpoint | None, log:
             return error.exit_code
         if checkpoint is not None:
             check_classes(checkpoint, train.class_names, config, log)
-        trainer = _prepare_trainer(config, train, val, runtime, checkpoint, log)
+        trainer = _prepare_trainer(config, train, val, runtime, checkpoint, log, hooks)
         status = fit_and_report(config, trainer, skipped, log, earlier)
     if trainer.stop.received is not None:  # at the very end too: whoever stops a training wants no second stage
         return 128 + trainer.stop.received  # as shells count
@@ -195,7 +201,13 @@ def _choose_runtime(config: Config, world: World, log: Log) -> Runtime:
 
 
 def _prepare_trainer(
-    config: Config, train: SampleList, val: SampleList, runtime: Runtime, checkpoint: Checkpoint | None, log: Log
+    config: Config,
+    train: SampleList,
+    val: SampleList,
+    runtime: Runtime,
+    checkpoint: Checkpoint | None,
+    log: Log,
+    hooks: TrainingHooks,
 ) -> Trainer:
     """Return the trainer of a training that begins, or goes on from a checkpoint.
 
@@ -203,6 +215,7 @@ def _prepare_trainer(
     """
     begins = checkpoint is None
     net = build_start_net(config, log if begins else log_nothing, train.class_names, with_weights=begins)
+    hooks.net_built(net, log)
     if begins and config.fit_head:
         fit_new_head(net, config, train, runtime, log)
     if checkpoint is None:
@@ -233,6 +246,8 @@ def _prepare_trainer(
         where = f"after epoch {progress.epoch}, the last," if is_over else f"in epoch {progress.epoch + 1}"
         log(f"resuming {where} at step {progress.step}")
     logger.config_text(config.model_dump())
+    hooks.training_ready(trainer)
+    trainer.epoch_ended = functools.partial(hooks.epoch_ended, trainer)
     return trainer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -60,6 +60,7 @@ class Trainer:
         self.stop = SharedStopRequest(runtime.world)
         self.bars = Bars(config.num_epochs, are_shown=reporter.show_progress and runtime.world.is_main)
         self.validator = Validator(self.state, batches, self.stop, reporter, self.bars)
+        self.epoch_ended: Callable[[Validation], None] = lambda result: None  # called once all of an epoch is saved
         self.differing_gradients: list[str] | None = None  # None: the config does not ask for `check_determinism`
         progress.num_train = progress.num_train or batches.num_train
 
@@ -181,6 +182,8 @@ class Trainer:
         self.reporter.logger.scalars({"train/epoch_loss": train_loss}, progress.step)
         self.reporter.logger.flush()
         self.reporter.log(f"{line}  {progress.images_per_second():.0f} img/s")
+        if result is not None:
+            self.epoch_ended(result)
 
     def _step_seed(self) -> int:
         return step_seed(self.config.seed, self.progress.step, self.runtime.world.rank)

@@ -19,6 +19,7 @@ from data_loader.box_target import Boxes, BoxSamples, BoxTarget
 from data_loader.decoding import decode
 from data_loader.errors import ImageError
 from data_loader.list_reader import read_target_list
+from data_loader.mask_classes import VOID, OtherClass
 from data_loader.samples import ListError, SampleList
 from tests.helpers.boxes import NAMES, SIZE, coco, scene, voc, write_boxes, write_coco, yolo
 
@@ -338,3 +339,15 @@ def test_the_parent_of_splits_and_another_number_of_classes_are_sentences(tmp_pa
     (tmp_path / "train/labels/00.xml").write_text("<", encoding="utf-8")
     with pytest.raises(ListError, match=r"num_classes is 3: (.|\n)*labels/00\.xml: it is no valid XML"):
         BoxTarget(3).read_folder(str(tmp_path / "train"))
+
+
+def test_objects_of_classes_that_the_net_does_not_have(tmp_path: Path) -> None:
+    write_boxes(tmp_path)
+    blue, red = named_classes(NAMES)
+    for index, label in ((VOID, None), (0, 0)):
+        target = BoxTarget(1, (red,), others=(OtherClass(blue, index),))
+        samples = target.read_folder(str(tmp_path / "train"))
+        for sample, number in zip(samples.samples, range(11), strict=False):
+            objects = scene(number)[1]
+            kept = [list(map(float, box)) for name, *box in objects if name == "red" or label is not None]
+            assert target.scan(sample)[0].boxes.tolist() == kept and not sample.target.labels.any()

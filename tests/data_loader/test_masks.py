@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 from PIL import ExifTags, Image
 
 from data_loader.errors import ImageError
-from data_loader.mask_classes import VOID, MaskClass, default_classes
+from data_loader.mask_classes import VOID, MaskClass, OtherClass, default_classes, read_mask_classes, read_other_classes
 from data_loader.mask_target import MaskFile, MaskTarget
 from data_loader.masks import fit_mask, read_mask
 from data_loader.preprocess import Preprocess
-from data_loader.samples import Sample
+from data_loader.samples import ListError, Sample
 
 CLASSES = (
     MaskClass("ground", 0, (155, 155, 155)),
@@ -161,3 +162,33 @@ def test_a_mask_is_fitted_as_its_image_is(resize: str) -> None:
     assert (image[~is_known] == 0).all()
     is_pure = np.isin(image, (0, 100, 200)) & is_known
     assert (mask[is_pure] * 100 == image[is_pure]).mean() > 0.98 and is_pure.mean() > 0.4
+
+
+def test_classes_that_the_net_does_not_have(tmp_path: Path) -> None:
+    """A class read as another one counts as that; one read as nothing is ignored, and not unknown."""
+    ground, road, tower = CLASSES
+    path = saved(tmp_path / "a.png", Image.fromarray(COLOURS))
+    as_ground = read_mask(path, (ground, road), others=(OtherClass(tower, 0),))
+    assert np.array_equal(as_ground.indices, np.where(INDICES == 2, 0, INDICES)) and not as_ground.ignored
+    unread = read_mask(path, (ground, road), others=(OtherClass(tower, VOID),))
+    assert np.array_equal(unread.indices, np.where(INDICES == 2, VOID, INDICES))
+    assert unread.ignored == 4 and not unread.unknown
+
+    target = MaskTarget((ground, road), others=(OtherClass(tower, VOID),))
+    scan = target.scan(Sample(path, MaskFile(path)))
+    assert scan.void == 0 and scan.ignored == 4 and scan.pixels.tolist() == [5, 3]
+
+
+def test_read_as_in_a_file_of_classes(tmp_path: Path) -> None:
+    file = tmp_path / "classes.json"
+    rows = [
+        {"name": "road", "value": 3, "read_as": "ground"},
+        {"name": "ground", "value": 0},
+        {"name": "car", "value": 5},
+    ]
+    file.write_text(json.dumps([*rows, {"name": "void", "value": 9, "read_as": None}]))
+    assert [found.name for found in read_mask_classes(file)] == ["ground", "car"]
+    assert [(other.found.name, other.index) for other in read_other_classes(file)] == [("road", 0), ("void", VOID)]
+    file.write_text(json.dumps([*rows, {"name": "van", "read_as": "bus", "value": 7}]))
+    with pytest.raises(ListError, match='class "van": read_as must be null or the name of a class, got "bus"'):
+        read_mask_classes(file)

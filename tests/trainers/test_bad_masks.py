@@ -229,6 +229,17 @@ def test_bad_masks_are_skipped_and_counted(tmp_path: Path) -> None:
     assert samples.class_counts() == expected and sum(expected) == 4 * SIZE[0] * SIZE[1]
 
 
+@pytest.mark.parametrize("folder", ["A", "B"])
+def test_damaged_images_of_pairs_are_skipped_too(tmp_path: Path, folder: str) -> None:
+    write_scenes(tmp_path, train=5, valid=2, has_pairs=True)
+    cut(tmp_path / f"train/{folder}/01.png")  # whose header, and so its size, is still there
+    changes = {"model_net_name": "TinyChange", "num_classes": 2, "bad_images": "skip"}
+    config = process_config(write_config(tmp_path, max_bad_share=0.2, **changes))
+    samples, _, skipped = read_data(config, World(), lambda line: None)
+    assert len(samples.samples) == 4 and [Path(row["path"]).name for row in skipped] == ["01.png"]
+    assert f"train/{folder}/01.png" in skipped[0]["path"] + skipped[0]["reason"]
+
+
 def test_a_little_void_is_told_once_for_a_split(tmp_path: Path) -> None:
     write_scenes(tmp_path, train=3, valid=2)
 

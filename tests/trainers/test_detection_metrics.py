@@ -224,6 +224,9 @@ def test_the_worst_images_have_their_mistakes_counted() -> None:
     metrics = DetectionMetrics(samples, Preprocess(480, 640))
     metrics.update(outputs, torch.tensor([0, 1, 2]), torch.tensor([3.0, 2.0, 1.0]))
     worst = metrics.compute().worst
+    assert metrics.compute().best_image == "b"  # c holds no object
+    assert metrics.compute(0.95).recall == 0.0 and metrics.compute(0.95).score_threshold == 0.95
+    assert metrics.compute(0.95).best_image == "a"  # the first of equals
     assert [(row.path, row.hits, row.missed, row.wrong) for row in worst] == [
         *(("c", 0, 0, 2), ("a", 1, 1, 1), ("b", 1, 0, 1))
     ]

@@ -222,7 +222,20 @@ def test_metrics_against_an_independent_count(kind: type[SegmentationValidation]
     }
     assert {row.path: row.iou for row in result.worst} == pytest.approx(of_images)
     assert result.worst[0].iou == min(of_images.values())
+    assert result.best_image == max(of_images, key=lambda path: of_images[path])
     assert kind.from_dict(result.to_dict()) == result
+
+
+def test_the_best_image_holds_more_than_background() -> None:
+    masks = torch.zeros(4, 3, 3, dtype=torch.uint8)  # the first one is all background, and predicted without a mistake
+    masks[1, 0], masks[2, :2], masks[3, :2] = 1, 1, 1
+    predictions = torch.tensor([0, 1, 1, 1])[:, None, None] * masks
+    predictions[1] = 0
+    logits = torch.nn.functional.one_hot(predictions.long(), 2).permute(0, 3, 1, 2).float()
+    for background, best in ((None, "a"), (0, "c"), (1, "a")):
+        metrics = SegmentationMetrics(2, torch.device("cpu"), background=background)
+        metrics.update(logits, masks, torch.arange(4), torch.zeros(4))
+        assert metrics.compute(["a", "b", "c", "d"], ["x", "y"], SegmentationValidation).best_image == best
 
 
 def test_a_split_without_any_known_pixel_has_no_scores() -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
 
 from artifacts.class_names import listed
+from artifacts.metadata import preprocess_of
 from configs.schema import Config
 from data_loader.bad_images import BadImageError, bad_image_sentence, find_bad_images, without
 from data_loader.cache import CachedSamples
 from data_loader.loaders import lost_loaders_reported
 from data_loader.preprocess import ImageError, Preprocess
-from data_loader.samples import ListError, SampleList
+from data_loader.samples import ListError, Sample, SampleList
 from data_loader.targets import ClassLabel, Target
 from trainers.data.image_cache import with_caches
 from trainers.data.sample_lists import read_lists
@@ -99,6 +101,10 @@ def scan_targets(
         )
         found = sorted(world.gather(list(looks)), key=lambda row: row[0])
     bad = [(index, sentence) for index, _, sentence in found if sentence]
+    if config.bad_images == "skip":
+        damaged = dict(_undecodable(config, samples, target, world, [i for i, _, sentence in found if not sentence]))
+        found = [(index, scan, sentence or damaged.get(index, "")) for index, scan, sentence in found]
+        bad = [(index, sentence) for index, _, sentence in found if sentence]
     if bad and config.bad_images == "error":
         more = [f"... and {len(bad) - BAD_SHOWN} more"] if len(bad) > BAD_SHOWN else []
         error = BadImageError("\n".join([sentence for _, sentence in bad[:BAD_SHOWN]] + more))
@@ -111,6 +117,18 @@ def scan_targets(
         for line in lines:
             log(line)
     return kept, skipped
+
+
+def _undecodable(
+    config: Config, samples: SampleList, target: Target, world: World, indices: Sequence[int]
+) -> list[tuple[int, str]]:
+    """Return the samples of which an image cannot be decoded, found before training, with a sentence about each."""
+    mine = indices[world.rank :: world.size]
+    paths = [(index, path) for index in mine for path in target.image_paths(samples.samples[index])]
+    flat = replace(samples, samples=tuple(Sample(path, "") for _, path in paths), line_numbers=())
+    looks = find_bad_images(flat, preprocess_of(config), config.dataloader_workers, range(len(paths)))
+    bar = tqdm(looks, desc="checking images", total=len(paths), leave=False, disable=None if world.is_main else True)
+    return world.gather([(paths[look[0]][0], look[1]) for look in bar if look])
 
 
 def _without_bad(

@@ -40,7 +40,10 @@ class WorstBoxes:
 
 @dataclass(frozen=True)
 class DetectionValidation(Validation):
-    """`average` is COCO's, as `AveragePrecision.means`; all else is at IoU 0.5 and `score_threshold`."""
+    """`average` is COCO's, as `AveragePrecision.means`; all else is at IoU 0.5 and `score_threshold`.
+
+    `best_image` is the path of the image of the highest F1, of those that hold objects.
+    """
 
     average: dict[str, float]
     score_threshold: float
@@ -49,6 +52,7 @@ class DetectionValidation(Validation):
     f1: float
     per_class: list[dict[str, Any]]
     worst: list[WorstBoxes]
+    best_image: str = ""
 
     def scalars(self) -> dict[str, float]:
         """Return mAP, and the means of F1, precision and recall over the classes."""
@@ -101,14 +105,17 @@ class DetectionMetrics:
             boxes = unfitted(self.preprocess, objects.boxes, size).astype(np.float32)
             self._rows.append(_Row(index, loss, objects._replace(boxes=boxes)))
 
-    def compute(self) -> DetectionValidation:
-        """Return the validation over all processes; every process must call this, and gets the same result."""
+    def compute(self, threshold: float | None = None) -> DetectionValidation:
+        """Return the validation over all processes; every process must call this, and gets the same result.
+
+        `threshold` is one of THRESHOLDS, None for the best of them.
+        """
         rows = sorted(gather_over_processes(self._rows), key=lambda row: row.place)
         truths: list[Boxes] = [self.samples.samples[row.place].target for row in rows]
         names = self.samples.class_names
         average = average_precision(truths, [row.found for row in rows], len(names))
         kinds = [matched(row.found, truth) for row, truth in zip(rows, truths, strict=True)]
-        threshold, classes = best_threshold([row.found for row in rows], kinds, truths, len(names))
+        threshold, classes = best_threshold([row.found for row in rows], kinds, truths, len(names), threshold)
         per_class = [
             {"class": name, "label": label, "ap50": average.ap50[label], "ap50_95": average.ap50_95[label], **scores}
             for (label, name), scores in zip(enumerate(names), classes, strict=True)
@@ -123,6 +130,7 @@ class DetectionMetrics:
             f1=mean_of(with_objects, "f1"),
             per_class=per_class,
             worst=self._worst(rows, kinds, truths, threshold),
+            best_image=self._best(rows, kinds, truths, threshold),
         )
 
     def _worst(
@@ -131,13 +139,29 @@ class DetectionMetrics:
         """Return the images with mistakes, the lowest F1 first, then the highest loss."""
         worst = []
         for row, of_image, truth in zip(rows, kinds, truths, strict=True):
-            shown = of_image[row.found.scores >= threshold]
-            hits, wrong = int((shown == HIT).sum()), int((shown == MISS).sum())
-            missed = int((~truth.ignored).sum()) - hits
+            hits, missed, wrong = _counts(row.found, of_image, truth, threshold)
             if missed or wrong:
                 f1 = 2 * hits / (2 * hits + missed + wrong)
                 worst.append(WorstBoxes(self.samples.samples[row.place].path, f1, hits, missed, wrong, row.loss))
         return sorted(worst, key=lambda row: (row.f1, -row.loss))[: self.num_worst]
+
+    def _best(
+        self, rows: Sequence[_Row], kinds: Sequence[np.ndarray], truths: Sequence[Boxes], threshold: float
+    ) -> str:
+        """Return the path of the image of the highest F1, of equals the first; "" where none holds an object."""
+        best, path = -1.0, ""
+        for row, of_image, truth in zip(rows, kinds, truths, strict=True):
+            hits, missed, wrong = _counts(row.found, of_image, truth, threshold)
+            if hits + missed and (f1 := 2 * hits / (2 * hits + missed + wrong)) > best:
+                best, path = f1, self.samples.samples[row.place].path
+        return path
+
+
+def _counts(found: Detections, kinds: np.ndarray, truth: Boxes, threshold: float) -> tuple[int, int, int]:
+    """Return an image's objects that were found at a threshold, that were not, and what is none of them."""
+    shown = kinds[found.scores >= threshold]
+    hits, wrong = int((shown == HIT).sum()), int((shown == MISS).sum())
+    return hits, int((~truth.ignored).sum()) - hits, wrong
 
 
 def matched(found: Detections, truth: Boxes) -> np.ndarray:
@@ -162,12 +186,16 @@ def matched(found: Detections, truth: Boxes) -> np.ndarray:
 
 
 def best_threshold(
-    found: Sequence[Detections], kinds: Sequence[np.ndarray], truths: Sequence[Boxes], num_classes: int
+    found: Sequence[Detections],
+    kinds: Sequence[np.ndarray],
+    truths: Sequence[Boxes],
+    num_classes: int,
+    threshold: float | None = None,
 ) -> tuple[float, list[dict[str, Any]]]:
     """Return the score threshold of the highest mean F1 over the classes with objects, and each class's scores there.
 
     What does not exist is None: precision of a class never found, recall and F1 of one without objects. Of equally
-    good thresholds the middle one counts.
+    good thresholds the middle one counts. A given `threshold`, one of THRESHOLDS, takes the place of the best.
     """
     labels, scores = (np.concatenate([getattr(row, key) for row in found]) for key in ("labels", "scores"))
     all_kinds = np.concatenate(list(kinds))
@@ -182,6 +210,8 @@ def best_threshold(
     mean = f1[support > 0].mean(axis=0) if support.any() else np.zeros(len(THRESHOLDS))
     equally_good = np.flatnonzero(mean > mean.max() - 1e-12)
     best = int(equally_good[len(equally_good) // 2])
+    if threshold is not None:
+        best = int(np.abs(THRESHOLDS - threshold).argmin())
     rows = []
     for label in range(num_classes):
         wrong, hits, total = (int(value) for value in (*counts[:, label, best], support[label]))

@@ -32,11 +32,15 @@ class WorstMask:
 
 @dataclass(frozen=True)
 class SegmentationValidation(Validation):
-    """`confusion[label][prediction]` in pixels of the split that are not ignored; all else follows from it."""
+    """`confusion[label][prediction]` in pixels of the split that are not ignored; all else follows from it.
+
+    `best_image` is the path of the image of the highest mean IoU, of those that hold more than background.
+    """
 
     confusion: list[list[int]]
     per_class: list[dict[str, Any]]
     worst: list[WorstMask]
+    best_image: str = ""
 
     def scalars(self) -> dict[str, float]:
         """Return mean IoU and mean F1 over the classes that exist, and the share of right pixels."""
@@ -99,12 +103,17 @@ class ChangeValidation(SegmentationValidation):
 class SegmentationMetrics:
     """Gathers one validation over all processes; each image must be given to exactly one of them."""
 
-    def __init__(self, num_classes: int, device: torch.device, num_worst: int = 24) -> None:
+    def __init__(
+        self, num_classes: int, device: torch.device, num_worst: int = 24, background: int | None = None
+    ) -> None:
         self.num_classes, self.device, self.num_worst = num_classes, device, num_worst
+        self._is_object = torch.ones(num_classes, dtype=torch.bool, device=device)
+        if background is not None:
+            self._is_object[background] = False
         self._dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         self._confusion = torch.zeros(num_classes, num_classes, dtype=torch.long, device=device)
         self._outlines = torch.zeros(num_classes, 4, dtype=torch.long, device=device)  # see `boundary_counts`
-        self._rows: list[Tensor] = []  # (N, 3) each: IoU, loss, index
+        self._rows: list[Tensor] = []  # (N, 4) each: IoU, loss, index, whether more than background is there
 
     @torch.no_grad()
     def update(self, logits: Tensor, masks: Tensor, indices: Tensor, losses: Tensor) -> None:
@@ -117,13 +126,15 @@ class SegmentationMetrics:
         self._outlines += boundary_counts(predictions, masks, self.num_classes)
         self._confusion += counts.sum(dim=0)
         ious = _mean_ious(counts, self._dtype)
-        self._rows.append(torch.stack([ious, losses.to(self._dtype), indices.to(self._dtype)], dim=1))
+        has_objects = (counts.sum(dim=2) * self._is_object).sum(dim=1) > 0  # (N,)
+        columns = (ious, *(values.to(self._dtype) for values in (losses, indices, has_objects)))
+        self._rows.append(torch.stack(columns, dim=1))
 
     def compute(
         self, paths: Sequence[str], class_names: Sequence[str], kind: type[SegmentationValidation]
     ) -> SegmentationValidation:
         """Return the validation over all processes; every process must call this, and gets the same result."""
-        rows = torch.cat([*self._rows, torch.empty(0, 3, dtype=self._dtype, device=self.device)])
+        rows = torch.cat([*self._rows, torch.empty(0, 4, dtype=self._dtype, device=self.device)])
         confusion = sum_over_processes(self._confusion).cpu().numpy()
         sums = torch.stack([rows[:, 1].sum(), torch.tensor(len(rows), dtype=self._dtype, device=self.device)])
         loss_sum, count = sum_over_processes(sums).tolist()
@@ -134,6 +145,7 @@ class SegmentationMetrics:
             confusion=confusion.tolist(),
             per_class=[{**row, "boundary_f1": score} for row, score in zip(scores, outlines, strict=True)],
             worst=self._gather_worst(rows, paths),
+            best_image=self._gather_best(rows, paths),
         )
 
     def _gather_worst(self, rows: Tensor, paths: Sequence[str]) -> list[WorstMask]:
@@ -141,7 +153,13 @@ class SegmentationMetrics:
         known = [row for row in rows.tolist() if not math.isnan(row[0])]  # NaN: no pixel is of a class
         mine = sorted(known, key=lambda row: (row[0], row[2]))[: self.num_worst]
         worst = sorted(gather_over_processes(mine), key=lambda row: (row[0], row[2]))
-        return [WorstMask(str(paths[int(index)]), iou, loss) for iou, loss, index in worst[: self.num_worst]]
+        return [WorstMask(str(paths[int(index)]), iou, loss) for iou, loss, index, _ in worst[: self.num_worst]]
+
+    def _gather_best(self, rows: Tensor, paths: Sequence[str]) -> str:
+        """Return the path of the best image of all processes, of equals the first; "" where no image qualifies."""
+        found = [(-iou, index) for iou, _, index, has_objects in rows.tolist() if has_objects]
+        best = sorted(gather_over_processes(sorted(found)[:1]))
+        return str(paths[int(best[0][1])]) if best else ""
 
 
 def pixel_confusion(predictions: Tensor, masks: Tensor, num_classes: int) -> Tensor:

@@ -56,6 +56,7 @@ class Task(nn.Module, ABC):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.watch_output: Callable[[torch.Tensor, Batch], None] | None = None  # called with a training batch's output
         self.check_stop: Callable[[], None] = lambda: None  # called between batches that a task reads itself; may raise
 
     @classmethod

@@ -15,7 +15,7 @@ from artifacts.detections import NMS, NMS_IOU, SCORE
 from artifacts.metadata import ModelMetadata
 from configs.schema import Config
 from data_loader.augment import AugmentSettings
-from data_loader.box_classes import box_classes_of, named_classes
+from data_loader.box_classes import box_classes_of, named_classes, other_box_classes_of
 from data_loader.box_target import Boxes, BoxSamples, BoxTarget
 from data_loader.box_view import BoxView
 from data_loader.preprocess import Preprocess
@@ -56,7 +56,8 @@ class DetectionTask(Task):
     @classmethod
     def target(cls, config: Config) -> BoxTarget:
         """Return the boxes of the config's classes. Raises ListError."""
-        return BoxTarget(config.num_classes, box_classes_of(config), max_pixels=config.max_pixels)
+        classes, others = box_classes_of(config), other_box_classes_of(config)
+        return BoxTarget(config.num_classes, classes, max_pixels=config.max_pixels, others=others)
 
     @classmethod
     def training_view(cls, preprocess: Preprocess, settings: AugmentSettings) -> Callable[..., Any]:
@@ -98,15 +99,20 @@ class DetectionTask(Task):
         return np.stack(drawn), [""] * len(drawn)
 
     @torch.inference_mode()
-    def validate(self, batches: BatchSource, samples: SampleList) -> DetectionValidation:
-        """Measure the net in eval mode on this process's part; every process gets the result of all."""
+    def validate(
+        self, batches: BatchSource, samples: SampleList, threshold: float | None = None
+    ) -> DetectionValidation:
+        """Measure the net in eval mode on this process's part; every process gets the result of all.
+
+        `threshold` is the score that counts, None for the best of them.
+        """
         metrics = DetectionMetrics(samples, self.input)
         with evaluating(self.net):
             for batch in batches():
                 outputs = self.predict(batch["image"])
                 losses = detection_losses(outputs, batch["target"], self.points)["loss"]
                 metrics.update(outputs, batch["index"], losses)
-        return metrics.compute()
+        return metrics.compute(threshold)
 
     def declare(self, metadata: ModelMetadata, validation: Validation) -> ModelMetadata:
         """Return the metadata with the score threshold of the highest mean F1."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from artifacts.metadata import ModelMetadata, mask_classes_of, preprocess_of
+from artifacts.metadata import ModelMetadata, mask_classes_of, other_classes_of, preprocess_of
 from configs.schema import Config
 from data_loader.augment import AugmentSettings
 from data_loader.joint_view import JointView
@@ -35,6 +35,7 @@ from trainers.tasks.segmentation_losses import segmentation_loss
 from visualization.masks import colour_table, coloured, strip
 
 MAX_STRIPS = 8  # a validation
+BACKGROUND = "background"
 
 
 class SegmentationTask(Task):
@@ -67,7 +68,8 @@ class SegmentationTask(Task):
     @classmethod
     def target(cls, config: Config) -> MaskTarget:
         """Return the masks of the config's classes. Raises ListError."""
-        return MaskTarget(mask_classes_of(config), has_pairs=cls.images == 2, max_pixels=config.max_pixels)
+        classes, others = mask_classes_of(config), other_classes_of(config)
+        return MaskTarget(classes, has_pairs=cls.images == 2, max_pixels=config.max_pixels, others=others)
 
     @classmethod
     def preprocess(cls, config: Config) -> Preprocess:
@@ -107,7 +109,16 @@ class SegmentationTask(Task):
 
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Return {"loss": scalar to minimise} for images (N, C, H, W) and masks (N, H, W) uint8."""
-        return {"loss": self.losses(self.net(batch["image"]), batch["target"]).mean()}
+        logits = self.net(batch["image"])
+        if self.watch_output is not None:
+            self.watch_output(logits.detach(), batch)
+        return {"loss": self.losses(logits, batch["target"]).mean()}
+
+    @property
+    def background(self) -> int | None:
+        """The index of the class that stands for nothing in particular: the one called "background"."""
+        names = self.masks.class_names
+        return names.index(BACKGROUND) if BACKGROUND in names else None
 
     def shown_pixels(
         self, batch: Batch, generator: np.random.Generator, metadata: ModelMetadata
@@ -125,7 +136,7 @@ class SegmentationTask(Task):
     @torch.inference_mode()
     def validate(self, batches: BatchSource, samples: SampleList) -> SegmentationValidation:
         """Measure the net in eval mode on this process's part; every process gets the result of all."""
-        metrics = SegmentationMetrics(len(samples.class_names), self.device)
+        metrics = SegmentationMetrics(len(samples.class_names), self.device, background=self.background)
         with evaluating(self.net):
             for batch in batches():
                 logits, masks = self.predict(batch["image"]), batch["target"]
@@ -162,6 +173,7 @@ class ChangeTask(SegmentationTask):
     validation = ChangeValidation
     measure = CHANGE_IOU
     images = 2
+    background = 0
 
     def summary(self, validation: Validation) -> str:
         """Return F1 of change."""
