@@ -79,6 +79,18 @@ def elementwise(b: Builder, x: Operand, y: Operand, *, operation: str, alpha: fl
     return b.add(network.Elementwise, (left, right), b.shape, b.dtype, operation=operation)
 
 
+def addcmul(b: Builder, x: Operand, y: Operand, z: Operand, value: float = 1) -> Value:
+    """x + value y z."""
+    rank = len(b.shape)
+    addend, left, right = (b.value(operand, b.dtype, rank) for operand in (x, y, z))
+    shape = [long if short == 1 else short for short, long in zip(left.shape, right.shape, strict=True)]
+    product = b.add(network.Elementwise, (left, right), shape, step="product", operation="prod")
+    if value != 1:
+        factor = b.value(Constant(torch.tensor(value), b.dtype), rank=rank)
+        product = b.add(network.Elementwise, (product, factor), shape, step="scaled", operation="prod")
+    return b.add(network.Elementwise, (addend, product), b.shape, b.dtype, operation="sum")
+
+
 def not_equal(b: Builder, x: Operand, y: Operand) -> Value:
     """x != y."""
     operands = (x, y)

@@ -54,6 +54,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {  # without the "aten." before each
     **{f"{name}.default": partial(pointwise.unary, operation=operation) for name, operation in UNARY.items()},
     "rsqrt.default": pointwise.rsqrt,
     **{name: partial(pointwise.elementwise, operation=operation) for name, operation in ELEMENTWISE.items()},
+    "addcmul.default": pointwise.addcmul,
     **dict.fromkeys(("ne.Scalar", "ne.Tensor"), pointwise.not_equal),
     **dict.fromkeys(("pow.Tensor_Tensor", "pow.Tensor_Scalar", "pow.Scalar"), pointwise.power),
     "masked_fill.Scalar": pointwise.masked_fill,

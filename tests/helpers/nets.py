@@ -78,6 +78,8 @@ OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "batch into windows and back": lambda x: (windows(x) * 2).view(-1, 3, 6, 3, 6),
     "windows of the batch sliced": lambda x: windows(x)[:, :, :2],
     "subtraction with a factor": lambda x: torch.sub(x, x.relu(), alpha=3),
+    "product added": lambda x: torch.addcmul(torch.ones(1, 6, 1, 1), x.mean((2, 3), keepdim=True), x, value=3),
+    "small product added": lambda x: torch.addcmul(x, x.amax((1, 2), keepdim=True), torch.arange(9.0).view(9, 1)),
     "number divided": lambda x: 1 / (x.abs() + 1),
     "power of a number": lambda x: 2.0**x,
     "inverse root": lambda x: torch.rsqrt(x.abs() + 1),
