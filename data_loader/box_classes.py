@@ -33,12 +33,7 @@ def box_classes_of(config: Config) -> tuple[MaskClass, ...]:
     file = Path(config.class_names_file) if config.class_names_file else _found(config)
     if file is None:
         return ()
-    if file.suffix.lower() == ".json":
-        classes = read_mask_classes(file)
-    elif file.suffix.lower() in (".yaml", ".yml"):
-        classes = named_classes(read_yaml_names(str(file)))
-    else:
-        classes = named_classes(read_class_names(file))
+    classes = read_classes(file)
     check_count(classes, config.num_classes, str(file))
     return classes
 
@@ -47,6 +42,22 @@ def other_box_classes_of(config: Config) -> tuple[OtherClass, ...]:
     """Return the classes of the data that the net does not have, as the classes.json of `box_classes_of` says."""
     file = Path(config.class_names_file) if config.class_names_file else _found(config)
     return read_other_classes(file) if file is not None and file.suffix.lower() == ".json" else ()
+
+
+def class_file(root: Path, before: Sequence[Path] = ()) -> Path | None:
+    """Return the file that names the classes: in a folder of `before`, the data's folder, its labels/ or above it."""
+    folders = [*before, root, root / "labels", root.parent]
+    names = (MASK_CLASSES_FILE, CLASS_NAMES_FILE, *YOLO_FILES)
+    return next((folder / name for name in names for folder in folders if (folder / name).is_file()), None)
+
+
+def read_classes(file: Path) -> tuple[MaskClass, ...]:
+    """Return the classes of a classes.json, a data.yaml or a file of one name a line. Raises ListError."""
+    if file.suffix.lower() == ".json":
+        return read_mask_classes(file)
+    if file.suffix.lower() in (".yaml", ".yml"):
+        return named_classes(read_yaml_names(str(file)))
+    return named_classes(read_class_names(file))
 
 
 def named_classes(names: Sequence[str], values: Sequence[int] = ()) -> tuple[MaskClass, ...]:
@@ -135,7 +146,5 @@ def _unquoted(text: str) -> str:
 
 
 def _found(config: Config) -> Path | None:
-    root, list_file = Path(config.train_data_root_dir), config.train_data_file
-    folders = [*([Path(list_file).parent] if list_file else []), root, root / "labels", root.parent]
-    names = (MASK_CLASSES_FILE, CLASS_NAMES_FILE, *YOLO_FILES)
-    return next((folder / name for name in names for folder in folders if (folder / name).is_file()), None)
+    list_file = config.train_data_file
+    return class_file(Path(config.train_data_root_dir), [Path(list_file).parent] if list_file else [])

@@ -39,11 +39,11 @@ def read_coco(file: str, root: str, *, allow_outside_root: bool = False) -> Coco
     is none. An annotation without bbox gets the box around its polygons; a crowd is ignored. Raises ListError with
     every problem of the file; what is wrong with one image's annotations is the problem of its Annotation.
     """
-    data = _load(file)
+    data = load_coco(file)
     problems = Problems()
-    categories = _categories(data, problems)
-    objects = _objects_by_image(data, problems)
-    found = CocoData(classes=_classes(categories, objects))
+    categories = categories_of(data, problems)
+    objects = objects_by_image(data, problems)
+    found = CocoData(classes=classes_of(categories, objects))
     seen: set[str] = set()
     for entry in data["images"]:
         row = _row(entry, root, objects, categories, file, problems, allow_outside_root)
@@ -61,7 +61,8 @@ def read_coco(file: str, root: str, *, allow_outside_root: bool = False) -> Coco
     return found
 
 
-def _load(file: str) -> dict[str, Any]:
+def load_coco(file: str) -> dict[str, Any]:
+    """Return the content of a COCO file, three lists of objects. Raises ListError."""
     try:
         data = json.loads(read_utf8(file))
     except json.JSONDecodeError as error:
@@ -77,7 +78,7 @@ def _load(file: str) -> dict[str, Any]:
     return data
 
 
-def _categories(data: dict[str, Any], problems: Problems) -> dict[int, dict[str, Any]]:
+def categories_of(data: dict[str, Any], problems: Problems) -> dict[int, dict[str, Any]]:
     """Return the categories by id, in the order of their ids."""
     categories: dict[int, dict[str, Any]] = {}
     names: Counter[str] = Counter()
@@ -98,7 +99,7 @@ def _categories(data: dict[str, Any], problems: Problems) -> dict[int, dict[str,
     return dict(sorted(categories.items()))
 
 
-def _classes(categories: dict[int, dict[str, Any]], objects: dict[Any, list[Any]]) -> tuple[MaskClass, ...]:
+def classes_of(categories: dict[int, dict[str, Any]], objects: dict[Any, list[Any]]) -> tuple[MaskClass, ...]:
     """Return the classes: all categories but an id 0 that heads others and has no objects."""
     zero = categories.get(0)
     if zero is not None:
@@ -109,7 +110,8 @@ def _classes(categories: dict[int, dict[str, Any]], objects: dict[Any, list[Any]
     return named_classes([entry["name"] for entry in categories.values()], list(categories))
 
 
-def _objects_by_image(data: dict[str, Any], problems: Problems) -> dict[Any, list[Any]]:
+def objects_by_image(data: dict[str, Any], problems: Problems) -> dict[Any, list[Any]]:
+    """Return the annotations by image_id."""
     objects: defaultdict[Any, list[Any]] = defaultdict(list)
     for entry in data["annotations"]:
         number = entry.get("image_id")
@@ -162,24 +164,24 @@ def _annotation(file: str, objects: Sequence[dict[str, Any]], categories: dict[i
         number = entry.get("category_id")
         if type(number) is not int or number not in categories:
             raise ImageError(f"{where}: category_id {short_json(number)} is none of the categories")
-        boxes.append(_box(entry, where))
+        boxes.append(box_of(entry, where))
         names.append(categories[number]["name"])
         ignored.append(entry.get("iscrowd") in (1, True))
     array = np.array(boxes, np.float64).reshape(-1, 4)
     return Annotation(file, array, tuple(names), ignored=np.array(ignored, bool))
 
 
-def _box(entry: dict[str, Any], where: str) -> list[float]:
+def box_of(entry: dict[str, Any], where: str) -> list[float]:
     """Return left, top, right, bottom of bbox [x, y, width, height], or around the polygons. Raises ImageError."""
     box, polygons = entry.get("bbox"), entry.get("segmentation")
     if box is None or box == []:
-        if not isinstance(polygons, list) or not all(_are_numbers(part) and len(part) >= 6 for part in polygons):
+        if not isinstance(polygons, list) or not all(are_numbers(part) and len(part) >= 6 for part in polygons):
             raise ImageError(f"{where} has neither bbox nor polygons")
         values = [value for part in polygons for value in part[: len(part) // 2 * 2]]
         if not values:
             raise ImageError(f"{where} has neither bbox nor polygons")
         return polygon_box(values)
-    if not _are_numbers(box) or len(box) != 4:
+    if not are_numbers(box) or len(box) != 4:
         raise ImageError(f"{where}: bbox must be [x, y, width, height], got {short_json(box)}")
     x, y, width, height = box
     if width < 0 or height < 0:
@@ -187,7 +189,8 @@ def _box(entry: dict[str, Any], where: str) -> list[float]:
     return [x, y, x + width, y + height]
 
 
-def _are_numbers(values: Any) -> bool:
+def are_numbers(values: Any) -> bool:
+    """Return whether a value is a list of finite numbers."""
     return isinstance(values, list) and all(
         type(value) in (int, float) and abs(value) <= 1e7
         for value in values  # NaN is not

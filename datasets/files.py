@@ -143,9 +143,14 @@ def write_annotations(
     details = {**DEFAULT_DETAILS, **given.get("meta", {}), "category": list(category)}
     content = {**DEFAULT_META, **given, "extent": {"total": len(records)}, "meta": details}
     write_atomic(folder / META, json.dumps(content, ensure_ascii=False) + "\n")
-    with atomic_path(folder / name) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(_lines(records))
+    write_records(folder / name, records)
     return folder / name
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write a file of records alone, whole or not at all. Raises OSError, DatasetError."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(_lines(records))
 
 
 def free_name(folder: Path, stem: str) -> str:

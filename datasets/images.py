@@ -14,8 +14,9 @@ from PIL import Image
 
 from common.atomic_io import atomic_path
 from common.formatting import is_utf8
+from data_loader.decoding import decode
+from data_loader.errors import ImageError
 from data_loader.image_files import IMAGE_SUFFIXES, LeftOut, iter_images, natural_sorted, no_images
-from data_loader.preprocess import ImageError, decode
 from data_loader.samples import current_folder
 from datasets.errors import DatasetError
 from datasets.outcome import Outcome

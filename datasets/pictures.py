@@ -14,12 +14,15 @@ from datasets.records import Record, value
 FOLDERS = {"image_file": "images", "semantic_file": "semantic"}  # below the target, by the key that names a file
 
 
-def take_along(records: Sequence[Record], source: Path, target: Path, outcome: Outcome) -> list[Record]:
+def take_along(
+    records: Sequence[Record], source: Path, target: Path, outcome: Outcome, taken: dict[str, Path] | None = None
+) -> list[Record]:
     """Return the records with their files linked, or copied, into the target's folders, paths changed accordingly.
 
-    A record whose file cannot be taken is left out. Files of several records are taken once.
+    A record whose file cannot be taken is left out. Files of several records are taken once; `taken` has the files by
+    their new paths, where there are several sources.
     """
-    taken: dict[str, Path] = {}
+    taken = {} if taken is None else taken
     made = []
     for record in records:
         moved = dict(record)

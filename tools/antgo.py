@@ -12,6 +12,18 @@ from common.formatting import did_you_mean
 
 VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "extract/images": "a folder of images -> standard annotations",
+    "extract/coco": "a COCO file -> standard annotations",
+    "extract/voc": "images with VOC XML -> standard annotations",
+    "extract/yolo": "images with YOLO txt -> standard annotations",
+    "extract/crop": "the objects of standard annotations -> images of their own",
+    "extract/samples": "a few records or lines of a file",
+    "label/studio": "standard annotations <-> Label Studio (--to, --from)",
+    "label/merge": "several files of standard annotations -> one",
+    "filter/tags": "records by the tags of a review",
+    "package/list": "standard annotations -> lists for a training",
+    "package/coco": "standard annotations -> a COCO file with its images",
+    "package/voc": "standard annotations -> images with VOC XML",
+    "package/yolo": "standard annotations -> images with YOLO txt",
 }
 
 

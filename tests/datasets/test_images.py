@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from common.paths import ROOT
-from data_loader.preprocess import decode
+from data_loader.decoding import decode
 from tools import antgo
 
 

@@ -14,7 +14,7 @@ import random
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the lists and print their counts; return 0. Raises ToolError, ListError."""
     shares = parse_shares(args.split)
     separator = check_separator(args.separator)
-    pattern = _compile(args.group) if args.group else None
+    pattern = compile_group(args.group) if args.group else None
     output = Path(args.output)
     refuse_existing(output, args.overwrite)
     images = find_images(args.images)
@@ -116,24 +116,29 @@ def split_images(
     *,
     stratify: bool = False,
     pattern: re.Pattern[str] | None = None,
+    keys: Sequence[str] = (),
 ) -> dict[str, list[Entry]]:
     """Return random splits by name; within a split the entries keep their order.
 
     Counts are the shares rounded by largest remainder, of all entries or, stratified, of each class. With a pattern,
-    entries with the same match stay in one split and the counts come as near as the sizes of the groups allow.
+    entries with the same match stay in one split and the counts come as near as the sizes of the groups allow; so do,
+    with `keys` for all entries, those of the same key but "".
     Raises ToolError if a split is left empty.
     """
     generator = random.Random(seed)
-    if pattern is None:
-        chosen = _assign_entries(entries, shares, generator, stratify)
+    if pattern is not None:
+        chosen = _assign_groups(entries, shares, generator, stratify, _find_groups(entries, pattern))
+    elif any(keys):
+        grouped = _grouped(key or None for key in keys)
+        chosen = _assign_groups(entries, shares, generator, stratify, list(grouped.values()))
     else:
-        chosen = _assign_groups(entries, shares, generator, stratify, pattern)
+        chosen = _assign_entries(entries, shares, generator, stratify)
     splits: dict[str, list[Entry]] = {name: [] for name in SPLIT_NAMES[: len(shares)]}
     for entry, split in zip(entries, chosen, strict=True):
         splits[SPLIT_NAMES[split]].append(entry)
     for name, share in zip(splits, shares, strict=True):
         if not splits[name]:
-            how = " class by class" * stratify + " without dividing groups" * (pattern is not None)
+            how = " class by class" * stratify + " without dividing groups" * (pattern is not None or any(keys))
             raise ToolError(
                 f"{name}.txt would be empty: a share of {float(share):g} of {len(entries)} images{how} is none; "
                 "use more images or another --split"
@@ -243,7 +248,8 @@ def _bind_separator(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _compile(regex: str) -> re.Pattern[str]:
+def compile_group(regex: str) -> re.Pattern[str]:
+    """Return the pattern of --group. Raises ToolError."""
     try:
         return re.compile(regex)
     except re.error as error:
@@ -273,7 +279,7 @@ def _assign_groups(
     shares: Sequence[Fraction],
     generator: random.Random,
     stratify: bool,
-    pattern: re.Pattern[str],
+    groups: Sequence[Sequence[int]],
 ) -> list[int]:
     """Return the index of a split for every entry: groups in random order, each to the split that needs it most.
 
@@ -282,7 +288,6 @@ def _assign_groups(
     With a counts[split][class] and targets t, adding a group g to a split changes sum((a - t)^2) by
     sum(2 g (a - t) + g^2); the last term is the same for every split.
     """
-    groups = _find_groups(entries, pattern)
     sizes = [Counter(entries[index][1] if stratify else 0 for index in group) for group in groups]
     totals = Counter(label if stratify else 0 for _, label in entries)
     targets = {part: round_shares(total, shares) for part, total in totals.items()}
@@ -304,13 +309,18 @@ def _assign_groups(
 
 def _find_groups(entries: Sequence[Entry], pattern: re.Pattern[str]) -> list[list[int]]:
     """Return the indices of entries with an equal match; an entry without a match is its own group."""
-    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for index, (path, _) in enumerate(entries):
-        key = _group_key(path, pattern)
-        groups[index if key is None else key].append(index)
+    groups = _grouped(_group_key(path, pattern) for path, _ in entries)
     if all(isinstance(key, int) for key in groups):
         raise ToolError(f'--group "{pattern.pattern}" matches none of the paths, such as {entries[0][0]}')
     return list(groups.values())
+
+
+def _grouped(keys: Iterable[str | None]) -> dict[Hashable, list[int]]:
+    """Return the indices of equal keys; each None is its own."""
+    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        groups[index if key is None else key].append(index)
+    return groups
 
 
 def _group_key(path: str, pattern: re.Pattern[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import FlagParser, run_program
-from common.console import printable
+from common.console import printable, printable_lines
+from datasets.errors import DatasetError
+from datasets.files import ANNOTATION, source_files, write_annotations
 from datasets.outcome import Outcome
+from datasets.pictures import take_along
+from datasets.records import Record, value
 
 
 class VerbParser(FlagParser):
@@ -66,5 +71,50 @@ def finish(summary: str, outcome: Outcome) -> int:
     """Print what was left out to stderr, and the summary; return the exit code."""
     for line in outcome.lines():
         print(printable(line), file=sys.stderr)
-    print(printable(summary))
+    print(printable_lines(summary))
     return outcome.exit_code
+
+
+def add_tags(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --tags."""
+    parser.add_argument("--tags", default="", metavar="A:0,B:1", help=what)
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Add --no-pictures."""
+    parser.add_argument("--no-pictures", action="store_true", help="leave images and paths as they are")
+
+
+def check_source(text: str) -> Path:
+    """Return the path of --src, one file. Raises DatasetError."""
+    files = source_files(text)
+    if len(files) != 1:
+        raise DatasetError(f'--src "{text}": it is {len(files)} files; name one')
+    return files[0]
+
+
+def finish_records(
+    args: argparse.Namespace,
+    records: Sequence[Record],
+    category: Sequence[str],
+    source: Path,
+    outcome: Outcome,
+    meta: dict[str, Any] | None = None,
+    *,
+    name: str = ANNOTATION,
+) -> int:
+    """Write records, with their images unless --no-pictures, and report; return the exit code."""
+    if not records:
+        finish(f"{args.src}: no record is left", outcome)
+        raise DatasetError(f"--src {args.src}: no record is left; nothing was written")
+    if not args.no_pictures:
+        records = take_along(records, source, args.tgt, outcome)
+    path = write_annotations(args.tgt, records, category, meta, name=name)
+    objects = sum(len(value(record, "bboxes")) for record in records)
+    return finish(f"{path}: {len(records):,} records, {objects:,} objects, {len(category)} classes", outcome)
+
+
+def config_line(key: str, content: object) -> str:
+    """Return a line to paste into a config."""
+    text = content.as_posix() if isinstance(content, Path) else content
+    return f'  "{key}": {json.dumps(text, ensure_ascii=False)},'
