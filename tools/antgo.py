@@ -12,6 +12,7 @@ from common.formatting import did_you_mean
 
 VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "extract/images": "a folder of images -> standard annotations",
+    "extract/videos": "videos -> frames with standard annotations",
     "extract/coco": "a COCO file -> standard annotations",
     "extract/voc": "images with VOC XML -> standard annotations",
     "extract/yolo": "images with YOLO txt -> standard annotations",
