@@ -79,6 +79,12 @@ def write_text(path: Path, text: str) -> None:
         write_atomic(path, text)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file of bytes, complete or not at all. Raises ResultsError; an earlier file then stays."""
+    with writing(path):
+        write_atomic(path, content)
+
+
 def log(text: str) -> None:
     """Write a line to stdout."""
     print(text, flush=True)

@@ -77,6 +77,16 @@ class Batches:
             self.last = LastBatch.of("val_batch_size", moved)
             yield moved
 
+    def of(self, data: ImageDataset) -> Iterator[Batch]:
+        """Yield this process's batches of other images, as those of a validation. Raises BadImageError."""
+        world, workers = self.runtime.world, self.config.dataloader_workers
+        loader = validation_loader(data, self.val_batch_size, workers, rank=world.rank, world_size=world.size)
+        try:
+            for batch in loader:
+                yield self._normalized(self._copy(checked(batch)))
+        finally:
+            end_processes(loader)
+
     def shared_validation_batches(self) -> int:
         """Return how many validation batches every process has at least."""
         return -(-(len(self.val_data) // self.runtime.world.size) // self.val_batch_size)

@@ -1,0 +1,215 @@
+"""The platform's training: from traincfg.json and its data to a complete `output/`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.atomic_io import ResultsError
+from common.errors import UserError
+from common.file_lock import lock_file
+from common.paths import ROOT
+from common.signals import Stopped, ended_by_signals
+from configs.schema import Config
+from platforms.base import PlatformError, TrainingFailedError, warn, write_text
+from platforms.pie_engine.classes import NetClasses
+from platforms.pie_engine.dataset import check_data, task_of_folder
+from platforms.pie_engine.errors import RequestError
+from platforms.pie_engine.files import CLASSES, FILES, LOG, OUTPUT, TrainLog, clear, description, process_line
+from platforms.pie_engine.nets import Net, find_net
+from platforms.pie_engine.places import find_data, find_resume
+from platforms.pie_engine.recipe import make_config, usable_gpus
+from platforms.pie_engine.traincfg import TrainRequest, Values, read_request, read_values
+
+EXPORTS = ("onnx",)
+LOCK = ".pie_engine.lock"
+SIGNALS = range(129, 193)  # exit codes of a training that a signal ended
+WORKER = "--worker"
+
+PrintLine = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be trained, once all of it was checked. `resume` is a file of weights, "" for none."""
+
+    request: TrainRequest
+    task: str
+    net: Net
+    data: Path
+    classes: NetClasses
+    resume: str
+
+
+def run_training(file: Path) -> int:
+    """Train what a traincfg.json asks for, in the current folder; return 0. Raises UserError, TrainingFailedError."""
+    output = Path(OUTPUT).absolute()
+    with lines_only() as print_line, alone(Path(LOCK)), ended_by_signals():
+        log = TrainLog(output / LOG)
+        try:
+            values = read_values(file)
+        except RequestError:
+            clear(output)
+            log.write()
+            raise
+        given = values.get("training_id")
+        log.training_id = str(given) if isinstance(given, str | int | float) else ""
+        clear(output, keep=local_resume(values))
+        log.write()
+        plan = prepare(values)
+        log.description = description(plan.task)
+        log.write()
+        config = config_of(plan, output)
+        train(config, session_of(plan, output), print_line)
+        finish(config, log.path, print_line)
+    return 0
+
+
+def prepare(values: Values) -> Plan:
+    """Check the request and its data. Raises RequestError with all mistakes that can be found at once, ListError."""
+    problems: list[str] = []
+
+    def checked(check: Callable[[], object]) -> object:
+        try:
+            return check()
+        except RequestError as error:
+            problems.extend(error.problems)
+        return None
+
+    request = checked(lambda: read_request(values))
+    data = checked(lambda: find_data(values, note))
+    task = checked(lambda: task_of_folder(data)) if isinstance(data, Path) else None
+    resume = checked(lambda: find_resume(values))
+    net = None
+    name = values.get("model_name")
+    if isinstance(task, str) and isinstance(name, str) and name:
+        net, problem = find_net(task, name)
+        problems += [problem] if problem else []
+    if isinstance(request, TrainRequest):
+        for line in request.notes:
+            note(line)
+        if isinstance(data, Path) and isinstance(task, str):
+            classes = checked(lambda: check_data(data, task, request, note))
+    if problems:
+        raise RequestError(list(dict.fromkeys(problems)))
+    assert isinstance(request, TrainRequest) and isinstance(data, Path) and isinstance(task, str) and net is not None
+    assert isinstance(classes, NetClasses) and isinstance(resume, str)
+    note(f"{data}: {task.replace('_', ' ')}, {net.keys['model_net_name']}, {len(classes.classes)} classes")
+    if net.is_another:
+        note(f"note: {request.model_name} is our own single-stage detector here, not the published net of that name")
+    return Plan(request, task, net, data, classes, resume)
+
+
+def config_of(plan: Plan, output: Path) -> Config:
+    """Write the classes, and return the checked config. Raises UserError."""
+    write_text(output / FILES / CLASSES, plan.classes.json_text())
+    gpus = usable_gpus(plan.request.gpu_num, note)
+    count = len(plan.classes.classes)
+    return make_config(plan.request, plan.task, plan.net, plan.data, count, output, gpus)
+
+
+def session_of(plan: Plan, output: Path) -> dict[str, str]:
+    """Return what the hooks of every process need to know."""
+    names = {"model_name": plan.request.model_name, "resume": plan.resume}
+    return {"output": str(output), "log": str(output / LOG), **names}
+
+
+def train(config: Config, session: dict[str, str], print_line: PrintLine) -> None:
+    """Train in this process, or in one for each GPU. Raises UserError, TrainingFailedError, Stopped."""
+    from trainers.runner import processes_wanted
+    from trainers.runtime.distributed import launch
+
+    count = processes_wanted(config)
+    if count == 1:
+        code = train_rank(config, session, print_line)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "worker.json"
+            file.write_text(json.dumps({"config": config.model_dump(), "session": session}), encoding="utf-8")
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+            code = launch(["-m", "platforms.pie_engine", WORKER, str(file)], count)
+    if code in SIGNALS:
+        raise Stopped(code - 128)
+    if code == UserError.exit_code:  # a worker has printed it
+        raise PlatformError("the training ended, see the lines above")
+    if code:
+        raise TrainingFailedError("the training failed, see the lines above", code)
+
+
+def train_rank(config: Config, session: dict[str, str], print_line: PrintLine) -> int:
+    """Be one process of a training; return its exit code."""
+    from platforms.pie_engine.hooks import PlatformHooks, Session
+    from trainers.runner import run_rank
+    from trainers.runtime.distributed import world_from_environment
+
+    hooks = PlatformHooks(Session(**session), print_line)
+    return run_rank(config, world_from_environment(), resume=False, hooks=hooks)
+
+
+def run_worker(file: Path) -> int:
+    """Be one of several processes, as the file says that `train` has written."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    with lines_only() as print_line:
+        return train_rank(Config.model_validate(values["config"]), values["session"], print_line)
+
+
+def finish(config: Config, log: Path, print_line: PrintLine) -> None:
+    """Export the best net, and print the last line. A failed export is only a warning. Raises ResultsError."""
+    from artifacts.archive import remove_backups
+    from artifacts.formats import REPORT
+    from deploy.export.exporter import export_formats
+    from deploy.export.request import ExportRequest
+
+    folder, weights = Path(config.save_path), config.best_checkpoint()
+    remove_backups(config.last_checkpoint())
+    config.last_checkpoint().unlink(missing_ok=True)  # three times the size, and of no use to a finished training
+    if not (folder / "report.json").is_file():
+        raise ResultsError(f"{folder}: the report could not be written, see the lines above")
+    try:
+        if export_formats(ExportRequest(weights=weights, formats=EXPORTS, output_dir=folder, device="cpu")):
+            warn(f"an export was refused, see {folder / REPORT}; the checkpoint itself is complete")
+    except UserError as error:
+        warn(f"the net was not exported, its checkpoint is complete: {error}")
+    print_line(process_line(len(TrainLog.read(log).epochs), config.num_epochs))
+
+
+@contextlib.contextmanager
+def lines_only() -> Iterator[PrintLine]:
+    """Send what is printed to the standard error; yield what prints a line to the real standard output."""
+    stdout = sys.stdout
+
+    def print_line(text: str) -> None:
+        print(text, file=stdout, flush=True)
+
+    with contextlib.redirect_stdout(sys.stderr):
+        yield print_line
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Keep another training of this folder out. Raises PlatformError where one is running."""
+    try:
+        with lock_file(lock):
+            yield
+    except BlockingIOError as error:
+        raise PlatformError(f"{Path.cwd()}: another training is running in this folder; wait for it") from error
+
+
+def local_resume(values: Values) -> list[Path]:
+    """Return the local file that a training starts from, which must not be cleared away."""
+    try:
+        resume = find_resume(values)
+    except RequestError:
+        return []
+    return [Path(resume)] if resume else []
+
+
+def note(text: str) -> None:
+    """Print a line for the user."""
+    print(text, file=sys.stderr, flush=True)

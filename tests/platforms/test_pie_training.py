@@ -1,0 +1,404 @@
+"""The platform's trainings, from traincfg.json to every key of `output/`, on small scenes with small nets."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from artifacts.checkpoint import load_checkpoint
+from common.paths import ROOT
+from nets import net_interface
+from nets.net_interface import build_net
+from platforms.pie_engine import cli, nets, train
+from platforms.pie_engine.files import OF_BOXES, OF_MASKS
+from platforms.pie_engine.metrics import mask_rows
+from platforms.pie_engine.nets import CHANGE, DETECTION, SEGMENTATION, Net
+from platforms.pie_engine.places import find_resume
+from platforms.pie_engine.traincfg import TrainRequest
+from tests.helpers import boxes, masks
+
+LABELS = {
+    SEGMENTATION: [
+        {"class_name": "background", "class_value": 0, "class_title": "背景", "class_color": "155,155,155"},
+        {"class_name": "road", "class_value": 3, "class_title": "道路", "class_color": "110,193,228"},
+        {"class_name": "water", "class_value": 7, "class_title": "水体", "class_color": "0,0,255"},
+    ],
+    CHANGE: [{"class_name": "change", "class_value": 255, "class_title": "变化", "class_color": "255,255,255"}],
+    DETECTION: [
+        {"class_name": "red", "class_value": 1, "class_title": "红", "class_color": "255,0,0"},
+        {"class_name": "blue", "class_value": 2, "class_title": "蓝", "class_color": "0,0,255"},
+    ],
+}
+MODELS = {SEGMENTATION: "LinkNet34", CHANGE: "siamese", DETECTION: "yolov4"}
+REAL_NETS = nets.NETS
+PICTURES = {
+    SEGMENTATION: {"image.png", "label.png", "pred.png"},
+    CHANGE: {"A.png", "B.png", "label.png", "pred.png"},
+    DETECTION: {"pred.png"},
+}
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Train small nets under the names of the platform's, in a folder of their own, and export nothing."""
+    tiny = {
+        SEGMENTATION: {"model_module_name": "tiny_masks_module", "model_net_name": "TinyMasks"},
+        CHANGE: {"model_module_name": "tiny_masks_module", "model_net_name": "TinyChange"},
+        DETECTION: {
+            **{"model_module_name": "tiny_boxes_module", "model_net_name": "TinyBoxes", "model_type": ""},
+            **{"train_mode": "fromscratch", "pretrained_file": ""},
+        },
+    }
+    for_all = {"precision": "fp32", "dataloader_workers": 0}
+    small_nets = {task: (Net(nets.NETS[task][0].names, {**keys, **for_all}),) for task, keys in tiny.items()}
+    monkeypatch.setattr(nets, "NETS", small_nets)
+    monkeypatch.setattr(train, "EXPORTS", ())
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    with masks.mask_nets(tmp_path, monkeypatch):
+        (tmp_path / "nets/tiny_boxes_module.py").write_text(boxes.NET, encoding="utf-8")
+        yield
+    sys.modules.pop("nets.tiny_boxes_module", None)
+
+
+def write_data(folder: Path, task: str) -> Path:
+    """Write a task's scenes; return their folder."""
+    folder.mkdir()
+    if task == DETECTION:
+        return boxes.write_boxes(folder)
+    return masks.write_scenes(folder, has_pairs=task == CHANGE)
+
+
+def request(task: str, data: Path, **changes: Any) -> None:
+    """Write traincfg.json into the current folder."""
+    side = "64" if task == DETECTION else "32"
+    values: dict[str, Any] = {
+        "training_id": "训练 1",
+        "dataset_id": "",
+        "dataset_path": str(data),
+        "class_name": ",".join(row["class_name"] for row in LABELS[task]),
+        "label": json.dumps(LABELS[task], ensure_ascii=False),
+        "n_class": len([row for row in LABELS[task] if row["class_name"] != "background"]),
+        "load_size": side,
+        "model_name": MODELS[task],
+        "learning_rate": "0.01",
+        "epochs": 2,
+        "batch_size": 4,
+        "gpu_num": 0,
+        "resume_path": "",
+    }
+    kept = {key: value for key, value in (values | changes).items() if value is not ...}
+    Path("traincfg.json").write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
+
+
+def training_log() -> dict[str, Any]:
+    text = Path("output/trainlog.json").read_text(encoding="utf-8")
+    values: dict[str, Any] = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert text == json.dumps(values, ensure_ascii=False, indent=4) + "\n"
+    return values
+
+
+def mistakes(capsys: pytest.CaptureFixture[str]) -> str:
+    """Run the program, which must refuse what it gets; return its sentences."""
+    assert cli.main([]) == 2
+    out, err = capsys.readouterr()
+    assert "Process" not in out
+    log = training_log()
+    assert log["epochs"] == [] and log["best"] == "" and log["end_time"] == "" and log["create_time"]
+    assert not list(Path("output/files").glob("*.th")) and not list(Path("output/picture").iterdir())
+    return err
+
+
+@pytest.mark.parametrize("task", [SEGMENTATION, CHANGE, DETECTION])
+def test_a_training_leaves_everything(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request(task, write_data(tmp_path / "data", task))
+    for place in ("output/files/old.th", "output/picture/old.png", "output/deep/er/old"):
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+        Path(place).write_text("of an earlier run")
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out == "[Process: 1/2]\n[Process: 2/2]\n"
+    found = {path.relative_to("output").as_posix() for path in Path("output").rglob("*") if path.is_file()}
+    model = MODELS[task]
+    files = {f"files/{name}" for name in (f"{model}.th", f"{model}.pth", "report.json", "report.html", "classes.json")}
+    assert found == {"trainlog.json", *files, *(f"picture/{name}" for name in PICTURES[task])}
+
+    log = training_log()
+    description = OF_BOXES if task == DETECTION else OF_MASKS
+    assert list(log) == ["training_id", "description", "create_time", "epochs", "best", "end_time"]
+    assert log["training_id"] == "训练 1" and log["description"] == description
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert re.fullmatch(stamp, log["create_time"]) and re.fullmatch(stamp, log["end_time"])
+    assert [epoch["epoch"] for epoch in log["epochs"]] == ["1", "2"]
+    names = [row["class_name"] for row in LABELS[task]]
+    if task == CHANGE:
+        names = ["background", *names]
+    for epoch in log["epochs"]:
+        assert list(epoch) == ["epoch", "train", "valid"]
+        for split in ("train", "valid"):
+            assert [row["class"] for row in epoch[split]] == ["all", *names]
+            assert set(epoch[split][0]["values"]) == set(description)
+            for row in epoch[split][1:]:
+                assert set(row["values"]) == set(description) - {"loss"}
+                assert all(type(value) is float and 0 <= value <= 1 for value in row["values"].values())
+
+    checkpoint = load_checkpoint(f"output/files/{model}.pth")
+    best = log["epochs"][checkpoint.progress["best"]["epoch"] - 1]["valid"][0]["values"]
+    assert log["best"] == {key: value for key, value in best.items() if key != "loss"}
+    key = {SEGMENTATION: "mean_iou", CHANGE: "change_iou", DETECTION: "map50"}[task]
+    if task != CHANGE:
+        assert log["best"]["mAP" if task == DETECTION else "IoU"] == pytest.approx(checkpoint.progress["best"][key])
+    report = json.loads(Path("output/files/report.json").read_text(encoding="utf-8"))
+    assert (report["num_train"], report["num_val"]) == ((12, 6) if task == DETECTION else (10, 5))
+
+    weights = torch.load(f"output/files/{model}.th", weights_only=True)
+    deployed = checkpoint.deployed()
+    assert type(weights) is dict and set(weights) == set(deployed)
+    assert all(torch.equal(weights[name], deployed[name]) and weights[name].is_cpu for name in weights)
+    size = boxes.SIZE if task == DETECTION else masks.SIZE
+    for name in PICTURES[task]:
+        with Image.open(f"output/picture/{name}") as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "RGB", size)
+
+
+def test_figures_are_those_of_the_pixels(tmp_path: Path) -> None:
+    """Counted by hand from what the weights file's net predicts, at the net's input size."""
+    data = write_data(tmp_path / "data", SEGMENTATION)
+    request(SEGMENTATION, data, epochs=1)
+    assert cli.main([]) == 0
+    net = build_net(
+        "tiny_masks_module", "TinyMasks", num_classes=3, num_channels=3, img_height=32, img_width=32, model_args={}
+    )
+    net.load_state_dict(torch.load("output/files/LinkNet34.th", weights_only=True))
+    net.eval()
+    true, predicted = [], []
+    for path in sorted((data / "valid/images").iterdir()):
+        image = np.asarray(Image.open(path).resize((32, 32), Image.Resampling.BILINEAR), np.float32) / 255
+        mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        pixels = torch.from_numpy(((image - mean) / std).astype(np.float32)).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            predicted.append(net(pixels)[0].argmax(0).numpy())
+        label = Image.open(data / "valid/labels" / path.name).resize((32, 32), Image.Resampling.NEAREST)
+        true.append(np.searchsorted([0, 3, 7], np.asarray(label)))
+    y, p = np.stack(true), np.stack(predicted)
+    rows = training_log()["epochs"][0]["valid"]
+    for index, row in enumerate(rows[1:]):
+        hits, t, f = ((y == index) & (p == index)).sum(), (y == index).sum(), (p == index).sum()
+        expected = (hits / max(f, 1), hits / t, 2 * hits / (t + f), hits / (t + f - hits))
+        for key, value in zip(("precision", "recall", "score", "IoU"), expected, strict=True):
+            assert row["values"][key] == pytest.approx(value, abs=2e-3), (row, key)
+    for key in ("precision", "recall", "score", "IoU"):
+        assert rows[0]["values"][key] == pytest.approx(np.mean([row["values"][key] for row in rows[1:]]))
+
+
+def test_means_leave_out_a_class_that_is_neither_there_nor_predicted() -> None:
+    confusion = np.array([[6, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0]])  # d is never predicted
+    rows = mask_rows(confusion, ["a", "b", "c", "d"], 1.5)
+    zero = {"precision": 0.0, "recall": 0.0, "score": 0.0, "IoU": 0.0}
+    a = {"precision": 6 / 9, "recall": 6 / 8, "score": 12 / 17, "IoU": 6 / 11}
+    assert [row["values"] for row in rows[1:]] == [a, zero, zero, zero]
+    third = {key: pytest.approx(value / 3) for key, value in a.items()}
+    assert rows[0] == {"class": "all", "values": third | {"loss": 1.5}}
+
+
+def test_pictures_are_the_best_images(tmp_path: Path) -> None:
+    """The label is in the classes' colours, black where it is ignored; the classes that were not chosen are ground."""
+    data = write_data(tmp_path / "data", SEGMENTATION)
+    for path in (data / "valid/labels").iterdir():
+        values = np.array(Image.open(path))
+        values[:2] = 99
+        Image.fromarray(values).save(path)
+    request(SEGMENTATION, data, epochs=1, class_name="background,water", n_class=1)
+    assert cli.main([]) == 0
+    image, label, pred = (np.asarray(Image.open(f"output/picture/{name}.png")) for name in ("image", "label", "pred"))
+    source = next(p for p in (data / "valid/images").iterdir() if np.array_equal(np.asarray(Image.open(p)), image))
+    values = np.asarray(Image.open(data / "valid/labels" / source.name))
+    expected = np.where((values == 7)[..., None], (0, 0, 255), (155, 155, 155))
+    expected[values == 99] = 0
+    assert np.array_equal(label, expected)
+    assert {tuple(pixel) for pixel in pred[2:].reshape(-1, 3)} <= {(0, 0, 255), (155, 155, 155)} and not pred[:2].any()
+    assert [row["class"] for row in training_log()["epochs"][0]["valid"]] == ["all", "background", "water"]
+
+
+def test_resume_path_takes_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path / "data", SEGMENTATION)
+    request(SEGMENTATION, data, epochs=1)
+    assert cli.main([]) == 0
+    (tmp_path / "saved").mkdir()
+    shutil.copy("output/files/LinkNet34.th", tmp_path / "saved")
+    for place in (tmp_path / "saved", f"{tmp_path}/saved/", tmp_path / "saved/LinkNet34.th"):
+        found = find_resume({"resume_path": str(place), "model_name": "LinkNet34"})
+        assert Path(found) == tmp_path / "saved/LinkNet34.th"
+    request(SEGMENTATION, data, epochs=1, resume_path=str(tmp_path / "saved"))
+    assert cli.main([]) == 0
+    assert "resume_path: 0 of 9 tensors left fresh\n" in capsys.readouterr().err
+    request(SEGMENTATION, data, epochs=1, resume_path="output/files", class_name="background,water", n_class=1)
+    assert cli.main([]) == 0  # its own output, which is not cleared away before it is read
+    text = "resume_path: 2 of 9 tensors left fresh: layers.3.weight, layers.3.bias\n"
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        ({"a": torch.zeros(2)}, "LinkNet34.th is of another net: of its 1 tensors none has a name and a shape of the"),
+        ({"weights": Path("x")}, "LinkNet34.th"),  # a pickle of more than tensors is not run
+        (None, "resume_path: there is no file /nowhere/LinkNet34.th; leave it empty to train from the beginning"),
+    ],
+)
+def test_resume_path_of_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], state: Any, sentence: str
+) -> None:
+    place = "/nowhere"
+    if state is not None:
+        torch.save(state, tmp_path / "LinkNet34.th")
+        place = str(tmp_path)
+    request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), resume_path=place)
+    assert sentence in mistakes(capsys)
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "sentence"),
+    [
+        (SEGMENTATION, {"model_name": "yolov4"}, "model_name must be a net for segmentation"),
+        (DETECTION, {"model_name": "linknet34"}, 'yolov4, yolo, got "linknet34"; it is a net for segmentation'),
+        (SEGMENTATION, {"dataset_path": "/nowhere"}, "/nowhere: there is no such folder with a data set"),
+        (SEGMENTATION, {"dataset_path": ""}, "no data set: dataset_id, and the environment's AI_DATASET_ID, are empty"),
+        (SEGMENTATION, {"dataset_path": "", "dataset_id": "x"}, "the environment's PIE_DATASET_ROOT is not set"),
+        (DETECTION, {"class_name": "car", "n_class": 1, "label": [{**LABELS[DETECTION][0], "class_name": "car"}]},
+         "train: no object is of a chosen class: found "),
+        (SEGMENTATION, {"label": [{**row, "class_value": 90 + i, "class_color": f"{i},1,2"} for i, row in
+                                  enumerate(LABELS[SEGMENTATION])]}, "found value 0 ("),
+    ],
+)  # fmt: skip
+def test_requests_that_do_not_fit_their_data(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    change: Any,
+    sentence: str,
+) -> None:
+    for name in ("PIE_DATASET_ROOT", "AI_DATASET_ID"):
+        monkeypatch.delenv(name, raising=False)
+    request(task, write_data(tmp_path / "data", task), **change)
+    assert sentence in mistakes(capsys)
+
+
+def test_a_request_and_its_data_are_judged_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path / "data", SEGMENTATION)
+    (data / "train/labels/00.png").unlink()
+    (data / "valid/images/01.png").unlink()
+    request(SEGMENTATION, data, model_name="unet")
+    err = mistakes(capsys)
+    assert "00.png: there is no mask 00.*" in err and "01.png: there is no image 01.*" in err and "unet" in err
+    request(SEGMENTATION, data, epochs=0, model_name="unet", resume_path="/nowhere")
+    err = mistakes(capsys)
+    assert "epochs must be" in err and '"unet"' in err and "resume_path: there is no file" in err
+
+
+def test_many_files_without_a_partner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path / "data", CHANGE)
+    for number in range(10, 35):
+        shutil.copy(data / "train/A/00.png", data / f"train/A/{number}.png")
+    request(CHANGE, data)
+    err = mistakes(capsys)
+    assert err.count("there is no second image") == 20 and f"... and 30 more in {data}/train" in err
+
+
+def test_where_the_data_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIE_DATASET_ROOT", str(tmp_path))
+    monkeypatch.setenv("AI_DATASET_ID", "data")
+    data = write_data(tmp_path / "data", SEGMENTATION)
+    for changes in ({"dataset_path": ...}, {"dataset_path": ..., "dataset_id": None}):
+        request(SEGMENTATION, data, epochs=1, **changes)
+        assert cli.main([]) == 0 and capsys.readouterr().out == "[Process: 1/1]\n"
+    request(SEGMENTATION, data, dataset_path=..., dataset_id="../data")
+    assert 'dataset_id must be the name of a folder below PIE_DATASET_ROOT, got "../data"' in mistakes(capsys)
+    (tmp_path / "empty/train").mkdir(parents=True)
+    (tmp_path / "empty/train/pictures").mkdir()
+    request(SEGMENTATION, data, dataset_path=str(tmp_path / "empty"))
+    assert "no data for any task: expected train/ and valid/ with images/ and labels/" in mistakes(capsys)
+
+
+def test_bad_samples_are_skipped_up_to_one_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path / "data", SEGMENTATION)
+    path = data / "train/images/03.png"
+    path.write_bytes(path.read_bytes()[:200])
+    request(SEGMENTATION, data, epochs=1)
+    assert "03.png" in mistakes(capsys)
+    for number in range(10, 100):
+        for kind in ("images", "labels"):
+            shutil.copy(data / f"train/{kind}/04.png", data / f"train/{kind}/{number}.png")
+    assert cli.main([]) == 0
+    report = json.loads(Path("output/files/report.json").read_text(encoding="utf-8"))
+    assert report["num_train"] == 99 and [Path(row["path"]).name for row in report["skipped_images"]] == ["03.png"]
+
+
+def test_an_early_stop_ends_with_its_line_and_the_best_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainRequest, "patience", lambda self: 2 * self.auto_termination)
+    request(
+        SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), epochs=40, learning_rate=1e-9, auto_termination=1
+    )
+    assert cli.main([]) == 0
+    log = training_log()
+    count = len(log["epochs"])
+    assert count < 40
+    lines = [f"[Process: {number}/40]" for number in range(1, count + 1)]
+    assert capsys.readouterr().out.splitlines() == lines and log["end_time"]
+    weights = torch.load("output/files/LinkNet34.th", weights_only=True)
+    best = load_checkpoint("output/files/LinkNet34.pth")
+    assert best.progress["best"]["epoch"] == count - 2
+    assert all(torch.equal(value, best.deployed()[name]) for name, value in weights.items())
+
+
+def test_one_image_a_batch(tmp_path: Path) -> None:
+    for side, expected in (("32", (2, 1)), ("64", (1, 2))):
+        data = tmp_path / side
+        request(SEGMENTATION, write_data(data, SEGMENTATION), epochs=1, batch_size=1, load_size=side)
+        assert cli.main([]) == 0
+        config = load_checkpoint("output/files/LinkNet34.pth").config
+        assert (config["batch_size"], config["accumulation_steps"]) == expected
+
+
+def test_gpus_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there are GPUs")
+    request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), epochs=1, gpu_num=2)
+    assert cli.main([]) == 0
+    text = "warning: gpu_num is 2, but torch can use 0 GPUs here: training on the CPU"
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_processes_leave_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes on the CPU, with a net that they can import: complete, and every image counted once."""
+    monkeypatch.setattr(nets, "NETS", REAL_NETS)
+    monkeypatch.setattr(net_interface, "NETS_DIR", ROOT / "nets")
+    data = write_data(tmp_path / "data", CHANGE)
+    request(CHANGE, data, epochs=2, model_name="fc-siam-diff")
+    made = train.make_config
+    monkeypatch.setattr(train, "make_config", lambda *args: made(*args).model_copy(update={"num_processes": 2}))
+    assert cli.main([]) == 0
+    assert capfd.readouterr().out == "[Process: 1/2]\n[Process: 2/2]\n"
+    log = training_log()
+    assert [epoch["epoch"] for epoch in log["epochs"]] == ["1", "2"]
+    report = json.loads(Path("output/files/report.json").read_text(encoding="utf-8"))
+    pixels = sum(Image.open(path).resize((32, 32)).size[0] * 32 for path in (data / "valid/labels").iterdir())
+    assert np.sum(report["confusion"]) == pixels
+    assert torch.load("output/files/fc-siam-diff.th", weights_only=True)
