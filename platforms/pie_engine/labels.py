@@ -117,7 +117,8 @@ def _first_code(text: str) -> str:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return ""
-    found = next((node for node in ast.walk(tree) if not isinstance(node, data) and hasattr(node, "lineno")), None)
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.expr))
+    found = next((node for node in nodes if not isinstance(node, data)), None)
     if found is None:
         return ""
     code = short_json(ast.get_source_segment(text.strip(), found) or "")
