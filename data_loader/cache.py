@@ -19,6 +19,7 @@ import PIL
 import torch
 from PIL import Image
 
+from data_loader.packs import container_of
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 
@@ -57,7 +58,7 @@ class Fitting:
         checksum = hashlib.sha256(json.dumps([FORMAT, self.pixel_settings()]).encode())
         for sample in samples.samples:
             try:
-                found = os.stat(sample.path)  # noqa: PTH116  (a Path for each of a million images takes as long again)
+                found = os.stat(container_of(sample.path))  # noqa: PTH116  (a Path for each of a million images takes as long again)
                 size, time_ns = found.st_size, found.st_mtime_ns
             except OSError:
                 size = time_ns = -1

@@ -24,6 +24,7 @@ from data_loader.colour_profiles import to_srgb
 from data_loader.decode_guard import guarded
 from data_loader.errors import ImageError
 from data_loader.image_files import INSTALL_EXTRAS
+from data_loader.packs import content_of
 from data_loader.tiff import is_read_right, read_tiff, without_false_alpha
 from data_loader.tiff_layout import SIGNATURES
 from data_loader.transparency import with_stored_alpha
@@ -98,11 +99,12 @@ def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
 
     Raises ImageError for what is no regular file, and for a format whose extra is not installed.
     """
+    source = content_of(source)
     if not isinstance(source, bytes):
         _check_regular(source)
     try:
         with quiet_pillow():
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+            image = Image.open(opened(source), formats=FORMATS)
         if not isinstance(image, TiffImageFile) or is_read_right(image):
             return image
         image.close()
@@ -134,8 +136,15 @@ def image_size(path: str, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int]
         raise ImageError(unreadable_reason(error, path, max_pixels)) from error
 
 
+def opened(source: bytes | str | Path) -> str | Path | BinaryIO:
+    """Return what Pillow opens: a path as it is, and bytes, also those of an image in a pack, as a file."""
+    content = content_of(source)
+    return io.BytesIO(content) if isinstance(content, bytes) else content
+
+
 def stream_of(source: bytes | str | Path) -> BinaryIO:
     """Return a file, or its bytes, opened to be read."""
+    source = content_of(source)
     return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
@@ -158,7 +167,7 @@ def _open_extra(source: bytes | str | Path, kind: str) -> Image.Image:
     if kind == "HEIF":
         module.register_heif_opener()  # pillow_jxl registers itself
     with quiet_pillow():
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=(kind,))
+        return Image.open(opened(source), formats=(kind,))
 
 
 def unreadable_reason(error: Exception, source: str | Path | bytes, max_pixels: int) -> str:

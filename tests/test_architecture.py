@@ -46,7 +46,8 @@ ALLOWED = {  # what a package's files may import of ours, by prefix; `common` fo
 }
 
 DATASETS = tuple(  # of data_loader, what the data set tools read with
-    f"data_loader.{name}" for name in ("coco", "box_annotations", "box_folders", "box_classes", "errors", "problems")
+    f"data_loader.{name}"
+    for name in ("coco", "box_annotations", "box_folders", "box_classes", "errors", "problems", "packs", "examples")
 )
 ALLOWED["datasets"] = (*DATA, *DATASETS)
 

@@ -22,6 +22,8 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "label/merge": "several files of standard annotations -> one",
     "filter/tags": "records by the tags of a review",
     "package/list": "standard annotations -> lists for a training",
+    "package/tfrecord": "standard annotations -> TFRecord shards, which a training reads",
+    "package/kv": "standard annotations -> LMDB files",
     "package/coco": "standard annotations -> a COCO file with its images",
     "package/voc": "standard annotations -> images with VOC XML",
     "package/yolo": "standard annotations -> images with YOLO txt",

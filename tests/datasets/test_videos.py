@@ -1,5 +1,6 @@
 """extract/videos: frames by their time stamps, known by their grey; rotation, damage, names and sentences."""
 
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 
 from data_loader.decoding import decode
-from datasets import videos
 from datasets.videos import FrameChoice, folder_names
 from tests.helpers.records import records_of
 from tools import antgo
+from tools.datasets import extract_videos
 
 
 def write_video(path: Path, times_ms: list[int], rotation: int = 0, *, fast: bool = False) -> Path:
@@ -136,13 +137,8 @@ def test_mistakes(tmp_path: Path, flags: list[str], sentence: str, capsys: pytes
 
 
 def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
     (tmp_path / "a.mp4").write_text("")
-    monkeypatch.setattr(videos.importlib, "import_module", missing)
-    from tools.datasets import extract_videos
-
+    monkeypatch.setitem(sys.modules, "av", None)
     assert extract_videos.main(["--src", str(tmp_path / "a.mp4"), "--tgt", str(tmp_path / "set")]) == 2
     assert "extract/videos needs PyAV: pip install -r requirements-video.txt" in capsys.readouterr().err
 

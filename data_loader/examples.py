@@ -1,0 +1,132 @@
+"""tf.train.Example, as TFRecord files hold it: features by name, each a list of bytes, floats or integers.
+
+The wire format is protobuf's (Protocol Buffers, "Encoding"): few fields of two types, so that a large image that is not
+asked for is stepped over without being read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+Feature = Sequence[bytes] | Sequence[float] | Sequence[int]
+
+BYTES, FLOATS, INTS = 1, 2, 3  # the fields of a Feature
+VARINT, FIXED64, DELIMITED, FIXED32 = 0, 1, 2, 5  # wire types
+MOST_BITS = 64
+
+
+def encode_example(features: Mapping[str, Feature]) -> bytes:
+    """Return an Example with its features in the order of their names; an empty list is one of bytes."""
+    entries = []
+    for name in sorted(features):
+        content = _encoded(features[name])
+        entry = _delimited(1, name.encode()) + _delimited(2, content)
+        entries.append(_delimited(1, entry))
+    return _delimited(1, b"".join(entries))
+
+
+def decode_example(data: bytes | memoryview, wanted: Collection[str] | None = None) -> dict[str, list[Any]]:
+    """Return the features of an Example, or those that are wanted: lists of bytes, floats or ints.
+
+    Raises ValueError for what is no Example.
+    """
+    found: dict[str, list[Any]] = {}
+    names = None if wanted is None else {name.encode() for name in wanted}
+    try:
+        for _, features in _fields(memoryview(data)):
+            for _, entry in _fields(features):
+                parts = dict(_fields(entry))
+                name = bytes(parts.get(1, b""))
+                if names is None or name in names:
+                    found[name.decode()] = _decoded(parts.get(2, memoryview(b"")))
+    except (IndexError, struct.error, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"it is no tf.train.Example: {error}") from error
+    return found
+
+
+def _encoded(values: Feature) -> bytes:
+    first = values[0] if len(values) else b""
+    if isinstance(first, bytes):
+        return _delimited(BYTES, b"".join(_delimited(1, item) for item in values if isinstance(item, bytes)))
+    if isinstance(first, float):
+        return _delimited(FLOATS, _delimited(1, struct.pack(f"<{len(values)}f", *values)))
+    return _delimited(INTS, _delimited(1, b"".join(_varint(int(item) & (2**64 - 1)) for item in values)))
+
+
+def _decoded(feature: memoryview) -> list[Any]:
+    values: list[Any] = []
+    for kind, content in _fields(feature):
+        for _, item in _fields(content):
+            if kind == BYTES:
+                values.append(bytes(item))
+            elif kind == FLOATS:
+                values += struct.unpack(f"<{len(item) // 4}f", item)
+            elif isinstance(item, int):  # not packed
+                values.append(_signed(item))
+            else:
+                values += _varints(item)
+    return values
+
+
+def _varints(data: memoryview) -> Iterator[int]:
+    place = 0
+    while place < len(data):
+        number, place = _read_varint(data, place)
+        yield _signed(number)
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+    """Yield number and content of a message's fields. Raises IndexError where they end too early."""
+    place, end = 0, len(data)
+    while place < end:
+        key, place = _read_varint(data, place)
+        kind = key & 7
+        if kind == VARINT:
+            number, place = _read_varint(data, place)
+            yield key >> 3, number
+            continue
+        if kind == DELIMITED:
+            size, place = _read_varint(data, place)
+        elif kind in (FIXED32, FIXED64):
+            size = 4 if kind == FIXED32 else 8
+        else:
+            raise IndexError(f"a field of type {kind}")
+        if place + size > end:
+            raise IndexError("it ends too early")
+        yield key >> 3, data[place : place + size]
+        place += size
+
+
+def _read_varint(data: memoryview, place: int) -> tuple[int, int]:
+    byte = data[place]
+    if byte < 128:
+        return byte, place + 1
+    number, shift = 0, 0
+    while True:
+        byte = data[place]
+        place += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, place
+        shift += 7
+        if shift >= MOST_BITS + 6:
+            raise IndexError("a number has too many bytes")
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _varint(number: int) -> bytes:
+    made = bytearray()
+    while number > 127:
+        made.append(number & 127 | 128)
+        number >>= 7
+    made.append(number)
+    return bytes(made)
+
+
+def _delimited(field: int, content: bytes) -> bytes:
+    return bytes([field << 3 | DELIMITED]) + _varint(len(content)) + content

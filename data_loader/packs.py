@@ -1,0 +1,233 @@
+"""Packs: shards of TFRecord files, mapped, any record read by its index, both its checksums verified.
+
+An image in a pack has a name that stands for a path: `P-00000-of-00003-tfrecord#17 (pond/0007.jpg)`; another feature of
+the record is `...-tfrecord#17:semantic_image (pond/0007.png)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import importlib
+import json
+import mmap
+import os
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from data_loader.errors import ImageError
+from data_loader.examples import decode_example
+from data_loader.samples import ListError
+
+ENDING, INDEX_ENDING, META_ENDING = "-tfrecord", "-index", "-meta.json"
+IMAGE, MASK = "image", "semantic_image"  # features with the bytes of files
+INSTALL = "pip install -r requirements-packs.txt"
+MASK_DELTA = 0xA282EAD8  # of a masked checksum (TensorFlow, "TFRecord and tf.train.Example")
+LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
+FRAME_BYTES = LENGTH.size + 2 * CHECKSUM.size  # around a record's data
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})-tfrecord", re.DOTALL)
+_PACKED = re.compile(r"(.+-tfrecord)#(\d+)(?::(\w+))?(?: \(.*\))?", re.DOTALL)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """The shards that a pattern finds, in order, and the class names of their meta.json, () where there is none."""
+
+    shards: tuple[str, ...] = field(repr=False)
+    category: tuple[str, ...] = ()
+
+
+class Shard:
+    """One mapped file. `offsets` (N,) and `lengths` (N,) are those of the frames around the records.
+
+    Raises ListError for an index that does not fit, or a file that ends within a record.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with Path(path).open("rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+        rows = self._index()
+        self.offsets, self.lengths = rows[:, 0], rows[:, 1]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def record(self, index: int) -> bytes:
+        """Return a record's data. Raises ImageError where a checksum is wrong."""
+        offset, length = int(self.offsets[index]), int(self.lengths[index])
+        frame = self._data[offset : offset + length]
+        head, data = frame[: LENGTH.size], frame[LENGTH.size + CHECKSUM.size : -CHECKSUM.size]
+        sums = frame[LENGTH.size : LENGTH.size + CHECKSUM.size], frame[-CHECKSUM.size :]
+        if LENGTH.unpack(head)[0] != len(data) or masked_checksum(head) != sums[0] or masked_checksum(data) != sums[1]:
+            where = f"record {index} at byte {offset} of {self.path}"
+            raise ImageError(f"{where} is damaged: its checksum is not that of its bytes; pack it again")
+        return data
+
+    def features(self, index: int, wanted: tuple[str, ...]) -> dict[str, Any]:
+        """Return some features of a record, whose checksums are not verified. Raises ListError."""
+        first = int(self.offsets[index]) + LENGTH.size + CHECKSUM.size
+        last = int(self.offsets[index] + self.lengths[index]) - CHECKSUM.size
+        with memoryview(self._data) as whole, whole[first:last] as data:
+            try:
+                return decode_example(data, wanted)
+            except ValueError as error:
+                raise ListError([f"{self.path}: record {index} at byte {first}: {error}"]) from error
+
+    def _index(self) -> np.ndarray:
+        path = Path(self.path.removesuffix(ENDING) + INDEX_ENDING)
+        if not path.is_file():
+            return self._scanned()
+        try:
+            rows = np.array(path.read_text(encoding="ascii").split(), np.int64).reshape(-1, 2)
+        except ValueError as error:
+            raise ListError([f"{path}: expected a line `offset length` for each record"]) from error
+        ends = rows.sum(axis=1)
+        is_right = len(rows) and rows[0, 0] == 0 and ends[-1] == self.size and (ends[:-1] == rows[1:, 0]).all()
+        if not is_right or (rows[:, 1] < FRAME_BYTES).any():
+            raise ListError([f"{path}: it does not fit {self.path} of {self.size} bytes; pack them again"])
+        return rows
+
+    def _scanned(self) -> np.ndarray:
+        """Return the index of a file that has none."""
+        rows: list[tuple[int, int]] = []
+        place = 0
+        while place < self.size:
+            head = self._data[place : place + LENGTH.size]
+            length = LENGTH.unpack(head)[0] + FRAME_BYTES if len(head) == LENGTH.size else self.size + 1
+            if place + length > self.size:
+                raise ListError([f"{self.path}: it is cut off, or damaged, in record {len(rows)} at byte {place}"])
+            rows.append((place, length))
+            place += length
+        return np.array(rows, np.int64).reshape(-1, 2)
+
+
+def is_pack(text: str) -> bool:
+    """Return whether a config's list is a pattern of shards, such as packs/P-*-tfrecord."""
+    return text.endswith(ENDING)
+
+
+def find_pack(pattern: str) -> Pack:
+    """Return the shards of a pattern. Raises ListError for none, for missing ones, and for those of two packings."""
+    paths = sorted(glob.glob(pattern))  # noqa: PTH207  (the folder may be a pattern, too)
+    if not paths:
+        raise ListError([f"{pattern}: no file fits; shards are called NAME-00000-of-00003{ENDING}"])
+    groups: dict[str, dict[int, set[int]]] = {}
+    for path in paths:
+        found = SHARD.fullmatch(path)
+        if found is None:
+            raise ListError([f"{path}: a shard must be called NAME-00000-of-00003{ENDING}"])
+        groups.setdefault(found[1], {}).setdefault(int(found[3]), set()).add(int(found[2]))
+    categories = {}
+    for prefix, counts in groups.items():
+        if len(counts) > 1:
+            sizes = " and ".join(str(count) for count in sorted(counts))
+            raise ListError([f"{prefix}: shards of two packings, of {sizes} files; remove the older ones"])
+        (count, numbers), *_ = counts.items()
+        if missing := sorted(set(range(count)) - numbers):
+            shown = ", ".join(f"{number:05}" for number in missing[:5])
+            raise ListError([f"{prefix}: {len(missing)} of {count} shards are missing: {shown}"])
+        categories[prefix] = _category(prefix, [path for path in paths if path.startswith(f"{prefix}-")])
+    first, category = next(iter(categories.items()))
+    for prefix, other in categories.items():
+        if other != category:
+            raise ListError([f"{prefix}{META_ENDING}: its classes are not those of {first}; pack both together"])
+    return Pack(tuple(paths), category)
+
+
+def open_shard(path: str) -> Shard:
+    """Return a shard, opened once in a process as long as the file stays the same. Raises ListError, OSError."""
+    found = os.stat(path)  # noqa: PTH116  (for each image)
+    return _opened(path, found.st_size, found.st_mtime_ns)
+
+
+def packed_name(shard: str, index: int, file: str, feature: str = IMAGE) -> str:
+    """Return the name of an image in a pack, which every function that reads an image takes for a path."""
+    return f"{shard}#{index}{'' if feature == IMAGE else ':' + feature}{f' ({file})' if file else ''}"
+
+
+def container_of(path: str) -> str:
+    """Return the file that an image lies in: its shard, or itself."""
+    found = _PACKED.fullmatch(path) if f"{ENDING}#" in path else None
+    return found[1] if found else path
+
+
+def content_of(source: T) -> T | bytes:
+    """Return the bytes of an image in a pack by its name; any other source as it is.
+
+    Raises ImageError for a damaged record, or one without the image.
+    """
+    if not isinstance(source, str) or f"{ENDING}#" not in source:
+        return source
+    found = _PACKED.fullmatch(source)
+    if found is None:
+        return source
+    path, index, feature = found[1], int(found[2]), found[3] or IMAGE
+    try:
+        shard = open_shard(path)
+        if index >= len(shard):
+            raise ImageError(f"{path} has {len(shard)} records, and no {index}")
+        features = decode_example(shard.record(index), (feature, f"__{feature}_shape"))
+    except (ListError, ValueError) as error:
+        raise ImageError(str(error)) from error
+    if not features.get(feature):
+        raise ImageError(f"record {index} of {path} has no feature {feature}")
+    content: bytes = features[feature][0]
+    return _as_file(content, features[f"__{feature}_shape"]) if f"__{feature}_shape" in features else content
+
+
+def masked_checksum(data: bytes) -> bytes:
+    """Return the masked CRC32C of a text, 4 bytes. Raises ListError where the package for it is not installed."""
+    checksum = _crc32c()(data)
+    return CHECKSUM.pack((((checksum >> 15) | (checksum << 17)) + MASK_DELTA) & 0xFFFFFFFF)
+
+
+@functools.cache
+def _crc32c() -> Callable[[bytes], int]:
+    try:
+        found: Callable[[bytes], int] = importlib.import_module("crc32c").crc32c
+    except ImportError as error:
+        raise ListError([f"packs need the package crc32c: {INSTALL}"]) from error
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _opened(path: str, size: int, time_ns: int) -> Shard:
+    return Shard(path)
+
+
+def _category(prefix: str, paths: list[str]) -> tuple[str, ...]:
+    """Return the class names of a pack's meta.json, () where there is none; compare its shards with the files."""
+    path = Path(prefix + META_ENDING)
+    if not path.is_file():
+        return ()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        sizes = {entry["file"]: entry["bytes"] for entry in content["shards"]}
+        category = tuple(str(name) for name in content["category"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ListError([f"{path}: expected what package/tfrecord writes: {error!r}"]) from error
+    for each in paths:
+        size = Path(each).stat().st_size
+        if sizes.get(Path(each).name) != size:
+            said = sizes.get(Path(each).name)
+            text = f"it has {size} bytes, but {said} in {path.name}" if said else f"{path.name} does not name it"
+            raise ListError([f"{each}: {text}: it is of another packing, or cut off; pack them again"])
+    return category
+
+
+def _as_file(content: bytes, shape: list[int]) -> bytes:
+    """Return an image that is stored as an array uint8 (H, W), (H, W, 1) or (H, W, 3) in RGB as a file's bytes."""
+    height, width, channels = (*shape, 1)[:3]
+    if len(shape) not in (2, 3) or channels not in (1, 3) or height * width * channels != len(content):
+        raise ImageError(f"an image of shape {shape} and {len(content)} bytes is not uint8 of 1 or 3 channels")
+    return f"P{5 if channels == 1 else 6} {width} {height} 255\n".encode() + content

@@ -1,0 +1,263 @@
+"""Standard annotations -> packs: shards of TFRecord files with an index, or one LMDB a shard."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.atomic_io import atomic_path, write_atomic
+from common.formatting import size_text
+from data_loader.decoding import open_image
+from data_loader.errors import ImageError
+from data_loader.examples import Feature, encode_example
+from data_loader.packs import (
+    ENDING,
+    IMAGE,
+    INDEX_ENDING,
+    INSTALL,
+    LENGTH,
+    MASK,
+    META_ENDING,
+    SHARD,
+    masked_checksum,
+)
+from data_loader.samples import ListError
+from datasets.errors import DatasetError
+from datasets.images import THREADS
+from datasets.outcome import Outcome
+from datasets.records import FLAGS, Record, complete, value
+
+KV_ENDING = "-kvrecord"
+FORMAT = 1
+FLOAT32, INT64, INT8, UINT8 = 0, 2, 3, 4  # __k_type
+DTYPES = {FLOAT32: "<f4", INT64: "<i8", INT8: "i1", UINT8: "u1"}
+FLAG_OF = {"segments": FLAGS[0], "joints2d": FLAGS[1], "joints_vis": FLAGS[1]}
+ROOM = 1.02  # of the sum of the images, for what stands around them
+
+Row = tuple[Record, Path]  # a record, and the folder that its paths start from
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How records are divided: the sizes of the shards, and the names of files without their endings."""
+
+    sizes: tuple[int, ...]
+    prefix: str
+
+    def name(self, number: int) -> str:
+        """Return P-00000-of-00003."""
+        return f"{self.prefix}-{number:05}-of-{len(self.sizes):05}"
+
+
+def divide(total: int, most: int, prefix: str) -> Shards:
+    """Return shards of `most` records; a last one of 1 takes one from its neighbour."""
+    sizes = [most] * (total // most) + ([total % most] if total % most else [])
+    if len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] - 1, 2]
+    return Shards(tuple(sizes), prefix)
+
+
+def readable_rows(rows: Sequence[Row], outcome: Outcome) -> list[Row]:
+    """Return the rows whose images, and label images, can be opened. Raises ListError for images by address alone."""
+    problems = [
+        f"record {index}: it has image_url alone ({value(record, 'image_url')}): download the image first"
+        for index, (record, _) in enumerate(rows)
+        if value(record, "image_url") and not value(record, "image_file")
+    ]
+    if problems:
+        raise ListError(problems)
+    kept = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for (record, folder), reason in zip(rows, pool.map(_why_unreadable, rows), strict=True):
+            if reason:
+                outcome.leave_out(value(record, "image_file") or "a record without image_file", reason)
+            else:
+                kept.append((record, folder))
+    return kept
+
+
+def check_room(rows: Sequence[Row], target: Path) -> None:
+    """Raise DatasetError where the disk has less room than the images take."""
+    needed = ROOM * sum((folder / path).stat().st_size for record, folder in rows for path in _files(record).values())
+    free = shutil.disk_usage(next(each for each in (target, *target.absolute().parents) if each.exists())).free
+    if needed > free:
+        raise DatasetError(f"--tgt {target}: the packs take {size_text(needed)}, and {size_text(free)} are free")
+
+
+def write_tfrecords(rows: Sequence[Row], target: Path, shards: Shards) -> list[dict[str, Any]]:
+    """Write shards and their indices; return what meta.json says of each. Raises OSError, DatasetError."""
+    entries = []
+    examples = _examples(rows)
+    for number, size in enumerate(shards.sizes):
+        name = shards.name(number)
+        checksum, offset, lines = hashlib.sha256(), 0, []
+        with atomic_path(target / (name + ENDING)) as temporary, temporary.open("wb") as file:
+            for _ in range(size):
+                data = next(examples)
+                head = LENGTH.pack(len(data))
+                frame = b"".join((head, masked_checksum(head), data, masked_checksum(data)))
+                file.write(frame)
+                checksum.update(frame)
+                lines.append(f"{offset} {len(frame)}\n")
+                offset += len(frame)
+        write_atomic(target / (name + INDEX_ENDING), "".join(lines))
+        entry = {"file": name + ENDING, "records": size, "bytes": offset, "sha256": checksum.hexdigest()}
+        entries.append(entry)
+    return entries
+
+
+def write_kvs(rows: Sequence[Row], target: Path, shards: Shards, category: Sequence[str]) -> list[dict[str, Any]]:
+    """Write an LMDB of Examples for each shard: key `P-<record>`, and `__meta__`. Raises OSError, DatasetError."""
+    try:
+        lmdb = importlib.import_module("lmdb")
+    except ImportError as error:
+        raise DatasetError(f"package/kv needs the package lmdb: {INSTALL}") from error
+    entries, examples, record = [], _examples(rows), 0
+    for number, size in enumerate(shards.sizes):
+        name = shards.name(number) + KV_ENDING
+        content = {"format": FORMAT, "total": size, "category": list(category), "first": record}
+        with atomic_path(target / name) as temporary:
+            room = shutil.disk_usage(target).free  # an upper limit of the file
+            with (
+                lmdb.open(str(temporary), subdir=False, lock=False, map_size=room) as base,
+                base.begin(write=True) as to,
+            ):
+                for _ in range(size):
+                    to.put(f"{shards.prefix}-{record:08}".encode(), next(examples))
+                    record += 1
+                to.put(b"__meta__", json.dumps(content, ensure_ascii=False).encode())
+            size_bytes, checksum = temporary.stat().st_size, _sha256(temporary)
+        entries.append({"file": name, "records": size, "bytes": size_bytes, "sha256": checksum})
+    return entries
+
+
+def write_meta(
+    target: Path, shards: Shards, entries: Sequence[dict[str, Any]], category: Sequence[str], outcome: Outcome
+) -> Path:
+    """Write P-meta.json, after which the shards of an earlier packing are removed; return its path. Raises OSError."""
+    path = target / (shards.prefix + META_ENDING)
+    content = {
+        **{"format": FORMAT, "total": sum(shards.sizes), "category": list(category), "shards": list(entries)},
+        "left_out": [{"record": name, "reason": reason} for name, reason in outcome.left_out],
+    }
+    write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    ending = KV_ENDING if entries and entries[0]["file"].endswith(KV_ENDING) else ENDING
+    for other in target.iterdir():
+        found = SHARD.fullmatch(other.name.removesuffix(ending).removesuffix(INDEX_ENDING) + ENDING)
+        is_ours = other.name.endswith((ending, INDEX_ENDING) if ending == ENDING else ending)
+        if found and is_ours and found[1] == shards.prefix and int(found[3]) != len(shards.sizes):
+            with suppress(FileNotFoundError):
+                other.unlink()
+    return path
+
+
+def features_of(record: Record, folder: Path) -> dict[str, Feature]:
+    """Return the features of a record, every key, with the bytes of its files. Raises DatasetError, OSError."""
+    features: dict[str, Feature] = {}
+    for key, item in complete(record).items():
+        if isinstance(item, str):
+            features[key] = [item.encode()]
+        elif isinstance(item, dict):
+            features[key] = [json.dumps(item, ensure_ascii=False, sort_keys=True).encode()]
+        elif isinstance(item, float):
+            features[key] = [item]
+        elif isinstance(item, (bool, int)):
+            features[key] = [int(item)]
+        elif isinstance(item, list):
+            flags = record.get(FLAG_OF.get(key, ""), [])
+            features |= list_features(key, item, flags)
+        else:
+            raise DatasetError(f"{value(record, 'image_file')}: {key} can be no feature: {type(item).__name__}")
+    return features | {feature: [(folder / path).read_bytes()] for feature, path in _files(record).items()}
+
+
+def list_features(key: str, items: list[Any], flags: Sequence[int] = ()) -> dict[str, Feature]:
+    """Return the features of a list: an array where its rows are equal, else JSON. Raises DatasetError.
+
+    Rows whose flag is 0 are filled with zeros, in the shape of the others.
+    """
+    kinds = {type(item) for item in _leaves(items)}
+    if str in kinds and len(kinds) > 1:
+        raise DatasetError(f"{key} mixes text and numbers, which cannot be one feature")
+    filled = _filled(items, flags)
+    array = None if str in kinds else _array(filled, kinds)
+    if array is None:
+        content = json.dumps(items, ensure_ascii=False).encode()
+        return {key: [content], f"__{key}_shape": [len(content)], f"__{key}_type": [UINT8], f"__{key}_json": [1]}
+    kind, values = array
+    return {key: [values.tobytes()], f"__{key}_shape": list(values.shape), f"__{key}_type": [kind]}
+
+
+def _array(items: list[Any], kinds: set[type]) -> tuple[int, np.ndarray] | None:
+    """Return a list as an array with its type's number; None where its rows are unequal."""
+    kind = INT8 if kinds == {bool} else INT64 if kinds <= {int, bool} and kinds else FLOAT32
+    try:
+        return kind, np.array(items, DTYPES[kind])
+    except (ValueError, OverflowError):  # unequal rows, or an int that has no 64 bits
+        return None
+
+
+def _filled(items: list[Any], flags: Sequence[int]) -> list[Any]:
+    """Return the rows with zeros for those whose flag is 0, where the others are equal arrays."""
+    if len(flags) != len(items) or all(flags) or not any(flags):
+        return items
+    try:
+        shapes = {np.array(item, np.float64).shape for item, flag in zip(items, flags, strict=True) if flag}
+    except ValueError:
+        return items
+    if len(shapes) != 1:
+        return items
+    empty = np.zeros(shapes.pop()).tolist()
+    return [item if flag else empty for item, flag in zip(items, flags, strict=True)]
+
+
+def _leaves(items: Any) -> Iterator[Any]:
+    for item in items:
+        if isinstance(item, list):
+            yield from _leaves(item)
+        else:
+            yield item
+
+
+def _files(record: Record) -> dict[str, str]:
+    """Return the paths of a record's files by the features that hold their bytes."""
+    paths = {IMAGE: value(record, "image_file"), MASK: value(record, "semantic_file")}
+    return {feature: path for feature, path in paths.items() if path}
+
+
+def _why_unreadable(row: Row) -> str:
+    record, folder = row
+    if not value(record, "image_file"):
+        return "it names no image"
+    for path in _files(record).values():
+        try:
+            with open_image(str(folder / path)):
+                pass
+        except (ImageError, OSError, ValueError, SyntaxError) as error:
+            return f"{path}: {getattr(error, 'strerror', None) or error}"
+    return ""
+
+
+def _examples(rows: Sequence[Row]) -> Iterator[bytes]:
+    """Yield the Examples of rows in order, read and made by several threads, few ahead."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for first in range(0, len(rows), 64):
+            yield from pool.map(lambda row: encode_example(features_of(*row)), rows[first : first + 64])
+
+
+def _sha256(path: Path) -> str:
+    checksum = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum.update(block)
+    return checksum.hexdigest()
