@@ -45,12 +45,22 @@ def find_objects(
 
 def objects_of(outputs: np.ndarray, metadata: ModelMetadata) -> list[Detections]:
     """Return the objects of each image of outputs (N, A, 4 + K), by the net's own thresholds."""
-    return find_objects(outputs, metadata.thresholds.get(SCORE, DEFAULT_SCORE), nms_iou_of(metadata))
+    return find_objects(outputs, score_threshold_of(metadata), nms_iou_of(metadata))
+
+
+def score_threshold_of(metadata: ModelMetadata) -> float:
+    """Return the score that a net's objects have at least."""
+    return metadata.thresholds.get(SCORE, DEFAULT_SCORE)
 
 
 def nms_iou_of(metadata: ModelMetadata) -> float:
     """Return the IoU of two boxes of one class, above which a net's objects are one."""
     return metadata.thresholds.get(NMS, NMS_IOU)
+
+
+def logit_of(score: float) -> float:
+    """Return the logit whose sigmoid is a score; -inf for 0, inf for 1."""
+    return math.log(score / (1 - score)) if 0 < score < 1 else math.copysign(math.inf, score - 0.5)
 
 
 def suppressed(boxes: np.ndarray, labels: np.ndarray, nms_iou: float, most: int) -> np.ndarray:
@@ -99,7 +109,7 @@ def areas(boxes: np.ndarray) -> np.ndarray:
 
 def _of_image(rows: np.ndarray, score_threshold: float, nms_iou: float, most: int, candidates: int) -> Detections:
     logits = rows[:, 4:]  # (A, K)
-    positions, labels = np.nonzero(logits >= _logit(score_threshold))
+    positions, labels = np.nonzero(logits >= logit_of(score_threshold))
     found = logits[positions, labels]
     order = np.argsort(-found, kind="stable")[:candidates]
     boxes, labels = rows[positions[order], :4].astype(np.float32), labels[order]
@@ -107,8 +117,3 @@ def _of_image(rows: np.ndarray, score_threshold: float, nms_iou: float, most: in
         scores = (1 / (1 + np.exp(-found[order].astype(np.float64)))).astype(np.float32)
     kept = suppressed(boxes, labels, nms_iou, most)
     return Detections(boxes[kept], labels[kept].astype(np.int64), scores[kept])
-
-
-def _logit(score: float) -> float:
-    """Return the logit whose sigmoid is a score; -inf for 0."""
-    return math.log(score / (1 - score)) if 0 < score < 1 else math.copysign(math.inf, score - 0.5)

@@ -50,6 +50,8 @@ class ExportFormat:
     runtimes: tuple[str, ...] = ()  # what runs it, where there is a choice; the backend's default decides
     precision: str = ""  # where it has its own; else that of the request
     made_from: str = ""  # the format whose files it is made from
+    only_of: str = ""  # the output that a net must have
+    own_check: LateFunction | None = None  # (path, Source, Reference) -> why it is refused besides, or ""
     library_problem: LateFunction | None = None  # () -> why it cannot be made here, or ""
     device_problem: LateFunction | None = None  # (device) -> why it cannot be verified here, or ""
 
@@ -76,6 +78,11 @@ _ROWS = (  # in the order in which they are made
         "onnx", ("model.onnx",), "ONNX",
         write=_late("writers:write_onnx"), layer_values=_late("layer_values:onnx_values"),
         runtimes=("onnxruntime", "openvino"),
+    ),
+    ExportFormat(
+        "nms", ("model.nms.onnx",), "of a detector: ONNX with non-maximum suppression; makes onnx too",
+        write=_late("nms_graph:write_nms"), runtimes=("onnxruntime", "openvino"), made_from="onnx", only_of="boxes",
+        own_check=_late("nms_graph:suppression_problem"),
     ),
     ExportFormat(
         "int8", ("model.int8.onnx",), "ONNX in 8 bits, calibrated on training images",

@@ -83,7 +83,9 @@ def _verify(job: Job, outcome: Outcome, path: Path) -> str:
     verification = verify_file(row, path, job.source, reference, device)
     outcome.runs, outcome.reason = verification.runs, verification.problem
     outcome.diverging_layer = verification.diverging_layer
-    return REFUSED if verification.problem else WRITTEN
+    if row.own_check and not outcome.reason:
+        outcome.reason = row.own_check(path, job.source, reference)
+    return REFUSED if outcome.reason else WRITTEN
 
 
 def _publish(job: Job, row: ExportFormat, files: Sequence[Path]) -> None:

@@ -50,6 +50,7 @@ def prepare(request: ExportRequest, formats: Sequence[ExportFormat], folder: Pat
     backend, metadata = load_torch(request.weights, request.device, request.config)
     if start := metadata.start_weights:
         log(f"{PROGRAM}: the start weights were those of {start['package']}: {start['licence']}, {start['source']}")
+    formats = _formats_of(metadata, formats, request)
     net = copy.deepcopy(backend.net).cpu()
     if not metadata.weights_sha256:  # bare weights
         metadata = replace(metadata, weights_sha256=weights_sha256(net.state_dict()))
@@ -87,6 +88,19 @@ def share_for_int8(
     if len(images) < LEAST_TO_SHARE:
         return images, reference
     return images.every_second(1).at_most(CALIBRATION_SAMPLES), reference.every_second(0)
+
+
+def _formats_of(
+    metadata: ModelMetadata, formats: Sequence[ExportFormat], request: ExportRequest
+) -> Sequence[ExportFormat]:
+    """Return the formats that nets with this output have. Raises ExportError for another that was asked for by name."""
+    wrong = [row for row in formats if row.only_of not in ("", metadata.output)]
+    if named := [row.name for row in wrong if row.name in request.formats]:
+        raise ExportError(
+            f"{request.weights}: format {named[0]} is of nets that give {wrong[0].only_of}, and this one "
+            f"gives {metadata.output}"
+        )
+    return [row for row in formats if row not in wrong]
 
 
 def _spare_the_checkpoint(weights: Path, output_dir: Path, formats: Sequence[ExportFormat]) -> None:

@@ -22,7 +22,13 @@ from tests.helpers.exported import export, report_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FILES = {"jit": "model.pt", "pt2": "model.pt2", "onnx": "model.onnx", "json": "model.json"}
+FILES = {
+    "jit": "model.pt",
+    "pt2": "model.pt2",
+    "onnx": "model.onnx",
+    "nms": "model.nms.onnx",
+    "json": "model.json",
+}
 NETS = {"TinyBoxes": "tiny_boxes_module", "Detector": "detector_module"}
 
 
