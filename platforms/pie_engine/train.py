@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from common.atomic_io import ResultsError
 from common.errors import UserError
@@ -19,20 +20,21 @@ from common.signals import Stopped, ended_by_signals
 from configs.schema import Config
 from platforms.base import PlatformError, TrainingFailedError, warn, write_text
 from platforms.pie_engine.classes import NetClasses
-from platforms.pie_engine.dataset import check_data, task_of_folder
+from platforms.pie_engine.dataset import check_data
 from platforms.pie_engine.errors import RequestError
 from platforms.pie_engine.files import CLASSES, FILES, LOG, OUTPUT, TrainLog, clear, description, process_line
 from platforms.pie_engine.nets import Net, find_net
-from platforms.pie_engine.places import find_data, find_resume
+from platforms.pie_engine.places import WORK, find_resume, find_source, is_remote
 from platforms.pie_engine.recipe import make_config, usable_gpus
 from platforms.pie_engine.traincfg import TrainRequest, Values, read_request, read_values
 
 EXPORTS = ("onnx",)
-LOCK = ".pie_engine.lock"
+LOCK = WORK / "lock"
 SIGNALS = range(129, 193)  # exit codes of a training that a signal ended
 WORKER = "--worker"
 
 PrintLine = Callable[[str], None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Plan:
 def run_training(file: Path) -> int:
     """Train what a traincfg.json asks for, in the current folder; return 0. Raises UserError, TrainingFailedError."""
     output = Path(OUTPUT).absolute()
-    with lines_only() as print_line, alone(Path(LOCK)), ended_by_signals():
+    with lines_only() as print_line, alone(LOCK), ended_by_signals():
         log = TrainLog(output / LOG)
         try:
             values = read_values(file)
@@ -72,10 +74,13 @@ def run_training(file: Path) -> int:
 
 
 def prepare(values: Values) -> Plan:
-    """Check the request and its data. Raises RequestError with all mistakes that can be found at once, ListError."""
+    """Check the request and its data. Raises RequestError with all mistakes that can be found at once.
+
+    Data in a store are fetched once the request has no mistake.
+    """
     problems: list[str] = []
 
-    def checked(check: Callable[[], object]) -> object:
+    def checked(check: Callable[[], Result]) -> Result | None:
         try:
             return check()
         except RequestError as error:
@@ -83,24 +88,25 @@ def prepare(values: Values) -> Plan:
         return None
 
     request = checked(lambda: read_request(values))
-    data = checked(lambda: find_data(values, note))
-    task = checked(lambda: task_of_folder(data)) if isinstance(data, Path) else None
+    source = checked(lambda: find_source(values))
+    task = checked(source.task) if source else None
     resume = checked(lambda: find_resume(values))
-    net = None
-    name = values.get("model_name")
-    if isinstance(task, str) and isinstance(name, str) and name:
+    net, name = None, values.get("model_name")
+    if task and isinstance(name, str) and name:
         net, problem = find_net(task, name)
         problems += [problem] if problem else []
-    if isinstance(request, TrainRequest):
+    classes = data = None
+    if request and source and task and (source.is_local or not problems):
         for line in request.notes:
             note(line)
-        if isinstance(data, Path) and isinstance(task, str):
-            classes = checked(lambda: check_data(data, task, request, note))
+        data = source.folder(note)
+        classes = checked(lambda: check_data(data, task, request, note))
+    if source and data:  # a store's data are called by their address, not by the place of their copy
+        problems = [problem.replace(f"{data}/", source.name) for problem in problems]
     if problems:
         raise RequestError(list(dict.fromkeys(problems)))
-    assert isinstance(request, TrainRequest) and isinstance(data, Path) and isinstance(task, str) and net is not None
-    assert isinstance(classes, NetClasses) and isinstance(resume, str)
-    note(f"{data}: {task.replace('_', ' ')}, {net.keys['model_net_name']}, {len(classes.classes)} classes")
+    assert request and source and task and net and data and classes and resume is not None
+    note(f"{source.name}: {task.replace('_', ' ')}, {net.keys['model_net_name']}, {len(classes.classes)} classes")
     if net.is_another:
         note(f"note: {request.model_name} is our own single-stage detector here, not the published net of that name")
     return Plan(request, task, net, data, classes, resume)
@@ -194,6 +200,7 @@ def lines_only() -> Iterator[PrintLine]:
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
     """Keep another training of this folder out. Raises PlatformError where one is running."""
+    lock.parent.mkdir(exist_ok=True)
     try:
         with lock_file(lock):
             yield
@@ -203,6 +210,8 @@ def alone(lock: Path) -> Iterator[None]:
 
 def local_resume(values: Values) -> list[Path]:
     """Return the local file that a training starts from, which must not be cleared away."""
+    if is_remote(str(values.get("resume_path"))):
+        return []
     try:
         resume = find_resume(values)
     except RequestError:

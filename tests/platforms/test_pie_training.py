@@ -24,8 +24,10 @@ from platforms.pie_engine.files import OF_BOXES, OF_MASKS
 from platforms.pie_engine.metrics import mask_rows
 from platforms.pie_engine.nets import CHANGE, DETECTION, SEGMENTATION, Net
 from platforms.pie_engine.places import find_resume
+from platforms.pie_engine.storage import new_client
 from platforms.pie_engine.traincfg import TrainRequest
-from tests.helpers import boxes, masks
+from tests.conftest import slow_but
+from tests.helpers import boxes, masks, s3
 
 LABELS = {
     SEGMENTATION: [
@@ -402,3 +404,44 @@ def test_several_processes_leave_the_same(
     pixels = sum(Image.open(path).resize((32, 32)).size[0] * 32 for path in (data / "valid/labels").iterdir())
     assert np.sum(report["confusion"]) == pixels
     assert torch.load("output/files/fc-siam-diff.th", weights_only=True)
+
+
+@pytest.mark.parametrize("task", slow_but([SEGMENTATION], [SEGMENTATION, CHANGE, DETECTION]))
+def test_a_training_from_a_store_is_the_same(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figures are those of the same data in a folder; a damaged object is a bad sample, and called by its key."""
+    pytest.importorskip("boto3", reason="requirements-pie.txt")
+    pytest.importorskip("moto", reason="the S3 server of these tests: pip install moto[server]")
+    data = write_data(tmp_path / "data", task)
+    request(task, data)
+    assert cli.main([]) == 0
+    expected = training_log()
+    with s3.moto_server() as port:
+        for name, value in s3.environment(f"http://127.0.0.1:{port}").items():
+            monkeypatch.setenv(name, value)
+        client = new_client()
+        client.create_bucket(Bucket=s3.BUCKET)
+        s3.upload(client, data, "sets/d1/")
+        client.put_object(
+            Bucket=s3.BUCKET, Key="weights/start.th", Body=Path(f"output/files/{MODELS[task]}.th").read_bytes()
+        )
+        monkeypatch.setenv("PIE_DATASET_ROOT", f"s3://{s3.BUCKET}/sets")
+        request(task, data, dataset_path=..., dataset_id="d1")
+        assert cli.main([]) == 0
+        log = training_log()
+        assert (log["epochs"], log["best"]) == (expected["epochs"], expected["best"])
+        capsys.readouterr()
+        resume = f"s3://{s3.BUCKET}/weights/start.th"
+        request(task, data, dataset_path=..., dataset_id="d1", epochs=1, resume_path=resume)
+        assert cli.main([]) == 0
+        err = capsys.readouterr().err
+        assert "tensors left fresh" in err and "objects, 0 of them fetched" in err
+        request(task, data, dataset_path=f"s3://{s3.BUCKET}/sets/none", epochs=0)
+        err = mistakes(capsys)
+        assert "epochs must be" in err and f"s3://{s3.BUCKET}/sets/none/: no data for any task" in err
+        client.delete_object(
+            Bucket=s3.BUCKET, Key="sets/d1/train/labels/01" + (".xml" if task == DETECTION else ".png")
+        )
+        request(task, data, dataset_path=f"s3://{s3.BUCKET}/sets/d1/")
+        assert f"s3://{s3.BUCKET}/sets/d1/train/" in mistakes(capsys)

@@ -1,0 +1,114 @@
+"""A data set of an S3-compatible store as a folder: its objects in a cache by key, size and ETag, and links to them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.atomic_io import ResultsError
+from platforms.pie_engine.dataset import SPLITS
+from platforms.pie_engine.storage import SCHEME, Listed, ObjectGoneError, Store
+
+CACHE_DIR = "PIE_CACHE_DIR"  # of the environment
+DEFAULT_CACHE = "cache"
+FOLDERS = ("images", "labels", "A", "B")
+THREADS = 32
+
+
+@dataclass(frozen=True)
+class Found:
+    """The objects of a data set: by their names below it, "train/images/1.jpg"."""
+
+    url: str
+    objects: dict[str, Listed]
+
+
+def list_data(store: Store, prefix: str) -> Found:
+    """Return a data set's objects, without hidden ones and those of deeper folders. Raises StorageError."""
+    objects: dict[str, Listed] = {}
+    with ThreadPoolExecutor(len(SPLITS)) as pool:
+        for found in pool.map(lambda split: [*store.list(f"{prefix}{split}/")], SPLITS):
+            for listed in found:
+                name = listed.key.removeprefix(prefix)
+                _, _, rest = name.partition("/")
+                folder, _, last = rest.partition("/")
+                if folder in FOLDERS and last and "/" not in last and not last.startswith("."):
+                    objects[name] = listed
+    return Found(f"{SCHEME}{store.bucket}/{prefix}", objects)
+
+
+def fetch(store: Store, found: Found, folder: Path, log: Callable[[str], None]) -> Path:
+    """Make a folder with all objects of a data set, and return it. Raises StorageError, ResultsError.
+
+    An object that has vanished or changed since it was listed is an empty file: a bad sample, which the training
+    counts as one.
+    """
+    cache = cache_folder()
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        for place in {folder / Path(name).parent for name in found.objects}:
+            place.mkdir(parents=True, exist_ok=True)
+        missing = [listed for listed in found.objects.values() if not is_cached(cache, store.bucket, listed)]
+        gone = _download(store, missing, cache)
+        for key in sorted(gone)[:20]:
+            log(f"warning: {SCHEME}{store.bucket}/{key} has vanished or changed since it was listed")
+        for name, listed in found.objects.items():
+            if listed.key in gone:
+                (folder / name).touch()
+            else:
+                (folder / name).symlink_to(cache_path(cache, store.bucket, listed).absolute())
+    except OSError as error:
+        raise ResultsError(f"{error.filename or cache}: cannot write it: {error.strerror}") from error
+    log(f"{found.url}: {len(found.objects)} objects, {len(missing)} of them fetched, the others in {cache}")
+    return folder
+
+
+def cache_folder() -> Path:
+    """Return the folder of the cache."""
+    return Path(os.environ.get(CACHE_DIR, "").strip() or DEFAULT_CACHE)
+
+
+def cache_path(cache: Path, bucket: str, listed: Listed) -> Path:
+    """Return where an object is kept: a name that no key can lead out of the cache with."""
+    digest = hashlib.sha256(json.dumps([bucket, listed.key, listed.size, listed.etag]).encode()).hexdigest()
+    return cache / "objects" / digest[:2] / digest
+
+
+def is_cached(cache: Path, bucket: str, listed: Listed) -> bool:
+    """Return whether all of an object is in the cache."""
+    try:
+        return cache_path(cache, bucket, listed).stat().st_size == listed.size
+    except OSError:
+        return False
+
+
+def _download(store: Store, objects: Sequence[Listed], cache: Path) -> set[str]:
+    """Fetch objects into the cache; return the keys of those that are gone."""
+    for number in range(256):
+        (cache / "objects" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+    gone: set[str] = set()
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        waiting: dict[Future[None], str] = {
+            pool.submit(store.download, listed.key, cache_path(cache, store.bucket, listed), listed): listed.key
+            for listed in objects
+        }
+        done = as_completed(waiting)
+        for future in tqdm(done, "fetching", len(objects), leave=False, disable=None, file=sys.stderr):
+            with contextlib.suppress(ObjectGoneError):
+                future.result()
+                continue
+            gone.add(waiting[future])
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # a signal, or the first error, ends the others
+    return gone
