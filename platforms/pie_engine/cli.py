@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import FlagParser, named_path, run_program
+from platforms.pie_engine.package import make_package
 from platforms.pie_engine.train import run_training, run_worker
 from platforms.pie_engine.traincfg import FILE
 
@@ -16,7 +17,13 @@ EXIT_CODES = "exit codes: 0 done; 1 failed; 2 a mistake of the user's, or a full
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     args = _parser().parse_args(argv)
-    return run_program("pie_engine", lambda: run_worker(args.worker) if args.worker else run_training(args.traincfg))
+    return run_program("pie_engine", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.make_package:
+        return make_package(args.make_package)
+    return run_worker(args.worker) if args.worker else run_training(args.traincfg)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,5 +35,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--traincfg", metavar="FILE", type=named_path, default=Path(FILE), help=f"default: {FILE} in this folder")
+    add("--make_package", metavar="DIR", type=named_path, help="write the folder to upload to the platform, and stop")
     add("--worker", type=Path, help=argparse.SUPPRESS)  # for the processes that a training on several GPUs starts
     return parser

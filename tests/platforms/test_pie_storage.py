@@ -123,7 +123,7 @@ def test_users_scripts_import_it(server: FaultyServer, monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "aiUtils", raising=False)
     module = importlib.import_module("aiUtils")
     assert module.aiUtils.s3GetImg("d1").getImages("sets/d1/valid/images") == keys("valid/images/5.png")
-    monkeypatch.delitem(sys.modules, "aiUtils")
+    sys.modules.pop("aiUtils")
 
 
 def test_more_than_a_page_of_keys(server: FaultyServer) -> None:
