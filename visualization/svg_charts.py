@@ -47,8 +47,9 @@ def curves_svg(
     percent: bool = False,
     epochs: Epochs = (),
     best_x: float | None = None,
+    unit: str = "step",
 ) -> str:
-    """Draw lines over steps; `epochs` are named above, `best_x` is marked by a dashed line.
+    """Draw lines over steps, or another `unit`; `epochs` are named above, `best_x` is marked by a dashed line.
 
     `size` is width and height in CSS pixels. Returns "" where nothing is finite.
     """
@@ -64,12 +65,12 @@ def curves_svg(
     axes = Axes(x_range, (y_ticks[0], y_ticks[-1]), size, MARGINS)
     parts = [
         *axes.y_axis([(y, f"{y * 100:.4g}%" if percent else f"{y:.4g}") for y in y_ticks]),
-        *axes.x_axis([(x, _short(x)) for x in x_ticks], "step"),
+        *axes.x_axis([(x, _short(x)) for x in x_ticks], unit),
         *_epoch_marks(axes, epochs),
     ]
     if best_x is not None and x_range[0] <= best_x <= x_range[1]:
         parts.append(axes.upright(best_x, "best", "best"))
-    parts += [_polylines(axes, finite, means), *_dots(axes, finite, dict(epochs), percent)]
+    parts += [_polylines(axes, finite, means), *_dots(axes, finite, dict(epochs), percent, unit)]
     return axes.chart(label, parts)
 
 
@@ -123,11 +124,11 @@ def _polylines(axes: Axes, lines: Sequence[Line], means: Sequence[Line]) -> str:
     return clipped(0, top - 3, axes.size[0], bottom - top + 6, parts)
 
 
-def _dots(axes: Axes, lines: Sequence[Line], epoch_of: dict[float, float], percent: bool) -> Iterable[str]:
+def _dots(axes: Axes, lines: Sequence[Line], epoch_of: dict[float, float], percent: bool, unit: str) -> Iterable[str]:
     """Draw the points of short lines, with their values as titles."""
     for line in lines:
         for x, y in line.points() if len(line.xs) <= MAX_DOTS else ():
-            at = f"step {x:,.0f}" + (f", epoch {epoch_of[x]:g}" if x in epoch_of else "")
+            at = f"{unit} {x:,.0f}" + (f", epoch {epoch_of[x]:g}" if x in epoch_of else "")
             value = f"{y:.2%}" if percent else f"{y:.5g}"
             yield axes.dot(x, y, line.style, f"{line.name} {value} at {at}")
 
