@@ -22,6 +22,7 @@ from data_loader.mask_classes import (
     read_mask_classes,
     read_other_classes,
 )
+from data_loader.packs import find_pack, is_pack
 from data_loader.preprocess import Preprocess
 from data_loader.samples import CLASS_NAMES_FILE, ListError, read_class_names
 
@@ -207,6 +208,10 @@ def class_names_of(config: Config) -> tuple[str, ...]:
     file = Path(config.class_names_file)
     if not config.class_names_file:
         list_file = config.train_data_file or config.val_data_file
+        if is_pack(list_file) and (names := find_pack(list_file).category):
+            if len(names) != config.num_classes:
+                raise ListError([f"{list_file}: {len(names)} classes, but num_classes is {config.num_classes}"])
+            return names
         file = Path(list_file).parent / CLASS_NAMES_FILE
         if not list_file or not file.is_file():
             return ()

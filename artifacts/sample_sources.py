@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from configs.schema import Config
 from data_loader.image_files import IMAGE_SUFFIXES, iter_images, natural_sorted, walk_images
 from data_loader.list_reader import read_target_list, read_unlabelled
 from data_loader.mask_folders import pairs_below
+from data_loader.pack_list import read_pack
+from data_loader.packs import is_pack
 from data_loader.samples import (
     NO_LABEL,
     ListError,
@@ -108,6 +111,10 @@ def listed_samples(
 
 def config_samples(file: str, root: str, config: Config, metadata: ModelMetadata) -> FoundSamples:
     """Return the samples of one of a config's lists, of class folders where `file` is "". Raises ListError."""
+    if is_pack(file):
+        target = ClassLabel(metadata.num_classes, metadata.class_names)
+        found = read_pack(file, target, needs_target=_has_labels(metadata) and metadata.output != "features")
+        return FoundSamples(list(found.samples), file)
     if metadata.output == "features":  # trained on images without labels
         names, separator = metadata.class_names, config.file_label_separator
         found = read_unlabelled(file, root, separator, names, check_files=False)
@@ -121,6 +128,8 @@ def config_samples(file: str, root: str, config: Config, metadata: ModelMetadata
 
 def has_data(file: str, root: str) -> bool:
     """Return whether a config's list is there, or its folder where `file` is ""."""
+    if is_pack(file):
+        return bool(glob.glob(file))  # noqa: PTH207  (the folder may be a pattern, too)
     return Path(file).is_file() if file else bool(root) and Path(root).is_dir()
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from common.errors import UserError
 from common.formatting import did_you_mean, short_json
+from common.paths import PACK_ENDING
 from configs.rules import Problem, find_contradictions, find_missing_files
 from configs.schema import Config
 
@@ -92,7 +93,13 @@ def describe_config(config: Config, path: str | Path, overrides: Sequence[str] =
 
 
 def _validated(values: dict[str, Any]) -> tuple[Config, list[Mapping[str, Any]]]:
-    """Return a config and pydantic's errors; rejected values are replaced by placeholders or defaults in it."""
+    """Return a config and pydantic's errors; rejected values are replaced by placeholders or defaults in it.
+
+    Packs need no root folder.
+    """
+    for split in ("train", "val"):
+        if str(values.get(f"{split}_data_file", "")).endswith(PACK_ENDING):
+            values = {f"{split}_data_root_dir": ".", **values}
     try:
         return Config.model_validate(values), []
     except ValidationError as error:

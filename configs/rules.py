@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.formatting import short_json
+from common.paths import PACK_ENDING
 from configs.schema import ON_CPU_ONLY, Config
 
 LEAST_STD = 1e-9  # an image divided by less has no float32
@@ -36,7 +38,7 @@ def find_missing_files(config: Config, to_come: Path | None) -> list[Problem]:
         if not os.path.isdir(getattr(config, key)):  # noqa: PTH112  (a Path raises where a name is too long)
             problems.append(Problem(f'{key} "{getattr(config, key)}" is not a folder', (key,)))
     for key in ("train_data_file", "val_data_file", "class_names_file"):
-        if getattr(config, key) and not os.path.isfile(getattr(config, key)):  # noqa: PTH113
+        if getattr(config, key) and not _is_there(getattr(config, key)):
             problems.append(Problem(f'{key} "{getattr(config, key)}" is not a file', (key,)))
     mode, weights = config.train_mode, config.start_weights()
     if config.starts_from_file() and weights != to_come and not os.path.exists(weights):  # noqa: PTH110
@@ -44,6 +46,13 @@ def find_missing_files(config: Config, to_come: Path | None) -> list[Problem]:
         keys = ("train_mode", "pretrained_path", "pretrained_file", *own)
         problems.append(Problem(f'train_mode "{mode}" starts from "{weights}", which is not a file', keys))
     return problems
+
+
+def _is_there(file: str) -> bool:
+    """Return whether a file is there, or for a pattern of a pack's shards any of them."""
+    if file.endswith(PACK_ENDING):
+        return bool(glob.glob(file))  # noqa: PTH207  (the folder may be a pattern, too)
+    return os.path.isfile(file)  # noqa: PTH113
 
 
 def _of_pixels(config: Config) -> Iterator[Row]:

@@ -39,8 +39,12 @@ class Config(BaseModel):
     # Data
     train_data_root_dir: str = Field(description="folder that the training list's paths start from")
     val_data_root_dir: str = Field(description="folder that the validation list's paths start from")
-    train_data_file: str = Field("", description="txt list for training; empty: one folder a class under the root dir")
-    val_data_file: str = Field("", description="txt list for validation; empty: one folder a class under the root dir")
+    train_data_file: str = Field(
+        "",
+        description="txt list for training, or a pattern of packs, packs/P-*-tfrecord (docs/datasets.md), which need "
+        "no root dir; empty: one folder a class under the root dir",
+    )
+    val_data_file: str = Field("", description="the same for validation")
     file_label_separator: str = Field("----", min_length=1, description="text between path and label")
     class_names_file: str = Field(
         "",

@@ -17,6 +17,7 @@ from data_loader.mask_classes import (
     read_mask_classes,
     read_other_classes,
 )
+from data_loader.packs import find_pack, is_pack
 from data_loader.samples import CLASS_NAMES_FILE, ListError, read_class_names, read_utf8
 
 YOLO_FILES = ("data.yaml", "data.yml", "dataset.yaml")
@@ -30,6 +31,10 @@ def box_classes_of(config: Config) -> tuple[MaskClass, ...]:
     () where there is none: then the training annotations name them. Raises ListError, also where there are not
     `num_classes` of them.
     """
+    if is_pack(config.train_data_file) and not config.class_names_file:
+        classes = named_classes(find_pack(config.train_data_file).category)
+        check_count(classes, config.num_classes, config.train_data_file)
+        return classes
     file = Path(config.class_names_file) if config.class_names_file else _found(config)
     if file is None:
         return ()
@@ -147,4 +152,6 @@ def _unquoted(text: str) -> str:
 
 def _found(config: Config) -> Path | None:
     list_file = config.train_data_file
+    if is_pack(list_file):
+        return None
     return class_file(Path(config.train_data_root_dir), [Path(list_file).parent] if list_file else [])

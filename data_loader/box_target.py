@@ -18,9 +18,10 @@ from data_loader.coco import CocoData, read_coco
 from data_loader.decoding import MAX_PIXELS, TURNED, image_size
 from data_loader.errors import ImageError
 from data_loader.mask_classes import VOID, MaskClass, OtherClass
+from data_loader.packs import array_of, list_keys
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, Sample, SampleList, shorten
-from data_loader.targets import Target, View
+from data_loader.targets import Target, TargetError, View
 
 PADDING = -1.0  # of a batch's rows that hold no object
 COLUMNS = 6  # left, top, right, bottom, label, whether it is ignored
@@ -102,8 +103,26 @@ class BoxTarget(Target):
             return None
         return self._of_coco(read_coco(file, root, allow_outside_root=allow_outside_root), root, file)
 
+    record_keys = ("width", "height", *list_keys("bboxes", "labels"))
+
+    def from_record(self, features: Mapping[str, Any], category: Sequence[str], name: str) -> Annotation:
+        """Return the boxes in a packed record, with the names of the pack's classes. Raises TargetError."""
+        try:
+            boxes = array_of(features, "bboxes").astype(np.float64).reshape(-1, 4)
+            labels = array_of(features, "labels").astype(np.int64)
+            size = features["width"][0], features["height"][0]
+        except (ValueError, KeyError, IndexError) as error:
+            raise TargetError(f"its boxes cannot be read: {error}") from error
+        if len(labels) != len(boxes) or (labels < 0).any() or (labels >= len(category)).any():
+            raise TargetError(f"labels {labels.tolist()} of {len(boxes)} boxes must be 0..{len(category) - 1}")
+        names = tuple(category[label] for label in labels)
+        ignored = np.zeros(len(boxes), bool)
+        return Annotation(name, boxes, names, ignored=ignored, size=size if all(size) else None)
+
     def completed(self, samples: SampleList) -> BoxSamples:
         """Return the list with the annotations that its targets name, read. Raises ListError."""
+        if any(isinstance(sample.target, Annotation) for sample in samples.samples):  # of a pack
+            return self._labelled(samples, [sample.target for sample in samples.samples])
         is_yolo = any(sample.target.lower().endswith(".txt") for sample in samples.samples)
         names = [str(label) for label in range(self.num_classes)] if is_yolo else ()  # whose files have but numbers
         target = self if self.classes or not is_yolo else BoxTarget(self.num_classes, named_classes(names))

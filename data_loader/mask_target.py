@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ from data_loader.errors import ImageError
 from data_loader.mask_classes import VOID, MaskClass, OtherClass
 from data_loader.mask_folders import find_pairs
 from data_loader.masks import fit_mask, read_mask, upright
+from data_loader.packs import MASK, sibling_name
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, Sample, SampleList
-from data_loader.targets import Target, View
+from data_loader.targets import Target, TargetError, View
 
 MOST_VOID = 0.2  # of a split's pixels that may be of no class
 SHOWN = 5
@@ -88,6 +89,15 @@ class MaskTarget(Target):
     def from_files(self, paths: Sequence[str]) -> MaskFile:
         """Return the target of a line from the paths behind its image."""
         return MaskFile(paths[-1], paths[0] if self.has_pairs else "")
+
+    record_keys = ("semantic_file",)
+
+    def from_record(self, features: Mapping[str, Any], category: Sequence[str], name: str) -> MaskFile:
+        """Return the label image in a packed record. Raises TargetError."""
+        file = features["semantic_file"][0].decode("utf-8", "replace") if features.get("semantic_file") else ""
+        if self.has_pairs or not file:
+            raise TargetError("a pack has no pairs of images" if self.has_pairs else "it has no semantic_file")
+        return MaskFile(sibling_name(name, file, MASK))
 
     def read_folder(self, root: str) -> SampleList:
         """Return the samples of a folder with images/ and labels/, or A/, B/ and labels/. Raises ListError."""

@@ -14,25 +14,27 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from common.paths import PACK_ENDING
 from data_loader.errors import ImageError
 from data_loader.examples import decode_example
 from data_loader.samples import ListError
 
-ENDING, INDEX_ENDING, META_ENDING = "-tfrecord", "-index", "-meta.json"
+ENDING, INDEX_ENDING, META_ENDING = PACK_ENDING, "-index", "-meta.json"
 IMAGE, MASK = "image", "semantic_image"  # features with the bytes of files
 INSTALL = "pip install -r requirements-packs.txt"
+ARRAY_TYPES = ("<f4", "<i4", "<i8", "i1", "u1")  # by a list's __key_type
 MASK_DELTA = 0xA282EAD8  # of a masked checksum (TensorFlow, "TFRecord and tf.train.Example")
 LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 FRAME_BYTES = LENGTH.size + 2 * CHECKSUM.size  # around a record's data
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})-tfrecord", re.DOTALL)
-_PACKED = re.compile(r"(.+-tfrecord)#(\d+)(?::(\w+))?(?: \(.*\))?", re.DOTALL)
+_PACKED = re.compile(r"(.+-tfrecord)#(\d+)(?::(\w+))?(?: \((.*)\))?", re.DOTALL)
 
 T = TypeVar("T")
 
@@ -155,10 +157,36 @@ def packed_name(shard: str, index: int, file: str, feature: str = IMAGE) -> str:
     return f"{shard}#{index}{'' if feature == IMAGE else ':' + feature}{f' ({file})' if file else ''}"
 
 
+def sibling_name(name: str, file: str, feature: str) -> str:
+    """Return the name of another file in the same record as a named image."""
+    found = _PACKED.fullmatch(name)
+    assert found is not None
+    return packed_name(found[1], int(found[2]), file, feature)
+
+
+def list_keys(*keys: str) -> tuple[str, ...]:
+    """Return the features that hold lists under these keys."""
+    return tuple(name for key in keys for name in (key, f"__{key}_shape", f"__{key}_type"))
+
+
+def array_of(features: Mapping[str, Any], key: str) -> np.ndarray:
+    """Return a list of a record as the array that it is packed as; (0,) where there is none. Raises ValueError."""
+    if not features.get(key):
+        return np.zeros(0, np.float32)
+    kind = ARRAY_TYPES[features[f"__{key}_type"][0]]
+    return np.frombuffer(features[key][0], kind).reshape(features[f"__{key}_shape"])
+
+
 def container_of(path: str) -> str:
     """Return the file that an image lies in: its shard, or itself."""
     found = _PACKED.fullmatch(path) if f"{ENDING}#" in path else None
     return found[1] if found else path
+
+
+def file_of(path: str) -> str:
+    """Return the path that an image in a pack had, or a path itself."""
+    found = _PACKED.fullmatch(path) if f"{ENDING}#" in path else None
+    return (found[4] or "") if found else path
 
 
 def content_of(source: T) -> T | bytes:

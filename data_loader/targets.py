@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +66,19 @@ class Target(ABC):
     def completed(self, samples: SampleList) -> SampleList:
         """Return the samples of a txt list with what its targets need to have read. Raises ListError."""
         return samples
+
+    record_keys: tuple[str, ...] = ()  # the features of a packed record that `from_record` needs
+
+    def from_record(self, features: Mapping[str, Any], category: Sequence[str], name: str) -> Any:
+        """Return the target of a packed record, by its features; `category` are the pack's classes.
+
+        `name` is the record's, as `data_loader.packs.packed_name` makes it. Raises TargetError.
+        """
+        raise TargetError(f"a pack names no {self.noun}")
+
+    def names_for(self, category: Sequence[str]) -> tuple[str, ...]:
+        """Return the class names of the samples of a pack, whose own are `category`."""
+        return self.class_names
 
     def settled(self, first: SampleList) -> Target:
         """Return the target of the further lists, once the first is read."""
@@ -131,6 +144,24 @@ class ClassLabel(Target):
         if not is_integer(text):
             raise TargetError(not_an_integer(text, self.class_names))
         return int(text)
+
+    record_keys = ("image_label", "label")
+
+    def from_record(self, features: Mapping[str, Any], category: Sequence[str], name: str) -> int:
+        """Return `image_label`, else `label`; a class has the label of its name in the list's classes."""
+        found = features.get("image_label") or features.get("label") or [NO_LABEL]
+        label = int(found[0])
+        if label == NO_LABEL:
+            raise TargetError("it has no image_label")
+        if self.given_names and category and 0 <= label < len(category):
+            if category[label] not in self.given_names:
+                raise TargetError(f'its class "{category[label]}" is none of {shorten(", ".join(self.given_names))}')
+            return self.given_names.index(category[label])
+        return label
+
+    def names_for(self, category: Sequence[str]) -> tuple[str, ...]:
+        """Return the given class names, else the pack's, else numbers."""
+        return self.given_names or tuple(category) or self.class_names
 
     def find_problems(self, targets: Sequence[int], line_numbers: Sequence[int]) -> Iterator[Problem]:
         """Yield the labels outside the range, and whether all of them seem to count from 1."""

@@ -21,6 +21,7 @@ from data_loader.decoding import open_image
 from data_loader.errors import ImageError
 from data_loader.examples import Feature, encode_example
 from data_loader.packs import (
+    ARRAY_TYPES,
     ENDING,
     IMAGE,
     INDEX_ENDING,
@@ -40,7 +41,6 @@ from datasets.records import FLAGS, Record, complete, value
 KV_ENDING = "-kvrecord"
 FORMAT = 1
 FLOAT32, INT64, INT8, UINT8 = 0, 2, 3, 4  # __k_type
-DTYPES = {FLOAT32: "<f4", INT64: "<i8", INT8: "i1", UINT8: "u1"}
 FLAG_OF = {"segments": FLAGS[0], "joints2d": FLAGS[1], "joints_vis": FLAGS[1]}
 ROOM = 1.02  # of the sum of the images, for what stands around them
 
@@ -202,7 +202,7 @@ def _array(items: list[Any], kinds: set[type]) -> tuple[int, np.ndarray] | None:
     """Return a list as an array with its type's number; None where its rows are unequal."""
     kind = INT8 if kinds == {bool} else INT64 if kinds <= {int, bool} and kinds else FLOAT32
     try:
-        return kind, np.array(items, DTYPES[kind])
+        return kind, np.array(items, ARRAY_TYPES[kind])
     except (ValueError, OverflowError):  # unequal rows, or an int that has no 64 bits
         return None
 

@@ -24,6 +24,8 @@ DATA = tuple(  # what a package without torch's loaders may have of them
             "list_reader",
             "mask_classes",
             "mask_folders",
+            "pack_list",
+            "packs",
             "preprocess",
         ),
         *("samples", "targets"),
@@ -47,7 +49,7 @@ ALLOWED = {  # what a package's files may import of ours, by prefix; `common` fo
 
 DATASETS = tuple(  # of data_loader, what the data set tools read with
     f"data_loader.{name}"
-    for name in ("coco", "box_annotations", "box_folders", "box_classes", "errors", "problems", "packs", "examples")
+    for name in ("coco", "box_annotations", "box_folders", "box_classes", "errors", "problems", "examples")
 )
 ALLOWED["datasets"] = (*DATA, *DATASETS)
 

@@ -21,6 +21,7 @@ from common.cli import FlagParser, run_program
 from common.errors import UserError
 from configs.schema import DEFAULT_CONFIG, Config
 from data_loader.decode_guard import GUARD
+from data_loader.packs import is_pack
 from nets.net_interface import declared_task
 from trainers.config_checks import BOX_TASK, MASK_TASKS, training_config
 from trainers.data.sample_lists import read_lists
@@ -50,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
     if (args.fix or args.wrong_labels) and task in (*MASK_TASKS, BOX_TASK):
         flag, what = "--fix" if args.fix else "--wrong_labels", "boxes" if task == BOX_TASK else "masks"
         raise DoctorError(f"{flag} is for images with one label each, and this training learns {what}")
+    if args.fix and (is_pack(config.train_data_file) or is_pack(config.val_data_file)):
+        raise DoctorError(
+            "--fix writes lists of files, and these images lie in packs: clean what they were packed from"
+        )
     if args.wrong_labels:
         check_start_weights(config)
     if args.workers < 0:

@@ -24,6 +24,7 @@ from common.errors import UserError
 from data_loader.colour_profiles import CONVERTED, UNUSABLE, profile_use
 from data_loader.decode_guard import GUARD, guarded
 from data_loader.decoding import BROKEN_EXIF, open_image, stream_of
+from data_loader.packs import file_of
 from data_loader.preprocess import ImageError, Preprocess
 from data_loader.tiff import has_mask
 from data_loader.transparency import with_stored_alpha
@@ -272,7 +273,7 @@ def _oddities(path: str, max_pixels: int) -> int:
                 "1 bit": mode == "1",
                 "transparent": mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info,
                 "alpha that is no mask": name == "TIFF" and not has_mask(image),
-                "another format than its ending": Path(path).suffix.lower() not in _ENDINGS.get(name, ()),
+                "another format than its ending": Path(file_of(path)).suffix.lower() not in _ENDINGS.get(name, ()),
             }
             try:
                 found["several frames"] = getattr(image, "is_animated", image.info.get("several_frames", False))

@@ -9,6 +9,8 @@ from artifacts.class_names import compared, labels_by_name
 from artifacts.metadata import class_names_of
 from configs.schema import Config
 from data_loader.list_reader import read_target_list, read_unlabelled
+from data_loader.pack_list import read_pack
+from data_loader.packs import is_pack
 from data_loader.samples import CLASS_NAMES_FILE, ListError, SampleList, names_beside
 from data_loader.targets import ClassLabel, Target
 
@@ -27,6 +29,8 @@ def read_lists(
         _check_names(config.val_data_file, train.class_names, config)
         return train, _read_split(config, config.val_data_file, config.val_data_root_dir, target, check_files)
     val = _read_split(config, config.val_data_file, config.val_data_root_dir, target, check_files)
+    if is_pack(config.train_data_file):
+        return read_pack(config.train_data_file, target.settled(val), needs_target=False), val
     train = read_unlabelled(
         config.train_data_file,
         config.train_data_root_dir,
@@ -51,6 +55,8 @@ def _check_names(list_file: str, class_names: Sequence[str], config: Config) -> 
 def _read_split(config: Config, list_file: str, root: str, target: Target, check_files: bool) -> SampleList:
     if not list_file:
         return target.read_folder(root)
+    if is_pack(list_file):
+        return target.completed(read_pack(list_file, target))
     is_free = config.allow_outside_root
     if (found := target.read_annotations(list_file, root, allow_outside_root=is_free)) is not None:
         return found
