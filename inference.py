@@ -210,11 +210,11 @@ def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) ->
     metadata = predictor.metadata
     made: list[Copies] = []
     if request.save_images is not None and metadata.output == "mask_logits":
-        made.append(MaskCopies(request.save_images, metadata.preprocess.max_pixels, args.polygons))
+        made.append(MaskCopies(request.save_images, metadata.preprocess, args.polygons))
     elif request.save_images is not None and args.save_as == "folders" and metadata.output == "logits":
         made.append(SortedCopies(request.save_images, metadata.class_names))
     elif request.save_images is not None:
-        made.append(AnnotatedCopies(request.save_images, metadata.preprocess.max_pixels))
+        made.append(AnnotatedCopies(request.save_images, metadata.preprocess))
     if args.labels:
         if request.save_images is None or metadata.output != "boxes":
             raise InputsError("--labels goes with --save_images DIR, and with a net that gives boxes")

@@ -14,6 +14,7 @@ from typing import Any
 
 from artifacts.calibration import ACCEPT, CONFORMAL, Calibration
 from configs.schema import Config
+from data_loader.bands import Ranges
 from data_loader.mask_classes import (
     MASK_CLASSES_FILE,
     MaskClass,
@@ -264,7 +265,14 @@ def preprocess_of(config: Config) -> Preprocess:
         std=tuple(config.std),
         max_pixels=config.max_pixels,
         icc_profiles=config.icc_profiles,
+        band_range=band_ranges(config),
+        band_type=config.band_type,
     )
+
+
+def band_ranges(config: Config) -> Ranges:
+    """Return the range of each band as a config gives it; () where it is to be measured, and for other images."""
+    return () if isinstance(config.band_range, str) else tuple((low, high) for low, high in config.band_range)
 
 
 def build_metadata(config: Config, class_names: Sequence[str]) -> ModelMetadata:

@@ -114,8 +114,11 @@ def start_weights_of(config: Config) -> dict[str, str]:
 
 
 def with_wanted_preprocess(config: Config) -> Config:
-    """Return a config whose empty `mean` and `std` are those of its start weights' package, where it names one."""
-    if config.train_mode != "finetune" or not is_package(config.pretrained_file):
+    """Return a config whose empty `mean` and `std` are those of its start weights' package, where it names one.
+
+    Bands are measured instead.
+    """
+    if config.train_mode != "finetune" or not is_package(config.pretrained_file) or config.has_bands():
         return config
     package = weights_package(config.pretrained_file)
     wanted = {key: list(getattr(package, key)) for key in ("mean", "std")}

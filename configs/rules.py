@@ -61,6 +61,22 @@ def _of_pixels(config: Config) -> Iterator[Row]:
         sentence = f"{key} must have num_channels ({channels}) entries, got {len(values)}"
         yield len(values) not in (0, channels), sentence, (key, "num_channels")
     yield min(std, default=1) < LEAST_STD, f"std must be at least {LEAST_STD:g}, got {std}", ("std",)
+    if isinstance(config.band_range, list):
+        sentence = f"band_range must have num_channels ({channels}) entries, got {len(config.band_range)}"
+        yield len(config.band_range) != channels, sentence, ("band_range", "num_channels")
+        are_ranges = all(len(limits) == 2 and limits[0] < limits[1] for limits in config.band_range)
+        sentence = f"band_range must have [low, high] with low < high for each band, got {config.band_range}"
+        yield not are_ranges, sentence, ("band_range",)
+    sentence = "band_type is for images of bands: set band_range, or leave it out"
+    yield bool(config.band_type) and not config.has_bands(), sentence, ("band_type", "band_range", "num_channels")
+    if channels not in (1, 3):
+        got = f"num_channels {channels}"
+        sentence = f"auto_augment is a policy for colours, and {got} is for bands"
+        yield bool(config.auto_augment), sentence, ("auto_augment", "num_channels")
+        sentence = f"random_grayscale is for images of 3 channels, got {got}"
+        yield config.random_grayscale > 0, sentence, ("random_grayscale", "num_channels")
+        sentence = f'augment_on "device" is for images of 1 or 3 channels, got {got}'
+        yield config.augment_on == "device" and config.data_aug, sentence, ("augment_on", "num_channels")
 
 
 def _of_augmentation(config: Config) -> Iterator[Row]:

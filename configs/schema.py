@@ -33,7 +33,7 @@ class Config(BaseModel):
     model_args: dict[str, Any] = Field({}, description="further arguments of the net, by name")
     img_height: int = Field(224, ge=1, le=8192, description="input height, pixels")
     img_width: int = Field(224, ge=1, le=8192, description="input width, pixels")
-    num_channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (RGB)")
+    num_channels: int = Field(3, ge=1, le=64, description="1 (grey), 3 (RGB), or the bands of each image")
     num_classes: int = Field(ge=1, le=1_000_000, description="outputs")
 
     # Data
@@ -69,8 +69,16 @@ class Config(BaseModel):
         "squash", description="stretch to the input size, pad to it, or cover it and cut the middle out"
     )
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field("bilinear", description="of the resize")
-    mean: list[float] = Field([], description="per channel, of values 0..1; empty: ImageNet's")
-    std: list[float] = Field([], description="per channel, of values 0..1; empty: ImageNet's")
+    mean: list[float] = Field([], description="per channel, of values 0..1; empty: ImageNet's, of bands as measured")
+    std: list[float] = Field([], description="per channel, of values 0..1; empty: ImageNet's, of bands as measured")
+    band_range: Literal["", "measured"] | list[list[float]] = Field(
+        "",
+        description="images of bands: [lowest, highest] value of each, which become 0 and 255; measured: the 0.5 and "
+        "99.5 percentiles of the training images; empty: measured, but images of 1 or 3 channels are no bands",
+    )
+    band_type: Literal["", "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64"] = Field(
+        "", description="images of bands: the type of them all; empty: the first training image's"
+    )
     dataloader_workers: int = Field(2, ge=0, le=256, description="loader processes (0: load in the main process)")
     data_cache: Literal["none", "ram", "disk"] = Field(
         "none",
@@ -235,6 +243,10 @@ class Config(BaseModel):
     def learns_without_labels(self) -> bool:
         """Return whether the net is trained on images without labels."""
         return (self.model_module_name, self.model_net_name) == ("simsiam_module", "SimSiam")
+
+    def has_bands(self) -> bool:
+        """Return whether images are read as bands, each scaled by its own range."""
+        return self.band_range != "" or self.num_channels not in (1, 3)
 
     def gpu_ids(self) -> list[int]:
         """Return the GPUs of `gpu_id` as integers; empty for "cpu"."""

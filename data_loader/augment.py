@@ -9,12 +9,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from data_loader.band_image import BandImage, Decoded, Kind, image_of, padded
 from data_loader.preprocess import RESAMPLING, Preprocess, as_array
 
 QUARTER_TURNS = {
@@ -58,27 +61,25 @@ class TrainingView:
         self.on_image = _image_transforms(settings, preprocess)
         self.erase = v2.RandomErasing(p=settings.random_erasing, value=0) if settings.random_erasing else None
 
-    def __call__(self, image: Image.Image, mirrored: bool = False) -> np.ndarray:
+    def __call__(self, image: Decoded, mirrored: bool = False) -> np.ndarray:
         """Return one view, from torch's CPU random numbers; where flips alternate, `mirrored` is this image's turn."""
         view = self._crop(image)
         if mirrored and self.settings.horizontal_flip_alternates:
-            view = ImageOps.mirror(view)
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.settings.quarter_turns:
             view = turned(view, random_quarter_turns())
-        for transform in self.on_image:
-            view = transform(view)
-        pixels = as_array(view)
+        pixels = transformed(view, self.on_image)
         if self.erase is not None:
             erased = self.erase(torch.from_numpy(pixels).permute(2, 0, 1))  # (C, H, W)
             pixels = erased.permute(1, 2, 0).contiguous().numpy()  # (H, W, C)
         return pixels
 
-    def _crop(self, image: Image.Image) -> Image.Image:
+    def _crop(self, image: Decoded) -> Decoded:
         preprocess, size = self.preprocess, (self.preprocess.width, self.preprocess.height)
         low, high = self.settings.random_crop_scale
         stretch_low, stretch_high = self.settings.random_crop_ratio
         if low == high == 1 and stretch_low == stretch_high == 1:
-            return Image.fromarray(_without_channel(preprocess.fit(image)))
+            return image_of(preprocess.fit(image))
         aspect = size[0] / size[1]
         if preprocess.resize == "letterbox":
             image = padded_to(image, aspect)
@@ -94,7 +95,7 @@ class TwoViews:
     def __init__(self, view: TrainingView) -> None:
         self.view = view
 
-    def __call__(self, image: Image.Image, mirrored: bool = False) -> np.ndarray:
+    def __call__(self, image: Decoded, mirrored: bool = False) -> np.ndarray:
         """Return both views, from torch's CPU random numbers."""
         return np.stack([self.view(image, mirrored), self.view(image, mirrored)])
 
@@ -175,17 +176,61 @@ def random_quarter_turns() -> int:
     return int(torch.randint(4, ()))
 
 
-def turned(image: Image.Image, quarter_turns: int) -> Image.Image:
+def turned(image: Decoded, quarter_turns: int) -> Decoded:
     """Return an image turned to the left by so many quarter turns."""
     return image.transpose(QUARTER_TURNS[quarter_turns]) if quarter_turns else image
 
 
-def _image_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Image.Image]]:
+def transformed(view: Decoded, transforms: Sequence[Callable[..., Any]]) -> np.ndarray:
+    """Return a view after torchvision's transforms, uint8 (H, W, C)."""
+    changed = for_torchvision(view)
+    for transform in transforms:
+        changed = transform(changed)
+    return from_torchvision(changed)
+
+
+def for_torchvision(view: Decoded) -> Any:
+    """Return a view as torchvision's transforms take it: an image of bands as a tensor (C, H, W) of the class Image."""
+    if not isinstance(view, BandImage):
+        return view
+    return tv_tensors.Image(torch.from_numpy(as_array(view)).permute(2, 0, 1))  # (H, W, C) to (C, H, W)
+
+
+def from_torchvision(changed: Any) -> np.ndarray:
+    """Return what a transform made of `for_torchvision`'s view, uint8 (H, W, C)."""
+    if isinstance(changed, Image.Image):
+        return as_array(changed)
+    pixels: np.ndarray = changed.permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+class BandJitter(torch.nn.Module):
+    """ColorJitter's brightness and contrast of an image of bands, uint8 (C, H, W), one factor for all bands.
+
+    Brightness multiplies; contrast multiplies the distance to the image's own mean of each band.
+    """
+
+    def __init__(self, brightness: float, contrast: float) -> None:
+        super().__init__()
+        self.brightness, self.contrast = brightness, contrast
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return it with new values, from torch's CPU random numbers."""
+        bright, strong = (
+            float(torch.empty(()).uniform_(max(0.0, 1 - width), 1 + width))
+            for width in (self.brightness, self.contrast)
+        )
+        values = image.as_subclass(torch.Tensor).float() * bright  # (C, H, W)
+        means = values.mean(dim=(1, 2), keepdim=True)
+        return tv_tensors.Image(((values - means) * strong + means).round().clamp(0, 255).byte())
+
+
+def _image_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Any]]:
     return [*_moves(settings), *colour_transforms(settings, preprocess)]
 
 
-def _moves(settings: AugmentSettings) -> Sequence[Callable[..., Image.Image]]:
-    chosen: list[Callable[..., Image.Image]] = []
+def _moves(settings: AugmentSettings) -> Sequence[Callable[..., Any]]:
+    chosen: list[Callable[..., Any]] = []
     if settings.horizontal_flip and not settings.horizontal_flip_alternates:
         chosen.append(v2.RandomHorizontalFlip(settings.horizontal_flip))
     if settings.vertical_flip:
@@ -197,16 +242,21 @@ def _moves(settings: AugmentSettings) -> Sequence[Callable[..., Image.Image]]:
     return chosen
 
 
-def colour_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Image.Image]]:
-    """Return the transforms of one image that change its colours, not its places (but for a published policy)."""
-    chosen: list[Callable[..., Image.Image]] = []
+def colour_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequence[Callable[..., Any]]:
+    """Return the transforms of one image that change its colours, not its places (but for a published policy).
+
+    Images of bands have neither saturation nor hue, and no grey; a policy is refused for them by the config's rules.
+    """
+    chosen: list[Callable[..., Any]] = []
     if settings.auto_augment:
         chosen.append({"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}[settings.auto_augment]())
     if any(settings.color_jitter):
         brightness, contrast, saturation, hue = settings.color_jitter
         if preprocess.image_channels == 1:  # grey has neither saturation nor hue
             saturation = hue = 0.0
-        jitter: Callable[..., Image.Image] = v2.ColorJitter(brightness, contrast, saturation, hue)
+        jitter: Callable[..., Any] = v2.ColorJitter(brightness, contrast, saturation, hue)
+        if preprocess.image_channels not in (1, 3):
+            jitter = BandJitter(brightness, contrast)
         if settings.color_jitter_probability < 1:
             jitter = v2.RandomApply([jitter], settings.color_jitter_probability)
         chosen.append(jitter)
@@ -218,14 +268,10 @@ def colour_transforms(settings: AugmentSettings, preprocess: Preprocess) -> Sequ
     return chosen
 
 
-def padded_to(image: Image.Image, aspect: float, fill: int | None = None) -> Image.Image:
+def padded_to(image: Kind, aspect: float, fill: int | None = None) -> Kind:
     """Return an image padded with black, or `fill`, as `ImageOps.pad` does, to width / height = aspect."""
     width, height = max(image.width, round(image.height * aspect)), max(image.height, round(image.width / aspect))
-    return image if (width, height) == image.size else ImageOps.pad(image, (width, height), color=fill)
-
-
-def _without_channel(pixels: np.ndarray) -> np.ndarray:
-    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+    return image if (width, height) == image.size else padded(image, (width, height), Image.Resampling.BICUBIC, fill)
 
 
 def _cut_and_paste(

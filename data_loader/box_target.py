@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from data_loader.band_image import Decoded
+from data_loader.bands import band_image_size
 from data_loader.box_annotations import Annotation, read_annotation
 from data_loader.box_classes import check_count, found_classes, named_classes
 from data_loader.box_folders import coco_file, find_annotated
@@ -72,9 +73,10 @@ class BoxTarget(Target):
         *,
         max_pixels: int = MAX_PIXELS,
         others: Sequence[OtherClass] = (),
+        has_bands: bool = False,
     ) -> None:
         self.num_classes, self.classes, self.others = num_classes, tuple(classes), tuple(others)
-        self.max_pixels = max_pixels
+        self.max_pixels, self.has_bands = max_pixels, has_bands
         self.class_names = tuple(found.name for found in classes)
 
     def parse(self, text: str, root: str) -> str:
@@ -135,7 +137,8 @@ class BoxTarget(Target):
     def settled(self, first: SampleList) -> BoxTarget:
         """Return the target with the classes of the training list."""
         assert isinstance(first, BoxSamples)
-        return BoxTarget(self.num_classes, first.classes, max_pixels=self.max_pixels, others=self.others)
+        kept: dict[str, Any] = {"max_pixels": self.max_pixels, "others": self.others, "has_bands": self.has_bands}
+        return BoxTarget(self.num_classes, first.classes, **kept)
 
     def load(self, sample: Sample) -> Boxes:
         """Return the boxes in the pixels of the image as it is decoded in full."""
@@ -147,7 +150,7 @@ class BoxTarget(Target):
         return fitted(preprocess, value.packed(), value.size)
 
     def apply_view(
-        self, view: View, images: Sequence[Image.Image], mirrored: bool, value: Any
+        self, view: View, images: Sequence[Decoded], mirrored: bool, value: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a view of the image uint8 (H, W, C), and the boxes (M, 6) moved with it."""
         moving: Any = view
@@ -170,7 +173,8 @@ class BoxTarget(Target):
         found: Annotation = sample.target
         if found.problem:
             raise ImageError(f"its annotation {found.path}: {found.problem}")
-        upright, stored, orientation = image_size(sample.path, self.max_pixels)
+        read_size = band_image_size if self.has_bands else image_size
+        upright, stored, orientation = read_size(sample.path, self.max_pixels)
         if found.size not in (None, upright, stored):
             assert found.size is not None
             swapped = "; its sides are swapped" if found.size == upright[::-1] else ""

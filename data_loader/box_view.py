@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data_loader import box_geometry
 from data_loader.augment import (
@@ -13,9 +13,11 @@ from data_loader.augment import (
     padded_to,
     random_crop_box,
     random_quarter_turns,
+    transformed,
     turned,
 )
-from data_loader.preprocess import RESAMPLING, Preprocess, as_array
+from data_loader.band_image import Decoded, image_of
+from data_loader.preprocess import RESAMPLING, Preprocess
 
 LABEL = 4  # the column of rows (M, 6) with the class
 
@@ -33,31 +35,27 @@ class BoxView:
         self.preprocess, self.settings = preprocess, settings
         self.on_image = colour_transforms(settings, preprocess)
 
-    def __call__(self, image: Image.Image, rows: np.ndarray, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, image: Decoded, rows: np.ndarray, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return one view, from torch's CPU random numbers; where flips alternate, `mirrored` is this image's turn."""
         settings, preprocess = self.settings, self.preprocess
         size = preprocess.width, preprocess.height
         image, rows = self._crop(image, rows)
         if mirrored if settings.horizontal_flip_alternates else _chance(settings.horizontal_flip):
-            image, rows = ImageOps.mirror(image), box_geometry.mirrored(rows, size[0])
+            image, rows = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), box_geometry.mirrored(rows, size[0])
         if _chance(settings.vertical_flip):
-            image, rows = ImageOps.flip(image), box_geometry.flipped(rows, size[1])
+            image, rows = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM), box_geometry.flipped(rows, size[1])
         if settings.quarter_turns:
             turns = random_quarter_turns()
             image, rows = turned(image, turns), box_geometry.turned(rows, turns, size)
-        for transform in self.on_image:
-            image = transform(image)
-        return as_array(image), rows
+        return transformed(image, self.on_image), rows
 
-    def _crop(self, image: Image.Image, rows: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    def _crop(self, image: Decoded, rows: np.ndarray) -> tuple[Decoded, np.ndarray]:
         """Return a part of the image resized to the net's input, and the rows of what is in it."""
         preprocess, size = self.preprocess, (self.preprocess.width, self.preprocess.height)
         low, high = self.settings.random_crop_scale
         stretch_low, stretch_high = self.settings.random_crop_ratio
         if low == high == 1 and stretch_low == stretch_high == 1:
-            pixels = preprocess.fit(image)
-            fitted = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-            return fitted, box_geometry.fitted(preprocess, rows, image.size)
+            return image_of(preprocess.fit(image)), box_geometry.fitted(preprocess, rows, image.size)
         aspect = size[0] / size[1]
         if preprocess.resize == "letterbox":
             image, rows = _padded(image, rows, aspect)
@@ -73,7 +71,7 @@ class BoxView:
         return cropped, box_geometry.cut(moved, size)
 
 
-def _padded(image: Image.Image, rows: np.ndarray, aspect: float) -> tuple[Image.Image, np.ndarray]:
+def _padded(image: Decoded, rows: np.ndarray, aspect: float) -> tuple[Decoded, np.ndarray]:
     """Return an image padded with black to an aspect, and its rows."""
     padded = padded_to(image, aspect)
     shift = round((padded.width - image.width) * 0.5), round((padded.height - image.height) * 0.5)  # as ImageOps.pad

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
-from PIL import Image
 
+from data_loader.band_image import Decoded, image_of
 from data_loader.packs import container_of
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
@@ -95,10 +95,9 @@ class ImageCache:
     def __reduce__(self) -> tuple[type[ImageCache], tuple[str, Fitting, int, np.ndarray]]:
         return ImageCache, (self.path, self.fitting, self.count, self.rows)
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Decoded:
         """Return the fitted image of a sample."""
-        pixels = self.pixels[int(self.rows[index])].numpy()
-        return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        return image_of(self.pixels[int(self.rows[index])].numpy())
 
     def chosen(self, keep: Sequence[int]) -> ImageCache:
         """Return the cache of some of the samples."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import select
@@ -19,10 +20,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from common.errors import ProgramError
 from common.paths import ROOT
+from data_loader.band_image import Decoded, image_of
 from data_loader.decode_guard import GUARD
 from data_loader.decoder_worker import BAD, BYTES, FIT, PATH, PIXELS, REPLY, REQUEST, SHOW, SIZE
 from data_loader.preprocess import ImageError, Preprocess
@@ -39,8 +42,9 @@ ENDING = "the program is ending"
 class Fitted(NamedTuple):
     """An image fitted to a net's input, and the (width, height) that it was decoded at."""
 
-    image: Image.Image
+    image: Decoded
     size: tuple[int, int]
+    gaps: np.ndarray | None = None  # (H, W) of the image as decoded: where its pixels hold no data
 
 
 class DecodeTimeoutError(ImageError):
@@ -80,7 +84,7 @@ class DecoderPool:
         """Return an image fitted to the net's input. Raises ImageError, DecodeTimeoutError, DecoderStartError."""
         return self._fitted(self._call(lambda decoder: decoder.call(FIT, source, max_pixels)))
 
-    def show(self, source: str | bytes, max_pixels: int, side_px: int) -> tuple[Image.Image, Image.Image]:
+    def show(self, source: str | bytes, max_pixels: int, side_px: int) -> tuple[Image.Image, Decoded]:
         """Return an RGB image to look at, no side longer than `side_px`, and the one that is fitted to the net's input.
 
         Raises ImageError, DecodeTimeoutError, DecoderStartError.
@@ -110,9 +114,14 @@ class DecoderPool:
             self._idle.put(decoder)
 
     def _fitted(self, content: bytes) -> Fitted:
-        height, width, channels = self._preprocess.height, self._preprocess.width, self._preprocess.image_channels
-        image = Image.frombytes("L" if channels == 1 else "RGB", (width, height), content[SIZE.size :])
-        return Fitted(image, SIZE.unpack_from(content))
+        shape = self._preprocess.height, self._preprocess.width, self._preprocess.image_channels
+        width, height = SIZE.unpack_from(content)
+        end = SIZE.size + math.prod(shape)
+        image = image_of(np.frombuffer(content[SIZE.size : end], np.uint8).reshape(shape))
+        if len(content) == end:
+            return Fitted(image, (width, height))
+        bits = np.unpackbits(np.frombuffer(content[end:], np.uint8), count=width * height)
+        return Fitted(image, (width, height), bits.reshape(height, width).astype(bool))
 
 
 class _Decoder:

@@ -7,6 +7,7 @@ Nothing is unpickled on either side. The process imports no torch: it starts in 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -16,12 +17,16 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import AvifImagePlugin, Image
 
 from common.malloc import return_freed_memory
+from data_loader.band_image import Decoded, gaps_of
+from data_loader.bands import has_rasterio
 from data_loader.decode_guard import GUARD
 from data_loader.decoding import decode
 from data_loader.preprocess import Preprocess, as_array
@@ -46,6 +51,8 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of odd metadata
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each has a stack of 8 MB, and other images are decoded beside it
     Image.init()
+    if preprocess.has_bands and has_rasterio():
+        importlib.import_module("rasterio")  # before the limit: its libraries take 100 MB of addresses
     if settings["memory_bytes"]:
         _limit_memory(settings["memory_bytes"])
     connection = socket.socket(fileno=sys.stdin.fileno())
@@ -77,25 +84,36 @@ def _reply(requests: BinaryIO, header: bytes, preprocess: Preprocess, most_s: fl
 
 
 def _fit(source: bytes | str, preprocess: Preprocess, max_pixels: int, _: int) -> bytes:
-    """Return SIZE of the decoded image, and the fitted pixels, uint8 (height, width, channels)."""
-    decoded = _decoded(source, preprocess, preprocess.image_channels, max_pixels)
-    return SIZE.pack(*decoded.size) + preprocess.fit(decoded).tobytes()
+    """Return SIZE of the decoded image, and the fitted pixels, uint8 (height, width, channels).
+
+    Where pixels of the image itself hold no data, they follow as bits, (H, W).
+    """
+    decoded = _decoded(source, preprocess, max_pixels)
+    gaps = gaps_of([decoded])
+    content = SIZE.pack(*decoded.size) + preprocess.fit(decoded).tobytes()
+    return content if gaps is None else content + np.packbits(gaps).tobytes()
 
 
 def _show(source: bytes | str, preprocess: Preprocess, max_pixels: int, side_px: int) -> bytes:
     """Return SIZE, the RGB image with no side longer than `side_px`, and what `_fit` returns."""
-    shown = _decoded(source, preprocess, 3, max_pixels)
-    if preprocess.image_channels == 3:
+    if preprocess.has_bands:
+        bands = _decoded(source, preprocess, max_pixels)
+        shown, fitted = bands.convert("RGB"), SIZE.pack(*bands.size) + preprocess.fit(bands).tobytes()
+    elif preprocess.image_channels == 3:
+        shown = decode(source, 3, max_pixels, icc_profiles=preprocess.icc_profiles)
         fitted = SIZE.pack(*shown.size) + preprocess.fit(shown).tobytes()
     else:
+        shown = decode(source, 3, max_pixels, icc_profiles=preprocess.icc_profiles)
         fitted = _fit(source, preprocess, max_pixels, 0)
     if max(shown.size) > side_px:
         shown.thumbnail((side_px, side_px))
     return SIZE.pack(*shown.size) + as_array(shown).tobytes() + fitted
 
 
-def _decoded(source: bytes | str, preprocess: Preprocess, channels: int, max_pixels: int) -> Image.Image:
-    return decode(source, channels, max_pixels, icc_profiles=preprocess.icc_profiles)
+def _decoded(source: bytes | str, preprocess: Preprocess, max_pixels: int) -> Decoded:
+    if preprocess.has_bands:
+        return replace(preprocess, max_pixels=max_pixels).decode(source)
+    return decode(source, preprocess.image_channels, max_pixels, icc_profiles=preprocess.icc_profiles)
 
 
 def _limit_memory(more_bytes: int) -> None:

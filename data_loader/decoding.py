@@ -101,7 +101,7 @@ def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
     """
     source = content_of(source)
     if not isinstance(source, bytes):
-        _check_regular(source)
+        check_regular(source)
     try:
         with quiet_pillow():
             image = Image.open(opened(source), formats=FORMATS)
@@ -148,7 +148,7 @@ def stream_of(source: bytes | str | Path) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
-def _check_regular(path: str | Path) -> None:
+def check_regular(path: str | Path) -> None:
     """Raise ImageError for a pipe, socket or device, which may never end; IsADirectoryError for a folder."""
     mode = os.stat(path).st_mode  # noqa: PTH116  (a Path for each image takes longer)
     if stat.S_ISDIR(mode):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data_loader.augment import (
     AugmentSettings,
     colour_transforms,
+    for_torchvision,
+    from_torchvision,
     padded_to,
     random_crop_box,
     random_quarter_turns,
     turned,
 )
+from data_loader.band_image import Decoded, image_of
 from data_loader.mask_classes import VOID
 from data_loader.masks import fit_mask
 from data_loader.preprocess import RESAMPLING, Preprocess, as_array, joined
@@ -41,44 +45,42 @@ class JointView:
                 settings.rotation_degrees,
                 translate=(settings.translate, settings.translate),
                 interpolation=v2.InterpolationMode.BILINEAR,  # of images; masks are always nearest
-                fill={Image.Image: 0, tv_tensors.Mask: VOID},
+                fill={Image.Image: 0, tv_tensors.Image: 0, tv_tensors.Mask: VOID},
             )
 
     def __call__(
-        self, images: Sequence[Image.Image], mask: Image.Image, mirrored: bool = False
+        self, images: Sequence[Decoded], mask: Image.Image, mirrored: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return one view, from torch's CPU random numbers; where flips alternate, `mirrored` is this image's turn."""
         settings = self.settings
         views = self._crop(images, mask)
         flips = mirrored if settings.horizontal_flip_alternates else _chance(settings.horizontal_flip)
         if flips:
-            views = [ImageOps.mirror(view) for view in views]
+            views = [view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for view in views]
         if _chance(settings.vertical_flip):
-            views = [ImageOps.flip(view) for view in views]
+            views = [view.transpose(Image.Transpose.FLIP_TOP_BOTTOM) for view in views]
         if settings.quarter_turns:
             turns = random_quarter_turns()
             views = [turned(view, turns) for view in views]
-        *seen, target = views
-        labels = np.array(target)  # (H, W)
+        seen, labels = [for_torchvision(view) for view in views[:-1]], as_array(views[-1])[:, :, 0]  # (H, W)
         if self.affine is not None:
             *seen, moved = self.affine(*seen, tv_tensors.Mask(torch.from_numpy(labels)[None]))  # (1, H, W)
             labels = moved[0].numpy()
-        return joined([as_array(self._coloured(image)) for image in seen]), labels
+        return joined([self._coloured(image) for image in seen]), labels
 
-    def _coloured(self, image: Image.Image) -> Image.Image:
+    def _coloured(self, image: Any) -> np.ndarray:
         for transform in self.on_image:
             image = transform(image)
-        return image
+        return from_torchvision(image)
 
-    def _crop(self, images: Sequence[Image.Image], mask: Image.Image) -> list[Image.Image]:
+    def _crop(self, images: Sequence[Decoded], mask: Image.Image) -> list[Decoded]:
         """Return the same part of all, the mask last, resized to the net's input."""
         preprocess, size = self.preprocess, (self.preprocess.width, self.preprocess.height)
         low, high = self.settings.random_crop_scale
         stretch_low, stretch_high = self.settings.random_crop_ratio
         if low == high == 1 and stretch_low == stretch_high == 1:
-            fitted = [preprocess.fit(image) for image in images]
-            pixels = [image[:, :, 0] if image.shape[2] == 1 else image for image in fitted]
-            return [*map(Image.fromarray, pixels), Image.fromarray(fit_mask(preprocess, mask))]
+            fitted = [image_of(preprocess.fit(image)) for image in images]
+            return [*fitted, Image.fromarray(fit_mask(preprocess, mask))]
         aspect = size[0] / size[1]
         if preprocess.resize == "letterbox":
             images, mask = [padded_to(image, aspect) for image in images], padded_to(mask, aspect, VOID)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import ProgramError
 from common.formatting import first_line
 from data_loader.augment import mirrored_half, seeded
 from data_loader.bad_images import bad_image_sentence
+from data_loader.band_image import Decoded, gaps_of
 from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.decode_guard import GUARD
 from data_loader.epoch_plan import EpochBatches, Key
@@ -48,7 +48,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self,
         samples: SampleList,
         preprocess: Preprocess,
-        view: Callable[[Image.Image, bool], np.ndarray] | None = None,
+        view: Callable[[Any, bool], np.ndarray] | None = None,
         seed: int = 0,
         *,
         at_least: tuple[int, int] | None = None,
@@ -75,6 +75,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         try:
             images = self._images(index)
             value = self.target.load(sample)
+            if (gaps := gaps_of(images)) is not None:
+                value = self.target.without(value, gaps)
         except ImageError as error:
             return {"error": bad_image_sentence(self.samples, index, error), "index": index}
         if self.view is None:
@@ -87,7 +89,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         image = torch.from_numpy(pixels).movedim(-1, -3)  # (C, H, W) or (V, C, H, W)
         return {"image": image, "target": value, "index": index}
 
-    def _images(self, index: int) -> list[Image.Image]:
+    def _images(self, index: int) -> list[Decoded]:
         if self.cache is not None:
             return [self.cache.image(index)]
         paths = self.target.image_paths(self.samples.samples[index])

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from data_loader.band_image import Decoded
+from data_loader.bands import band_image_size
 from data_loader.decoding import MAX_PIXELS, image_size
 from data_loader.errors import ImageError
 from data_loader.mask_classes import VOID, MaskClass, OtherClass
@@ -76,8 +78,10 @@ class MaskTarget(Target):
         has_pairs: bool = False,
         max_pixels: int = MAX_PIXELS,
         others: Sequence[OtherClass] = (),
+        has_bands: bool = False,
     ) -> None:
         self.classes, self.others, self.max_pixels = tuple(classes), tuple(others), max_pixels
+        self.image_size = band_image_size if has_bands else image_size
         self.class_names = tuple(found.name for found in classes)
         self.has_pairs = has_pairs
         self.files = ("second image", "mask") if has_pairs else ("mask",)
@@ -123,12 +127,16 @@ class MaskTarget(Target):
         except ImageError as error:
             raise ImageError(f"its mask {file.path}: {error}") from error
 
+    def without(self, value: Image.Image, gaps: np.ndarray) -> Image.Image:
+        """Return the mask with VOID where its images hold no data: ignored in loss and metrics."""
+        return Image.fromarray(np.where(gaps, np.uint8(VOID), np.asarray(value)))
+
     def fit(self, preprocess: Preprocess, value: Image.Image) -> np.ndarray:
         """Return the mask as its image is fitted, uint8 (H, W)."""
         return fit_mask(preprocess, value)
 
     def apply_view(
-        self, view: View, images: Sequence[Image.Image], mirrored: bool, value: Any
+        self, view: View, images: Sequence[Decoded], mirrored: bool, value: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a joint view: the images uint8 (H, W, C) and the mask uint8 (H, W), moved alike."""
         joint: Any = view
@@ -142,7 +150,7 @@ class MaskTarget(Target):
         sizes = []
         for path in self.image_paths(sample):
             try:
-                sizes.append(image_size(path, self.max_pixels))
+                sizes.append(self.image_size(path, self.max_pixels))
             except ImageError as error:
                 raise ImageError(f"{path}: {error}" if path != sample.path else str(error)) from error
         (size, stored, orientation), *others = sizes

@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from data_loader.band_image import Decoded as Decoded
+from data_loader.band_image import as_array as as_array
+from data_loader.band_image import image_of as image_of
+from data_loader.band_image import padded
+from data_loader.bands import MAX_BANDS, Ranges, check_kind, read_bands
 from data_loader.decoding import MAX_PIXELS, decode
 from data_loader.errors import ImageError as ImageError
 
@@ -35,6 +40,8 @@ class Preprocess:
 
     `mean` and `std` are per channel, for values from 0 to 1. Of a pair of images the input is both, the channels of the
     first before those of the second: `images` is 2, and `channels`, `mean` and `std` are those of both together.
+    With `band_range`, a lowest and a highest value for each channel of one image, images are those of remote sensing
+    (`data_loader.bands`), all of `band_type` where that is given; channels other than 1 and 3 are always bands.
     """
 
     height: int
@@ -47,29 +54,35 @@ class Preprocess:
     max_pixels: int = MAX_PIXELS
     icc_profiles: str = "convert"
     images: int = 1
+    band_range: Ranges = ()
+    band_type: str = ""
 
     def __post_init__(self) -> None:
         if self.images not in (1, 2):
             raise ValueError(f"images must be 1 or 2, got {self.images}")
-        grey = self.channels == self.images
-        object.__setattr__(self, "mean", tuple(self.mean) or (GREY_MEAN if grey else IMAGENET_MEAN) * self.images)
-        object.__setattr__(self, "std", tuple(self.std) or (GREY_STD if grey else IMAGENET_STD) * self.images)
+        is_colour = self.channels == 3 * self.images
+        object.__setattr__(self, "mean", tuple(self.mean) or _repeated(IMAGENET_MEAN, GREY_MEAN, self, is_colour))
+        object.__setattr__(self, "std", tuple(self.std) or _repeated(IMAGENET_STD, GREY_STD, self, is_colour))
         if self.resize not in ("squash", "letterbox", "crop"):
             raise ValueError(f'resize must be squash, letterbox or crop, got "{self.resize}"')
         if self.interpolation not in RESAMPLING:
             raise ValueError(f'interpolation must be one of {", ".join(RESAMPLING)}, got "{self.interpolation}"')
         if self.icc_profiles not in ICC_PROFILES:
             raise ValueError(f'icc_profiles must be {" or ".join(ICC_PROFILES)}, got "{self.icc_profiles}"')
-        allowed = (self.images, 3 * self.images)
-        if self.channels not in allowed or len(self.mean) != self.channels or len(self.std) != self.channels:
+        count, rest = divmod(self.channels, self.images)
+        if rest or not 1 <= count <= MAX_BANDS or {len(self.mean), len(self.std)} != {self.channels}:
             got = f"{self.channels} with {len(self.mean)} and {len(self.std)}"
-            raise ValueError(f"channels must be {allowed[0]} or {allowed[1]}, with as many means and stds, got {got}")
+            allowed = f"{self.images} to {self.images * MAX_BANDS}"
+            raise ValueError(f"channels must be {allowed}, with as many means and stds, got {got}")
+        if len(self.band_range) not in (0, count) or any(not low < high for low, high in self.band_range):
+            raise ValueError(f"band_range must have low < high for each of {count} bands, got {self.band_range}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; as before there were the newer fields where they have their old meaning."""
         values = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-        old = (("icc_profiles", "ignore"), ("images", 1))
-        return {key: value for key, value in values.items() if (key, value) not in old}
+        values["band_range"] = [list(limits) for limits in self.band_range]
+        old: dict[str, Any] = {"icc_profiles": "ignore", "images": 1, "band_range": [], "band_type": ""}
+        return {key: value for key, value in values.items() if key not in old or value != old[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocess:
@@ -78,36 +91,67 @@ class Preprocess:
         Raises ValueError for what it cannot have written.
         """
         sizes: list[Any] = [values.get("height"), values.get("width"), values.get("max_pixels")]
-        numbers = [*values.get("mean", ()), *values.get("std", ())]
+        ranges = [tuple(limits) for limits in values.get("band_range", ())]
+        numbers = [*values.get("mean", ()), *values.get("std", ()), *(end for limits in ranges for end in limits)]
         if not all(isinstance(size, int) and size > 0 for size in sizes) or max(sizes[:2]) > MAX_SIDE_PX:
             raise ValueError(f"height, width and max_pixels cannot be {sizes}")
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
-            raise ValueError(f"mean and std cannot be {numbers}")
-        return cls(**{"icc_profiles": "ignore", **values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+            raise ValueError(f"mean, std and band_range cannot be {numbers}")
+        read = {"mean": tuple(values["mean"]), "std": tuple(values["std"]), "band_range": tuple(ranges)}
+        return cls(**{"icc_profiles": "ignore", **values, **read})
 
     @property
     def image_channels(self) -> int:
-        """Return the channels of one image: 1 or 3."""
+        """Return the channels of one image: 1, 3, or those of an image of bands."""
         return self.channels // self.images
 
-    def decode(self, source: str | Path | bytes, at_least: tuple[int, int] | None = None) -> Image.Image:
-        """Decode an image with this net's settings, as `decode` does. Raises ImageError."""
+    @property
+    def has_bands(self) -> bool:
+        """Return whether images are read as bands, each scaled by its own range."""
+        return bool(self.band_range) or self.image_channels not in (1, 3)
+
+    @property
+    def ranges(self) -> Ranges:
+        """Return the values of each band that become 0 and 255."""
+        return self.band_range or ((0.0, 255.0),) * self.image_channels
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """Return what pixels without data become: each band's mean, which is 0 for the net."""
+        return tuple(min(max(round(mean * 255), 0), 255) for mean in self.mean[: self.image_channels])
+
+    def decode(self, source: str | Path | bytes, at_least: tuple[int, int] | None = None) -> Decoded:
+        """Decode an image with this net's settings, as `decode` or `read_bands` does. Raises ImageError."""
+        if self.has_bands:
+            return read_bands(source, self.ranges, self.fill, self._type_of_bands, self.max_pixels).plain()
         return decode(source, self.image_channels, self.max_pixels, at_least, self.icc_profiles)
+
+    def check_kind(self, found: tuple[int, str]) -> None:
+        """Raise ImageError for another number of bands, or type, than this net's."""
+        check_kind(found, (self.image_channels, self._type_of_bands))
+
+    @property
+    def _type_of_bands(self) -> str:
+        return self.band_type or ("" if self.band_range else "uint8")
+
+    def show(self, source: str | Path | bytes) -> Image.Image:
+        """Decode an image to look at, mode "RGB": of bands the first three. Raises ImageError."""
+        return self.decode(source).convert("RGB") if self.has_bands else decode(source, 3, self.max_pixels)
 
     def load(self, path: str) -> np.ndarray:
         """Return an image at its own size, uint8 (H, W, C). Raises ImageError."""
         return as_array(self.decode(path))
 
-    def fit(self, image: Image.Image) -> np.ndarray:
+    def fit(self, image: Decoded) -> np.ndarray:
         """Resize a decoded image to (height, width, channels) uint8."""
         resample = RESAMPLING[self.interpolation]
         size = (self.width, self.height)
         if self.resize == "squash":
             image = image if image.size == size else image.resize(size, resample)
         elif self.resize == "letterbox":
-            image = ImageOps.pad(image, size, resample)
+            image = padded(image, size, resample)
         else:
-            image = ImageOps.fit(image, size, resample)
+            image = ImageOps.fit(image, size, resample)  # type: ignore[arg-type]  # it takes what resizes
         return as_array(image)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -116,7 +160,7 @@ class Preprocess:
             expected = f"(H, W, {self.channels})"
             raise ValueError(f"expected uint8 {expected} with pixels, got {image.dtype} {image.shape}")
         parts = np.split(image, self.images, axis=2)
-        fitted = [self.fit(Image.fromarray(part[:, :, 0] if part.shape[2] == 1 else part)) for part in parts]
+        fitted = [self.fit(image_of(part)) for part in parts]
         return self.net_input(joined(fitted))
 
     def net_input(self, fitted: np.ndarray) -> np.ndarray:
@@ -153,12 +197,6 @@ class Preprocess:
         return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
 
-def as_array(image: Image.Image) -> np.ndarray:
-    """Return an "L" or "RGB" image as uint8 (H, W, C)."""
-    pixels = np.array(image)  # a copy: torch wants memory it may write to
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
 def joined(images: Sequence[np.ndarray]) -> np.ndarray:
     """Return the images (H, W, C) of one sample as one, their channels behind one another."""
     return images[0] if len(images) == 1 else np.concatenate(images, axis=2)
@@ -168,6 +206,13 @@ def bgr(pixels: np.ndarray, images: int) -> np.ndarray:
     """Return pixels (..., C) with the channels of each image in the other order, as a copy."""
     parts = np.split(pixels, images, axis=-1)
     return np.concatenate([part[..., ::-1] for part in parts], axis=-1)
+
+
+def _repeated(
+    of_colour: tuple[float, ...], of_grey: tuple[float, ...], preprocess: Preprocess, is_colour: bool
+) -> tuple[float, ...]:
+    """Return the defaults of all channels: ImageNet's, or its mean over the channels for each."""
+    return of_colour * preprocess.images if is_colour else of_grey * preprocess.channels
 
 
 def _float32() -> torch.dtype:

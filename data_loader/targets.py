@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from common.errors import UserError
 from data_loader.problems import Problem
 from data_loader.samples import NO_LABEL, ListError, Sample, SampleList, read_class_folders, shorten
 
 if TYPE_CHECKING:
+    from data_loader.band_image import Decoded
     from data_loader.preprocess import Preprocess
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")  # int() refuses more than 4300 digits
@@ -96,13 +96,15 @@ class Target(ABC):
         """Return the value of one sample, a number or an array. Raises ImageError for a file that cannot be read."""
         return sample.target
 
+    def without(self, value: Any, gaps: np.ndarray) -> Any:
+        """Return the value where some of the image's pixels hold no data, `gaps` (H, W)."""
+        return value
+
     def fit(self, preprocess: Preprocess, value: Any) -> Any:
         """Return the value that belongs to an image fitted by `preprocess`."""
         return value
 
-    def apply_view(
-        self, view: View, images: Sequence[Image.Image], mirrored: bool, value: Any
-    ) -> tuple[np.ndarray, Any]:
+    def apply_view(self, view: View, images: Sequence[Decoded], mirrored: bool, value: Any) -> tuple[np.ndarray, Any]:
         """Return a training view of a sample's decoded images, uint8 (H, W, C), and the value that belongs to it.
 
         Both must follow from torch's CPU random numbers. A value that lies in the image moves with it; a label does

@@ -17,8 +17,7 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from nets.support.errors import NetError
-from nets.support.torchvision_builder import require_rate
+from nets.support.torchvision_builder import check_channels, require_rate
 
 STEM_WIDTH, HEAD_WIDTH = 32, 1280  # of every variant
 
@@ -85,15 +84,14 @@ class EfficientNetLite(nn.Module):
 
     `width` scales the channels of all stages, `depth` the blocks of all but the first and the last. `stage_names` are
     the modules whose feature maps are the last of stride 4, 8, 16 and 32. Convolutions are initialised by He et al.
-    2015, fan-out. Raises NetError for another number of channels than 1 or 3, and for rates not from 0 to below 1.
+    2015, fan-out. Raises NetError for a number of channels beyond 1 to 64, and for rates not from 0 to below 1.
     """
 
     def __init__(
         self, width: float, depth: float, num_classes: int, num_channels: int, dropout: float, drop_path: float
     ) -> None:
         super().__init__()
-        if num_channels not in (1, 3):
-            raise NetError(f"num_channels must be 1 or 3, got {num_channels}")
+        check_channels("EfficientNet-Lite", num_channels)
         require_rate("dropout", dropout)
         require_rate("drop_path", drop_path)
         counts = [STAGES[0].blocks, *(math.ceil(depth * stage.blocks) for stage in STAGES[1:-1]), STAGES[-1].blocks]

@@ -16,6 +16,8 @@ DATA = tuple(  # what a package without torch's loaders may have of them
     f"data_loader.{name}"
     for name in (
         *(
+            "band_image",
+            "bands",
             "box_geometry",
             "decode_guard",
             "decoder_process",

@@ -23,6 +23,7 @@ FIXED_ON_RESUME = (
     *("model_module_name", "model_net_name", "model_type", "model_args", "num_classes", "num_channels"),
     *("optimizer", "freeze", "decay_norm_and_bias", "layer_decay"),
 )
+MEASURED = ("band_type", "mean", "std")  # beside band_range, where a config leaves them out
 BEFORE_THE_KEY = {"icc_profiles": "ignore", "layer_decay": 1.0}  # what a training did before there was a key for it
 
 
@@ -41,7 +42,7 @@ def checkpoint_to_resume(config: Config, log: Callable[[str], None]) -> Checkpoi
         raise CheckpointError(
             f"{config.last_checkpoint()}: --resume cannot go on with another net or optimizer: {pairs}"
         )
-    for line in changed_since(checkpoint.config, config):
+    for line in changed_since(checkpoint.config, _with_its_bands(config, checkpoint)):
         log(line)
     return checkpoint
 
@@ -71,7 +72,15 @@ def continued(config: Config, checkpoint: Checkpoint, log: Callable[[str], None]
     for key, value in old.items():
         if getattr(config, key) != value:
             log(f'resuming with {key} "{value}": this training began before there was this key')
-    return config.model_copy(update=old)
+    return _with_its_bands(config, checkpoint).model_copy(update=old)
+
+
+def _with_its_bands(config: Config, checkpoint: Checkpoint) -> Config:
+    """Return the config with what a training measured of its bands, where the config leaves it to be measured."""
+    if not config.has_bands() or not isinstance(config.band_range, str):
+        return config
+    kept = {key: checkpoint.config[key] for key in MEASURED if key in checkpoint.config and not getattr(config, key)}
+    return config.model_copy(update={**kept, "band_range": checkpoint.config.get("band_range", config.band_range)})
 
 
 def changed_since(before: dict[str, Any], config: Config) -> list[str]:

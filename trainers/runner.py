@@ -27,6 +27,7 @@ from configs.schema import Config
 from data_loader.decode_guard import GUARD
 from data_loader.samples import ListError, SampleList
 from trainers.builder import build_start_net, build_trainer
+from trainers.data.band_ranges import with_measured_bands
 from trainers.data.reading import Skipped, read_data
 from trainers.data.sample_lists import read_lists
 from trainers.head_fitting import fit_new_head
@@ -125,6 +126,7 @@ def _train(
     with joined(world, runtime.device):
         try:
             with lost_peers_reported():
+                config = with_measured_bands(config, world, log)
                 train, val, skipped = read_data(config, world, log)
         except ProgramError as error:
             _print_failure(error, world)

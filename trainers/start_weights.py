@@ -26,8 +26,8 @@ from trainers.tasks.table import task_of_config
 from trainers.timm_weights import published_preprocess
 
 Log = Callable[[str], None]
-OF_UPDATE = ("channels", "mean", "std", "resize", "interpolation", "height", "width", "icc_profiles")
-OF_FINETUNE = ("channels", "mean", "std")  # a new head may learn other sizes
+OF_UPDATE = ("channels", "mean", "std", "resize", "interpolation", "height", "width", "icc_profiles", "band_range")
+OF_FINETUNE = ("channels", "mean", "std", "band_range")  # a new head may learn other sizes
 TOLERANCE = 1e-4  # of a mean and a std, which files write with three digits
 
 
@@ -74,7 +74,7 @@ def other_preprocessing(wanted: Mapping[str, Any], config: Config) -> list[str]:
     return [
         f"warning: {source}: trained with {key} {_text(value)}, but the config has {key} {_text(own[key])}"
         for key, value in wanted.items()
-        if not _are_equal(value, own[key])
+        if not (_are_equal(value, own[key]) or (key in ("mean", "std") and config.has_bands()))  # those are measured
     ]
 
 
@@ -150,7 +150,7 @@ def _example(config: Config) -> torch.Tensor:
 
 
 def _are_equal(value: Any, own: Any) -> bool:
-    if not isinstance(value, tuple):
+    if not isinstance(value, tuple) or any(isinstance(number, tuple) for number in (*value, *own)):
         return bool(value == own)
     if len(value) != len(own):  # grey beside colour: the first convolution takes the sum over the channels
         value, own = (sum(value) / len(value),), (sum(own) / len(own),)
@@ -158,4 +158,8 @@ def _are_equal(value: Any, own: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    return "[" + ", ".join(f"{number:g}" for number in value) + "]" if isinstance(value, tuple) else str(value)
+    return "[" + ", ".join(map(_text, value)) + "]" if isinstance(value, tuple) else _plain(value)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

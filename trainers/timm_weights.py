@@ -53,7 +53,9 @@ def with_published_preprocess(config: Config) -> Config:
         values.pop("interpolation", None)  # which crops bilinearly
     fields = config.model_fields_set
     left_out = {key: value for key, value in values.items() if key not in fields or getattr(config, key) == []}
-    if config.num_channels == 1:
+    if config.has_bands():  # measured instead
+        left_out = {key: value for key, value in left_out.items() if key not in ("mean", "std")}
+    elif config.num_channels == 1:
         left_out |= {key: [sum(left_out[key]) / 3] for key in ("mean", "std") if key in left_out}
     return config.model_copy(update=left_out)
 

@@ -87,7 +87,7 @@ def with_colours(image: Image.Image, entries: Sequence[tuple[str, Sequence[int]]
 
 
 def strip(panels: Sequence[np.ndarray]) -> np.ndarray:
-    """Return panels (H, W, 1 or 3) of one height side by side, with gaps between them."""
+    """Return panels (H, W, C) of one height side by side, with gaps between them."""
     gap = np.full((panels[0].shape[0], GAP_PX, 3), MUTED, np.uint8)
     parts = [rgb(panels[0])]
     for panel in panels[1:]:
@@ -96,5 +96,5 @@ def strip(panels: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
-    """Return an image uint8 (H, W, 1 or 3) with three channels."""
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    """Return an image uint8 (..., H, W, C) with three channels: its first three, or its first as grey."""
+    return image[..., :3] if image.shape[-1] > 2 else np.repeat(image[..., :1], 3, axis=-1)

@@ -48,6 +48,8 @@ def prepare(request: ExportRequest, formats: Sequence[ExportFormat], folder: Pat
     _spare_the_checkpoint(request.weights, request.output_dir, formats)
     log_progress("loading the net and the images")
     backend, metadata = load_torch(request.weights, request.device, request.config)
+    if request.with_preprocess == "bgr" and metadata.preprocess.image_channels not in (1, 3):
+        raise ExportError(f"{request.weights}: bands have no order like BGR; use --with_preprocess rgb, the file's own")
     if start := metadata.start_weights:
         log(f"{PROGRAM}: the start weights were those of {start['package']}: {start['licence']}, {start['source']}")
     formats = _formats_of(metadata, formats, request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import warnings
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_loader.bands import Bands, check_dataset, has_rasterio, scaled, window_values
 from data_loader.mask_classes import VOID, MaskClass
-from data_loader.preprocess import ImageError, as_array
+from data_loader.preprocess import ImageError, Preprocess, as_array, image_of
 
 SUFFIXES = (".tif", ".tiff")
 INSTALL_GEO = "pip install -r requirements-geo.txt"
@@ -28,17 +28,22 @@ POLYGON_BLOCK_PX = 2048
 class GeoImage:
     """A TIFF that is read by rows; `is_georeferenced` where it has a place on the earth.
 
-    Of three and more bands the first three count as red, green and blue, one is repeated; 16 bits are scaled to 8 as by
-    the decoder. Nodata and alpha say which pixels hold data.
+    A net of bands gets all of them, as `data_loader.bands` reads them. For others the first three of three and more
+    bands count as red, green and blue, one is repeated; 16 bits are scaled to 8 as by the decoder. Nodata and alpha say
+    which pixels hold data.
     """
 
-    def __init__(self, dataset: Any, channels: int) -> None:
-        self._dataset, self._channels = dataset, channels
+    def __init__(self, dataset: Any, preprocess: Preprocess) -> None:
+        self._dataset, self._preprocess = dataset, preprocess
         self.size = (dataset.width, dataset.height)
         self._has_gaps = any("all_valid" not in {flag.name for flag in flags} for flags in dataset.mask_flag_enums)
 
     def check_bands(self) -> None:
-        """Raise ImageError for bands that cannot be read by rows."""
+        """Raise ImageError for bands that cannot be read by rows, or that the net was not trained on."""
+        if self._preprocess.has_bands:
+            check_dataset(self._dataset)
+            self._preprocess.check_kind((self._dataset.count, self._dataset.dtypes[0]))
+            return
         types = set(self._dataset.dtypes[: self._bands])
         if not types <= {"uint8", "uint16"}:
             raise ImageError(
@@ -59,6 +64,9 @@ class GeoImage:
 
     def valid(self, first: int, end: int) -> np.ndarray | None:
         """Return which of these pixels (rows, W) hold data; None where all do. Raises ImageError."""
+        if self._preprocess.has_bands:
+            gaps = self._window(first, end).gaps
+            return None if gaps is None else ~gaps
         if not self._has_gaps:
             return None
         with _reading():
@@ -69,7 +77,7 @@ class GeoImage:
         scale = min(1.0, side_px / max(self.size))
         shape = (max(1, round(self.size[1] * scale)), max(1, round(self.size[0] * scale)))
         pixels = self._pixels(out_shape=shape)
-        return Image.fromarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+        return image_of(pixels).convert("RGB")
 
     def write_mask(
         self, path: Path, rows: Callable[[int, int], np.ndarray], classes: Sequence[MaskClass], lookup: np.ndarray
@@ -109,26 +117,33 @@ class GeoImage:
         return 3 if self._dataset.count >= 3 else 1
 
     def _pixels(self, **part: Any) -> np.ndarray:
+        if self._preprocess.has_bands:
+            with _reading():
+                found = window_values(self._dataset, **part)
+            return np.moveaxis(scaled(found, self._preprocess.ranges, self._preprocess.fill), 0, 2)
         with _reading():
             bands = self._dataset.read(list(range(1, self._bands + 1)), **part)  # (B, rows, W)
         if bands.dtype == np.uint16:
             bands = np.rint(bands * (255 / 65535))
         pixels = np.moveaxis(bands, 0, 2).astype(np.uint8)
-        if pixels.shape[2] == self._channels:
+        if pixels.shape[2] == self._preprocess.image_channels:
             return pixels
-        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-        return as_array(image.convert("RGB" if self._channels == 3 else "L"))
+        return as_array(image_of(pixels).convert("RGB" if self._preprocess.image_channels == 3 else "L"))
+
+    def _window(self, first: int, end: int) -> Bands:
+        with _reading():
+            return window_values(self._dataset, window=((first, end), (0, self.size[0])))
 
 
-def opened_by_gdal(path: str, channels: int) -> GeoImage | None:
+def opened_by_gdal(path: str, preprocess: Preprocess) -> GeoImage | None:
     """Return a TIFF that GDAL reads; None for other formats, and where rasterio is not installed. Raises ImageError."""
-    if not path.lower().endswith(SUFFIXES) or importlib.util.find_spec("rasterio") is None:
+    if not path.lower().endswith(SUFFIXES) or not has_rasterio():
         return None
     import rasterio
 
     with _reading(), warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        return GeoImage(rasterio.open(path), channels)
+        return GeoImage(rasterio.open(path), preprocess)
 
 
 def write_polygons(mask: Path, path: Path, classes: Sequence[MaskClass], lookup: np.ndarray, least_pixels: int) -> None:

@@ -47,8 +47,11 @@ class HeatMapCopies:
             return
         assert isinstance(prediction, ClassPrediction)  # see `heat_map_copies`
         preprocess = self._metadata.preprocess
-        decoded = decode(prediction.file, 3, preprocess.max_pixels, icc_profiles=preprocess.icc_profiles)
-        seen = decoded if preprocess.channels == 3 else preprocess.decode(prediction.file)
+        seen = preprocess.decode(prediction.file)
+        if preprocess.channels == 1:
+            decoded = decode(prediction.file, 3, preprocess.max_pixels, icc_profiles=preprocess.icc_profiles)
+        else:
+            decoded = seen.convert("RGB")
         image = preprocess(as_array(seen))
         lines = [f"{name}  {score:.4f}" for name, score in prediction.top_k[:3]]
         self._save(decoded, self._mapper(image, prediction.label), prediction.class_name, lines, relative)

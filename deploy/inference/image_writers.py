@@ -14,8 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from common.atomic_io import ResultsError, atomic_path, writing
-from data_loader.decoding import decode
-from data_loader.preprocess import ImageError
+from data_loader.preprocess import ImageError, Preprocess
 from deploy.inference.geo_images import GeoImage, opened_by_gdal, write_polygons
 from deploy.inference.mask_prediction import MaskPrediction, file_lookup
 from deploy.inference.prediction import Prediction
@@ -62,8 +61,8 @@ class MaskCopies:
     `polygon_pixels` are written as .geojson, where that is given.
     """
 
-    def __init__(self, folder: Path, max_pixels: int, polygon_pixels: int | None = None) -> None:
-        self._folder, self._max_pixels, self._polygon_pixels = folder, max_pixels, polygon_pixels
+    def __init__(self, folder: Path, preprocess: Preprocess, polygon_pixels: int | None = None) -> None:
+        self._folder, self._preprocess, self._polygon_pixels = folder, preprocess, polygon_pixels
 
     def add(self, prediction: Prediction, relative: str) -> None:
         """Write the files of a prediction, if it has a mask. Raises ResultsError, ImageError."""
@@ -71,13 +70,16 @@ class MaskCopies:
             return
         assert isinstance(prediction, MaskPrediction)
         with ExitStack() as opened:
-            geo = prediction.geo if isinstance(prediction, TiledPrediction) else _georeferenced(prediction, opened)
+            if isinstance(prediction, TiledPrediction):
+                geo = prediction.geo
+            else:
+                geo = _georeferenced(prediction, self._preprocess, opened)
             if geo is not None:
                 self._add_geo(prediction, geo, relative)
             else:
                 mask = prediction.image()
                 save_copy(self._folder, relative, ".mask.png", lambda path: mask.save(path, "PNG"))
-        save_jpeg(self._folder, relative, ".overlay.jpg", annotated(prediction, self._max_pixels))
+        save_jpeg(self._folder, relative, ".overlay.jpg", annotated(prediction, self._preprocess))
 
     def _add_geo(self, prediction: MaskPrediction, geo: GeoImage, relative: str) -> None:
         """Write the mask as a GeoTIFF, and its areas as GeoJSON where that was asked for."""
@@ -95,24 +97,24 @@ class MaskCopies:
 class AnnotatedCopies:
     """Writes FOLDER/<path below the image folder>.answer.jpg: the image with its prediction, as `annotate` draws it."""
 
-    def __init__(self, folder: Path, max_pixels: int) -> None:
+    def __init__(self, folder: Path, preprocess: Preprocess) -> None:
         self._folder = folder
-        self._max_pixels = max_pixels
+        self._preprocess = preprocess
 
     def add(self, prediction: Prediction, relative: str) -> None:
         """Draw the image of a prediction, if it has one. Raises ResultsError, ImageError."""
         if prediction.error:
             return
-        save_jpeg(self._folder, relative, ".answer.jpg", annotated(prediction, self._max_pixels))
+        save_jpeg(self._folder, relative, ".answer.jpg", annotated(prediction, self._preprocess))
 
 
-def annotated(prediction: Prediction, max_pixels: int) -> Image.Image:
+def annotated(prediction: Prediction, preprocess: Preprocess) -> Image.Image:
     """Return a prediction's image with the prediction in it: of a file that was read by rows a small copy.
 
     Of a pair it is the later image. Raises ImageError.
     """
     geo = prediction.geo if isinstance(prediction, (TiledPrediction, TiledBoxes)) else None
-    image = geo.overview(MOST_SIDE_PX) if geo else decode(prediction.second_file or prediction.file, 3, max_pixels)
+    image = geo.overview(MOST_SIDE_PX) if geo else preprocess.show(prediction.second_file or prediction.file)
     return prediction.annotate(image)
 
 
@@ -138,10 +140,10 @@ def save_copy(folder: Path, relative: str, ending: str, write: Callable[[Path], 
     return target
 
 
-def _georeferenced(prediction: MaskPrediction, opened: ExitStack) -> GeoImage | None:
+def _georeferenced(prediction: MaskPrediction, preprocess: Preprocess, opened: ExitStack) -> GeoImage | None:
     """Return the file of a mask where it is a georeferenced TIFF that rasterio opens, until `opened` is closed."""
     with suppress(ImageError):
-        if (geo := opened_by_gdal(prediction.file, 3)) is not None:
+        if (geo := opened_by_gdal(prediction.file, preprocess)) is not None:
             opened.callback(geo.close)
             return geo if geo.is_georeferenced and geo.size == prediction.size else None
     return None

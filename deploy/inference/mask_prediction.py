@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +40,7 @@ class MaskPrediction(Prediction):
     score: float = 0.0
     preprocess: Preprocess | None = None
     logits: np.ndarray | None = field(default=None, compare=False, repr=False)
+    gaps: np.ndarray | None = field(default=None, compare=False, repr=False)  # (H, W): pixels that hold no data
 
     @classmethod
     def decode(
@@ -60,9 +61,19 @@ class MaskPrediction(Prediction):
 
     @cached_property
     def indices(self) -> np.ndarray:
-        """The class indices (H, W) uint8 at the image's own size; VOID where it lies outside the net's input."""
+        """The class indices (H, W) uint8 at the image's own size.
+
+        VOID where it lies outside the net's input, and where it holds no data.
+        """
         assert self.logits is not None and self.preprocess is not None
-        return own_size(self.logits, self.preprocess, self.size)
+        indices = own_size(self.logits, self.preprocess, self.size)
+        if self.gaps is not None:
+            indices[self.gaps] = VOID
+        return indices
+
+    def without(self, gaps: np.ndarray) -> MaskPrediction:
+        """Return the mask without a class where the image holds no data."""
+        return replace(self, gaps=gaps)
 
     @cached_property
     def pixels(self) -> tuple[int, ...]:

@@ -71,6 +71,10 @@ class Prediction(ABC):
     def texts(self) -> tuple[str, ...]:
         """Return what a terminal line shows beside the file, column by column."""
 
+    def without(self, gaps: np.ndarray) -> Prediction:
+        """Return the prediction of an image some of whose pixels hold no data, `gaps` (H, W)."""
+        return self
+
     @property
     def group(self) -> str:
         """The class whose folder a sorted copy goes to; empty where there is none."""

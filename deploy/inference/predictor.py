@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from artifacts.metadata import ModelMetadata
 from artifacts.outputs import output_shape
+from data_loader.band_image import Decoded, gaps_of
 from data_loader.decoder_process import DecoderPool, Fitted
 from data_loader.preprocess import ImageError, bgr, joined
 from deploy.backends.base import CHANGED, Backend, BackendError
@@ -49,6 +49,7 @@ class Prepared:
     error: str = ""
     size: tuple[int, int] = (0, 0)
     second_file: str = ""
+    gaps: np.ndarray | None = None  # (H, W): where its pixels hold no data
 
 
 class Predictor:
@@ -83,12 +84,13 @@ class Predictor:
         while batch := list(itertools.islice(prepared, batch_size)):
             yield from self.predict_prepared(batch, topk)
 
-    def predict_images(self, images: Sequence[Image.Image], topk: int = 5) -> list[Prediction]:
+    def predict_images(self, images: Sequence[Decoded], topk: int = 5) -> list[Prediction]:
         """Predict in one batch for decoded images, as `metadata.preprocess.decode` returns them; `file` stays empty.
 
         Raises BackendError.
         """
-        prepared = [_prepared([Fitted(image, image.size)], ("",), self.metadata) for image in images]
+        fitted = [Fitted(image, image.size, gaps_of([image])) for image in images]
+        prepared = [_prepared([image], ("",), self.metadata) for image in fitted]
         return self.predict_prepared(prepared, topk)
 
     def predict_prepared(self, batch: Sequence[Prepared], topk: int = 5) -> list[Prediction]:
@@ -117,7 +119,8 @@ class Predictor:
             else:
                 note = CHANGED if self.metadata.is_changed else ""
                 files = {"file": prepared.file, "second_file": prepared.second_file}
-                yield replace(prediction, **files, measures=measures, note=note)
+                made = replace(prediction, **files, measures=measures, note=note)
+                yield made if prepared.gaps is None else made.without(prepared.gaps)
 
     def _check_shape(self, outputs: np.ndarray, count: int) -> None:
         """Raise BackendError for outputs that contradict the metadata."""
@@ -157,7 +160,7 @@ def check_sizes(sizes: Sequence[tuple[int, int]], second_file: str) -> None:
         raise ImageError(f"it is {width}x{height}, but the second image {second_file} is {other_width}x{other_height}")
 
 
-def prepare(image: Image.Image, metadata: ModelMetadata, *others: Image.Image) -> np.ndarray:
+def prepare(image: Decoded, metadata: ModelMetadata, *others: Decoded) -> np.ndarray:
     """Turn a decoded image into the net's input: float32 (C, H, W), or uint8 (H, W, C) where it normalizes itself.
 
     Of a pair `others` is the later image. Raises ValueError for an image of other channels, or without pixels.
@@ -192,10 +195,12 @@ def _prepared_files(files: Sequence[str], metadata: ModelMetadata, decoders: Dec
 
 def _prepared(decoded: Sequence[Fitted], files: Sequence[str], metadata: ModelMetadata) -> Prepared:
     first, second = files[0], "".join(files[1:])
-    (image, size), *others = decoded
+    size, *others = [found.size for found in decoded]
     try:
-        check_sizes([size, *(other.size for other in others)], second)
-        pixels = prepare(image, metadata, *(other.image for other in others))
-        return Prepared(first, pixels, size=size, second_file=second)
+        check_sizes([size, *others], second)
+        pixels = prepare(decoded[0].image, metadata, *(other.image for other in decoded[1:]))
+        present = [found.gaps for found in decoded if found.gaps is not None]
+        gaps = np.logical_or.reduce(present) if present else None
+        return Prepared(first, pixels, size=size, second_file=second, gaps=gaps)
     except (ValueError, MemoryError) as error:
         return Prepared(first, None, str(error) or "it is too large for the memory", second_file=second)

@@ -14,6 +14,7 @@ import numpy as np
 
 from artifacts.detections import nms_iou_of
 from artifacts.metadata import ModelMetadata
+from data_loader.band_image import gaps_of
 from data_loader.mask_classes import VOID
 from data_loader.preprocess import ImageError, as_array, joined
 from deploy.backends.base import CHANGED, Backend, BackendError
@@ -41,9 +42,10 @@ class ImageRows(Protocol):
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image in memory, uint8 (H, W, C)."""
+    """An image in memory, uint8 (H, W, C), and which of its pixels (H, W) hold no data; None where all do."""
 
     pixels: np.ndarray
+    gaps: np.ndarray | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -54,8 +56,9 @@ class DecodedImage:
         """Return some of its rows."""
         return self.pixels[first:end]
 
-    def valid(self, first: int, end: int) -> None:
-        """Return None: every pixel holds data."""
+    def valid(self, first: int, end: int) -> np.ndarray | None:
+        """Return which of some rows' pixels hold data; None where all of the image do."""
+        return None if self.gaps is None else ~self.gaps[first:end]
 
 
 class StoredRows:
@@ -146,11 +149,12 @@ class TiledPredictor(Predictor):
 
     def _open(self, path: str, opened: ExitStack) -> ImageRows:
         preprocess = self.metadata.preprocess
-        if (geo := opened_by_gdal(path, preprocess.image_channels)) is not None:
+        if (geo := opened_by_gdal(path, preprocess)) is not None:
             opened.callback(geo.close)
             geo.check_bands()
             return geo
-        return DecodedImage(as_array(preprocess.decode(path)))
+        image = preprocess.decode(path)
+        return DecodedImage(as_array(image), gaps_of([image]))
 
     def _objects(self, image: ImageRows, batch_size: int) -> Prediction:
         metadata, (width, height) = self.metadata, image.size

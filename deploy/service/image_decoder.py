@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 from PIL import Image
 
 from artifacts.metadata import ModelMetadata
 from common.errors import UserError
+from data_loader.band_image import Decoded
 from data_loader.decoder_process import DecoderPool, DecodeTimeoutError
-from data_loader.preprocess import ImageError
+from data_loader.preprocess import ImageError, Preprocess
 from deploy.inference.predictor import Prepared, prepare
 
 BYTES_A_PIXEL = 40  # peak while a 32-bit float TIFF, the costliest format, is decoded (measured; 16-bit PNG 37, JPEG 8)
 MIN_SMALL_PIXELS = 250_000
 STALL_S = 5.0  # in which no decoder finishes anything, though all are busy: the service is not ready
+BLOCK_BYTES = 128 * 10**6  # of GDAL's blocks and their threads, for images of bands
 OWN_BYTES = 48 * 10**6  # of a process, beside its share: the encoded image, and what plugins load when first used
 
-Shown = tuple[Image.Image, Image.Image]  # the image to draw on, and the one fitted to the net's input
+Shown = tuple[Image.Image, Decoded]  # the image to draw on, and the one fitted to the net's input
 
 
 class DecodingError(UserError):
@@ -35,9 +38,11 @@ class ImageDecoder:
     ) -> None:
         self._metadata = metadata
         self._max_pixels = min(max_pixels, metadata.preprocess.max_pixels)
-        self._max_small_pixels = min((memory_bytes // BYTES_A_PIXEL - self._max_pixels) // workers, self._max_pixels)
+        self._bytes_a_pixel = bytes_a_pixel(metadata.preprocess)
+        most = memory_bytes // self._bytes_a_pixel
+        self._max_small_pixels = min((most - self._max_pixels) // workers, self._max_pixels)
         if self._max_small_pixels < min(MIN_SMALL_PIXELS, self._max_pixels):
-            needed = (self._max_pixels + MIN_SMALL_PIXELS * workers) * BYTES_A_PIXEL
+            needed = (self._max_pixels + MIN_SMALL_PIXELS * workers) * self._bytes_a_pixel
             raise DecodingError(
                 f"--decode_memory_mb must be at least {-(-needed // 10**6)} for images of {self._max_pixels / 1e6:g} "
                 f"megapixels and {workers} workers, got {memory_bytes // 10**6}"
@@ -57,8 +62,8 @@ class ImageDecoder:
         """
         try:
             pool, max_pixels = self._pool_for(may_be_large)
-            image, size = pool.fit(data, max_pixels)
-            return Prepared("", prepare(image, self._metadata), size=size)
+            fitted = pool.fit(data, max_pixels)
+            return Prepared("", prepare(fitted.image, self._metadata), size=fitted.size, gaps=fitted.gaps)
         except DecodeTimeoutError as error:
             return Prepared("", None, str(error))
         except (UserError, MemoryError) as error:
@@ -89,7 +94,16 @@ class ImageDecoder:
         self._large.close()
 
     def _pool(self, count: int, pixels: int, timeout_s: float) -> DecoderPool:
-        return DecoderPool(self._metadata.preprocess, count, timeout_s, pixels * BYTES_A_PIXEL + OWN_BYTES)
+        own_bytes = OWN_BYTES + BLOCK_BYTES * self._metadata.preprocess.has_bands
+        return DecoderPool(self._metadata.preprocess, count, timeout_s, pixels * self._bytes_a_pixel + own_bytes)
 
     def _pool_for(self, may_be_large: bool) -> tuple[DecoderPool, int]:
         return (self._large, self._max_pixels) if may_be_large else (self._small, self._max_small_pixels)
+
+
+def bytes_a_pixel(preprocess: Preprocess) -> int:
+    """Return what decoding takes for a pixel: of bands the values as stored, as bytes twice, a mask, and two floats."""
+    if not preprocess.has_bands:
+        return BYTES_A_PIXEL
+    stored = np.dtype(preprocess.band_type or "float64").itemsize
+    return max(BYTES_A_PIXEL, preprocess.image_channels * (stored + 3) + 32)

@@ -75,7 +75,7 @@ def evaluate_net(
     named = {"net": metadata.net["name"], "weights": str(weights), "list": str(args.evaluate), "root": found.root}
     evaluation = {**named, "ood": str(args.ood or ""), "notes": notes, **evaluate(known, metadata, ood, means)}
     folder = args.report or Path(DEFAULT_RESULT)
-    write_page(evaluation, folder)
+    write_page(evaluation, folder, metadata.preprocess)
     read = [
         f"the images of {each.origin} were read below {each.root}" for each in (found, reference) if each and each.root
     ]

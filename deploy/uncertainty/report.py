@@ -11,7 +11,7 @@ import numpy as np
 
 from common.atomic_io import check_folder, write_atomic, writing
 from data_loader.decoding import decode
-from data_loader.preprocess import ImageError
+from data_loader.preprocess import ImageError, Preprocess
 from visualization.uncertainty_charts import histogram_chart, reliability_chart, risk_chart
 
 PAGE, VALUES = "uncertainty.html", "uncertainty.json"
@@ -19,11 +19,11 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 THUMBNAIL_PX = 192
 
 
-def write_page(evaluation: Mapping[str, Any], folder: Path) -> None:
+def write_page(evaluation: Mapping[str, Any], folder: Path, preprocess: Preprocess | None = None) -> None:
     """Write PAGE and VALUES of what `evaluate` returned into a folder, each complete or not. Raises ResultsError."""
     check_folder(folder)
     text = json.dumps(evaluation, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    page = render(evaluation)
+    page = render(evaluation, preprocess)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for name, content in ((VALUES, text), (PAGE, page)):
@@ -31,7 +31,7 @@ def write_page(evaluation: Mapping[str, Any], folder: Path) -> None:
             write_atomic(folder / name, content.encode(errors="backslashreplace"))
 
 
-def render(evaluation: Mapping[str, Any]) -> str:
+def render(evaluation: Mapping[str, Any], preprocess: Preprocess | None = None) -> str:
     """Return the page of an evaluation."""
     from markupsafe import Markup
 
@@ -54,7 +54,7 @@ def render(evaluation: Mapping[str, Any]) -> str:
         },
         risk=Markup(risk_chart(curves, styles, evaluation["decided"]["coverage"])),
         histogram=Markup(histogram_chart(evaluation["histogram"], evaluation["default_score"])),
-        mistakes=[{**mistake, "image": _thumbnail(mistake["file"])} for mistake in evaluation["mistakes"]],
+        mistakes=[{**mistake, "image": _thumbnail(mistake["file"], preprocess)} for mistake in evaluation["mistakes"]],
         font=embedded_font(json.dumps(evaluation, ensure_ascii=False)),
     )
 
@@ -64,11 +64,11 @@ def _best(scores: Mapping[str, Any], key: str) -> float | None:
     return (max if key == "auroc" else min)(found, default=None)
 
 
-def _thumbnail(file: str) -> str | None:
+def _thumbnail(file: str, preprocess: Preprocess | None) -> str | None:
     """Return an image as a data URI; None where it cannot be read any more, and the page shows an empty frame."""
     from visualization.html_page import thumbnail_data_uri
 
     try:
-        return thumbnail_data_uri(np.asarray(decode(file, 3)), THUMBNAIL_PX)
+        return thumbnail_data_uri(np.asarray(preprocess.show(file) if preprocess else decode(file, 3)), THUMBNAIL_PX)
     except ImageError:
         return None

@@ -11,7 +11,6 @@ import numpy as np
 
 from artifacts.metadata import ModelMetadata
 from common.atomic_io import ResultsError, atomic_path, check_folder, write_atomic, writing
-from data_loader.decoding import decode
 from data_loader.preprocess import ImageError
 from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.decision import SET_ASIDE
@@ -93,7 +92,7 @@ def check_new_folder(folder: Path) -> None:
 
 def _pixels(copy: Path, metadata: ModelMetadata) -> np.ndarray:
     try:
-        return np.asarray(decode(copy, 3, metadata.preprocess.max_pixels))
+        return np.asarray(metadata.preprocess.show(copy))
     except ImageError as error:  # it was readable when it was classified
         raise ResultsError(f"{copy}: {error}") from error
 

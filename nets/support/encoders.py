@@ -11,7 +11,7 @@ from common.formatting import did_you_mean
 from nets.efficientnet_lite_module import InvertedResidual, SamePad
 from nets.support.backbones import EFFICIENTNET_LITE, build_backbone
 from nets.support.errors import NetError
-from nets.support.torchvision_builder import replace_first_conv
+from nets.support.torchvision_builder import check_channels, replace_first_conv
 
 RESNETS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
@@ -19,7 +19,6 @@ RESNETS = (
 )
 MOBILENETS = ("mobilenet_v3_large", "mobilenet_v3_small")
 ENCODERS = (*RESNETS, *EFFICIENTNET_LITE, *MOBILENETS)
-MAX_CHANNELS = 64
 PROBE = 128  # pixels; the smallest map of five is 4x4
 
 
@@ -36,8 +35,7 @@ class Encoder(nn.Module):
         if model_type not in ENCODERS:
             hint = did_you_mean(model_type, ENCODERS)
             raise NetError(f'model_type must be one of {", ".join(ENCODERS)}, got "{model_type}"{hint}')
-        if not 1 <= num_channels <= MAX_CHANNELS:
-            raise NetError(f"num_channels must be from 1 to {MAX_CHANNELS}, got {num_channels}")
+        check_channels(model_type, num_channels)
         net: Any = build_backbone(model_type, 1 if num_channels == 1 else 3)
         if num_channels > 3 or num_channels == 2:
             replace_first_conv(net, num_channels)

@@ -15,7 +15,7 @@ from torch import nn
 from common.formatting import did_you_mean
 from nets.support.errors import NetError
 from nets.support.timm_names import NOT_INSTALLED, is_installed
-from nets.support.torchvision_builder import require_rate
+from nets.support.torchvision_builder import check_channels, require_rate
 
 STAGES = 4
 OURS = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}  # timm's names of rates: ours
@@ -36,8 +36,7 @@ def build_timm_net(
     """
     timm = _timm()
     wanted = pretrained_cfg(name)
-    if num_channels not in (1, 3):
-        raise NetError(f"{name}: num_channels must be 1 or 3, got {num_channels}")
+    check_channels(name, num_channels)
     arguments: dict[str, Any] = {key: rate for key, rate in (rates or {}).items() if rate}
     for key, rate in arguments.items():
         require_rate(OURS[key], rate)

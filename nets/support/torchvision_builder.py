@@ -1,4 +1,4 @@
-"""torchvision's families behind one builder, for one or three image channels and any number of classes."""
+"""torchvision's families behind one builder, for any number of image channels and of classes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from nets.support.errors import NetError
 
+MAX_CHANNELS = 64
 RATES = {  # torchvision's name of a drop probability: ours
     "dropout": "dropout",
     "attention_dropout": "attention_dropout",
@@ -30,7 +31,7 @@ def torchvision_net(
 ) -> nn.Module:
     """Build torchvision's net `name` with fresh weights: images (N, num_channels, H, W) to logits (N, num_classes).
 
-    `arguments` go to torchvision's function. Raises NetError for another number of channels than 1 or 3, and for a
+    `arguments` go to torchvision's function. Raises NetError for a number of channels beyond MAX_CHANNELS, and for a
     `size_px` (height, width) below `min_size_px`, the smallest at which every feature map keeps at least one pixel.
     """
     if size_px and min(size_px) < min_size_px:
@@ -38,8 +39,7 @@ def torchvision_net(
             f"{name} needs images of at least {min_size_px}x{min_size_px} px, "
             f"got {size_px[0]}x{size_px[1]} (img_height x img_width)"
         )
-    if num_channels not in (1, 3):
-        raise NetError(f"{name}: num_channels must be 1 or 3, got {num_channels}")
+    check_channels(name, num_channels)
     for key, value in (arguments or {}).items():
         if key in RATES:
             require_rate(RATES[key], value)
@@ -47,6 +47,12 @@ def torchvision_net(
     if num_channels != 3:
         replace_first_conv(net, num_channels)
     return net
+
+
+def check_channels(name: str, num_channels: int) -> None:
+    """Raise NetError unless a net can have so many input channels."""
+    if not 1 <= num_channels <= MAX_CHANNELS:
+        raise NetError(f"{name}: num_channels must be from 1 to {MAX_CHANNELS}, got {num_channels}")
 
 
 def use_small_stem(net: Any) -> None:

@@ -159,7 +159,7 @@ def test_a_mistake_hides_no_other_that_holds_its_keys_letters(tmp_path: Path, cl
     ("change", "wrong"),
     [
         ({"class_weights": [1.0]}, {"num_classes": "2"}),
-        ({"mean": [0.5]}, {"num_channels": 2}),
+        ({"mean": [0.5]}, {"num_channels": 65}),
         ({"warmup_epochs": 91}, {"num_epochs": "100"}),
         ({"min_learning_rate": 1.0}, {"learning_rate": 0}),
         ({"augment_on": "device", "rotation_degrees": 5}, {"rotation_degrees": "5"}),
@@ -167,15 +167,15 @@ def test_a_mistake_hides_no_other_that_holds_its_keys_letters(tmp_path: Path, cl
         ({"train_mode": "update", "pretrained_file": ""}, {"save_path": 0}),
         ({"balanced_sampling": True, "class_weights": "balanced"}, {"class_weights": "even"}),
         ({"model_type": "a", "model_args": {"model_type": "b"}}, {"model_args": []}),
-        ({"next_stage": {"mean": [0.5]}}, {"num_channels": 2}),
-        ({"next_stage": {"mean": [0.5], "num_channels": 2}}, {}),
+        ({"next_stage": {"mean": [0.5]}}, {"num_channels": 65}),
+        ({"next_stage": {"mean": [0.5], "num_channels": 65}}, {}),
     ],
 )
 def test_a_rule_is_not_applied_to_what_stands_in_for_a_rejected_value(
     tmp_path: Path, classic: dict[str, Any], change: dict[str, Any], wrong: dict[str, Any]
 ) -> None:
     found = problems(tmp_path, classic | change | wrong)
-    (key,) = wrong or {"num_channels": 2}
+    (key,) = wrong or {"num_channels": 65}
     assert {problem.split(": ", 1)[1].removeprefix("next_stage: ").split()[0] for problem in found} == {key}
 
 

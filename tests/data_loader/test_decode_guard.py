@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from common.paths import ROOT
 from data_loader import decode_guard
+from data_loader.band_image import Decoded
 from data_loader.decode_guard import GUARD, DecodeDeadlineError, DecodeGuard
 from data_loader.epoch_plan import EpochBatches, plan_epoch
 from data_loader.list_reader import read_list
@@ -22,6 +22,7 @@ from tests.helpers.serving import PATIENCE_S, wait
 
 PROGRAM = """
 import sys, time
+from data_loader.band_image import Decoded
 from data_loader.decode_guard import GUARD, guarded
 GUARD.timeout_s = 0.5
 @guarded
@@ -121,7 +122,7 @@ def test_a_loader_process_that_meets_such_an_image_is_ended_and_the_training_nam
     original = Preprocess(32, 32).decode
 
     @decode_guard.guarded
-    def decode(source: str) -> Image.Image:
+    def decode(source: str) -> Decoded:
         if source == bad:
             sum(range(sys.maxsize))
         return original(source)

@@ -137,7 +137,7 @@ def test_stochastic_depth_grows_and_is_off_in_eval_mode() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"num_channels": 4}, "num_channels must be 1 or 3, got 4"), ({"dropout": 1.0}, "dropout must be"),
+    [({"num_channels": 65}, "num_channels must be from 1 to 64, got 65"), ({"dropout": 1.0}, "dropout must be"),
      ({"drop_path": -0.1}, "drop_path must be")],
 )  # fmt: skip
 def test_mistakes(changes: dict[str, float], sentence: str) -> None:

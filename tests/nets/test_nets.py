@@ -305,7 +305,7 @@ def test_wrong_model_args_are_reported(module: str, name: str, model_args: dict[
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"num_channels": 4}, "resnet18: num_channels must be 1 or 3, got 4"),
+        ({"num_channels": 65}, "resnet18: num_channels must be from 1 to 64, got 65"),
         ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
         ({"num_classes": 2.0}, "num_classes must be a whole number of at least 1, got 2.0"),
     ],

@@ -103,9 +103,12 @@ def examine(config: Config, args: argparse.Namespace) -> tuple[Any, dict[str, An
     from tools.doctor.target_files import UNITS, read_target_files
     from tools.doctor.types import TrialData
     from tools.doctor.wrong_labels import judge_labels
+    from trainers.data.band_ranges import with_measured_bands
+    from trainers.runtime.distributed import World
     from trainers.tasks.table import task_of_config
 
     GUARD.timeout_s = config.decode_timeout_s
+    config = with_measured_bands(config, World(), print)
     target = task_of_config(config).target(config)
     train, val = read_lists(config, target, check_files=False)  # a missing file is a finding
     preprocess = preprocess_of(config)

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.atomic_io import write_atomic
 from common.console import elide, printable, text_columns
 from common.formatting import size_text
 from common.json_values import plain
-from data_loader.preprocess import ImageError, as_array
+from data_loader.preprocess import ImageError
 from tools.doctor.checks import LEVELS, WRONG_LABELS, Finding, Study, sizes_of
 from visualization import fonts
 from visualization.html_page import render_page, thumbnail_data_uri
@@ -254,7 +256,7 @@ def _shown(finding: dict[str, Any], study: Study) -> list[list[dict[str, Any]]]:
 def _thumbnail(row: dict[str, Any], study: Study) -> str:
     """Return a row's image as a data URI; "" where it cannot be read."""
     try:
-        image = as_array(study.preprocess.decode(study.sample(row["row"]).path))
+        image = np.asarray(study.preprocess.show(study.sample(row["row"]).path))
     except ImageError:
         return ""
     return thumbnail_data_uri(image, THUMBNAIL_PX)

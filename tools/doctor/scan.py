@@ -21,6 +21,7 @@ from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from common.errors import UserError
+from data_loader.band_image import Decoded
 from data_loader.colour_profiles import CONVERTED, UNUSABLE, profile_use
 from data_loader.decode_guard import GUARD, guarded
 from data_loader.decoding import BROKEN_EXIF, open_image, stream_of
@@ -164,8 +165,10 @@ def scan_image(path: str, preprocess: Preprocess) -> ImageScan:
     small = image.convert("RGB").resize((SMALL_PX, SMALL_PX), Image.Resampling.BOX)
     digest = hashlib.sha256(f"{image.mode} {image.size} ".encode())
     digest.update(image.tobytes())
-    odd = _oddities(path, preprocess.max_pixels) | _shape_oddities(image.size, preprocess)
-    extrema = np.reshape(image.getextrema(), (-1, 2))
+    odd = _shape_oddities(image.size, preprocess)
+    if not preprocess.has_bands:  # which have no colours
+        odd |= _oddities(path, preprocess.max_pixels)
+    extrema = np.reshape(np.asarray(image.getextrema()), (-1, 2))
     if (extrema[:, 0] == extrema[:, 1]).all():
         odd |= _BITS["one colour"]
     elif odd & _BITS["16 bits or floating point"] and extrema.max() <= DARK:
@@ -181,7 +184,7 @@ def scan_image(path: str, preprocess: Preprocess) -> ImageScan:
     )
 
 
-def difference_hash(image: Image.Image) -> int:
+def difference_hash(image: Decoded) -> int:
     """Return 64 bits: in an 8 x 8 grid, whether each cell is brighter than its left neighbour (dHash, N. Krawetz 2013).
 
     They hardly change when an image is resized or compressed again, and completely when it is cropped or mirrored.

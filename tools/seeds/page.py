@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.atomic_io import write_atomic
 from common.json_values import plain
-from data_loader.preprocess import ImageError, Preprocess, as_array
+from data_loader.preprocess import ImageError, Preprocess
 from trainers.evaluation.validation import Measure
 from visualization import fonts
 from visualization.html_page import render_page, thumbnail_data_uri
@@ -80,7 +82,7 @@ def _shown(row: dict[str, Any], names: list[str], preprocess: Preprocess) -> dic
     predictions = row["predictions"]
     counts = sorted({label: predictions.count(label) for label in predictions}.items(), key=lambda item: -item[1])
     try:
-        image = thumbnail_data_uri(as_array(preprocess.decode(row["path"])), THUMBNAIL_PX)
+        image = thumbnail_data_uri(np.asarray(preprocess.show(row["path"])), THUMBNAIL_PX)
     except ImageError:
         image = ""
     predicted = [(names[label], count, label == row["label"]) for label, count in counts]

@@ -36,7 +36,8 @@ def worst_heat_maps(
                 decoded = preprocess.decode(path)
                 image = torch.from_numpy(preprocess(as_array(decoded)))[None].to(device)  # (1, C, H, W)
                 heat = mapper(image, torch.tensor([label], device=device)).maps[0].numpy()
-                made[path] = np.asarray(heat_map_image(decoded, heat, preprocess.resize, sides_px=SIDES_PX))
+                shown = decoded.convert("RGB")
+                made[path] = np.asarray(heat_map_image(shown, heat, preprocess.resize, sides_px=SIDES_PX))
     except Exception as error:  # whatever it is: too little memory, a net of unknown build
         logger.info("heat maps of the worst images: %s", error)
     return made

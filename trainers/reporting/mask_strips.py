@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_loader.band_image import gaps_of
 from data_loader.mask_classes import VOID
 from data_loader.mask_target import MaskTarget
 from data_loader.preprocess import ImageError, Preprocess, joined
@@ -43,8 +44,11 @@ def worst_strips(
         with torch.inference_mode(), evaluating(net):
             for sample in (sample for sample in samples.samples if sample.path in wanted):
                 with suppress(ImageError):  # it is gone
-                    images = [preprocess.fit(preprocess.decode(path)) for path in target.image_paths(sample)]
-                    truth = target.fit(preprocess, target.load(sample))  # (H, W)
+                    decoded = [preprocess.decode(path) for path in target.image_paths(sample)]
+                    images, mask = [preprocess.fit(image) for image in decoded], target.load(sample)
+                    if (gaps := gaps_of(decoded)) is not None:
+                        mask = target.without(mask, gaps)
+                    truth = target.fit(preprocess, mask)  # (H, W)
                     batch = torch.from_numpy(joined(images)).permute(2, 0, 1)[None].to(device)  # (1, C, H, W)
                     prediction = net(preprocess.normalize(batch))[0].argmax(0).cpu().numpy().astype(np.uint8)
                     panels = [*images, coloured(truth, table), coloured(prediction, table)]

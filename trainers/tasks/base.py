@@ -19,6 +19,7 @@ from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 from data_loader.targets import Target
 from trainers.evaluation.validation import Measure, Validation
+from visualization.masks import rgb
 
 if TYPE_CHECKING:
     from trainers.reporting.tensorboard_logger import TrainingLogger
@@ -117,7 +118,8 @@ class Task(nn.Module, ABC):
     ) -> tuple[np.ndarray, list[str]]:
         """Return the same as uint8 (N * views, H, W, C), as people look at it."""
         images, captions = self.shown(batch, generator, metadata.class_names)
-        return metadata.preprocess.denormalize(images).numpy(), captions
+        pixels = metadata.preprocess.denormalize(images).numpy()
+        return (pixels if pixels.shape[3] == 1 else rgb(pixels)), captions
 
     # Validation
 

@@ -57,7 +57,8 @@ class DetectionTask(Task):
     def target(cls, config: Config) -> BoxTarget:
         """Return the boxes of the config's classes. Raises ListError."""
         classes, others = box_classes_of(config), other_box_classes_of(config)
-        return BoxTarget(config.num_classes, classes, max_pixels=config.max_pixels, others=others)
+        how: dict[str, Any] = {"max_pixels": config.max_pixels, "has_bands": config.has_bands()}
+        return BoxTarget(config.num_classes, classes, others=others, **how)
 
     @classmethod
     def training_view(cls, preprocess: Preprocess, settings: AugmentSettings) -> Callable[..., Any]:

@@ -69,7 +69,8 @@ class SegmentationTask(Task):
     def target(cls, config: Config) -> MaskTarget:
         """Return the masks of the config's classes. Raises ListError."""
         classes, others = mask_classes_of(config), other_classes_of(config)
-        return MaskTarget(classes, has_pairs=cls.images == 2, max_pixels=config.max_pixels, others=others)
+        how: dict[str, Any] = {"max_pixels": config.max_pixels, "has_bands": config.has_bands()}
+        return MaskTarget(classes, has_pairs=cls.images == 2, others=others, **how)
 
     @classmethod
     def preprocess(cls, config: Config) -> Preprocess:

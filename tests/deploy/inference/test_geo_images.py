@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import inference
-from data_loader.preprocess import ImageError
+from data_loader.preprocess import ImageError, Preprocess
 from deploy.inference.geo_images import opened_by_gdal, ring_area
 from tests.helpers.masks import VALUES, mask_nets, scene, trained_masks
 
@@ -29,7 +29,7 @@ def test_polygons_need_rasterio(tmp_path: Path, monkeypatch: Any, capsys: pytest
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert inference.main(["--image_dir", str(tmp_path), "--tiles", "--polygons"]) == 2
     assert "--polygons needs rasterio: pip install -r requirements-geo.txt" in capsys.readouterr().err
-    assert opened_by_gdal("a.tif", 3) is None
+    assert opened_by_gdal("a.tif", Preprocess(8, 8)) is None
 
 
 @pytest.fixture
@@ -134,9 +134,9 @@ def test_bands_and_channels(rasterio: Any, tmp_path: Path) -> None:
         ("one", 3, np.repeat(pixels[3:9, :, :1], 3, axis=2)),
         ("five", 1, np.asarray(Image.fromarray(pixels[3:9, :, :3]).convert("L"))[:, :, None]),
     ):
-        opened = opened_by_gdal(str(tmp_path / f"new/{name}.tif"), channels)
+        opened = opened_by_gdal(str(tmp_path / f"new/{name}.tif"), Preprocess(8, 8, channels))
         assert opened is not None and opened.size == (30, 20) and opened.valid(0, 20) is None
         assert np.array_equal(opened.rows(3, 9), wanted)
         opened.close()
     with pytest.raises(ImageError, match="No such file"):
-        opened_by_gdal(str(tmp_path / "gone.tif"), 3)
+        opened_by_gdal(str(tmp_path / "gone.tif"), Preprocess(8, 8))

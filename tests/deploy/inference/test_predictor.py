@@ -458,7 +458,7 @@ def test_annotated_copies_show_the_image_and_keep_it(tmp_path: Path) -> None:
     source = str(tmp_path / "x.png")
     Image.linear_gradient("L").resize((300, 200)).convert("RGB").save(source)
     before = Path(source).read_bytes()
-    AnnotatedCopies(tmp_path, 10**6).add(ClassPrediction(source, 0, "猫", 0.75, GOOD.top_k), "x.png")
+    AnnotatedCopies(tmp_path, Preprocess(8, 8)).add(ClassPrediction(source, 0, "猫", 0.75, GOOD.top_k), "x.png")
     assert Path(source).read_bytes() == before
     with Image.open(tmp_path / "x.png.answer.jpg") as drawn:
         assert drawn.width >= 300

@@ -20,7 +20,7 @@ import inference
 from common.atomic_io import ResultsError
 from common.formatting import csv_cell
 from common.paths import ROOT
-from data_loader.preprocess import ImageError
+from data_loader.preprocess import ImageError, Preprocess
 from deploy.export.onnx_writer import export_onnx
 from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.image_writers import AnnotatedCopies, SortedCopies
@@ -136,7 +136,7 @@ def test_the_image_is_blamed_where_it_is_the_images_fault(tmp_path: Path) -> Non
     with pytest.raises(ImageError, match=r"^it cannot be read any more: No such file or directory$"):
         SortedCopies(tmp_path / "out", NAMES).add(gone, "gone.png")
     with pytest.raises(ImageError, match=r"^no such file$"):
-        AnnotatedCopies(tmp_path / "out", 10**6).add(gone, "gone.png")
+        AnnotatedCopies(tmp_path / "out", Preprocess(8, 8)).add(gone, "gone.png")
     there = ClassPrediction(grey(tmp_path / "there.png", 9, (200, 200)), 0, "猫", 0.5, (("猫", 0.5),))
     with full_disk(10), pytest.raises(ResultsError, match=r"out/猫/there\.png: cannot write it: File too large$"):
         SortedCopies(tmp_path / "out", NAMES).add(there, "there.png")
