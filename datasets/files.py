@@ -66,10 +66,11 @@ def source_files(text: str) -> list[Path]:
     return files
 
 
-def read_annotations(path: Path) -> Annotations:
+def read_annotations(path: Path, wrong: list[str] | None = None) -> Annotations:
     """Return a file's records and classes; JSON and JSON lines are read. Raises ListError with every problem.
 
-    The classes are meta.json's, else those that the records name.
+    The classes are meta.json's, else those that the records name. With `wrong` the records' problems are put there
+    instead, and the records are left out.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise DatasetError(f"{path}: expected annotations in a file that ends in {' or '.join(SUFFIXES)}")
@@ -82,9 +83,12 @@ def read_annotations(path: Path) -> Annotations:
             segments = record.get("segments")
             found.masks_dropped += sum(isinstance(e, dict) for e in segments) if isinstance(segments, list) else 0
             record = sparse(normalized(record))
-        for problem in find_problems(record, category):
-            problems.add(0, f"record {index}: {problem}")
-        if not problems.count:
+        sentences = [f"record {index}: {problem}" for problem in find_problems(record, category)]
+        if wrong is not None:
+            wrong += sentences
+        else:
+            problems.extend((0, sentence) for sentence in sentences)
+        if not sentences and not problems.count:
             found.records.append(record)
     problems.raise_any(str(path))
     if not category:

@@ -21,6 +21,7 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "label/studio": "standard annotations <-> Label Studio (--to, --from)",
     "label/merge": "several files of standard annotations -> one",
     "filter/tags": "records by the tags of a review",
+    "doctor/annotations": "what is wrong with standard annotations and their images",
     "package/list": "standard annotations -> lists for a training",
     "package/tfrecord": "standard annotations -> TFRecord shards, which a training reads",
     "package/kv": "standard annotations -> LMDB files",
