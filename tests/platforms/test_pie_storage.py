@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from platforms.pie_engine.access import DatasetAccess
 from platforms.pie_engine.errors import RequestError
 from platforms.pie_engine.places import find_resume, find_source
 from platforms.pie_engine.prefetch import cache_path, list_data
-from platforms.pie_engine.storage import Listed, StorageError, new_client, open_store, without_secrets
+from platforms.pie_engine.storage import PAUSES_S, Listed, StorageError, new_client, open_store, without_secrets
 from tests.helpers.s3 import BUCKET, KEY, SECRET, FaultyServer, Proxy, environment, faulty_server, moto_server
 
 pytest.importorskip("boto3", reason="requirements-pie.txt")
@@ -266,11 +267,41 @@ def test_weights_of_a_store(server: FaultyServer) -> None:
         find_resume({"resume_path": f"s3://{BUCKET}/runs/1/", "model_name": "other"})
 
 
-def test_a_server_that_is_gone_for_a_while(port: int, server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five tries with pauses that double: together longer than the 20 seconds that a restart may take."""
-    monkeypatch.undo()
-    pauses = storage.PAUSES_S
-    assert len(pauses) == 4 and sum(pauses) > 20 and list(pauses) == sorted(pauses)
+def test_a_server_that_is_gone_for_a_while(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every connection is dropped for a while; the pauses together outlast a restart of 20 seconds."""
+    assert len(PAUSES_S) == 4 and sum(PAUSES_S) > 20
+    monkeypatch.setattr(storage, "PAUSES_S", tuple(pause / 20 for pause in PAUSES_S))
+    source = find_source({"dataset_id": "d1"})
+    back = time.monotonic() + 1  # a twentieth of 20 seconds
+
+    def gone(proxy: Proxy) -> bool:
+        proxy.close_connection = True
+        return time.monotonic() < back
+
+    server.fault = gone
+    folder = source.folder(lambda line: None)
+    assert (folder / "train/images/2.JPG").read_bytes() == b"bb"
+    monkeypatch.setattr(storage, "PAUSES_S", (0.0,) * 4)
+    back = time.monotonic() + 60
+    with pytest.raises(RequestError, match=f"s3://{BUCKET}/sets/d1/train/: Connection was closed before we received"):
+        find_source({"dataset_id": "d1"})
+    server.fault = None
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(
+        RequestError, match=r"Could not connect to the endpoint URL.*; credentials, region and endpoint"
+    ):
+        find_source({"dataset_id": "d1"})
+
+
+def test_a_slow_server(server: FaultyServer) -> None:
+    def slow(proxy: Proxy) -> bool:
+        time.sleep(0.3)
+        return False
+
+    server.fault = slow
+    started = time.monotonic()
+    find_source({"dataset_id": "d1"}).folder(lambda line: None)
+    assert len(server.requests) == 8 and time.monotonic() - started > 0.6  # the objects side by side
 
 
 def test_the_platforms_own_aiutils_is_used(

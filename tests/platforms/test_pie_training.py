@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,92 +21,21 @@ from nets.net_interface import build_net
 from platforms.pie_engine import cli, nets, train
 from platforms.pie_engine.files import OF_BOXES, OF_MASKS
 from platforms.pie_engine.metrics import mask_rows
-from platforms.pie_engine.nets import CHANGE, DETECTION, SEGMENTATION, Net
+from platforms.pie_engine.nets import CHANGE, DETECTION, SEGMENTATION
 from platforms.pie_engine.places import find_resume
 from platforms.pie_engine.storage import new_client
 from platforms.pie_engine.traincfg import TrainRequest
 from tests.conftest import slow_but
 from tests.helpers import boxes, masks, s3
+from tests.helpers.pie import LABELS, MODELS, PICTURES, request, small_nets, training_log, write_data
 
-LABELS = {
-    SEGMENTATION: [
-        {"class_name": "background", "class_value": 0, "class_title": "背景", "class_color": "155,155,155"},
-        {"class_name": "road", "class_value": 3, "class_title": "道路", "class_color": "110,193,228"},
-        {"class_name": "water", "class_value": 7, "class_title": "水体", "class_color": "0,0,255"},
-    ],
-    CHANGE: [{"class_name": "change", "class_value": 255, "class_title": "变化", "class_color": "255,255,255"}],
-    DETECTION: [
-        {"class_name": "red", "class_value": 1, "class_title": "红", "class_color": "255,0,0"},
-        {"class_name": "blue", "class_value": 2, "class_title": "蓝", "class_color": "0,0,255"},
-    ],
-}
-MODELS = {SEGMENTATION: "LinkNet34", CHANGE: "siamese", DETECTION: "yolov4"}
 REAL_NETS = nets.NETS
-PICTURES = {
-    SEGMENTATION: {"image.png", "label.png", "pred.png"},
-    CHANGE: {"A.png", "B.png", "label.png", "pred.png"},
-    DETECTION: {"pred.png"},
-}
 
 
 @pytest.fixture(autouse=True)
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Train small nets under the names of the platform's, in a folder of their own, and export nothing."""
-    tiny = {
-        SEGMENTATION: {"model_module_name": "tiny_masks_module", "model_net_name": "TinyMasks"},
-        CHANGE: {"model_module_name": "tiny_masks_module", "model_net_name": "TinyChange"},
-        DETECTION: {
-            **{"model_module_name": "tiny_boxes_module", "model_net_name": "TinyBoxes", "model_type": ""},
-            **{"train_mode": "fromscratch", "pretrained_file": ""},
-        },
-    }
-    for_all = {"precision": "fp32", "dataloader_workers": 0}
-    small_nets = {task: (Net(nets.NETS[task][0].names, {**keys, **for_all}),) for task, keys in tiny.items()}
-    monkeypatch.setattr(nets, "NETS", small_nets)
-    monkeypatch.setattr(train, "EXPORTS", ())
-    (tmp_path / "run").mkdir()
-    monkeypatch.chdir(tmp_path / "run")
-    with masks.mask_nets(tmp_path, monkeypatch):
-        (tmp_path / "nets/tiny_boxes_module.py").write_text(boxes.NET, encoding="utf-8")
+    with small_nets(tmp_path, monkeypatch):
         yield
-    sys.modules.pop("nets.tiny_boxes_module", None)
-
-
-def write_data(folder: Path, task: str) -> Path:
-    """Write a task's scenes; return their folder."""
-    folder.mkdir()
-    if task == DETECTION:
-        return boxes.write_boxes(folder)
-    return masks.write_scenes(folder, has_pairs=task == CHANGE)
-
-
-def request(task: str, data: Path, **changes: Any) -> None:
-    """Write traincfg.json into the current folder."""
-    side = "64" if task == DETECTION else "32"
-    values: dict[str, Any] = {
-        "training_id": "训练 1",
-        "dataset_id": "",
-        "dataset_path": str(data),
-        "class_name": ",".join(row["class_name"] for row in LABELS[task]),
-        "label": json.dumps(LABELS[task], ensure_ascii=False),
-        "n_class": len([row for row in LABELS[task] if row["class_name"] != "background"]),
-        "load_size": side,
-        "model_name": MODELS[task],
-        "learning_rate": "0.01",
-        "epochs": 2,
-        "batch_size": 4,
-        "gpu_num": 0,
-        "resume_path": "",
-    }
-    kept = {key: value for key, value in (values | changes).items() if value is not ...}
-    Path("traincfg.json").write_text(json.dumps(kept, ensure_ascii=False), encoding="utf-8")
-
-
-def training_log() -> dict[str, Any]:
-    text = Path("output/trainlog.json").read_text(encoding="utf-8")
-    values: dict[str, Any] = json.loads(text, parse_constant=lambda name: pytest.fail(name))
-    assert text == json.dumps(values, ensure_ascii=False, indent=4) + "\n"
-    return values
 
 
 def mistakes(capsys: pytest.CaptureFixture[str]) -> str:
