@@ -26,6 +26,7 @@ DATA = tuple(  # what a package without torch's loaders may have of them
             "list_reader",
             "mask_classes",
             "mask_folders",
+            "masks",
             "pack_list",
             "packs",
             "preprocess",

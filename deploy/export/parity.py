@@ -13,6 +13,7 @@ import numpy as np
 
 from artifacts.detections import box_iou, objects_of, paired_iou
 from artifacts.metadata import ModelMetadata
+from deploy.export.label_masks import confusions, iou_loss, mean_iou
 from deploy.export.reference import MOST_MOVED, TOLERANCES, Reference, flat
 
 MOVED_SHARE = 0.25  # of the images, which may differ by more than TOLERANCES, up to what jitter moves the net by
@@ -67,11 +68,16 @@ class ParityRule:
 
     value = "value"  # one number of an output, in messages
     kept = ""  # what `agreement` counts that an image keeps; empty: nothing
-    agreement_note = ""  # the same for the table
+    column, agreement_note = "", ""  # the same for the table: its heading, and the note about it
+    measure = ""  # what `accuracy` is
 
     def accuracy(self, reference: Reference) -> float | None:
         """Return the net's own accuracy on the labelled images; None where there is none."""
         return None
+
+    def changed(self, result: ParityResult) -> str:
+        """Return what an int8 file gives otherwise than the net, for a warning."""
+        return f"another {self.kept} for {len(result.flips)} of {result.count} image{'' if result.count == 1 else 's'}"
 
     def compare(self, outputs: np.ndarray, reference: Reference, metadata: ModelMetadata) -> ParityResult:
         """Compare a file's outputs for all images, (N, ...), with the net's; `metadata` is the file's own."""
@@ -108,6 +114,16 @@ class ParityRule:
             return f"{100 * result.agreement:.2f} % of {result.count} images keep their {self.kept}, under 99 %"
         return ""
 
+    def accuracy_problem(self, result: ParityResult) -> str:
+        """Return that the images show a loss of accuracy of over MOST_INT8_LOSS; "" where they do not."""
+        assert result.accuracy is not None and result.loss_interval is not None
+        low, high = (100 * share for share in result.loss_interval)
+        if low <= 100 * MOST_INT8_LOSS:
+            return ""
+        before, after = (f"{100 * share:.2f} %" for share in result.accuracy)
+        change = f"{self.measure.removesuffix(' accuracy')} falls from {before} to {after}"
+        return f"{change} on {result.count} images, by {low:.1f} to {high:.1f} points: over half a point"
+
     def float_problem(self, result: ParityResult, reference: Reference, precision: str) -> str:
         """Return why a file in floating point is refused; "" where it is not."""
         tolerance, count = TOLERANCES[precision], result.count
@@ -131,7 +147,8 @@ class ClassParity(ParityRule):
     """Logits (N, K): the images keep their class, and int8 its accuracy on labelled images."""
 
     value, kept = "logit", "class"
-    agreement_note = "top-1: % of the images that keep the net's class"
+    column, agreement_note = "top-1", "top-1: % of the images that keep the net's class"
+    measure = "top-1 accuracy"
 
     def accuracy(self, reference: Reference) -> float | None:
         """Return the share of the labelled images whose largest logit is the label's; None without labels."""
@@ -161,12 +178,9 @@ class ClassParity(ParityRule):
         problem = super().int8_problem(result, reference)
         if result.accuracy is None or not result.mean <= MOST_INT8_DIFFERENCE:
             return problem
-        before, after = result.accuracy
-        assert result.loss_interval is not None
-        if result.loss_interval[0] > MOST_INT8_LOSS:
-            low, high = (100 * share for share in result.loss_interval)
-            change = f"top-1 falls from {100 * before:.2f} % to {100 * after:.2f} %"
-            return f"{change} on {result.count} images, by {low:.1f} to {high:.1f} points: over half a point"
+        before = result.accuracy[0]
+        if lost := self.accuracy_problem(result):
+            return lost
         if problem and is_chance(before, reference.metadata.num_classes, result.count):
             return f"{problem}; the net's own accuracy of {100 * before:.2f} % could be chance, and verifies nothing"
         return ""
@@ -176,7 +190,7 @@ class FeatureParity(ParityRule):
     """Features (N, D): each image's vector keeps its direction."""
 
     value, kept = "feature", "direction"
-    agreement_note = "top-1: % of the images whose features point where the net's do"
+    column, agreement_note = "alike", "alike: % of the images whose features point where the net's do"
 
     def compare_meaning(self, result: ParityResult, outputs: np.ndarray, reference: Reference, precision: str) -> None:
         """Count as agreeing the images whose features point where the net's do."""
@@ -192,7 +206,17 @@ class MaskParity(ParityRule):
     """Mask logits (N, K, H, W): the pixels keep their class, all but a share as small as TOLERANCES."""
 
     value, kept = "logit", "mask"
-    agreement_note = "top-1: % of the pixels that keep the net's class"
+    column, agreement_note = "pixels", "pixels: % of the pixels that keep the net's class"
+    measure = "mean IoU"
+
+    def accuracy(self, reference: Reference) -> float | None:
+        """Return the net's own mean IoU where every image has a label image; else None."""
+        truth = reference.images.labels
+        return None if truth is None else mean_iou(confusions(truth, reference.outputs).sum(axis=0))
+
+    def changed(self, result: ParityResult) -> str:
+        """Return how many pixels have another class."""
+        return f"another class for {100 * (1 - result.agreement):.2f} % of the pixels"
 
     def compare_meaning(self, result: ParityResult, outputs: np.ndarray, reference: Reference, precision: str) -> None:
         """Compare the classes of all pixels; the images with the most other ones are the flips."""
@@ -203,6 +227,11 @@ class MaskParity(ParityRule):
             (reference.images.files[i], "one mask", f"another ({100 * changed[i]:.2f} % of the pixels)")
             for i in worst_first
         ]
+        if (truth := reference.images.labels) is not None and precision == "int8":
+            before, after = confusions(truth, reference.outputs), confusions(truth, outputs)
+            result.accuracy = mean_iou(before.sum(axis=0)), mean_iou(after.sum(axis=0))
+            loss, deviation = iou_loss(before, after)
+            result.loss_interval = loss - DEVIATIONS * deviation, loss + DEVIATIONS * deviation
 
     def float_problem(self, result: ParityResult, reference: Reference, precision: str) -> str:
         """Return why a file in floating point is refused: by its logits, then by its pixels."""
@@ -212,10 +241,15 @@ class MaskParity(ParityRule):
         return problem or self._pixel_problem(result, 1 - TOLERANCES[precision])
 
     def int8_problem(self, result: ParityResult, reference: Reference) -> str:
-        """Return why an int8 file is refused: by the mean of its logits, then by its pixels."""
+        """Return why an int8 file is refused: by its mean IoU where there are label images, else by its pixels.
+
+        Where the net's own mean IoU is below that of one right class in K, it says nothing, and the pixels decide.
+        """
         if not result.mean <= MOST_INT8_DIFFERENCE:  # NaN too
             return super().int8_problem(result, reference)
-        return self._pixel_problem(result, LEAST_INT8_PIXELS)
+        if result.accuracy is None or result.accuracy[0] < 1 / reference.metadata.num_classes:
+            return self._pixel_problem(result, LEAST_INT8_PIXELS)
+        return self.accuracy_problem(result)
 
     def _pixel_problem(self, result: ParityResult, least: float) -> str:
         if result.agreement >= least:
@@ -233,7 +267,7 @@ class BoxParity(ParityRule):
     """
 
     value, kept = "value", "objects"
-    agreement_note = "top-1: % of the net's boxes that the file gives, too"
+    column, agreement_note = "boxes", "boxes: % of the net's boxes that the file gives, too"
 
     def differences(self, outputs: np.ndarray, reference: Reference) -> np.ndarray:
         """Return how far each number is from the net's, coordinates and logits on scales of their own."""

@@ -20,6 +20,7 @@ from deploy.export.parity import (
     MOST_INT8_DIFFERENCE,
     MOST_INT8_LOSS,
     ParityResult,
+    ParityRule,
     is_chance,
     rule_of,
 )
@@ -79,7 +80,8 @@ class ExportReport:
 
     def text(self) -> str:
         """Return the table with its notes, no line over 79 columns where no path is longer."""
-        head = f"{'format':6} {'file':15} {'runtime':11} {'MB':>6} {'worst':>7} {'mean':>7} {'top-1':>6} {'ms':>6} "
+        kept = rule_of(self.reference.metadata).column
+        head = f"{'format':6} {'file':15} {'runtime':11} {'MB':>6} {'worst':>7} {'mean':>7} {kept:>6} {'ms':>6} "
         lines = [head + f"{'speed':>6}", "-" * COLUMNS]
         for outcome in self.outcomes:
             lines += _rows(outcome)
@@ -154,7 +156,7 @@ class ExportReport:
             )
         yield from self._accuracy_notes()
         for outcome in self.outcomes:
-            yield from _outcome_notes(outcome)
+            yield from _outcome_notes(outcome, rule)
             yield from self._calibration_note(outcome)
         yield from self._image_notes()
         left_out = [
@@ -175,8 +177,11 @@ class ExportReport:
         )
 
     def _accuracy_notes(self) -> Iterator[str]:
-        own, count = rule_of(self.reference.metadata).accuracy(self.reference), len(self.reference.images)
-        if own is None:
+        rule, count = rule_of(self.reference.metadata), len(self.reference.images)
+        if (own := rule.accuracy(self.reference)) is None:
+            return
+        if rule.measure != "top-1 accuracy":
+            yield f"the net's own {rule.measure} is {100 * own:.2f} %, on {counted(count, 'labelled image')}"
             return
         yield f"the net itself gets {100 * own:.2f} % of {counted(count, 'labelled image')} right"
         classes = self.reference.metadata.num_classes
@@ -225,7 +230,7 @@ def _rows(outcome: Outcome) -> Iterator[str]:
         yield f"{first} {runtime:11} {size if position == 0 else '':>6} {figures}".rstrip()
 
 
-def _outcome_notes(outcome: Outcome) -> Iterator[str]:
+def _outcome_notes(outcome: Outcome, rule: ParityRule) -> Iterator[str]:
     name = outcome.format.name
     if outcome.format.is_quantized:
         for runtime, run in outcome.runs:
@@ -234,9 +239,9 @@ def _outcome_notes(outcome: Outcome) -> Iterator[str]:
                 low, high = (100 * share for share in run.loss_interval or (math.nan, math.nan))
                 loss = f": {low:.1f} to {high:.1f} points lost (90 % interval)"
                 over = "; warning: over half a point" if run.accuracy[0] - run.accuracy[1] > MOST_INT8_LOSS else ""
-                yield f"{name} on {runtime}: top-1 accuracy {change} % of {counted(run.count)}{loss}{over}"
+                yield f"{name} on {runtime}: {rule.measure} {change} % of {counted(run.count)}{loss}{over}"
         count = max((run.count for _, run in outcome.runs), default=0)
-        if FEW_IMAGES <= count < FEW_FOR_INT8:
+        if FEW_IMAGES <= count < FEW_FOR_INT8 and rule.column == "top-1":
             yield f"warning: {name} was verified on {counted(count)}, of which each is {100 / count:.1f} points"
     if outcome.reason:
         files = " and ".join(outcome.format.files)
@@ -247,7 +252,7 @@ def _outcome_notes(outcome: Outcome) -> Iterator[str]:
         if run.problem:
             yield f"warning: {name} on {runtime}: {run.problem}"
         elif outcome.format.is_quantized and run.agreement < LEAST_INT8_AGREEMENT:
-            yield f"warning: {name} on {runtime}: another top-1 for {len(run.flips)} of {counted(run.count)}"
+            yield f"warning: {name} on {runtime}: {rule.changed(run)}"
         elif run.over:
             share = f"{100 * run.over:.1f} % of {counted(run.count)}"
             yield (

@@ -28,6 +28,7 @@ from data_loader.preprocess import ImageError, Preprocess, bgr, joined
 from data_loader.samples import NO_LABEL, Sample
 from deploy.backends.base import is_out_of_memory
 from deploy.export.formats import MAX_SAMPLES
+from deploy.export.label_masks import label_masks
 
 MOST_BYTES = 2_000_000_000  # of images and outputs held, where no number was requested
 BYTES_A_VALUE = 16  # of an output: the net's and the file's in float32, their difference in float64
@@ -35,7 +36,7 @@ BYTES_A_VALUE = 16  # of an output: the net's and the file's in float32, their d
 
 @dataclass(frozen=True)
 class SampleImages:
-    """Decoded and fitted images, uint8 (N, H, W, C), with their labels (N,) where they are known.
+    """Decoded and fitted images, uint8 (N, H, W, C), with their labels (N,), or masks (N, H, W), where they are known.
 
     `source` names the list or folder, `root` where a list's paths start, `listed` how many images it has, `skipped`
     those that could not be read; `note` is about the labels.
@@ -123,6 +124,8 @@ def find_images(
             )
         most = _fitting(MAX_SAMPLES, metadata) if most is None else most
         images = _read(found, metadata.preprocess, most)
+    if metadata.output == "mask_logits":
+        images = replace(images, labels=label_masks(images.files, metadata))
     if not len(images):
         raise SamplesError(f"{found.origin}: none of its images can be read; the first: {images.skipped[0]}")
     return images

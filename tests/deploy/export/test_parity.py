@@ -12,6 +12,7 @@ import torch
 from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
 from deploy.export.errors import ExportError
+from deploy.export.label_masks import confusions, iou_loss, mean_iou
 from deploy.export.parity import compare_outputs, rule_of
 from deploy.export.reference import MOST_MOVED, TOLERANCES, Reference, jitter_movement
 from deploy.export.sample_images import SampleImages, _fitting, net_input
@@ -299,3 +300,45 @@ def test_where_the_net_finds_nothing_the_numbers_decide(precision: str) -> None:
     reference.outputs[..., 4:] = -9
     result = compare_outputs(reference.outputs.copy(), reference, metadata)
     assert (result.agreement, result.problem, result.flips) == (1.0, "", [])
+
+
+def with_truth(reference: Reference, truth: np.ndarray) -> Reference:
+    return replace(reference, images=replace(reference.images, labels=truth))
+
+
+def test_mean_iou_against_a_count_by_hand() -> None:
+    """Two images of four pixels: truth 0 0 1 void and 1 1 1 1, predicted 0 1 1 0 and 1 1 0 1; class 2 has none."""
+    truth = np.array([[[0, 0], [1, 255]], [[1, 1], [1, 1]]], np.uint8)
+    predicted = np.array([[[0, 1], [1, 0]], [[1, 1], [0, 1]]])
+    counted = confusions(truth, np.moveaxis(np.eye(3)[predicted], 3, 1))
+    assert counted.tolist() == [[[1, 1, 0], [0, 1, 0], [0, 0, 0]], [[0, 0, 0], [1, 3, 0], [0, 0, 0]]]
+    # class 0: hit 1, missed 1, false 1; class 1: hits 4, missed 1, false 1
+    assert mean_iou(counted.sum(axis=0)) == pytest.approx((1 / 3 + 4 / 6) / 2)
+    assert mean_iou(np.zeros((3, 3))) == 0
+    assert iou_loss(counted[:1], counted[:1]) == (0, np.inf)
+    perfect = confusions(truth, np.moveaxis(np.eye(3)[np.minimum(truth, 2)], 3, 1))
+    loss, deviation = iou_loss(perfect, counted)
+    # without the first image 1 - 3/4 / 2 is lost (class 0 has no hit), without the second 1 - (1/2 + 1/2) / 2
+    lost = np.array([1 - 3 / 8, 1 / 2])
+    assert loss == pytest.approx(1 / 2) and deviation == pytest.approx(abs(lost[0] - lost[1]) / 2)
+
+
+def test_int8_masks_are_judged_by_their_mean_iou_where_there_are_label_images() -> None:
+    reference = mask_reference()
+    truth = reference.outputs.argmax(axis=1).astype(np.uint8)
+    metadata = replace(reference.metadata, precision="int8")
+    changed = reference.outputs.copy()
+    for image in range(len(changed)):
+        changed[image] = other_classes(reference, 75, image)[image]  # 3 % of the pixels of every image
+    without = compare_outputs(changed, reference, metadata)
+    assert without.accuracy is None and "97.000 % of the pixels keep their class, under 98 %" in without.problem
+    lost = compare_outputs(changed, with_truth(reference, truth), metadata)
+    assert lost.accuracy is not None and lost.accuracy[0] == 1 and lost.loss_interval is not None
+    assert lost.problem.startswith("mean IoU falls from 100.00 % to ") and "over half a point" in lost.problem
+    assert lost.loss_interval[0] < 1 - lost.accuracy[1] < lost.loss_interval[1]
+    gained = np.array([other_classes(reference, 75, image)[image].argmax(axis=0) for image in range(len(truth))])
+    right = compare_outputs(changed, with_truth(reference, gained.astype(np.uint8)), metadata)
+    assert right.accuracy is not None and right.accuracy[1] == 1 and right.problem == ""
+    shuffled = with_truth(reference, ((truth + 1) % 3).astype(np.uint8))  # the net is right nowhere
+    assert "of the pixels keep their class" in compare_outputs(changed, shuffled, metadata).problem
+    assert rule_of(metadata).changed(without) == "another class for 3.00 % of the pixels"
