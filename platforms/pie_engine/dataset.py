@@ -7,9 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
+
+from data_loader.bands import band_kind, has_rasterio
 from data_loader.box_annotations import read_annotation
 from data_loader.box_folders import find_annotated
+from data_loader.decoding import quiet_pillow
+from data_loader.errors import ImageError
+from data_loader.image_files import iter_images
 from data_loader.mask_folders import find_pairs
 from data_loader.samples import ListError
 from platforms.pie_engine.classes import NetClasses, classes_of_boxes, classes_of_masks
@@ -24,6 +31,7 @@ LAYOUT = (
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 SHOWN = 20
 THREADS = 8
+GEO_KEYS = 34735  # the tag GeoKeyDirectory
 
 
 def task_of_names(where: str, names: Sequence[str]) -> str:
@@ -84,6 +92,34 @@ def check_data(root: Path, task: str, request: TrainRequest, log: Callable[[str]
     if problems:
         raise RequestError(problems)
     return classes
+
+
+def band_keys(data: Path, task: str, log: Callable[[str], None]) -> dict[str, Any]:
+    """Return the config's keys for pictures of bands, as the first training picture has them; {} for any other.
+
+    8 bits of one or three bands are an ordinary picture; of four in a TIFF they are bands where it has a coordinate
+    system, else colours and transparency.
+    """
+    folder = data / "train" / ("A" if task == CHANGE else "images")
+    first = next(iter_images(folder, recursive=False), "")
+    if not first.lower().endswith((".tif", ".tiff")):
+        return {}
+    try:
+        (count, of_type), _ = band_kind(first)
+    except ImageError as error:
+        if not has_rasterio():
+            log(f"note: {first}: {error}")
+        return {}
+    if of_type == "uint8" and (count in (1, 3) or (count == 4 and not _has_coordinates(first))):
+        return {}
+    log(f"{folder}: pictures of {count} bands of {of_type}, each scaled by its own range")
+    return {"num_channels": count, "band_range": "measured"}
+
+
+def _has_coordinates(path: str) -> bool:
+    """Return whether a TIFF has a coordinate system."""
+    with quiet_pillow(), Image.open(path, formats=("TIFF",)) as image:
+        return GEO_KEYS in image.tag_v2  # type: ignore[attr-defined]
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

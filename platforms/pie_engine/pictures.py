@@ -11,9 +11,10 @@ import torch
 from PIL import Image, ImageOps
 
 from artifacts.detections import find_objects
+from data_loader.band_image import as_array, gaps_of
 from data_loader.box_geometry import unfitted
 from data_loader.mask_classes import VOID, MaskClass
-from data_loader.preprocess import as_array, joined
+from data_loader.preprocess import joined
 from data_loader.samples import Sample
 from deploy.inference.mask_prediction import own_size
 from platforms.base import write_bytes
@@ -38,7 +39,10 @@ def write_mask_pictures(task: SegmentationTask, sample: Sample, folder: Path) ->
     shown = [_shrunk(image.convert("RGB"), Image.Resampling.BILINEAR) for image in images]
     size = shown[0].size
     table = colour_table([found.color for found in task.masks.classes])
-    label = np.asarray(task.masks.load(sample).resize(size, Image.Resampling.NEAREST))
+    mask = task.masks.load(sample)
+    if (gaps := gaps_of(images)) is not None:
+        mask = task.masks.without(mask, gaps)
+    label = np.asarray(mask.resize(size, Image.Resampling.NEAREST))
     predicted = np.where(label == VOID, VOID, own_size(logits, preprocess, size))
     names = ("image",) if len(paths) == 1 else ("A", "B")
     for name, image in zip(names, shown, strict=True):

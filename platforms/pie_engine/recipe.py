@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,23 @@ from trainers.config_checks import training_config
 
 
 def make_config(
-    request: TrainRequest, task: str, net: Net, data: Path, num_classes: int, output: Path, gpus: int
+    request: TrainRequest,
+    task: str,
+    net: Net,
+    data: Path,
+    num_classes: int,
+    output: Path,
+    gpus: int,
+    bands: Mapping[str, Any],
 ) -> Config:
-    """Return the checked config of a training on a folder's data. Raises ConfigError."""
+    """Return the checked config of a training on a folder's data; `bands` are the keys for theirs.
+
+    Raises ConfigError.
+    """
     files = output / FILES
     values: dict[str, Any] = {
         **net.keys,
+        **bands,
         "num_classes": num_classes,
         "img_width": request.width,
         "img_height": request.height,

@@ -20,7 +20,7 @@ from common.signals import Stopped, ended_by_signals
 from configs.schema import Config
 from platforms.base import PlatformError, TrainingFailedError, warn, write_text
 from platforms.pie_engine.classes import NetClasses
-from platforms.pie_engine.dataset import check_data
+from platforms.pie_engine.dataset import band_keys, check_data
 from platforms.pie_engine.errors import RequestError
 from platforms.pie_engine.files import CLASSES, FILES, LOG, OUTPUT, TrainLog, clear, description, process_line
 from platforms.pie_engine.nets import Net, find_net
@@ -117,7 +117,8 @@ def config_of(plan: Plan, output: Path) -> Config:
     write_text(output / FILES / CLASSES, plan.classes.json_text())
     gpus = usable_gpus(plan.request.gpu_num, note)
     count = len(plan.classes.classes)
-    return make_config(plan.request, plan.task, plan.net, plan.data, count, output, gpus)
+    bands = band_keys(plan.data, plan.task, note)
+    return make_config(plan.request, plan.task, plan.net, plan.data, count, output, gpus, bands)
 
 
 def session_of(plan: Plan, output: Path) -> dict[str, str]:

@@ -1,5 +1,4 @@
 """LinkNet34 on a data set of the PIE-Engine platform, as users write it: all access is by the platform's aiUtils."""
-# ruff: noqa: PTH, B905
 # mypy: ignore-errors
 
 import io

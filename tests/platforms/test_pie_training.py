@@ -373,3 +373,45 @@ def test_a_training_from_a_store_is_the_same(
         )
         request(task, data, dataset_path=f"s3://{s3.BUCKET}/sets/d1/")
         assert f"s3://{s3.BUCKET}/sets/d1/train/" in mistakes(capsys)
+
+
+def with_infrared(folder: Path, coordinates: bool) -> None:
+    """Make all pictures of a data set TIFFs with a fourth band of 8 bits."""
+    tifffile = pytest.importorskip("tifffile")
+    keys = (1, 1, 0, 1, 1024, 0, 1, 1)
+    for path in sorted(folder.rglob("images/*.png")):
+        pixels = np.asarray(Image.open(path))
+        tags = [(34735, 3, len(keys), keys, True)] if coordinates else []
+        bands = np.dstack([pixels, 255 - pixels[:, :, :1]])
+        tifffile.imwrite(
+            path.with_suffix(".tif"), bands, photometric="rgb", extrasamples=["unassalpha"], extratags=tags
+        )
+        path.unlink()
+
+
+@pytest.mark.parametrize("coordinates", [True, False])
+def test_a_fourth_band(tmp_path: Path, coordinates: bool) -> None:
+    """Near infrared in a TIFF with a coordinate system, else transparency."""
+    data = write_data(tmp_path / "data", SEGMENTATION)
+    with_infrared(data, coordinates)
+    request(SEGMENTATION, data, epochs=1)
+    assert cli.main([]) == 0
+    checkpoint = load_checkpoint("output/files/LinkNet34.pth")
+    assert checkpoint.metadata.preprocess.channels == (4 if coordinates else 3)
+    weights = torch.load("output/files/LinkNet34.th", weights_only=True)
+    assert weights["layers.0.weight"].shape[1] == (4 if coordinates else 3)
+    assert np.asarray(Image.open("output/picture/image.png")).shape == (masks.SIZE[1], masks.SIZE[0], 3)
+
+
+@pytest.mark.parametrize("bits", ["uint16", "bands"])
+def test_pictures_that_differ_in_bands_or_type(tmp_path: Path, capsys: pytest.CaptureFixture[str], bits: str) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    data = write_data(tmp_path / "data", SEGMENTATION)
+    with_infrared(data, True)
+    path = data / "train/images/03.tif"
+    pixels = tifffile.imread(path)
+    changed = pixels.astype(np.uint16) if bits == "uint16" else pixels[:, :, :3]
+    tifffile.imwrite(path, changed, photometric="rgb")
+    request(SEGMENTATION, data)
+    err = mistakes(capsys)
+    assert "03.tif" in err and ("00.tif" in err or "rasterio" in err)
