@@ -19,12 +19,18 @@ MOST_BITS = 64
 
 def encode_example(features: Mapping[str, Feature]) -> bytes:
     """Return an Example with its features in the order of their names; an empty list is one of bytes."""
-    entries = []
-    for name in sorted(features):
-        content = _encoded(features[name])
-        entry = _delimited(1, name.encode()) + _delimited(2, content)
-        entries.append(_delimited(1, entry))
-    return _delimited(1, b"".join(entries))
+    return join_features({name: encode_feature(name, values) for name, values in features.items()})
+
+
+def encode_feature(name: str, values: Feature) -> bytes:
+    """Return one feature as it stands in an Example."""
+    entry = _delimited(1, name.encode()) + _delimited(2, _encoded(values))
+    return _delimited(1, entry)
+
+
+def join_features(encoded: Mapping[str, bytes]) -> bytes:
+    """Return an Example of encoded features by their names."""
+    return _delimited(1, b"".join(encoded[name] for name in sorted(encoded)))
 
 
 def decode_example(data: bytes | memoryview, wanted: Collection[str] | None = None) -> dict[str, list[Any]]:
@@ -36,14 +42,33 @@ def decode_example(data: bytes | memoryview, wanted: Collection[str] | None = No
     names = None if wanted is None else {name.encode() for name in wanted}
     try:
         for _, features in _fields(memoryview(data)):
-            for _, entry in _fields(features):
-                parts = dict(_fields(entry))
-                name = bytes(parts.get(1, b""))
+            for name, feature in _features(features):
                 if names is None or name in names:
-                    found[name.decode()] = _decoded(parts.get(2, memoryview(b"")))
+                    found[name.decode()] = _decoded(feature)
     except (IndexError, struct.error, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"it is no tf.train.Example: {error}") from error
     return found
+
+
+def _features(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Yield the names and contents of features. Most of a record's are small and not wanted, so this loop is short."""
+    place, end = 0, len(data)
+    while place < end:
+        if data[place] != 1 << 3 | DELIMITED:
+            raise IndexError(f"a field {data[place]} among the features")
+        size, place = _read_varint(data, place + 1)
+        entry, place = data[place : place + size], place + size
+        if place > end:
+            raise IndexError("it ends too early")
+        name_size = entry[1] if size > 1 and entry[0] == 1 << 3 | DELIMITED else 128
+        after = 2 + name_size
+        if name_size < 128 and after < size and entry[after] == 2 << 3 | DELIMITED:
+            content, start = _read_varint(entry, after + 1)
+            if start + content == size:
+                yield bytes(entry[2:after]), entry[start:]
+                continue
+        parts = dict(_fields(entry))  # a long name, or another order
+        yield bytes(parts.get(1, b"")), parts.get(2, memoryview(b""))
 
 
 def _encoded(values: Feature) -> bytes:

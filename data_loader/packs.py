@@ -57,17 +57,18 @@ class Shard:
         self.path = path
         with Path(path).open("rb") as file:
             self.size = os.fstat(file.fileno()).st_size
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
+        self._view = memoryview(mapped)
         rows = self._index()
         self.offsets, self.lengths = rows[:, 0], rows[:, 1]
 
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def record(self, index: int) -> bytes:
-        """Return a record's data. Raises ImageError where a checksum is wrong."""
+    def record(self, index: int) -> memoryview:
+        """Return a record's data, as it lies in the mapped file. Raises ImageError where a checksum is wrong."""
         offset, length = int(self.offsets[index]), int(self.lengths[index])
-        frame = self._data[offset : offset + length]
+        frame = self._view[offset : offset + length]
         head, data = frame[: LENGTH.size], frame[LENGTH.size + CHECKSUM.size : -CHECKSUM.size]
         sums = frame[LENGTH.size : LENGTH.size + CHECKSUM.size], frame[-CHECKSUM.size :]
         if LENGTH.unpack(head)[0] != len(data) or masked_checksum(head) != sums[0] or masked_checksum(data) != sums[1]:
@@ -79,11 +80,10 @@ class Shard:
         """Return some features of a record, whose checksums are not verified. Raises ListError."""
         first = int(self.offsets[index]) + LENGTH.size + CHECKSUM.size
         last = int(self.offsets[index] + self.lengths[index]) - CHECKSUM.size
-        with memoryview(self._data) as whole, whole[first:last] as data:
-            try:
-                return decode_example(data, wanted)
-            except ValueError as error:
-                raise ListError([f"{self.path}: record {index} at byte {first}: {error}"]) from error
+        try:
+            return decode_example(self._view[first:last], wanted)
+        except ValueError as error:
+            raise ListError([f"{self.path}: record {index} at byte {first}: {error}"]) from error
 
     def _index(self) -> np.ndarray:
         path = Path(self.path.removesuffix(ENDING) + INDEX_ENDING)
@@ -104,7 +104,7 @@ class Shard:
         rows: list[tuple[int, int]] = []
         place = 0
         while place < self.size:
-            head = self._data[place : place + LENGTH.size]
+            head = self._view[place : place + LENGTH.size]
             length = LENGTH.unpack(head)[0] + FRAME_BYTES if len(head) == LENGTH.size else self.size + 1
             if place + length > self.size:
                 raise ListError([f"{self.path}: it is cut off, or damaged, in record {len(rows)} at byte {place}"])
@@ -213,16 +213,16 @@ def content_of(source: T) -> T | bytes:
     return _as_file(content, features[f"__{feature}_shape"]) if f"__{feature}_shape" in features else content
 
 
-def masked_checksum(data: bytes) -> bytes:
+def masked_checksum(data: bytes | memoryview) -> bytes:
     """Return the masked CRC32C of a text, 4 bytes. Raises ListError where the package for it is not installed."""
     checksum = _crc32c()(data)
     return CHECKSUM.pack((((checksum >> 15) | (checksum << 17)) + MASK_DELTA) & 0xFFFFFFFF)
 
 
 @functools.cache
-def _crc32c() -> Callable[[bytes], int]:
+def _crc32c() -> Callable[[bytes | memoryview], int]:
     try:
-        found: Callable[[bytes], int] = importlib.import_module("crc32c").crc32c
+        found: Callable[[bytes | memoryview], int] = importlib.import_module("crc32c").crc32c
     except ImportError as error:
         raise ListError([f"packs need the package crc32c: {INSTALL}"]) from error
     return found

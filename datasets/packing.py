@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from common.atomic_io import atomic_path, write_atomic
 from common.formatting import size_text
 from data_loader.decoding import open_image
 from data_loader.errors import ImageError
-from data_loader.examples import Feature, encode_example
+from data_loader.examples import Feature, encode_feature, join_features
 from data_loader.packs import (
     ARRAY_TYPES,
     ENDING,
@@ -34,9 +34,8 @@ from data_loader.packs import (
 )
 from data_loader.samples import ListError
 from datasets.errors import DatasetError
-from datasets.images import THREADS
 from datasets.outcome import Outcome
-from datasets.records import FLAGS, Record, complete, value
+from datasets.records import FLAGS, KEYS, Record, value
 
 KV_ENDING = "-kvrecord"
 FORMAT = 1
@@ -77,12 +76,11 @@ def readable_rows(rows: Sequence[Row], outcome: Outcome) -> list[Row]:
     if problems:
         raise ListError(problems)
     kept = []
-    with ThreadPoolExecutor(THREADS) as pool:
-        for (record, folder), reason in zip(rows, pool.map(_why_unreadable, rows), strict=True):
-            if reason:
-                outcome.leave_out(value(record, "image_file") or "a record without image_file", reason)
-            else:
-                kept.append((record, folder))
+    for record, folder in rows:
+        if reason := _why_unreadable((record, folder)):
+            outcome.leave_out(value(record, "image_file") or "a record without image_file", reason)
+        else:
+            kept.append((record, folder))
     return kept
 
 
@@ -161,24 +159,45 @@ def write_meta(
     return path
 
 
+def example_of(record: Record, folder: Path) -> bytes:
+    """Return the Example of a record: every key, and the bytes of its files. Raises DatasetError, OSError."""
+    made = {name: encode_feature(name, values) for name, values in features_of(record, folder).items()}
+    for key, encoded in _defaults().items():
+        if key not in record:
+            made |= encoded
+    return join_features(made)
+
+
 def features_of(record: Record, folder: Path) -> dict[str, Feature]:
-    """Return the features of a record, every key, with the bytes of its files. Raises DatasetError, OSError."""
+    """Return the features of the keys that a record has, and the bytes of its files. Raises DatasetError, OSError."""
     features: dict[str, Feature] = {}
-    for key, item in complete(record).items():
-        if isinstance(item, str):
-            features[key] = [item.encode()]
-        elif isinstance(item, dict):
-            features[key] = [json.dumps(item, ensure_ascii=False, sort_keys=True).encode()]
-        elif isinstance(item, float):
-            features[key] = [item]
-        elif isinstance(item, (bool, int)):
-            features[key] = [int(item)]
-        elif isinstance(item, list):
-            flags = record.get(FLAG_OF.get(key, ""), [])
-            features |= list_features(key, item, flags)
-        else:
-            raise DatasetError(f"{value(record, 'image_file')}: {key} can be no feature: {type(item).__name__}")
+    for key, item in record.items():
+        flags = record.get(FLAG_OF.get(key, ""), [])
+        features |= _features(key, item, flags)
     return features | {feature: [(folder / path).read_bytes()] for feature, path in _files(record).items()}
+
+
+@functools.cache
+def _defaults() -> dict[str, dict[str, bytes]]:
+    """Return the encoded features of every key's default."""
+    return {
+        key: {name: encode_feature(name, values) for name, values in _features(key, default).items()}
+        for key, default in KEYS.items()
+    }
+
+
+def _features(key: str, item: Any, flags: Sequence[int] = ()) -> dict[str, Feature]:
+    if isinstance(item, str):
+        return {key: [item.encode()]}
+    if isinstance(item, dict):
+        return {key: [json.dumps(item, ensure_ascii=False, sort_keys=True).encode()]}
+    if isinstance(item, float):
+        return {key: [item]}
+    if isinstance(item, (bool, int)):
+        return {key: [int(item)]}
+    if isinstance(item, list):
+        return list_features(key, item, flags)
+    raise DatasetError(f"{key} can be no feature: {type(item).__name__}")
 
 
 def list_features(key: str, items: list[Any], flags: Sequence[int] = ()) -> dict[str, Feature]:
@@ -249,10 +268,9 @@ def _why_unreadable(row: Row) -> str:
 
 
 def _examples(rows: Sequence[Row]) -> Iterator[bytes]:
-    """Yield the Examples of rows in order, read and made by several threads, few ahead."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        for first in range(0, len(rows), 64):
-            yield from pool.map(lambda row: encode_example(features_of(*row)), rows[first : first + 64])
+    """Yield the Examples of rows in order. Threads made it half as fast: most of it is Python's own work."""
+    for record, folder in rows:
+        yield example_of(record, folder)
 
 
 def _sha256(path: Path) -> str:

@@ -20,7 +20,8 @@ from data_loader.decoding import decode, image_size
 from data_loader.errors import ImageError
 from data_loader.examples import decode_example, encode_example
 from data_loader.packs import content_of, find_pack, masked_checksum, open_shard, packed_name
-from datasets.packing import divide, features_of, list_features
+from datasets.packing import divide, example_of, list_features
+from datasets.records import KEYS
 from tests.helpers.records import HOLES, RING, odd_records, picture, write_set
 from tools import antgo
 
@@ -132,7 +133,8 @@ def test_the_features_of_a_record(tmp_path: Path) -> None:
         },
         **{"joints2d": [[], [[1, 2]]], "has_joints2d": [0, 1], "joints_vis": [[], [1]], "own": 0.5},
     }
-    features: dict[str, Any] = dict(features_of(record, tmp_path))
+    features: dict[str, Any] = decode_example(example_of(record, tmp_path))
+    assert set(KEYS) | {"own", "image"} == {name for name in features if not name.startswith("__")}
     assert features["image"] == [(tmp_path / "a.png").read_bytes()] and features["image_file"] == [b"a.png"]
     assert np.frombuffer(features["bboxes"][0], "<f4").tolist() == [0.5, 1, 2, 3, 4, 5, 6, 7]
     assert (features["__bboxes_shape"], features["__bboxes_type"]) == ([2, 4], [0])
