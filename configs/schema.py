@@ -18,6 +18,7 @@ ON_CPU_ONLY = (
     "auto_augment",
     "quarter_turns",
     "balanced_crops",
+    "mosaic",
 )  # augmentations that take one image at a time
 
 
@@ -121,6 +122,8 @@ class Config(BaseModel):
         le=1,
         description="masks, boxes: share of the crops around a pixel or an object, each class equally often",
     )
+    mosaic: float = Field(0.0, ge=0, le=1, description="boxes: share of the views that are made of four images")
+    mosaic_epochs: int = Field(0, ge=0, le=1_000_000, description="epochs with mosaic, from the first on; 0: all")
     color_jitter: list[float] = Field(
         [0.2, 0.2, 0.2, 0.0], min_length=4, max_length=4, description="brightness, contrast, saturation, hue (to 0.5)"
     )

@@ -46,6 +46,8 @@ class AugmentSettings:
     horizontal_flip_alternates: bool = False
     quarter_turns: bool = False
     balanced_crops: float = 0.0
+    mosaic: float = 0.0
+    mosaic_epochs: int = 0
 
 
 class TrainingView:

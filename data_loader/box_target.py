@@ -154,8 +154,21 @@ class BoxTarget(Target):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a view of the image uint8 (H, W, C), and the boxes (M, 6) moved with it."""
         moving: Any = view
-        rows = scaled_to(value.packed(), value.size, images[0].size)  # a JPEG may be decoded at half its size
-        pixels, moved = moving(images[0], rows, mirrored)
+        pixels, moved = moving(images[0], _rows_in(images[0], value), mirrored)
+        return pixels, moved
+
+    def partners(self, view: View, epoch: int, count: int) -> list[int]:
+        """Return the further images of a mosaic, or none."""
+        moving: Any = view
+        found: list[int] = moving.partners(epoch, count)
+        return found
+
+    def apply_joined(
+        self, view: View, parts: Sequence[tuple[Sequence[Decoded], Any]], mirrored: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a mosaic uint8 (H, W, C), and the boxes (M, 6) of all its images."""
+        moving: Any = view
+        pixels, moved = moving.mosaic([(images[0], _rows_in(images[0], value)) for images, value in parts], mirrored)
         return pixels, moved
 
     def collate(self, values: Sequence[np.ndarray]) -> np.ndarray:
@@ -237,6 +250,11 @@ class BoxTarget(Target):
             for sample, found in zip(samples.samples, annotations, strict=True)
         )
         return BoxSamples(**{**vars(samples), "samples": made, "class_names": names_in_order}, classes=tuple(classes))
+
+
+def _rows_in(image: Decoded, value: Boxes) -> np.ndarray:
+    """Return the rows (M, 6) of an image as it was decoded: a JPEG may be so at half its size."""
+    return scaled_to(value.packed(), value.size, image.size)
 
 
 def _with_labels(found: Annotation, labels: Mapping[str, int]) -> Annotation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -16,19 +18,24 @@ from data_loader.augment import (
     transformed,
     turned,
 )
-from data_loader.band_image import Decoded, image_of
+from data_loader.band_image import Decoded, as_array, image_of
 from data_loader.preprocess import RESAMPLING, Preprocess
 
 LABEL = 4  # the column of rows (M, 6) with the class
 
+OTHERS = 3  # images of a mosaic beside its own
+LEAST_PART = 0.25  # of a side: the lines between a mosaic's images lie no nearer to its border
+
 Box = tuple[int, int, int, int]  # left, top, right, bottom
+Size = tuple[int, int]  # width, height
 
 
 class BoxView:
     """A decoded image and the rows (M, 6) of its boxes -> uint8 (H, W, C) of the net's input size, and its rows.
 
     The crop is drawn as `TrainingView` draws it; a share `balanced_crops` of them lies around an object. An object
-    that is mostly cut off is ignored.
+    that is mostly cut off is ignored. In the first `mosaic_epochs` epochs (0: in all) a share `mosaic` of the views are
+    made of four images (Bochkovskiy et al. 2020, https://arxiv.org/abs/2004.10934, section 3.3).
     """
 
     def __init__(self, preprocess: Preprocess, settings: AugmentSettings) -> None:
@@ -37,9 +44,33 @@ class BoxView:
 
     def __call__(self, image: Decoded, rows: np.ndarray, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return one view, from torch's CPU random numbers; where flips alternate, `mirrored` is this image's turn."""
-        settings, preprocess = self.settings, self.preprocess
-        size = preprocess.width, preprocess.height
-        image, rows = self._crop(image, rows)
+        return self._changed(*self._crop(image, rows, self._size), mirrored)
+
+    def partners(self, epoch: int, count: int) -> list[int]:
+        """Return which of `count` images come into this view besides its own, from torch's CPU random numbers."""
+        settings = self.settings
+        is_mosaic = (not settings.mosaic_epochs or epoch < settings.mosaic_epochs) and _chance(settings.mosaic)
+        return torch.randint(count, (OTHERS,)).tolist() if is_mosaic else []
+
+    def mosaic(self, parts: Sequence[tuple[Decoded, np.ndarray]], mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return one view of four images and their rows, a crop of each in a corner, from torch's random numbers."""
+        width, height = self._size
+        x, y = (round(side * (LEAST_PART + (1 - 2 * LEAST_PART) * float(torch.rand(())))) for side in self._size)
+        corners = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
+        whole, found = np.zeros((height, width, self.preprocess.channels), np.uint8), []
+        for (image, rows), (left, top, right, bottom) in zip(parts, corners, strict=True):
+            crop, moved = self._crop(image, rows, (right - left, bottom - top))
+            whole[top:bottom, left:right] = as_array(crop)
+            found.append(box_geometry.affine(moved, (1.0, 1.0), (float(left), float(top))))
+        return self._changed(image_of(whole), np.concatenate(found), mirrored)
+
+    @property
+    def _size(self) -> Size:
+        return self.preprocess.width, self.preprocess.height
+
+    def _changed(self, image: Decoded, rows: np.ndarray, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Flip, turn and colour what has the net's input size."""
+        settings, size = self.settings, self._size
         if mirrored if settings.horizontal_flip_alternates else _chance(settings.horizontal_flip):
             image, rows = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), box_geometry.mirrored(rows, size[0])
         if _chance(settings.vertical_flip):
@@ -49,18 +80,18 @@ class BoxView:
             image, rows = turned(image, turns), box_geometry.turned(rows, turns, size)
         return transformed(image, self.on_image), rows
 
-    def _crop(self, image: Decoded, rows: np.ndarray) -> tuple[Decoded, np.ndarray]:
-        """Return a part of the image resized to the net's input, and the rows of what is in it."""
-        preprocess, size = self.preprocess, (self.preprocess.width, self.preprocess.height)
+    def _crop(self, image: Decoded, rows: np.ndarray, size: Size) -> tuple[Decoded, np.ndarray]:
+        """Return a part of the image resized to a size, as stretched as in the net's input, and the rows in it."""
+        preprocess, whole = self.preprocess, self._size
         low, high = self.settings.random_crop_scale
         stretch_low, stretch_high = self.settings.random_crop_ratio
-        if low == high == 1 and stretch_low == stretch_high == 1:
+        if low == high == 1 and stretch_low == stretch_high == 1 and size == whole:
             return image_of(preprocess.fit(image)), box_geometry.fitted(preprocess, rows, image.size)
         aspect = size[0] / size[1]
         if preprocess.resize == "letterbox":
-            image, rows = _padded(image, rows, aspect)
+            image, rows = _padded(image, rows, whole[0] / whole[1])
         elif preprocess.resize == "squash":
-            aspect = image.width / image.height
+            aspect *= (image.width / image.height) / (whole[0] / whole[1])
         box = random_crop_box(image.size, (low, high), (aspect * stretch_low, aspect * stretch_high))
         if len(rows) and _chance(self.settings.balanced_crops):
             box = _moved_to_an_object(box, rows, image.size)

@@ -24,7 +24,7 @@ from data_loader.decode_guard import GUARD
 from data_loader.epoch_plan import EpochBatches, Key
 from data_loader.preprocess import ImageError, Preprocess, joined
 from data_loader.samples import SampleList
-from data_loader.targets import ClassLabel, Target
+from data_loader.targets import ClassLabel, Target, View
 
 CLASS_LABEL = ClassLabel(0)  # loads and batches labels of any number of classes
 
@@ -48,7 +48,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self,
         samples: SampleList,
         preprocess: Preprocess,
-        view: Callable[[Any, bool], np.ndarray] | None = None,
+        view: View | None = None,
         seed: int = 0,
         *,
         at_least: tuple[int, int] | None = None,
@@ -71,23 +71,36 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         epoch, index = key
-        sample = self.samples.samples[index]
         try:
-            images = self._images(index)
-            value = self.target.load(sample)
-            if (gaps := gaps_of(images)) is not None:
-                value = self.target.without(value, gaps)
+            pixels, value = self._fitted(index) if self.view is None else self._viewed(self.view, epoch, index)
         except ImageError as error:
-            return {"error": bad_image_sentence(self.samples, index, error), "index": index}
-        if self.view is None:
-            pixels = joined([self.preprocess.fit(image) for image in images])
-            value = self.target.fit(self.preprocess, value)
-        else:
-            mirrored = bool(self.mirrored_half[index]) == (epoch % 2 == 0)
-            with seeded(self.seed, epoch, index):
-                pixels, value = self.target.apply_view(self.view, images, mirrored, value)
+            return {"error": str(error), "index": index}
         image = torch.from_numpy(pixels).movedim(-1, -3)  # (C, H, W) or (V, C, H, W)
         return {"image": image, "target": value, "index": index}
+
+    def _fitted(self, index: int) -> tuple[np.ndarray, Any]:
+        images, value = self._load(index)
+        return joined([self.preprocess.fit(image) for image in images]), self.target.fit(self.preprocess, value)
+
+    def _viewed(self, view: View, epoch: int, index: int) -> tuple[np.ndarray, Any]:
+        mirrored = bool(self.mirrored_half[index]) == (epoch % 2 == 0)
+        images, value = self._load(index)
+        with seeded(self.seed, epoch, index):
+            others = self.target.partners(view, epoch, len(self))
+            if not others:
+                return self.target.apply_view(view, images, mirrored, value)
+            parts = [(images, value), *map(self._load, others)]
+            return self.target.apply_joined(view, parts, mirrored)
+
+    def _load(self, index: int) -> tuple[list[Decoded], Any]:
+        """Return a sample's decoded images and its value. Raises ImageError with the sentence for the user."""
+        try:
+            images = self._images(index)
+            value = self.target.load(self.samples.samples[index])
+        except ImageError as error:
+            raise ImageError(bad_image_sentence(self.samples, index, error)) from error
+        gaps = gaps_of(images)
+        return images, value if gaps is None else self.target.without(value, gaps)
 
     def _images(self, index: int) -> list[Decoded]:
         if self.cache is not None:

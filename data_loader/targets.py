@@ -112,6 +112,16 @@ class Target(ABC):
         """
         return view(images[0], mirrored), value
 
+    def partners(self, view: View, epoch: int, count: int) -> list[int]:
+        """Return which of `count` samples come into a view besides its own; they are given to `apply_joined`."""
+        return []
+
+    def apply_joined(
+        self, view: View, parts: Sequence[tuple[Sequence[Decoded], Any]], mirrored: bool
+    ) -> tuple[np.ndarray, Any]:
+        """Return a view of several samples' decoded images and values, its own first, as `apply_view` does of one."""
+        raise NotImplementedError
+
     def scan(self, sample: Sample) -> Any:
         """Return what `scanned` needs of one sample. Raises ImageError where it cannot be used."""
         return None

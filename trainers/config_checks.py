@@ -20,6 +20,7 @@ NOT_FOR_MASKS = {  # keys, and what to do
     "data_cache": 'keeps images alone, without their masks; set it to "none"',
     "augment_on": 'moves images alone, without their masks; set it to "cpu"',
     "auto_augment": "moves images alone, without their masks; leave it out",
+    "mosaic": "joins images with boxes, not masks; leave it out",
     "random_erasing": "would blank pixels that the mask still names; leave it out",
     "mixup_alpha": "mixes labels of whole images, not masks; leave it out",
     "cutmix_alpha": "mixes labels of whole images, not masks; leave it out",
@@ -102,9 +103,11 @@ def _dense_problems(config: Config) -> list[Problem]:
     if task != BOX_TASK and config.num_classes < 2:
         problems.append(Problem("num_classes must be at least 2: one alone is for detection", ("num_classes", *NET)))
     if task not in (*MASK_TASKS, BOX_TASK):
-        if config.balanced_crops:
-            sentence = "balanced_crops choose a crop by its mask or boxes; this net learns from neither"
-            problems.append(Problem(sentence, ("balanced_crops", *NET)))
+        sentences = {
+            "balanced_crops": "balanced_crops choose a crop by its mask or boxes; this net learns from neither",
+            "mosaic": "mosaic joins images with their boxes; this net learns from none",
+        }
+        problems += [Problem(text, (key, *NET)) for key, text in sentences.items() if getattr(config, key)]
         return problems
     refused = NOT_FOR_BOXES if task == BOX_TASK else NOT_FOR_MASKS
     return problems + [

@@ -67,6 +67,61 @@ def views_of(settings: AugmentSettings, count: int, resize: str = "squash", **mo
 
 
 @pytest.mark.parametrize("resize", ["squash", "letterbox", "crop"])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (0.3, 1.0)])
+def test_the_boxes_of_a_mosaic_lie_on_their_pixels(resize: str, scale: tuple[float, float]) -> None:
+    """Each image has a colour of its own, so that the object of each must lie on the pixels of that colour."""
+    side = 96
+    settings = AugmentSettings(**{**MOVES, "random_crop_scale": scale}, mosaic=1.0)
+    view = BoxView(Preprocess(side, side, resize=resize, interpolation="nearest"), settings)
+    target, found, corners = BoxTarget(4), 0, set()
+    for number in range(40):
+        parts = []
+        for label in range(4):
+            pixels = np.zeros((70, 90, 3), np.uint8)
+            left, top = np.random.default_rng((number, label)).integers(5, 40, 2)
+            pixels[top : top + 24, left : left + 40] = 60 * (label + 1)
+            boxes = np.array([[left, top, left + 40, top + 24]], float)
+            parts.append(([Image.fromarray(pixels)], Boxes(boxes, np.array([label]), np.zeros(1, bool), (90, 70))))
+        with seeded(0, 1, number):
+            pixels, rows = target.apply_joined(view, parts, False)
+        assert pixels.shape == (side, side, 3) and rows.dtype == np.float32
+        for row in rows:
+            ys, xs = np.nonzero(pixels[:, :, 0] == 60 * (int(row[4]) + 1))
+            np.testing.assert_allclose(row[:4], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=0.501)
+            found += 1
+        corners.add(tuple(np.round(rows[:, :2].mean(axis=0) / side, 1)))
+    assert found > 120 and len(corners) > 5
+
+
+@pytest.mark.parametrize(
+    ("resize", "aspect"), [("squash", 40 / 24 * 70 / 90), ("letterbox", 40 / 24), ("crop", 40 / 24)]
+)
+def test_a_mosaic_stretches_its_images_as_validation_does(resize: str, aspect: float) -> None:
+    view = BoxView(Preprocess(96, 96, resize=resize), AugmentSettings(mosaic=1.0))
+    middle = np.array([[40, 32, 50, 38, 0, 0]], np.float32)  # 10 to 6 pixels, in every crop of the middle
+    for number in range(20):
+        with seeded(0, 1, number):
+            _, rows = view.mosaic([(Image.new("RGB", (90, 70)), middle)] * 4, False)
+        assert len(rows) == 4
+        np.testing.assert_allclose((rows[:, 2] - rows[:, 0]) / (rows[:, 3] - rows[:, 1]), aspect, rtol=0.05)
+
+
+def test_a_mosaic_is_drawn_for_its_share_of_the_views_and_its_epochs() -> None:
+    view = BoxView(Preprocess(32, 32), AugmentSettings(mosaic=0.5, mosaic_epochs=3))
+    drawn = []
+    for number in range(400):
+        with seeded(0, 2, number):
+            drawn.append(view.partners(2, 10))
+    chosen = [others for others in drawn if others]
+    assert 160 <= len(chosen) <= 240 and {len(others) for others in chosen} == {3}
+    assert {index for others in chosen for index in others} == set(range(10))
+    for epoch, share in ((3, 0), (4, 0), (0, None)):
+        with seeded(0, epoch, 1):
+            others = [view.partners(epoch, 10) for _ in range(50)]
+        assert any(others) is (share is None)
+
+
+@pytest.mark.parametrize("resize", ["squash", "letterbox", "crop"])
 def test_boxes_lie_on_their_pixels(resize: str) -> None:
     """To the pixel: nearest neighbour puts an edge between two of them half a pixel away at the most."""
     found = 0
