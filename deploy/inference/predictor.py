@@ -90,7 +90,7 @@ class Predictor:
         Raises BackendError.
         """
         fitted = [Fitted(image, image.size, gaps_of([image])) for image in images]
-        prepared = [_prepared([image], ("",), self.metadata) for image in fitted]
+        prepared = [prepared_from([image], ("",), self.metadata) for image in fitted]
         return self.predict_prepared(prepared, topk)
 
     def predict_prepared(self, batch: Sequence[Prepared], topk: int = 5) -> list[Prediction]:
@@ -157,7 +157,8 @@ def check_sizes(sizes: Sequence[tuple[int, int]], second_file: str) -> None:
     """Raise ImageError where the images of a pair differ in (width, height)."""
     (width, height), (other_width, other_height) = sizes[0], sizes[-1]
     if sizes[0] != sizes[-1]:
-        raise ImageError(f"it is {width}x{height}, but the second image {second_file} is {other_width}x{other_height}")
+        name = f" {second_file}" if second_file else ""
+        raise ImageError(f"it is {width}x{height}, but the second image{name} is {other_width}x{other_height}")
 
 
 def prepare(image: Decoded, metadata: ModelMetadata, *others: Decoded) -> np.ndarray:
@@ -190,10 +191,11 @@ def _prepared_files(files: Sequence[str], metadata: ModelMetadata, decoders: Dec
         except ImageError as error:
             text = str(error) if file == files[0] else f"{file}: {error}"
             return Prepared(files[0], None, text, second_file="".join(files[1:]))
-    return _prepared(decoded, files, metadata)
+    return prepared_from(decoded, files, metadata)
 
 
-def _prepared(decoded: Sequence[Fitted], files: Sequence[str], metadata: ModelMetadata) -> Prepared:
+def prepared_from(decoded: Sequence[Fitted], files: Sequence[str], metadata: ModelMetadata) -> Prepared:
+    """Return a fitted image, or both of a pair, ready for the net, or why it is not."""
     first, second = files[0], "".join(files[1:])
     size, *others = [found.size for found in decoded]
     try:

@@ -100,6 +100,7 @@ def _add_status_routes(app: FastAPI, state: ServiceState) -> None:
             "calibrated": metadata.calibration is not None,
             "task": metadata.task,
             "output": metadata.output,
+            "images": metadata.preprocess.images,  # of a prediction
         }
         return JSONResponse(values)
 

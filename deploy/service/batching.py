@@ -12,10 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from PIL import Image
+import numpy as np
 
+from data_loader.preprocess import joined
 from deploy.inference.prediction import Prediction
-from deploy.inference.predictor import Predictor, Prepared, prepare
+from deploy.inference.predictor import Predictor, Prepared, net_input
 from deploy.service.admission import Admission, Throughput
 from deploy.service.image_decoder import ImageDecoder
 
@@ -80,14 +81,18 @@ class MicroBatcher:
     def submit(self, images: Sequence[bytes]) -> asyncio.Future[list[Prediction]]:
         """Queue a request's encoded images and return a future of their predictions, in order.
 
+        For a net of pairs two images each have one prediction, the earlier first.
+
         A damaged image's prediction has an error; `file` stays empty. Work not yet begun is skipped once the future is
         done or cancelled. The future raises BackendError where the net fails. Raises QueueFullError.
         """
-        self._admission.acquire(len(images))
+        size = self._predictor.metadata.preprocess.images
+        groups = [tuple(images[first : first + size]) for first in range(0, len(images), size)]
+        self._admission.acquire(len(groups))
         empty = self._predictor.failure(Prepared("", None), "")
-        job = _Job(asyncio.get_running_loop().create_future(), [empty] * len(images), len(images))
-        for index, data in enumerate(images):
-            self._pool.submit(self._prepare, job, index, data)
+        job = _Job(asyncio.get_running_loop().create_future(), [empty] * len(groups), len(groups))
+        for index, group in enumerate(groups):
+            self._pool.submit(self._prepare, job, index, group)
         return job.future
 
     def in_pool(self, function: Callable[..., T], *args: Any, is_large: bool = False) -> Future[T]:
@@ -144,17 +149,17 @@ class MicroBatcher:
             self._changed.notify()
         self._net.join()
 
-    def _prepare(self, job: _Job, index: int, data: bytes, may_be_large: bool = False) -> None:
+    def _prepare(self, job: _Job, index: int, images: tuple[bytes, ...], may_be_large: bool = False) -> None:
         if job.future.done():  # the request does not wait any more
             return self._deliver([(job, index, None)])
         started = time.perf_counter()
         try:
-            prepared = self._decoder.prepare(data, may_be_large=may_be_large)
+            prepared = self._decoder.prepare(*images, may_be_large=may_be_large)
         except Exception as error:  # a bug: the request fails, and does not wait for ever
             return self._deliver([(job, index, error)])
         seconds = time.perf_counter() - started
         if prepared is None:  # large or damaged: a second try finds out, and delays no small one
-            self._pool_of_one.submit(self._prepare, job, index, data, True)
+            self._pool_of_one.submit(self._prepare, job, index, images, True)
         elif prepared.error:
             self._deliver([(job, index, self._predictor.failure(prepared, prepared.error))])
         else:
@@ -238,10 +243,10 @@ class MicroBatcher:
                     job.future.set_result(job.predictions)
 
     def _warm_up(self) -> Prediction:
-        metadata = self._predictor.metadata
-        size = (metadata.preprocess.width, metadata.preprocess.height)
-        image = Image.new("RGB" if metadata.preprocess.image_channels == 3 else "L", size, "grey")
-        grey = Prepared("", prepare(image, metadata), size=size)
+        preprocess = self._predictor.metadata.preprocess
+        height, width = preprocess.height, preprocess.width
+        pixels = [np.full((height, width, preprocess.image_channels), 128, np.uint8)] * preprocess.images
+        grey = Prepared("", net_input(joined(pixels), self._predictor.metadata), size=(width, height))
         sizes = [1 << power for power in range((self._batch_size - 1).bit_length())]
         predictions = list[Prediction]()
         for count in (*sizes, self._batch_size, self._batch_size):  # OpenVINO compiles what comes twice for itself

@@ -23,7 +23,7 @@ from deploy.service.batching import MicroBatcher
 from deploy.service.heatmaps import HeatMaps
 from deploy.service.http_protocol import DISCONNECTED, PENDING
 from deploy.service.limits import Limits
-from deploy.service.request_parser import RequestError, Upload, content_name, read_upload
+from deploy.service.request_parser import CONTENT, RequestError, Upload, content_name, read_upload
 from deploy.service.routes import HEATMAP, Route
 
 SMALL_BODY_BYTES = 65_536  # parsing it takes less time than handing it to a thread
@@ -94,10 +94,12 @@ class PredictHandler:
     ) -> list[dict[str, Any]]:
         """Return an entry for each image of the request, in order."""
         upload = await self._read_upload(request, route, count, deadline)
+        self._check_pairs(upload)
         predictions = await self._wait(request, self._batcher.submit(upload.images), deadline)
         for index, prediction in enumerate(predictions):
             if prediction.error:
-                raise RequestError(422, f"{content_name(index, len(predictions))}: {prediction.error}")
+                place = index * self._metadata.preprocess.images
+                raise RequestError(422, f"{content_name(place, len(upload.images))}: {prediction.error}")
         if any(prediction.is_slow for prediction in predictions):
             made = self._batcher.in_pool(self._made_entries, route, predictions, upload)
             entries = await self._wait(request, asyncio.wrap_future(made), deadline)
@@ -107,6 +109,14 @@ class PredictHandler:
             for entry, data, prediction in zip(entries, upload.images, predictions, strict=True):
                 entry[HEATMAP] = await self._wait(request, self._heatmap(data, prediction), deadline)
         return entries
+
+    def _check_pairs(self, upload: Upload) -> None:
+        """Raise RequestError where a net of pairs got an image without its partner."""
+        if len(upload.images) % self._metadata.preprocess.images:
+            got = f"got {len(upload.images)}"
+            raise RequestError(
+                400, f'this net takes pairs: "{CONTENT}" holds two images each, the earlier first; {got}'
+            )
 
     def _made_entries(self, route: Route, predictions: Sequence[Prediction], upload: Upload) -> list[dict[str, Any]]:
         return [route.entry(prediction, self._metadata, upload.switches) for prediction in predictions]

@@ -8,9 +8,9 @@ from PIL import Image
 from artifacts.metadata import ModelMetadata
 from common.errors import UserError
 from data_loader.band_image import Decoded
-from data_loader.decoder_process import DecoderPool, DecodeTimeoutError
+from data_loader.decoder_process import DecoderPool, DecodeTimeoutError, Fitted
 from data_loader.preprocess import ImageError, Preprocess
-from deploy.inference.predictor import Prepared, prepare
+from deploy.inference.predictor import Prepared, prepared_from
 
 BYTES_A_PIXEL = 40  # peak while a 32-bit float TIFF, the costliest format, is decoded (measured; 16-bit PNG 37, JPEG 8)
 MIN_SMALL_PIXELS = 250_000
@@ -55,19 +55,22 @@ class ImageDecoder:
         self._small.start()
         self._large.start()
 
-    def prepare(self, data: bytes, *, may_be_large: bool) -> Prepared | None:
-        """Return an image decoded and preprocessed for the net, or the reason why it cannot be used.
+    def prepare(self, data: bytes, *others: bytes, may_be_large: bool) -> Prepared | None:
+        """Return an image, or both of a pair, decoded and preprocessed for the net, or why it cannot be used.
 
         None unless `may_be_large`: it is large or damaged, and another try has to find out.
         """
+        pool, max_pixels = self._pool_for(may_be_large)
+        fitted: list[Fitted] = []
         try:
-            pool, max_pixels = self._pool_for(may_be_large)
-            fitted = pool.fit(data, max_pixels)
-            return Prepared("", prepare(fitted.image, self._metadata), size=fitted.size, gaps=fitted.gaps)
-        except DecodeTimeoutError as error:
-            return Prepared("", None, str(error))
+            for image in (data, *others):
+                fitted.append(pool.fit(image, max_pixels))
+            return prepared_from(fitted, ("", ""), self._metadata)
         except (UserError, MemoryError) as error:
-            return Prepared("", None, str(error) or "it is too large for the memory") if may_be_large else None
+            text = str(error) or "it is too large for the memory"
+            text = f"its second image: {text}" if fitted else text
+            is_final = may_be_large or isinstance(error, DecodeTimeoutError)
+            return Prepared("", None, text) if is_final else None
 
     def show(self, data: bytes, side_px: int, *, may_be_large: bool) -> Shown | None:
         """Return the RGB image, no side longer than `side_px`, and the one that is fitted to the net's input.

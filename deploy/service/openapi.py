@@ -47,7 +47,10 @@ def operation(switches: Mapping[str, bool], entry: Mapping[str, Any], errors: It
             "required": True,
             "content": {kind: {"schema": _body_schema(images, switches)} for kind, images in bodies.items()},
         },
-        "responses": {"200": {"description": "one entry per image, in order", "content": good}, **bad},
+        "responses": {
+            "200": {"description": "one entry per image, or pair, in order", "content": good},
+            **bad,
+        },
     }
 
 

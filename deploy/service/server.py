@@ -73,10 +73,6 @@ def open_server(
 
     Raises ServiceError, DecodingError, DecoderStartError, BackendError.
     """
-    if predictor.metadata.preprocess.images != 1:
-        raise ServiceError(
-            "this net predicts for pairs of images, and the service takes one at a time: use inference.py"
-        )
     limits = limits_from(args)
     if limits.max_pictures > limits.queue:
         raise ServiceError(f"--queue must be at least --max_pictures, got {limits.queue} and {limits.max_pictures}")

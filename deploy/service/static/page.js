@@ -16,7 +16,8 @@ const state = {
   needsToken: false,
   info: null, // the response of /info
   notice: null, // (text) => message above all cards
-  cards: [], // one per image, see `add`
+  cards: [], // one per image, or pair, see `add`
+  loose: [], // the earlier image of a pair, until the later one is chosen
   inFlight: 0,
 };
 let abortController = new AbortController(); // of the requests in flight, when the images are cleared
@@ -73,20 +74,30 @@ function drop(event) {
 }
 
 function add(files) {
-  for (const file of files) {
-    const card = { file, stage: "waiting", retries: 0, prediction: null, problem: null, hasRequestedMap: false };
-    card.url = URL.createObjectURL(file);
-    card.image = makeImage(card.url);
-    card.image.addEventListener("error", () => {
-      card.image = null;
-      show(card);
-    });
-    card.element = make("li", "card");
-    state.cards.push(card);
-    at("cards").append(card.element);
-    show(card);
-  }
+  const hadLoose = state.loose.length > 0;
+  const chosen = [...state.loose, ...files];
+  const size = state.info?.images ?? 1;
+  while (chosen.length >= size) addCard(chosen.splice(0, size));
+  state.loose = chosen;
+  if (chosen.length) setNotice((text) => text.second(chosen[0].name));
+  else if (hadLoose) setNotice(null);
   work();
+}
+
+// Of a pair the card shows the later image.
+function addCard(files) {
+  const card = { files, stage: "waiting", retries: 0, prediction: null, problem: null, hasRequestedMap: false };
+  card.name = files.map((file) => file.name).join(" → ");
+  card.url = URL.createObjectURL(files.at(-1));
+  card.image = makeImage(card.url);
+  card.image.addEventListener("error", () => {
+    card.image = null;
+    show(card);
+  });
+  card.element = make("li", "card");
+  state.cards.push(card);
+  at("cards").append(card.element);
+  show(card);
 }
 
 function clear() {
@@ -98,6 +109,7 @@ function clear() {
     card.element.remove();
   }
   state.cards = [];
+  state.loose = [];
   if (!state.needsToken) setNotice(null);
   showProgress();
 }
@@ -119,7 +131,7 @@ async function classify(card) {
   card.stage = "sending";
   show(card);
   const { token } = state;
-  const result = await send(card.file, wantsMaps(), abortController.signal);
+  const result = await send(card.files, wantsMaps(), abortController.signal);
   if (card.isRemoved) return;
   if (result.code === 401) {
     card.stage = "waiting";
@@ -181,7 +193,7 @@ function areDrawn() {
 // What the page says in the chosen language, of a net that gives masks or boxes in other words.
 function texts() {
   const all = TEXTS[state.language];
-  return { ...all, ...all[state.info?.output] };
+  return { ...all, ...all[state.info?.output], ...(state.info?.images === 2 ? all.pairs : {}) };
 }
 
 // The image, pale, under the colours of its classes; a black class, which data sets call the background, covers nothing.
@@ -246,9 +258,9 @@ function showDrawn(card, canvas) {
 }
 
 // Returns {code, entry, hasRequestedMap}, or {code, detail, retryAfter}; code 0 if no response came.
-async function send(file, needsMap, signal) {
+async function send(files, needsMap, signal) {
   const form = new FormData();
-  form.append("content", file);
+  for (const file of files) form.append("content", file);
   form.append("need_heatmap", String(needsMap));
   try {
     const response = await fetch("predict", { method: "POST", body: form, headers: authorization(), signal });
@@ -352,7 +364,7 @@ function show(card) {
   if (card.isRemoved) return;
   const text = texts();
   const details = make("div", "details");
-  details.append(make("p", "file", card.file.name));
+  details.append(make("p", "file", card.name));
   if (card.prediction) details.append(...predictionParts(card.prediction, text));
   if (card.problem) details.append(...problemParts(card, text));
   else if (card.stage !== "done") {
@@ -366,11 +378,11 @@ function show(card) {
 function imageParts(card, text) {
   const images = make("div", "images");
   if (!card.map || state.view !== "map") {
-    if (card.image) card.image.alt = text.imageOf(card.file.name);
+    if (card.image) card.image.alt = text.imageOf(card.name);
     images.append(card.image ?? make("p", "no-preview", text.noPreview));
   }
   if (card.map && state.view !== "picture") {
-    card.map.ariaLabel = card.map.alt = text.mapOf(card.prediction.class ?? card.file.name);
+    card.map.ariaLabel = card.map.alt = text.mapOf(card.prediction.class ?? card.name);
     images.append(card.map);
   }
   return images;

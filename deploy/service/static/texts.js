@@ -63,6 +63,8 @@ export const TEXTS = {
       map: "objects",
       mapOf: (name) => `Objects in ${name}`,
     },
+    pairs: { title: "Change detection", choose: "Choose two images, the earlier first" },
+    second: (name) => `${name} is the earlier image; now choose the later one.`,
     nothing: "nothing found",
   },
   zh: {
@@ -127,6 +129,8 @@ export const TEXTS = {
       map: "检测结果",
       mapOf: (name) => `${name} 的检测结果`,
     },
+    pairs: { title: "变化检测", choose: "选择两张图片（较早的在前）" },
+    second: (name) => `${name} 是较早的图片，请再选择较晚的一张。`,
     nothing: "未检测到目标",
   },
 };

@@ -248,7 +248,7 @@ def test_no_image_outlives_its_prediction() -> None:
         await until(lambda: not [ref for ref in alive if ref() is not None])
 
     with pytest.MonkeyPatch.context() as patch, batching(GatedBackend()) as batcher:
-        patch.setattr("deploy.service.image_decoder.prepare", noted)
+        patch.setattr("deploy.inference.predictor.prepare", noted)
         run(main)
 
 

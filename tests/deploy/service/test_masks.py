@@ -16,8 +16,6 @@ from artifacts.metadata import ModelMetadata
 from data_loader.mask_classes import MaskClass
 from data_loader.preprocess import Preprocess
 from deploy.inference.predictor import Predictor
-from deploy.service.routes import NATIVE, ServiceError
-from deploy.service.server import open_server
 from tests.helpers.browser import CHROMIUM, open_browser
 from tests.helpers.serving import GatedBackend, RunningService, base64_of, flags, running
 
@@ -76,10 +74,80 @@ def test_a_mask_is_answered_as_png(address: int) -> None:
     assert (values == np.array([0, 3, 7])[labels]).mean() > 0.98
 
 
-def test_a_net_of_pairs_is_refused() -> None:
-    pairs = replace(METADATA, preprocess=Preprocess(16, 16, channels=6, images=2), task="change_detection")
-    with pytest.raises(ServiceError, match=r"^this net predicts for pairs of images, and the service takes one"):
-        open_server(Predictor(ColourBackend(), pairs), [NATIVE], flags()).__enter__()
+class ChangeBackend:
+    """Logits (N, 2, H, W) of "same", which is 0.5, and of the red that the second image has more."""
+
+    name, device = "fake", "cpu"
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        more = images[:, 3] - images[:, 0]
+        return np.stack([np.full_like(more, 0.5), more], axis=1) * 9
+
+
+PAIRS = replace(
+    METADATA,
+    class_names=("same", "changed"),
+    preprocess=Preprocess(16, 16, channels=6, images=2, mean=(0,) * 6, std=(1,) * 6),
+    task="change_detection",
+    mask_classes=(MaskClass("same", 0, (0, 0, 0), "same"), MaskClass("changed", 255, (200, 0, 0), "changed")),
+)
+
+
+@pytest.fixture(scope="module")
+def pairs_address() -> Iterator[int]:
+    with running(Predictor(ChangeBackend(), PAIRS), flags("--workers", 1), "") as port:
+        yield port
+
+
+def plain(width: int = 48, height: int = 32) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (20, 20, 20)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_pair_has_one_prediction(pairs_address: int) -> None:
+    service = RunningService(pairs_address, GatedBackend())
+    after, labels = scene()
+    before = plain()
+    pairs = [before, after, after, before]  # the second pair lost its red, which is no change here
+    status, body, _ = service.send(body={"content": [base64_of(image) for image in pairs]})
+    assert status == 200 and len(body["data"]) == 2
+    shares = [entry["shares"]["changed"] for entry in body["data"]]
+    assert shares == pytest.approx([(labels == 1).mean(), 0], abs=0.02)
+    with Image.open(io.BytesIO(base64.b64decode(body["data"][0]["mask"].split(",")[1]))) as mask:
+        assert (np.asarray(mask) == np.where(labels == 1, 255, 0)).mean() > 0.98
+    for images, code, text in (
+        ([before], 400, 'this net takes pairs: "content" holds two images each, the earlier first; got 1'),
+        ([before, plain(40)], 422, "content[0]: it is 48x32, but the second image is 40x32"),
+        ([before, after, before, b"x"], 422, "content[2]: its second image: it is not an image of a known format"),
+        ([before, after, b"", b"x"], 422, "content[2]: it is empty"),
+    ):
+        status, body, _ = service.send(body={"content": [base64_of(image) for image in images]})
+        assert status == code and body["msg"].startswith(text)
+    assert service.send("/info", method="GET")[1]["images"] == 2
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium and no google-chrome on this machine")
+def test_the_page_takes_two_images_for_a_pair(pairs_address: int, tmp_path: Path) -> None:
+    for name, content in (("a.png", plain()), ("b.png", scene()[0])):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "profile").mkdir()
+    with (
+        open_browser(tmp_path / "profile") as browser,
+        browser.page(f"http://127.0.0.1:{pairs_address}/", "en-GB", 1200) as page,
+    ):
+        page.wait("document.querySelector('#class-count').innerText")
+        assert page.text("h1") == "Change detection"
+        page.choose("#files", [tmp_path / "a.png"])
+        page.wait("document.querySelector('#notice').innerText")
+        assert page.text("#notice") == "a.png is the earlier image; now choose the later one."
+        page.choose("#files", [tmp_path / "b.png"])
+        page.wait("document.querySelector('.card canvas')")
+        assert page.text(".file") == "a.png → b.png" and page.text("#summary") == "1 of 1 done"
+        assert page.run("document.querySelector('#notice').hidden")
+        pixel = "[...document.querySelector('.card canvas').getContext('2d').getImageData(36, 8, 1, 1).data]"
+        assert page.run(pixel)[0] > 150  # the right upper quarter, which became red
+        assert page.errors == []
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium and no google-chrome on this machine")
