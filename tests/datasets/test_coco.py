@@ -139,6 +139,8 @@ def test_mistakes_of_coco(
     path.write_text(json.dumps(content))
     assert antgo.main(["extract/coco", "--src", str(path), "--tgt", str(tmp_path / "set")]) == 2
     assert sentence in capsys.readouterr().err and not (tmp_path / "set").exists()
+    assert antgo.main(["extract/coco", "--src", str(path), "--tgt", str(tmp_path)]) == 2
+    assert "it is the source's folder" in capsys.readouterr().err
 
 
 def comparable(path: Path) -> list[dict[str, Any]]:

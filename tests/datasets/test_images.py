@@ -120,6 +120,15 @@ def test_mistakes(
     assert sorted(photos.parent.rglob("*")) == before
 
 
+def test_images_that_cannot_be_read_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(b"no image")
+    words = ["extract/images", "--src", str(tmp_path / "photos"), "--tgt", str(tmp_path / "set")]
+    assert antgo.main(words) == 2
+    assert "none of its 1 images can be read; nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
 def test_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert antgo.main([]) == 0
     listed = capsys.readouterr().out

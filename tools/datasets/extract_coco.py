@@ -9,7 +9,16 @@ from datasets.coco import coco_records, read_coco_records
 from datasets.files import check_target
 from datasets.outcome import Outcome
 from datasets.tags import parse_tags
-from tools.datasets.verb import Verb, add_pictures, add_source, add_tags, add_target, check_source, finish_records
+from tools.datasets.verb import (
+    Verb,
+    add_pictures,
+    add_source,
+    add_tags,
+    add_target,
+    check_elsewhere,
+    check_source,
+    finish_records,
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +35,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert the file; return the exit code. Raises UserError, OSError."""
     file = check_source(args.src)
+    check_elsewhere(file, args.tgt)
     check_target(args.tgt, args.overwrite)
     tags = parse_tags(args.tags, may_share=True) if args.tags else {}
     outcome = Outcome()

@@ -8,7 +8,7 @@ from datasets.crop import crop_objects
 from datasets.errors import DatasetError
 from datasets.files import check_target, read_annotations
 from datasets.outcome import Outcome
-from tools.datasets.verb import Verb, add_source, add_target, check_source, finish_records
+from tools.datasets.verb import Verb, add_source, add_target, check_elsewhere, check_source, finish_records
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +25,8 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.ext_ratio <= 10:
         raise DatasetError(f"--ext-ratio must be from 0 to 10, got {args.ext_ratio:g}")
     source = check_source(args.src)
+    check_elsewhere(source, args.tgt)
     check_target(args.tgt, args.overwrite)
-    if args.tgt.resolve() == source.parent.resolve():
-        raise DatasetError(f"--tgt {args.tgt}: it is the source's folder; name a folder elsewhere")
     found, outcome = read_annotations(source), Outcome()
     crops = crop_objects(found, args.tgt, args.ext_ratio, is_square=not args.no_square, outcome=outcome)
     args.no_pictures = True  # they are written already

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from datasets.errors import DatasetError
 from datasets.files import ANNOTATION, check_target, write_annotations
 from datasets.images import (
     ImageChoice,
@@ -43,6 +44,9 @@ def run(args: argparse.Namespace) -> int:
     paths = choose_images(source, choice)
     outcome = Outcome()
     records = list(extract_images(source, args.tgt, paths, args.max_size, outcome))
+    if not records:
+        finish(f"{source}: no record", outcome)
+        raise DatasetError(f"--src {source}: none of its {len(paths)} images can be read; nothing was written")
     category = label_by_folder(records, paths) if args.labels == "folders" else []
     write_annotations(args.tgt, records, category)
     classes = f", {len(category)} classes" if category else ""

@@ -93,6 +93,12 @@ def check_source(text: str) -> Path:
     return files[0]
 
 
+def check_elsewhere(source: Path, target: Path) -> None:
+    """Raise DatasetError for a target that is the folder of the source file."""
+    if target.resolve() == source.parent.resolve():
+        raise DatasetError(f"--tgt {target}: it is the source's folder; name a folder elsewhere")
+
+
 def finish_records(
     args: argparse.Namespace,
     records: Sequence[Record],
