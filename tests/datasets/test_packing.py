@@ -262,6 +262,26 @@ def test_another_number_of_shards_replaces_the_old_ones(tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 6
 
 
+def test_packs_of_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = thirty(tmp_path)
+    folder = pack(tmp_path, "--num", "10", "--split", "0.8,0.2", "--stratify")
+    read = {}
+    for name, sizes in (("train", [10, 10, 4]), ("val", [6])):
+        found = find_pack(str(folder / f"P-{name}-*-tfrecord"))
+        rows = [(open_shard(path), index) for path in found.shards for index in range(len(open_shard(path)))]
+        features = [shard.features(index, ("image_file", "image_label")) for shard, index in rows]
+        read[name] = [(row["image_file"][0].decode(), row["image_label"][0]) for row in features]
+        assert [len(open_shard(path)) for path in found.shards] == sizes
+        assert [sum(label == each for _, label in read[name]) for each in range(3)] == [len(read[name]) // 3] * 3
+    assert sorted(read["train"] + read["val"]) == sorted((r["image_file"], r["image_label"]) for r in records)
+    shown = capsys.readouterr().out
+    assert f'"train_data_file": "{folder}/P-train-*-tfrecord",' in shown and '"val_data_file": ' in shown
+    pack(tmp_path, "--split", "0.8,0.2", code=2)
+    assert "it holds P-train-meta.json already" in capsys.readouterr().err
+    pack(tmp_path, "--split", "0.8,0.3", code=2)
+    assert "they must sum to 1" in capsys.readouterr().err
+
+
 def test_what_cannot_be_read_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     thirty(tmp_path)
     (tmp_path / "set/p/3.png").write_bytes(b"no image")

@@ -10,8 +10,10 @@ from datasets.errors import DatasetError
 from datasets.files import check_target, read_annotations, source_files
 from datasets.merge import Merged, merge
 from datasets.outcome import Outcome
-from datasets.packing import check_room, divide, readable_rows, write_kvs, write_meta, write_tfrecords
-from tools.datasets.verb import Verb, add_source, add_target, config_line, finish
+from datasets.packing import Row, check_room, divide, readable_rows, write_kvs, write_meta, write_tfrecords
+from tools.datasets.make_lists import SPLIT_NAMES, compile_group, parse_shares
+from tools.datasets.package_list import split_records
+from tools.datasets.verb import Verb, add_seed, add_source, add_target, config_line, finish
 
 
 def packing_verb(kind: str, doc: str) -> Verb:
@@ -25,6 +27,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("--prefix", default="", help="beginning of the files' names (the first JSON's folder's name)")
     parser.add_argument("--num", type=int, default=100_000, metavar="N", help="records a shard (default 100000)")
+    add_seed(parser)
+    parser.add_argument("--split", default="", help="shares of train,val or train,val,test: packs P-train, P-val, ...")
+    parser.add_argument("--stratify", action="store_true", help="split each class of image_label by the shares")
+    parser.add_argument("--group", metavar="REGEX", help="keep images whose paths give the same match together")
 
 
 def _run(kind: str, args: argparse.Namespace) -> int:
@@ -33,11 +39,15 @@ def _run(kind: str, args: argparse.Namespace) -> int:
         raise DatasetError(
             f"--num must be at least 2, got {args.num}: the package tfrecord cannot read an index of one"
         )
+    shares = parse_shares(args.split) if args.split else []
+    pattern = compile_group(args.group) if args.group else None
     files = source_files(args.src)
     prefix = args.prefix or files[0].resolve().parent.name
     if not prefix or "/" in prefix or "*" in prefix:
         raise DatasetError(f'--prefix must be the beginning of a file\'s name, got "{prefix}"')
-    check_target(args.tgt, args.overwrite, prefix + META_ENDING)
+    names = [f"{prefix}-{name}" for name in SPLIT_NAMES[: len(shares)]] or [prefix]
+    for name in names:
+        check_target(args.tgt, args.overwrite, name + META_ENDING)
     masked_checksum(b"")  # before the work: its package may be missing
     outcome = Outcome()
     found = [read_annotations(file) for file in files]
@@ -49,15 +59,27 @@ def _run(kind: str, args: argparse.Namespace) -> int:
         finish(f"{args.src}: no record", outcome)
         raise DatasetError(f"--src {args.src}: no record is left; nothing was written")
     check_room(rows, args.tgt)
+    packs = [rows]
+    if shares:
+        folders = {id(record): folder for record, folder in rows}
+        records = [record for record, _ in rows]
+        splits = split_records(records, shares, args.seed, stratify=args.stratify, pattern=pattern)
+        packs = [[(record, folders[id(record)]) for record in chosen] for chosen in splits.values()]
     args.tgt.mkdir(parents=True, exist_ok=True)
-    shards = divide(len(rows), args.num, prefix)
-    if kind == "kv":
-        entries = write_kvs(rows, args.tgt, shards, merged.category)
-    else:
-        entries = write_tfrecords(rows, args.tgt, shards)
-    path = write_meta(args.tgt, shards, entries, merged.category, outcome)
-    lines = [f"{path}: {len(rows):,} records in {len(shards.sizes)} shards, {len(merged.category)} classes"]
+    lines = [_write(kind, args, pack, name, merged.category, outcome) for pack, name in zip(packs, names, strict=True)]
     if kind == "tfrecord":
         lines += ["", "Lines for the config:", config_line("num_classes", len(merged.category))]
-        lines.append(config_line("train_data_file", f"{args.tgt.as_posix()}/{prefix}-*{ENDING}"))
+        keys = zip(SPLIT_NAMES[:2], names, strict=False)
+        lines += [config_line(f"{key}_data_file", f"{args.tgt.as_posix()}/{name}-*{ENDING}") for key, name in keys]
     return finish("\n".join(lines), outcome)
+
+
+def _write(
+    kind: str, args: argparse.Namespace, rows: list[Row], prefix: str, category: list[str], outcome: Outcome
+) -> str:
+    """Write one pack; return the line about it."""
+    shards = divide(len(rows), args.num, prefix)
+    is_kv = kind == "kv"
+    entries = write_kvs(rows, args.tgt, shards, category) if is_kv else write_tfrecords(rows, args.tgt, shards)
+    path = write_meta(args.tgt, shards, entries, category, outcome)
+    return f"{path}: {len(rows):,} records in {len(shards.sizes)} shards, {len(category)} classes"
