@@ -28,6 +28,8 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "package/coco": "standard annotations -> a COCO file with its images",
     "package/voc": "standard annotations -> images with VOC XML",
     "package/yolo": "standard annotations -> images with YOLO txt",
+    "download/copy": "a file or folder from any address that fsspec reads",
+    "download/aliyun": "the same, by antgo's name",
 }
 
 
