@@ -140,6 +140,17 @@ def test_means_leave_out_a_class_that_is_neither_there_nor_predicted() -> None:
     assert rows[0] == {"class": "all", "values": third | {"loss": 1.5}}
 
 
+def test_boxes_of_classes_that_were_not_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path / "data", DETECTION)
+    request(DETECTION, data, epochs=1, class_name="background,red", n_class=1)
+    assert cli.main([]) == 0
+    names = [name for number in range(11) for name, *_ in boxes.scene(number)[1]]
+    err = capsys.readouterr().err
+    left_out = f"boxes left out, of classes that are not chosen: blue ({names.count('blue')})"
+    assert f"{data / 'train'}: {left_out}" in err and f"objects: red {names.count('red')}" in err
+    assert [row["class"] for row in training_log()["epochs"][0]["train"]] == ["all", "red"]
+
+
 def test_pictures_are_the_best_images(tmp_path: Path) -> None:
     """The label is in the classes' colours, black where it is ignored; the classes that were not chosen are ground."""
     data = write_data(tmp_path / "data", SEGMENTATION)
@@ -307,8 +318,10 @@ def test_one_image_a_batch(tmp_path: Path) -> None:
 def test_gpus_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there are GPUs")
-    request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), epochs=1, gpu_num=2)
+    request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), epochs=1, gpu_num=2, load_size="64,32")
     assert cli.main([]) == 0
+    config = load_checkpoint("output/files/LinkNet34.pth").config
+    assert (config["img_width"], config["img_height"], config["quarter_turns"]) == (64, 32, False)
     text = "warning: gpu_num is 2, but torch can use 0 GPUs here: training on the CPU"
     assert text in capsys.readouterr().err
 
