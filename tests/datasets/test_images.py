@@ -1,11 +1,6 @@
 """extract/images and the entry tools.antgo: files, records, exit codes and sentences."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +10,7 @@ from PIL import Image
 
 from common.paths import ROOT
 from data_loader.decoding import decode
+from tests.helpers.killed import killed_at
 from tools import antgo
 
 
@@ -150,19 +146,19 @@ def test_every_word_has_help_and_is_a_module(name: str, capsys: pytest.CaptureFi
     assert (ROOT / "tools/datasets" / f"{name.replace('/', '_')}.py").is_file()
 
 
-def test_a_kill_leaves_no_annotation(tmp_path: Path) -> None:
-    """Killed among its images: no annotation.json, no image cut; the same command then runs through."""
+@pytest.mark.parametrize(
+    ("function", "count", "half"),
+    [("shutil.copyfile", 3, True), ("datasets.files.complete", 4, False), ("os.fsync", 3, False)],
+    ids=["in a copy", "in the records", "before the name"],
+)
+def test_a_kill_leaves_no_annotation(tmp_path: Path, function: str, count: int, half: bool) -> None:
+    """No annotation.json, no image cut, wherever it is killed; the same command then runs through."""
     source, target = tmp_path / "photos", tmp_path / "set"
-    for number in range(300):
-        picture(source / f"{number}.png", (120, 120))
-    command = [sys.executable, "-m", "tools.antgo", "extract/images", "--src", str(source), "--tgt", str(target)]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 60
-    while len(list(target.glob("[0-9]*.png"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    for number in range(6):
+        picture(source / f"{number}.png", (20, 20))
+    words = ["extract/images", "--src", str(source), "--tgt", str(target)]
+    killed_at(function, count, *words, half=half)
     assert not (target / "annotation.json").exists()
     assert all(path.read_bytes() == (source / path.name).read_bytes() for path in target.glob("[0-9]*.png"))
-    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
-    assert len(records_of(target)) == 300 and not list(target.glob(".*"))
+    assert antgo.main([*words, "--overwrite"]) == 0
+    assert len(records_of(target)) == 6 and not list(target.glob(".*"))
