@@ -117,7 +117,7 @@ def write_folder(found: Annotations, target: Path, kind: str, outcome: Outcome) 
         outcome.counts["objects without a class, dropped"] += len(objects) - len(named)
         text = voc_text(names[path], size, named) if kind == VOC else yolo_text(size, named)
         try:
-            place_file(found.folder / path, target / "images" / names[path])
+            place_file(found.folder / path, target / "images" / names[path], overwrite=outcome.overwrite)
         except OSError as error:
             outcome.leave_out(path, f"{error.filename}: {error.strerror}")
             continue

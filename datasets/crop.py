@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data_loader.decoding import decode
 from data_loader.errors import ImageError
@@ -41,7 +40,9 @@ def crop_objects(
             continue
         for number, each in enumerate(objects):
             window = crop_window(each.box, image.size, ratio, is_square=is_square)
-            yield _crop(image, record, each, number, window, target)
+            path, made = _cropped(record, each, number, window)
+            save_image(image.crop(window), target / path, is_jpeg=False, overwrite=outcome.overwrite)
+            yield made
 
 
 def crop_window(box: list[float], size: tuple[int, int], ratio: float, *, is_square: bool) -> Window:
@@ -58,13 +59,13 @@ def crop_window(box: list[float], size: tuple[int, int], ratio: float, *, is_squ
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def _crop(image: Image.Image, record: Record, found: ImageObject, number: int, window: Window, target: Path) -> Record:
+def _cropped(record: Record, found: ImageObject, number: int, window: Window) -> tuple[str, Record]:
+    """Return the path and the record of an object's crop."""
     class_name = (found.name or str(found.label)).replace("/", "-").replace("\\", "-")
     flat = value(record, "image_file").replace("/", "-")
     path = f"images/{class_name}/{flat}_box_{number}_label_{class_name}.png"
-    save_image(image.crop(window), target / path, is_jpeg=False)
     shift = np.array([window[0], window[1]] * 2, np.float64)
     made: Record = {key: record[key] for key in KEPT if key in record}
     made |= {"image_file": path, "width": window[2] - window[0], "height": window[3] - window[1]}
     made |= {"image_label": found.label, "image_label_name": found.name}
-    return with_objects(made, [moved(found, lambda boxes: boxes - shift)])
+    return path, with_objects(made, [moved(found, lambda boxes: boxes - shift)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from common.atomic_io import atomic_path
+from common.atomic_io import write_atomic
 from common.formatting import is_utf8
 from data_loader.decoding import decode
 from data_loader.errors import ImageError
@@ -20,7 +21,7 @@ from data_loader.image_files import IMAGE_SUFFIXES, LeftOut, iter_images, natura
 from data_loader.samples import current_folder
 from datasets.errors import DatasetError
 from datasets.outcome import Outcome
-from datasets.pictures import place_file
+from datasets.pictures import place_file, refuse_other
 from datasets.records import Record
 
 LEAST_SIDE_PX = 16  # of --max-size
@@ -93,9 +94,9 @@ def extract_images(
         if not is_utf8(path):
             return "its name is not UTF-8; rename it"
         try:
-            width, height = _place(source / path, target / names[path], side_px)
+            width, height = _place(source / path, target / names[path], side_px, outcome.overwrite)
         except (ImageError, OSError) as error:
-            return str(error)
+            return getattr(error, "strerror", None) or str(error)
         return {"image_file": names[path], "width": width, "height": height, "tag": Path(path).parent.as_posix()}
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -137,14 +138,14 @@ def _is_chosen(path: Path, choice: ImageChoice) -> bool:
     return is_named and (not choice.endings or path.suffix.lower() in choice.endings)
 
 
-def _place(source: Path, target: Path, side_px: int) -> tuple[int, int]:
+def _place(source: Path, target: Path, side_px: int, overwrite: bool) -> tuple[int, int]:
     """Put an image below the target; return its width and height as shown. Raises ImageError, OSError."""
     image = decode(str(source))
     is_jpeg = target.suffix.lower() in JPEG_SUFFIXES
     if not side_px or (max(image.size) <= side_px and source.suffix.lower() == target.suffix.lower()):
-        place_file(source, target, may_link=False)
+        place_file(source, target, may_link=False, overwrite=overwrite)
         return image.size
-    save_image(shrunk(image, side_px), target, is_jpeg=is_jpeg)
+    save_image(shrunk(image, side_px), target, is_jpeg=is_jpeg, overwrite=overwrite)
     return shrunk_size(image.size, side_px)
 
 
@@ -160,11 +161,11 @@ def shrunk(image: Image.Image, side_px: int) -> Image.Image:
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def save_image(image: Image.Image, target: Path, *, is_jpeg: bool) -> None:
-    """Write a JPEG or PNG, complete or not at all. Raises OSError."""
+def save_image(image: Image.Image, target: Path, *, is_jpeg: bool, overwrite: bool) -> None:
+    """Write a JPEG or PNG, complete or not at all. Raises OSError, FileExistsError where another file is there."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(target, durable=False) as temporary:
-        if is_jpeg:
-            image.save(temporary, "JPEG", quality=JPEG_QUALITY)
-        else:
-            image.save(temporary, "PNG")
+    made = io.BytesIO()
+    image.save(made, "JPEG", quality=JPEG_QUALITY) if is_jpeg else image.save(made, "PNG")
+    if target.exists() and target.read_bytes() != made.getvalue():
+        refuse_other(target, overwrite)
+    write_atomic(target, made.getvalue(), durable=False)

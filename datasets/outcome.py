@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Outcome:
-    """`left_out` has names with reasons; `counts` has what was changed within records that were kept."""
+    """`left_out` has names with reasons; `counts` has what was changed within records that were kept.
 
+    With `overwrite` other files that are there already are replaced, else they are left alone, and told.
+    """
+
+    overwrite: bool = False
     left_out: list[tuple[str, str]] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import filecmp
 import os
 import shutil
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ def take_along(
         try:
             for key, folder in FOLDERS.items():
                 if path := value(record, key):
-                    moved[key] = _take(source / path, path, folder, target, taken)
+                    moved[key] = _take(source / path, path, target / folder, taken, outcome.overwrite)
         except OSError as error:
             outcome.leave_out(value(record, "image_file"), f"{error.filename}: {error.strerror or error}")
             continue
@@ -37,10 +39,15 @@ def take_along(
     return made
 
 
-def place_file(source: Path, target: Path, *, may_link: bool = True) -> None:
-    """Link a file to another place, or copy it where that is not possible; complete or not at all. Raises OSError."""
-    if target.exists() and target.samefile(source):
-        return
+def place_file(source: Path, target: Path, *, may_link: bool = True, overwrite: bool = False) -> None:
+    """Link a file to another place, or copy it where that is not possible; complete or not at all.
+
+    Raises OSError, FileExistsError where another file is there.
+    """
+    if target.exists():
+        if target.samefile(source) or filecmp.cmp(source, target, shallow=False):
+            return
+        refuse_other(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target, durable=False) as temporary:
         if may_link:
@@ -52,13 +59,20 @@ def place_file(source: Path, target: Path, *, may_link: bool = True) -> None:
         shutil.copyfile(source, temporary)
 
 
-def _take(source: Path, path: str, folder: str, target: Path, taken: dict[str, Path]) -> str:
+def refuse_other(target: Path, overwrite: bool) -> None:
+    """Raise FileExistsError for a file with another content that is not to be overwritten."""
+    if not overwrite:
+        text = "another file of this name is there already (--overwrite replaces it)"
+        raise FileExistsError(errno.EEXIST, text, str(target))
+
+
+def _take(source: Path, path: str, folder: Path, taken: dict[str, Path], overwrite: bool) -> str:
     """Take one file; return its path below the target. Two files that would get one name keep their whole paths."""
     if not source.is_file():
-        raise FileNotFoundError(2, "no such file", str(source))
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(source))
     resolved = source.resolve()
-    name = f"{folder}/{path.removeprefix(folder + '/')}"
+    name = f"{folder.name}/{path.removeprefix(folder.name + '/')}"
     while taken.setdefault(name, resolved) != resolved:
-        name = f"{folder}/{name}"
-    place_file(source, target / name)
+        name = f"{folder.name}/{name}"
+    place_file(source, folder.parent / name, overwrite=overwrite)
     return name

@@ -105,7 +105,7 @@ def extract_videos(
             outcome.leave_out(path, "its name is not UTF-8; rename it")
             continue
         reader = VideoReader(av, folder / path, choice)
-        yield from _written(reader, path, names[path], target, choice)
+        yield from _written(reader, path, names[path], target, outcome.overwrite)
         if reader.problem:
             outcome.leave_out(path, reader.problem)
 
@@ -188,9 +188,10 @@ def _upright(frame: Any) -> Image.Image:
     return image
 
 
-def _written(reader: VideoReader, path: str, name: str, target: Path, choice: FrameChoice) -> Iterator[Record]:
+def _written(reader: VideoReader, path: str, name: str, target: Path, overwrite: bool) -> Iterator[Record]:
     """Yield the records of a video's frames, which several threads write while the next are decoded."""
     waiting: deque[tuple[Future[None], Record]] = deque()
+    choice = reader.choice
     ending = "jpg" if choice.is_jpeg else "png"
     stem = f"{name}/{Path(name).name}_{choice.word}_frame-"
     with ThreadPoolExecutor(THREADS) as pool:
@@ -199,7 +200,7 @@ def _written(reader: VideoReader, path: str, name: str, target: Path, choice: Fr
             file = f"{stem}{frame.index}.{ending}"
             record: Record = {"image_file": file, "width": image.width, "height": image.height}
             record |= {"tag": path, "clip_tag": path, "timestamp": f"{frame.time_s:.6f}"}
-            saving = pool.submit(save_image, image, target / file, is_jpeg=choice.is_jpeg)
+            saving = pool.submit(save_image, image, target / file, is_jpeg=choice.is_jpeg, overwrite=overwrite)
             waiting.append((saving, record))
             while len(waiting) > 2 * THREADS:
                 saved, done = waiting.popleft()

@@ -198,6 +198,16 @@ def test_packed_coco_trains(tmp_path: Path) -> None:
     assert antgo.main(["package/coco", *words]) == 2
 
 
+def test_images_of_others_in_the_target_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = odd_coco(tmp_path / "coco")
+    (tmp_path / "set/images").mkdir(parents=True)
+    (tmp_path / "set/images/一.png").write_bytes(b"somebody's")
+    assert antgo.main(["extract/coco", "--src", str(path), "--tgt", str(tmp_path / "set")]) == 1
+    assert "images/一.png: another file of this name is there already" in capsys.readouterr().err
+    assert (tmp_path / "set/images/一.png").read_bytes() == b"somebody's"
+    assert len(records_of(tmp_path / "set")) == 2
+
+
 def test_areas_and_rings(tmp_path: Path) -> None:
     record = next(record for record in odd_records() if record["image_file"].startswith("b/#"))
     write_set(tmp_path / "set", [record])

@@ -125,6 +125,21 @@ def test_images_that_cannot_be_read_alone(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.parametrize("flags", [[], ["--max-size", "32"]])
+def test_another_file_is_left_alone(tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "photos/a.png")
+    picture(tmp_path / "photos/b.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/a.png").write_bytes(b"somebody's")
+    words = ["extract/images", "--src", str(tmp_path / "photos"), "--tgt", str(tmp_path / "set"), *flags]
+    assert antgo.main(words) == 1
+    assert "left out: a.png: another file of this name is there already" in capsys.readouterr().err
+    assert (tmp_path / "set/a.png").read_bytes() == b"somebody's"
+    assert [record["image_file"] for record in records_of(tmp_path / "set")] == ["b.png"]
+    assert antgo.main([*words, "--overwrite"]) == 0
+    assert decode(str(tmp_path / "set/a.png")).size == ((60, 64) if not flags else (30, 32))
+
+
 def test_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert antgo.main([]) == 0
     listed = capsys.readouterr().out

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     files = remote_files(system, path)
     if not files:
         raise DatasetError(f'--src "{args.src}": the folder is empty')
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     sizes = list(fetch(system, files, args.tgt, outcome, overwrite=args.overwrite))
     return finish(f"{args.tgt}: {len(sizes):,} of {len(files):,} files fetched, {size_text(sum(sizes))}", outcome)
 

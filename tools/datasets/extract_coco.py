@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     check_elsewhere(file, args.tgt)
     check_target(args.tgt, args.overwrite)
     tags = parse_tags(args.tags, may_share=True) if args.tags else {}
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     found = read_coco_records(file, tags, outcome)
     images = args.images or file.parent
     records = coco_records(found, images, outcome, keep_empty=args.keep_empty, image_label=args.image_label)

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     source = check_source(args.src)
     check_elsewhere(source, args.tgt)
     check_target(args.tgt, args.overwrite)
-    found, outcome = read_annotations(source), Outcome()
+    found, outcome = read_annotations(source), Outcome(args.overwrite)
     crops = crop_objects(found, args.tgt, args.ext_ratio, is_square=not args.no_square, outcome=outcome)
     args.no_pictures = True  # they are written already
     return finish_records(args, list(crops), found.category, source.parent, outcome, found.meta)

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     check_side(args.max_size)
     choice = ImageChoice(args.prefix, args.suffix, parse_endings(args.ext), args.shuffle, max(0, args.num), args.seed)
     paths = choose_images(source, choice)
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     records = list(extract_images(source, args.tgt, paths, args.max_size, outcome))
     if not records:
         finish(f"{source}: no record", outcome)

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         write_records(path, chosen)
     if args.feedback:
         _show(rows, indices)
-    return finish(f"{path}: {len(indices)} of {len(rows):,}", Outcome())
+    return finish(f"{path}: {len(indices)} of {len(rows):,}", Outcome(args.overwrite))
 
 
 def _show(rows: Sequence[Any], indices: Sequence[int]) -> None:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     check_target(args.tgt, args.overwrite)
     folder, paths = find_videos(source)
     load_av()
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     records = list(extract_videos(folder, paths, args.tgt, choice, outcome))
     if not records:
         finish(f"{source}: no frame", outcome)

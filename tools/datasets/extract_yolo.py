@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     check_folders(source, args.tgt)
     check_target(args.tgt, args.overwrite)
     found = read_folder(source, YOLO, parse_tags(args.tags, may_share=True) if args.tags else {})
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     records = folder_records(source, found, outcome)
     return finish_records(args, records, category_of_tags(found.labels) if found.labels else [], source, outcome)
 

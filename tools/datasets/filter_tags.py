@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise DatasetError(f"--tgt {args.tgt}: the review is not there{current_folder(str(args.tgt))}")
     name = f"{source.stem}_filter{choice.name}.json"
     check_target(source.parent, args.overwrite, name)
-    found, outcome = read_annotations(source), Outcome()
+    found, outcome = read_annotations(source), Outcome(args.overwrite)
     keep = args.unreviewed == "keep"
     records = filter_by_tags(found, args.tgt, choice, outcome, keep_unreviewed=keep)
     write_records(source.parent / name, records)

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if len(files) < 2:
         raise DatasetError(f'--src "{args.src}" is one file; name those to unite, A.json,B.json')
     check_target(args.tgt, args.overwrite, META)
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     merged = merge([read_annotations(file) for file in files], args.conflict, outcome)
     records = merged_records(merged, args.tgt, outcome, no_pictures=args.no_pictures)
     name = free_name(args.tgt, "annotation_merge")

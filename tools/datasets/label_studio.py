@@ -55,7 +55,7 @@ def _write(args: argparse.Namespace) -> int:
     found = read_annotations(check_source(args.src))
     if args.tags:
         found = replace(found, category=tuple(category_of_tags(parse_tags(args.tags))))
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     items = studio_items(found, args.prefix, outcome)
     joints = max((item["data"].get("joints", 0) for item in items), default=0)
     args.tgt.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def _read(args: argparse.Namespace) -> int:
     labels = parse_tags(args.tags) if args.tags else {name: label for label, name in enumerate(class_names(tasks))}
     category = category_of_tags(labels) if labels else []
     check_target(args.tgt, args.overwrite, META) if _has_other_classes(args.tgt, category) else None
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     records = studio_records(
         file, tasks, labels, args.prefix, args.which, outcome, keep_unlabelled=args.keep_unlabelled
     )

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     name = COCO_FILES[0]
     check_target(args.tgt, args.overwrite, name)
     found = read_annotations(check_source(args.src))
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     args.tgt.mkdir(parents=True, exist_ok=True)
     kept = replace(found, records=take_along(found.records, found.folder, args.tgt, outcome))
     content = coco_content(kept, outcome)

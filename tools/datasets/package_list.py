@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     source = check_source(args.src)
     for name in (*(f"{split}{ending}" for split in SPLIT_NAMES for ending in (".txt", ".json")), CLASS_NAMES_FILE):
         check_target(args.tgt, args.overwrite, name)
-    found, outcome = read_annotations(source), Outcome()
+    found, outcome = read_annotations(source), Outcome(args.overwrite)
     kind = args.target or target_of(found)
     if args.stratify and kind != LABELS:
         raise DatasetError(

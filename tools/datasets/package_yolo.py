@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the folder; return the exit code. Raises UserError, OSError."""
     check_target(args.tgt, args.overwrite, "labels")
     found = read_annotations(check_source(args.src))
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     done = write_folder(found, args.tgt, YOLO, outcome)
     classes = len(found.category)
     return finish(

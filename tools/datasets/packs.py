@@ -49,7 +49,7 @@ def _run(kind: str, args: argparse.Namespace) -> int:
     for name in names:
         check_target(args.tgt, args.overwrite, name + META_ENDING)
     masked_checksum(b"")  # before the work: its package may be missing
-    outcome = Outcome()
+    outcome = Outcome(args.overwrite)
     found = [read_annotations(file) for file in files]
     merged = Merged([(record, found[0].folder) for record in found[0].records], list(found[0].category))
     if len(found) > 1:
