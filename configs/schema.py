@@ -187,6 +187,12 @@ class Config(BaseModel):
     evaluate_before_train: bool = Field(False, description="validate before the first epoch")
     validation_interval: int = Field(1, ge=1, description="epochs from one validation to the next; the last has one")
 
+    val_tiles: float = Field(
+        0.0,
+        ge=0,
+        lt=0.95,
+        description="masks: validate images at their own size, in tiles with this least overlap; 0: resized",
+    )
     test_time_views: Literal[1, 2, 6] = Field(
         1,
         description="views whose mean gives a second, separate top-1: 2, plain and mirrored; 6, also a pixel aside",

@@ -18,7 +18,7 @@ from common.errors import ProgramError
 from common.formatting import first_line
 from data_loader.augment import mirrored_half, seeded
 from data_loader.bad_images import bad_image_sentence
-from data_loader.band_image import Decoded, gaps_of
+from data_loader.band_image import Decoded, as_array, gaps_of
 from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.decode_guard import GUARD
 from data_loader.epoch_plan import EpochBatches, Key
@@ -41,7 +41,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Without a view the image is fitted as in validation. With one, its random numbers, and where flips alternate whose
     turn it is, follow from (seed, epoch, index); several views of an image are (V, C, H, W). Of cached samples a view
     is made from the fitted image, and the file is not read. `at_least` (width, height) lets large JPEGs be decoded at
-    a reduced size.
+    a reduced size. With `is_whole` image and mask stay at their own size.
     """
 
     def __init__(
@@ -53,9 +53,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         *,
         at_least: tuple[int, int] | None = None,
         target: Target = CLASS_LABEL,
+        is_whole: bool = False,
     ) -> None:
         self.samples = samples
-        self.target = target
+        self.target, self.is_whole = target, is_whole
         self.at_least = at_least
         self.cache: ImageCache | None = None
         fitting = Fitting(preprocess, is_fast=at_least is not None)
@@ -80,6 +81,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _fitted(self, index: int) -> tuple[np.ndarray, Any]:
         images, value = self._load(index)
+        if self.is_whole:
+            return joined([as_array(image) for image in images]), np.array(value)
         return joined([self.preprocess.fit(image) for image in images]), self.target.fit(self.preprocess, value)
 
     def _viewed(self, view: View, epoch: int, index: int) -> tuple[np.ndarray, Any]:

@@ -132,7 +132,7 @@ def validation_images(
 ) -> ImageDataset:
     """Return the images to validate on, decoded in full unless `fast_decode` says "all"."""
     least = _size(preprocess) if config.fast_decode == "all" else None
-    return ImageDataset(samples, preprocess, at_least=least, target=target)
+    return ImageDataset(samples, preprocess, at_least=least, target=target, is_whole=bool(config.val_tiles))
 
 
 def batch_views(config: Config, preprocess: Preprocess, views: int) -> BatchViews | None:

@@ -45,6 +45,7 @@ NOT_FOR_BOXES = {
     "balanced_sampling": "draws images by their one class; use balanced_crops for boxes",
     "test_time_views": "averages the logits of whole images, not boxes; leave it out",
     "fit_head": "fits a head on one label an image, not on boxes; leave it out",
+    "val_tiles": "are for nets that give masks; leave it out",
 }
 NEED_LABELS = ("label_smoothing", "class_weights", "balanced_sampling", "mixup_alpha", "cutmix_alpha")
 
@@ -106,6 +107,7 @@ def _dense_problems(config: Config) -> list[Problem]:
         sentences = {
             "balanced_crops": "balanced_crops choose a crop by its mask or boxes; this net learns from neither",
             "mosaic": "mosaic joins images with their boxes; this net learns from none",
+            "val_tiles": "val_tiles are for nets that give masks; leave it out",
         }
         problems += [Problem(text, (key, *NET)) for key, text in sentences.items() if getattr(config, key)]
         return problems

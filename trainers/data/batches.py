@@ -47,7 +47,7 @@ class Batches:
         self._part = EpochBatches(world.rank, world.size)
         pin, workers = device.type == "cuda" and config.async_loading, config.dataloader_workers
         self.train_loader = training_loader(train_data, self._part, workers, pin_memory=pin, device=device)
-        self.val_batch_size = config.val_batch_size or 2 * config.batch_size
+        self.val_batch_size = 1 if config.val_tiles else config.val_batch_size or 2 * config.batch_size
         self.val_loader = validation_loader(
             val_data,
             self.val_batch_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from artifacts.metadata import ModelMetadata, mask_classes_of, other_classes_of, preprocess_of
+from artifacts.tiles import blended_logits
 from configs.schema import Config
 from data_loader.augment import AugmentSettings
 from data_loader.joint_view import JointView
@@ -38,6 +39,14 @@ MAX_STRIPS = 8  # a validation
 BACKGROUND = "background"
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """How a validation sees images at their own size: tiles with this least overlap, so many at a time."""
+
+    overlap: float
+    batch_size: int
+
+
 class SegmentationTask(Task):
     """Owns the net and its loss: the mean over the images of the loss of each image by itself.
 
@@ -59,8 +68,10 @@ class SegmentationTask(Task):
         *,
         loss: str = "cross_entropy",
         class_weights: Sequence[float] = (),
+        tiles: Tiles | None = None,
     ) -> None:
         super().__init__(net)
+        self.tiles = tiles
         self.masks, self.val, self.input = target, val, preprocess
         self.loss_name = loss
         self.losses = segmentation_loss(loss, class_weights)  # logits (N, K, H, W), masks (N, H, W) -> (N,)
@@ -102,11 +113,12 @@ class SegmentationTask(Task):
             cls.preprocess(config),
             class_weights=weights,
             loss=config.mask_loss,
+            tiles=Tiles(config.val_tiles, config.val_batch_size or 2 * config.batch_size) if config.val_tiles else None,
         )
 
     def with_net(self, net: nn.Module) -> SegmentationTask:
         """Return the same task around another net, such as the averaged one; classes weigh alike in its validation."""
-        return type(self)(net, self.masks, self.val, self.input, loss=self.loss_name)
+        return type(self)(net, self.masks, self.val, self.input, loss=self.loss_name, tiles=self.tiles)
 
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Return {"loss": scalar to minimise} for images (N, C, H, W) and masks (N, H, W) uint8."""
@@ -140,9 +152,24 @@ class SegmentationTask(Task):
         metrics = SegmentationMetrics(len(samples.class_names), self.device, background=self.background)
         with evaluating(self.net):
             for batch in batches():
-                logits, masks = self.predict(batch["image"]), batch["target"]
+                logits, masks = self._logits(batch["image"]), batch["target"]
                 metrics.update(logits, masks, batch["index"], self.losses(logits, masks))
         return metrics.compute([sample.path for sample in samples.samples], samples.class_names, self.validation)
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits (N, K, H, W) of a batch, or of one image of any size, (1, C, H, W), by tiles."""
+        if self.tiles is None:
+            return self.predict(images)
+        whole = images[0].permute(1, 2, 0).cpu().numpy()  # (H, W, C)
+
+        def net(tiles: np.ndarray) -> np.ndarray:
+            batch = torch.from_numpy(tiles).permute(0, 3, 1, 2).to(images.device)  # (n, C, h, w)
+            return self.predict(batch).cpu().numpy()
+
+        size, tile = (whole.shape[1], whole.shape[0]), (self.input.width, self.input.height)
+        cut = (self.tiles.overlap, self.tiles.batch_size)
+        bands = list(blended_logits(net, lambda first, end: whole[first:end], size, tile, *cut))
+        return torch.from_numpy(np.concatenate(bands, axis=1))[None].to(images.device)
 
     def summary(self, validation: Validation) -> str:
         """Return the share of right pixels."""

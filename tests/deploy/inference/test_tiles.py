@@ -16,10 +16,11 @@ from torch import nn
 
 import inference
 from artifacts.metadata import ModelMetadata
+from artifacts.tiles import blend_weights, starts
 from data_loader.preprocess import Preprocess
 from deploy.backends.base import BackendError
 from deploy.inference.predictor import Predictor
-from deploy.inference.tiles import DecodedImage, TiledPredictor, blend_weights, starts, tiled_logits
+from deploy.inference.tiles import DecodedImage, TiledPredictor, tiled_logits
 from tests.helpers.masks import VALUES, mask_nets, scene, trained_masks
 
 METADATA = ModelMetadata(
