@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -428,3 +429,13 @@ def test_pictures_that_differ_in_bands_or_type(tmp_path: Path, capsys: pytest.Ca
     request(SEGMENTATION, data)
     err = mistakes(capsys)
     assert "03.tif" in err and ("00.tif" in err or "rasterio" in err)
+
+
+def test_a_store_without_boto3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    request(SEGMENTATION, tmp_path, dataset_path="s3://bucket/sets/d1", resume_path="s3://bucket/runs/1")
+    err = mistakes(capsys)
+    text = "reading from S3 needs boto3, which is not installed: pip install -r requirements-pie.txt"
+    assert err.count(text) == 2 and f"resume_path: {text}" in err
