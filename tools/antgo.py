@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list_verbs() -> int:
     print("python -m tools.antgo WORDS; each has --help")
     for name, summary in VERBS.items():
-        print(f"  {name:<18}{summary}")
+        print(f"  {name:<20}{summary}")
     return 0
 
 
