@@ -193,7 +193,7 @@ def test_a_class_without_labels_is_never_the_better_one() -> None:
 # --- the predictions ---
 
 
-class OneScale(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class OneScale(TransformerMixin, BaseEstimator):
     """Centres features, and divides all by the root of their mean variance."""
 
     def fit(self, features: np.ndarray, labels: object = None) -> OneScale:
