@@ -19,6 +19,7 @@ DATA = tuple(  # what a package without torch's loaders may have of them
             "band_image",
             "bands",
             "box_geometry",
+            "box_target",
             "decode_guard",
             "decoder_process",
             "decoding",

@@ -13,16 +13,15 @@ from typing import Any
 from common.atomic_io import write_atomic
 from common.system_info import machine_info, package_versions
 from deploy.export.formats import UNVERIFIED, WRITTEN, ExportFormat
-from deploy.export.parity import (
+from deploy.export.parity import LEAST_COSINE, rule_of
+from deploy.export.parity_rule import (
     LEAST_AGREEMENT,
-    LEAST_COSINE,
     LEAST_INT8_AGREEMENT,
     MOST_INT8_DIFFERENCE,
     MOST_INT8_LOSS,
     ParityResult,
     ParityRule,
     is_chance,
-    rule_of,
 )
 from deploy.export.reference import BATCH, TOLERANCES, Reference, flat
 from deploy.export.request import ExportRequest

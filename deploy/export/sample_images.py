@@ -28,6 +28,7 @@ from data_loader.preprocess import ImageError, Preprocess, bgr, joined
 from data_loader.samples import NO_LABEL, Sample
 from deploy.backends.base import is_out_of_memory
 from deploy.export.formats import MAX_SAMPLES
+from deploy.export.label_boxes import label_boxes
 from deploy.export.label_masks import label_masks
 
 MOST_BYTES = 2_000_000_000  # of images and outputs held, where no number was requested
@@ -36,7 +37,7 @@ BYTES_A_VALUE = 16  # of an output: the net's and the file's in float32, their d
 
 @dataclass(frozen=True)
 class SampleImages:
-    """Decoded and fitted images, uint8 (N, H, W, C), with their labels (N,), or masks (N, H, W), where they are known.
+    """Decoded and fitted images, uint8 (N, H, W, C), with their labels (N,), masks (N, H, W) or boxes, where known.
 
     `source` names the list or folder, `root` where a list's paths start, `listed` how many images it has, `skipped`
     those that could not be read; `note` is about the labels.
@@ -126,6 +127,8 @@ def find_images(
         images = _read(found, metadata.preprocess, most)
     if metadata.output == "mask_logits":
         images = replace(images, labels=label_masks(images.files, metadata))
+    if metadata.output == "boxes":
+        images = replace(images, labels=label_boxes(images.files, metadata))
     if not len(images):
         raise SamplesError(f"{found.origin}: none of its images can be read; the first: {images.skipped[0]}")
     return images

@@ -20,7 +20,8 @@ from deploy.backends.loading import load_backend
 from deploy.export import layer_diff
 from deploy.export.formats import ExportFormat
 from deploy.export.model_wrapper import exact_float32
-from deploy.export.parity import ParityResult, compare_outputs, rule_of
+from deploy.export.parity import compare_outputs, rule_of
+from deploy.export.parity_rule import ParityResult
 from deploy.export.reference import BATCH, TOLERANCES, Reference, repeat_rows, run_batch, run_images
 from deploy.export.sample_images import net_input
 from deploy.export.timing import time_in_turn

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from artifacts.coco_map import average_precision
 from artifacts.detections import Detections
 from data_loader.box_target import Boxes
 from data_loader.preprocess import Preprocess
 from data_loader.samples import Sample, SampleList
-from trainers.evaluation.coco_map import average_precision
 from trainers.evaluation.detection_metrics import (
     HIT,
     IGNORED,

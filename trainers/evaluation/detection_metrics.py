@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from artifacts.coco_map import average_precision
 from artifacts.detections import Detections, areas, find_objects, intersections
 from data_loader.box_geometry import unfitted
 from data_loader.box_target import Boxes
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
-from trainers.evaluation.coco_map import average_precision
 from trainers.evaluation.segmentation_metrics import mean_of
 from trainers.evaluation.validation import Measure, Validation
 from trainers.runtime.distributed import gather_over_processes

@@ -33,7 +33,8 @@ from deploy.export.__main__ import main as export_main
 from deploy.export.errors import ExportError
 from deploy.export.formats import EXPORT_FORMATS, MISSING, REFUSED, WRITTEN, LateFunction
 from deploy.export.layer_diff import Call, first_diverging, first_noisy, record_calls
-from deploy.export.parity import ParityResult, compare_outputs, is_chance
+from deploy.export.parity import compare_outputs
+from deploy.export.parity_rule import ParityResult, is_chance
 from deploy.export.preparation import share_for_int8
 from deploy.export.reference import TOLERANCES, Reference
 from deploy.export.report import COLUMNS, ExportReport, Outcome

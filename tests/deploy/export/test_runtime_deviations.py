@@ -15,7 +15,7 @@ from deploy.backends.loading import load_backend
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.export.errors import ExportError
 from deploy.export.formats import EXPORT_FORMATS
-from deploy.export.parity import ParityResult
+from deploy.export.parity_rule import ParityResult
 from deploy.export.reference import Reference
 from deploy.export.sample_images import SampleImages
 from deploy.export.verification import Verification, verify_file
