@@ -11,6 +11,7 @@ import torch
 
 from artifacts.coco_map import average_precision
 from artifacts.detections import Detections, areas, find_objects, intersections
+from artifacts.voc_ap import voc_average_precision
 from data_loader.box_geometry import unfitted
 from data_loader.box_target import Boxes
 from data_loader.preprocess import Preprocess
@@ -40,7 +41,7 @@ class WorstBoxes:
 
 @dataclass(frozen=True)
 class DetectionValidation(Validation):
-    """`average` is COCO's, as `AveragePrecision.means`; all else is at IoU 0.5 and `score_threshold`.
+    """`average` is COCO's, as `AveragePrecision.means`, and `voc_map50`; all else is at IoU 0.5 and `score_threshold`.
 
     `best_image` is the path of the image of the highest F1, of those that hold objects.
     """
@@ -113,17 +114,21 @@ class DetectionMetrics:
         rows = sorted(gather_over_processes(self._rows), key=lambda row: row.place)
         truths: list[Boxes] = [self.samples.samples[row.place].target for row in rows]
         names = self.samples.class_names
-        average = average_precision(truths, [row.found for row in rows], len(names))
+        found = [row.found for row in rows]
+        average = average_precision(truths, found, len(names))
+        voc = voc_average_precision(truths, found, len(names))
+        of_voc = [value for value in voc if value is not None]
         kinds = [matched(row.found, truth) for row, truth in zip(rows, truths, strict=True)]
-        threshold, classes = best_threshold([row.found for row in rows], kinds, truths, len(names), threshold)
+        threshold, classes = best_threshold(found, kinds, truths, len(names), threshold)
+        aps = {"ap50": average.ap50, "ap50_95": average.ap50_95, "voc_ap50": voc}
         per_class = [
-            {"class": name, "label": label, "ap50": average.ap50[label], "ap50_95": average.ap50_95[label], **scores}
+            {"class": name, "label": label, **{key: values[label] for key, values in aps.items()}, **scores}
             for (label, name), scores in zip(enumerate(names), classes, strict=True)
         ]
         with_objects = [row for row in per_class if row["support"]]
         return DetectionValidation(
             loss=sum(row.loss for row in rows) / len(rows) if rows else float("nan"),
-            average=average.means,
+            average=average.means | ({"voc_map50": sum(of_voc) / len(of_voc)} if of_voc else {}),
             score_threshold=threshold,
             precision=mean_of(with_objects, "precision"),
             recall=mean_of(with_objects, "recall"),
