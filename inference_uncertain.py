@@ -73,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    """Fit temperature and thresholds on a labelled list, and write them into the file. Raises UserError."""
+    """Fit the thresholds, and a net of classes' temperature, on a labelled list, and write them into the file.
+
+    Raises UserError.
+    """
     others = (*OF_PREDICTION, *OF_EVALUATION, "repeat", "passes", "views", "others")
     if surplus := [name for name in others if getattr(args, name)]:
         flag = "--weights of several nets" if surplus[0] == "others" else f"--{surplus[0]}"
@@ -84,9 +87,13 @@ def calibrate(args: argparse.Namespace) -> int:
         raise InputsError("a calibration would seal a file that was changed: leave out --accept_changed")
     weights, config = weights_and_config(args)
     check_can_be_calibrated(weights)
+    from deploy.uncertainty.calibrate_boxes import calibrate_boxes
     from deploy.uncertainty.calibrate_command import calibrate_file
 
     backend, metadata = load_net(args, PROGRAM, weights, config)
+    if metadata.output == "boxes":
+        print(calibrate_boxes(args, weights, config, backend, metadata))
+        return 0
     _check_output(weights, metadata)
     print(calibrate_file(args, weights, config, backend, metadata))
     return 0
@@ -211,7 +218,10 @@ def _check_output(weights: Path, metadata: ModelMetadata) -> None:
     """Raise InputsError for a net whose output has no calibration."""
     what = {"mask_logits": "a class for each pixel", "boxes": "boxes of objects"}.get(metadata.output)
     if what:
-        raise InputsError(f"{weights}: a calibration is of one class for an image, and this net gives {what}")
+        hint = "; --calibrate finds the score threshold for inference.py" if metadata.output == "boxes" else ""
+        raise InputsError(
+            f"{weights}: accepted or set aside is one class for an image, and this net gives {what}{hint}"
+        )
 
 
 def _load_calibrated(args: argparse.Namespace, weights: Path, config: Config | None) -> tuple[Backend, ModelMetadata]:

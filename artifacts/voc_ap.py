@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from artifacts.box_matching import HIT, IGNORED, MATCH_IOU, MISS
 from artifacts.detections import Detections, box_iou
 from data_loader.box_target import Boxes
-
-LEAST_IOU = 0.5
-HIT, MISS, IGNORED = 1, 0, -1
 
 
 def voc_average_precision(truths: Sequence[Boxes], found: Sequence[Detections], num_classes: int) -> list[float | None]:
@@ -51,9 +49,9 @@ def _kinds(boxes: np.ndarray, truth: Boxes, label: int) -> np.ndarray:
     kinds, taken = np.full(len(boxes), MISS), set[int]()
     for place, row in enumerate(overlaps):
         best = int(row.argmax())
-        if row[best] >= LEAST_IOU and ignored[best]:
+        if row[best] >= MATCH_IOU and ignored[best]:
             kinds[place] = IGNORED
-        elif row[best] >= LEAST_IOU and best not in taken:
+        elif row[best] >= MATCH_IOU and best not in taken:
             kinds[place] = HIT
             taken.add(best)
     return kinds

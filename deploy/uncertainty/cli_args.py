@@ -13,6 +13,11 @@ from deploy.uncertainty.calibration import DEFAULT_SCORE
 DEFAULT_OUTPUT = f"{DEFAULT_RESULT}/uncertain.csv"
 DEFAULT_PASSES = 20
 LEAST_SHARE = 1e-6  # nearer to 0 or 1 no list is long enough
+LIST_HELP = "a labelled list, or one folder per class (of a detector: annotated images), not trained on"
+RISK_HELP = (
+    "share of wrong predictions among the accepted (default 0.01); of a detector, of an image's objects that are "
+    "missed (default 0.1)"
+)
 REPEATS = ("dropout", "views")
 VIEWS = ("flip", "shift", "scale")
 EXAMPLES = """\
@@ -55,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_calibration(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("calibration, once for a checkpoint").add_argument
-    add("--calibrate", metavar="LIST", type=named_path, help="a labelled list, or one folder per class, not trained on")
+    add("--calibrate", metavar="LIST", type=named_path, help=LIST_HELP)
     add(
         "--list_root",
         metavar="DIR",
@@ -63,7 +68,7 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
         help="folder that a list's paths start from (default: as trained)",
     )
     add("--score", metavar="S", choices=SCORES, help=f"of {', '.join(SCORES)} (default {DEFAULT_SCORE})")
-    add("--target_risk", metavar="R", type=_share, help="share of wrong predictions among the accepted (default 0.01)")
+    add("--target_risk", metavar="R", type=_share, help=RISK_HELP)
     add("--confidence", metavar="P", type=_share, help="probability that it stays under that (default 0.95)")
     add("--conformal", metavar="R", type=_share, help="share of conformal sets without the true class (default 0.05)")
 

@@ -10,19 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from artifacts.box_matching import HIT, IGNORED, MISS, matched
 from artifacts.coco_map import average_precision
 from artifacts.detections import Detections
 from data_loader.box_target import Boxes
 from data_loader.preprocess import Preprocess
 from data_loader.samples import Sample, SampleList
 from trainers.evaluation.detection_metrics import (
-    HIT,
-    IGNORED,
-    MISS,
     DetectionMetrics,
     DetectionValidation,
     best_threshold,
-    matched,
 )
 
 

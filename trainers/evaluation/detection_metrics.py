@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from artifacts.box_matching import HIT, MISS, matched
 from artifacts.coco_map import average_precision
-from artifacts.detections import Detections, areas, find_objects, intersections
+from artifacts.detections import Detections, find_objects
 from artifacts.voc_ap import voc_average_precision
 from data_loader.box_geometry import unfitted
 from data_loader.box_target import Boxes
@@ -23,8 +24,6 @@ from trainers.runtime.distributed import gather_over_processes
 MAP50 = Measure("map50", "mAP at IoU 0.5", is_share=True)
 LEAST_SCORE = 0.01  # of what counts at all
 THRESHOLDS = np.arange(1, 100) / 100  # from which the best is taken
-MATCH_IOU = 0.5
-HIT, MISS, IGNORED = 1, 0, -1  # what a found object is
 
 
 @dataclass(frozen=True)
@@ -167,27 +166,6 @@ def _counts(found: Detections, kinds: np.ndarray, truth: Boxes, threshold: float
     shown = kinds[found.scores >= threshold]
     hits, wrong = int((shown == HIT).sum()), int((shown == MISS).sum())
     return hits, int((~truth.ignored).sum()) - hits, wrong
-
-
-def matched(found: Detections, truth: Boxes) -> np.ndarray:
-    """Return HIT, MISS or IGNORED (n,) of each object found in an image, at MATCH_IOU, as COCO matches them.
-
-    By falling score each takes the free object of its class that it overlaps most. One that gets none is ignored where
-    half of it or more lies in an ignored object of its class.
-    """
-    kinds = np.full(len(found.scores), MISS)
-    common = intersections(found.boxes.astype(np.float64), truth.boxes)  # (n, M)
-    own, theirs = areas(found.boxes.astype(np.float64))[:, None], areas(truth.boxes)
-    same = found.labels[:, None] == truth.labels
-    overlaps = np.where(same & ~truth.ignored, common / np.maximum(own + theirs - common, 1e-9), 0.0)
-    in_ignored = (np.where(same & truth.ignored, common / np.maximum(own, 1e-9), 0.0) >= MATCH_IOU).any(axis=1)
-    is_free = np.ones(len(truth.labels), bool)
-    for place in np.flatnonzero((overlaps >= MATCH_IOU).any(axis=1)):
-        row = np.where(is_free, overlaps[place], 0.0)
-        best = int(row.argmax())
-        if row[best] >= MATCH_IOU:
-            kinds[place], is_free[best] = HIT, False
-    return np.where((kinds == MISS) & in_ignored, IGNORED, kinds)
 
 
 def best_threshold(

@@ -1,0 +1,138 @@
+"""Calibrating a detector: the score threshold at which it misses at most a share of the objects, into its file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from artifacts.checkpoint import rewrite_metadata
+from artifacts.detections import SCORE, Detections
+from artifacts.errors import CheckpointError
+from artifacts.formats import artifact_kind
+from artifacts.metadata import ModelMetadata
+from artifacts.onnx_file import rewrite_onnx_metadata
+from artifacts.sample_sources import SEPARATOR
+from configs.schema import Config
+from data_loader.box_target import Boxes, BoxTarget
+from data_loader.list_reader import read_target_list
+from data_loader.preprocess import ImageError
+from data_loader.samples import Sample, SampleList
+from deploy.backends.base import Backend
+from deploy.inference.box_prediction import BoxPrediction
+from deploy.inference.predictor import Predictor
+from deploy.inference.uncertainty_scores import UncertaintyError
+from deploy.uncertainty.missed_objects import THRESHOLDS, MissedObjects, highest_threshold, missed_at_least
+from deploy.uncertainty.outputs import check_not_trained_on, config_of, trained_on
+
+MOST_MISSED, CONFIDENCE = 0.1, 0.95  # the target by default
+MISSED_KEY, CONFIDENCE_KEY = "most_missed", "confidence"  # of the metadata's thresholds
+
+
+def calibrate_boxes(
+    args: argparse.Namespace, weights: Path, config: Config | None, backend: Backend, metadata: ModelMetadata
+) -> str:
+    """Find the threshold on annotated images, write it into the file, and return what to print. Raises UserError."""
+    if surplus := [name for name in ("score", "conformal") if getattr(args, name) is not None]:
+        raise UncertaintyError(f"--{surplus[0]} is of nets that give classes; this one gives boxes: leave it out")
+    if not metadata.weights_sha256:
+        raise CheckpointError(f"{weights}: bare weights hold no metadata to write to; name a checkpoint of train.py")
+    is_checkpoint = artifact_kind(weights) == "checkpoint"
+    config = (config_of(weights) if is_checkpoint else None) or config
+    target, confidence = args.target_risk or MOST_MISSED, args.confidence or CONFIDENCE
+    boxes = BoxTarget(metadata.num_classes, metadata.mask_classes, max_pixels=metadata.preprocess.max_pixels)
+    samples = _samples(args, config, boxes)
+    if (trained := trained_on(config, metadata)) is None:
+        _warn(f"the training images of {weights} are not on this machine: take care that {args.calibrate} has none")
+    else:
+        check_not_trained_on(samples.samples, args.calibrate, trained)
+    measured = replace(metadata, thresholds={**metadata.thresholds, SCORE: float(THRESHOLDS[0])})
+    rows = list(_measured(samples.samples, boxes, Predictor(backend, measured), args))
+    truths, found = [truth for truth, _ in rows], [objects for _, objects in rows]
+    best = highest_threshold(truths, found, target, confidence)
+    if best is None:
+        raise UncertaintyError(_no_threshold(truths, found, target, confidence, args.calibrate))
+    values = {SCORE: best.threshold, MISSED_KEY: target, CONFIDENCE_KEY: confidence}
+    fitted = replace(metadata, thresholds={**metadata.thresholds, **values})
+    (rewrite_metadata if is_checkpoint else rewrite_onnx_metadata)(weights, fitted)
+    return _summary(best, len(rows), target, confidence, args.calibrate, weights)
+
+
+def _samples(args: argparse.Namespace, config: Config | None, target: BoxTarget) -> SampleList:
+    """Return the images of a folder, of COCO's file or of a txt list, as a training reads them. Raises ListError."""
+    source: Path = args.calibrate
+    root = str(args.list_root or source.parent)
+    if source.is_dir():
+        return target.read_folder(str(source))
+    found = target.read_annotations(str(source), root, allow_outside_root=True)
+    if found is not None:
+        return found
+    separator = config.file_label_separator if config else SEPARATOR
+    return target.completed(read_target_list(source, root, separator, target, allow_outside_root=True))
+
+
+def _measured(
+    samples: tuple[Sample, ...], target: BoxTarget, predictor: Predictor, args: argparse.Namespace
+) -> Iterator[tuple[Boxes, Detections]]:
+    """Yield the objects of each image that can be read, and those that were found. Raises UncertaintyError."""
+    truths: dict[str, Boxes] = {}
+    problems = []
+    for sample in samples:
+        try:
+            truths[sample.path], _ = target.scan(sample)
+        except ImageError as error:
+            problems.append(f"{sample.path}: {error}")
+    count = 0
+    for prediction in predictor.predict_files(truths, args.batch_size, workers=args.workers):
+        if prediction.error:
+            problems.append(f"{prediction.file}: {prediction.error}")
+            continue
+        assert isinstance(prediction, BoxPrediction)
+        count += 1
+        objects = prediction.objects
+        yield (
+            truths[prediction.file],
+            Detections(
+                np.array([found.box for found in objects], np.float32).reshape(-1, 4),
+                np.array([found.label for found in objects], np.int64),
+                np.array([found.score for found in objects], np.float32),
+            ),
+        )
+    if problems:
+        _warn(f"{len(problems)} images cannot be used and were left out; the first: {problems[0]}")
+    if not count:
+        raise UncertaintyError(f"{args.calibrate}: none of its images can be used")
+
+
+def _no_threshold(truths: list[Boxes], found: list[Detections], target: float, confidence: float, source: Path) -> str:
+    """Return why no threshold meets the target, and which target these images would meet."""
+    count, missed, bound = missed_at_least(truths, found, confidence)
+    if not count:
+        return f"{source}: not one object in its images, so that nothing can be missed"
+    least = f"even at a score of {THRESHOLDS[0]:g} an image's objects are missed by {missed:.1%} in the mean"
+    can = f"a --target_risk of {bound:.3f} can be met" if bound < 1 else "no --target_risk can be met"
+    return (
+        f"{source}: no threshold misses at most {target:g} of the objects with confidence {confidence:g}: {least}, and "
+        f"{count} images with objects allow no lower bound than {bound:.3f}; {can}, and more images allow a lower one"
+    )
+
+
+def _summary(best: MissedObjects, count: int, target: float, confidence: float, source: Path, weights: Path) -> str:
+    others = "; files exported from it before do not have it: export them again" if weights.suffix != ".onnx" else ""
+    return "\n".join(
+        [
+            f"{source}: {count} images",
+            f"score >= {best.threshold:g}: {best.missed:.1%} of an image's objects are missed in the mean, and "
+            f"{best.precision:.1%} of what is found is right",
+            f"so at most {best.bound:.1%} are missed, with confidence {confidence:g} (asked for: {target:.1%})",
+            f"written into {weights}{others}",
+        ]
+    )
+
+
+def _warn(text: str) -> None:
+    print(f"inference_uncertain.py: {text}", file=sys.stderr)
