@@ -99,7 +99,7 @@ class BoxParity(ParityRule):
         truth, metadata = reference.images.labels, reference.metadata
         if truth is None:
             return None
-        return mean_ap(truth, objects_to_measure(reference.outputs, metadata), metadata.num_classes)
+        return mean_ap(list(truth), objects_to_measure(reference.outputs, metadata), metadata.num_classes)
 
     def differences(self, outputs: np.ndarray, reference: Reference) -> np.ndarray:
         """Return how far each number is from the net's, coordinates and logits on scales of their own."""
@@ -125,7 +125,7 @@ class BoxParity(ParityRule):
         ]
         if (truth := reference.images.labels) is not None and precision == "int8":
             net, file = (objects_to_measure(rows, reference.metadata) for rows in (reference.outputs, outputs))
-            before, after, deviation = ap_loss(truth, net, file, reference.metadata.num_classes)
+            before, after, deviation = ap_loss(list(truth), net, file, reference.metadata.num_classes)
             result.accuracy, loss = (before, after), before - after
             result.loss_interval = loss - DEVIATIONS * deviation, loss + DEVIATIONS * deviation
 

@@ -79,7 +79,7 @@ def result_of(labels: Any, outputs: np.ndarray, file: np.ndarray) -> Any:
         len(outputs),
     )  # fmt: skip
     metadata = replace(METADATA, precision="fp32")
-    reference = Reference(lambda images: outputs, images, metadata, outputs)  # type: ignore[arg-type]
+    reference = Reference(lambda images: outputs, images, metadata, outputs)
     return BoxParity().compare(file, reference, METADATA)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_the_promise_holds_as_often_as_it_says() -> None:
 
 
 @pytest.fixture
-def detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Train a tiny detector, and write 40 further images; return the folder."""
     import train
 
