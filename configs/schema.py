@@ -19,6 +19,7 @@ ON_CPU_ONLY = (
     "quarter_turns",
     "balanced_crops",
     "mosaic",
+    "mosaic_epochs",
 )  # augmentations that take one image at a time
 
 
