@@ -439,9 +439,10 @@ def test_mistakes_are_reported(args: dict[str, Any], sentence: str) -> None:
     assert str(caught.value).startswith(sentence)
 
 
-def test_four_channels_are_refused_with_the_backbones_name() -> None:
-    with pytest.raises(NetError, match="resnet18: num_channels must be 1 or 3, got 4"):
-        PIM("resnet18", 5, 4, 64, 64)
+def test_images_of_bands_are_taken_up_to_the_backbones_limit() -> None:
+    assert PIM("resnet18", 5, 4, 64, 64).eval()(torch.zeros(1, 4, 64, 64)).shape == (1, 5)
+    with pytest.raises(NetError, match="resnet18: num_channels must be from 1 to 64, got 65"):
+        PIM("resnet18", 5, 65, 64, 64)
 
 
 def test_gradient_checkpointing_is_refused_rather_than_ignored() -> None:

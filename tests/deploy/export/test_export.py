@@ -761,7 +761,7 @@ def test_few_images_are_warned_of(trained: Path, tmp_path: Path, capsys: pytest.
 
 def test_mistakes_are_one_sentence(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ("--output_dir", tmp_path / "out", "--device", "cpu")
-    known = "known are jit, pt2, onnx, int8, json, engine, all"
+    known = "known are jit, pt2, onnx, nms, int8, json, engine, all"
     flags = ("--weights", trained, *out)
     assert mistake(capsys, *flags, "--formats", "onx") == f'unknown format "onx"; did you mean "onnx"?; {known}'
     assert mistake(capsys, *flags, "--formats", ",") == f"no format was requested; {known}"

@@ -189,6 +189,7 @@ def test_info_health_and_the_description(service: RunningService) -> None:
         "classes": ["dark", "bright", "grey"],
         "net": "n",
         "input": "8x8",
+        "images": 1,
         "heatmap": False,
         "calibrated": False,
         "task": "classification",
