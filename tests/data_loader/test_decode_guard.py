@@ -103,7 +103,7 @@ def watchdogs(parent: int) -> list[int]:
 
 
 def test_the_watchdog_ends_with_its_program_even_if_that_is_killed() -> None:
-    command = [sys.executable, "-c", PROGRAM, "print('in', flush=True); time.sleep(0.4)", "a.png"]
+    command = [sys.executable, "-c", PROGRAM, "print('in', flush=True); time.sleep(1.5)", "a.png"]
     for number in (signal.SIGKILL, None):
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None and process.stdout.readline() == "in\n"
