@@ -11,6 +11,8 @@ from artifacts.metadata import ModelMetadata
 
 SCORE, NMS = "score", "nms_iou"  # of the metadata's thresholds
 DEFAULT_SCORE = 0.25  # where the metadata has none
+LEAST_SCORE = 0.01  # of what a measure of found objects counts at all
+SCORE_THRESHOLDS = np.arange(1, 100) / 100  # of which one is chosen, from LEAST_SCORE on
 NMS_IOU = 0.6  # of two boxes of one class, above which the one of the lower score goes
 MOST_CANDIDATES = 1000  # of an image, the highest scores
 MOST_OBJECTS = 100  # of an image, as COCO counts

@@ -25,12 +25,57 @@ LEAST_AP = 0.05  # of a net that has learnt anything
 CANDIDATE_LOGIT = math.log(0.05 / 0.95)  # of a box whose score may count
 
 
-class MaskParity(ParityRule):
+class PartsParity(ParityRule):
+    """Outputs of which each image has many parts, pixels or boxes, nearly all of which stay.
+
+    int8 is judged by its accuracy where there is a truth; where there is none, or the net's own accuracy is too low to
+    say anything, by the share of the parts that stay.
+    """
+
+    least_int8_agreement = 0.0
+
+    def least_float_agreement(self, precision: str) -> float:
+        """Return the share of the parts that stay at least, in floating point."""
+        return LEAST_AGREEMENT
+
+    def least_accuracy(self, metadata: ModelMetadata) -> float:
+        """Return the net's own accuracy below which it says nothing."""
+        return 0.0
+
+    def lost_parts(self, result: ParityResult, least: float) -> str:
+        """Return how many parts stay, where they are too few."""
+        raise NotImplementedError
+
+    def float_problem(self, result: ParityResult, reference: Reference, precision: str) -> str:
+        """Return why a file in floating point is refused: by its numbers, then by its parts."""
+        flips, result.flips = result.flips, []  # an image is not lost by one part
+        problem = super().float_problem(result, reference, precision)
+        result.flips = flips
+        return problem or self._parts_problem(result, self.least_float_agreement(precision))
+
+    def int8_problem(self, result: ParityResult, reference: Reference) -> str:
+        """Return why an int8 file is refused: by the mean of its numbers, by its accuracy, or by its parts."""
+        if not result.mean <= MOST_INT8_DIFFERENCE:  # NaN too
+            return super().int8_problem(result, reference)
+        if result.accuracy is None or result.accuracy[0] < self.least_accuracy(reference.metadata):
+            return self._parts_problem(result, self.least_int8_agreement)
+        return self.accuracy_problem(result)
+
+    def _parts_problem(self, result: ParityResult, least: float) -> str:
+        return "" if result.agreement >= least else self.lost_parts(result, least)
+
+
+class MaskParity(PartsParity):
     """Mask logits (N, K, H, W): the pixels keep their class, all but a share as small as TOLERANCES."""
 
     value, kept = "logit", "mask"
     column, agreement_note = "pixels", "pixels: % of the pixels that keep the net's class"
     measure = "mean IoU"
+    least_int8_agreement = LEAST_INT8_PIXELS
+
+    def least_float_agreement(self, precision: str) -> float:
+        """Return all pixels but a share as small as TOLERANCES."""
+        return 1 - TOLERANCES[precision]
 
     def accuracy(self, reference: Reference) -> float | None:
         """Return the net's own mean IoU where every image has a label image; else None."""
@@ -56,33 +101,18 @@ class MaskParity(ParityRule):
             loss, deviation = iou_loss(before, after)
             result.loss_interval = loss - DEVIATIONS * deviation, loss + DEVIATIONS * deviation
 
-    def float_problem(self, result: ParityResult, reference: Reference, precision: str) -> str:
-        """Return why a file in floating point is refused: by its logits, then by its pixels."""
-        flips, result.flips = result.flips, []  # an image is not lost by one pixel
-        problem = super().float_problem(result, reference, precision)
-        result.flips = flips
-        return problem or self._pixel_problem(result, 1 - TOLERANCES[precision])
+    def least_accuracy(self, metadata: ModelMetadata) -> float:
+        """Return the mean IoU of a net that gives one class in K right."""
+        return 1 / metadata.num_classes
 
-    def int8_problem(self, result: ParityResult, reference: Reference) -> str:
-        """Return why an int8 file is refused: by its mean IoU where there are label images, else by its pixels.
-
-        Where the net's own mean IoU is below that of one right class in K, it says nothing, and the pixels decide.
-        """
-        if not result.mean <= MOST_INT8_DIFFERENCE:  # NaN too
-            return super().int8_problem(result, reference)
-        if result.accuracy is None or result.accuracy[0] < 1 / reference.metadata.num_classes:
-            return self._pixel_problem(result, LEAST_INT8_PIXELS)
-        return self.accuracy_problem(result)
-
-    def _pixel_problem(self, result: ParityResult, least: float) -> str:
-        if result.agreement >= least:
-            return ""
+    def lost_parts(self, result: ParityResult, least: float) -> str:
+        """Return how many pixels stay, and the image with the most other ones."""
         image, _, got = result.flips[0]
         share = f"{100 * result.agreement:.3f} % of the pixels keep their class, under {100 * least:g} %"
         return f"{share}; the first: {image} has {got}"
 
 
-class BoxParity(ParityRule):
+class BoxParity(PartsParity):
     """Boxes (N, A, 4 + K): every candidate keeps its place and its score; in int8 the mAP stays, or the objects do.
 
     Coordinates are compared as shares of the largest, and logits of the largest logit: a logit is a hundred times
@@ -93,6 +123,7 @@ class BoxParity(ParityRule):
     column, agreement_note = "boxes", "boxes: % of the net's boxes that the file gives, too"
     measure = "mAP"
     most_lost = 0.01, "a point"
+    least_int8_agreement = LEAST_INT8_OBJECTS
 
     def accuracy(self, reference: Reference) -> float | None:
         """Return the net's own mAP where every image has an annotation; else None."""
@@ -129,27 +160,12 @@ class BoxParity(ParityRule):
             result.accuracy, loss = (before, after), before - after
             result.loss_interval = loss - DEVIATIONS * deviation, loss + DEVIATIONS * deviation
 
-    def float_problem(self, result: ParityResult, reference: Reference, precision: str) -> str:
-        """Return why a file in floating point is refused: by its numbers, then by its candidates."""
-        flips, result.flips = result.flips, []  # an image is not lost by one box
-        problem = super().float_problem(result, reference, precision)
-        result.flips = flips
-        return problem or self._box_problem(result, LEAST_AGREEMENT)
+    def least_accuracy(self, metadata: ModelMetadata) -> float:
+        """Return the mAP of a net that has hardly learnt anything."""
+        return LEAST_AP
 
-    def int8_problem(self, result: ParityResult, reference: Reference) -> str:
-        """Return why an int8 file is refused: by its mAP where there are annotations, else by its objects.
-
-        Where the net's own mAP is below LEAST_AP, it says nothing, and the objects decide.
-        """
-        if not result.mean <= MOST_INT8_DIFFERENCE:  # NaN too
-            return super().int8_problem(result, reference)
-        if result.accuracy is None or result.accuracy[0] < LEAST_AP:
-            return self._box_problem(result, LEAST_INT8_OBJECTS)
-        return self.accuracy_problem(result)
-
-    def _box_problem(self, result: ParityResult, least: float) -> str:
-        if result.agreement >= least:
-            return ""
+    def lost_parts(self, result: ParityResult, least: float) -> str:
+        """Return how many boxes stay, and the image that loses most."""
         image, net, got = result.flips[0]
         share = f"{100 * result.agreement:.2f} % of the boxes stay, under {100 * least:g} %"
         return f"{share}; the first: {image} has {net}, {got}"

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.coco_map import average_precision
-from artifacts.detections import Detections, find_objects, nms_iou_of
+from artifacts.detections import LEAST_SCORE, Detections, find_objects, nms_iou_of
 from artifacts.metadata import ModelMetadata
 from data_loader.box_target import Boxes, BoxTarget
 from data_loader.preprocess import ImageError
 from data_loader.samples import ListError
 
 IMAGES = "images"
-LEAST_SCORE = 0.01  # of what counts at all, as in validation
 GROUPS = 10  # of images, of which each is left out once
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.checkpoint import rewrite_metadata
-from artifacts.detections import SCORE, Detections
+from artifacts.detections import LEAST_SCORE, SCORE, Detections
 from artifacts.errors import CheckpointError
 from artifacts.formats import artifact_kind
 from artifacts.metadata import ModelMetadata
@@ -26,7 +26,7 @@ from deploy.backends.base import Backend
 from deploy.inference.box_prediction import BoxPrediction
 from deploy.inference.predictor import Predictor
 from deploy.inference.uncertainty_scores import UncertaintyError
-from deploy.uncertainty.missed_objects import THRESHOLDS, MissedObjects, highest_threshold, missed_at_least
+from deploy.uncertainty.missed_objects import MissedObjects, highest_threshold, missed_at_least
 from deploy.uncertainty.outputs import check_not_trained_on, config_of, trained_on
 
 MOST_MISSED, CONFIDENCE = 0.1, 0.95  # the target by default
@@ -50,7 +50,7 @@ def calibrate_boxes(
         _warn(f"the training images of {weights} are not on this machine: take care that {args.calibrate} has none")
     else:
         check_not_trained_on(samples.samples, args.calibrate, trained)
-    measured = replace(metadata, thresholds={**metadata.thresholds, SCORE: float(THRESHOLDS[0])})
+    measured = replace(metadata, thresholds={**metadata.thresholds, SCORE: LEAST_SCORE})
     rows = list(_measured(samples.samples, boxes, Predictor(backend, measured), args))
     truths, found = [truth for truth, _ in rows], [objects for _, objects in rows]
     best = highest_threshold(truths, found, target, confidence)
@@ -113,7 +113,7 @@ def _no_threshold(truths: list[Boxes], found: list[Detections], target: float, c
     count, missed, bound = missed_at_least(truths, found, confidence)
     if not count:
         return f"{source}: not one object in its images, so that nothing can be missed"
-    least = f"even at a score of {THRESHOLDS[0]:g} an image's objects are missed by {missed:.1%} in the mean"
+    least = f"even at a score of {LEAST_SCORE:g} an image's objects are missed by {missed:.1%} in the mean"
     can = f"a --target_risk of {bound:.3f} can be met" if bound < 1 else "no --target_risk can be met"
     return (
         f"{source}: no threshold misses at most {target:g} of the objects with confidence {confidence:g}: {least}, and "

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts.box_matching import HIT, matched
-from artifacts.detections import Detections
+from artifacts.box_matching import HIT, MISS, matched
+from artifacts.detections import SCORE_THRESHOLDS, Detections
 from data_loader.box_target import Boxes
 
-THRESHOLDS = np.arange(1, 100) / 100  # that are tested
 HALVINGS = 60  # of an interval: to the last digits of a float64
 
 
@@ -37,9 +36,9 @@ class MissedObjects:
 def highest_threshold(
     truths: Sequence[Boxes], found: Sequence[Detections], target: float, confidence: float
 ) -> MissedObjects | None:
-    """Return the highest of THRESHOLDS that misses at most the share `target`; None where the lowest misses more.
+    """Return the highest of SCORE_THRESHOLDS that misses at most the share `target`; None where the lowest misses more.
 
-    `found` are each image's objects from a score of 0.01 on. Images without objects, and difficult objects, say
+    `found` are each image's objects from LEAST_SCORE on. Images without objects, and difficult objects, say
     nothing.
     """
     shares, hits, wrong = _counts(truths, found)  # (N, T), (T,), (T,)
@@ -51,7 +50,7 @@ def highest_threshold(
         if bound > target:
             break
         right, all_found = int(hits[place]), int(hits[place] + wrong[place])
-        best = MissedObjects(float(THRESHOLDS[place]), float(missed), bound, right / max(all_found, 1))
+        best = MissedObjects(float(SCORE_THRESHOLDS[place]), float(missed), bound, right / max(all_found, 1))
     return best
 
 
@@ -98,12 +97,12 @@ def _p_value(mean: float, count: int, risk: float) -> float:
 def _counts(truths: Sequence[Boxes], found: Sequence[Detections]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the missed share of each image with objects at each threshold, and all hits and mistakes there."""
     shares = []
-    hits, wrong = np.zeros(len(THRESHOLDS), np.int64), np.zeros(len(THRESHOLDS), np.int64)
+    hits, wrong = np.zeros(len(SCORE_THRESHOLDS), np.int64), np.zeros(len(SCORE_THRESHOLDS), np.int64)
     for truth, objects in zip(truths, found, strict=True):
         kinds, scores = matched(objects, truth), objects.scores[:, None].astype(np.float64)
-        right = ((kinds == HIT)[:, None] & (scores >= THRESHOLDS)).sum(axis=0)  # (T,)
+        right = ((kinds == HIT)[:, None] & (scores >= SCORE_THRESHOLDS)).sum(axis=0)  # (T,)
         hits += right
-        wrong += ((kinds == 0)[:, None] & (scores >= THRESHOLDS)).sum(axis=0)
+        wrong += ((kinds == MISS)[:, None] & (scores >= SCORE_THRESHOLDS)).sum(axis=0)
         if total := int((~truth.ignored).sum()):
             shares.append(1 - right / total)
     return np.array(shares), hits, wrong

@@ -11,7 +11,7 @@ import torch
 
 from artifacts.box_matching import HIT, MISS, matched
 from artifacts.coco_map import average_precision
-from artifacts.detections import Detections, find_objects
+from artifacts.detections import LEAST_SCORE, SCORE_THRESHOLDS, Detections, find_objects
 from artifacts.voc_ap import voc_average_precision
 from data_loader.box_geometry import unfitted
 from data_loader.box_target import Boxes
@@ -22,8 +22,6 @@ from trainers.evaluation.validation import Measure, Validation
 from trainers.runtime.distributed import gather_over_processes
 
 MAP50 = Measure("map50", "mAP at IoU 0.5", is_share=True)
-LEAST_SCORE = 0.01  # of what counts at all
-THRESHOLDS = np.arange(1, 100) / 100  # from which the best is taken
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class DetectionMetrics:
     def compute(self, threshold: float | None = None) -> DetectionValidation:
         """Return the validation over all processes; every process must call this, and gets the same result.
 
-        `threshold` is one of THRESHOLDS, None for the best of them.
+        `threshold` is one of SCORE_THRESHOLDS, None for the best of them.
         """
         rows = sorted(gather_over_processes(self._rows), key=lambda row: row.place)
         truths: list[Boxes] = [self.samples.samples[row.place].target for row in rows]
@@ -178,23 +176,23 @@ def best_threshold(
     """Return the score threshold of the highest mean F1 over the classes with objects, and each class's scores there.
 
     What does not exist is None: precision of a class never found, recall and F1 of one without objects. Of equally
-    good thresholds the middle one counts. A given `threshold`, one of THRESHOLDS, takes the place of the best.
+    good thresholds the middle one counts. A given `threshold`, one of SCORE_THRESHOLDS, takes the place of the best.
     """
     labels, scores = (np.concatenate([getattr(row, key) for row in found]) for key in ("labels", "scores"))
     all_kinds = np.concatenate(list(kinds))
     true_labels = np.concatenate([truth.labels[~truth.ignored] for truth in truths]).astype(np.int64)
     support = np.bincount(true_labels, minlength=num_classes)
-    counts = np.zeros((2, num_classes, len(THRESHOLDS)), np.int64)  # misses and hits, above each threshold
+    counts = np.zeros((2, num_classes, len(SCORE_THRESHOLDS)), np.int64)  # misses and hits, above each threshold
     for kind in (MISS, HIT):
         for label in range(num_classes):
             chosen = np.sort(scores[(labels == label) & (all_kinds == kind)].astype(np.float64))
-            counts[kind, label] = len(chosen) - np.searchsorted(chosen, THRESHOLDS, side="left")
+            counts[kind, label] = len(chosen) - np.searchsorted(chosen, SCORE_THRESHOLDS, side="left")
     f1 = 2 * counts[HIT] / np.maximum(counts.sum(axis=0) + support[:, None], 1)  # (K, thresholds)
-    mean = f1[support > 0].mean(axis=0) if support.any() else np.zeros(len(THRESHOLDS))
+    mean = f1[support > 0].mean(axis=0) if support.any() else np.zeros(len(SCORE_THRESHOLDS))
     equally_good = np.flatnonzero(mean > mean.max() - 1e-12)
     best = int(equally_good[len(equally_good) // 2])
     if threshold is not None:
-        best = int(np.abs(THRESHOLDS - threshold).argmin())
+        best = int(np.abs(SCORE_THRESHOLDS - threshold).argmin())
     rows = []
     for label in range(num_classes):
         wrong, hits, total = (int(value) for value in (*counts[:, label, best], support[label]))
@@ -206,4 +204,4 @@ def best_threshold(
                 "support": total,
             }
         )
-    return float(THRESHOLDS[best]), rows
+    return float(SCORE_THRESHOLDS[best]), rows

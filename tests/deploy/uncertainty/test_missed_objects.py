@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import inference_uncertain
-from artifacts.detections import Detections
+from artifacts.detections import SCORE_THRESHOLDS, Detections
 from artifacts.metadata_reader import read_metadata
 from data_loader.box_target import Boxes
-from deploy.uncertainty.missed_objects import THRESHOLDS, highest_threshold, missed_at_least, upper_bound
+from deploy.uncertainty.missed_objects import highest_threshold, missed_at_least, upper_bound
 from tests.helpers.boxes import box_nets, write_boxes, write_config
 
 NOTHING = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
@@ -80,7 +80,7 @@ def test_the_promise_holds_as_often_as_it_says() -> None:
         broken += float((scores < threshold).mean()) > 0.2
     assert broken <= 12  # of 60 at a confidence of 0.9: 6 at most are expected, 12 come once in 100 such tests
     assert 0.3 < np.mean(thresholds) < 0.62  # a fifth lies below 0.62, and the bound costs some of it
-    assert set(np.round(thresholds, 2)) <= set(np.round(THRESHOLDS, 2))
+    assert set(np.round(thresholds, 2)) <= set(np.round(SCORE_THRESHOLDS, 2))
 
 
 @pytest.fixture
