@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from common.formatting import first_line
 from datasets.errors import DatasetError
 from datasets.outcome import Outcome
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk of the target: no further file will fit either
 SAME = "files that were there already, of the same size"
 
 
@@ -42,8 +44,8 @@ def remote_files(system: Any, path: str) -> dict[str, str]:
 def fetch(system: Any, files: dict[str, str], target: Path, outcome: Outcome, *, overwrite: bool) -> Iterator[int]:
     """Fetch files into a folder, and yield the bytes of each; one that is there with the same size is not fetched.
 
-    What cannot be fetched is left out. Raises DatasetError, before anything is fetched, for a file of another size that
-    is there, and for a path that leaves the folder.
+    What cannot be fetched is left out. Raises OSError for a full disk; DatasetError, before anything is fetched, for a
+    file of another size that is there, and for a path that leaves the folder.
     """
     sizes = {name: system.info(path).get("size") for name, path in files.items()}
     for name in files:
@@ -65,6 +67,8 @@ def fetch(system: Any, files: dict[str, str], target: Path, outcome: Outcome, *,
                 if sizes[name] is not None and size != sizes[name]:
                     raise DatasetError(f"{size} of {sizes[name]} bytes came")
         except Exception as error:  # each driver has errors of its own
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             outcome.leave_out(path, getattr(error, "strerror", None) or first_line(error))
             continue
         yield size

@@ -1,5 +1,6 @@
 """download/copy: files and folders through fsspec, from its own file system in memory."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,17 @@ def test_what_breaks_off_is_left_out(
     errors = capsys.readouterr().err
     assert "b.txt: 35000 of 70000 bytes came" in errors and "d.txt: the connection was lost" in errors
     assert sizes(tmp_path) == {"a.txt": 3}
+
+
+def test_a_full_disk_ends_it(
+    tmp_path: Path, memory: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Any, path: str, local: str, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(memory), "get_file", full)
+    assert copy(tmp_path) == 2
+    assert capsys.readouterr().err.count("No space left on device") == 1 and sizes(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
