@@ -42,6 +42,7 @@ FORMAT = 1
 FLOAT32, INT64, INT8, UINT8 = 0, 2, 3, 4  # __k_type
 FLAG_OF = {"segments": FLAGS[0], "joints2d": FLAGS[1], "joints_vis": FLAGS[1]}
 ROOM = 1.02  # of the sum of the images, for what stands around them
+MAP_BYTES = 2**38  # of addresses for an LMDB, which keeps the number: that of the free disk would change its bytes
 
 Row = tuple[Record, Path]  # a record, and the folder that its paths start from
 
@@ -125,9 +126,8 @@ def write_kvs(rows: Sequence[Row], target: Path, shards: Shards, category: Seque
         name = shards.name(number) + KV_ENDING
         content = {"format": FORMAT, "total": size, "category": list(category), "first": record}
         with atomic_path(target / name) as temporary:
-            room = shutil.disk_usage(target).free  # an upper limit of the file
             with (
-                lmdb.open(str(temporary), subdir=False, lock=False, map_size=room) as base,
+                lmdb.open(str(temporary), subdir=False, lock=False, map_size=MAP_BYTES) as base,
                 base.begin(write=True) as to,
             ):
                 for _ in range(size):
