@@ -12,17 +12,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from common.atomic_io import ResultsError
 from platforms.pie_engine.dataset import SPLITS
-from platforms.pie_engine.storage import SCHEME, Listed, ObjectGoneError, Store
+from platforms.pie_engine.direct import Wanted, fetch_many, site_of
+from platforms.pie_engine.storage import SCHEME, Listed, ObjectGoneError, S3Store, Store
 
 CACHE_DIR = "PIE_CACHE_DIR"  # of the environment
 DEFAULT_CACHE = "cache"
 FOLDERS = ("images", "labels", "A", "B")
 THREADS = 32
+MANY = 2000  # objects that are worth processes of their own
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,20 @@ def fetch(store: Store, found: Found, folder: Path, log: Callable[[str], None]) 
     counts as one.
     """
     cache = cache_folder()
+    places = [(listed, cache_path(cache.absolute(), store.bucket, listed)) for listed in found.objects.values()]
     try:
         shutil.rmtree(folder, ignore_errors=True)
-        for place in {folder / Path(name).parent for name in found.objects}:
-            place.mkdir(parents=True, exist_ok=True)
-        missing = [listed for listed in found.objects.values() if not is_cached(cache, store.bucket, listed)]
+        for parent in {folder / Path(name).parent for name in found.objects}:
+            parent.mkdir(parents=True, exist_ok=True)
+        missing = [place for place in places if not is_whole(*place)]
         gone = _download(store, missing, cache)
         for key in sorted(gone)[:20]:
             log(f"warning: {SCHEME}{store.bucket}/{key} has vanished or changed since it was listed")
-        for name, listed in found.objects.items():
+        for name, (listed, path) in zip(found.objects, places, strict=True):
             if listed.key in gone:
                 (folder / name).touch()
             else:
-                (folder / name).symlink_to(cache_path(cache, store.bucket, listed).absolute())
+                (folder / name).symlink_to(path)
     except OSError as error:
         raise ResultsError(f"{error.filename or cache}: cannot write it: {error.strerror}") from error
     log(f"{found.url}: {len(found.objects)} objects, {len(missing)} of them fetched, the others in {cache}")
@@ -84,27 +88,37 @@ def cache_path(cache: Path, bucket: str, listed: Listed) -> Path:
     return cache / "objects" / digest[:2] / digest
 
 
-def is_cached(cache: Path, bucket: str, listed: Listed) -> bool:
-    """Return whether all of an object is in the cache."""
+def is_whole(listed: Listed, path: Path) -> bool:
+    """Return whether a file holds all of an object."""
     try:
-        return cache_path(cache, bucket, listed).stat().st_size == listed.size
+        return path.stat().st_size == listed.size
     except OSError:
         return False
 
 
-def _download(store: Store, objects: Sequence[Listed], cache: Path) -> set[str]:
+def _download(store: Store, wanted: Sequence[Wanted], cache: Path) -> set[str]:
     """Fetch objects into the cache; return the keys of those that are gone."""
     for number in range(256):
         (cache / "objects" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+    with tqdm(desc="fetching", total=len(wanted), leave=False, disable=None, file=sys.stderr) as bar:
+        site = site_of(store.client, store.bucket) if isinstance(store, S3Store) and store.is_own else None
+        if site and len(wanted) >= MANY:
+            for count in fetch_many(site, wanted):
+                bar.update(count)
+            wanted = [place for place in wanted if not is_whole(*place)]
+            bar.update(bar.total - len(wanted) - bar.n)
+        return _download_patiently(store, wanted, bar)
+
+
+def _download_patiently(store: Store, wanted: Sequence[Wanted], bar: tqdm[Any]) -> set[str]:
     gone: set[str] = set()
     pool = ThreadPoolExecutor(THREADS)
     try:
         waiting: dict[Future[None], str] = {
-            pool.submit(store.download, listed.key, cache_path(cache, store.bucket, listed), listed): listed.key
-            for listed in objects
+            pool.submit(store.download, listed.key, path, listed): listed.key for listed, path in wanted
         }
-        done = as_completed(waiting)
-        for future in tqdm(done, "fetching", len(objects), leave=False, disable=None, file=sys.stderr):
+        for future in as_completed(waiting):
+            bar.update()
             with contextlib.suppress(ObjectGoneError):
                 future.result()
                 continue

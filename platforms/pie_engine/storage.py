@@ -90,16 +90,18 @@ def open_store(bucket: str, client: Any = None) -> Store:
     """
     if bucket == LOCAL and client is None:
         return FolderStore()
-    return S3Store(bucket, client or new_client())
+    return S3Store(bucket, client or new_client(has_dates=False), is_own=client is None)
 
 
-def new_client() -> Any:
+def new_client(*, has_dates: bool = True) -> Any:
     """Return a boto3 S3 client with boto3's own credentials, region and endpoint. Raises StorageError.
 
-    Checksums only where the store requires them: Aliyun OSS and older stores refuse boto3's default since 1.36.
+    Checksums only where the store requires them: Aliyun OSS and older stores refuse boto3's default since 1.36. Without
+    dates, which stay texts, a listing takes a third of the time.
     """
     try:
         import boto3
+        import botocore.session
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
     except ImportError as error:
@@ -113,16 +115,19 @@ def new_client() -> Any:
         max_pool_connections=64,
     )
     try:
-        return boto3.session.Session().client("s3", config=config)
+        session = botocore.session.Session()
+        if not has_dates:
+            session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
+        return boto3.session.Session(botocore_session=session).client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
         raise StorageError(f"S3 cannot be used: {without_secrets(str(error))}") from error
 
 
 class S3Store:
-    """A bucket of an S3-compatible store."""
+    """A bucket of an S3-compatible store. `is_own`: the client has boto3's own credentials, and is not another's."""
 
-    def __init__(self, bucket: str, client: Any) -> None:
-        self.bucket, self.client = bucket, client
+    def __init__(self, bucket: str, client: Any, *, is_own: bool = False) -> None:
+        self.bucket, self.client, self.is_own = bucket, client, is_own
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """Yield the objects below a prefix, however many thousands."""
