@@ -27,7 +27,7 @@ from common.errors import ProgramError
 from common.paths import ROOT
 from data_loader.band_image import Decoded, image_of
 from data_loader.decode_guard import GUARD
-from data_loader.decoder_worker import BAD, BYTES, FIT, PATH, PIXELS, REPLY, REQUEST, SHOW, SIZE
+from data_loader.decoder_worker import BAD, BYTES, FIT, PATH, PIXELS, REPLY, REQUEST, SHOW, SIZE, WHOLE
 from data_loader.preprocess import ImageError, Preprocess
 
 WORKER = "data_loader.decoder_worker"
@@ -84,6 +84,17 @@ class DecoderPool:
         """Return an image fitted to the net's input. Raises ImageError, DecodeTimeoutError, DecoderStartError."""
         return self._fitted(self._call(lambda decoder: decoder.call(FIT, source, max_pixels)))
 
+    def whole(self, source: str | bytes, max_pixels: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return an image at its own size, uint8 (H, W, C), and which of its pixels (H, W) hold no data, if any.
+
+        Raises ImageError, DecodeTimeoutError, DecoderStartError.
+        """
+        most_bytes = SIZE.size + max_pixels * (self._preprocess.image_channels + 1)
+        content = self._call(lambda decoder: decoder.call(WHOLE, source, max_pixels, most_bytes=most_bytes))
+        width, height = SIZE.unpack_from(content)
+        shape = height, width, self._preprocess.image_channels
+        return self._pixels_and_gaps(content, shape, (width, height))
+
     def show(self, source: str | bytes, max_pixels: int, side_px: int) -> tuple[Image.Image, Decoded]:
         """Return an RGB image to look at, no side longer than `side_px`, and the one that is fitted to the net's input.
 
@@ -115,13 +126,20 @@ class DecoderPool:
 
     def _fitted(self, content: bytes) -> Fitted:
         shape = self._preprocess.height, self._preprocess.width, self._preprocess.image_channels
-        width, height = SIZE.unpack_from(content)
+        size = SIZE.unpack_from(content)
+        pixels, gaps = self._pixels_and_gaps(content, shape, size)
+        return Fitted(image_of(pixels), size, gaps)
+
+    @staticmethod
+    def _pixels_and_gaps(
+        content: bytes, shape: tuple[int, int, int], size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         end = SIZE.size + math.prod(shape)
-        image = image_of(np.frombuffer(content[SIZE.size : end], np.uint8).reshape(shape))
+        pixels = np.frombuffer(content, np.uint8, math.prod(shape), SIZE.size).reshape(shape)
         if len(content) == end:
-            return Fitted(image, (width, height))
-        bits = np.unpackbits(np.frombuffer(content[end:], np.uint8), count=width * height)
-        return Fitted(image, (width, height), bits.reshape(height, width).astype(bool))
+            return pixels, None
+        bits = np.unpackbits(np.frombuffer(content, np.uint8, offset=end), count=math.prod(size))
+        return pixels, bits.reshape(size[1], size[0]).astype(bool)
 
 
 class _Decoder:
@@ -147,14 +165,24 @@ class _Decoder:
         """Wait until the process is ready. Raises DecoderStartError."""
         self.start().await_start()
 
-    def call(self, kind: bytes, source: str | bytes, max_pixels: int, side_px: int = 0) -> bytes:
-        """Return the reply of the process. Raises ImageError, DecodeTimeoutError, DecoderStartError."""
+    def call(
+        self,
+        kind: bytes,
+        source: str | bytes,
+        max_pixels: int,
+        side_px: int = 0,
+        most_bytes: int = MAX_REPLY_BYTES,
+    ) -> bytes:
+        """Return the reply of the process, `most_bytes` at most.
+
+        Raises ImageError, DecodeTimeoutError, DecoderStartError.
+        """
         form, data = (BYTES, source) if isinstance(source, bytes) else (PATH, os.fsencode(source))
         child = self.start()
         try:
             child.await_start()
             child.send(REQUEST.pack(kind, form, max_pixels, side_px, len(data)), data, self._timeout_s)
-            status, content = child.reply(self._timeout_s)
+            status, content = child.reply(self._timeout_s, most_bytes)
         except DecoderStartError as error:
             if self._is_closed:
                 raise ImageError(ENDING) from error
@@ -217,7 +245,7 @@ class _Child:
         self._connection.sendall(head)
         self._connection.sendall(data)
 
-    def reply(self, timeout_s: float) -> tuple[bytes, bytes]:
+    def reply(self, timeout_s: float, most_bytes: int = MAX_REPLY_BYTES) -> tuple[bytes, bytes]:
         """Return the status and the content of a reply. Raises TimeoutError, OSError; EOFError after the end."""
         poller = select.poll()
         poller.register(self._connection, select.POLLIN)
@@ -225,7 +253,7 @@ class _Child:
             raise TimeoutError
         self._connection.settimeout(timeout_s)
         status, size = REPLY.unpack(self._read(REPLY.size))
-        if size > MAX_REPLY_BYTES:  # a decoder that an image has taken over
+        if size > most_bytes:  # a decoder that an image has taken over
             raise EOFError
         return status, bytes(self._read(size))
 

@@ -31,10 +31,12 @@ from data_loader.decode_guard import GUARD
 from data_loader.decoding import decode
 from data_loader.preprocess import Preprocess, as_array
 
-REQUEST = struct.Struct("<ccQIQ")  # FIT or SHOW, BYTES or PATH, max_pixels, longest side to show, bytes of the source
+REQUEST = struct.Struct(
+    "<ccQIQ"
+)  # FIT, WHOLE or SHOW, BYTES or PATH, max_pixels, longest side to show, bytes of the source
 REPLY = struct.Struct("<cQ")  # READY, PIXELS, BAD or BUG, bytes that follow
 SIZE = struct.Struct("<II")  # width and height of an image as decoded, or to show, before the pixels
-FIT, SHOW = b"f", b"s"
+FIT, WHOLE, SHOW = b"f", b"w", b"s"
 BYTES, PATH = b"b", b"p"
 READY, PIXELS, BAD, BUG = b"r", b"p", b"e", b"x"
 OVERTIME = 3  # times the deadline, after which the process ends itself: its parent was killed
@@ -69,7 +71,7 @@ def _reply(requests: BinaryIO, header: bytes, preprocess: Preprocess, most_s: fl
     source: bytes | str = requests.read(size)
     if form == PATH:
         source = os.fsdecode(source)
-    work: Callable[..., bytes] = _fit if kind == FIT else _show
+    work: Callable[..., bytes] = {FIT: _fit, WHOLE: _whole, SHOW: _show}[kind]
     signal.setitimer(signal.ITIMER_REAL, most_s)
     try:
         return PIXELS, work(source, preprocess, max_pixels, side_px)
@@ -89,9 +91,19 @@ def _fit(source: bytes | str, preprocess: Preprocess, max_pixels: int, _: int) -
     Where pixels of the image itself hold no data, they follow as bits, (H, W).
     """
     decoded = _decoded(source, preprocess, max_pixels)
+    return _with_gaps(decoded, preprocess.fit(decoded))
+
+
+def _whole(source: bytes | str, preprocess: Preprocess, max_pixels: int, _: int) -> bytes:
+    """Return SIZE of the decoded image and all its pixels, uint8 (H, W, channels), and the bits as `_fit` does."""
+    decoded = _decoded(source, preprocess, max_pixels)
+    return _with_gaps(decoded, as_array(decoded))
+
+
+def _with_gaps(decoded: Decoded, pixels: np.ndarray) -> bytes:
     gaps = gaps_of([decoded])
-    content = SIZE.pack(*decoded.size) + preprocess.fit(decoded).tobytes()
-    return content if gaps is None else content + np.packbits(gaps).tobytes()
+    bits = b"" if gaps is None else np.packbits(gaps).tobytes()
+    return b"".join([SIZE.pack(*decoded.size), pixels.tobytes(), bits])
 
 
 def _show(source: bytes | str, preprocess: Preprocess, max_pixels: int, side_px: int) -> bytes:

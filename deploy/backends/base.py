@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the programs' --help needs none of them
     from visualization.heatmap_overlay import Marks
 
 RUNTIMES = ("auto", "onnxruntime", "openvino")  # what may run an ONNX file
+DEFAULT_OVERLAP = 0.25  # of tiles, in shares of their side
 PRECISIONS = ("auto", "fp32", "bf16")  # what a checkpoint, or an ONNX file on OpenVINO, may be computed in
 PRECISION_HELP = (
     "what a checkpoint, or an ONNX file on OpenVINO, computes in (default auto: what the file is in); bf16 is faster "

@@ -8,11 +8,10 @@ import os
 from common.cli import FlagParser, named_path, number
 from configs.schema import DEFAULT_CONFIG
 from data_loader.decode_guard import DECODE_TIMEOUT_S
-from deploy.backends.base import ACCEPT_CHANGED_HELP, PRECISION_HELP, PRECISIONS, RUNTIMES
+from deploy.backends.base import ACCEPT_CHANGED_HELP, DEFAULT_OVERLAP, PRECISION_HELP, PRECISIONS, RUNTIMES
 from deploy.inference.result_writer import RAW_CSV_HELP, RESULTS_HELP
 
 DEFAULT_POLYGON = 32
-DEFAULT_OVERLAP = 0.25  # of tiles, in shares of their side
 DEFAULT_IMAGES, DEFAULT_RESULT = "data_example/images", "data_example/result"
 EXAMPLES = """\
 examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from deploy.inference.mask_prediction import MaskPrediction, classes_of, mean_sc
 from deploy.inference.prediction import NOT_FINITE, Prediction
 from deploy.inference.predictor import Predictor, Source, check_sizes, net_input
 from deploy.inference.tiled_boxes import Candidates, TiledBoxes, candidates_of, joined_objects
+
+Run = Callable[[np.ndarray], np.ndarray]  # tiles (N, ...) -> what the net gives for each
 
 
 class ImageRows(Protocol):
@@ -62,10 +65,11 @@ class DecodedImage:
 
 
 class StoredRows:
-    """Class indices (H, W) uint8 in a file without a name, written and read by rows."""
+    """Class indices (H, W) uint8 in a file without a name, written and read by rows; it goes with the object."""
 
     def __init__(self, width: int) -> None:
-        self.width, self.file = width, tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
+        self.width, self.file = width, tempfile.TemporaryFile()  # noqa: SIM115  (closed by the next line)
+        weakref.finalize(self, self.file.close)
 
     def append(self, rows: np.ndarray) -> None:
         """Add rows (n, W) uint8. Raises OSError."""
@@ -76,10 +80,6 @@ class StoredRows:
         file: BinaryIO = self.file
         file.seek(first * self.width)
         return np.frombuffer(file.read((end - first) * self.width), np.uint8).reshape(end - first, self.width)
-
-    def close(self) -> None:
-        """Give the space back."""
-        self.file.close()
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class TiledPredictor(Predictor):
     ) -> Generator[Prediction, None, None]:
         """Stream the predictions in the order of the paths; `batch_size` counts tiles. Raises BackendError.
 
-        The mask of a prediction is there until the next one is asked for.
+        The file that a prediction lies over is open until the next one is asked for.
         """
         for path in paths:
             files = (path,) if isinstance(path, str) else path
@@ -139,13 +139,32 @@ class TiledPredictor(Predictor):
             for current in files:
                 images.append(self._open(current, opened))
             current = files[0]
-            check_sizes([image.size for image in images], files[-1])
-            if self.metadata.output == "boxes":
-                return self._objects(images[0], batch_size)
-            return self._mask(images, batch_size, opened)
+            return self.predict_rows(images, batch_size, second_file=files[-1])
         except (ImageError, MemoryError) as error:
             text = str(error) or "it is too large for the memory"
             return self.prediction_type("", error=text if current == files[0] else f"{current}: {text}")
+
+    def predict_rows(
+        self,
+        images: Sequence[ImageRows],
+        batch_size: int,
+        run: Run | None = None,
+        second_file: str = "",
+    ) -> Prediction:
+        """Return the prediction, without its file, of one image or a pair; `second_file` names the later one.
+
+        `run` gives the net's outputs for at most `batch_size` tiles, by default those of `outputs`. Raises ImageError,
+        BackendError.
+        """
+        check_sizes([image.size for image in images], second_file)
+        work = self._objects if self.metadata.output == "boxes" else self._mask
+        return work(images, batch_size, run or self.outputs)
+
+    def outputs(self, tiles: np.ndarray) -> np.ndarray:
+        """Return what the net gives for tiles (N, ...). Raises BackendError."""
+        outputs = self.backend(tiles)
+        self._check_shape(outputs, len(tiles))
+        return outputs
 
     def _open(self, path: str, opened: ExitStack) -> ImageRows:
         preprocess = self.metadata.preprocess
@@ -156,8 +175,8 @@ class TiledPredictor(Predictor):
         image = preprocess.decode(path)
         return DecodedImage(as_array(image), gaps_of([image]))
 
-    def _objects(self, image: ImageRows, batch_size: int) -> Prediction:
-        metadata, (width, height) = self.metadata, image.size
+    def _objects(self, images: Sequence[ImageRows], batch_size: int, run: Run) -> Prediction:
+        metadata, image, (width, height) = self.metadata, images[0], images[0].size
         tile_w, tile_h = metadata.preprocess.width, metadata.preprocess.height
         lefts = starts(width, tile_w, self.overlap)
         found: list[Candidates] = []
@@ -166,7 +185,7 @@ class TiledPredictor(Predictor):
             for first in range(0, len(lefts), batch_size):
                 part = lefts[first : first + batch_size]
                 tiles = np.stack([net_input(band[:, left : left + tile_w], metadata) for left in part])
-                outputs = self._outputs(tiles)
+                outputs = run(tiles)
                 if not np.isfinite(outputs).all():
                     return BoxPrediction("", error=NOT_FINITE)
                 found += candidates_of(outputs, [(left, top) for left in part], metadata, image.size)
@@ -175,13 +194,11 @@ class TiledPredictor(Predictor):
         geo = image if isinstance(image, GeoImage) else None
         return TiledBoxes("", note=note, classes=classes_of(metadata), size=image.size, objects=objects, geo=geo)
 
-    def _mask(self, images: Sequence[ImageRows], batch_size: int, opened: ExitStack) -> Prediction:
+    def _mask(self, images: Sequence[ImageRows], batch_size: int, run: Run) -> Prediction:
         classes, size = classes_of(self.metadata), images[0].size
         counts, scores = np.zeros(VOID + 1, np.int64), 0.0
-        stored = StoredRows(size[0])
-        opened.callback(stored.close)
-        row = 0
-        for band in tiled_logits(self._outputs, images, self.metadata, self.overlap, batch_size):
+        stored, row = StoredRows(size[0]), 0
+        for band in tiled_logits(run, images, self.metadata, self.overlap, batch_size):
             if not np.isfinite(band).all():
                 return MaskPrediction("", error=NOT_FINITE)
             indices = band.argmax(axis=0).astype(np.uint8)  # (rows, W)
@@ -204,14 +221,9 @@ class TiledPredictor(Predictor):
             geo=images[0] if isinstance(images[0], GeoImage) else None,
         )
 
-    def _outputs(self, tiles: np.ndarray) -> np.ndarray:
-        outputs = self.backend(tiles)
-        self._check_shape(outputs, len(tiles))
-        return outputs
-
 
 def tiled_logits(
-    net: Callable[[np.ndarray], np.ndarray],
+    net: Run,
     images: Sequence[ImageRows],
     metadata: ModelMetadata,
     overlap: float,
@@ -227,3 +239,15 @@ def tiled_logits(
         overlap,
         batch_size,
     )
+
+
+def joining_bytes(size: tuple[int, int], metadata: ModelMetadata) -> int:
+    """Return what the tiles of a decoded image of (width, height) take at most, with the image and its mask.
+
+    Of a row of tiles: the pixels twice, and of masks the logits three times (sums, means, what the next row needs) and
+    the indices of the largest.
+    """
+    preprocess = metadata.preprocess
+    across, down = max(size[0], preprocess.width), max(size[1], preprocess.height)
+    logits = 12 * metadata.num_classes + 9 if metadata.output == "mask_logits" else 0
+    return across * (preprocess.height * (2 * preprocess.channels + logits) + down * (preprocess.channels + 1))

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,8 +17,10 @@ import numpy as np
 from data_loader.preprocess import joined
 from deploy.inference.prediction import Prediction
 from deploy.inference.predictor import Predictor, Prepared, net_input
+from deploy.inference.tiles import TiledPredictor
 from deploy.service.admission import Admission, Throughput
 from deploy.service.image_decoder import ImageDecoder
+from deploy.service.tiling import Tiler
 
 T = TypeVar("T")
 
@@ -48,6 +50,7 @@ class MicroBatcher:
     How many images are held (decoding, ready, or in the net) follows from `queue_size`: see Admission.
     A batch that is not full waits `batch_wait_ms` for more. `on_batch` is called in the net's thread with a batch's
     number of images and its seconds.
+    For a TiledPredictor the batches are tiles, of one image at a time, whose threads share `tile_memory_mb`.
     `submit` belongs to one event loop; the other methods may be called from any thread.
     """
 
@@ -61,6 +64,7 @@ class MicroBatcher:
         workers: int,
         batch_wait_ms: float = 0.0,
         topk: int = 5,
+        tile_memory_mb: int = 1024,
         on_batch: Callable[[int, float], None] = lambda count, seconds: None,
     ) -> None:
         self._predictor, self._decoder, self._on_batch = predictor, decoder, on_batch
@@ -75,6 +79,10 @@ class MicroBatcher:
         self._changed = threading.Condition()  # guards the three above
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._pool_of_one = ThreadPoolExecutor(1, thread_name_prefix="decode_large")
+        self._tiler: Tiler | None = None
+        if isinstance(predictor, TiledPredictor):
+            self._tiler = Tiler(predictor, decoder, tile_memory_mb * 10**6, workers)
+        self._tile_pool = ThreadPoolExecutor(workers, thread_name_prefix="tiles")  # of small images
         self._net = threading.Thread(target=self._run, name="net", daemon=True)
         self._net.start()
 
@@ -92,7 +100,10 @@ class MicroBatcher:
         empty = self._predictor.failure(Prepared("", None), "")
         job = _Job(asyncio.get_running_loop().create_future(), [empty] * len(groups), len(groups))
         for index, group in enumerate(groups):
-            self._pool.submit(self._prepare, job, index, group)
+            if self._tiler is None:
+                self._pool.submit(self._prepare, job, index, group)
+            else:
+                self._tile_pool.submit(self._predict_tiles, self._tiler, job, index, group)
         return job.future
 
     def in_pool(self, function: Callable[..., T], *args: Any, is_large: bool = False) -> Future[T]:
@@ -142,7 +153,8 @@ class MicroBatcher:
 
     def close(self) -> None:
         """Finish the queued images, then end the threads. After `ImageDecoder.close` no image is decoded any more."""
-        self._pool.shutdown(wait=True)  # first: it hands large images on
+        self._pool.shutdown(wait=True)  # these first: they hand large images on
+        self._tile_pool.shutdown(wait=True)
         self._pool_of_one.shutdown(wait=True)
         with self._changed:
             self._is_closed = True
@@ -166,6 +178,48 @@ class MicroBatcher:
             # one large image is decoded at a time
             self._decoding_throughput.record(1, seconds * self._workers if may_be_large else seconds)
             self._put(_QueuedImage(job, index, prepared))
+
+    def _predict_tiles(
+        self, tiler: Tiler, job: _Job, index: int, images: tuple[bytes, ...], may_be_large: bool = False
+    ) -> None:
+        """Predict for an image by tiles; its thread waits while the net's runs a batch of them."""
+        started, in_net, waited = time.perf_counter(), 0.0, 0.0
+
+        def run(tiles: np.ndarray) -> np.ndarray:
+            nonlocal in_net, waited
+            if job.future.done():
+                raise CancelledError
+            asked = time.perf_counter()
+            outputs, seconds = self.in_net_thread(self._timed_outputs, tiles).result()
+            in_net, waited = in_net + seconds, waited + time.perf_counter() - asked
+            return outputs
+
+        outcome: Prediction | Exception | None
+        try:
+            if job.future.done():
+                raise CancelledError
+            outcome = tiler.predict(images, self._batch_size, run, may_be_large=may_be_large)
+            if outcome is None:
+                self._pool_of_one.submit(self._predict_tiles, tiler, job, index, images, True)
+                return
+        except CancelledError:  # the request does not wait any more
+            outcome = None
+        except Exception as error:  # the request fails, and the thread lives on
+            outcome = error
+        if in_net:
+            own = time.perf_counter() - started - waited
+            self._decoding_throughput.record(1, own * self._workers if may_be_large else own)
+            self._net_throughput.record(1, in_net)
+        self._deliver([(job, index, outcome)])
+
+    def _timed_outputs(self, tiles: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the net's outputs for a batch of tiles, and its seconds."""
+        assert isinstance(self._predictor, TiledPredictor)
+        started = time.perf_counter()
+        outputs = self._predictor.outputs(tiles)
+        seconds = time.perf_counter() - started
+        self._on_batch(len(tiles), seconds)
+        return outputs, seconds
 
     def _put(self, image: _QueuedImage) -> None:
         with self._changed:

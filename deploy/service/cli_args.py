@@ -8,7 +8,7 @@ import re
 from dataclasses import fields
 
 from common.cli import number
-from deploy.backends.base import ACCEPT_CHANGED_HELP, PRECISION_HELP, PRECISIONS, RUNTIMES
+from deploy.backends.base import ACCEPT_CHANGED_HELP, DEFAULT_OVERLAP, PRECISION_HELP, PRECISIONS, RUNTIMES
 from deploy.service.limits import Limits
 from deploy.service.origins import AllowedOrigins, is_address, is_origin
 
@@ -42,6 +42,15 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
         type=number(0.0, 1000.0),
         default=0.0,
         help="how long a batch that is not full waits for more images (default 0)",
+    )
+    add(
+        "--tiles",
+        metavar="OVERLAP",
+        type=number(0.0, 0.9),
+        nargs="?",
+        const=DEFAULT_OVERLAP,
+        help="nets that give masks or boxes: see images at their own scale, in tiles of the net's input size that "
+        f"overlap by this share (default {DEFAULT_OVERLAP}), as inference.py --tiles does",
     )
     add(
         "--drain_s",

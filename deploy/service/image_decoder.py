@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import numpy as np
 from PIL import Image
 
 from artifacts.metadata import ModelMetadata
 from common.errors import UserError
 from data_loader.band_image import Decoded
-from data_loader.decoder_process import DecoderPool, DecodeTimeoutError, Fitted
+from data_loader.decoder_process import DecoderPool, DecodeTimeoutError
 from data_loader.preprocess import ImageError, Preprocess
 from deploy.inference.predictor import Prepared, prepared_from
+from deploy.inference.tiles import DecodedImage
 
 BYTES_A_PIXEL = 40  # peak while a 32-bit float TIFF, the costliest format, is decoded (measured; 16-bit PNG 37, JPEG 8)
 MIN_SMALL_PIXELS = 250_000
@@ -18,6 +22,7 @@ STALL_S = 5.0  # in which no decoder finishes anything, though all are busy: the
 BLOCK_BYTES = 128 * 10**6  # of GDAL's blocks and their threads, for images of bands
 OWN_BYTES = 48 * 10**6  # of a process, beside its share: the encoded image, and what plugins load when first used
 
+T = TypeVar("T")
 Shown = tuple[Image.Image, Decoded]  # the image to draw on, and the one fitted to the net's input
 
 
@@ -60,17 +65,15 @@ class ImageDecoder:
 
         None unless `may_be_large`: it is large or damaged, and another try has to find out.
         """
-        pool, max_pixels = self._pool_for(may_be_large)
-        fitted: list[Fitted] = []
-        try:
-            for image in (data, *others):
-                fitted.append(pool.fit(image, max_pixels))
-            return prepared_from(fitted, ("", ""), self._metadata)
-        except (UserError, MemoryError) as error:
-            text = str(error) or "it is too large for the memory"
-            text = f"its second image: {text}" if fitted else text
-            is_final = may_be_large or isinstance(error, DecodeTimeoutError)
-            return Prepared("", None, text) if is_final else None
+        fitted = self._decoded(DecoderPool.fit, (data, *others), may_be_large)
+        if isinstance(fitted, str):
+            return Prepared("", None, fitted)
+        return None if fitted is None else prepared_from(fitted, ("", ""), self._metadata)
+
+    def whole(self, images: Sequence[bytes], *, may_be_large: bool) -> list[DecodedImage] | str | None:
+        """Return an image, or both of a pair, at their own size, or why they cannot be used; None as `prepare` does."""
+        found = self._decoded(DecoderPool.whole, images, may_be_large)
+        return [DecodedImage(*image) for image in found] if isinstance(found, list) else found
 
     def show(self, data: bytes, side_px: int, *, may_be_large: bool) -> Shown | None:
         """Return the RGB image, no side longer than `side_px`, and the one that is fitted to the net's input.
@@ -95,6 +98,22 @@ class ImageDecoder:
         """Kill the processes; images that they still decode get an error."""
         self._small.close()
         self._large.close()
+
+    def _decoded(
+        self, decode: Callable[[DecoderPool, bytes, int], T], images: Sequence[bytes], may_be_large: bool
+    ) -> list[T] | str | None:
+        """Return what `decode` gives for each image, or a sentence; None where another try has to find out."""
+        pool, max_pixels = self._pool_for(may_be_large)
+        decoded: list[T] = []
+        try:
+            for image in images:
+                decoded.append(decode(pool, image, max_pixels))
+            return decoded
+        except (UserError, MemoryError) as error:
+            text = str(error) or "it is too large for the memory"
+            text = f"its second image: {text}" if decoded else text
+            is_final = may_be_large or isinstance(error, DecodeTimeoutError)
+            return text if is_final else None
 
     def _pool(self, count: int, pixels: int, timeout_s: float) -> DecoderPool:
         own_bytes = OWN_BYTES + BLOCK_BYTES * self._metadata.preprocess.has_bands

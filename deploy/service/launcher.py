@@ -63,11 +63,14 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
         from deploy.backends.loading import load_backend
         from deploy.inference.decision import foreign_calibration
         from deploy.inference.predictor import Predictor
+        from deploy.inference.tiles import TiledPredictor
         from deploy.service.server import open_server, stop_on_signals
 
         how = {"runtime": args.runtime, "precision": args.precision, "accept_changed": args.accept_changed}
         backend, metadata = load_backend(weights, device=args.device, **how)
         predictor = Predictor(backend, metadata)
+        if args.tiles is not None:
+            predictor = TiledPredictor(backend, metadata, args.tiles)
         with open_server(predictor, routes, args, token) as server, stop_on_signals(server):
             _listen(listener)
             print(_start_message(weights, predictor, routes, listener), flush=True)

@@ -28,4 +28,5 @@ class Limits:
     max_pending_mb: int = _limit(256, 1, 1_048_576, "of bodies held at once; one more gets 503")
     queue: int = _limit(64, 1, 100_000, "images in a burst; under overload some requests get 503")
     decode_memory_mb: int = _limit(1536, 1, 1_048_576, "that decoding may take at once: 40 bytes a pixel at worst")
+    tile_memory_mb: int = _limit(1024, 1, 1_048_576, "of --tiles: half for one large image, half for all small ones")
     decode_timeout_s: float = _limit(10.0, 0.1, 3600, "for decoding one image, which is then given up with 422")

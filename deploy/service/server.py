@@ -86,6 +86,7 @@ def open_server(
         workers=args.workers,
         batch_wait_ms=args.batch_wait_ms,
         topk=args.topk,
+        tile_memory_mb=limits.tile_memory_mb,
         on_batch=metrics.on_batch,
     )
     try:

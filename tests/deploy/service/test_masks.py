@@ -12,26 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from artifacts.metadata import ModelMetadata
-from data_loader.mask_classes import MaskClass
-from data_loader.preprocess import Preprocess
 from deploy.inference.predictor import Predictor
 from tests.helpers.browser import CHROMIUM, open_browser
+from tests.helpers.masks_served import CLASSES, METADATA, PAIRS, BoxBackend, ChangeBackend
 from tests.helpers.serving import GatedBackend, RunningService, base64_of, flags, running
-
-CLASSES = (
-    MaskClass("<i>ground", 0, (0, 0, 0), "地面"),
-    MaskClass("road", 3, (200, 0, 0), "道路"),
-    MaskClass("water", 7, (0, 0, 200), "水体"),
-)
-METADATA = ModelMetadata(
-    tuple(found.name for found in CLASSES),
-    Preprocess(16, 16, mean=(0, 0, 0), std=(1, 1, 1)),
-    {"module": "m", "name": "n", "args": {}},
-    task="segmentation",
-    output="mask_logits",
-    mask_classes=CLASSES,
-)
 
 
 class ColourBackend:
@@ -72,25 +56,6 @@ def test_a_mask_is_answered_as_png(address: int) -> None:
     with Image.open(io.BytesIO(base64.b64decode(entry["mask"].removeprefix("data:image/png;base64,")))) as mask:
         values = np.asarray(mask)
     assert (values == np.array([0, 3, 7])[labels]).mean() > 0.98
-
-
-class ChangeBackend:
-    """Logits (N, 2, H, W) of "same", which is 0.5, and of the red that the second image has more."""
-
-    name, device = "fake", "cpu"
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        more = images[:, 3] - images[:, 0]
-        return np.stack([np.full_like(more, 0.5), more], axis=1) * 9
-
-
-PAIRS = replace(
-    METADATA,
-    class_names=("same", "changed"),
-    preprocess=Preprocess(16, 16, channels=6, images=2, mean=(0,) * 6, std=(1,) * 6),
-    task="change_detection",
-    mask_classes=(MaskClass("same", 0, (0, 0, 0), "same"), MaskClass("changed", 255, (200, 0, 0), "changed")),
-)
 
 
 @pytest.fixture(scope="module")
@@ -181,16 +146,6 @@ def test_the_page_draws_the_mask_over_the_image(address: int, tmp_path: Path) ->
         page.click("#language")
         assert page.text("h1") == "图像分割"
         assert page.errors == []
-
-
-class BoxBackend:
-    """One object of class 1, and one of class 2 below it, in each image of 16 x 16."""
-
-    name, device = "fake", "cpu"
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        rows = np.array([[4, 4, 12, 8, -9, 2, -9], [2, 10, 14, 15, -9, -9, 1]], np.float32)
-        return np.repeat(rows[None], len(images), axis=0)
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium and no google-chrome on this machine")
