@@ -11,9 +11,10 @@ import multiprocessing
 import os
 import signal
 import ssl
+import threading
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -56,49 +57,70 @@ def site_of(client: Any, bucket: str) -> Site | None:
 
 
 def fetch_many(site: Site, wanted: Sequence[Wanted]) -> Iterator[int]:
-    """Write objects into files, each whole or not at all; yield after each part how many objects it had."""
+    """Write objects into files, each whole or not at all; yield after each part how many it wrote.
+
+    A part of which nothing comes is the last one: the store is not there, or does not take such requests.
+    """
     parts = [wanted[start : start + PART] for start in range(0, len(wanted), PART)]
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(PROCESSES, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(PROCESSES, context, initializer=_begin)
     try:
-        waiting: dict[Future[None], int] = {pool.submit(fetch_part, site, part): len(part) for part in parts}
-        for future in as_completed(waiting):
-            future.result()
-            yield waiting[future]
+        for future in as_completed([pool.submit(fetch_part, site, part) for part in parts]):
+            if not (count := future.result()):
+                return
+            yield count
     except BrokenProcessPool:  # one was killed, as where memory is short
         pass
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def fetch_part(site: Site, part: Sequence[Wanted]) -> None:
-    """Fetch a part of the objects, by threads."""
+def fetch_part(site: Site, part: Sequence[Wanted]) -> int:
+    """Fetch a part of the objects, by threads; return how many were written."""
     with ThreadPoolExecutor(THREADS) as pool:
-        [*pool.map(lambda number: _fetch_share(site, part[number::THREADS]), range(THREADS))]
+        return sum(pool.map(lambda number: _fetch_share(site, part[number::THREADS]), range(THREADS)))
 
 
-def _fetch_share(site: Site, share: Iterable[Wanted]) -> None:
-    connection = _connection(site.url)
+def _begin() -> None:
+    """Let this process end with its parent, also where that was killed, and not by Ctrl+C."""
+
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _fetch_share(site: Site, share: Iterable[Wanted]) -> int:
+    connection, written = _connection(site.url), 0
     with suppress(OSError, http.client.HTTPException):
         for listed, target in share:
-            if listed.size <= LARGEST_BYTES and not _fetch(connection, site, listed, target):
+            if listed.size > LARGEST_BYTES:
+                continue
+            status = _fetch(connection, site, listed, target)
+            if status not in (200, *WITHOUT):
                 break
+            written += status == 200
     connection.close()
+    return written
 
 
-def _fetch(connection: http.client.HTTPConnection, site: Site, listed: Listed, target: Path) -> bool:
-    """Write one object, if it is still what was listed; return whether to go on."""
+def _fetch(connection: http.client.HTTPConnection, site: Site, listed: Listed, target: Path) -> int:
+    """Write one object, if it is still what was listed; return the status, 412 where it is not."""
     url = site.url + urllib.parse.quote(listed.key, safe="/~")
     connection.request("GET", urllib.parse.urlsplit(url).path, headers=signed_headers(site, url))
     response = connection.getresponse()
     if response.status != 200:
         response.read()
-        return response.status in WITHOUT
+        return response.status
     if response.length != listed.size or response.headers.get("ETag", "").strip('"') != listed.etag:
         connection.close()  # unread; the next request opens it again
-        return True
+        return 412
     write_atomic(target, response.read(), durable=False)
-    return True
+    return 200
 
 
 def signed_headers(site: Site, url: str) -> dict[str, str]:

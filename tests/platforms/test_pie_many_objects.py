@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -61,6 +62,46 @@ def test_processes(server: ObjectStore, tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         server.etags[key]: body for key, body in server.objects.items()
     }
+
+
+def test_processes_end_where_nothing_comes(
+    server: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "PART", 15)
+    listed = [*list_data(open_store(BUCKET), "sets/d1/").objects.values()]
+    server.fault = lambda key: (403, b"")
+    assert [*fetch_many(the_site(), [(each, tmp_path / each.etag) for each in listed])] == []
+    assert server.counts["get"] <= 3 * direct.THREADS and not [*tmp_path.iterdir()]  # one of each thread
+
+
+KILLED = """
+import os
+from pathlib import Path
+from botocore.credentials import ReadOnlyCredentials
+from platforms.pie_engine.direct import Site, fetch_many
+from platforms.pie_engine.storage import Listed
+
+if __name__ == "__main__":
+    site = Site(os.environ["URL"], "us-east-1", ReadOnlyCredentials("a", "b", None))
+    [*fetch_many(site, [(Listed("x", 1, "e"), Path("x"))] * 1000)]
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_processes_end_with_a_killed_training(tmp_path: Path) -> None:
+    """None stays behind with the user's credentials: the server sees their connections end."""
+    (tmp_path / "killed.py").write_text(KILLED, encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(60)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/b/"
+        env = {**os.environ, "URL": url, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        with subprocess.Popen([sys.executable, "killed.py"], cwd=tmp_path, env=env) as process:
+            connection, _ = listening.accept()  # is never answered
+            process.kill()
+        with connection:
+            connection.settimeout(20)
+            while connection.recv(4096):
+                pass
 
 
 def test_what_is_gone_changed_large_or_refused_is_left_out(
