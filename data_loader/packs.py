@@ -34,7 +34,7 @@ MASK_DELTA = 0xA282EAD8  # of a masked checksum (TensorFlow, "TFRecord and tf.tr
 LENGTH, CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 FRAME_BYTES = LENGTH.size + 2 * CHECKSUM.size  # around a record's data
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})-tfrecord", re.DOTALL)
-_PACKED = re.compile(r"(.+-tfrecord)#(\d+)(?::(\w+))?(?: \((.*)\))?", re.DOTALL)
+_RECORD = re.compile(rf"{ENDING}#(\d+)(?::(\w+))?(?: \((.*)\))?\Z", re.DOTALL)  # after the name of a shard
 
 T = TypeVar("T")
 
@@ -159,9 +159,9 @@ def packed_name(shard: str, index: int, file: str, feature: str = IMAGE) -> str:
 
 def sibling_name(name: str, file: str, feature: str) -> str:
     """Return the name of another file in the same record as a named image."""
-    found = _PACKED.fullmatch(name)
+    found = _RECORD.search(name)
     assert found is not None
-    return packed_name(found[1], int(found[2]), file, feature)
+    return packed_name(_shard_of(found), int(found[1]), file, feature)
 
 
 def list_keys(*keys: str) -> tuple[str, ...]:
@@ -179,14 +179,14 @@ def array_of(features: Mapping[str, Any], key: str) -> np.ndarray:
 
 def container_of(path: str) -> str:
     """Return the file that an image lies in: its shard, or itself."""
-    found = _PACKED.fullmatch(path) if f"{ENDING}#" in path else None
-    return found[1] if found else path
+    found = _RECORD.search(path)
+    return _shard_of(found) if found else path
 
 
 def file_of(path: str) -> str:
     """Return the path that an image in a pack had, or a path itself."""
-    found = _PACKED.fullmatch(path) if f"{ENDING}#" in path else None
-    return (found[4] or "") if found else path
+    found = _RECORD.search(path)
+    return (found[3] or "") if found else path
 
 
 def content_of(source: T) -> T | bytes:
@@ -194,12 +194,9 @@ def content_of(source: T) -> T | bytes:
 
     Raises ImageError for a damaged record, or one without the image.
     """
-    if not isinstance(source, str) or f"{ENDING}#" not in source:
+    if not isinstance(source, str) or (found := _RECORD.search(source)) is None:
         return source
-    found = _PACKED.fullmatch(source)
-    if found is None:
-        return source
-    path, index, feature = found[1], int(found[2]), found[3] or IMAGE
+    path, index, feature = _shard_of(found), int(found[1]), found[2] or IMAGE
     try:
         shard = open_shard(path)
         if index >= len(shard):
@@ -217,6 +214,10 @@ def masked_checksum(data: bytes | memoryview) -> bytes:
     """Return the masked CRC32C of a text, 4 bytes. Raises ListError where the package for it is not installed."""
     checksum = _crc32c()(data)
     return CHECKSUM.pack((((checksum >> 15) | (checksum << 17)) + MASK_DELTA) & 0xFFFFFFFF)
+
+
+def _shard_of(found: re.Match[str]) -> str:
+    return found.string[: found.start() + len(ENDING)]
 
 
 @functools.cache

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,6 +25,7 @@ from data_loader.examples import Feature, encode_feature, join_features
 from data_loader.packs import (
     ARRAY_TYPES,
     ENDING,
+    FRAME_BYTES,
     IMAGE,
     INDEX_ENDING,
     INSTALL,
@@ -33,6 +36,7 @@ from data_loader.packs import (
     masked_checksum,
 )
 from data_loader.samples import ListError
+from datasets.cores import equal_parts, over_cores
 from datasets.errors import DatasetError
 from datasets.outcome import Outcome
 from datasets.records import FLAGS, KEYS, Record, value
@@ -58,6 +62,11 @@ class Shards:
         """Return P-00000-of-00003."""
         return f"{self.prefix}-{number:05}-of-{len(self.sizes):05}"
 
+    def ranges(self) -> list[range]:
+        """Return the indices of each shard's records."""
+        ends = [0, *itertools.accumulate(self.sizes)]
+        return [range(first, last) for first, last in itertools.pairwise(ends)]
+
 
 def divide(total: int, most: int, prefix: str) -> Shards:
     """Return shards of `most` records; a last one of 1 takes one from its neighbour."""
@@ -77,17 +86,23 @@ def readable_rows(rows: Sequence[Row], outcome: Outcome) -> list[Row]:
     if problems:
         raise ListError(problems)
     kept = []
-    for record, folder in rows:
-        if reason := _why_unreadable((record, folder)):
-            outcome.leave_out(value(record, "image_file") or "a record without image_file", reason)
+    for row, reason in zip(
+        rows, itertools.chain.from_iterable(over_cores(_reasons, rows, equal_parts(len(rows)))), strict=True
+    ):
+        if reason:
+            outcome.leave_out(value(row[0], "image_file") or "a record without image_file", reason)
         else:
-            kept.append((record, folder))
+            kept.append(row)
     return kept
 
 
 def check_room(rows: Sequence[Row], target: Path) -> None:
     """Raise DatasetError where the disk has less room than the images take."""
-    needed = ROOM * sum((folder / path).stat().st_size for record, folder in rows for path in _files(record).values())
+    needed = ROOM * sum(
+        os.stat(f"{folder}/{path}").st_size  # noqa: PTH116  (for each image)
+        for record, folder in rows
+        for path in _files(record).values()
+    )
     free = shutil.disk_usage(next(each for each in (target, *target.absolute().parents) if each.exists())).free
     if needed > free:
         raise DatasetError(f"--tgt {target}: the packs take {size_text(needed)}, and {size_text(free)} are free")
@@ -95,24 +110,24 @@ def check_room(rows: Sequence[Row], target: Path) -> None:
 
 def write_tfrecords(rows: Sequence[Row], target: Path, shards: Shards) -> list[dict[str, Any]]:
     """Write shards and their indices; return what meta.json says of each. Raises OSError, DatasetError."""
-    entries = []
-    examples = _examples(rows)
-    for number, size in enumerate(shards.sizes):
-        name = shards.name(number)
-        checksum, offset, lines = hashlib.sha256(), 0, []
-        with atomic_path(target / (name + ENDING)) as temporary, temporary.open("wb") as file:
-            for _ in range(size):
-                data = next(examples)
-                head = LENGTH.pack(len(data))
-                frame = b"".join((head, masked_checksum(head), data, masked_checksum(data)))
-                file.write(frame)
-                checksum.update(frame)
-                lines.append(f"{offset} {len(frame)}\n")
-                offset += len(frame)
-        write_atomic(target / (name + INDEX_ENDING), "".join(lines))
-        entry = {"file": name + ENDING, "records": size, "bytes": offset, "sha256": checksum.hexdigest()}
-        entries.append(entry)
-    return entries
+    return over_cores(functools.partial(_write_tfrecord, target, shards), rows, shards.ranges())
+
+
+def _write_tfrecord(target: Path, shards: Shards, rows: Sequence[Row], part: range) -> dict[str, Any]:
+    name = shards.name(shards.ranges().index(part))
+    checksum, offset, lines = hashlib.sha256(), 0, []
+    with atomic_path(target / (name + ENDING)) as temporary, temporary.open("wb") as file:
+        for record, folder in rows[part.start : part.stop]:
+            data = example_of(record, folder)
+            head = LENGTH.pack(len(data))
+            for piece in (head + masked_checksum(head), data, masked_checksum(data)):
+                file.write(piece)
+                checksum.update(piece)
+            lines.append(f"{offset} {len(data) + FRAME_BYTES}\n")
+            offset += len(data) + FRAME_BYTES
+    write_atomic(target / (name + INDEX_ENDING), "".join(lines))
+    entry = {"file": name + ENDING, "records": len(part), "bytes": offset}
+    return entry | {"sha256": checksum.hexdigest()}
 
 
 def write_kvs(rows: Sequence[Row], target: Path, shards: Shards, category: Sequence[str]) -> list[dict[str, Any]]:
@@ -121,22 +136,24 @@ def write_kvs(rows: Sequence[Row], target: Path, shards: Shards, category: Seque
         lmdb = importlib.import_module("lmdb")
     except ImportError as error:
         raise DatasetError(f"package/kv needs the package lmdb: {INSTALL}") from error
-    entries, examples, record = [], _examples(rows), 0
-    for number, size in enumerate(shards.sizes):
-        name = shards.name(number) + KV_ENDING
-        content = {"format": FORMAT, "total": size, "category": list(category), "first": record}
-        with atomic_path(target / name) as temporary:
-            with (
-                lmdb.open(str(temporary), subdir=False, lock=False, map_size=MAP_BYTES) as base,
-                base.begin(write=True) as to,
-            ):
-                for _ in range(size):
-                    to.put(f"{shards.prefix}-{record:08}".encode(), next(examples))
-                    record += 1
-                to.put(b"__meta__", json.dumps(content, ensure_ascii=False).encode())
-            size_bytes, checksum = temporary.stat().st_size, _sha256(temporary)
-        entries.append({"file": name, "records": size, "bytes": size_bytes, "sha256": checksum})
-    return entries
+    return over_cores(functools.partial(_write_kv, lmdb, target, shards, list(category)), rows, shards.ranges())
+
+
+def _write_kv(
+    lmdb: Any, target: Path, shards: Shards, category: list[str], rows: Sequence[Row], part: range
+) -> dict[str, Any]:
+    name = shards.name(shards.ranges().index(part)) + KV_ENDING
+    content = {"format": FORMAT, "total": len(part), "category": category, "first": part.start}
+    with atomic_path(target / name) as temporary:
+        with (
+            lmdb.open(str(temporary), subdir=False, lock=False, map_size=MAP_BYTES) as base,
+            base.begin(write=True) as to,
+        ):
+            for record in part:
+                to.put(f"{shards.prefix}-{record:08}".encode(), example_of(*rows[record]))
+            to.put(b"__meta__", json.dumps(content, ensure_ascii=False).encode())
+        size_bytes, checksum = temporary.stat().st_size, _sha256(temporary)
+    return {"file": name, "records": len(part), "bytes": size_bytes, "sha256": checksum}
 
 
 def write_meta(
@@ -161,29 +178,31 @@ def write_meta(
 
 def example_of(record: Record, folder: Path) -> bytes:
     """Return the Example of a record: every key, and the bytes of its files. Raises DatasetError, OSError."""
-    made = {name: encode_feature(name, values) for name, values in features_of(record, folder).items()}
-    for key, encoded in _defaults().items():
-        if key not in record:
-            made |= encoded
+    made = dict(_defaults())  # a key's own features have the names of its default's, and sometimes one more
+    for key, item in record.items():
+        made |= _encoded(key, item, record.get(FLAG_OF.get(key, ""), []))
+    for feature, path in _files(record).items():
+        with open(f"{folder}/{path}", "rb", buffering=0) as file:  # noqa: PTH123  (for each image)
+            made[feature] = encode_feature(feature, [file.read()])
     return join_features(made)
 
 
-def features_of(record: Record, folder: Path) -> dict[str, Feature]:
-    """Return the features of the keys that a record has, and the bytes of its files. Raises DatasetError, OSError."""
-    features: dict[str, Feature] = {}
-    for key, item in record.items():
-        flags = record.get(FLAG_OF.get(key, ""), [])
-        features |= _features(key, item, flags)
-    return features | {feature: [(folder / path).read_bytes()] for feature, path in _files(record).items()}
-
-
 @functools.cache
-def _defaults() -> dict[str, dict[str, bytes]]:
+def _defaults() -> dict[str, bytes]:
     """Return the encoded features of every key's default."""
-    return {
-        key: {name: encode_feature(name, values) for name, values in _features(key, default).items()}
-        for key, default in KEYS.items()
-    }
+    return {name: feature for key, default in KEYS.items() for name, feature in _encoded(key, default).items()}
+
+
+def _encoded(key: str, item: Any, flags: Sequence[int] = ()) -> dict[str, bytes]:
+    if isinstance(item, (str, bool, int)):
+        return _encoded_scalar(key, item)
+    return {name: encode_feature(name, values) for name, values in _features(key, item, flags).items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def _encoded_scalar(key: str, item: str | bool | int) -> dict[str, bytes]:
+    """Return a feature that many records share: a class, a size, a tag."""
+    return {name: encode_feature(name, values) for name, values in _features(key, item).items()}
 
 
 def _features(key: str, item: Any, flags: Sequence[int] = ()) -> dict[str, Feature]:
@@ -254,23 +273,21 @@ def _files(record: Record) -> dict[str, str]:
     return {feature: path for feature, path in paths.items() if path}
 
 
-def _why_unreadable(row: Row) -> str:
-    record, folder = row
+def _reasons(rows: Sequence[Row], part: range) -> list[str]:
+    return [_why_unreadable(*rows[index]) for index in part]
+
+
+def _why_unreadable(record: Record, folder: Path) -> str:
+    """Return why a record's files cannot be opened, "" where they can."""
     if not value(record, "image_file"):
         return "it names no image"
     for path in _files(record).values():
         try:
-            with open_image(str(folder / path)):
+            with open_image(f"{folder}/{path}"):
                 pass
         except (ImageError, OSError, ValueError, SyntaxError) as error:
             return f"{path}: {getattr(error, 'strerror', None) or error}"
     return ""
-
-
-def _examples(rows: Sequence[Row]) -> Iterator[bytes]:
-    """Yield the Examples of rows in order. Threads made it half as fast: most of it is Python's own work."""
-    for record, folder in rows:
-        yield example_of(record, folder)
 
 
 def _sha256(path: Path) -> str:
