@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from artifacts.errors import CheckpointError
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
-CONFIG = "config.json"
+CONFIG, CARD = "config.json", "README.md"
+CARD_HEADER = re.compile(r"---\n(.*?)\n---", re.DOTALL)  # YAML
+LICENCE = re.compile(r"^license:[ \t]*['\"]?([^'\"\n#]+)", re.MULTILINE)
 LFS_POINTER = b"version https://git-lfs.github.com/"
 
 
@@ -46,6 +50,26 @@ def hub_config(path: Path) -> dict[str, Any]:
     return values
 
 
+def hub_provenance(path: Path) -> dict[str, str]:
+    """Return the name, sha256, licence and source of a folder's weights; {} where there is no config.json of the Hub.
+
+    The licence is that of timm's "pretrained_cfg", else of the model card's header. Raises CheckpointError.
+    """
+    values = hub_config(path)
+    if not values:
+        return {}
+    file = weights_file(path)
+    published = values.get("pretrained_cfg")
+    published = published if isinstance(published, dict) else {}
+    name = ".".join(str(part) for part in (values.get("architecture"), published.get("tag")) if part)
+    return {
+        "package": name or str(values.get("_name_or_path") or file.parent.name),
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "licence": str(published.get("license") or _card_licence(file.parent / CARD) or "no licence stated"),
+        "source": str(published.get("origin_url") or published.get("hf_hub_id") or "a folder of the Hugging Face Hub"),
+    }
+
+
 def hub_class_names(values: dict[str, Any]) -> tuple[str, ...]:
     """Return the class names of a config.json in the order of the labels; () where it names none.
 
@@ -62,6 +86,16 @@ def class_names_in(names: object) -> tuple[str, ...]:
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) and name for name in names):
         return ()
     return tuple(names) if len(set(names)) == len(names) else ()
+
+
+def _card_licence(card: Path) -> str:
+    """Return the licence that a model card's header names; "" where there is no card or no licence in it."""
+    try:
+        header = CARD_HEADER.match(card.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return ""
+    found = LICENCE.search(header[1]) if header else None
+    return found[1].strip() if found else ""
 
 
 def _is_lfs_pointer(path: Path) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.errors import CheckpointError
+from artifacts.hub_folder import hub_provenance
 from common.formatting import did_you_mean
 from configs.schema import PACKAGE, Config
 
@@ -99,7 +100,7 @@ def package_file(pretrained_file: str) -> Path:
 
 
 def start_weights_of(config: Config) -> dict[str, str]:
-    """Return where a config's start weights come from: its package, or that of the checkpoint that it goes on from.
+    """Return where a config's start weights come from: its package, its Hub folder, or what its checkpoint says.
 
     Raises CheckpointError.
     """
@@ -110,6 +111,8 @@ def start_weights_of(config: Config) -> dict[str, str]:
     from artifacts.checkpoint import is_checkpoint, load_checkpoint  # late: a config is checked without torch
 
     file = config.start_weights()
+    if provenance := hub_provenance(file):
+        return provenance
     return load_checkpoint(file).metadata.start_weights if is_checkpoint(file) else {}
 
 

@@ -27,6 +27,7 @@ from artifacts.checkpoint import (
 )
 from artifacts.errors import CheckpointError
 from artifacts.formats import artifact_kind
+from artifacts.hub_folder import hub_provenance
 from artifacts.metadata import ModelMetadata
 from data_loader.preprocess import Preprocess
 from deploy.backends.base import BackendError
@@ -355,6 +356,34 @@ def test_a_folder_of_the_hub_is_read_with_its_class_names(tmp_path: Path) -> Non
     config.write_text("[]", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config.json: holds a list, not an object"):
         load_weights_file(tmp_path)
+
+
+def test_weights_of_a_hub_folder_say_their_licence_and_source(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert hub_provenance(tmp_path) == {}
+    config, card = tmp_path / "config.json", tmp_path / "README.md"
+    config.write_text(json.dumps({"model_type": "resnet"}), encoding="utf-8")
+    assert hub_provenance(tmp_path) == {
+        "package": tmp_path.name,
+        "sha256": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c",
+        "licence": "no licence stated",
+        "source": "a folder of the Hugging Face Hub",
+    }
+    published = {"tag": "a1_in1k", "origin_url": "https://example.org/weights"}
+    config.write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": published}), encoding="utf-8")
+    card.write_text(
+        "---\ntags:\n- image\nlicense: 'cc-by-4.0' # here\n---\nlicense: none\n", encoding="utf-8"
+    )
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        found = hub_provenance(path)
+        assert (found["package"], found["licence"]) == ("resnet18.a1_in1k", "cc-by-4.0")
+        assert found["source"] == "https://example.org/weights"
+    values = {"architecture": "resnet18", "pretrained_cfg": {"license": "apache-2.0"}}
+    config.write_text(json.dumps(values), encoding="utf-8")
+    assert hub_provenance(tmp_path)["licence"] == "apache-2.0"
+    card.write_bytes(b"---\n\xff")
+    config.write_text(json.dumps({"architecture": "resnet18"}), encoding="utf-8")
+    assert hub_provenance(tmp_path)["licence"] == "no licence stated"
 
 
 def test_what_git_lfs_leaves_in_place_of_weights_is_named(tmp_path: Path) -> None:

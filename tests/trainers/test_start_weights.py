@@ -307,7 +307,8 @@ def test_a_training_starts_from_a_folder_of_the_hub(
     said = capsys.readouterr().out
     assert "loaded 50 of 52 tensors of the net" in said
     assert f"the head's rows of 1 of 3 classes are kept by name: {quoted(CLASSES[1:2])}" in said
-    assert (dataset / "weights/net.pth").is_file()
+    start_weights = load_checkpoint(dataset / "weights/net.pth").metadata.start_weights
+    assert (start_weights["package"], start_weights["licence"]) == ("squeezenet", "no licence stated")
 
 
 # --- --resume
