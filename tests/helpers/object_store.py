@@ -61,9 +61,13 @@ class ObjectStore:
 
         async def close() -> None:
             assert self._server is not None
+            for socket in self._server.sockets:
+                self._loop.remove_reader(socket.fileno())
+            await asyncio.sleep(0.01)  # what was accepted just before becomes a connection
             self._server.close()
             for transport in self._open:
                 transport.abort()
+            await asyncio.sleep(0.01)
 
         asyncio.run_coroutine_threadsafe(close(), self._loop).result()
 
