@@ -151,6 +151,28 @@ def layer_norm(
     return narrowed(b, y)
 
 
+def group_norm(
+    b: Builder, x: Value, groups: int, weight: Constant | None = None, bias: Constant | None = None,
+    eps: float = 1e-5, *_: Any,
+) -> Value:  # fmt: skip
+    """Group norm over groups of channels and all places (Wu & He 2018), in float32: a layer norm of each group."""
+    channels, rest = x.shape[1], x.shape[2:]
+    if len(x.shape) != 4 or not all(isinstance(size, int) for size in (channels, *rest)):
+        raise DescriptionError("a group norm of other than images of a fixed size")
+    wide = as_float32(b, x)
+    each = int(channels) // groups * int(rest[0]) * int(rest[1])
+    rows = b.reshaped(wide, (x.shape[0], groups, each), step="groups")
+    ones, zeros = (b.value(Constant(torch.full((each,), fill), torch.float32), rank=3) for fill in (1.0, 0.0))
+    even = b.add(network.Normalization, (rows, ones, zeros), rows.shape, step="normalized", axes=(2,), epsilon=eps)
+    factors = {
+        "scale": torch.ones(int(channels)) if weight is None else weight.tensor,
+        "shift": torch.zeros(int(channels)) if bias is None else bias.tensor,
+    }
+    weights = {name: b.weight(name, factor, torch.float32) for name, factor in factors.items()}
+    image = b.reshaped(even, x.shape, step="image")
+    return narrowed(b, b.add(network.Scale, (image,), step="wide" if x.dtype in HALF else "", weights=weights))
+
+
 def _norm_factors(
     weight: Constant | None, bias: Constant | None, mean: Constant, var: Constant, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:

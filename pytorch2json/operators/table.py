@@ -36,6 +36,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {  # without the "aten." before each
     **dict.fromkeys(("matmul.default", "mm.default", "bmm.default"), layers.matmul),
     "scaled_dot_product_attention.default": layers.attention,
     "layer_norm.default": layers.layer_norm,
+    "group_norm.default": layers.group_norm,
     "max_pool2d.default": pooling.max_pool,
     "avg_pool2d.default": pooling.average_pool,
     "adaptive_avg_pool2d.default": pooling.adaptive_average_pool,

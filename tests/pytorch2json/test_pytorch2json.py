@@ -153,6 +153,7 @@ def test_operators_alone(name: str) -> None:
         nn.Sequential(nn.Flatten(), nn.Linear(324, 8), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 3, bias=False)),
         nn.LayerNorm([9, 6]),
         nn.LayerNorm(6, elementwise_affine=False),
+        nn.Sequential(nn.GroupNorm(3, 6), nn.Conv2d(6, 6, 3), nn.GroupNorm(2, 6, affine=False)),
         nn.Sequential(nn.Flatten(2), nn.MultiheadAttention(54, 2, batch_first=True)),
     ],
     ids=str,
@@ -167,6 +168,9 @@ def test_modules_alone(net: nn.Module) -> None:
         if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
             part.running_mean.normal_()
             part.running_var.uniform_(0.5, 2)
+        if isinstance(part, nn.GroupNorm) and part.affine:
+            nn.init.normal_(part.weight)
+            nn.init.normal_(part.bias)
     interpreter = Interpreter(*convert(net.eval(), images[:1]))
     for count in (1, 4):
         with torch.no_grad():

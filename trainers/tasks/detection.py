@@ -35,7 +35,8 @@ MAX_STRIPS = 8  # a validation
 class DetectionTask(Task):
     """Owns the net and its loss, the mean over the images of the loss of each image by itself.
 
-    The net names the `strides` of its maps; its output is (N, A, 4 + K), a row for each position of each map.
+    The net names the `strides` of its maps; its output is (N, A, 4 + K), a row for each position of each map. A net
+    with `losses` has its own: they and its `decode` take what it gives with `raw`.
     """
 
     name = "detection"
@@ -50,7 +51,7 @@ class DetectionTask(Task):
         strides: Any = getattr(net, "strides", ())
         if not strides:
             raise NetError(f"{type(net).__name__} has no attribute strides, which a net for detection needs")
-        points = anchor_points(preprocess.height, preprocess.width, strides)  # (A, 3)
+        points = anchor_points(preprocess.height, preprocess.width, strides)  # (A, 3); a net of own losses has others
         self.register_buffer("points", points, persistent=False)
 
     @classmethod
@@ -83,7 +84,7 @@ class DetectionTask(Task):
 
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Return the mean losses for images (N, C, H, W) and rows (N, M, 6) of boxes."""
-        losses = detection_losses(self.net(batch["image"]), batch["target"], self.points)
+        _, losses = self._measured(batch)
         return {name: values.mean() for name, values in losses.items()}
 
     def shown_pixels(
@@ -110,10 +111,18 @@ class DetectionTask(Task):
         metrics = DetectionMetrics(samples, self.input)
         with evaluating(self.net):
             for batch in batches():
-                outputs = self.predict(batch["image"])
-                losses = detection_losses(outputs, batch["target"], self.points)["loss"]
-                metrics.update(outputs, batch["index"], losses)
+                outputs, losses = self._measured(batch)
+                metrics.update(outputs, batch["index"], losses["loss"])
         return metrics.compute(threshold)
+
+    def _measured(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the outputs (N, A, 4 + K) for a batch, and the losses (N,) of its images by name."""
+        net: Any = self.net
+        if hasattr(net, "losses"):
+            rows = net(batch["image"], raw=True)
+            return net.decode(rows), net.losses(rows, batch["target"])
+        outputs = self.predict(batch["image"])
+        return outputs, detection_losses(outputs, batch["target"], self.points)
 
     def declare(self, metadata: ModelMetadata, validation: Validation) -> ModelMetadata:
         """Return the metadata with the score threshold of the highest mean F1."""
