@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.atomic_io import atomic_path
 from common.formatting import short_json
 from data_loader.coco import are_numbers, box_of, categories_of, classes_of, load_coco, objects_by_image
 from data_loader.errors import ImageError
@@ -86,22 +88,41 @@ def coco_records(
     return records
 
 
-def coco_content(found: Annotations, outcome: Outcome) -> dict[str, Any]:
-    """Return standard annotations as COCO's JSON; categories count from 1. Objects without a class are dropped."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+def write_coco(path: Path, found: Annotations, outcome: Outcome) -> tuple[int, int]:
+    """Write standard annotations as COCO's JSON; return how many images and objects. Categories count from 1.
+
+    Objects without a class are dropped. A million records are written one by one. Raises OSError.
+    """
+    details = _joint_details(found.meta.get("meta", {}), found.records)
+    categories = [{"id": label, "name": name, **details} for label, name in enumerate(found.category, 1)]
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        counts: list[int] = []
+        for key, entries in (("images", _images(found)), ("annotations", _annotations(found, outcome))):
+            file.write(f'{", " if counts else "{"}"{key}": [')
+            count = 0
+            for count, entry in enumerate(entries, 1):
+                file.write(f"{', ' if count > 1 else ''}{json.dumps(entry, ensure_ascii=False)}")
+            file.write("]")
+            counts.append(count)
+        file.write(f', "categories": {json.dumps(categories, ensure_ascii=False)}}}\n')
+    return counts[0], counts[1]
+
+
+def _images(found: Annotations) -> Iterator[dict[str, Any]]:
     for number, record in enumerate(found.records, 1):
         size = {"width": value(record, "width"), "height": value(record, "height")}
-        images.append({"id": number, "file_name": value(record, "image_file"), **size})
+        yield {"id": number, "file_name": value(record, "image_file"), **size}
+
+
+def _annotations(found: Annotations, outcome: Outcome) -> Iterator[dict[str, Any]]:
+    count = 0
+    for number, record in enumerate(found.records, 1):
         for each in objects_of(record, found.category):
             if each.label == NO_LABEL:
                 outcome.counts["objects without a class, dropped"] += 1
                 continue
-            annotations.append(_entry(each, len(annotations) + 1, number))
-    details = found.meta.get("meta", {})
-    joints = _joint_details(details, found.records)
-    categories = [{"id": label, "name": name, **joints} for label, name in enumerate(found.category, 1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+            count += 1
+            yield _entry(each, count, number)
 
 
 def _joint_details(details: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ key is written. A key that is not known here is kept as it is.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,8 +41,8 @@ def value(record: Mapping[str, Any], key: str) -> Any:
 
 
 def sparse(record: Mapping[str, Any]) -> Record:
-    """Return a record without the keys that have their defaults."""
-    return {key: item for key, item in record.items() if key not in KEYS or item != KEYS[key]}
+    """Return a record without the keys that have their defaults; its keys are the same objects as in all others."""
+    return {sys.intern(key): item for key, item in record.items() if key not in KEYS or item != KEYS[key]}
 
 
 def complete(record: Mapping[str, Any]) -> Record:

@@ -168,3 +168,12 @@ def test_datasets_come_without_torch() -> None:
         f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_records_share_what_repeats(tmp_path: Path) -> None:
+    """Keys, names, tags and sizes are the same objects in all records: JSON makes new ones for each line."""
+    record = {"image_file": "a.jpg", "width": 640, "height": 480, "tag": "pond", "image_label_name": "tern"}
+    write_annotations(tmp_path, [{**record, "image_label": 0, "own_key": 1} for _ in range(2)], ["tern"])
+    first, second = read_annotations(tmp_path / "annotation.json").records
+    assert first == second and all(map(lambda a, b: a is b, first, second))
+    assert all(first[key] is second[key] for key in ("width", "height", "tag", "image_label_name"))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 
-from common.atomic_io import write_atomic
 from data_loader.box_folders import COCO_FILES
-from datasets.coco import coco_content
+from datasets.coco import write_coco
 from datasets.files import check_target, read_annotations
 from datasets.outcome import Outcome
 from datasets.pictures import take_along
@@ -29,10 +27,11 @@ def run(args: argparse.Namespace) -> int:
     outcome = Outcome(args.overwrite)
     args.tgt.mkdir(parents=True, exist_ok=True)
     kept = replace(found, records=take_along(found.records, found.folder, args.tgt, outcome))
-    content = coco_content(kept, outcome)
-    write_atomic(args.tgt / name, json.dumps(content, ensure_ascii=False) + "\n")
-    counts = f"{len(content['images']):,} images, {len(content['annotations']):,} objects"
-    return finish(f"{args.tgt / name}: {counts}\n{config_line('train_data_root_dir', args.tgt)}", outcome)
+    images, objects = write_coco(args.tgt / name, kept, outcome)
+    return finish(
+        f"{args.tgt / name}: {images:,} images, {objects:,} objects\n{config_line('train_data_root_dir', args.tgt)}",
+        outcome,
+    )
 
 
 VERB = Verb("package/coco", (__doc__ or "").splitlines()[0], add_flags, run)

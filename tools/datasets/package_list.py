@@ -7,7 +7,6 @@ where they are. Records of one clip stay in one split.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from common.atomic_io import write_atomic
 from data_loader.samples import CLASS_NAMES_FILE
-from datasets.coco import coco_content
+from datasets.coco import write_coco
 from datasets.errors import DatasetError
 from datasets.files import Annotations, check_target, read_annotations
 from datasets.outcome import Outcome
@@ -129,8 +128,7 @@ def config_lines(found: Annotations, target: Path, kind: str) -> list[str]:
 
 def _write(target: Path, name: str, kind: str, found: Annotations, outcome: Outcome) -> None:
     if kind == BOXES:
-        content = coco_content(found, outcome)
-        write_atomic(target / f"{name}.json", json.dumps(content, ensure_ascii=False) + "\n")
+        write_coco(target / f"{name}.json", found, outcome)
         return
     key = "image_label" if kind == LABELS else "semantic_file"
     lines = [f"{value(record, 'image_file')}{SEPARATOR}{value(record, key)}\n" for record in found.records]
