@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from platforms.pie_engine.traincfg import TrainRequest
 from tests.conftest import slow_but
 from tests.helpers import boxes, masks, s3
 from tests.helpers.pie import LABELS, MODELS, PICTURES, request, small_nets, training_log, write_data
+from trainers.runtime import distributed
 
 REAL_NETS = nets.NETS
 
@@ -346,6 +347,60 @@ def test_several_processes_leave_the_same(
     pixels = sum(Image.open(path).resize((32, 32)).size[0] * 32 for path in (data / "valid/labels").iterdir())
     assert np.sum(report["confusion"]) == pixels
     assert torch.load("output/files/fc-siam-diff.th", weights_only=True)
+
+
+WORKER = """
+import os, sys
+from pathlib import Path
+import pytest
+from platforms.pie_engine import cli
+from tests.helpers.masks import mask_nets
+
+with pytest.MonkeyPatch.context() as patch, mask_nets(Path(sys.argv[1], os.environ["RANK"]), patch):
+    sys.exit(cli.main(["--worker", sys.argv[2]]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As two GPUs would have it: half of the batch for each, one line an epoch, and the figures of one process."""
+    (net,) = nets.NETS[SEGMENTATION]
+    keys = {**net.keys, "model_args": {"norm": False}}  # each process would have batch statistics of its own
+    monkeypatch.setattr(nets, "NETS", {SEGMENTATION: (nets.Net(net.names, keys),)})
+    (tmp_path / "data").mkdir()
+    data = masks.write_scenes(tmp_path / "data", train=12)  # whole batches: a rest of one image for each is left out
+    request(SEGMENTATION, data, gpu_num=2)
+    made: Any = train.make_config
+    launched = distributed.launch
+
+    def launch(command: Sequence[str], count: int) -> int:
+        assert command[:3] == ["-m", "platforms.pie_engine", train.WORKER] and count == 2
+        for rank in range(count):
+            (tmp_path / f"{rank}").mkdir()
+        return launched([str(tmp_path / "worker.py"), str(tmp_path), *command[3:]], count)
+
+    def config(*args: Any) -> Any:
+        found = made(*args[:6], 2, *args[7:])
+        assert (found.gpu_id, found.batch_size) == ("0,1", 2)
+        return found.model_copy(update={"gpu_id": "cpu", "num_processes": 2})
+
+    assert cli.main([]) == 0
+    one, weights = training_log(), torch.load("output/files/LinkNet34.th", weights_only=True)
+    capfd.readouterr()
+    (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
+    monkeypatch.setattr(train, "make_config", config)
+    monkeypatch.setattr(distributed, "launch", launch)
+    assert cli.main([]) == 0
+    assert capfd.readouterr().out == "[Process: 1/2]\n[Process: 2/2]\n"
+    two = training_log()
+    for mine, theirs in zip(one["epochs"], two["epochs"], strict=True):
+        for split in ("train", "valid"):
+            for row, other in zip(mine[split], theirs[split], strict=True):
+                assert other == {"class": row["class"], "values": pytest.approx(row["values"], abs=1e-3)}
+    for name, value in torch.load("output/files/LinkNet34.th", weights_only=True).items():
+        assert torch.allclose(value, weights[name], atol=1e-4)
 
 
 @pytest.mark.parametrize("task", slow_but([SEGMENTATION], [SEGMENTATION, CHANGE, DETECTION]))
