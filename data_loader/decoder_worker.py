@@ -31,9 +31,8 @@ from data_loader.decode_guard import GUARD
 from data_loader.decoding import decode
 from data_loader.preprocess import Preprocess, as_array
 
-REQUEST = struct.Struct(
-    "<ccQIQ"
-)  # FIT, WHOLE or SHOW, BYTES or PATH, max_pixels, longest side to show, bytes of the source
+# FIT, WHOLE or SHOW, BYTES or PATH, max_pixels, longest side to show, bytes of the source
+REQUEST = struct.Struct("<ccQIQ")
 REPLY = struct.Struct("<cQ")  # READY, PIXELS, BAD or BUG, bytes that follow
 SIZE = struct.Struct("<II")  # width and height of an image as decoded, or to show, before the pixels
 FIT, WHOLE, SHOW = b"f", b"w", b"s"
