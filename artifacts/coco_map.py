@@ -32,12 +32,8 @@ def average_precision(truths: Sequence[Boxes], found: Sequence[Detections], num_
     At most MOST_OBJECTS an image count. Ignored objects are crowds to it: what lies half in them is neither hit nor
     miss.
     """
-    evaluation = _evaluated(_dataset(truths, num_classes), _results(found), num_classes)
-    if evaluation is None:  # nothing was found
-        has_objects = np.bincount(_all_labels(truths), minlength=num_classes) > 0
-        nothing: list[float | None] = [0.0 if has else None for has in has_objects]
-        return AveragePrecision({"map50_95": 0.0, "map50": 0.0, "map75": 0.0, "recall_100": 0.0}, nothing, nothing)
-    precision, recall = evaluation  # (10, 101, K, 4) and (10, K, 4), -1 where there are no objects
+    # (10, 101, K, 4) and (10, K, 4), -1 where there are no objects
+    precision, recall = _evaluated(_dataset(truths, num_classes), _results(found), num_classes)
     means = {"map50_95": precision[..., 0], "map50": precision[0, ..., 0], "map75": precision[5, ..., 0]}
     means |= {f"map_{name}": precision[..., place] for place, name in enumerate(AREAS) if place}
     means |= {f"recall_{name if place else 100}": recall[..., place] for place, name in enumerate(AREAS)}
@@ -51,11 +47,9 @@ def average_precision(truths: Sequence[Boxes], found: Sequence[Detections], num_
 
 def _evaluated(
     dataset: dict[str, Any], results: list[dict[str, Any]], num_classes: int
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> tuple[np.ndarray, np.ndarray]:
     import faster_coco_eval  # late: other tasks need none of it
 
-    if not results:
-        return None
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     truth = faster_coco_eval.COCO(dataset)
     evaluator = faster_coco_eval.COCOeval_faster(truth, truth.loadRes(results), "bbox")
@@ -98,10 +92,6 @@ def _results(found: Sequence[Detections]) -> list[dict[str, Any]]:
 def _xywh(boxes: np.ndarray) -> list[list[float]]:
     values: list[list[float]] = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).tolist()
     return values
-
-
-def _all_labels(truths: Sequence[Boxes]) -> np.ndarray:
-    return np.concatenate([truth.labels[~truth.ignored] for truth in truths]).astype(np.int64)
 
 
 def _mean(values: np.ndarray) -> float | None:

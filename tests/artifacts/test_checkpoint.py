@@ -371,9 +371,7 @@ def test_weights_of_a_hub_folder_say_their_licence_and_source(tmp_path: Path) ->
     }
     published = {"tag": "a1_in1k", "origin_url": "https://example.org/weights"}
     config.write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": published}), encoding="utf-8")
-    card.write_text(
-        "---\ntags:\n- image\nlicense: 'cc-by-4.0' # here\n---\nlicense: none\n", encoding="utf-8"
-    )
+    card.write_text("---\ntags:\n- image\nlicense: 'cc-by-4.0' # here\n---\nlicense: none\n", encoding="utf-8")
     for path in (tmp_path, tmp_path / "model.safetensors"):
         found = hub_provenance(path)
         assert (found["package"], found["licence"]) == ("resnet18.a1_in1k", "cc-by-4.0")
