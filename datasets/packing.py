@@ -79,7 +79,7 @@ def divide(total: int, most: int, prefix: str) -> Shards:
 def readable_rows(rows: Sequence[Row], outcome: Outcome) -> list[Row]:
     """Return the rows whose images, and label images, can be opened. Raises ListError for images by address alone."""
     problems = [
-        f"record {index}: it has image_url alone ({value(record, 'image_url')}): download the image first"
+        f"record {index}: it has image_url alone ({value(record, 'image_url')}): --fetch downloads it"
         for index, (record, _) in enumerate(rows)
         if value(record, "image_url") and not value(record, "image_file")
     ]

@@ -28,6 +28,8 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "package/coco": "standard annotations -> a COCO file with its images",
     "package/voc": "standard annotations -> images with VOC XML",
     "package/yolo": "standard annotations -> images with YOLO txt",
+    "download/openverse": "images by keywords from Openverse, with their licences",
+    "download/wikimedia": "images by keywords from Wikimedia Commons, with their licences",
     "download/copy": "a file or folder from any address that fsspec reads",
     "download/aliyun": "the same, by antgo's name",
 }
@@ -57,6 +59,8 @@ def _list_verbs() -> int:
 
 
 def _refuse(word: str) -> int:
+    if word == "download/vcg":
+        raise WordsError("download/vcg: VCG's pictures are paid for; download/openverse has free ones")
     raise WordsError(f'"{word}" is no command{did_you_mean(word, VERBS)}; without words it lists them')
 
 

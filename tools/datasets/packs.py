@@ -7,10 +7,12 @@ import functools
 
 from data_loader.packs import ENDING, META_ENDING, masked_checksum
 from datasets.errors import DatasetError
+from datasets.fetching import fetch_images
 from datasets.files import check_target, read_annotations, source_files
 from datasets.merge import Merged, merge
 from datasets.outcome import Outcome
 from datasets.packing import Row, check_room, divide, readable_rows, write_kvs, write_meta, write_tfrecords
+from datasets.web_search import PAUSE_S, Client
 from tools.datasets.make_lists import SPLIT_NAMES, compile_group, parse_shares
 from tools.datasets.package_list import split_records
 from tools.datasets.verb import Verb, add_seed, add_source, add_target, config_line, finish
@@ -27,6 +29,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_target(parser)
     parser.add_argument("--prefix", default="", help="beginning of the files' names (the first JSON's folder's name)")
     parser.add_argument("--num", type=int, default=100_000, metavar="N", help="records a shard (default 100000)")
+    what = "download images that a record names by image_url alone into P-fetched, a second apart"
+    parser.add_argument("--fetch", action="store_true", help=what)
     add_seed(parser)
     parser.add_argument("--split", default="", help="shares of train,val or train,val,test: packs P-train, P-val, ...")
     parser.add_argument("--stratify", action="store_true", help="split each class of image_label by the shares")
@@ -54,7 +58,9 @@ def _run(kind: str, args: argparse.Namespace) -> int:
     merged = Merged([(record, found[0].folder) for record in found[0].records], list(found[0].category))
     if len(found) > 1:
         merged = merge(found, "keep", outcome)
-    rows = readable_rows(merged.rows, outcome)
+    fetched = args.tgt / f"{prefix}-fetched"
+    given = fetch_images(merged.rows, fetched, Client(PAUSE_S), outcome) if args.fetch else merged.rows
+    rows = readable_rows(given, outcome)
     if not rows:
         finish(f"{args.src}: no record", outcome)
         raise DatasetError(f"--src {args.src}: no record is left; nothing was written")
