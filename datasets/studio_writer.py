@@ -61,7 +61,8 @@ def studio_interface(category: Sequence[str], joints: int) -> str:
             continue
         control = SubElement(root, tag, name=name, toName="image")
         for text in texts:
-            SubElement(control, "Choice" if kind == "choices" else "Label", value=text)
+            joint = {"model_index": text} if kind == "keypointlabels" else {}  # the order that Label Studio exports in
+            SubElement(control, "Choice" if kind == "choices" else "Label", {"value": text, **joint})
     indent(root)
     return tostring(root, encoding="unicode") + "\n"
 

@@ -89,6 +89,16 @@ def test_there_and_back(tmp_path: Path, prefix: str) -> None:
     assert_close(records_of(tmp_path / "annotation_studio_label_0.json"), records_of(source))
 
 
+def test_the_interface_has_the_joints_order(tmp_path: Path) -> None:
+    """Label Studio's converter to COCO takes the order of key points from `model_index`."""
+    source = write_set(tmp_path, odd_records())
+    assert antgo.main(["label/studio", "--to", "--src", str(source), "--tgt", str(tmp_path / "out")]) == 0
+    points = ElementTree.parse(tmp_path / "out/annotation_studio.xml").getroot().find("KeyPointLabels")
+    assert points is not None and [label.attrib for label in points] == [
+        {"value": str(joint), "model_index": str(joint)} for joint in range(3)
+    ]
+
+
 def test_shapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ring = [[0, 0], [10, 0], [10, 20]]
     point = {"x": 30, "y": 40, "width": 1}
