@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_loader.bands import band_kind, has_rasterio
+from data_loader.bands import band_kind, has_rasterio, kind_text
 from data_loader.box_annotations import read_annotation
 from data_loader.box_folders import find_annotated
 from data_loader.decoding import quiet_pillow
@@ -32,6 +32,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 SHOWN = 20
 THREADS = 8
 GEO_KEYS = 34735  # the tag GeoKeyDirectory
+
+Kind = tuple[int, str]  # bands and their type
+ORDINARY: Kind = (3, "uint8")
 
 
 def task_of_names(where: str, names: Sequence[str]) -> str:
@@ -95,25 +98,47 @@ def check_data(root: Path, task: str, request: TrainRequest, log: Callable[[str]
 
 
 def band_keys(data: Path, task: str, log: Callable[[str], None]) -> dict[str, Any]:
-    """Return the config's keys for pictures of bands, as the first training picture has them; {} for any other.
+    """Return the config's keys for pictures of bands; {} for ordinary ones. Raises RequestError where pictures differ.
 
     8 bits of one or three bands are an ordinary picture; of four in a TIFF they are bands where it has a coordinate
     system, else colours and transparency.
     """
-    folder = data / "train" / ("A" if task == CHANGE else "images")
-    first = next(iter_images(folder, recursive=False), "")
-    if not first.lower().endswith((".tif", ".tiff")):
+    folders = ("A", "B") if task == CHANGE else ("images",)
+    paths = [path for split in SPLITS for name in folders for path in iter_images(data / split / name, recursive=False)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        kinds = [*pool.map(_kind, paths)]
+    first = dict[Kind, str]()
+    for path, kind in zip(paths, kinds, strict=True):
+        if isinstance(kind, tuple):
+            first.setdefault(kind, path)
+    unread = next(((path, kind) for path, kind in zip(paths, kinds, strict=True) if isinstance(kind, str)), None)
+    if unread and not has_rasterio():
+        log("note: {}: {}".format(*unread))
+    if len(first) > 1:
+        (kind, path), *others = first.items()
+        same = f"but {path} has {_kind_text(kind)}; all pictures of a data set have the same bands and type"
+        raise RequestError([f"{other_path}: it has {_kind_text(other)}, {same}" for other, other_path in others])
+    count, of_type = next(iter(first), ORDINARY)
+    if (count, of_type) == ORDINARY:
         return {}
-    try:
-        (count, of_type), _ = band_kind(first)
-    except ImageError as error:
-        if not has_rasterio():
-            log(f"note: {first}: {error}")
-        return {}
-    if of_type == "uint8" and (count in (1, 3) or (count == 4 and not _has_coordinates(first))):
-        return {}
-    log(f"{folder}: pictures of {count} bands of {of_type}, each scaled by its own range")
+    log(f"{data / 'train' / folders[0]}: pictures of {count} bands of {of_type}, each scaled by its own range")
     return {"num_channels": count, "band_range": "measured"}
+
+
+def _kind(path: str) -> Kind | str:
+    """Return a picture's bands and their type; why it cannot be read where it cannot."""
+    if not path.lower().endswith((".tif", ".tiff")):
+        return ORDINARY
+    try:
+        (count, of_type), _ = band_kind(path)
+    except ImageError as error:
+        return str(error)
+    is_ordinary = of_type == "uint8" and (count in (1, 3) or (count == 4 and not _has_coordinates(path)))
+    return ORDINARY if is_ordinary else (count, of_type)
+
+
+def _kind_text(kind: Kind) -> str:
+    return "colours or grey of 8 bits" if kind == ORDINARY else kind_text(kind)
 
 
 def _has_coordinates(path: str) -> bool:

@@ -108,7 +108,7 @@ def find_resume(values: Values) -> str:
     """
     place, name = _text(values, "resume_path").strip(), _text(values, "model_name")
     if not place or is_remote(place):
-        return _fetched_weights(place, name) if place else ""
+        return _fetched_weights(place, name, _platforms_client(values)) if place else ""
     path = Path(place)
     file = path if path.is_file() else path / f"{name}.th"
     if not file.is_file():
@@ -154,10 +154,19 @@ def _platforms_access(values: Values) -> Any:
         raise RequestError([f'the platform\'s aiUtils cannot open the data set "{dataset_id}": {error}']) from error
 
 
-def _fetched_weights(url: str, name: str) -> str:
+def _platforms_client(values: Values) -> Any:
+    """Return the client of the platform's aiUtils, None where there is none, or where it cannot open the data set."""
+    try:
+        access = _platforms_access(values)
+    except RequestError:  # told where the data set is looked for
+        return None
+    return None if access is None else access.s3
+
+
+def _fetched_weights(url: str, name: str, client: Any) -> str:
     try:
         bucket, key = split_url(url)
-        store = open_store(bucket)
+        store = open_store(bucket, client)
         keys = [key] if key.endswith(".th") else [f"{as_prefix(key)}{name}.th", *([key] if key[-1:] not in "/" else [])]
         target = WORK / "resume" / f"{name}.th"
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from common.atomic_io import ResultsError
 from common.errors import UserError
@@ -39,13 +39,17 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained, once all of it was checked. `resume` is a file of weights, "" for none."""
+    """What is to be trained, once all of it was checked.
+
+    `bands` are the config's keys for pictures of bands, `resume` is a file of weights, "" for none.
+    """
 
     request: TrainRequest
     task: str
     net: Net
     data: Path
     classes: NetClasses
+    bands: dict[str, Any]
     resume: str
 
 
@@ -95,21 +99,22 @@ def prepare(values: Values) -> Plan:
     if task and isinstance(name, str) and name:
         net, problem = find_net(task, name)
         problems += [problem] if problem else []
-    classes = data = None
+    classes = bands = data = None
     if request and source and task and (source.is_local or not problems):
         for line in request.notes:
             note(line)
         data = source.folder(note)
         classes = checked(lambda: check_data(data, task, request, note))
+        bands = checked(lambda: band_keys(data, task, note)) if classes else None
     if source and data:  # a store's data are called by their address, not by the place of their copy
         problems = [problem.replace(f"{data}/", source.name) for problem in problems]
     if problems:
         raise RequestError(list(dict.fromkeys(problems)))
-    assert request and source and task and net and data and classes and resume is not None
+    assert request and source and task and net and data and classes and bands is not None and resume is not None
     note(f"{source.name}: {task.replace('_', ' ')}, {net.keys['model_net_name']}, {len(classes.classes)} classes")
     if net.is_another:
         note(f"note: {request.model_name} is our own single-stage detector here, not the published net of that name")
-    return Plan(request, task, net, data, classes, resume)
+    return Plan(request, task, net, data, classes, bands, resume)
 
 
 def config_of(plan: Plan, output: Path) -> Config:
@@ -117,8 +122,7 @@ def config_of(plan: Plan, output: Path) -> Config:
     write_text(output / FILES / CLASSES, plan.classes.json_text())
     gpus = usable_gpus(plan.request.gpu_num, note)
     count = len(plan.classes.classes)
-    bands = band_keys(plan.data, plan.task, note)
-    return make_config(plan.request, plan.task, plan.net, plan.data, count, output, gpus, bands)
+    return make_config(plan.request, plan.task, plan.net, plan.data, count, output, gpus, plan.bands)
 
 
 def session_of(plan: Plan, output: Path) -> dict[str, str]:

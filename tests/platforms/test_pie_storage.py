@@ -322,5 +322,7 @@ def test_the_platforms_own_aiutils_is_used(
         with pytest.raises(RequestError, match='the platform\'s aiUtils cannot open the data set ""'):
             find_source({})
         assert find_source({"dataset_id": "d1-with-more"}).name == f"s3://{BUCKET}/sets/d1/"
+        values = {"dataset_id": "d1", "model_name": "1", "resume_path": f"s3://{BUCKET}/sets/d1/train/images/1.jpg"}
+        assert Path(find_resume(values)).read_bytes() == b"a"  # start weights, too
     finally:
         sys.modules.pop("aiUtils", None)

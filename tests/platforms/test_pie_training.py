@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from PIL import Image
 
 from artifacts.checkpoint import load_checkpoint
 from common.paths import ROOT
+from data_loader.bands import has_rasterio
 from nets import net_interface
 from nets.net_interface import build_net
 from platforms.pie_engine import cli, nets, train
@@ -172,6 +174,28 @@ def test_pictures_are_the_best_images(tmp_path: Path) -> None:
     assert [row["class"] for row in training_log()["epochs"][0]["valid"]] == ["all", "background", "water"]
 
 
+def test_changes_of_several_kinds(tmp_path: Path) -> None:
+    """Two kinds beside what stays as it was; their mean IoU decides which epoch is best."""
+    data = write_data(tmp_path / "data", CHANGE)
+    for path in data.glob("*/labels/*"):
+        values = np.array(Image.open(path))
+        values[:, : masks.SIZE[0] // 2][values[:, : masks.SIZE[0] // 2] == 255] = 9
+        Image.fromarray(values).save(path)
+    label = [*LABELS[CHANGE], {"class_name": "gone", "class_value": "9", "class_color": "0,255,0"}]
+    request(CHANGE, data, label=label, class_name="change,gone", n_class="2", epochs=3)
+    assert cli.main([]) == 0
+    log = training_log()
+    rows = [epoch["valid"] for epoch in log["epochs"]]
+    assert [row["class"] for row in rows[0]] == ["all", "background", "change", "gone"]
+    deciding = [np.mean([row["values"]["IoU"] for row in valid[2:]]) for valid in rows]
+    best = rows[int(np.argmax(deciding))][0]["values"]
+    assert log["best"] == {key: value for key, value in best.items() if key != "loss"}
+    colours = {tuple(pixel) for pixel in np.asarray(Image.open("output/picture/label.png")).reshape(-1, 3)}
+    assert colours <= {(0, 0, 0), (255, 255, 255), (0, 255, 0)} and len(colours) > 1
+    weights = torch.load("output/files/siamese.th", weights_only=True)
+    assert weights["layers.3.weight"].shape[0] == 3
+
+
 def test_resume_path_takes_what_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_data(tmp_path / "data", SEGMENTATION)
     request(SEGMENTATION, data, epochs=1)
@@ -195,6 +219,7 @@ def test_resume_path_takes_what_fits(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ({"a": torch.zeros(2)}, "LinkNet34.th is of another net: of its 1 tensors none has a name and a shape of the"),
         ({"weights": Path("x")}, "LinkNet34.th"),  # a pickle of more than tensors is not run
+        (b"PK damaged", "LinkNet34.th"),
         (None, "resume_path: there is no file /nowhere/LinkNet34.th; leave it empty to train from the beginning"),
     ],
 )
@@ -204,6 +229,8 @@ def test_resume_path_of_something_else(
     place = "/nowhere"
     if state is not None:
         torch.save(state, tmp_path / "LinkNet34.th")
+        if isinstance(state, bytes):
+            (tmp_path / "LinkNet34.th").write_bytes(state)
         place = str(tmp_path)
     request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), resume_path=place)
     assert sentence in mistakes(capsys)
@@ -235,6 +262,41 @@ def test_requests_that_do_not_fit_their_data(
         monkeypatch.delenv(name, raising=False)
     request(task, write_data(tmp_path / "data", task), **change)
     assert sentence in mistakes(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "traincfg.json: there is no such file (current folder: "),
+        ("{1}", "traincfg.json:1:2: not valid JSON: Expecting property name"),
+        ("[]", 'traincfg.json:1:1: expected an object {"training_id": ...'),
+        ('{"epochs": 1, "epochs": 2}', 'traincfg.json:1:15: key "epochs" is given twice'),
+    ],
+)
+def test_no_request(
+    text: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    if text is not None:
+        Path("traincfg.json").write_text(text, encoding="utf-8")
+    assert sentence in mistakes(capsys)
+
+
+@pytest.mark.parametrize("task", [SEGMENTATION, CHANGE, DETECTION])
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_an_empty_split(task: str, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without pictures, or not there at all."""
+    data = write_data(tmp_path / "data", task)
+    request(task, data)
+    for path in [*data.glob(f"{split}/*/*")]:
+        if path.suffix == ".png" and (path.parent.name != "labels" or split == "valid"):
+            path.unlink()
+    err = mistakes(capsys)
+    assert f"{data / split}" in err, err
+    shutil.rmtree(data / split)
+    err = mistakes(capsys)
+    assert str(data / split) in err or f"{data}: no data for any task" in err, err
+    assert f"{data / ('valid' if split == 'train' else 'train')}" not in err.replace(f"{data}: no data", "")
 
 
 def test_a_request_and_its_data_are_judged_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -472,18 +534,32 @@ def test_a_fourth_band(tmp_path: Path, coordinates: bool) -> None:
     assert np.asarray(Image.open("output/picture/image.png")).shape == (masks.SIZE[1], masks.SIZE[0], 3)
 
 
-@pytest.mark.parametrize("bits", ["uint16", "bands"])
-def test_pictures_that_differ_in_bands_or_type(tmp_path: Path, capsys: pytest.CaptureFixture[str], bits: str) -> None:
+@pytest.mark.parametrize("are_bands", [True, False])
+def test_pictures_that_differ_in_bands_or_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], are_bands: bool
+) -> None:
+    """The first one with others, and one among ordinary pictures; both files are named."""
     tifffile = pytest.importorskip("tifffile")
     data = write_data(tmp_path / "data", SEGMENTATION)
-    with_infrared(data, True)
-    path = data / "train/images/03.tif"
-    pixels = tifffile.imread(path)
-    changed = pixels.astype(np.uint16) if bits == "uint16" else pixels[:, :, :3]
-    tifffile.imwrite(path, changed, photometric="rgb")
+    pixels = np.asarray(Image.open(data / "train/images/03.png"))
+    if are_bands:
+        with_infrared(data, True)
+    else:
+        (data / "train/images/03.png").unlink()
+        pixels = np.dstack([pixels, pixels[:, :, :2]])
+    tifffile.imwrite(data / "train/images/03.tif", pixels, photometric="rgb")
     request(SEGMENTATION, data)
+    first = data / f"train/images/00.{'tif' if are_bands else 'png'}"
+    kinds = (
+        ("colours or grey of 8 bits", "4 bands of uint8")
+        if are_bands
+        else ("5 bands of uint8", "colours or grey of 8 bits")
+    )
+    if not are_bands and not has_rasterio():
+        pytest.skip("rasterio")
     err = mistakes(capsys)
-    assert "03.tif" in err and ("00.tif" in err or "rasterio" in err or "but num_channels is 4" in err)
+    text = f"{data}/train/images/03.tif: it has {kinds[0]}, but {first} has {kinds[1]}; all pictures of a data set"
+    assert text in err, err
 
 
 def test_a_store_without_boto3(
