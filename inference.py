@@ -34,13 +34,15 @@ from deploy.inference.console_table import LineLayout
 from deploy.inference.result_writer import ResultsFile, check_results_path, open_results
 
 if TYPE_CHECKING:
+    from artifacts.metadata import ModelMetadata
     from deploy.inference.heatmap_writer import HeatMapCopies
     from deploy.inference.image_writers import AnnotatedCopies, MaskCopies, SortedCopies
     from deploy.inference.label_files import LabelFiles
+    from deploy.inference.label_lists import LabelList
     from deploy.inference.prediction import Prediction
     from deploy.inference.predictor import Predictor, Source
 
-    Copies = AnnotatedCopies | SortedCopies | MaskCopies | HeatMapCopies | LabelFiles
+    Copies = AnnotatedCopies | SortedCopies | MaskCopies | HeatMapCopies | LabelFiles | LabelList
 
 PROGRAM = "inference.py"
 
@@ -117,8 +119,13 @@ def run(args: argparse.Namespace, request: Request) -> int:
     columns = predictor.csv_columns(args.topk)
     as_text = not args.raw_csv
     opened = open_results(request.output, columns, escape_formulas=as_text) if request.output else nullcontext()
-    with opened as results:
-        _predict_all(args, request, images, predictor, results, copies, tally)
+    try:
+        with opened as results:
+            _predict_all(args, request, images, predictor, results, copies, tally)
+    finally:  # a run that was stopped keeps what it has, too
+        for copy in copies:
+            if hasattr(copy, "finish"):
+                copy.finish()
     uncopied = f"{tally.uncopied} not copied, " if tally.uncopied else ""
     sums = f"{tally.predicted} answered, {tally.failed} failed, {uncopied}{tally.speed(backend)}"
     return report_end(PROGRAM, tally, sums, _places(request))
@@ -205,7 +212,6 @@ def _places(request: Request) -> str:
 def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) -> list[Copies]:
     """Return what writes images. Raises HeatMapError where a heat map cannot be made."""
     from deploy.inference.image_writers import AnnotatedCopies, MaskCopies, SortedCopies
-    from deploy.inference.label_files import LabelFiles
 
     metadata = predictor.metadata
     made: list[Copies] = []
@@ -218,12 +224,27 @@ def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) ->
     if args.labels:
         if request.save_images is None or metadata.output != "boxes":
             raise InputsError("--labels goes with --save_images DIR, and with a net that gives boxes")
-        made.append(LabelFiles(request.save_images, args.labels))
+        made.append(_labels(args.labels, request.save_images, request.root, metadata))
     if request.heatmap is not None:
         from deploy.inference.heatmap_writer import heat_map_copies
 
         made.append(heat_map_copies(request.heatmap, predictor, args.heatmap_class))
     return made
+
+
+def _labels(kind: str, folder: Path, root: Path | None, metadata: ModelMetadata) -> Copies:
+    """Return what writes found objects as labels of a kind."""
+    from deploy.inference.label_files import LabelFiles
+    from deploy.inference.label_lists import CocoResults, StudioTasks
+    from deploy.inference.mask_prediction import classes_of
+
+    if kind == "coco":
+        return CocoResults(folder, classes_of(metadata), root)
+    if kind == "studio":
+        from datasets.studio_writer import predicted_tasks
+
+        return StudioTasks(folder, classes_of(metadata), metadata.weights_sha256, predicted_tasks)
+    return LabelFiles(folder, kind)
 
 
 if __name__ == "__main__":

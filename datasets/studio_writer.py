@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
@@ -51,6 +52,17 @@ def studio_items(found: Annotations, prefix: str, outcome: Outcome) -> list[dict
     return items
 
 
+def predicted_tasks(records: list[Record], category: list[str]) -> tuple[list[dict[str, Any]], str]:
+    """Return tasks whose objects are predictions of a net, and the interface, for records with `predictions` alone.
+
+    Addresses start from the folder that the records' paths start from, which Label Studio serves as local files.
+    """
+    items = studio_items(Annotations(Path(), records, tuple(category)), "", Outcome())
+    for item in items:
+        item["data"]["record"].pop("predictions", None)
+    return items, studio_interface(category, 0)
+
+
 def studio_interface(category: Sequence[str], joints: int) -> str:
     """Return the labelling interface for these classes, with key points where there are joints."""
     root = Element("View")
@@ -92,7 +104,12 @@ def _quoted(path: str) -> str:
 def _prediction(
     index: int, proposals: Mapping[str, Any], category: Sequence[str], size: tuple[int, int]
 ) -> dict[str, Any]:
-    made: dict[str, Any] = {"result": list(_regions(index, dict(proposals), category, size, "p"))}
+    regions = list(_regions(index, dict(proposals), category, size, "p"))
+    scores = {f"p{index}_r{number}": score for number, score in enumerate(proposals.get("scores", ()))}
+    for region in regions:
+        if region["id"] in scores:
+            region["score"] = scores[region["id"]]
+    made: dict[str, Any] = {"result": regions}
     if isinstance(score := proposals.get("score"), (int, float)):
         made["score"] = score
     if version := proposals.get("weights_sha256"):

@@ -100,8 +100,9 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--labels",
-        choices=("voc", "yolo"),
-        help="with --save_images, for nets that give boxes: also a label file for each image, as VOC XML or YOLO txt",
+        choices=("voc", "yolo", "coco", "studio"),
+        help="with --save_images, for nets that give boxes: also a label file for each image, as VOC XML or YOLO txt, "
+        "or one for all: COCO's results or Label Studio's tasks with predictions",
     )
     group.add_argument(
         "--tiles",

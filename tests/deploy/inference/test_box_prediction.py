@@ -145,3 +145,49 @@ def test_label_files_are_read_as_they_were_written(
     )
     assert inference.main([*flags, "--output", str(tmp_path / "o.csv"), "--labels", kind]) == 2
     assert "--labels goes with --save_images DIR" in capsys.readouterr().err
+
+
+def labelled_as(kind: str, image: Path, tmp_path: Path, monkeypatch: Any) -> Path:
+    """Return the folder into which inference.py has written an image's three objects."""
+    classes = tuple(replace(one, value=number) for one, number in zip(METADATA.mask_classes, (7, 3), strict=True))
+    squash = replace(METADATA, preprocess=Preprocess(20, 40), mask_classes=classes, weights_sha256="ab" * 32)
+    monkeypatch.setattr(inference, "load_net", lambda *_: (BoxBackend(), squash))
+    (tmp_path / "net.onnx").write_bytes(b"")
+    flags = ["--weights", str(tmp_path / "net.onnx"), "--image_dir", str(image.parent), "--workers", "1", "--quiet"]
+    assert inference.main([*flags, "--save_images", str(tmp_path / "out"), "--labels", kind]) == 0
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_coco_results_have_the_ids_of_the_data(known: bool, image: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    if known:
+        values = {"images": [{"id": 40, "file_name": "other.png"}, {"id": 0, "file_name": "a.png"}]}
+        (image.parent / "_annotations.coco.json").write_text(json.dumps(values), encoding="utf-8")
+    out = labelled_as("coco", image, tmp_path, monkeypatch)
+    results = json.loads((out / "coco_results.json").read_text(encoding="utf-8"))
+    number = 0 if known else 1
+    assert [(row["image_id"], row["category_id"], row["bbox"]) for row in results] == [
+        (number, 7, [5, 10, 15, 30]),
+        (number, 3, [75, 0, 25, 50]),
+        (number, 7, [25, 25, 25, 50]),
+    ]
+    assert [row["score"] for row in results[1:]] == pytest.approx(1 / (1 + np.exp(-np.array([3.0, 2.0]))), abs=1e-6)
+    assert json.loads((out / "coco_images.json").read_text(encoding="utf-8")) == {
+        "images": [{"id": number, "file_name": "a.png", "width": 100, "height": 100}],
+        "categories": [{"id": 7, "name": "cell"}, {"id": 3, "name": "dot"}],
+    }
+
+
+def test_label_studio_gets_predictions(image: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    out = labelled_as("studio", image, tmp_path, monkeypatch)
+    (task,) = json.loads((out / "studio.json").read_text(encoding="utf-8"))
+    assert task["data"]["image"] == "/data/local-files/?d=a.png" and "annotations" not in task
+    assert "predictions" not in task["data"]["record"]
+    (prediction,) = task["predictions"]
+    scores = [region["score"] for region in prediction["result"]]
+    assert prediction["model_version"] == "ab" * 32 and prediction["score"] == pytest.approx(np.mean(scores))
+    assert scores[1:] == pytest.approx(1 / (1 + np.exp(-np.array([3.0, 2.0]))), abs=1e-6)
+    second = prediction["result"][1]  # in percent of an image of 100 x 100
+    assert (second["type"], second["original_width"], second["from_name"]) == ("rectanglelabels", 100, "rect")
+    assert second["value"] == {"x": 75, "y": 0, "width": 25, "height": 50, "rotation": 0, "rectanglelabels": ["dot"]}
+    assert '<Label value="cell" />' in (out / "studio.xml").read_text(encoding="utf-8")
