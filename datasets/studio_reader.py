@@ -15,9 +15,10 @@ from common.formatting import short_json
 from data_loader.image_files import natural_sorted
 from data_loader.problems import Problems
 from datasets.errors import DatasetError
+from datasets.files import Annotations
 from datasets.objects import NO_SIZE, ImageObject, envelope, with_objects
 from datasets.outcome import Outcome
-from datasets.records import NO_LABEL, Record, find_problems, is_number
+from datasets.records import NO_LABEL, Record, find_problems, is_number, value
 
 WHICH = ("newest", "ground_truth", "first")
 EXPECTED = "expected Label Studio's JSON export, a list of tasks with data and annotations"
@@ -69,6 +70,20 @@ def class_names(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
                 if kind in ("rectanglelabels", "polygonlabels", "choices"):
                     names.update(region.get("value", {}).get(kind, []))
     return natural_sorted(names)
+
+
+def studio_annotations(file: Path, outcome: Outcome) -> Annotations:
+    """Return an export's newest annotations, without those whose images do not lie beside it. Raises UserError."""
+    tasks = read_export(file)
+    labels = {name: label for label, name in enumerate(class_names(tasks))}
+    found = Annotations(file, [], tuple(labels))
+    for record in studio_records(file, tasks, labels, "", WHICH[0], outcome):
+        path = value(record, "image_file")
+        if path and (file.parent / path).is_file():
+            found.records.append(record)
+        else:
+            outcome.leave_out(path or value(record, "image_url"), f"it does not lie beside {file.name}")
+    return found
 
 
 def studio_records(

@@ -242,3 +242,46 @@ def test_mistakes_of_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert antgo.main(["package/list", "--src", str(source), "--tgt", str(tmp_path / "lists")]) == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "lists").exists()
+
+
+def test_an_export_becomes_lists_and_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Label Studio's export beside its images, and a recipe: what train.py reads, in one command."""
+    tasks = []
+    for number in range(10):
+        name, choice = f"照 {number}.png", ("tern", "heron")[number % 2]
+        picture(tmp_path / "export" / name, (8, 6), number)
+        result = [{"id": "x", "type": "choices", "value": {"choices": [choice]}}]
+        data = {"image": f"/data/upload/1/0123abcd-{name}"}
+        tasks.append({"data": data, "annotations": [{"was_cancelled": False, "result": result}]})
+    (tmp_path / "export/照 9.png").unlink()
+    source = tmp_path / "export/project-1.json"
+    source.write_text(json.dumps(tasks), encoding="utf-8")
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text('{"$schema": "./config.schema.json", "num_classes": 9, "num_epochs": 3, "save_path": "x"}')
+    words = [
+        "package/list",
+        "--studio",
+        "--src",
+        str(source),
+        "--tgt",
+        str(tmp_path / "lists"),
+        "--split",
+        "0.6,0.2,0.2",
+    ]
+    assert antgo.main([*words, "--config", str(source)]) == 2
+    assert "expected a config" in capsys.readouterr().err and not (tmp_path / "lists").exists()
+    assert antgo.main([*words, "--config", str(recipe)]) == 1
+    assert "left out: 照 9.png: it does not lie beside project-1.json" in capsys.readouterr().err
+    lists, config = tmp_path / "lists", json.loads((tmp_path / "lists/config.json").read_text())
+    assert config == {
+        **{"num_classes": 2, "num_epochs": 3, "save_path": "logs/lists", "file_label_separator": "----"},
+        "class_names_file": f"{lists}/classes.txt",
+        **{f"{name}_data_root_dir": f"{tmp_path}/export" for name in ("train", "val")},
+        **{f"{name}_data_file": f"{lists}/{name}.txt" for name in ("train", "val")},
+    }
+    lines = [(lists / f"{name}.txt").read_text(encoding="utf-8").splitlines() for name in ("train", "val", "test")]
+    assert sorted(line for each in lines for line in each) == [
+        f"照 {number}.png----{(1, 0)[number % 2]}" for number in range(9)
+    ]
+    assert [len(each) for each in lines] == [5, 2, 2] and (lists / "classes.txt").read_text() == "heron\ntern\n"
+    assert antgo.main([*words, "--config", str(recipe)]) == 2

@@ -7,11 +7,13 @@ where they are. Records of one clip stay in one split.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from common.atomic_io import write_atomic
 from data_loader.samples import CLASS_NAMES_FILE
@@ -20,10 +22,12 @@ from datasets.errors import DatasetError
 from datasets.files import Annotations, check_target, read_annotations
 from datasets.outcome import Outcome
 from datasets.records import NO_LABEL, Record, value
+from datasets.studio_reader import studio_annotations
 from tools.datasets.make_lists import SPLIT_NAMES, compile_group, parse_shares, split_images
 from tools.datasets.verb import Verb, add_seed, add_source, add_target, check_source, config_line, finish
 
 SEPARATOR = "----"
+CONFIG = "config.json"
 LABELS, MASKS, BOXES = "labels", "masks", "boxes"
 
 
@@ -37,6 +41,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="0.9,0.1", help="shares of train,val or train,val,test (default 0.9,0.1)")
     parser.add_argument("--stratify", action="store_true", help="split each class by the shares")
     parser.add_argument("--group", metavar="REGEX", help="keep images whose paths give the same match together")
+    parser.add_argument("--studio", action="store_true", help="--src is Label Studio's JSON export beside its images")
+    parser.add_argument(
+        "--config", type=Path, metavar="RECIPE", help="write DIR/config.json: this config with the lines"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,9 +52,12 @@ def run(args: argparse.Namespace) -> int:
     shares = parse_shares(args.split)
     pattern = compile_group(args.group) if args.group else None
     source = check_source(args.src)
-    for name in (*(f"{split}{ending}" for split in SPLIT_NAMES for ending in (".txt", ".json")), CLASS_NAMES_FILE):
+    lists = (f"{split}{ending}" for split in SPLIT_NAMES for ending in (".txt", ".json"))
+    for name in (*lists, CLASS_NAMES_FILE, *([CONFIG] if args.config else [])):
         check_target(args.tgt, args.overwrite, name)
-    found, outcome = read_annotations(source), Outcome(args.overwrite)
+    recipe = _read_recipe(args.config) if args.config else {}
+    outcome = Outcome(args.overwrite)
+    found = studio_annotations(source, outcome) if args.studio else read_annotations(source)
     kind = args.target or target_of(found)
     if args.stratify and kind != LABELS:
         raise DatasetError(
@@ -59,8 +70,13 @@ def run(args: argparse.Namespace) -> int:
     for name, records in splits.items():
         _write(args.tgt, name, kind, replace(found, records=records), outcome)
     counts = ", ".join(f"{name} {len(records):,}" for name, records in splits.items())
-    lines = "\n".join(config_lines(found, args.tgt, kind))
-    return finish(f"{args.tgt}: {kind}: {counts}\n\nLines for the config:\n{lines}", outcome)
+    values = config_values(found, args.tgt, kind)
+    text = "\n".join(["Lines for the config:", *(config_line(key, item) for key, item in values.items())])
+    if args.config:
+        values["save_path"] = f"logs/{args.tgt.resolve().name}"
+        write_atomic(args.tgt / CONFIG, json.dumps(recipe | values, ensure_ascii=False, indent=2) + "\n")
+        text = f"python train.py --config {args.tgt / CONFIG}"
+    return finish(f"{args.tgt}: {kind}: {counts}\n\n{text}", outcome)
 
 
 def target_of(found: Annotations) -> str:
@@ -114,16 +130,30 @@ def split_records(
     return {name: [by_path[path] for path, _ in chosen] for name, chosen in splits.items()}
 
 
-def config_lines(found: Annotations, target: Path, kind: str) -> list[str]:
-    """Return the lines about this data to paste into a config."""
+def config_values(found: Annotations, target: Path, kind: str) -> dict[str, int | str]:
+    """Return the keys of a config that are about this data, in the order of its lines."""
     ending = ".json" if kind == BOXES else ".txt"
-    lines = [config_line("num_classes", len(found.category))]
-    lines += [config_line("file_label_separator", SEPARATOR)] if kind != BOXES else []
-    lines.append(config_line("class_names_file", target / CLASS_NAMES_FILE))
+    values: dict[str, int | str] = {"num_classes": len(found.category)}
+    if kind != BOXES:
+        values["file_label_separator"] = SEPARATOR
+    values["class_names_file"] = (target / CLASS_NAMES_FILE).as_posix()
     for name in SPLIT_NAMES[:2]:
-        lines.append(config_line(f"{name}_data_root_dir", found.folder))
-        lines.append(config_line(f"{name}_data_file", target / f"{name}{ending}"))
-    return lines
+        values[f"{name}_data_root_dir"] = found.folder.as_posix()
+        values[f"{name}_data_file"] = (target / f"{name}{ending}").as_posix()
+    return values
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    """Return a config's keys but `$schema`, whose path is the recipe's own. Raises DatasetError."""
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"--config {path}: expected a config such as configs/finetune_config.json: {error}"
+        ) from error
+    if not isinstance(recipe, dict):
+        raise DatasetError(f"--config {path}: expected a config such as configs/finetune_config.json")
+    return {key: item for key, item in recipe.items() if key != "$schema"}
 
 
 def _write(target: Path, name: str, kind: str, found: Annotations, outcome: Outcome) -> None:
