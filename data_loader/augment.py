@@ -48,6 +48,7 @@ class AugmentSettings:
     balanced_crops: float = 0.0
     mosaic: float = 0.0
     mosaic_epochs: int = 0
+    mixup_boxes: float = 0.0
 
 
 class TrainingView:

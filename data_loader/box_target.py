@@ -158,7 +158,7 @@ class BoxTarget(Target):
         return pixels, moved
 
     def partners(self, view: View, epoch: int, count: int) -> list[int]:
-        """Return the further images of a mosaic, or none."""
+        """Return the further images of a mosaic or of mixup, or none."""
         moving: Any = view
         found: list[int] = moving.partners(epoch, count)
         return found
@@ -166,9 +166,9 @@ class BoxTarget(Target):
     def apply_joined(
         self, view: View, parts: Sequence[tuple[Sequence[Decoded], Any]], mirrored: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return a mosaic uint8 (H, W, C), and the boxes (M, 6) of all its images."""
+        """Return a mosaic or a blend uint8 (H, W, C), and the boxes (M, 6) of all its images."""
         moving: Any = view
-        pixels, moved = moving.mosaic([(images[0], _rows_in(images[0], value)) for images, value in parts], mirrored)
+        pixels, moved = moving.joined([(images[0], _rows_in(images[0], value)) for images, value in parts], mirrored)
         return pixels, moved
 
     def collate(self, values: Sequence[np.ndarray]) -> np.ndarray:

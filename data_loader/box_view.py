@@ -24,6 +24,7 @@ from data_loader.preprocess import RESAMPLING, Preprocess
 LABEL = 4  # the column of rows (M, 6) with the class
 
 OTHERS = 3  # images of a mosaic beside its own
+MIXUP_BETA = 1.5  # both parameters of the distribution of a blend's shares (Zhang et al. 2019, section 3.1)
 LEAST_PART = 0.25  # of a side: the lines between a mosaic's images lie no nearer to its border
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -35,7 +36,9 @@ class BoxView:
 
     The crop is drawn as `TrainingView` draws it; a share `balanced_crops` of them lies around an object. An object
     that is mostly cut off is ignored. In the first `mosaic_epochs` epochs (0: in all) a share `mosaic` of the views are
-    made of four images (Bochkovskiy et al. 2020, https://arxiv.org/abs/2004.10934, section 3.3).
+    made of four images (Bochkovskiy et al. 2020, https://arxiv.org/abs/2004.10934, section 3.3); of the others a share
+    `mixup_boxes` of two, blended with the boxes of both (Zhang et al. 2019, https://arxiv.org/abs/1902.04103, section
+    3.1). Departures: both have the net's input size, and the loss of a box is not weighted by its image's share.
     """
 
     def __init__(self, preprocess: Preprocess, settings: AugmentSettings) -> None:
@@ -50,7 +53,20 @@ class BoxView:
         """Return which of `count` images come into this view besides its own, from torch's CPU random numbers."""
         settings = self.settings
         is_mosaic = (not settings.mosaic_epochs or epoch < settings.mosaic_epochs) and _chance(settings.mosaic)
-        return torch.randint(count, (OTHERS,)).tolist() if is_mosaic else []
+        others = OTHERS if is_mosaic else int(_chance(settings.mixup_boxes))
+        return torch.randint(count, (others,)).tolist() if others else []
+
+    def joined(self, parts: Sequence[tuple[Decoded, np.ndarray]], mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return one view of an image and its `partners`, and the rows of all, from torch's random numbers."""
+        return (self.mosaic if len(parts) == 1 + OTHERS else self.mixup)(parts, mirrored)
+
+    def mixup(self, parts: Sequence[tuple[Decoded, np.ndarray]], mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return one view of two images, a crop of each blended with the other, and the rows of both."""
+        crops, rows = zip(*(self._crop(image, own, self._size) for image, own in parts), strict=True)
+        share = float(torch.distributions.Beta(MIXUP_BETA, MIXUP_BETA).sample())
+        first, second = (as_array(crop).astype(np.float32) for crop in crops)
+        blended = np.rint(share * first + (1 - share) * second).astype(np.uint8)
+        return self._changed(image_of(blended), np.concatenate(rows), mirrored)
 
     def mosaic(self, parts: Sequence[tuple[Decoded, np.ndarray]], mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return one view of four images and their rows, a crop of each in a corner, from torch's random numbers."""

@@ -21,6 +21,7 @@ NOT_FOR_MASKS = {  # keys, and what to do
     "augment_on": 'moves images alone, without their masks; set it to "cpu"',
     "auto_augment": "moves images alone, without their masks; leave it out",
     "mosaic": "joins images with boxes, not masks; leave it out",
+    "mixup_boxes": "blends images with boxes, not masks; leave it out",
     "random_erasing": "would blank pixels that the mask still names; leave it out",
     "mixup_alpha": "mixes labels of whole images, not masks; leave it out",
     "cutmix_alpha": "mixes labels of whole images, not masks; leave it out",
@@ -37,7 +38,7 @@ NOT_FOR_BOXES = {
     "random_erasing": "would blank objects whose boxes stay; leave it out",
     "rotation_degrees": "would make boxes larger than their objects; use quarter_turns",
     "translate": "moves images alone, without their boxes; random_crop_scale moves both",
-    "mixup_alpha": "mixes labels of whole images, not boxes; leave it out",
+    "mixup_alpha": "mixes labels of whole images, not boxes; use mixup_boxes",
     "cutmix_alpha": "mixes labels of whole images, not boxes; leave it out",
     "label_smoothing": "is not in the loss of boxes; leave it out",
     "class_weights": "are not in the loss of boxes; use balanced_crops",
@@ -107,6 +108,7 @@ def _dense_problems(config: Config) -> list[Problem]:
         sentences = {
             "balanced_crops": "balanced_crops choose a crop by its mask or boxes; this net learns from neither",
             "mosaic": "mosaic joins images with their boxes; this net learns from none",
+            "mixup_boxes": "mixup_boxes blends images with their boxes; this net learns from none",
             "val_tiles": "val_tiles are for nets that give masks; leave it out",
         }
         problems += [Problem(text, (key, *NET)) for key, text in sentences.items() if getattr(config, key)]

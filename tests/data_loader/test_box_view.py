@@ -121,6 +121,48 @@ def test_a_mosaic_is_drawn_for_its_share_of_the_views_and_its_epochs() -> None:
         assert any(others) is (share is None)
 
 
+def test_mixup_keeps_the_boxes_of_both_images_on_their_pixels() -> None:
+    """One image is red alone, the other blue alone: each object lies on its colour, at one weight w and at 1 - w."""
+    view = BoxView(Preprocess(96, 96, interpolation="nearest"), AugmentSettings(**MOVES, mixup_boxes=1.0))
+    shares, found = [], 0
+    for number in range(40):
+        parts = []
+        for label in range(2):
+            pixels = np.zeros((70, 90, 3), np.uint8)
+            left, top = np.random.default_rng((number, label)).integers(5, 40, 2)
+            pixels[top : top + 24, left : left + 40, 2 * label] = 200
+            boxes = np.array([[left, top, left + 40, top + 24]], float)
+            parts.append(([Image.fromarray(pixels)], Boxes(boxes, np.array([label]), np.zeros(1, bool), (90, 70))))
+        with seeded(0, 1, number):
+            assert len(view.partners(1, 9)) == 1
+            pixels, rows = BoxTarget(2).apply_joined(view, parts, False)
+        with seeded(0, 1, number):
+            view.partners(1, 9)
+            again, _ = BoxTarget(2).apply_joined(view, parts, False)
+        assert (pixels == again).all() and pixels.shape == (96, 96, 3) and not pixels[:, :, 1].any()
+        weights = {}
+        for row in rows:
+            ys, xs = np.nonzero(pixels[:, :, 2 * int(row[4])])
+            np.testing.assert_allclose(row[:4], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=0.501)
+            weights[int(row[4])] = pixels[ys, xs, 2 * int(row[4])].max() / 200
+            found += 1
+        if len(weights) == 2:
+            assert weights[0] + weights[1] == pytest.approx(1, abs=0.006)
+            shares.append(weights[0])
+    assert found > 50 and np.mean(shares) == pytest.approx(0.5, abs=0.15) and np.std(shares) > 0.1
+
+
+def test_mixup_is_drawn_where_there_is_no_mosaic() -> None:
+    """Half of the views are mosaics in the first epoch; of the rest, or later of all, a half are blends."""
+    view = BoxView(Preprocess(32, 32), AugmentSettings(mosaic=0.5, mosaic_epochs=1, mixup_boxes=0.5))
+    for epoch, expected in ((0, {3: 200, 1: 100, 0: 100}), (1, {3: 0, 1: 200, 0: 200})):
+        counts = dict.fromkeys(expected, 0)
+        for number in range(400):
+            with seeded(0, epoch, number):
+                counts[len(view.partners(epoch, 10))] += 1
+        assert counts == {key: pytest.approx(count, abs=45 if count else 0) for key, count in expected.items()}
+
+
 @pytest.mark.parametrize("resize", ["squash", "letterbox", "crop"])
 def test_boxes_lie_on_their_pixels(resize: str) -> None:
     """To the pixel: nearest neighbour puts an edge between two of them half a pixel away at the most."""

@@ -35,7 +35,8 @@ VIEWS: dict[str, Any] = {
     "vertical_flip": 0.5,
     "quarter_turns": True,
     "balanced_crops": 0.5,
-    "mosaic": 0.5,
+    "mosaic": 0.4,
+    "mixup_boxes": 0.5,
     "img_width": 64,
 }
 
