@@ -184,5 +184,6 @@ def _fetched_weights(url: str, name: str, client: Any) -> str:
 
 
 def _text(values: Values, key: str) -> str:
+    """Return a text, which may be a number in the file; "" for anything else, which `read_request` tells."""
     value = values.get(key)
-    return value if isinstance(value, str) else ""
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""

@@ -329,6 +329,8 @@ def test_where_the_data_are(
     for changes in ({"dataset_path": ...}, {"dataset_path": ..., "dataset_id": None}):
         request(SEGMENTATION, data, epochs=1, **changes)
         assert cli.main([]) == 0 and capsys.readouterr().out == "[Process: 1/1]\n"
+    request(SEGMENTATION, data, dataset_path=..., dataset_id=57)  # and not that of the environment
+    assert f"{tmp_path}/57: there is no such folder with a data set" in mistakes(capsys)
     request(SEGMENTATION, data, dataset_path=..., dataset_id="../data")
     assert 'dataset_id must be the name of a folder below PIE_DATASET_ROOT, got "../data"' in mistakes(capsys)
     (tmp_path / "empty/train").mkdir(parents=True)
