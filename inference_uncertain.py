@@ -10,10 +10,11 @@ import argparse
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from artifacts.calibration import PIXEL_SCORE
 from common.atomic_io import check_folder
 from common.cli import run_program
 from configs.schema import Config
@@ -22,6 +23,7 @@ from deploy.inference.cli_args import DEFAULT_IMAGES
 from deploy.inference.cli_inputs import (
     InputsError,
     images_below,
+    input_images,
     load_net,
     one_image,
     warn_of_foreign_calibration,
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from artifacts.metadata import ModelMetadata
     from deploy.backends.base import Backend
     from deploy.inference.class_prediction import ClassPrediction
-    from deploy.inference.predictor import Predictor
+    from deploy.inference.predictor import Predictor, Source
 
 PROGRAM = "inference_uncertain.py"
 OF_PREDICTION = ("image", "image_dir", "output", "set_aside")  # flags, without their dashes
@@ -53,7 +55,8 @@ class Request:
 
     weights: Path
     config: Config | None
-    images: Iterator[str]
+    images: Iterator[Source]
+    root: Path | None  # the folder of the images; None where one was named
     output: Path | None
     set_aside: Path | None
 
@@ -89,8 +92,12 @@ def calibrate(args: argparse.Namespace) -> int:
     check_can_be_calibrated(weights)
     from deploy.uncertainty.calibrate_boxes import calibrate_boxes
     from deploy.uncertainty.calibrate_command import calibrate_file
+    from deploy.uncertainty.calibrate_pixels import calibrate_pixels
 
     backend, metadata = load_net(args, PROGRAM, weights, config)
+    if metadata.output == "mask_logits":
+        print(calibrate_pixels(args, weights, config, backend, metadata))
+        return 0
     if metadata.output == "boxes":
         print(calibrate_boxes(args, weights, config, backend, metadata))
         return 0
@@ -143,7 +150,7 @@ def check(args: argparse.Namespace) -> Request:
     below = (args.set_aside,) if args.set_aside is not None else ()
     images = one_image(asked) if args.image else images_below(asked, *below)
     weights, config = weights_and_config(args)
-    return Request(weights, config, images, output, args.set_aside)
+    return Request(weights, config, images, None if args.image else asked, output, args.set_aside)
 
 
 def run(args: argparse.Namespace, request: Request) -> int:
@@ -154,6 +161,12 @@ def run(args: argparse.Namespace, request: Request) -> int:
     from deploy.uncertainty.multi_pass import Repetition
 
     backend, metadata = _load_calibrated(args, request.weights, request.config)
+    found = input_images(args, cast("Iterator[str]", request.images), request.root, metadata)
+    if metadata.output == "mask_logits":
+        from deploy.uncertainty.accepted_pixels import accept_pixels
+
+        where = (request.root, request.output, request.set_aside)
+        return accept_pixels(args, PROGRAM, Predictor(backend, metadata), found, *where)
     passes = passes_of(args, backend, metadata, request.weights)
     predictor = Predictor(backend, metadata, Repetition(passes) if passes else None)
     review = ReviewFolder(request.set_aside, metadata) if request.set_aside is not None else None
@@ -162,7 +175,7 @@ def run(args: argparse.Namespace, request: Request) -> int:
     as_text = not args.raw_csv
     opened = open_results(request.output, columns, escape_formulas=as_text) if request.output else nullcontext()
     with opened as results:
-        _predict_all(args, request, predictor, results, review, decisions, tally)
+        _predict_all(args, replace(request, images=found), predictor, results, review, decisions, tally)
     if review is not None:
         for file, problem in review.finish():
             tally.log_uncopied(PROGRAM, file, problem)
@@ -219,6 +232,8 @@ def _check_output(weights: Path, metadata: ModelMetadata) -> None:
     what = {"mask_logits": "a class for each pixel", "boxes": "boxes of objects"}.get(metadata.output)
     if what:
         hint = "; --calibrate finds the score threshold for inference.py" if metadata.output == "boxes" else ""
+        if metadata.output == "mask_logits":
+            hint = "; python -m tools.calibration_splits measures such a net"
         raise InputsError(
             f"{weights}: accepted or set aside is one class for an image, and this net gives {what}{hint}"
         )
@@ -226,8 +241,12 @@ def _check_output(weights: Path, metadata: ModelMetadata) -> None:
 
 def _load_calibrated(args: argparse.Namespace, weights: Path, config: Config | None) -> tuple[Backend, ModelMetadata]:
     backend, metadata = load_net(args, PROGRAM, weights, config)
-    _check_output(weights, metadata)
-    if metadata.calibration is None:
+    is_calibrated = metadata.calibration is not None
+    if metadata.output == "mask_logits" and not args.evaluate:
+        is_calibrated = PIXEL_SCORE in metadata.thresholds
+    else:
+        _check_output(weights, metadata)
+    if not is_calibrated:
         hint = f"python {PROGRAM} --weights CHECKPOINT --calibrate LIST; then export it again if this was exported"
         raise InputsError(f"{weights}: it is not calibrated, so it has no thresholds; calibrate it with: {hint}")
     warn_of_foreign_calibration(PROGRAM, weights, backend, metadata, args.precision)

@@ -16,6 +16,7 @@ SCORES = (
 FP32 = "fp32"  # what a checkpoint computes in
 LONGEST_NAME = 64  # characters of `fitted_to`
 ACCEPT, CONFORMAL = "accept", "conformal"  # keys of the metadata's thresholds
+PIXEL_SCORE, MOST_WRONG = "pixel_score", "most_wrong"  # of masks: the least score of an accepted pixel, and its target
 
 
 @dataclass(frozen=True)

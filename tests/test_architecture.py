@@ -27,6 +27,7 @@ DATA = tuple(  # what a package without torch's loaders may have of them
             "list_reader",
             "mask_classes",
             "mask_folders",
+            "mask_target",
             "masks",
             "pack_list",
             "packs",

@@ -19,6 +19,8 @@ from common.cli import FlagParser, run_program
 from deploy.inference.uncertainty_scores import UncertaintyError, softmax, uncertainty_of
 from deploy.uncertainty.calibration import CalibrationTarget, calibrate
 from deploy.uncertainty.metrics import area_under_risks, reliability
+from deploy.uncertainty.pixel_risk import PixelLogits
+from tools.pixel_splits import report_pixel_splits
 
 PROGRAM = "python -m tools.calibration_splits"
 
@@ -44,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table that the flags ask for, and return 0. Raises UserError."""
+    from artifacts.checkpoint import load_checkpoint
+
+    if load_checkpoint(args.weights).metadata.output == "mask_logits":
+        print("\n".join(report_pixel_splits(args, _pixels(args))))
+        return 0
     logits, labels, metadata = outputs_of(args)
     print(f"{len(labels)} images, accuracy {np.mean(logits.argmax(axis=1) == labels):.4f}")
     print(f"{args.splits} splits, calibrated on {args.pictures}, measured on {len(labels) - args.pictures}")
@@ -61,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = FlagParser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     add, default = parser.add_argument, CalibrationTarget()
     add("--weights", metavar="F", type=Path, required=True, help="a checkpoint")
-    add("--lists", metavar="LIST", type=Path, nargs="+", help="labelled lists or class folders, not trained on")
+    add("--lists", metavar="LIST", type=Path, nargs="+", help="labelled lists, class folders, or images with masks")
     add("--list_root", metavar="DIR", type=Path, help="folder that the lists' paths start from")
     add(
         "--logits", metavar="NPZ", type=Path, help="a file that keeps logits and labels of the lists: read if it exists"
@@ -165,6 +172,19 @@ def _spread(splits_done: Sequence[Split]) -> tuple[Split, Split, Split]:
     measured = [column if len(column) else np.array([np.nan]) for column in measured]
     mean, low, high = ([float(of(column)) for column in measured] for of in (np.mean, np.min, np.max))
     return Split(*mean), Split(*low), Split(*high)
+
+
+def _pixels(args: argparse.Namespace) -> list[PixelLogits]:
+    from deploy.backends.loading import load_torch
+    from deploy.uncertainty.calibrate_pixels import pixels_of
+    from deploy.uncertainty.outputs import config_of
+
+    if not args.lists:
+        raise UncertaintyError("name the images with masks with --lists")
+    args.batch_size, args.workers = 8, 2
+    backend, metadata = load_torch(args.weights, args.device, None)
+    net = (args.weights, config_of(args.weights), backend, metadata)
+    return [image for source in args.lists for image in pixels_of(source, args, *net)]
 
 
 def _run_net(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

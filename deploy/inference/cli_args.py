@@ -65,6 +65,12 @@ def add_images(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_second_image(group: argparse._ArgumentGroup) -> None:
+    """Add the flag that names the later image of a pair."""
+    text = "with --image, for a net of pairs: the later image"
+    group.add_argument("--second_image", metavar="FILE", type=named_path, help=text)
+
+
 def add_net(parser: argparse.ArgumentParser, weights: int | str | None = None) -> None:
     """Add the flags that name the net; `weights` is argparse's nargs of --weights."""
     add = parser.add_argument_group("net").add_argument
@@ -122,9 +128,7 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
         help="of georeferenced images also the areas of each class as GeoJSON, those of fewer pixels merged "
         f"into their neighbours (default {DEFAULT_POLYGON}); needs requirements-geo.txt",
     )
-    group.add_argument(
-        "--second_image", metavar="FILE", type=named_path, help="with --image, for a net of pairs: the later image"
-    )
+    add_second_image(group)
 
 
 def _add_conversions(parser: argparse.ArgumentParser) -> None:

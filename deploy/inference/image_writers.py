@@ -57,6 +57,7 @@ class SortedCopies:
 class MaskCopies:
     """Writes FOLDER/<path below the image folder>.mask.png, the classes of the pixels, and .overlay.jpg to look at.
 
+    Of a calibrated net .set_aside.png has the pixels whose class is not accepted, white on black.
     Of a pair the overlay shows the later image. Beside the mask of a georeferenced image the areas of at least
     `polygon_pixels` are written as .geojson, where that is given.
     """
@@ -79,6 +80,9 @@ class MaskCopies:
             else:
                 mask = prediction.image()
                 save_copy(self._folder, relative, ".mask.png", lambda path: mask.save(path, "PNG"))
+        if prediction.accept is not None:
+            aside = Image.fromarray(prediction.set_aside)
+            save_copy(self._folder, relative, ".set_aside.png", lambda path: aside.save(path, "PNG"))
         save_jpeg(self._folder, relative, ".overlay.jpg", annotated(prediction, self._preprocess))
 
     def _add_geo(self, prediction: MaskPrediction, geo: GeoImage, relative: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from artifacts.calibration import PIXEL_SCORE
 from artifacts.metadata import ModelMetadata
 from common.console import elide, text_columns
 from common.placement import placement
@@ -30,7 +31,8 @@ class MaskPrediction(Prediction):
     """The class of each pixel of one image, or of a pair.
 
     It is made of the net's `logits` (K, h, w) when it is first asked for, by whoever needs it. `score` is the mean over
-    the net's input of the largest softmax.
+    the net's input of the largest softmax, at the fitted `temperature`. Of a calibrated net a pixel is accepted from a
+    score of `accept` on.
     """
 
     is_slow = True
@@ -41,6 +43,8 @@ class MaskPrediction(Prediction):
     preprocess: Preprocess | None = None
     logits: np.ndarray | None = field(default=None, compare=False, repr=False)
     gaps: np.ndarray | None = field(default=None, compare=False, repr=False)  # (H, W): pixels that hold no data
+    temperature: float = 1.0
+    accept: float | None = None
 
     @classmethod
     def decode(
@@ -51,7 +55,11 @@ class MaskPrediction(Prediction):
             if not np.isfinite(logits).all():
                 yield cls("", error=NOT_FINITE)
                 continue
-            yield cls("", classes_of(metadata), size, mean_score(logits), metadata.preprocess, logits)
+            temperature = metadata.temperature or 1.0
+            score = mean_score(logits / np.float32(temperature))
+            accept = metadata.thresholds.get(PIXEL_SCORE)
+            made = cls("", classes_of(metadata), size, score, metadata.preprocess, logits)
+            yield replace(made, temperature=temperature, accept=accept)
 
     @classmethod
     def example(cls, class_names: Sequence[str]) -> MaskPrediction:
@@ -71,6 +79,21 @@ class MaskPrediction(Prediction):
             indices[self.gaps] = VOID
         return indices
 
+    @cached_property
+    def set_aside(self) -> np.ndarray:
+        """The pixels (H, W) bool of a calibrated net whose class is too uncertain; those of no class are none."""
+        assert self.logits is not None and self.preprocess is not None and self.accept is not None
+        found = np.zeros((self.size[1], self.size[0]), bool)
+        for rows, columns, band in own_size_bands(self.logits, self.preprocess, self.size):
+            found[rows, columns] = largest_scores(band, self.temperature) < self.accept
+        return found & (self.indices != VOID)
+
+    @property
+    def accepted(self) -> float:
+        """The share of the pixels with a class that is accepted, of a calibrated net; 0 where there is none."""
+        with_class = sum(self.pixels)
+        return 1 - int(self.set_aside.sum()) / with_class if with_class else 0.0
+
     def without(self, gaps: np.ndarray) -> MaskPrediction:
         """Return the mask without a class where the image holds no data."""
         return replace(self, gaps=gaps)
@@ -81,19 +104,27 @@ class MaskPrediction(Prediction):
         return tuple(map(int, np.bincount(self.indices.ravel(), minlength=VOID + 1)[: len(self.classes)]))
 
     def values(self) -> dict[str, Any]:
-        """Return {"width", "height", "score", "shares": {class: share of the image's pixels}}."""
+        """Return {"width", "height", "score", "shares": {class: share of the image's pixels}}.
+
+        Of a calibrated net "accepted" follows the score.
+        """
         shares = {found.name: share for found, share in zip(self.classes, self.shares, strict=True)}
-        return {"width": self.size[0], "height": self.size[1], "score": self.score, "shares": shares}
+        accepted = {} if self.accept is None else {"accepted": self.accepted}
+        return {"width": self.size[0], "height": self.size[1], "score": self.score, **accepted, "shares": shares}
 
     def response(self) -> dict[str, Any]:
-        """Return `values`, the classes of the mask's pixels, and the mask as a PNG in a data URL."""
+        """Return `values`, the classes of the mask's pixels, and the mask as a PNG in a data URL.
+
+        Of a calibrated net what is set aside is another one, white on black.
+        """
         classes = [
             {"name": found.name, "title": found.title, "value": value, "color": list(found.color)}
             for found, value in zip(self.classes, file_values(self.classes), strict=True)
         ]
-        file = io.BytesIO()
-        self.image().save(file, "PNG")
-        return super().response() | {"classes": classes, "mask": data_uri("image/png", file.getvalue())}
+        images = {"mask": self.image()}
+        if self.accept is not None:
+            images["set_aside"] = Image.fromarray(self.set_aside)
+        return super().response() | {"classes": classes} | {name: _png_uri(image) for name, image in images.items()}
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -102,12 +133,14 @@ class MaskPrediction(Prediction):
 
     @classmethod
     def csv_columns(cls, metadata: ModelMetadata, topk: int) -> tuple[str, ...]:
-        """Return width, height, score, then share_NAME of each class."""
-        return ("width", "height", "score", *(f"share_{name}" for name in metadata.class_names))
+        """Return width, height, score, of a calibrated net accepted, then share_NAME of each class."""
+        accepted = ("accepted",) if PIXEL_SCORE in metadata.thresholds else ()
+        return ("width", "height", "score", *accepted, *(f"share_{name}" for name in metadata.class_names))
 
     def csv_row(self) -> list[str | int]:
         """Return what stands in `csv_columns`."""
-        return [*self.size, f"{self.score:.6f}", *(f"{share:.6f}" for share in self.shares)]
+        accepted = [] if self.accept is None else [f"{self.accepted:.6f}"]
+        return [*self.size, f"{self.score:.6f}", *accepted, *(f"{share:.6f}" for share in self.shares)]
 
     @classmethod
     def text_widths(cls, metadata: ModelMetadata) -> tuple[int, ...]:
@@ -190,16 +223,33 @@ def mean_score(logits: np.ndarray) -> float:
     return float(np.mean([(1 / np.exp(row - row.max(axis=0)).sum(axis=0)).mean() for row in rows]))
 
 
+def largest_scores(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the largest softmax, float64 (...), of finite logits (K, ...) over a temperature."""
+    scaled = logits.astype(np.float64) / temperature
+    return np.asarray(1 / np.exp(scaled - scaled.max(axis=0)).sum(axis=0))
+
+
 def own_size(logits: np.ndarray, preprocess: Preprocess, size: tuple[int, int]) -> np.ndarray:
     """Return the class indices (H, W) uint8 of an image of (width, height) from logits (K, h, w) of the net's input.
 
-    The logits are brought to the image's size, bilinearly, and the largest one chosen there: borders of classes stay
-    smooth. Bands of rows bound the memory.
+    The largest logit is chosen at the image's size: borders of classes stay smooth.
+    """
+    indices = np.full((size[1], size[0]), VOID, np.uint8)
+    for rows, columns, band in own_size_bands(logits, preprocess, size):
+        indices[rows, columns] = band.argmax(axis=0)
+    return indices
+
+
+def own_size_bands(
+    logits: np.ndarray, preprocess: Preprocess, size: tuple[int, int]
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Yield logits (K, rows, columns), bilinearly at an image's (width, height), of the part that the net has seen.
+
+    Bands of rows bound the memory.
     """
     place = placement(preprocess.resize, size, (logits.shape[2], logits.shape[1]))
-    indices = np.full((size[1], size[0]), VOID, np.uint8)
     if place.is_empty:
-        return indices
+        return
     (left, top, right, bottom), (seen_left, seen_top, seen_right, seen_bottom) = place.inside, place.seen
     first_x, first_y = round(seen_left), round(seen_top)
     end_x, end_y = max(round(seen_right), first_x + 1), max(round(seen_bottom), first_y + 1)
@@ -210,5 +260,10 @@ def own_size(logits: np.ndarray, preprocess: Preprocess, size: tuple[int, int]) 
         box = (0, (row - first_y) * down, right - left, min((end - first_y) * down, bottom - top))
         shape = (end_x - first_x, end - row)
         band = np.stack([np.asarray(plane.resize(shape, Image.Resampling.BILINEAR, box)) for plane in planes])
-        indices[row:end, first_x:end_x] = band.argmax(axis=0)
-    return indices
+        yield slice(row, end), slice(first_x, end_x), band
+
+
+def _png_uri(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return data_uri("image/png", file.getvalue())

@@ -12,6 +12,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from artifacts.calibration import PIXEL_SCORE
 from artifacts.detections import nms_iou_of
 from artifacts.metadata import ModelMetadata
 from artifacts.tiles import blended_logits, padded, starts
@@ -118,6 +119,8 @@ class TiledPredictor(Predictor):
         if metadata.output not in ("mask_logits", "boxes"):
             raise BackendError("--tiles is for nets that give masks or boxes, and this one gives neither")
         self.overlap = overlap
+        thresholds = {name: value for name, value in metadata.thresholds.items() if name != PIXEL_SCORE}
+        self.metadata = replace(metadata, thresholds=thresholds)  # what is set aside is of images that were resized
 
     def predict_files(
         self, paths: Iterable[Source], batch_size: int = 32, topk: int = 5, workers: int = 4

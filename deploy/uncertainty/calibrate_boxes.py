@@ -22,6 +22,7 @@ from data_loader.box_target import Boxes, BoxTarget
 from data_loader.list_reader import read_target_list
 from data_loader.preprocess import ImageError
 from data_loader.samples import Sample, SampleList
+from data_loader.targets import Target
 from deploy.backends.base import Backend
 from deploy.inference.box_prediction import BoxPrediction
 from deploy.inference.predictor import Predictor
@@ -45,9 +46,9 @@ def calibrate_boxes(
     config = (config_of(weights) if is_checkpoint else None) or config
     target, confidence = args.target_risk or MOST_MISSED, args.confidence or CONFIDENCE
     boxes = BoxTarget(metadata.num_classes, metadata.mask_classes, max_pixels=metadata.preprocess.max_pixels)
-    samples = _samples(args, config, boxes)
+    samples = annotated_samples(args.calibrate, args.list_root, config, boxes)
     if (trained := trained_on(config, metadata)) is None:
-        _warn(f"the training images of {weights} are not on this machine: take care that {args.calibrate} has none")
+        warn(f"the training images of {weights} are not on this machine: take care that {args.calibrate} has none")
     else:
         check_not_trained_on(samples.samples, args.calibrate, trained)
     measured = replace(metadata, thresholds={**metadata.thresholds, SCORE: LEAST_SCORE})
@@ -62,10 +63,9 @@ def calibrate_boxes(
     return _summary(best, len(rows), target, confidence, args.calibrate, weights)
 
 
-def _samples(args: argparse.Namespace, config: Config | None, target: BoxTarget) -> SampleList:
+def annotated_samples(source: Path, list_root: Path | None, config: Config | None, target: Target) -> SampleList:
     """Return the images of a folder, of COCO's file or of a txt list, as a training reads them. Raises ListError."""
-    source: Path = args.calibrate
-    root = str(args.list_root or source.parent)
+    root = str(list_root or source.parent)
     if source.is_dir():
         return target.read_folder(str(source))
     found = target.read_annotations(str(source), root, allow_outside_root=True)
@@ -103,7 +103,7 @@ def _measured(
             ),
         )
     if problems:
-        _warn(f"{len(problems)} images cannot be used and were left out; the first: {problems[0]}")
+        warn(f"{len(problems)} images cannot be used and were left out; the first: {problems[0]}")
     if not count:
         raise UncertaintyError(f"{args.calibrate}: none of its images can be used")
 
@@ -134,5 +134,6 @@ def _summary(best: MissedObjects, count: int, target: float, confidence: float, 
     )
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """Print a line on stderr, with the program's name."""
     print(f"inference_uncertain.py: {text}", file=sys.stderr)

@@ -6,17 +6,20 @@ import argparse
 
 from artifacts.calibration import SCORES
 from common.cli import FlagParser, named_path, number
-from deploy.inference.cli_args import DEFAULT_RESULT, add_images, add_machine, add_net
+from deploy.inference.cli_args import DEFAULT_RESULT, add_images, add_machine, add_net, add_second_image
 from deploy.inference.result_writer import RAW_CSV_HELP, RESULTS_HELP
 from deploy.uncertainty.calibration import DEFAULT_SCORE
 
 DEFAULT_OUTPUT = f"{DEFAULT_RESULT}/uncertain.csv"
 DEFAULT_PASSES = 20
 LEAST_SHARE = 1e-6  # nearer to 0 or 1 no list is long enough
-LIST_HELP = "a labelled list, or one folder per class (of a detector: annotated images), not trained on"
+LIST_HELP = (
+    "a labelled list, or one folder per class (of a detector: annotated images; of masks: images with label images), "
+    "not trained on"
+)
 RISK_HELP = (
     "share of wrong predictions among the accepted (default 0.01); of a detector, of an image's objects that are "
-    "missed (default 0.1)"
+    "missed (default 0.1); of masks, of wrong pixels among an image's accepted ones (default 0.1)"
 )
 REPEATS = ("dropout", "views")
 VIEWS = ("flip", "shift", "scale")
@@ -49,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_images(parser)
+    add_second_image(parser.add_argument_group("nets of pairs"))
     add_net(parser, weights="+")
     _add_calibration(parser)
     _add_evaluation(parser)
@@ -124,7 +128,8 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "--set_aside",
         metavar="DIR",
         type=named_path,
-        help="a new folder for copies of the uncertain images, most uncertain first",
+        help="a new folder for copies of the uncertain images, most uncertain first; of masks, for the mask of each "
+        "image and what is set aside of it",
     )
     add("--quiet", action="store_true", help="no line for an image that was accepted")
 

@@ -1,0 +1,147 @@
+"""Calibrating a net of masks: its temperature, and the score from which pixels are accepted, into its file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from artifacts.calibration import MOST_WRONG, PIXEL_SCORE
+from artifacts.checkpoint import rewrite_metadata
+from artifacts.errors import CheckpointError
+from artifacts.formats import artifact_kind
+from artifacts.metadata import ModelMetadata
+from artifacts.onnx_file import rewrite_onnx_metadata
+from configs.schema import Config
+from data_loader.list_reader import read_target_list
+from data_loader.mask_classes import VOID
+from data_loader.mask_target import MaskTarget
+from data_loader.preprocess import ImageError
+from data_loader.samples import ListError, Sample
+from deploy.backends.base import Backend
+from deploy.inference.mask_prediction import MaskPrediction, classes_of, own_size_bands
+from deploy.inference.predictor import Predictor, Source
+from deploy.inference.uncertainty_scores import UncertaintyError
+from deploy.uncertainty.calibrate_boxes import annotated_samples, warn
+from deploy.uncertainty.outputs import check_not_trained_on, config_of, real_paths, trained_on
+from deploy.uncertainty.pixel_risk import PixelLogits, PixelThreshold, pixel_threshold
+
+MOST_WRONG_SHARE = 0.1  # the target by default
+MOST_PIXELS = 16_384  # drawn from an image
+MOST_BYTES = 512 * 10**6  # of all their logits
+SEED = 0
+
+
+def calibrate_pixels(
+    args: argparse.Namespace, weights: Path, config: Config | None, backend: Backend, metadata: ModelMetadata
+) -> str:
+    """Find temperature and threshold on images with masks, write them, and return what to print. Raises UserError."""
+    if surplus := [name for name in ("score", "confidence", "conformal") if getattr(args, name) is not None]:
+        raise UncertaintyError(f"--{surplus[0]} is not for nets that give masks, which --target_risk alone calibrates")
+    if not metadata.weights_sha256:
+        raise CheckpointError(f"{weights}: bare weights hold no metadata to write to; name a checkpoint of train.py")
+    is_checkpoint = artifact_kind(weights) == "checkpoint"
+    config = (config_of(weights) if is_checkpoint else None) or config
+    target = args.target_risk or MOST_WRONG_SHARE
+    images = pixels_of(args.calibrate, args, weights, config, backend, metadata)
+    found = pixel_threshold(images, target)
+    thresholds = {**metadata.thresholds, PIXEL_SCORE: found.value, MOST_WRONG: target}
+    fitted = replace(metadata, temperature=found.temperature, thresholds=thresholds)
+    (rewrite_metadata if is_checkpoint else rewrite_onnx_metadata)(weights, fitted)
+    return _summary(found, len(images), target, args.calibrate, weights)
+
+
+def pixels_of(
+    source: Path,
+    args: argparse.Namespace,
+    weights: Path,
+    config: Config | None,
+    backend: Backend,
+    metadata: ModelMetadata,
+) -> list[PixelLogits]:
+    """Return pixels of each image of a folder or a list with masks that was not trained on. Raises UserError."""
+    preprocess = metadata.preprocess
+    masks = MaskTarget(
+        classes_of(metadata),
+        has_pairs=preprocess.images == 2,
+        max_pixels=preprocess.max_pixels,
+        has_bands=preprocess.has_bands,
+    )
+    samples = annotated_samples(source, args.list_root, config, masks).samples
+    if (trained := _trained_on(config, metadata, masks)) is None:
+        warn(f"the training images of {weights} are not on this machine: take care that {source} has none")
+    else:
+        check_not_trained_on(samples, source, trained)
+    most = MOST_BYTES // (4 * metadata.num_classes * max(1, len(samples)))
+    images = list(_drawn(samples, masks, Predictor(backend, metadata), args, min(most, MOST_PIXELS)))
+    if not images:
+        raise UncertaintyError(f"{source}: none of its images can be used")
+    return images
+
+
+def _trained_on(config: Config | None, metadata: ModelMetadata, masks: MaskTarget) -> frozenset[str] | None:
+    """Return the real paths of the training images, of a list or a folder; None where they are not on this machine."""
+    if config is None or not config.train_data_file:
+        return trained_on(config, metadata)
+    place = (Path(config.train_data_file), config.train_data_root_dir, config.file_label_separator)
+    try:
+        return frozenset(real_paths(read_target_list(*place, masks, allow_outside_root=True).samples))
+    except (ListError, OSError):  # it has changed since
+        return None
+
+
+def _drawn(
+    samples: Sequence[Sample], masks: MaskTarget, predictor: Predictor, args: argparse.Namespace, most: int
+) -> Iterator[PixelLogits]:
+    """Yield at most so many pixels of each image that can be read and has a pixel of a class."""
+    usable: dict[Source, Sample] = {}
+    problems = []
+    for sample in samples:
+        try:
+            file = sample.target._replace(orientation=masks.scan(sample).orientation)
+        except ImageError as error:
+            problems.append(f"{sample.path}: {error}")
+            continue
+        usable[(sample.path, file.second) if file.second else sample.path] = replace(sample, target=file)
+    generator = np.random.default_rng(SEED)
+    predictions = predictor.predict_files(usable, args.batch_size, workers=args.workers)
+    for sample, prediction in zip(usable.values(), predictions, strict=True):
+        if prediction.error:
+            problems.append(f"{prediction.file}: {prediction.error}")
+            continue
+        assert isinstance(prediction, MaskPrediction)
+        truth = np.where(prediction.indices == VOID, np.uint8(VOID), np.asarray(masks.load(sample)))
+        places = np.flatnonzero(truth != VOID)
+        if len(places):
+            places = generator.permutation(places)[:most]
+            yield PixelLogits(_logits_at(prediction, places), truth.ravel()[places].astype(np.int64))
+    if problems:
+        warn(f"{len(problems)} images cannot be used and were left out; the first: {problems[0]}")
+
+
+def _logits_at(prediction: MaskPrediction, places: np.ndarray) -> np.ndarray:
+    """Return the logits (n, K) of pixels of the image, whose numbers count row by row."""
+    assert prediction.logits is not None and prediction.preprocess is not None
+    rows, columns = np.divmod(places, prediction.size[0])
+    found = np.empty((len(places), len(prediction.logits)), np.float32)
+    for down, across, band in own_size_bands(prediction.logits, prediction.preprocess, prediction.size):
+        inside = (rows >= down.start) & (rows < down.stop)
+        found[inside] = band[:, rows[inside] - down.start, columns[inside] - across.start].T
+    return found
+
+
+def _summary(found: PixelThreshold, count: int, target: float, source: Path, weights: Path) -> str:
+    others = "; files exported from it before do not have it: export them again" if weights.suffix != ".onnx" else ""
+    return "\n".join(
+        [
+            f"{source}: {count} images; {count - found.images} fit the temperature, {found.images} the threshold",
+            f"temperature {found.temperature:.4f}; a pixel is accepted from a score of {found.value:.6g} on: "
+            f"{found.accepted:.1%} of an image's pixels in the mean, {found.wrong:.1%} of them wrong",
+            f"so in the expectation over images at most {found.risk:.1%} of the accepted pixels are wrong (asked for: "
+            f"{target:.1%})",
+            f"written into {weights}{others}",
+        ]
+    )
