@@ -17,6 +17,7 @@ from artifacts.formats import artifact_kind
 from artifacts.metadata import ModelMetadata
 from artifacts.onnx_file import rewrite_onnx_metadata
 from artifacts.sample_sources import SEPARATOR
+from common.errors import UserError
 from configs.schema import Config
 from data_loader.box_target import Boxes, BoxTarget
 from data_loader.list_reader import read_target_list
@@ -28,7 +29,7 @@ from deploy.inference.box_prediction import BoxPrediction
 from deploy.inference.predictor import Predictor
 from deploy.inference.uncertainty_scores import UncertaintyError
 from deploy.uncertainty.missed_objects import MissedObjects, highest_threshold, missed_at_least
-from deploy.uncertainty.outputs import check_not_trained_on, config_of, trained_on
+from deploy.uncertainty.outputs import check_not_trained_on, config_of, real_paths, trained_on
 
 MOST_MISSED, CONFIDENCE = 0.1, 0.95  # the target by default
 MISSED_KEY, CONFIDENCE_KEY = "most_missed", "confidence"  # of the metadata's thresholds
@@ -47,7 +48,7 @@ def calibrate_boxes(
     target, confidence = args.target_risk or MOST_MISSED, args.confidence or CONFIDENCE
     boxes = BoxTarget(metadata.num_classes, metadata.mask_classes, max_pixels=metadata.preprocess.max_pixels)
     samples = annotated_samples(args.calibrate, args.list_root, config, boxes)
-    if (trained := trained_on(config, metadata)) is None:
+    if (trained := annotated_training(config, metadata, boxes)) is None:
         warn(f"the training images of {weights} are not on this machine: take care that {args.calibrate} has none")
     else:
         check_not_trained_on(samples.samples, args.calibrate, trained)
@@ -73,6 +74,20 @@ def annotated_samples(source: Path, list_root: Path | None, config: Config | Non
         return found
     separator = config.file_label_separator if config else SEPARATOR
     return target.completed(read_target_list(source, root, separator, target, allow_outside_root=True))
+
+
+def annotated_training(config: Config | None, metadata: ModelMetadata, target: Target) -> frozenset[str] | None:
+    """Return the real paths of the training images, of any source; None where they are not on this machine."""
+    if config is None or not config.train_data_file:
+        return trained_on(config, metadata)
+    root, separator = config.train_data_root_dir, config.file_label_separator
+    try:
+        found = target.read_annotations(config.train_data_file, root, allow_outside_root=True)
+        if found is None:  # a txt list, whose annotations need not be read
+            found = read_target_list(config.train_data_file, root, separator, target, allow_outside_root=True)
+        return frozenset(real_paths(found.samples))
+    except (UserError, OSError):  # it has changed since
+        return None
 
 
 def _measured(

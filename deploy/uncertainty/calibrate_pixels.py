@@ -16,17 +16,16 @@ from artifacts.formats import artifact_kind
 from artifacts.metadata import ModelMetadata
 from artifacts.onnx_file import rewrite_onnx_metadata
 from configs.schema import Config
-from data_loader.list_reader import read_target_list
 from data_loader.mask_classes import VOID
 from data_loader.mask_target import MaskTarget
 from data_loader.preprocess import ImageError
-from data_loader.samples import ListError, Sample
+from data_loader.samples import Sample
 from deploy.backends.base import Backend
 from deploy.inference.mask_prediction import MaskPrediction, classes_of, own_size_bands
 from deploy.inference.predictor import Predictor, Source
 from deploy.inference.uncertainty_scores import UncertaintyError
-from deploy.uncertainty.calibrate_boxes import annotated_samples, warn
-from deploy.uncertainty.outputs import check_not_trained_on, config_of, real_paths, trained_on
+from deploy.uncertainty.calibrate_boxes import annotated_samples, annotated_training, warn
+from deploy.uncertainty.outputs import check_not_trained_on, config_of
 from deploy.uncertainty.pixel_risk import PixelLogits, PixelThreshold, pixel_threshold
 
 MOST_WRONG_SHARE = 0.1  # the target by default
@@ -71,7 +70,7 @@ def pixels_of(
         has_bands=preprocess.has_bands,
     )
     samples = annotated_samples(source, args.list_root, config, masks).samples
-    if (trained := _trained_on(config, metadata, masks)) is None:
+    if (trained := annotated_training(config, metadata, masks)) is None:
         warn(f"the training images of {weights} are not on this machine: take care that {source} has none")
     else:
         check_not_trained_on(samples, source, trained)
@@ -80,17 +79,6 @@ def pixels_of(
     if not images:
         raise UncertaintyError(f"{source}: none of its images can be used")
     return images
-
-
-def _trained_on(config: Config | None, metadata: ModelMetadata, masks: MaskTarget) -> frozenset[str] | None:
-    """Return the real paths of the training images, of a list or a folder; None where they are not on this machine."""
-    if config is None or not config.train_data_file:
-        return trained_on(config, metadata)
-    place = (Path(config.train_data_file), config.train_data_root_dir, config.file_label_separator)
-    try:
-        return frozenset(real_paths(read_target_list(*place, masks, allow_outside_root=True).samples))
-    except (ListError, OSError):  # it has changed since
-        return None
 
 
 def _drawn(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import pytest
 import inference_uncertain
 from artifacts.detections import SCORE_THRESHOLDS, Detections
 from artifacts.metadata_reader import read_metadata
-from data_loader.box_target import Boxes
+from data_loader.box_target import Boxes, BoxTarget
+from deploy.uncertainty.calibrate_boxes import annotated_training
 from deploy.uncertainty.missed_objects import highest_threshold, missed_at_least, upper_bound
 from tests.helpers.boxes import box_nets, write_boxes, write_config
 
@@ -81,6 +84,22 @@ def test_the_promise_holds_as_often_as_it_says() -> None:
     assert broken <= 12  # of 60 at a confidence of 0.9: 6 at most are expected, 12 come once in 100 such tests
     assert 0.3 < np.mean(thresholds) < 0.62  # a fifth lies below 0.62, and the bound costs some of it
     assert set(np.round(thresholds, 2)) <= set(np.round(SCORE_THRESHOLDS, 2))
+
+
+def test_training_images_are_known_from_any_list(tmp_path: Path) -> None:
+    write_boxes(tmp_path, train=3, valid=1)
+    train = tmp_path / "train"
+    names = sorted(path.relative_to(train).as_posix() for path in train.rglob("*") if path.suffix in (".png", ".jpg"))
+    notes = sorted(path.relative_to(train).as_posix() for path in train.rglob("*.xml"))
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(map("----".join, zip(names, notes, strict=True))), encoding="utf-8")
+    config: Any = SimpleNamespace(
+        train_data_file=str(listed), train_data_root_dir=str(train), file_label_separator="----"
+    )
+    metadata: Any = None  # of folders alone
+    assert annotated_training(config, metadata, BoxTarget(2)) == {f"{train.resolve()}/{name}" for name in names}
+    listed.unlink()
+    assert annotated_training(config, metadata, BoxTarget(2)) is None
 
 
 @pytest.fixture
