@@ -21,6 +21,7 @@ ON_CPU_ONLY = (
     "mosaic",
     "mosaic_epochs",
     "mixup_boxes",
+    "copy_paste",
 )  # augmentations that take one image at a time
 
 
@@ -127,6 +128,9 @@ class Config(BaseModel):
     mosaic: float = Field(0.0, ge=0, le=1, description="boxes: share of the views that are made of four images")
     mosaic_epochs: int = Field(0, ge=0, le=1_000_000, description="epochs with mosaic, from the first on; 0: all")
     mixup_boxes: float = Field(0.0, ge=0, le=1, description="boxes: share of the other views that blend two images")
+    copy_paste: float = Field(
+        0.0, ge=0, le=1, description="masks: share of the views that half the classes of another image are pasted onto"
+    )
     color_jitter: list[float] = Field(
         [0.2, 0.2, 0.2, 0.0], min_length=4, max_length=4, description="brightness, contrast, saturation, hue (to 0.5)"
     )

@@ -49,6 +49,7 @@ class AugmentSettings:
     mosaic: float = 0.0
     mosaic_epochs: int = 0
     mixup_boxes: float = 0.0
+    copy_paste: float = 0.0
 
 
 class TrainingView:

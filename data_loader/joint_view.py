@@ -34,6 +34,8 @@ class JointView:
 
     The crop is drawn as `TrainingView` draws it, and is the same part of every image. Masks are resized by nearest
     neighbour alone; what lies beside the images is VOID. Of a pair each image gets colours, blur and grey by itself.
+    On a share `copy_paste` of the views lie the pixels of half the classes of another image's view, of both of a pair
+    (ClassMix: Olsson et al. 2021, https://arxiv.org/abs/2007.07936, section 3.1, there between unlabelled images).
     """
 
     def __init__(self, preprocess: Preprocess, settings: AugmentSettings) -> None:
@@ -67,6 +69,20 @@ class JointView:
             *seen, moved = self.affine(*seen, tv_tensors.Mask(torch.from_numpy(labels)[None]))  # (1, H, W)
             labels = moved[0].numpy()
         return joined([self._coloured(image) for image in seen]), labels
+
+    def partners(self, count: int) -> list[int]:
+        """Return the other image of `count` whose pixels are pasted onto a view, or none; from torch's numbers."""
+        return torch.randint(count, (1,)).tolist() if _chance(self.settings.copy_paste) else []
+
+    def pasted(
+        self, parts: Sequence[tuple[Sequence[Decoded], Image.Image]], mirrored: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a view of the first images and mask with pixels of the second ones, and the mask (H, W) of both."""
+        (pixels, labels), (other, others) = (self(images, mask, mirrored) for images, mask in parts)
+        present = np.flatnonzero(np.bincount(others.ravel(), minlength=VOID + 1)[:VOID])
+        chosen = present[torch.randperm(len(present)).numpy()[: (len(present) + 1) // 2]]
+        over = np.isin(others, chosen)  # (H, W)
+        return np.where(over[:, :, None], other, pixels), np.where(over, others, labels)
 
     def _coloured(self, image: Any) -> np.ndarray:
         for transform in self.on_image:

@@ -23,8 +23,8 @@ NOT_FOR_MASKS = {  # keys, and what to do
     "mosaic": "joins images with boxes, not masks; leave it out",
     "mixup_boxes": "blends images with boxes, not masks; leave it out",
     "random_erasing": "would blank pixels that the mask still names; leave it out",
-    "mixup_alpha": "mixes labels of whole images, not masks; leave it out",
-    "cutmix_alpha": "mixes labels of whole images, not masks; leave it out",
+    "mixup_alpha": "mixes labels of whole images, not masks; use copy_paste",
+    "cutmix_alpha": "mixes labels of whole images, not masks; use copy_paste",
     "label_smoothing": "is not in the losses of masks; leave it out",
     "balanced_sampling": "draws images by their one class; use balanced_crops or class_weights for masks",
     "test_time_views": "averages the logits of whole images, not masks; leave it out",
@@ -36,6 +36,7 @@ NOT_FOR_BOXES = {
     "augment_on": 'moves images alone, without their boxes; set it to "cpu"',
     "auto_augment": "moves images alone, without their boxes; leave it out",
     "random_erasing": "would blank objects whose boxes stay; leave it out",
+    "copy_paste": "pastes pixels with their masks, not boxes; use mosaic or mixup_boxes",
     "rotation_degrees": "would make boxes larger than their objects; use quarter_turns",
     "translate": "moves images alone, without their boxes; random_crop_scale moves both",
     "mixup_alpha": "mixes labels of whole images, not boxes; use mixup_boxes",
@@ -109,6 +110,7 @@ def _dense_problems(config: Config) -> list[Problem]:
             "balanced_crops": "balanced_crops choose a crop by its mask or boxes; this net learns from neither",
             "mosaic": "mosaic joins images with their boxes; this net learns from none",
             "mixup_boxes": "mixup_boxes blends images with their boxes; this net learns from none",
+            "copy_paste": "copy_paste pastes pixels with their masks; this net learns from none",
             "val_tiles": "val_tiles are for nets that give masks; leave it out",
         }
         problems += [Problem(text, (key, *NET)) for key, text in sentences.items() if getattr(config, key)]

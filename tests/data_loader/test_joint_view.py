@@ -104,6 +104,43 @@ def test_a_view_follows_from_its_key_alone() -> None:
     assert not np.array_equal(first[0][0], first[1][0])
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_half_the_classes_of_another_image_are_pasted_with_their_mask(images: int) -> None:
+    view = JointView(
+        Preprocess(32, 32, 3 * images, resize="squash", interpolation="nearest", images=images),
+        AugmentSettings(**MOVES, copy_paste=1.0),
+    )
+    base = indices_of(0) % 2  # classes 0 and 1
+    other = indices_of(1)  # 0 to 4
+    other[other < 2] = VOID  # which is never pasted
+    coded = np.where(other == VOID, 0, other * 50).astype(np.uint8)
+    parts = [
+        ([Image.fromarray(np.dstack([pixels] * 3))] * images, Image.fromarray(mask))
+        for pixels, mask in (((base * 50).astype(np.uint8), base), (coded, other))
+    ]
+    pairs = set()
+    for number in range(40):
+        with seeded(0, 1, number):
+            pixels, mask = view.pasted(parts, False)
+            np.testing.assert_array_equal(pixels, np.dstack([mask * 50] * (3 * images)))
+        classes = set(np.unique(mask).tolist())
+        assert classes & {0, 1} and len(classes & {2, 3, 4}) == 2  # of three classes two
+        pairs.add(frozenset(classes & {2, 3, 4}))
+    assert len(pairs) == 3
+
+
+def test_so_many_views_are_pasted_onto() -> None:
+    preprocess = Preprocess(32, 32, 3)
+    half = JointView(preprocess, AugmentSettings(copy_paste=0.5))
+    drawn = []
+    for number in range(400):
+        with seeded(0, 1, number):
+            drawn.append(half.partners(7))
+    others = [place for found in drawn for place in found]
+    assert 150 < len(others) < 250 and set(others) == set(range(7))
+    assert JointView(preprocess, AugmentSettings()).partners(7) == []
+
+
 def test_balanced_crops_find_the_rare_class() -> None:
     indices = np.zeros((200, 200), np.uint8)
     indices[150:153, 20:23] = 4

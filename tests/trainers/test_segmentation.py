@@ -33,6 +33,7 @@ VIEWS: dict[str, Any] = {
     "vertical_flip": 0.5,
     "quarter_turns": True,
     "balanced_crops": 0.5,
+    "copy_paste": 0.5,
     "translate": 0.1,
 }
 
