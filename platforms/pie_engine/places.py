@@ -69,7 +69,7 @@ class StoreSource:
 
     def task(self) -> str:
         """Return the task that the data are for."""
-        task = task_of_names(self.found.url, [*self.found.objects])
+        task = task_of_names(self.found.url, [*self.found.objects, *self.found.others])
         folders = {name.rpartition("/")[0] for name in self.found.objects}
         needed = ("A", "B", "labels") if task == CHANGE else ("images", "labels")
         empty = [f"{split}/{name}" for split in SPLITS for name in needed if f"{split}/{name}" not in folders]

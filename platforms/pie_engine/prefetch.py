@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -25,20 +26,29 @@ CACHE_DIR = "PIE_CACHE_DIR"  # of the environment
 DEFAULT_CACHE = "cache"
 FOLDERS = ("images", "labels", "A", "B")
 THREADS = 32
+SHOWN_OBJECTS = 1000  # of a data set without one that counts
 MANY = 2000  # objects that are worth processes of their own
 
 
 @dataclass(frozen=True)
 class Found:
-    """The objects of a data set: by their names below it, "train/images/1.jpg"."""
+    """The objects of a data set by their names below it, "train/images/1.jpg"; `others` are names of no use to it."""
 
     url: str
     objects: dict[str, Listed]
+    others: tuple[str, ...] = ()
 
 
 def list_data(store: Store, prefix: str) -> Found:
-    """Return a data set's objects, without hidden ones and those of deeper folders. Raises StorageError."""
+    """Return a data set's objects, hidden ones and those of deeper folders among the others. Raises StorageError."""
     objects: dict[str, Listed] = {}
+    others: dict[str, str] = {}  # one name of each folder
+
+    def note(name: str) -> None:
+        folder, _, last = name.rpartition("/")
+        if last and not last.startswith("."):
+            others.setdefault(folder, name)
+
     with ThreadPoolExecutor(len(SPLITS)) as pool:
         for found in pool.map(lambda split: [*store.list(f"{prefix}{split}/")], SPLITS):
             for listed in found:
@@ -47,7 +57,12 @@ def list_data(store: Store, prefix: str) -> Found:
                 folder, _, last = rest.partition("/")
                 if folder in FOLDERS and last and "/" not in last and not last.startswith("."):
                     objects[name] = listed
-    return Found(f"{SCHEME}{store.bucket}/{prefix}", objects)
+                else:
+                    note(name)
+    if not objects:  # in other folders perhaps
+        for listed in itertools.islice(store.list(prefix), SHOWN_OBJECTS):
+            note(listed.key.removeprefix(prefix))
+    return Found(f"{SCHEME}{store.bucket}/{prefix}", objects, tuple(others.values()))
 
 
 def fetch(store: Store, found: Found, folder: Path, log: Callable[[str], None]) -> Path:

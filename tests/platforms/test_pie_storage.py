@@ -234,6 +234,11 @@ def test_what_will_not_pass_is_told_at_once(server: FaultyServer, monkeypatch: p
         RequestError, match=f"s3://{BUCKET}/nothing/: no data for any task: expected train/.*nothing is"
     ):
         source.task()
+    for place in ("odd/train/pictures", "flat/images"):
+        new_client().put_object(Bucket=BUCKET, Key=f"sets/{place}/1.jpg", Body=b"1")
+        folder = "/".join(place.split("/")[1:])
+        with pytest.raises(RequestError, match=f"no data for any task: expected train/.*; found {folder}/$"):
+            find_source({"dataset_path": f"s3://{BUCKET}/sets/{place.split('/')[0]}/"}).task()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "none")
