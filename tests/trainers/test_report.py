@@ -16,7 +16,7 @@ from PIL import Image
 
 from trainers.evaluation.classification_metrics import ClassificationValidation, WorstImage, per_class_scores
 from trainers.reporting.classification_plots import class_tags, log_classification
-from trainers.reporting.report import TrainingReport, write_report
+from trainers.reporting.report import TrainingReport, _capitalized, write_report
 from trainers.reporting.tensorboard_logger import TrainingLogger
 
 EVIL = "<script>alert('x')</script>"
@@ -288,3 +288,8 @@ def test_projector_shows_at_most_1000_evenly_spread(tmp_path: Path) -> None:
 
 def test_names_that_become_alike_keep_tags_apart() -> None:
     assert class_tags(["a b", "a_b", "猫", ""]) == ["a_b_0", "a_b_1", "猫", "_"]
+
+
+def test_measures_keep_their_own_capitals() -> None:
+    names = ("mAP at IoU 0.5", "kNN", "top-1", "linear probe", "mean IoU", "F1")
+    assert [*map(_capitalized, names)] == ["mAP at IoU 0.5", "kNN", "Top-1", "Linear probe", "Mean IoU", "F1"]

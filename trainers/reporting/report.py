@@ -189,4 +189,6 @@ def _measure_plans(report: dict[str, Any], val: Rows) -> list[Plan]:
 
 
 def _capitalized(name: str) -> str:
-    return name[:1].upper() + name[1:]
+    """Return a name with a capital letter, unless its first word has its own, like mAP and kNN."""
+    first = name.partition(" ")[0]
+    return name[:1].upper() + name[1:] if first.islower() else name
