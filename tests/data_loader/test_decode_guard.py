@@ -103,9 +103,11 @@ def watchdogs(parent: int) -> list[int]:
 
 
 def test_the_watchdog_ends_with_its_program_even_if_that_is_killed() -> None:
-    command = [sys.executable, "-c", PROGRAM, "print('in', flush=True); time.sleep(1.5)", "a.png"]
+    patient = PROGRAM.replace("timeout_s = 0.5", "timeout_s = 3600")  # it is not the deadline that ends them
+    command = [sys.executable, "-c", patient, "print('in', flush=True); sys.stdin.read()", "a.png"]
     for number in (signal.SIGKILL, None):
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
             assert process.stdout is not None and process.stdout.readline() == "in\n"
             assert len(watchdogs(process.pid)) == 1
             if number is not None:
