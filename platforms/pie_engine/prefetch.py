@@ -40,7 +40,7 @@ class Found:
 
 
 def list_data(store: Store, prefix: str) -> Found:
-    """Return a data set's objects without hidden ones; other folders have a name each in `others`. Raises StorageError."""
+    """Return a data set's objects but hidden ones; of each other folder a name is in `others`. Raises StorageError."""
     objects: dict[str, Listed] = {}
     others: dict[str, str] = {}  # one name of each folder
 
