@@ -25,6 +25,7 @@ from data_loader.mask_classes import (
 )
 from data_loader.packs import find_pack, is_pack
 from data_loader.preprocess import Preprocess
+from data_loader.remote_packs import local_packs
 from data_loader.samples import CLASS_NAMES_FILE, ListError, read_class_names
 
 METADATA_VERSION = 1
@@ -208,6 +209,7 @@ def class_names_of(config: Config) -> tuple[str, ...]:
     """
     file = Path(config.class_names_file)
     if not config.class_names_file:
+        config = local_packs(config)
         list_file = config.train_data_file or config.val_data_file
         if is_pack(list_file) and (names := find_pack(list_file).category):
             if len(names) != config.num_classes:
@@ -247,6 +249,7 @@ def other_classes_of(config: Config) -> tuple[OtherClass, ...]:
 def _mask_classes_file(config: Config) -> Path:
     file = Path(config.class_names_file)
     if not config.class_names_file:
+        config = local_packs(config)
         root, list_file = Path(config.train_data_root_dir), config.train_data_file
         folders = (Path(list_file).parent,) if list_file else (root, root.parent)
         file = next((found for folder in folders if (found := folder / MASK_CLASSES_FILE).is_file()), file)

@@ -19,6 +19,7 @@ from data_loader.list_reader import read_target_list, read_unlabelled
 from data_loader.mask_folders import pairs_below
 from data_loader.pack_list import read_pack
 from data_loader.packs import is_pack
+from data_loader.remote_packs import is_address, local_pattern
 from data_loader.samples import (
     NO_LABEL,
     ListError,
@@ -112,6 +113,7 @@ def listed_samples(
 def config_samples(file: str, root: str, config: Config, metadata: ModelMetadata) -> FoundSamples:
     """Return the samples of one of a config's lists, of class folders where `file` is "". Raises ListError."""
     if is_pack(file):
+        file = local_pattern(file, config.data_cache_dir)
         target = ClassLabel(metadata.num_classes, metadata.class_names)
         found = read_pack(file, target, needs_target=_has_labels(metadata) and metadata.output != "features")
         return FoundSamples(list(found.samples), file)
@@ -127,9 +129,9 @@ def config_samples(file: str, root: str, config: Config, metadata: ModelMetadata
 
 
 def has_data(file: str, root: str) -> bool:
-    """Return whether a config's list is there, or its folder where `file` is ""."""
+    """Return whether a config's list is there, or its folder where `file` is ""; an address is not asked."""
     if is_pack(file):
-        return bool(glob.glob(file))  # noqa: PTH207  (the folder may be a pattern, too)
+        return is_address(file) or bool(glob.glob(file))  # noqa: PTH207  (the folder may be a pattern, too)
     return Path(file).is_file() if file else bool(root) and Path(root).is_dir()
 
 

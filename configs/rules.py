@@ -49,9 +49,9 @@ def find_missing_files(config: Config, to_come: Path | None) -> list[Problem]:
 
 
 def _is_there(file: str) -> bool:
-    """Return whether a file is there, or for a pattern of a pack's shards any of them."""
+    """Return whether a file is there, or for a pattern of a pack's shards any of them; an address is not asked."""
     if file.endswith(PACK_ENDING):
-        return bool(glob.glob(file))  # noqa: PTH207  (the folder may be a pattern, too)
+        return "://" in file or bool(glob.glob(file))  # noqa: PTH207  (the folder may be a pattern, too)
     return os.path.isfile(file)  # noqa: PTH113
 
 

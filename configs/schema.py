@@ -45,8 +45,8 @@ class Config(BaseModel):
     val_data_root_dir: str = Field(description="folder that the validation list's paths start from")
     train_data_file: str = Field(
         "",
-        description="txt list for training, or a pattern of packs, packs/P-*-tfrecord (docs/datasets.md), which need "
-        "no root dir; empty: one folder a class under the root dir",
+        description="txt list for training, or a pattern of packs, packs/P-*-tfrecord or s3://bucket/P-*-tfrecord "
+        "(docs/datasets.md), which need no root dir; empty: one folder a class under the root dir",
     )
     val_data_file: str = Field("", description="the same for validation")
     file_label_separator: str = Field("----", min_length=1, description="text between path and label")
@@ -88,7 +88,9 @@ class Config(BaseModel):
         "none",
         description="keep the images decoded and fitted: in memory for this run, or in a file for later ones too",
     )
-    data_cache_dir: str = Field("logs/cache", min_length=1, description='folder of the files of data_cache "disk"')
+    data_cache_dir: str = Field(
+        "logs/cache", min_length=1, description='folder of the files of data_cache "disk", and of packs from addresses'
+    )
     fitted_scale: float = Field(
         1.0,
         ge=1,

@@ -18,6 +18,7 @@ from data_loader.mask_classes import (
     read_other_classes,
 )
 from data_loader.packs import find_pack, is_pack
+from data_loader.remote_packs import local_packs
 from data_loader.samples import CLASS_NAMES_FILE, ListError, read_class_names, read_utf8
 
 YOLO_FILES = ("data.yaml", "data.yml", "dataset.yaml")
@@ -32,7 +33,7 @@ def box_classes_of(config: Config) -> tuple[MaskClass, ...]:
     `num_classes` of them.
     """
     if is_pack(config.train_data_file) and not config.class_names_file:
-        classes = named_classes(find_pack(config.train_data_file).category)
+        classes = named_classes(find_pack(local_packs(config).train_data_file).category)
         check_count(classes, config.num_classes, config.train_data_file)
         return classes
     file = Path(config.class_names_file) if config.class_names_file else _found(config)

@@ -32,6 +32,8 @@ DATA = tuple(  # what a package without torch's loaders may have of them
             "pack_list",
             "packs",
             "preprocess",
+            "remote_files",
+            "remote_packs",
         ),
         *("samples", "targets"),
     )

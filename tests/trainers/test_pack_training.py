@@ -15,6 +15,7 @@ import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
 from artifacts.sample_sources import config_samples, has_data
 from configs.loading import process_config
+from data_loader import remote_files, remote_packs
 from data_loader.box_target import BoxTarget
 from data_loader.cache import Fitting
 from data_loader.pack_list import read_pack
@@ -86,13 +87,37 @@ class InterruptedError_(Exception):
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_goes_on_to_the_bit(dataset: Path, make_config: ConfigMaker) -> None:
+def test_an_interrupted_training_goes_on_to_the_bit(
+    dataset: Path, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its packs lie at an address, which answers no more when it goes on; the other's on the disk."""
+    fsspec = pytest.importorskip("fsspec")
     keys = packed_dataset(dataset)
     whole = trained(make_config(save_path=str(dataset / "whole"), **keys))
-    config = make_config(save_path=str(dataset / "stopped"), save_interval_steps=1, **keys)
-    with pytest.raises(InterruptedError_), dying_after_save(4, InterruptedError_):
-        train.main(["--config", str(config)])
+    system = fsspec.filesystem("memory")
+    system.put(str(dataset / "packs"), "/remote/packs", recursive=True)
+    (dataset / "packs").rename(dataset / "gone")
+    keys = {key: pattern.replace(f"{dataset}/", "memory://remote/") for key, pattern in keys.items()}
+    changes = {
+        "save_path": str(dataset / "stopped"),
+        "data_cache_dir": str(dataset / "cache"),
+        "save_interval_steps": 1,
+    }
+    config = without_roots(make_config(**changes, **keys))
+    try:
+        with pytest.raises(InterruptedError_), dying_after_save(4, InterruptedError_):
+            train.main(["--config", str(config)])
+    finally:
+        system.rm("/remote", recursive=True)
+    monkeypatch.setattr(remote_files, "PAUSES_S", ())
+    monkeypatch.setattr(type(system), "cat_file", unreachable)
+    remote_packs._fetched.cache_clear()
     assert trained(config, "--resume") == whole
+    assert "what was fetched earlier is used" in capsys.readouterr().err
+
+
+def unreachable(self: Any, path: str, **options: Any) -> bytes:
+    raise ConnectionError("no route to host")
 
 
 @pytest.mark.slow

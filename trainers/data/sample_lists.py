@@ -11,6 +11,7 @@ from configs.schema import Config
 from data_loader.list_reader import read_target_list, read_unlabelled
 from data_loader.pack_list import read_pack
 from data_loader.packs import is_pack
+from data_loader.remote_packs import local_packs
 from data_loader.samples import CLASS_NAMES_FILE, ListError, SampleList, names_beside
 from data_loader.targets import ClassLabel, Target
 
@@ -22,6 +23,7 @@ def read_lists(
 
     `check_files` finds images that are not there. Raises ListError.
     """
+    config = local_packs(config)
     target = target or ClassLabel(config.num_classes, class_names_of(config))
     if not config.learns_without_labels():
         train = _read_split(config, config.train_data_file, config.train_data_root_dir, target, check_files)
