@@ -19,7 +19,8 @@ from platforms.base import PlatformError
 from platforms.tianji.files import MODULES, SIMSIAM
 from trainers.config_checks import training_config
 
-SIMSIAM_RECIPE = ROOT / "configs" / "tianji_simsiam_config.json"
+SIMSIAM_RECIPE = ROOT / "configs" / "tianji_simsiam_config.json"  # a package's weights
+SIMSIAM_SCRATCH_RECIPE = ROOT / "configs" / "tianji_simsiam_scratch_config.json"  # random weights, so more epochs
 PIM_RECIPE = ROOT / "configs" / "tianji_pim_config.json"  # a GPU, and torchvision's weights
 PIM_SMALL_RECIPE = ROOT / "configs" / "tianji_pim_small_config.json"  # anything else, and a package's weights
 SMALL_BACKBONE = "efficientnet_lite0"
@@ -97,13 +98,28 @@ def make_config(
 ) -> Config:
     """Choose the recipe, override it by `advance_settings`, and check it. Raises ConfigError with every mistake.
 
-    On a GPU PIM starts from torchvision's published weights where they are on this machine or can be downloaded;
-    elsewhere the small recipe starts from those of an installed package. A backbone that `advance_settings` names
-    starts from torchvision's, or without them from random weights. Initial weights that it names are not replaced.
+    SimSiam starts from an installed package's weights, or with another backbone from random ones. On a GPU PIM starts
+    from torchvision's published weights where they are on this machine or can be downloaded; elsewhere the small recipe
+    starts from the package's. A backbone that `advance_settings` names starts from torchvision's, or without them from
+    random weights. Initial weights that it names are not replaced.
     """
-    recipe = SIMSIAM_RECIPE if model == SIMSIAM else PIM_RECIPE if uses_cuda else PIM_SMALL_RECIPE
+    has_own_backbone = _backbone(settings) not in (None, SMALL_BACKBONE)
+    if model == SIMSIAM:
+        is_random = has_own_backbone or settings.get("train_mode") == "fromscratch"
+        recipe = SIMSIAM_SCRATCH_RECIPE if is_random else SIMSIAM_RECIPE
+        config = read_config(recipe, fixed, settings)
+    else:
+        recipe, config = _pim_config(uses_cuda, has_own_backbone, fixed, settings, log)
+    log(f"{model} by configs/{recipe.name}" + (f" and {len(settings)} advance_settings" if settings else ""))
+    return config
+
+
+def _pim_config(
+    uses_cuda: bool, has_own_backbone: bool, fixed: FixedKeys, settings: Settings, log: Callable[[str], None]
+) -> tuple[Path, Config]:
+    """Return PIM's recipe and config, by the start weights that can be had. Raises ConfigError."""
+    recipe = PIM_RECIPE if uses_cuda else PIM_SMALL_RECIPE
     names_start = any(key in settings for key in START_KEYS)
-    has_own_backbone = model != SIMSIAM and _backbone(settings) not in (None, SMALL_BACKBONE)
     start: Mapping[str, Any] = NO_START if settings.get("train_mode") == "fromscratch" else {}
     if has_own_backbone and not names_start:
         start = {"pretrained_file": "torchvision"}
@@ -117,8 +133,7 @@ def make_config(
             recipe = PIM_SMALL_RECIPE
             log(f"{problem}\nso a smaller net starts from the weights of an installed package")
             config = read_config(recipe, fixed, settings)
-    log(f"{model} by configs/{recipe.name}" + (f" and {len(settings)} advance_settings" if settings else ""))
-    return config
+    return recipe, config
 
 
 def read_config(recipe: Path, fixed: FixedKeys, settings: Settings, start: Mapping[str, Any] | None = None) -> Config:

@@ -63,7 +63,11 @@ QUICK_PIM = QUICK | {
     "pretrained_file": "",
     "model_args": {"model_type": "resnet18", "fpn_size": 8},
 }
-QUICK_SIMSIAM = QUICK | {"next_stage": {"num_epochs": 1}, "model_args": {"projector_size": 16, "predictor_size": 8}}
+QUICK_SIMSIAM = QUICK | {
+    "model_type": "resnet18",
+    "next_stage": {"num_epochs": 1},
+    "model_args": {"projector_size": 16, "predictor_size": 8},
+}
 
 
 @pytest.fixture(scope="module")
@@ -470,6 +474,32 @@ def test_which_recipe_pim_gets(
     assert any("starts from random weights" in line for line in lines) == is_random
     if config.train_mode == "fromscratch":
         assert not config.freeze_norm_statistics and config.layer_decay == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "net", "start", "epochs"),
+    [
+        ({}, "efficientnet_lite0", ("finetune", PACKAGE), 5),
+        ({"model_args": {"projector_size": 16}}, "efficientnet_lite0", ("finetune", PACKAGE), 5),
+        (LITE, "efficientnet_lite0", ("finetune", PACKAGE), 5),
+        (RESNET, "resnet18", ("fromscratch", ""), 60),
+        ({"model_type": "resnet18"}, "resnet18", ("fromscratch", ""), 60),
+        ({"train_mode": "fromscratch"}, "resnet18", ("fromscratch", ""), 60),
+    ],
+)
+@pytest.mark.parametrize("uses_cuda", [True, False])
+def test_which_recipe_simsiam_gets(
+    uses_cuda: bool, settings: dict[str, Any], net: str, start: tuple[str, str], epochs: int, fixed: FixedKeys
+) -> None:
+    values = {key: value for key, value in fixed.values.items() if key != "next_stage"}
+    config = make_config(
+        "SimSiam", uses_cuda=uses_cuda, fixed=FixedKeys(values), settings=settings, log=lambda line: None
+    )
+    second = config.next_config()
+    assert second is not None
+    assert config.net_args()["model_type"] == second.net_args()["model_type"] == net
+    assert (config.train_mode, config.pretrained_file) == start and config.num_epochs == epochs
+    assert (second.train_mode, second.start_weights()) == ("finetune", config.best_checkpoint())
 
 
 def test_settings_that_json_cannot_hold(fixed: FixedKeys) -> None:
