@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    """Fit the thresholds, and a net of classes' temperature, on a labelled list, and write them into the file.
+    """Fit scores and thresholds on a labelled list, and write them into the file.
 
     Raises UserError.
     """

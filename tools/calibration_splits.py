@@ -14,12 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 from artifacts.calibration import ACCEPT, CONFORMAL, SCORES
+from artifacts.detections import DEFAULT_SCORE, Detections
 from artifacts.metadata import ModelMetadata
 from common.cli import FlagParser, run_program
+from data_loader.box_target import Boxes
 from deploy.inference.uncertainty_scores import UncertaintyError, softmax, uncertainty_of
 from deploy.uncertainty.calibration import CalibrationTarget, calibrate
 from deploy.uncertainty.metrics import area_under_risks, reliability
 from deploy.uncertainty.pixel_risk import PixelLogits
+from tools.box_splits import report_box_splits
 from tools.pixel_splits import report_pixel_splits
 
 PROGRAM = "python -m tools.calibration_splits"
@@ -48,8 +51,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the table that the flags ask for, and return 0. Raises UserError."""
     from artifacts.checkpoint import load_checkpoint
 
-    if load_checkpoint(args.weights).metadata.output == "mask_logits":
+    metadata = load_checkpoint(args.weights).metadata
+    if metadata.output == "mask_logits":
         print("\n".join(report_pixel_splits(args, _pixels(args))))
+        return 0
+    if metadata.output == "boxes":
+        print("\n".join(report_box_splits(args, _objects(args), DEFAULT_SCORE)))
         return 0
     logits, labels, metadata = outputs_of(args)
     print(f"{len(labels)} images, accuracy {np.mean(logits.argmax(axis=1) == labels):.4f}")
@@ -68,7 +75,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = FlagParser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     add, default = parser.add_argument, CalibrationTarget()
     add("--weights", metavar="F", type=Path, required=True, help="a checkpoint")
-    add("--lists", metavar="LIST", type=Path, nargs="+", help="labelled lists, class folders, or images with masks")
+    add(
+        "--lists",
+        metavar="LIST",
+        type=Path,
+        nargs="+",
+        help="labelled lists, class folders, or images with masks or boxes",
+    )
     add("--list_root", metavar="DIR", type=Path, help="folder that the lists' paths start from")
     add(
         "--logits", metavar="NPZ", type=Path, help="a file that keeps logits and labels of the lists: read if it exists"
@@ -185,6 +198,19 @@ def _pixels(args: argparse.Namespace) -> list[PixelLogits]:
     backend, metadata = load_torch(args.weights, args.device, None)
     net = (args.weights, config_of(args.weights), backend, metadata)
     return [image for source in args.lists for image in pixels_of(source, args, *net)]
+
+
+def _objects(args: argparse.Namespace) -> list[tuple[Boxes, Detections]]:
+    from deploy.backends.loading import load_torch
+    from deploy.uncertainty.calibrate_boxes import found_objects
+    from deploy.uncertainty.outputs import config_of
+
+    if not args.lists:
+        raise UncertaintyError("name the annotated images with --lists")
+    args.batch_size, args.workers = 8, 2
+    backend, metadata = load_torch(args.weights, args.device, None)
+    net = (args.weights, config_of(args.weights), backend, metadata)
+    return [row for source in args.lists for row in found_objects(source, args, *net)]
 
 
 def _run_net(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

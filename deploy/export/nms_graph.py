@@ -15,10 +15,12 @@ import numpy as np
 from artifacts.detections import (
     MOST_CANDIDATES,
     MOST_OBJECTS,
+    SIGMOID,
     Detections,
+    ScoreMap,
     find_objects,
-    logit_of,
     nms_iou_of,
+    score_map_of,
     score_threshold_of,
 )
 from artifacts.metadata import ModelMetadata
@@ -62,12 +64,13 @@ def suppression_problem(path: Path, source: Source, reference: Reference) -> str
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    threshold, iou = score_threshold_of(source.metadata), nms_iou_of(source.metadata)
+    thresholds = score_threshold_of(source.metadata), nms_iou_of(source.metadata)
+    scores = score_map_of(source.metadata)
     for size in (BATCH, 1):
         pixels = reference.images.pixels[:size]
         images = net_input(pixels, source.metadata.preprocess, source.net_input)
         boxes, *found = session.run(None, {session.get_inputs()[0].name: images})
-        for number, wanted in enumerate(find_objects(boxes, threshold, iou)):
+        for number, wanted in enumerate(find_objects(boxes, *thresholds, score_map=scores)):
             if not _is_same(wanted, [output[number] for output in found]):
                 return f"its objects of {reference.images.files[number]} are not those of its boxes"
     return ""
@@ -88,8 +91,9 @@ def add_suppression(model: ModelProto, metadata: ModelMetadata) -> None:
     most = min(MOST_OBJECTS, candidates)
     nodes = _Nodes(model)
     boxes, logits, labels = _candidates(nodes, model.graph.output[0].name, num_classes, candidates)
-    is_high = nodes.add("GreaterOrEqual", logits, np.float32(logit_of(score_threshold_of(metadata))))
-    scores = nodes.add("Sigmoid", logits)  # (N, k)
+    score_map = score_map_of(metadata)
+    is_high = nodes.add("GreaterOrEqual", logits, np.float32(score_map.logit_of(score_threshold_of(metadata))))
+    scores = _scores(nodes, logits, score_map)  # (N, k)
     kept = _kept(nodes, boxes, nodes.add("Where", is_high, scores, np.float32(0)), labels, num_classes, metadata)
     # The candidates stand by falling score: the first that are kept have the highest numbers.
     ranks = nodes.add("Mul", kept, np.arange(candidates, 0, -1, dtype=np.float32))
@@ -111,6 +115,13 @@ def add_suppression(model: ModelProto, metadata: ModelMetadata) -> None:
     for name, result, kind, shape in zip(OUTPUTS, results, types, shapes, strict=True):
         model.graph.node.append(helper.make_node("Identity", [result], [name], name=name))
         model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+
+
+def _scores(nodes: _Nodes, logits: str, score_map: ScoreMap) -> str:
+    if score_map != SIGMOID:
+        scaled = nodes.add("Mul", logits, np.float32(1 / score_map.temperature))
+        logits = nodes.add("Add", scaled, np.float32(score_map.offset))
+    return str(nodes.add("Sigmoid", logits))
 
 
 def _candidates(nodes: _Nodes, output: str, num_classes: int, count: int) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ KEPT = 0.95  # share of the images of known classes at which FPR95 is read
 
 @dataclass(frozen=True)
 class Reliability:
-    """Predictions by their score in BINS equal bins of 0..1, each (BINS,): count, mean score, accuracy.
+    """Predictions by their score in equal bins of 0..1, for each bin: count, mean score, accuracy.
 
     The means of an empty bin are NaN. `error` is the expected calibration error.
     """
@@ -31,10 +31,14 @@ class Reliability:
 
 def reliability(scores: np.ndarray, labels: np.ndarray) -> Reliability:
     """Sort the predictions of scores (N, K) for labels (N,) into bins (i / BINS, (i + 1) / BINS] of their score."""
-    highest, correct = scores.max(axis=1), scores.argmax(axis=1) == labels
-    bins = np.clip(np.ceil(highest * BINS).astype(int) - 1, 0, BINS - 1)
-    counts = np.bincount(bins, minlength=BINS)
-    sums = [np.bincount(bins, weights=values, minlength=BINS) for values in (highest, correct)]
+    return in_bins(scores.max(axis=1), scores.argmax(axis=1) == labels)
+
+
+def in_bins(scores: np.ndarray, correct: np.ndarray, count: int = BINS) -> Reliability:
+    """Sort predictions of a score each (N,), right or wrong (N,), into so many equal bins of the score."""
+    bins = np.clip(np.ceil(scores * count).astype(int) - 1, 0, count - 1)
+    counts = np.bincount(bins, minlength=count)
+    sums = [np.bincount(bins, weights=values, minlength=count) for values in (scores, correct)]
     with np.errstate(invalid="ignore"):
         return Reliability(counts, sums[0] / counts, sums[1] / counts)
 

@@ -54,6 +54,13 @@ def highest_threshold(
     return best
 
 
+def missed_at(truths: Sequence[Boxes], found: Sequence[Detections], threshold: float) -> float:
+    """Return the mean share of an image's objects that one of SCORE_THRESHOLDS misses; NaN without any object."""
+    shares, _, _ = _counts(truths, found)
+    place = int(np.abs(SCORE_THRESHOLDS - threshold).argmin())
+    return float(shares[:, place].mean()) if len(shares) else math.nan
+
+
 def missed_at_least(
     truths: Sequence[Boxes], found: Sequence[Detections], confidence: float
 ) -> tuple[int, float, float]:

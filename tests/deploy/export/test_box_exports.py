@@ -56,7 +56,8 @@ def check_formats(name: str, tmp_path: Path) -> None:
         {"module": module, "name": name, "args": args},
         task="detection",
         output="boxes",
-        thresholds={"score": 0.3, "nms_iou": 0.6},
+        temperature=0.8,
+        thresholds={"score": 0.3, "nms_iou": 0.6, "score_offset": 0.2},
     )
     save_checkpoint(Checkpoint(config.model_dump(), metadata, net.state_dict()), tmp_path / "net.pth")
     out = tmp_path / "out"
@@ -70,5 +71,5 @@ def check_formats(name: str, tmp_path: Path) -> None:
         expected = net(torch.from_numpy(images)).numpy()
     for file in FILES.values():
         backend, read = load_backend(out / file, device="cpu")
-        assert read.output == "boxes" and read.thresholds == metadata.thresholds
+        assert read.output == "boxes" and read.thresholds == metadata.thresholds and read.temperature == 0.8
         assert np.abs(backend(images) - expected).max() < 1e-4 * np.abs(expected).max()

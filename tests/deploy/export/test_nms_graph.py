@@ -14,6 +14,7 @@ import torch
 from onnx import TensorProto, helper
 from torchvision.ops import nms
 
+from artifacts.detections import SIGMOID, ScoreMap
 from deploy.export.errors import ExportError
 from deploy.export.nms_graph import NO_CLASS, OUTPUTS, add_suppression, suppression_problem
 from tests.helpers.exported import export, train_net
@@ -21,16 +22,23 @@ from tests.helpers.exported import export, train_net
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def file_of(positions: int, classes: int, threshold: float, iou: float) -> onnx.ModelProto:
+def file_of(
+    positions: int, classes: int, threshold: float, iou: float, score_map: ScoreMap = SIGMOID
+) -> onnx.ModelProto:
     """Return a model that gives its input as boxes, and the objects in it."""
     shape = ["batch", positions, 4 + classes]
     ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)] for name in ("images", "boxes")]
     graph = helper.make_graph([helper.make_node("Identity", ["images"], ["boxes"])], "boxes", *ends)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    metadata: Any = SimpleNamespace(thresholds={"score": threshold, "nms_iou": iou})
+    metadata: Any = metadata_of(threshold, iou, score_map)
     add_suppression(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def metadata_of(threshold: float, iou: float = 0.6, score_map: ScoreMap = SIGMOID) -> SimpleNamespace:
+    thresholds = {"score": threshold, "nms_iou": iou, "score_offset": score_map.offset}
+    return SimpleNamespace(thresholds=thresholds, temperature=score_map.temperature, preprocess=None)
 
 
 def run(model: onnx.ModelProto, raw: np.ndarray) -> dict[str, np.ndarray]:
@@ -109,14 +117,27 @@ def test_a_box_goes_by_the_overlap_with_one_that_stays() -> None:
     assert got["num_dets"].tolist() == [[4]]
 
 
+def test_calibrated_scores_are_in_the_graph() -> None:
+    """The same objects, where the threshold is the calibrated score of the old one."""
+    raw = random_boxes(3, 300, 3, equal=False)
+    plain = run(file_of(300, 3, 0.5, 0.6), raw)
+    got = run(file_of(300, 3, 1 / (1 + np.exp(-1.5)), 0.6, ScoreMap(0.4, 1.5)), raw)
+    for name in ("num_dets", "det_boxes", "det_classes"):
+        assert np.array_equal(got[name], plain[name])
+    is_object = plain["det_classes"] != NO_CLASS
+    scores = plain["det_scores"][is_object].astype(np.float64)
+    expected = 1 / (1 + np.exp(-(np.log(scores / (1 - scores)) / 0.4 + 1.5)))
+    np.testing.assert_allclose(got["det_scores"][is_object], expected, rtol=0, atol=1e-5)
+    assert is_object.sum() > 30 and not got["det_scores"][~is_object].any()
+
+
 def test_a_wrong_file_is_found(tmp_path: Path) -> None:
     model = file_of(30, 3, 0.5, 0.6)
     path = tmp_path / "model.onnx"
     images = random_boxes(3, 30, 3, equal=False)
 
     def problem(threshold: float) -> str:
-        metadata = SimpleNamespace(thresholds={"score": threshold, "nms_iou": 0.6}, preprocess=None)
-        source: Any = SimpleNamespace(metadata=metadata, net_input="")
+        source: Any = SimpleNamespace(metadata=metadata_of(threshold), net_input="")
         reference: Any = SimpleNamespace(images=SimpleNamespace(pixels=images, files=["a.jpg", "b.jpg", "c.jpg"]))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("deploy.export.nms_graph.net_input", lambda pixels, *_: pixels)

@@ -66,6 +66,13 @@ def predict(image: Path, metadata: ModelMetadata = METADATA, rows: np.ndarray = 
     return found
 
 
+def test_calibrated_scores(image: Path) -> None:
+    """sigmoid(2.0 / 0.5 - 1) and sigmoid(-0.1 / 0.5 - 1): the threshold is one of these scores."""
+    calibrated = replace(METADATA, temperature=0.5, thresholds={"score": 0.2, "nms_iou": 0.6, "score_offset": -1.0})
+    scores = [found.score for found in predict(image, replace(calibrated, preprocess=Preprocess(20, 40))).objects]
+    assert scores == pytest.approx(sorted((1 / (1 + np.exp(-np.array([5.0, 3.0, 7.0, -1.2])))), reverse=True), abs=1e-6)
+
+
 def test_boxes_are_in_the_pixels_of_the_image(image: Path) -> None:
     values = predict(image).values()
     assert (values["width"], values["height"]) == (100, 100)

@@ -125,7 +125,8 @@ def test_the_command_writes_the_threshold_into_the_checkpoint(
     thresholds = read_metadata(weights).thresholds
     assert (thresholds["most_missed"], thresholds["confidence"]) == (0.6, 0.95)
     assert f"score >= {thresholds['score']:g}: " in out and "with confidence 0.95 (asked for: 60.0%)" in out
-    assert thresholds["score"] != before
+    assert thresholds["score"] != before and "; D-ECE, the mean distance between score and precision: " in out
+    assert read_metadata(weights).temperature not in (None, 1.0) and "score_offset" in thresholds
     assert inference_uncertain.main([*flags, "--target_risk", "0.001"]) == 2
     assert "more images allow a lower one" in capsys.readouterr().err
     assert read_metadata(weights).thresholds == thresholds  # nothing was written
