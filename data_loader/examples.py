@@ -6,6 +6,7 @@ asked for is stepped over without being read.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -57,6 +58,34 @@ def decode_example(data: bytes | memoryview, wanted: Collection[str] | None = No
     except (IndexError, struct.error, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"it is no tf.train.Example: {error}") from error
     return found
+
+
+def find_text(data: memoryview, name: str, other: str) -> memoryview | None:
+    """Return the text of a feature that has one, without reading the others, as `decode_example` does.
+
+    It is found near the beginning by its name, with the sizes around it in agreement. None where it is not
+    found so, or where a feature called `other` may be there.
+    """
+    head, mark = bytes(data[:WINDOW]), _mark(name)
+    place = head.find(mark)
+    try:
+        feature, start = _read_varint(head, place + len(mark))
+        texts, inner = _read_varint(head, start + 1)
+        size, first = _read_varint(head, inner + 1)
+    except IndexError:
+        return None
+    end = first + size
+    before = _head(1, end - place)
+    is_text = head[place - len(before) : place] == before and head[start] == head[inner] == BYTES << 3 | DELIMITED
+    if place < 0 or not is_text or not start + feature == inner + texts == end <= len(data) <= end + WINDOW:
+        return None
+    return None if _mark(other) in head[:place] or _mark(other) in bytes(data[end:]) else data[first:end]
+
+
+@functools.cache
+def _mark(name: str) -> bytes:
+    """Return what stands before the size of a feature's value."""
+    return _delimited(1, name.encode()) + bytes([2 << 3 | DELIMITED])
 
 
 def _features(data: memoryview, names: Collection[bytes] | None) -> Iterator[tuple[bytes, memoryview]]:
@@ -152,7 +181,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
         place += size
 
 
-def _read_varint(data: memoryview, place: int) -> tuple[int, int]:
+def _read_varint(data: memoryview | bytes, place: int) -> tuple[int, int]:
     byte = data[place]
     if byte < 128:
         return byte, place + 1

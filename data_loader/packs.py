@@ -23,7 +23,7 @@ import numpy as np
 
 from common.paths import PACK_ENDING
 from data_loader.errors import ImageError
-from data_loader.examples import decode_example
+from data_loader.examples import decode_example, find_text
 from data_loader.samples import ListError
 
 ENDING, INDEX_ENDING, META_ENDING = PACK_ENDING, "-index", "-meta.json"
@@ -68,10 +68,10 @@ class Shard:
     def record(self, index: int) -> memoryview:
         """Return a record's data, as it lies in the mapped file. Raises ImageError where a checksum is wrong."""
         offset, length = int(self.offsets[index]), int(self.lengths[index])
-        frame = self._view[offset : offset + length]
-        head, data = frame[: LENGTH.size], frame[LENGTH.size + CHECKSUM.size : -CHECKSUM.size]
-        sums = frame[LENGTH.size : LENGTH.size + CHECKSUM.size], frame[-CHECKSUM.size :]
-        if LENGTH.unpack(head)[0] != len(data) or masked_checksum(head) != sums[0] or masked_checksum(data) != sums[1]:
+        first, last = offset + LENGTH.size + CHECKSUM.size, offset + length - CHECKSUM.size
+        head, data = self._view[offset : first - CHECKSUM.size], self._view[first:last]
+        sums = self._view[offset + LENGTH.size : first], self._view[last : offset + length]
+        if LENGTH.pack(len(data)) != head or masked_checksum(head) != sums[0] or masked_checksum(data) != sums[1]:
             where = f"record {index} at byte {offset} of {self.path}"
             raise ImageError(f"{where} is damaged: its checksum is not that of its bytes; pack it again")
         return data
@@ -201,13 +201,16 @@ def content_of(source: T) -> T | bytes:
         shard = open_shard(path)
         if index >= len(shard):
             raise ImageError(f"{path} has {len(shard)} records, and no {index}")
-        features = decode_example(shard.record(index), (feature, f"__{feature}_shape"))
+        data, shape = shard.record(index), f"__{feature}_shape"
+        if (text := find_text(data, feature, shape)) is not None:
+            return bytes(text)
+        features = decode_example(data, (feature, shape))
     except (ListError, ValueError) as error:
         raise ImageError(str(error)) from error
     if not features.get(feature):
         raise ImageError(f"record {index} of {path} has no feature {feature}")
     content: bytes = features[feature][0]
-    return _as_file(content, features[f"__{feature}_shape"]) if f"__{feature}_shape" in features else content
+    return _as_file(content, features[shape]) if shape in features else content
 
 
 def masked_checksum(data: bytes | memoryview) -> bytes:

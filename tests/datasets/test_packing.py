@@ -16,7 +16,7 @@ import pytest
 from common.errors import UserError
 from data_loader.decoding import decode, image_size
 from data_loader.errors import ImageError
-from data_loader.examples import decode_example, encode_example
+from data_loader.examples import WINDOW, decode_example, encode_example, encode_feature, find_text
 from data_loader.packs import content_of, find_pack, masked_checksum, open_shard, packed_name
 from datasets.packing import divide, example_of, list_features
 from datasets.records import KEYS
@@ -74,6 +74,41 @@ def test_what_is_no_example() -> None:
             decode_example(data[:size])
     unpacked = bytes.fromhex("0a0b0a090a016112041a020805")  # int64_list { value: 5 }, not packed
     assert decode_example(unpacked) == {"a": [5]}
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 130, 20_000])
+@pytest.mark.parametrize("others", [{}, {"a": [b"x" * 200], "z": [1, 2]}, {"a": [b"\n\x05image\x12\x03"]}])
+def test_a_text_that_is_found_by_its_name(size: int, others: dict[str, Any]) -> None:
+    """The image that decode_example gives, or None where only that function can tell."""
+    image = b"\n\x05image\x12" * (size // 8) + b"i" * (size % 8)
+    data = memoryview(encode_example({"image": [image], "tag": [b"t"], **others}))
+    found = find_text(data, "image", "__image_shape")
+    if b"\n\x05image" in bytes(others.get("a", [b""])[0]):
+        assert found is None
+    else:
+        assert found == decode_example(data)["image"][0] == image
+    for end in range(0, len(data) - 1, 1 + len(data) // 50):
+        assert find_text(data[:end], "image", "__image_shape") in (None, image)
+
+
+def test_texts_that_are_not_found_by_their_name() -> None:
+    shaped = encode_example({"image": [b"abc"], "__image_shape": [1, 1, 3]})
+    backwards = encode_feature("image", [b"abc"]) + encode_feature("__image_shape", [1, 1, 3])
+    behind = b"\n" + bytes([len(backwards)]) + backwards  # as others may order them
+    assert decode_example(shaped) == decode_example(behind)
+    far = encode_example({"a": [b"x" * WINDOW], "image": [b"abc"]})
+    early = encode_example({"image": [b"abc"], "z": [b"x" * (WINDOW + 1)]})
+    none = encode_example({"a": [b"image"]})
+    for data in (
+        shaped,
+        behind,
+        far,
+        early,
+        none,
+        encode_example({"image": [b"a", b"b"]}),
+        encode_example({"image": [1]}),
+    ):
+        assert find_text(memoryview(data), "image", "__image_shape") is None
 
 
 def test_masked_checksum() -> None:
