@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,8 +98,15 @@ def _rows(text: str) -> tuple[Any, str]:
         deepest = max(deepest, depth)
     if len(text) > MOST_LETTERS or deepest > MOST_NESTED:
         return None, f"{DATA}; it is longer or nested more deeply than a list of classes: {short_json(text)}"
+    twice: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
     try:
-        return json.loads(text), ""
+        rows = json.loads(text, object_pairs_hook=unique)
+        return rows, f'{DATA}; key "{twice[0]}" is given twice: {short_json(text)}' if twice else ""
     except (ValueError, RecursionError) as error:
         reason = error
     try:

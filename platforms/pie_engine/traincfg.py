@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ NEEDED = (
     *("learning_rate", "epochs", "batch_size"),
 )
 OPTIONAL = ("dataset_path", "auto_termination", "gpu_num", "resume_path")
-MOST = 1_000_000
+MOST, MOST_NESTED = 1_000_000, 50
 SIZE_STEP, LARGEST_SIDE_PX = 32, 8192
 MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
@@ -83,8 +84,7 @@ def parse_values(text: str, name: str) -> Values:
     problems: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> Values:
-        keys = [key for key, _ in pairs]
-        for key in sorted({key for key in keys if keys.count(key) > 1}):
+        for key in sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1):
             problems.append(f'{_place(text, key, name)}: key "{key}" is given twice')
         return dict(pairs)
 
@@ -96,11 +96,26 @@ def parse_values(text: str, name: str) -> Values:
         raise RequestError([f"{name}:1:1: not valid JSON: {error}"]) from error
     if not isinstance(values, dict):
         raise RequestError([f'{name}:1:1: expected an object {{"training_id": ..., ...}}, got {short_json(values)}'])
+    if is_nested_deeply(values):
+        raise RequestError([f"{name}: nested more than {MOST_NESTED} levels deep"])
     if not is_utf8(json.dumps(values, ensure_ascii=False)):
         problems.append(rf"{name}: a text in it holds half of a character pair (such as \ud800)")
     if problems:
         raise RequestError(problems)
     return values
+
+
+def is_nested_deeply(value: Any) -> bool:
+    """Return whether lists and objects are nested in more than MOST_NESTED levels, which `json` may not write."""
+    level = [value]
+    for _ in range(MOST_NESTED):
+        level = [
+            child
+            for each in level
+            if isinstance(each, dict | list)
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    return any(isinstance(each, dict | list) for each in level)
 
 
 def read_request(values: Values) -> TrainRequest:

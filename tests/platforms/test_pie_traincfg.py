@@ -129,6 +129,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"label": "[{]"}, LABEL_SENTENCE + "line 1, column 3: not a list of objects: Expecting property name"),
     ({"label": "[" * 100_000}, LABEL_SENTENCE + "it is longer or nested more deeply than a list of classes"),
+    ({"label": '[{"class_name": "a", "class_name": "b"}]'}, LABEL_SENTENCE + 'key "class_name" is given twice'),
     ({"label": "{}"}, LABEL_SENTENCE + "it must be a list of objects such as"),
     ({"label": '[{"class_name": "a"}, 3]'}, LABEL_SENTENCE + "it must be a list of objects such as"),
     ({"label": 3}, LABEL_SENTENCE + "it must be a list of objects such as"),
@@ -175,12 +176,21 @@ def test_all_mistakes_are_told_at_once() -> None:
         ('{"epochs": 3,\n  "epochs": 4}', 'x.json:2:3: key "epochs" is given twice'),
         ('{"training_id": "\\ud800"}', r"x.json: a text in it holds half of a character pair (such as \ud800)"),
         ("[" * 100_000, "x.json:1:1: not valid JSON"),
+        ('{"epochs": ' + "[" * 900 + "]" * 900 + "}", "x.json: nested more than 50 levels deep"),
     ],
 )
 def test_no_object(text: str, sentence: str) -> None:
     with pytest.raises(RequestError) as error:
         parse_values(text, "x.json")
     assert sentence in str(error.value)
+
+
+def test_thousands_of_keys() -> None:
+    """Of which one is there twice; what is nested in fewer than 50 levels is no mistake."""
+    rows = [f'"key{number}": 1' for number in range(20_000)]
+    with pytest.raises(RequestError, match='key "key5" is given twice'):
+        parse_values("{" + ",".join([*rows, rows[5]]) + "}", "x.json")
+    assert parse_values('{"a": ' + "[" * 49 + "]" * 49 + "}", "x.json")
 
 
 def test_the_file_and_the_standard_input(tmp_path: Path) -> None:
