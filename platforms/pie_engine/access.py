@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -80,14 +81,16 @@ class DatasetAccess:
         """Write the object `upload_key` into the file `file_name`; return False where there is no such object."""
         store, key = self._place(upload_key)
         target = Path(file_name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            store.download(key, target)
-        except ObjectGoneError:
-            return False
-        except UserError as error:
-            raise RuntimeError(str(error)) from None
-        return True
+
+        def download() -> bool:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                store.download(key, target)
+            except ObjectGoneError:
+                return False
+            return True
+
+        return _raising(download)
 
     def getFileList(self, filepath: str) -> list[str]:
         """Return all keys below a prefix, sorted."""
@@ -103,14 +106,14 @@ class DatasetAccess:
         folder = Path(filepath)
         if upload_key is not None:
             store, key = self._place(upload_key)
-            folder.mkdir(parents=True, exist_ok=True)
+            _raising(lambda: folder.mkdir(parents=True, exist_ok=True))
             _raising(lambda: store.download(key, _below(folder, key.rpartition("/")[2])))
             return
         store, prefix = self._place(self.path)
         found = [listed for split in SPLITS for listed in self._listed(f"{self.path}{split}/")]
         targets = [_below(folder, listed.key.removeprefix(prefix)) for listed in found]
         for parent in {target.parent for target in targets}:
-            parent.mkdir(parents=True, exist_ok=True)
+            _raising(functools.partial(parent.mkdir, parents=True, exist_ok=True))
         with ThreadPoolExecutor(THREADS) as pool:
             work = [pool.submit(store.download, one.key, place) for one, place in zip(found, targets, strict=True)]
             for future in work:
@@ -135,8 +138,10 @@ def _below(folder: Path, name: str) -> Path:
 
 
 def _raising(work: Callable[[], Result]) -> Result:
-    """Return what `work` returns; a mistake or a fault of the store is the platform's RuntimeError."""
+    """Return what `work` returns; a mistake or a fault of the store or disk is the platform's RuntimeError."""
     try:
         return work()
     except UserError as error:
         raise RuntimeError(str(error)) from None
+    except OSError as error:
+        raise RuntimeError(f"{error.filename}: {error.strerror}") from None

@@ -212,12 +212,15 @@ class FolderStore:
     bucket = LOCAL
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        """Yield the files below a folder."""
+        """Yield the files below a folder that are there."""
         for folder, names, files in os.walk(self._path(prefix)):
             names.sort()
             for name in sorted(files):
                 path = Path(folder, name)
-                status = path.stat()
+                try:
+                    status = path.stat()
+                except OSError:  # a broken link
+                    continue
                 yield Listed(path.as_posix().lstrip("/"), status.st_size, f"{status.st_mtime_ns}")
 
     def read(self, key: str) -> bytes:

@@ -115,6 +115,11 @@ def test_a_folder_has_the_same_names(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert images == [f"{root}/train/images/{name}" for name in ("1.jpg", "2.JPG", "deep/3.jpg")]
     assert access.getImgXmlArray("/".join(access.path.split("/")[3:]) + "train/images/1.jpg") == b"a"
     assert access.getObjectSize(images[1]) == 2 and not access.downS3Weight(str(tmp_path / "w"), f"{root}/w")
+    (tmp_path / "sets/d1/train/images/4.jpg").symlink_to("4.jpg")
+    assert access.getImages(access.path + "train/images/") == images
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError, match=f"{tmp_path}/file: "):
+        access.downS3Weight(str(tmp_path / "file/w"), images[0])
     with pytest.raises(RuntimeError, match=r'a key cannot hold "\.\.'):
         access.getImgXmlArray(f"{root}/../../x")
 
