@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import FlagParser, named_path, run_program
+from platforms.pie_engine.addresses import Addresses, with_addresses
 from platforms.pie_engine.package import make_package
 from platforms.pie_engine.train import run_training, run_worker
 from platforms.pie_engine.traincfg import FILE
@@ -17,13 +20,20 @@ EXIT_CODES = "exit codes: 0 done; 1 failed; 2 a mistake of the user's, or a full
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     args = _parser().parse_args(argv)
-    return run_program("pie_engine", lambda: _run(args))
+    addresses: Addresses = {}
+
+    def report(line: str, error: BaseException) -> None:
+        is_main = not args.worker or os.environ.get("LOCAL_RANK", "0") == "0"
+        if is_main or getattr(error, "one_process", False):  # a mistake that all processes meet is printed once
+            print(with_addresses(line, addresses), file=sys.stderr)
+
+    return run_program("pie_engine", lambda: _run(args, addresses), report=report)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, addresses: Addresses) -> int:
     if args.make_package:
         return make_package(args.make_package)
-    return run_worker(args.worker) if args.worker else run_training(args.traincfg)
+    return run_worker(args.worker, addresses) if args.worker else run_training(args.traincfg, addresses)
 
 
 def _parser() -> argparse.ArgumentParser:

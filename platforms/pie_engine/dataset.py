@@ -68,7 +68,7 @@ def task_of_folder(root: Path) -> str:
         prefix = folder.relative_to(root).as_posix()
         for entry in _entries(folder):
             name = entry.name if prefix == "." else f"{prefix}/{entry.name}"
-            names.append(f"{name}/" if entry.is_dir() else name)
+            names.append(f"{name}/" if Path(entry).is_dir() else name)  # of a link to itself too
     return task_of_names(str(root), names)
 
 
@@ -148,11 +148,14 @@ def _has_coordinates(path: str) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return a folder's entries but hidden ones; [] where it is not there. Raises RequestError."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise RequestError([f"{folder}: the folder cannot be read: {error.strerror}"]) from error
 
 
 def _listed(folder: Path, task: str, problems: list[str]) -> list[tuple[str, ...]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -11,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic_io import ResultsError
-from platforms.base import write_text
+from platforms.base import warn, write_text
 from platforms.pie_engine.nets import DETECTION
 
 OUTPUT, PICTURES, FILES, LOG = "output", "picture", "files", "trainlog.json"
-CLASSES = "classes.json"
+CLASSES, CONFIG = "classes.json", "config.json"
+NO_LOSS = 1e9  # stands for a loss that is infinite or no number, which JSON does not have
 TIME = "%Y-%m-%d %H:%M:%S"
 OF_MASKS = {"recall": "召回率", "precision": "精度", "score": "得分", "IoU": "IoU", "loss": "损失率"}
 OF_BOXES = {
@@ -42,8 +45,8 @@ class TrainLog:
 
     path: Path
     training_id: str = ""
-    description: dict[str, str] = field(default_factory=lambda: dict(OF_MASKS))
     create_time: str = field(default_factory=lambda: time.strftime(TIME))
+    description: dict[str, str] = field(default_factory=lambda: dict(OF_MASKS))
     epochs: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, float] | str = ""
     end_time: str = ""
@@ -55,6 +58,11 @@ class TrainLog:
 
     def add_epoch(self, epoch: int, train: Rows, valid: Rows, *, is_best: bool) -> None:
         """Add an epoch; where it is the best so far its `all` of valid, without the loss, is `best`."""
+        for split, rows in (("train", train), ("valid", valid)):
+            values = rows[0]["values"]
+            if not math.isfinite(values["loss"]):
+                warn(f"the loss of {split} is {values['loss']} in epoch {epoch}; {LOG} has {NO_LOSS:g} for it")
+                values["loss"] = NO_LOSS
         self.epochs.append({"epoch": str(epoch), "train": train, "valid": valid})
         if is_best:
             self.best = {key: value for key, value in valid[0]["values"].items() if key != "loss"}
@@ -68,7 +76,7 @@ class TrainLog:
 
 def clear(output: Path, keep: Iterable[Path] = ()) -> None:
     """Remove what an earlier run left in the output folder, but for some files. Raises ResultsError."""
-    kept = {path.resolve() for path in keep}
+    kept = {Path(os.path.realpath(path)) for path in keep}
     try:
         output.mkdir(parents=True, exist_ok=True)
         _remove_below(output, kept)
@@ -80,10 +88,11 @@ def clear(output: Path, keep: Iterable[Path] = ()) -> None:
 
 def _remove_below(folder: Path, kept: set[Path]) -> None:
     for path in list(folder.iterdir()):
+        real = Path(os.path.realpath(path))
         if path.is_symlink() or not path.is_dir():
-            if path.resolve() not in kept:
+            if real not in kept:
                 path.unlink()
-        elif any(path.resolve() in keep.parents for keep in kept):
+        elif any(real in keep.parents for keep in kept):
             _remove_below(path, kept)
         else:
             shutil.rmtree(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,13 @@ def take_weights(net: nn.Module, path: Path, log: Callable[[str], None]) -> None
     with torch.no_grad():
         for name in fitting:
             own[name].copy_(offered[name])
-    fresh = [name for name in own if name not in fitting]
-    text = f": {', '.join(fresh[:SHOWN])}" + (f" and {len(fresh) - SHOWN} more" if len(fresh) > SHOWN else "")
-    log(f"resume_path: {len(fresh)} of {len(own)} tensors left fresh" + (text if fresh else ""))
-    if unused := [name for name in offered if name not in fitting]:
-        log(f"resume_path: {len(unused)} of the file's {len(offered)} tensors are not used")
+    fresh, unused = ([name for name in names if name not in fitting] for names in (own, offered))
+    log(f"resume_path: {len(fresh)} of {len(own)} tensors left fresh{_named(fresh)}")
+    if unused:
+        log(f"resume_path: {len(unused)} of the file's {len(offered)} tensors are not used{_named(unused)}")
+
+
+def _named(names: Sequence[str]) -> str:
+    """Return a colon and the first names, "" for none."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f": {', '.join(names[:SHOWN])}{more}" if names else ""

@@ -71,8 +71,7 @@ def _batch(request: TrainRequest, processes: int) -> dict[str, int]:
 
     Batch norm cannot do with one image whose deepest map is one pixel: there two make a batch.
     """
-    if request.batch_size > 1 or processes > 1:
-        return {"batch_size": max(1, -(-request.batch_size // processes))}
-    if request.width == request.height == SIZE_STEP:
+    each = -(-request.batch_size // processes)
+    if each == 1 and request.width == request.height == SIZE_STEP:
         return {"batch_size": 2}
-    return {"batch_size": 1, "accumulation_steps": 2}
+    return {"batch_size": each, **({"accumulation_steps": 2} if request.batch_size == 1 else {})}

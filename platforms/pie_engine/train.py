@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +17,20 @@ from typing import Any, TypeVar
 from common.atomic_io import ResultsError
 from common.errors import UserError
 from common.file_lock import lock_file
+from common.formatting import first_line
 from common.paths import ROOT
 from common.signals import Stopped, ended_by_signals
 from configs.schema import Config
 from platforms.base import PlatformError, TrainingFailedError, warn, write_text
+from platforms.pie_engine.addresses import Addresses, AddressStream
 from platforms.pie_engine.classes import NetClasses
 from platforms.pie_engine.dataset import band_keys, check_data
 from platforms.pie_engine.errors import RequestError
-from platforms.pie_engine.files import CLASSES, FILES, LOG, OUTPUT, TrainLog, clear, description, process_line
+from platforms.pie_engine.files import CLASSES, CONFIG, FILES, LOG, OUTPUT, TrainLog, clear, description, process_line
 from platforms.pie_engine.nets import Net, find_net
-from platforms.pie_engine.places import WORK, find_resume, find_source, is_remote
+from platforms.pie_engine.places import WORK, data_place, find_resume, find_source, is_remote
 from platforms.pie_engine.recipe import make_config, usable_gpus
+from platforms.pie_engine.storage import LOCAL, SCHEME
 from platforms.pie_engine.traincfg import TrainRequest, Values, read_request, read_values
 
 EXPORTS = ("onnx",)
@@ -53,31 +58,35 @@ class Plan:
     resume: str
 
 
-def run_training(file: Path) -> int:
-    """Train what a traincfg.json asks for, in the current folder; return 0. Raises UserError, TrainingFailedError."""
+def run_training(file: Path, addresses: Addresses) -> int:
+    """Train what a traincfg.json asks for, in the current folder; return 0. Raises UserError, TrainingFailedError.
+
+    The addresses of what is fetched from a store are added to `addresses`.
+    """
     output = Path(OUTPUT).absolute()
-    with lines_only() as print_line, alone(LOCK), ended_by_signals():
+    with lines_only(addresses) as print_line, alone(LOCK), ended_by_signals():
         log = TrainLog(output / LOG)
         try:
             values = read_values(file)
         except RequestError:
-            clear(output)
+            clear(output, keep=[file])
             log.write()
             raise
         given = values.get("training_id")
         log.training_id = str(given) if isinstance(given, str | int | float) else ""
-        clear(output, keep=local_resume(values))
+        check_apart(values, output)
+        clear(output, keep=[file, *local_resume(values)])
         log.write()
-        plan = prepare(values)
+        plan = prepare(values, addresses)
         log.description = description(plan.task)
         log.write()
         config = config_of(plan, output)
-        train(config, session_of(plan, output), print_line)
+        train(config, session_of(plan, output), print_line, addresses)
         finish(config, log.path, print_line)
     return 0
 
 
-def prepare(values: Values) -> Plan:
+def prepare(values: Values, addresses: Addresses) -> Plan:
     """Check the request and its data. Raises RequestError with all mistakes that can be found at once.
 
     Data in a store are fetched once the request has no mistake.
@@ -104,10 +113,12 @@ def prepare(values: Values) -> Plan:
         for line in request.notes:
             note(line)
         data = source.folder(note)
+        if not source.is_local:
+            addresses[str(data)] = source.name.rstrip("/")
+        if resume and is_remote(request.resume_path):
+            addresses[resume] = request.resume_path
         classes = checked(lambda: check_data(data, task, request, note))
         bands = checked(lambda: band_keys(data, task, note)) if classes else None
-    if source and data:  # a store's data are called by their address, not by the place of their copy
-        problems = [problem.replace(f"{data}/", source.name) for problem in problems]
     if problems:
         raise RequestError(list(dict.fromkeys(problems)))
     assert request and source and task and net and data and classes and bands is not None and resume is not None
@@ -118,11 +129,13 @@ def prepare(values: Values) -> Plan:
 
 
 def config_of(plan: Plan, output: Path) -> Config:
-    """Write the classes, and return the checked config. Raises UserError."""
+    """Return the checked config; it and its classes are written, for train.py. Raises UserError."""
     write_text(output / FILES / CLASSES, plan.classes.json_text())
     gpus = usable_gpus(plan.request.gpu_num, note)
     count = len(plan.classes.classes)
-    return make_config(plan.request, plan.task, plan.net, plan.data, count, output, gpus, plan.bands)
+    config = make_config(plan.request, plan.task, plan.net, plan.data, count, output, gpus, plan.bands)
+    write_text(output / FILES / CONFIG, json.dumps(config.model_dump(), indent=1) + "\n")
+    return config
 
 
 def session_of(plan: Plan, output: Path) -> dict[str, str]:
@@ -131,7 +144,7 @@ def session_of(plan: Plan, output: Path) -> dict[str, str]:
     return {"output": str(output), "log": str(output / LOG), **names}
 
 
-def train(config: Config, session: dict[str, str], print_line: PrintLine) -> None:
+def train(config: Config, session: dict[str, str], print_line: PrintLine, addresses: Addresses) -> None:
     """Train in this process, or in one for each GPU. Raises UserError, TrainingFailedError, Stopped."""
     from trainers.runner import processes_wanted
     from trainers.runtime.distributed import launch
@@ -142,7 +155,8 @@ def train(config: Config, session: dict[str, str], print_line: PrintLine) -> Non
     else:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "worker.json"
-            file.write_text(json.dumps({"config": config.model_dump(), "session": session}), encoding="utf-8")
+            values = {"config": config.model_dump(), "session": session, "addresses": addresses, "parent": os.getpid()}
+            file.write_text(json.dumps(values), encoding="utf-8")
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
             code = launch(["-m", "platforms.pie_engine", WORKER, str(file)], count)
     if code in SIGNALS:
@@ -163,42 +177,53 @@ def train_rank(config: Config, session: dict[str, str], print_line: PrintLine) -
     return run_rank(config, world_from_environment(), resume=False, hooks=hooks)
 
 
-def run_worker(file: Path) -> int:
+def run_worker(file: Path, addresses: Addresses) -> int:
     """Be one of several processes, as the file says that `train` has written."""
     values = json.loads(file.read_text(encoding="utf-8"))
-    with lines_only() as print_line:
+    end_with(values["parent"])
+    addresses.update(values["addresses"])
+    with lines_only(addresses) as print_line:
         return train_rank(Config.model_validate(values["config"]), values["session"], print_line)
 
 
 def finish(config: Config, log: Path, print_line: PrintLine) -> None:
-    """Export the best net, and print the last line. A failed export is only a warning. Raises ResultsError."""
+    """Export the best net, and print the last line. Raises ResultsError, and ExportError for a full disk.
+
+    Whatever else becomes of the export is only a warning: the training and all that the platform shows are complete.
+    """
     from artifacts.archive import remove_backups
     from artifacts.formats import REPORT
     from deploy.export.exporter import export_formats
     from deploy.export.request import ExportRequest
+    from deploy.export.staging import raise_disk_error
 
     folder, weights = Path(config.save_path), config.best_checkpoint()
     remove_backups(config.last_checkpoint())
     config.last_checkpoint().unlink(missing_ok=True)  # three times the size, and of no use to a finished training
-    if not (folder / "report.json").is_file():
+    if not (folder / "report.html").is_file():  # the last to be written
         raise ResultsError(f"{folder}: the report could not be written, see the lines above")
     try:
         if export_formats(ExportRequest(weights=weights, formats=EXPORTS, output_dir=folder, device="cpu")):
             warn(f"an export was refused, see {folder / REPORT}; the checkpoint itself is complete")
-    except UserError as error:
-        warn(f"the net was not exported, its checkpoint is complete: {error}")
+    except Exception as error:
+        raise_disk_error(error, folder / "model.onnx")
+        warn(f"the net was not exported, its checkpoint is complete: {first_line(error)}")
     print_line(process_line(len(TrainLog.read(log).epochs), config.num_epochs))
 
 
 @contextlib.contextmanager
-def lines_only() -> Iterator[PrintLine]:
-    """Send what is printed to the standard error; yield what prints a line to the real standard output."""
+def lines_only(addresses: Addresses) -> Iterator[PrintLine]:
+    """Send what is printed to the standard error; yield what prints a line to the real standard output.
+
+    What came from a store is called by its address there.
+    """
     stdout = sys.stdout
 
     def print_line(text: str) -> None:
         print(text, file=stdout, flush=True)
 
-    with contextlib.redirect_stdout(sys.stderr):
+    stderr: Any = AddressStream(sys.stderr, addresses)
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(stderr):
         yield print_line
 
 
@@ -213,6 +238,17 @@ def alone(lock: Path) -> Iterator[None]:
         raise PlatformError(f"{Path.cwd()}: another training is running in this folder; wait for it") from error
 
 
+def check_apart(values: Values, output: Path) -> None:
+    """Raise PlatformError where the data lie in the output folder, before it is cleared."""
+    try:
+        place = data_place(values)
+    except RequestError:  # told later
+        return
+    folder = Path(place.removeprefix(f"{SCHEME}{LOCAL}"))
+    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(output)):
+        raise PlatformError(f"{place}: the data are in {OUTPUT}/, which every training clears; move them out of it")
+
+
 def local_resume(values: Values) -> list[Path]:
     """Return the local file that a training starts from, which must not be cleared away."""
     if is_remote(str(values.get("resume_path"))):
@@ -222,6 +258,20 @@ def local_resume(values: Values) -> list[Path]:
     except RequestError:
         return []
     return [Path(resume)] if resume else []
+
+
+def end_with(parent: int) -> None:
+    """Let this process end with its parent, also where that was killed.
+
+    The next training would write the same files.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def note(text: str) -> None:

@@ -17,10 +17,15 @@ import torch
 from PIL import Image
 
 from common.paths import ROOT
+from deploy.export import exporter
+from deploy.export.errors import ExportError
+from deploy.export.request import ExportRequest
 from platforms import base
 from platforms.pie_engine import cli, hooks
+from platforms.pie_engine.files import TrainLog
 from platforms.pie_engine.nets import CHANGE, DETECTION, SEGMENTATION
 from tests.helpers.pie import MODELS, PICTURES, request, small_nets, training_log, write_data
+from trainers.reporting import report
 
 KILLED = """
 import os, signal, sys
@@ -91,7 +96,7 @@ def test_the_order_of_an_epoch(
     assert cli.main([]) == 0
     pictures = {CHANGE: ["A.png", "B.png", "label.png", "pred.png"], DETECTION: ["pred.png"]}
     epoch = [*pictures.get(task, ["image.png", "label.png", "pred.png"]), f"{MODELS[task]}.th", "trainlog.json"]
-    begin = ["trainlog.json", "trainlog.json", "classes.json"]
+    begin = ["trainlog.json", "trainlog.json", "classes.json", "config.json"]
     assert done == [*begin, *epoch, "[Process: 1/2]", *epoch]
     assert capsys.readouterr().out == "[Process: 2/2]\n"  # the last one's, once report and exports are there
 
@@ -172,12 +177,123 @@ def test_a_full_disk(
         check_whole(SEGMENTATION, epochs)
 
 
+@pytest.mark.parametrize("name", ["report.json", "report.html"])
+def test_a_disk_that_is_full_at_the_report(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = report.write_atomic
+
+    def writing(path: Path, content: str) -> None:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(report, "write_atomic", writing)
+    request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION))
+    assert cli.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == "[Process: 1/2]\n" and "the report could not be written, see the lines above" in err
+    assert "cannot write the report: No space left on device" in err
+    check_whole(SEGMENTATION, 2)
+
+
 def test_a_training_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), learning_rate=1e30)
     assert cli.main([]) == 1
     err = capsys.readouterr().err
     assert "the training failed, see the lines above" in err
     assert json.loads(Path("output/trainlog.json").read_text(encoding="utf-8"))["epochs"] == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "sentence"),
+    [
+        (3, 0, "warning: an export was refused, see "),
+        (
+            RuntimeError("an operator\nis missing"),
+            0,
+            "the net was not exported, its checkpoint is complete: an operator",
+        ),
+        (ExportError("too few images"), 0, "the net was not exported, its checkpoint is complete: too few images"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "model.onnx: cannot write it: No space left on device"),
+    ],
+)
+def test_an_export_that_fails(
+    outcome: Any,
+    code: int,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The training is done: its last line stands, but for a full disk. All that the platform shows is complete."""
+
+    def export(request: ExportRequest) -> int:
+        if not isinstance(outcome, Exception):
+            return int(outcome)
+        raise ExportError(str(outcome)) from outcome
+
+    monkeypatch.setattr(exporter, "export_formats", export)
+    request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), epochs=2)
+    assert cli.main([]) == code
+    out, err = capsys.readouterr()
+    assert out == "[Process: 1/2]\n" + "[Process: 2/2]\n" * (code == 0) and sentence in err
+    check_whole(SEGMENTATION, 2)
+
+
+def test_what_is_no_earlier_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data in the folder that a training clears are refused and stay; so does traincfg.json there."""
+    Path("output").mkdir()
+    data = write_data(Path("output/data").absolute(), SEGMENTATION)
+    count = len([*data.rglob("*")])
+    for place in ("output/data", "output", f"s3://local{data}"):
+        request(SEGMENTATION, Path(place), dataset_path=place)
+        assert cli.main([]) == 2
+        text = f"{place}: the data are in output/, which every training clears; move them out of it"
+        assert text in capsys.readouterr().err and len([*data.rglob("*")]) == count
+    request(SEGMENTATION, data.rename(tmp_path / "data"), epochs=1)
+    Path("traincfg.json").rename("output/traincfg.json")
+    Path("output/loop").symlink_to("loop")
+    for _ in range(2):
+        assert cli.main(["--traincfg", "output/traincfg.json"]) == 0
+    assert not Path("output/loop").is_symlink()
+
+
+def test_a_loss_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = TrainLog(tmp_path / "trainlog.json")
+    for loss in (float("inf"), float("nan"), 0.5):
+        rows = [{"class": "all", "values": {"IoU": 0.5, "loss": loss}}]
+        log.add_epoch(len(log.epochs) + 1, [{"class": "all", "values": {"loss": 0.25}}], rows, is_best=True)
+    log.write()
+    epochs = json.loads(log.path.read_text(encoding="utf-8"))["epochs"]
+    assert [epoch["valid"][0]["values"]["loss"] for epoch in epochs] == [1e9, 1e9, 0.5]
+    assert "warning: the loss of valid is inf in epoch 1; trainlog.json has 1e+09 for it" in capsys.readouterr().err
+
+
+WORKER = """
+import os, sys, time
+from platforms.pie_engine.train import end_with
+
+end_with(os.getppid())
+print("begun", flush=True)
+time.sleep(600)
+"""
+PARENT = """
+import os, signal, subprocess, sys
+
+with subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE) as worker:
+    worker.stdout.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_workers_end_with_a_killed_parent() -> None:
+    """Else they would go on writing into the folder of the next training."""
+    command = [sys.executable, "-c", PARENT, WORKER]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE) as parent:
+        assert parent.communicate(timeout=120) == (None, b"")  # once nobody holds the standard error any more
+    assert parent.returncode == -signal.SIGKILL
 
 
 def test_two_trainings_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

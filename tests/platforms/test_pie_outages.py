@@ -47,17 +47,18 @@ def trained(place: Path | str, capsys: pytest.CaptureFixture[str]) -> dict[str, 
     """Train two epochs; return the figures."""
     request(SEGMENTATION, place)
     assert cli.main([]) == 0
-    assert capsys.readouterr().out == "[Process: 1/2]\n[Process: 2/2]\n"
+    out, err = capsys.readouterr()
+    assert out == "[Process: 1/2]\n[Process: 2/2]\n" and ".pie_engine" not in err
     log = training_log()
     return {"epochs": log["epochs"], "best": log["best"]}
 
 
-def refused(capsys: pytest.CaptureFixture[str]) -> str:
+def refused(capsys: pytest.CaptureFixture[str], **changes: Any) -> str:
     """Train from the store, which ends with a sentence before the training; return it."""
-    request(SEGMENTATION, URL)
+    request(SEGMENTATION, URL, **changes)
     assert cli.main([]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and SECRET not in err and "Traceback" not in err
+    assert out == "" and SECRET not in err and "Traceback" not in err and ".pie_engine" not in err
     log = training_log()
     assert (log["epochs"], log["best"]) == ([], "")
     assert not [*Path("output/files").glob("*.th"), *Path("output/picture").iterdir(), *Path().rglob("*.tmp")]
@@ -134,6 +135,14 @@ def test_a_busy_and_slow_store(server: ObjectStore, capsys: pytest.CaptureFixtur
     assert server.counts["get 503"] == 30
 
 
+def test_start_weights_of_another_kind(server: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong with them is told of their address, not of their copy."""
+    address = f"s3://{BUCKET}/runs/1/LinkNet34.th"
+    server.objects["runs/1/LinkNet34.th"] = b"PK damaged"
+    server.etags["runs/1/LinkNet34.th"] = "1"
+    assert address in refused(capsys, resume_path=address)
+
+
 def test_an_object_that_vanishes(server: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
     """After it was listed: one of ten is a mistake, one of a hundred a bad sample that the report names."""
     key = "sets/d1/train/images/03.png"
@@ -146,6 +155,7 @@ def test_an_object_that_vanishes(server: ObjectStore, capsys: pytest.CaptureFixt
 
     server.fault = fault
     err = refused(capsys)
+    assert err.count(f"{URL}train/images/03.png") == 2  # in a warning, and in the mistake
     assert f"warning: {URL}train/images/03.png has vanished or changed since it was listed" in err
     shutil.rmtree("cache")
     server.objects[key] = image

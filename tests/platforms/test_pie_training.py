@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -16,8 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
+import train as training_program
 from artifacts.checkpoint import load_checkpoint
 from common.paths import ROOT
+from configs.schema import Config
 from data_loader.bands import has_rasterio
 from nets import net_interface
 from nets.net_interface import build_net
@@ -26,6 +30,7 @@ from platforms.pie_engine.files import OF_BOXES, OF_MASKS
 from platforms.pie_engine.metrics import mask_rows
 from platforms.pie_engine.nets import CHANGE, DETECTION, SEGMENTATION
 from platforms.pie_engine.places import find_resume
+from platforms.pie_engine.recipe import usable_gpus
 from platforms.pie_engine.storage import new_client
 from platforms.pie_engine.traincfg import TrainRequest
 from tests.conftest import slow_but
@@ -63,23 +68,24 @@ def test_a_training_leaves_everything(task: str, tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out == "[Process: 1/2]\n[Process: 2/2]\n"
     found = {path.relative_to("output").as_posix() for path in Path("output").rglob("*") if path.is_file()}
     model = MODELS[task]
-    files = {f"files/{name}" for name in (f"{model}.th", f"{model}.pth", "report.json", "report.html", "classes.json")}
+    names = (f"{model}.th", f"{model}.pth", "report.json", "report.html", "classes.json", "config.json")
+    files = {f"files/{name}" for name in names}
     assert found == {"trainlog.json", *files, *(f"picture/{name}" for name in PICTURES[task])}
 
     log = training_log()
     description = OF_BOXES if task == DETECTION else OF_MASKS
-    assert list(log) == ["training_id", "description", "create_time", "epochs", "best", "end_time"]
+    assert list(log) == ["training_id", "create_time", "description", "epochs", "best", "end_time"]
     assert log["training_id"] == "训练 1" and log["description"] == description
     stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
     assert re.fullmatch(stamp, log["create_time"]) and re.fullmatch(stamp, log["end_time"])
     assert [epoch["epoch"] for epoch in log["epochs"]] == ["1", "2"]
-    names = [row["class_name"] for row in LABELS[task]]
+    classes = [row["class_name"] for row in LABELS[task]]
     if task == CHANGE:
-        names = ["background", *names]
+        classes = ["background", *classes]
     for epoch in log["epochs"]:
         assert list(epoch) == ["epoch", "train", "valid"]
         for split in ("train", "valid"):
-            assert [row["class"] for row in epoch[split]] == ["all", *names]
+            assert [row["class"] for row in epoch[split]] == ["all", *classes]
             assert set(epoch[split][0]["values"]) == set(description)
             for row in epoch[split][1:]:
                 assert set(row["values"]) == set(description) - {"loss"}
@@ -102,6 +108,25 @@ def test_a_training_leaves_everything(task: str, tmp_path: Path, capsys: pytest.
     for name in PICTURES[task]:
         with Image.open(f"output/picture/{name}") as image:
             assert (image.format, image.mode, image.size) == ("PNG", "RGB", size)
+
+
+@pytest.mark.parametrize("task", [SEGMENTATION, CHANGE, DETECTION])
+def test_the_training_is_that_of_train_py(task: str, tmp_path: Path) -> None:
+    """With output's config.json the ordinary program gives the same figures, and the same weights to the bit."""
+    request(task, write_data(tmp_path / "data", task))
+    assert cli.main([]) == 0
+    plain = tmp_path / "plain"
+    assert training_program.main(["--config", "output/files/config.json", "--set", f"save_path={plain}"]) == 0
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (Path("output/files"), plain)]
+    for key in ("curves", "best", "per_class"):
+        assert reports[0][key] == reports[1][key] and reports[0][key]
+    weights = torch.load(f"output/files/{MODELS[task]}.th", weights_only=True)
+    expected = load_checkpoint(str(plain / f"{MODELS[task]}.pth")).deployed()
+    assert list(weights) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in weights.items())
+    valid = training_log()["epochs"][-1]["valid"]
+    keys = ("mAP", "ap50") if task == DETECTION else ("IoU", "iou")
+    assert [row["values"][keys[0]] for row in valid[1:]] == [row[keys[1]] for row in reports[1]["per_class"]]
 
 
 def test_figures_are_those_of_the_pixels(tmp_path: Path) -> None:
@@ -210,8 +235,9 @@ def test_resume_path_takes_what_fits(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "resume_path: 0 of 9 tensors left fresh\n" in capsys.readouterr().err
     request(SEGMENTATION, data, epochs=1, resume_path="output/files", class_name="background,water", n_class=1)
     assert cli.main([]) == 0  # its own output, which is not cleared away before it is read
-    text = "resume_path: 2 of 9 tensors left fresh: layers.3.weight, layers.3.bias\n"
-    assert text in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "resume_path: 2 of 9 tensors left fresh: layers.3.weight, layers.3.bias\n" in err
+    assert "resume_path: 2 of the file's 9 tensors are not used: layers.3.weight, layers.3.bias\n" in err
 
 
 @pytest.mark.parametrize(
@@ -297,6 +323,14 @@ def test_an_empty_split(task: str, split: str, tmp_path: Path, capsys: pytest.Ca
     err = mistakes(capsys)
     assert str(data / split) in err or f"{data}: no data for any task" in err, err
     assert f"{data / ('valid' if split == 'train' else 'train')}" not in err.replace(f"{data}: no data", "")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train").symlink_to("train")
+    request(SEGMENTATION, tmp_path / "data")
+    text = f"{tmp_path}/data/train: the folder cannot be read: {os.strerror(errno.ELOOP)}"
+    assert text in mistakes(capsys)
 
 
 def test_a_request_and_its_data_are_judged_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -390,6 +424,45 @@ def test_gpus_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (config["img_width"], config["img_height"], config["quarter_turns"]) == (64, 32, False)
     text = "warning: gpu_num is 2, but torch can use 0 GPUs here: training on the CPU"
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "used", "warning"),
+    [
+        *((0, 2, 0, ""), (1, 2, 1, ""), (2, 2, 2, "")),
+        (4, 2, 2, "warning: gpu_num is 4, but torch can use 2 GPUs here: training on 2 of them"),
+        (1, 0, 0, "warning: gpu_num is 1, but torch can use 0 GPUs here: training on the CPU"),
+    ],
+)
+def test_how_many_gpus_are_used(
+    wanted: int, there: int, used: int, warning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    lines: list[str] = []
+    assert usable_gpus(wanted, lines.append) == used and lines == [warning] * bool(warning)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch_size", "side", "expected"),
+    [
+        *((0, 4, "64", ("cpu", 4, 1)), (1, 4, "64", ("0", 4, 1)), (1, 1, "64", ("0", 1, 2)), (1, 1, "32", ("0", 2, 1))),
+        *((2, 8, "64", ("0,1", 4, 1)), (3, 8, "64", ("0,1,2", 3, 1)), (2, 1, "64", ("0,1", 1, 2))),
+        *((2, 2, "64", ("0,1", 1, 1)), (2, 2, "32", ("0,1", 2, 1))),  # a map of one pixel has no statistics
+    ],
+)
+def test_the_batch_of_each_gpu(
+    gpus: int, batch_size: int, side: str, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their shares are the batch together, rounded up, and each can be normalised."""
+    configs: list[Config] = []
+    monkeypatch.setattr(train, "usable_gpus", lambda wanted, log: gpus)
+    monkeypatch.setattr(train, "train", lambda config, *args: configs.append(config))
+    monkeypatch.setattr(train, "finish", lambda *args: None)
+    request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), batch_size=batch_size, load_size=side)
+    assert cli.main([]) == 0
+    (config,) = configs
+    assert (config.gpu_id, config.batch_size, config.accumulation_steps) == expected
 
 
 @pytest.mark.slow
