@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
@@ -27,6 +28,7 @@ from nets.support.errors import NetError
 
 LARGEST_STRIDE = 32  # of the encoders
 GROUPS = 32  # of FCOS' group norms
+SURE = 50.0  # a logit whose loss is 0, and whose gradient is none
 LEAST_CHANCE = 1e-6  # a score's distance from 0 and 1, so that its logit is finite
 MOST_LOG_SCALE = 4.135166556742356  # log(1000 / 16): of a box beside its anchor, as torchvision's BoxCoder has it
 
@@ -60,8 +62,9 @@ class _OneTensor(nn.Module):
     def losses(self, rows: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the losses (N,) of each image by itself: "loss" and its terms "class_loss" and "box_loss".
 
-        target (N, M, 6) are left, top, right, bottom, label and whether it is ignored, padded with -1. Ignored objects
-        are background: torchvision's losses know no others. They are each divided by an image's own matched anchors.
+        target (N, M, 6) are left, top, right, bottom, label and whether it is ignored, padded with -1. What is said of
+        an anchor whose middle lies in an ignored object, and which learns no other, costs nothing. The losses are each
+        divided by an image's own matched anchors.
         """
         found = [self._image_losses(row[None], truth) for row, truth in zip(rows, target, strict=True)]
         classes = torch.stack([terms.pop("classification") for terms in found])
@@ -69,16 +72,25 @@ class _OneTensor(nn.Module):
         return {"loss": classes + boxes, "class_loss": classes, "box_loss": boxes}
 
     def _image_losses(self, rows: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        known = truth[(truth[:, 4] >= 0) & (truth[:, 5] < 0.5)]
+        is_object, is_ignored = truth[:, 4] >= 0, truth[:, 5] > 0.5
+        known = truth[is_object & ~is_ignored]
+        free = _has_middle_in(self.anchors, truth[is_object & is_ignored, :4])
         columns = list(self.parts.values())
         outputs = dict(zip(self.parts, rows.split([*columns[:-1], rows.shape[2] - sum(columns[:-1])], 2), strict=True))
-        losses = self._matched_losses({"boxes": known[:, :4].float(), "labels": known[:, 4].long()}, outputs)
+        losses = self._matched_losses({"boxes": known[:, :4].float(), "labels": known[:, 4].long()}, outputs, free)
         return dict(losses)
 
-    def _matched_losses(self, truth: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        net: Any = self
-        losses: dict[str, Tensor] = net.compute_loss([truth], outputs, [self.anchors])
-        return losses
+    def _matched_losses(self, truth: dict[str, Tensor], outputs: dict[str, Tensor], free: Tensor) -> dict[str, Tensor]:
+        """Return torchvision's losses of one image; `free` (A,) are the anchors in ignored objects."""
+        raise NotImplementedError
+
+    def _matches(self, boxes: Tensor) -> Tensor:
+        """Return the object of each anchor (A,), as torchvision's matcher has them; negative for none."""
+        matcher: Any = self.proposal_matcher
+        if not len(boxes):
+            return torch.full((len(self.anchors),), -1, device=self.anchors.device)
+        found: Tensor = matcher(box_iou(boxes, self.anchors))
+        return found
 
     @torch.no_grad()
     def _set_anchors(self, num_channels: int, img_height: int, img_width: int) -> None:
@@ -126,7 +138,9 @@ class fcos(_OneTensor, FCOS):
         corners = [centres - distances[:, :, :2], centres + distances[:, :, 2:]]
         return torch.cat([*corners, _logits(chances)], dim=2)
 
-    def _matched_losses(self, truth: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _matched_losses(self, truth: dict[str, Tensor], outputs: dict[str, Tensor], free: Tensor) -> dict[str, Tensor]:
+        free = free & ~_has_middle_in(self.anchors, truth["boxes"])  # in an object it may learn this one
+        outputs["cls_logits"] = torch.where(free[:, None], -SURE, outputs["cls_logits"])
         losses: dict[str, Tensor] = FCOS.compute_loss(self, [truth], outputs, [self.anchors], self.per_level)
         return losses
 
@@ -154,6 +168,13 @@ class retinanet(_OneTensor, RetinaNet):
 
     def decode(self, rows: Tensor) -> Tensor:
         return torch.cat([_from_deltas(rows[:, :, :4], self.anchors, 1.0, 1.0), rows[:, :, 4:]], dim=2)
+
+    def _matched_losses(self, truth: dict[str, Tensor], outputs: dict[str, Tensor], free: Tensor) -> dict[str, Tensor]:
+        matches = self._matches(truth["boxes"])
+        matches = torch.where(free & (matches < 0), Matcher.BETWEEN_THRESHOLDS, matches)
+        head: Any = self.head
+        losses: dict[str, Tensor] = head.compute_loss([truth], outputs, [self.anchors], [matches])
+        return losses
 
 
 class ssdlite(_OneTensor, SSD):
@@ -186,12 +207,13 @@ class ssdlite(_OneTensor, SSD):
         chances = rows[:, :, 4:].softmax(dim=2)[:, :, 1:]  # (N, A, K)
         return torch.cat([_from_deltas(rows[:, :, :4], self.anchors, 10.0, 5.0), _logits(chances)], dim=2)
 
-    def _matched_losses(self, truth: dict[str, Tensor], outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _matched_losses(self, truth: dict[str, Tensor], outputs: dict[str, Tensor], free: Tensor) -> dict[str, Tensor]:
         behind_background = {**truth, "labels": truth["labels"] + 1}
-        matcher: Any = self.proposal_matcher
-        matches = torch.full((len(self.anchors),), -1, device=self.anchors.device)
-        if len(truth["boxes"]):
-            matches = matcher(box_iou(truth["boxes"], self.anchors))
+        matches = self._matches(truth["boxes"])
+        nothing = torch.full_like(outputs["cls_logits"], -SURE)
+        nothing[:, :, 0] = SURE
+        is_free = (free & (matches < 0))[:, None]  # (A, 1)
+        outputs["cls_logits"] = torch.where(is_free, nothing, outputs["cls_logits"])
         losses: dict[str, Tensor] = SSD.compute_loss(self, [behind_background], outputs, [self.anchors], [matches])
         return losses
 
@@ -257,6 +279,12 @@ def _narrowing(before: int, after: int) -> nn.Sequential:
         Conv2dNormActivation(half, half, 3, 2, groups=half, **how),
         Conv2dNormActivation(half, after, 1, **how),
     )
+
+
+def _has_middle_in(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Return whether the middle of each anchor (A, 4) lies in one of some boxes (m, 4)."""
+    middles = (anchors[:, None, :2] + anchors[:, None, 2:]) / 2  # (A, 1, 2)
+    return ((middles >= boxes[:, :2]) & (middles <= boxes[:, 2:])).all(dim=2).any(dim=1)
 
 
 def _from_deltas(deltas: Tensor, anchors: Tensor, of_place: float, of_size: float) -> Tensor:

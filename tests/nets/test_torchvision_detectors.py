@@ -60,18 +60,54 @@ def test_shape_and_a_gradient_everywhere(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARGS)
+def test_what_lies_in_an_ignored_object_is_not_held_against_the_net(name: str) -> None:
+    """No gradient reaches the classes there, but for anchors that learn an object; elsewhere nothing changes."""
+    net = build(name).train()
+    objects = torch.tensor([[60.0, 8, 88, 40, 1, 0], [0, 0, 50, 64, 2, 1]])[None]
+    middles = (net.anchors[:, :2] + net.anchors[:, 2:]) / 2
+    inside = (middles[:, 0] <= 50) & (middles[:, 1] <= 64)
+    rows = torch.randn(1, ANCHORS[name], net(torch.zeros(1, 3, *SIZE), raw=True).shape[2])
+    if name == "fcos":
+        rows[:, :, :4] = rows[:, :, :4].abs()
+    classes = rows.shape[2] - 5 - (name == "ssdlite")
+    gradients = []
+    for target in (objects, objects[:, :1], objects[:, 1:]):
+        given = rows.clone().requires_grad_()
+        net.losses(given, target)["loss"].sum().backward()
+        assert given.grad is not None
+        gradients.append(given.grad[0, :, classes:].abs().sum(dim=1))
+    with_both, without, alone = gradients
+    assert inside.sum() > 10 and (without[inside] > 0).sum() > 2 and not with_both[inside].any()
+    assert not alone[inside].any()
+    if name != "ssdlite":  # which chooses as many negatives elsewhere as it has positives
+        assert torch.equal(with_both[~inside], without[~inside]) and alone[~inside].all()
+
+
+@pytest.mark.parametrize("name", ARGS)
+def test_an_object_within_an_ignored_one_is_learnt(name: str) -> None:
+    net = build(name).train()
+    both = torch.tensor([[8.0, 8, 40, 40, 1, 0], [0, 0, 96, 64, 2, 1]])[None]
+    rows = net(torch.randn(1, 3, *SIZE), raw=True).detach().requires_grad_()
+    losses = net.losses(rows, both)
+    losses["class_loss"].sum().backward()
+    assert rows.grad is not None and rows.grad.any() and losses["box_loss"] > 0
+    assert losses["class_loss"] < 20  # of what costs nothing, not a constant for each
+
+
+@pytest.mark.parametrize("name", ARGS)
 def test_the_losses_are_torchvisions(name: str) -> None:
-    """Its own forward pass in training, an image at a time; without the ignored object, and its labels from 1 on."""
+    """Its own forward pass in training, an image at a time, its labels from 1 on."""
     net = build(name).train()
     for part in net.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.eval()  # an image's maps are then the same in any batch
     images = torch.randn(3, 3, *SIZE)
-    got = net.losses(net(images, raw=True), OBJECTS)
+    objects = torch.where(OBJECTS[..., 5:] > 0.5, -1.0, OBJECTS)  # none is ignored
+    got = net.losses(net(images, raw=True), objects)
     assert set(got) == {"loss", "class_loss", "box_loss"} and got["loss"].shape == (3,)
     net.transform = nn.Identity()
-    for number, rows in enumerate(OBJECTS):
-        known = rows[(rows[:, 4] >= 0) & (rows[:, 5] == 0)]
+    for number, rows in enumerate(objects):
+        known = rows[rows[:, 4] >= 0]
         truth = {"boxes": known[:, :4], "labels": known[:, 4].long() + (name == "ssdlite")}
         theirs = torchvision_losses(net, images[number : number + 1], truth)
         torch.testing.assert_close(got["class_loss"][number], theirs.pop("classification"))
