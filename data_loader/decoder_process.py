@@ -27,7 +27,7 @@ from common.errors import ProgramError
 from common.paths import ROOT
 from data_loader.band_image import Decoded, image_of
 from data_loader.decode_guard import GUARD
-from data_loader.decoder_worker import BAD, BYTES, FIT, PATH, PIXELS, REPLY, REQUEST, SHOW, SIZE, WHOLE
+from data_loader.decoder_worker import BAD, BYTES, FIT, LOOK, PATH, PIXELS, REPLY, REQUEST, SHOW, SIZE, WHOLE
 from data_loader.preprocess import ImageError, Preprocess
 
 WORKER = "data_loader.decoder_worker"
@@ -104,6 +104,14 @@ class DecoderPool:
         width, height = SIZE.unpack_from(content)
         end = SIZE.size + width * height * 3
         return Image.frombytes("RGB", (width, height), content[SIZE.size : end]), self._fitted(content[end:]).image
+
+    def look(self, source: str | bytes, max_pixels: int, side_px: int) -> Image.Image:
+        """Return an RGB image to look at, no side longer than `side_px`; of a JPEG no more pixels are decoded.
+
+        Raises ImageError, DecodeTimeoutError, DecoderStartError.
+        """
+        content = self._call(lambda decoder: decoder.call(LOOK, source, max_pixels, side_px))
+        return Image.frombytes("RGB", SIZE.unpack_from(content), content[SIZE.size :])
 
     def is_stalled(self, seconds: float) -> bool:
         """Return whether every process is busy, and none has finished anything for so long."""

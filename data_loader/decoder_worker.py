@@ -31,11 +31,11 @@ from data_loader.decode_guard import GUARD
 from data_loader.decoding import decode
 from data_loader.preprocess import Preprocess, as_array
 
-# FIT, WHOLE or SHOW, BYTES or PATH, max_pixels, longest side to show, bytes of the source
+# FIT, WHOLE, SHOW or LOOK, BYTES or PATH, max_pixels, longest side to show, bytes of the source
 REQUEST = struct.Struct("<ccQIQ")
 REPLY = struct.Struct("<cQ")  # READY, PIXELS, BAD or BUG, bytes that follow
 SIZE = struct.Struct("<II")  # width and height of an image as decoded, or to show, before the pixels
-FIT, WHOLE, SHOW = b"f", b"w", b"s"
+FIT, WHOLE, SHOW, LOOK = b"f", b"w", b"s", b"l"
 BYTES, PATH = b"b", b"p"
 READY, PIXELS, BAD, BUG = b"r", b"p", b"e", b"x"
 OVERTIME = 3  # times the deadline, after which the process ends itself: its parent was killed
@@ -70,7 +70,7 @@ def _reply(requests: BinaryIO, header: bytes, preprocess: Preprocess, most_s: fl
     source: bytes | str = requests.read(size)
     if form == PATH:
         source = os.fsdecode(source)
-    work: Callable[..., bytes] = {FIT: _fit, WHOLE: _whole, SHOW: _show}[kind]
+    work: Callable[..., bytes] = {FIT: _fit, WHOLE: _whole, SHOW: _show, LOOK: _look}[kind]
     signal.setitimer(signal.ITIMER_REAL, most_s)
     try:
         return PIXELS, work(source, preprocess, max_pixels, side_px)
@@ -119,6 +119,14 @@ def _show(source: bytes | str, preprocess: Preprocess, max_pixels: int, side_px:
     if max(shown.size) > side_px:
         shown.thumbnail((side_px, side_px))
     return SIZE.pack(*shown.size) + as_array(shown).tobytes() + fitted
+
+
+def _look(source: bytes | str, preprocess: Preprocess, max_pixels: int, side_px: int) -> bytes:
+    """Return SIZE and the RGB image with no side longer than `side_px`, decoded at about that size where it can be."""
+    image = decode(source, 3, max_pixels, (side_px, side_px), preprocess.icc_profiles)
+    if max(image.size) > side_px:
+        image.thumbnail((side_px, side_px))
+    return SIZE.pack(*image.size) + as_array(image).tobytes()
 
 
 def _decoded(source: bytes | str, preprocess: Preprocess, max_pixels: int) -> Decoded:

@@ -17,16 +17,12 @@ from starlette.types import ASGIApp
 from deploy.inference.prediction_types import prediction_type
 from deploy.service.middleware import AuthMetricsMiddleware
 from deploy.service.openapi import DOCS_POLICY, docs_page, operation
+from deploy.service.page_headers import PAGE_POLICY, SECURITY_HEADERS
 from deploy.service.routes import HEATMAP, PAGE_FILES, Route, ServiceError
 from deploy.service.state import ServiceState
 
 PAGE = Path(__file__).parent / "static"
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 EXAMPLE_CLASSES = ("cat", "dog")  # invented: /docs needs no token, which the names of the net do
-SECURITY_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-cache"}
 
 
 def make_app(state: ServiceState, page: Path = PAGE) -> ASGIApp:

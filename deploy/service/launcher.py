@@ -7,8 +7,6 @@ calls `serve` with its routes.
 from __future__ import annotations
 
 import argparse
-import errno
-import ipaddress
 import os
 import socket
 import sys
@@ -19,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from common.cli import FlagParser, number, run_program
 from deploy.service.cli_args import EPILOG, TOKEN_VARIABLE, add_service_flags
+from deploy.service.listener import address_of, bind, is_local, listen
 from deploy.service.routes import ROUTES, Route, ServiceError
 
 if TYPE_CHECKING:
     from deploy.inference.predictor import Predictor
 
-BACKLOG = 2048
+PORT_FLAG = "--service_port"
 PROGRAM = "python -m deploy.service"
 
 
@@ -58,7 +57,7 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
     token = _token()
     return_freed_memory()
     warnings.filterwarnings("ignore", module="PIL")  # of odd metadata in clients' images
-    with _bind(args.host, args.service_port) as listener:
+    with bind(args.host, args.service_port, PORT_FLAG) as listener:
         from deploy.backends.base import CHANGED
         from deploy.backends.loading import load_backend
         from deploy.inference.decision import foreign_calibration
@@ -72,12 +71,12 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
         if args.tiles is not None:
             predictor = TiledPredictor(backend, metadata, args.tiles)
         with open_server(predictor, routes, args, token) as server, stop_on_signals(server):
-            _listen(listener)
+            listen(listener, PORT_FLAG)
             print(_start_message(weights, predictor, routes, listener), flush=True)
             changed = CHANGED if metadata.is_changed else ""
             for text in filter(None, (changed, foreign_calibration(metadata, backend.name, args.precision))):
                 print(f"warning: {weights}: {text}", file=sys.stderr)
-            if not token and not _is_loopback(listener):
+            if not token and not is_local(listener):
                 print(f"any client on the network may use it: {TOKEN_VARIABLE} sets a bearer token", file=sys.stderr)
             server.run(sockets=[listener])
     return 0
@@ -91,47 +90,11 @@ def _token() -> str:
     return token or ""
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """Bind the address; no client can connect before `_listen`. Raises ServiceError."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:  # the latter for names that IDNA cannot encode
-        reason = error.strerror if isinstance(error, OSError) else "not a host name"
-        raise ServiceError(f"--host {host}: no such address here: {reason}") from error
-    try:
-        if os.name == "posix":  # elsewhere it would let two programs have one port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise _listen_error(host, port, error) from error
-    return listener
-
-
-def _listen(listener: socket.socket) -> None:
-    try:
-        listener.listen(BACKLOG)
-    except OSError as error:  # another program took the address in the meantime
-        host, port = listener.getsockname()[:2]
-        raise _listen_error(host, port, error) from error
-
-
-def _listen_error(host: str, port: int, error: OSError) -> ServiceError:
-    hint = "stop what listens there, or choose another --service_port" if error.errno == errno.EADDRINUSE else ""
-    return ServiceError(f"cannot listen on {host}:{port}: {error.strerror}{hint and '; '}{hint}")
-
-
 def _start_message(weights: Path, predictor: Predictor, routes: Sequence[Route], listener: socket.socket) -> str:
     metadata, backend = predictor.metadata, predictor.backend
-    host, port = listener.getsockname()[:2]
     size = f"{metadata.preprocess.width}x{metadata.preprocess.height}"
     name, classes = metadata.net.get("name", "a net"), metadata.num_classes
     net = f"{name} ({classes} classes, {size}) on {backend.name} {backend.device}"
     paths = ", ".join(f"POST {route.path}" for route in routes)
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    where = address_of(listener)
     return f"serving {net}\n  address  {where}\n  net      {weights}\n  paths    {paths}; GET / /docs /metrics"
-
-
-def _is_loopback(listener: socket.socket) -> bool:
-    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
