@@ -83,7 +83,7 @@ def read_annotations(path: Path, wrong: list[str] | None = None) -> Annotations:
     category = category_of(meta)
     found = Annotations(path, [], tuple(category), meta)
     problems = Problems()
-    with _collector_paused():
+    with collector_paused():
         for index, record in enumerate(_iter_records(path)):
             if isinstance(record, dict):
                 segments = record.get("segments")
@@ -190,7 +190,7 @@ def _shared_number(number: int) -> int:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Pause the search for circular references, of which JSON has none: it took half the time of many records."""
     was_on = gc.isenabled()
     gc.disable()

@@ -84,9 +84,10 @@ def check_choice(choice: TagChoice) -> None:
     """Raise DatasetError where nothing is asked for, or a tag both ways."""
     if not choice.wanted and not choice.refused:
         raise DatasetError("name --tags that a record must have, or --no-tags that it must not have")
-    if both := sorted(_repeated([*choice.wanted, *choice.refused])):
+    if both := sorted(repeated_names([*choice.wanted, *choice.refused])):
         raise DatasetError(f'tag "{both[0]}" is named twice in --tags and --no-tags')
 
 
-def _repeated(names: Sequence[str]) -> set[str]:
+def repeated_names(names: Sequence[str]) -> set[str]:
+    """Return the names that are there more than once."""
     return {name for name in names if names.count(name) > 1}

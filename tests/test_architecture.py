@@ -59,6 +59,18 @@ DATASETS = tuple(  # of data_loader, what the data set tools read with
     for name in ("coco", "box_annotations", "box_folders", "box_classes", "errors", "problems", "examples")
 )
 ALLOWED["datasets"] = (*DATA, *DATASETS)
+SERVER = tuple(  # of the service, what every server of a page has
+    f"deploy.service.{name}" for name in ("http_protocol", "limits", "listener", "origins", "page_headers")
+)
+ALLOWED["review"] = (
+    "artifacts",
+    "datasets",
+    *DATA,
+    "data_loader.errors",
+    "deploy.backends",
+    "deploy.inference",
+    *SERVER,
+)
 
 MOST_LINES = 50  # of a function
 

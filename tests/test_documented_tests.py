@@ -12,7 +12,8 @@ ROOT = TESTS.parent
 PAGES = (ROOT / "SECURITY.md", ROOT / "docs" / "reliability.md")
 MAPS = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "decisions.md")
 PACKAGES = (
-    "artifacts|common|configs|data_loader|datasets|deploy|nets|platforms|pytorch2json|tools|trainers|visualization"
+    "artifacts|common|configs|data_loader|datasets|deploy|nets|platforms|pytorch2json|review|tools|trainers|"
+    "visualization"
 )
 
 

@@ -18,6 +18,7 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "extract/yolo": "images with YOLO txt -> standard annotations",
     "extract/crop": "the objects of standard annotations -> images of their own",
     "extract/samples": "a few records or lines of a file",
+    "browser/images": "a page to look at annotated images, and to tag them by keys",
     "label/studio": "standard annotations <-> Label Studio (--to, --from)",
     "label/merge": "several files of standard annotations -> one",
     "filter/tags": "records by the tags of a review",

@@ -1,0 +1,112 @@
+"""What the server of a review holds: the people, their sessions, the images, and the reviews that are open."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_loader.samples import ListError
+from datasets.errors import DatasetError
+from deploy.service.origins import AllowedOrigins
+from review.errors import RefusedError, ReviewError
+from review.images import ImageShow
+from review.review import Review, open_review
+from review.sessions import Sessions
+from review.users import Attempts, Users
+
+MOST_OPEN = 4  # files at once: of a fifth, the one longest unused is closed, which loses nothing
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a review was started; `input_root` None: no other file may be named at the page."""
+
+    tags: tuple[str, ...] = ()
+    feedback: bool = False
+    overwrite: bool = False
+    order: str = "file"
+    input_root: Path | None = None
+
+
+class OpenReviews:
+    """The reviews that are open, by file. Use it as a context, which closes them."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._open: OrderedDict[Path, tuple[Review, ExitStack]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> OpenReviews:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _review, stack in self._open.values():
+            stack.close()
+
+    def add(self, source: Path, stack: ExitStack, review: Review) -> None:
+        """Add an open review."""
+        self._open[source] = review, stack
+
+    def get(self, source: Path) -> Review:
+        """Return a file's review, opened where it is not. Raises UserError, OSError."""
+        with self._lock:
+            if source not in self._open:
+                stack = ExitStack()
+                feedback, overwrite = self._options.feedback, self._options.overwrite
+                opened = open_review(source, self._options.tags, feedback=feedback, overwrite=overwrite)
+                review = stack.enter_context(opened)
+                self.add(source, stack, review)
+                if len(self._open) > MOST_OPEN:
+                    self._open.popitem(last=False)[1][1].close()
+            self._open.move_to_end(source)
+            return self._open[source][0]
+
+    def is_open(self, source: Path) -> bool:
+        """Return whether a file's review is open, so that `get` takes no time."""
+        return source in self._open
+
+    def all(self) -> Sequence[Review]:
+        """Return the reviews that are open."""
+        return [review for review, _ in self._open.values()]
+
+
+@dataclass
+class Desk:
+    """The parts that the routes share; `finish` ends the server."""
+
+    options: Options
+    source: Path | None  # that a new session begins with
+    reviews: OpenReviews
+    images: ImageShow
+    users: Users
+    origins: AllowedOrigins
+    finish: Callable[[], None]
+    cookie: str
+    is_finished: bool = False
+    sessions: Sessions = field(default_factory=Sessions)
+    attempts: Attempts = field(default_factory=Attempts)
+
+    def named_source(self, text: str) -> Path:
+        """Return the file that a person names, below the input root. Raises RefusedError."""
+        root = self.options.input_root
+        if root is None:
+            raise RefusedError(403, "another file cannot be opened here: start with --user-input")
+        path = Path(text)
+        with suppress(OSError, ValueError, RuntimeError):
+            found = (root / path).resolve()
+            if found.is_relative_to(root.resolve()) and found.suffix == ".json" and found.is_file():
+                return found
+        raise RefusedError(404, f'there is no "{text[:200]}" below the folder that may be opened')
+
+    def opened(self, source: Path) -> Review:
+        """Return a file's review. Raises RefusedError with the reason why it cannot be opened."""
+        try:
+            return self.reviews.get(source)
+        except (ReviewError, ListError, DatasetError) as error:
+            raise RefusedError(422, str(error)) from error
+        except OSError as error:
+            raise RefusedError(422, f"{source.name}: {error.strerror or error}") from error

@@ -1,0 +1,98 @@
+"""The journal of a review: a line of JSON for each press, on the disk before the press is acknowledged.
+
+The first line says which annotations it belongs to. A line that a killed process has left half written is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from common.atomic_io import sync_folder
+from review.errors import ReviewError
+
+FORMAT = 1
+Event = dict[str, Any]
+
+
+class Journal:
+    """An open journal; `events` are those that were in it, until `forget_events`.
+
+    One process at a time may write it: the caller holds a lock. Raises ReviewError for the journal of other
+    annotations, or a damaged one, and OSError.
+    """
+
+    def __init__(self, path: Path, source: Path) -> None:
+        self.path = path
+        head = {"format": FORMAT, "source": source.name, "sha256": _sha256(source)}
+        is_new = not path.exists()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self.events = list(self._read(head))
+            if not self._size:
+                self.append(head)
+            if is_new:
+                sync_folder(path.parent)
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, event: Event) -> None:
+        """Write an event through to the disk; of one that cannot be written nothing is left. Raises OSError."""
+        line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            _write(self._file, line)
+            os.fsync(self._file)
+        except OSError as error:
+            error.filename = str(self.path)
+            os.ftruncate(self._file, self._size)  # a torn line would swallow the next one
+            raise
+        self._size += len(line)
+
+    def forget_events(self) -> None:
+        """Free the events that have been replayed."""
+        self.events = []
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _read(self, head: Event) -> Iterator[Event]:
+        content = self.path.read_bytes()
+        self._size = content.rfind(b"\n") + 1
+        if self._size < len(content):
+            os.ftruncate(self._file, self._size)
+        for number, line in enumerate(content[: self._size].splitlines(), 1):
+            try:
+                event = json.loads(line)
+                is_head = number > 1 or event.keys() >= head.keys()
+            except (ValueError, RecursionError, AttributeError):
+                is_head = False
+            if not is_head or not isinstance(event, dict):
+                raise ReviewError(f"{self.path}:{number}: not a line of a review's journal; move the file away")
+            if number > 1:
+                yield event
+            elif event["format"] != FORMAT:
+                raise ReviewError(f"{self.path}: format {event['format']}, expected {FORMAT}; use a newer version")
+            elif event["sha256"] != head["sha256"]:
+                raise ReviewError(
+                    f"{self.path.with_name(head['source'])}: it has changed since the review that {self.path.name} "
+                    "holds; bring the file back, or move the journal away to begin anew"
+                )
+
+
+def _write(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()

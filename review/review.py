@@ -1,0 +1,180 @@
+"""One file of annotations under review: its records, marks and leases, listed by filters and in an order."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.atomic_io import write_atomic
+from common.file_lock import lock_file
+from datasets.files import Annotations, collector_paused, read_annotations
+from datasets.records import NO_LABEL, value
+from review.answers import SET_ASIDE, Answer, answer_of
+from review.errors import RefusedError, ReviewError
+from review.leases import Leases
+from review.marks import Change, Marks, result_of
+
+ORDERS = ("file", "doubt", "class")
+MOST_AT_ONCE = 100  # records of one request
+NO_TAG = "-"  # as a filter: reviewed, but without a tag
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which records to list: those that pass every filter that is set; `label` -1: without a class."""
+
+    label: int | None = None
+    tag: str = ""
+    reviewed: str = ""  # "yes", or "no": not reviewed, and nobody else has it
+    net: str = ""  # "contradicts" or "set_aside"
+    name: str = ""  # a part of the file's name
+    order: str = ORDERS[0]
+
+
+@dataclass
+class Review:
+    """A review that is open; made by `open_review`."""
+
+    annotations: Annotations
+    tags: tuple[str, ...]
+    marks: Marks | None  # None: it is only looked at
+    result_path: Path
+    leases: Leases = field(default_factory=Leases)
+    answers: dict[int, Answer] = field(default_factory=dict)
+    _of_class: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+    _names: list[str] = field(default_factory=list)
+    _orders: dict[str, list[int]] = field(default_factory=dict)  # all but that of the file
+
+    def __post_init__(self) -> None:
+        with collector_paused():
+            for index, record in enumerate(self.annotations.records):
+                if record.get("predictions") and (answer := answer_of(record, self.annotations.category)):
+                    self.answers[index] = answer
+                labels = {*value(record, "labels"), value(record, "image_label")} - {NO_LABEL}
+                for label in labels or {NO_LABEL}:
+                    self._of_class[label].add(index)
+                self._names.append(self.annotations.name(index).casefold())
+            self._orders["class"] = sorted(range(len(self)), key=self._by_class)
+            if self.answers:
+                self._orders["doubt"] = sorted(range(len(self)), key=self._by_doubt)
+        gc.freeze()  # the records stay: looking for garbage among them takes a second
+
+    def __len__(self) -> int:
+        return len(self.annotations.records)
+
+    @property
+    def num_reviewed(self) -> int:
+        """Return how many records have been reviewed."""
+        return len(self.marks.of) if self.marks else 0
+
+    def listed(self, choice: Choice, user: str) -> list[int]:
+        """Return the indices of the records that pass the filters, in the order."""
+        found: Iterable[int] = range(len(self))  # in the file's order: any other makes the memory slow
+        for passes in self._filters(choice, user):
+            found = filter(passes, found)
+        return list(filter(set(found).__contains__, self._orders.get(choice.order, range(len(self)))))
+
+    def change(self, records: Sequence[int], user: str, tag: str, *, is_on: bool) -> Change:
+        """Tag records, or with "" as the tag count them as reviewed; return their marks.
+
+        Raises RefusedError, before anything is changed, for records that another person has, and OSError.
+        """
+        marks = self._open_marks()
+        if tag and tag not in self.tags:
+            raise RefusedError(400, f'"{tag}" is none of the tags')
+        if others := self.leases.take(records, user):
+            raise RefusedError(409, f"{next(iter(others.values()))} is working on this")
+        return marks.change(records, user, tag, is_on=is_on)
+
+    def undo(self, user: str) -> Change:
+        """Take back a person's latest press; return the marks that it changed. Raises OSError."""
+        return self._open_marks().undo(user, self.leases.held_from(user))
+
+    def write_result(self) -> None:
+        """Write what has been reviewed to `result_path`. Raises OSError."""
+        records = self.annotations.records
+        titles = [(name := value(record, "image_file"), name or value(record, "image_url")) for record in records]
+        result = result_of(self._open_marks().of, titles, self.tags)
+        write_atomic(self.result_path, json.dumps(result, ensure_ascii=False) + "\n")
+
+    def _open_marks(self) -> Marks:
+        if self.marks is None:
+            raise RefusedError(403, "this review is only looked at: start it with --feedback or --tags")
+        return self.marks
+
+    def _filters(self, choice: Choice, user: str) -> Iterator[Callable[[int], bool]]:
+        """Yield the tests of a record, almost all of them look-ups in sets: a hundred thousand take no time."""
+        marks = self.marks.of if self.marks else {}
+        if choice.label is not None:
+            yield self._of_class.get(choice.label, set()).__contains__
+        if choice.reviewed == "yes":
+            yield marks.__contains__
+        elif choice.reviewed == "no":
+            closed = {*marks, *self.leases.held_from(user)}
+            yield lambda index: index not in closed
+        if choice.tag == NO_TAG:
+            yield {index for index, mark in marks.items() if not mark.tags}.__contains__
+        elif choice.tag:
+            yield {index for index, mark in marks.items() if choice.tag in mark.tags}.__contains__
+        if choice.net == "contradicts":
+            yield {index for index, answer in self.answers.items() if answer.contradicts}.__contains__
+        elif choice.net == SET_ASIDE:
+            yield {index for index, answer in self.answers.items() if answer.decision == SET_ASIDE}.__contains__
+        if choice.name:
+            part = choice.name.casefold()
+            yield lambda index: part in self._names[index]
+
+    def _by_doubt(self, index: int) -> tuple[bool, float]:
+        return self.answers[index].order if index in self.answers else (True, 1.0)  # those without an answer last
+
+    def _by_class(self, index: int) -> float:
+        record = self.annotations.records[index]
+        labels = [value(record, "image_label"), *value(record, "labels")]
+        return next((label for label in labels if label != NO_LABEL), float("inf"))
+
+
+@contextmanager
+def open_review(
+    source: Path,
+    tags: Sequence[str],
+    *,
+    feedback: bool = False,
+    overwrite: bool = False,
+    ask: Callable[[Annotations], None] = lambda found: None,
+) -> Iterator[Review]:
+    """Open a file's review, that of an earlier start with what it holds; with tags or feedback its journal is locked.
+
+    `ask` may add predictions to the records. Raises ReviewError for a result that is there without a journal, unless it
+    may be overwritten, for a journal that another program writes or that belongs to other annotations, ListError and
+    OSError.
+    """
+    result_path = source.with_name(f"{source.stem}_browser.json")
+    journal_path = source.with_name(f"{source.stem}_browser.log.jsonl")
+    if feedback and result_path.exists() and not journal_path.exists() and not overwrite:
+        raise ReviewError(f"{result_path}: it is there already, without its journal; move it away or add --overwrite")
+    found = read_annotations(source)
+    if not found.records:
+        raise ReviewError(f"{source}: no record in it")
+    with ExitStack() as stack:
+        marks = None
+        if feedback or tags:
+            stack.enter_context(_locked(source))
+            marks = Marks(journal_path, source, len(found.records))
+            stack.callback(marks.close)
+        ask(found)
+        yield Review(found, tuple(tags), marks, result_path)
+
+
+@contextmanager
+def _locked(source: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_file(source.with_name(f".{source.stem}_browser.lock")))
+        except BlockingIOError as error:
+            raise ReviewError(f"{source}: another program is reviewing it; open that one's page instead") from error
+        yield

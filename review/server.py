@@ -1,0 +1,68 @@
+"""The server of a review: uvicorn with the service's limits, until it is finished or a signal comes."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from deploy.service.http_protocol import protocol_class
+from deploy.service.limits import Limits
+from review.app import make_app
+from review.desk import Desk
+
+LIMITS = Limits(max_connections=256)
+SHUTDOWN_S = 3  # for requests in progress
+
+
+class ReviewServer(uvicorn.Server):
+    """A server that notes the signal that ends it; a second one waits for no request."""
+
+    received: int | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end."""
+        self.force_exit = self.received is not None
+        self.received, self.should_exit = sig, True
+
+
+def make_server(desk: Desk) -> ReviewServer:
+    """Return a server, which ends once the review is finished."""
+    server = ReviewServer(
+        uvicorn.Config(
+            make_app(desk),
+            http=protocol_class(LIMITS, lambda code: None),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=LIMITS.keep_alive_s,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+    )
+
+    def finish() -> None:
+        server.should_exit = True
+
+    desk.finish = finish
+    return server
+
+
+def serve(desk: Desk, listener: socket.socket) -> int:
+    """Serve until the review is finished or a signal comes; what there is of it is written. Return the exit code.
+
+    Raises OSError.
+    """
+    server = make_server(desk)
+    server.run(sockets=[listener])
+    if desk.is_finished:
+        return 0
+    if desk.options.feedback:
+        for review in desk.reviews.all():
+            review.write_result()
+    return 128 + (server.received or signal.SIGINT)
