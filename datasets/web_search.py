@@ -140,7 +140,7 @@ def wikimedia(client: Client, api: str, keyword: str) -> Iterator[WebImage]:
 
 
 Search = Callable[[Client, str, str], Iterator[WebImage]]
-SOURCES: dict[str, tuple[Search, str]] = {  # with the address of the interface
+OPEN: dict[str, tuple[Search, str]] = {  # with the address of the interface
     "openverse": (openverse, "https://api.openverse.org/v1"),
     "wikimedia": (wikimedia, "https://commons.wikimedia.org/w/api.php"),
 }

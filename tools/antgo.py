@@ -31,6 +31,8 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "package/yolo": "standard annotations -> images with YOLO txt",
     "download/openverse": "images by keywords from Openverse, with their licences",
     "download/wikimedia": "images by keywords from Wikimedia Commons, with their licences",
+    "download/bing": "images by keywords from Bing's pages, of unknown licences",
+    "download/baidu": "images by keywords from Baidu's pages, of unknown licences",
     "download/copy": "a file or folder from any address that fsspec reads",
     "download/aliyun": "the same, by antgo's name",
 }

@@ -1,4 +1,4 @@
-"""What download/openverse and download/wikimedia share: their flags and their run."""
+"""What download/openverse, wikimedia, bing and baidu share: their flags and their run."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ from datasets.files import ANNOTATION, check_target, write_annotations
 from datasets.images import save_image
 from datasets.outcome import Outcome
 from datasets.records import Record
-from datasets.web_search import PAUSE_S, SOURCES, Client, WebError, WebImage
+from datasets.web_crawl import CRAWLED, LICENCE, crawler
+from datasets.web_search import OPEN, PAUSE_S, Client, WebError, WebImage
 from tools.datasets.verb import Verb, add_target, finish
 from tools.doctor.near_duplicates import MAX_BITS, near_duplicate_pairs
 from tools.doctor.scan import SMALL_PX, difference_hash
 
 SOURCES_FILE = "sources.jsonl"
 LEAST_SIDE_PX = 64
+SOURCES = OPEN | CRAWLED
 
 
 def download_verb(source: str, doc: str) -> Verb:
-    """Return download/openverse or download/wikimedia."""
+    """Return download/openverse, wikimedia, bing or baidu."""
     flags = functools.partial(add_flags, source)
     return Verb(f"download/{source}", doc.splitlines()[0], flags, functools.partial(_run, source))
 
@@ -152,7 +154,13 @@ def _run(source: str, args: argparse.Namespace) -> int:
         raise DatasetError(f"--num must be at least 1 and --pause from 0 to 3600, got {args.num}, {args.pause:g}")
     check_folder(args.tgt)
     check_target(args.tgt, args.overwrite, ANNOTATION)
-    print(f"Licences and authors are listed in {args.tgt / SOURCES_FILE}; to keep to them is up to you.")
+    other = ""
+    if source in CRAWLED:
+        crawler(source.title())
+        print(f"Whose these images are is {LICENCE}: their rights are yours to clear before you use them.")
+        other = ", or its pages have changed, so that icrawler finds nothing in them"
+    else:
+        print(f"Licences and authors are listed in {args.tgt / SOURCES_FILE}; to keep to them is up to you.")
     download, client = Download(args.tgt, outcome), Client(args.pause)
     search, api = SOURCES[source][0], args.api.rstrip("/")
     for keyword in keywords:
@@ -166,10 +174,10 @@ def _run(source: str, args: argparse.Namespace) -> int:
         except WebError as error:
             raise DatasetError(f"{api}: {error}; what was fetched is kept, and the same command goes on") from error
         if not download.count(keyword):
-            outcome.leave_out(keyword, f"{source} has no image of it that can be used")
+            outcome.leave_out(keyword, f"{source} has no image of it that can be used{other}")
     if not download.records:
         finish(f"{args.tgt}: no image", outcome)
-        raise DatasetError("no image was found; try other keywords")
+        raise DatasetError(f"no image was found; try other keywords{other}")
     counts = ", ".join(f"{keyword} {download.count(keyword):,}" for keyword in keywords)
     return finish(f"{download.write(keywords)}: {counts}", outcome)
 
