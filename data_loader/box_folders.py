@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_loader.box_annotations import SUFFIXES
-from data_loader.image_files import LeftOut, folder_prefix, iter_images, no_images
+from data_loader.image_files import (
+    LeftOut,
+    folder_prefix,
+    is_file_or_broken_link,
+    is_folder,
+    iter_images,
+    no_images,
+)
 from data_loader.samples import CLASS_NAMES_FILE, HELD_OUT_NAMES, TRAIN_NAMES, ListError, current_folder, shorten_path
 
 IMAGES, LABELS = "images", "labels"
@@ -69,7 +76,7 @@ def _folders(root: str) -> tuple[str, str]:
     if not os.path.isdir(root):  # noqa: PTH112
         raise ListError([f"{root}: folder not found{current_folder(root)}"])
     prefix = folder_prefix(root)
-    names = {entry.name for entry in os.scandir(root) if entry.is_dir()}
+    names = {entry.name for entry in os.scandir(root) if is_folder(entry)}
     if {IMAGES, LABELS} <= names:
         return prefix + IMAGES, prefix + LABELS
     if any(name.lower().endswith(".xml") for name in os.listdir(root)):  # noqa: PTH208  (a Path for each)
@@ -97,7 +104,7 @@ def _annotations(folder: str) -> tuple[dict[str, str], dict[str, str]]:
             stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122  (a Path for each)
             if entry.name.startswith(".") or entry.name == CLASS_NAMES_FILE or suffix.lower() not in SUFFIXES:
                 continue
-            if entry.is_file():
+            if is_file_or_broken_link(entry):
                 found[SUFFIXES.index(suffix.lower())][stem] = folder_prefix(folder) + entry.name
     return found
 

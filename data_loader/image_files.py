@@ -138,14 +138,15 @@ def _scan_folder(folder: str, left_out: LeftOut) -> tuple[list[str], list[str]]:
                 left_out.add(name)
             elif is_folder(entry):
                 folders.append(name)
-            elif name.lower().endswith(IMAGE_SUFFIXES) and _is_file_or_broken_link(entry):
+            elif name.lower().endswith(IMAGE_SUFFIXES) and is_file_or_broken_link(entry):
                 images.append(name)
             else:
                 left_out.add(name)
     return natural_sorted(images), natural_sorted(folders)
 
 
-def _is_file_or_broken_link(entry: os.DirEntry[str]) -> bool:
+def is_file_or_broken_link(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a file, or a link whose reader will tell that it leads to none."""
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
     except OSError:  # a link to itself

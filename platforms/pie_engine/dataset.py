@@ -16,7 +16,7 @@ from data_loader.box_annotations import read_annotation
 from data_loader.box_folders import find_annotated
 from data_loader.decoding import quiet_pillow
 from data_loader.errors import ImageError
-from data_loader.image_files import iter_images
+from data_loader.image_files import is_folder, iter_images
 from data_loader.mask_folders import find_pairs
 from data_loader.samples import ListError
 from platforms.pie_engine.classes import NetClasses, classes_of_boxes, classes_of_masks
@@ -68,7 +68,7 @@ def task_of_folder(root: Path) -> str:
         prefix = folder.relative_to(root).as_posix()
         for entry in _entries(folder):
             name = entry.name if prefix == "." else f"{prefix}/{entry.name}"
-            names.append(f"{name}/" if Path(entry).is_dir() else name)  # of a link to itself too
+            names.append(f"{name}/" if is_folder(entry) else name)
     return task_of_names(str(root), names)
 
 

@@ -98,6 +98,8 @@ def prepare(values: Values, addresses: Addresses) -> Plan:
             return check()
         except RequestError as error:
             problems.extend(error.problems)
+        except OSError as error:  # a path that the system does not take
+            problems.append(f"{error.filename}: {error.strerror or error}")
         return None
 
     request = checked(lambda: read_request(values))
@@ -242,10 +244,10 @@ def check_apart(values: Values, output: Path) -> None:
     """Raise PlatformError where the data lie in the output folder, before it is cleared."""
     try:
         place = data_place(values)
-    except RequestError:  # told later
+        folder = os.path.realpath(place.removeprefix(f"{SCHEME}{LOCAL}"))
+    except ValueError:  # a RequestError or a NUL, which are told later
         return
-    folder = Path(place.removeprefix(f"{SCHEME}{LOCAL}"))
-    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(output)):
+    if Path(folder).is_relative_to(os.path.realpath(output)):
         raise PlatformError(f"{place}: the data are in {OUTPUT}/, which every training clears; move them out of it")
 
 
@@ -255,7 +257,7 @@ def local_resume(values: Values) -> list[Path]:
         return []
     try:
         resume = find_resume(values)
-    except RequestError:
+    except (RequestError, OSError):  # told later
         return []
     return [Path(resume)] if resume else []
 

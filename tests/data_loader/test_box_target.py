@@ -186,6 +186,19 @@ def test_a_broken_annotation_is_a_sentence(name: str, tmp_path: Path) -> None:
     assert len(kept.samples) == 2
 
 
+@pytest.mark.parametrize("place", ["00.xml", "nothing"])
+def test_a_link_that_leads_to_no_annotation(place: str, tmp_path: Path) -> None:
+    """To itself, or to nothing: a bad sample, as such a link among the images is."""
+    write_boxes(tmp_path, train=3, valid=1)
+    path = tmp_path / "train/labels/00.xml"
+    path.unlink()
+    path.symlink_to(place)
+    target = BoxTarget(2, named_classes(NAMES))
+    samples = target.read_folder(str(tmp_path / "train"))
+    with pytest.raises(ImageError, match=f"its annotation {path}: it cannot be read"):
+        target.scan(samples.samples[0])
+
+
 def test_a_large_annotation_is_not_parsed(tmp_path: Path) -> None:
     path = tmp_path / "a.xml"
     with path.open("wb") as file:

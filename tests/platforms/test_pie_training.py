@@ -331,6 +331,12 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixt
     request(SEGMENTATION, tmp_path / "data")
     text = f"{tmp_path}/data/train: the folder cannot be read: {os.strerror(errno.ELOOP)}"
     assert text in mistakes(capsys)
+    long = "x/" * 3000
+    request(SEGMENTATION, tmp_path, dataset_path=long, resume_path=f"{long}y", epochs=0)
+    err = mistakes(capsys)
+    assert err.count(os.strerror(errno.ENAMETOOLONG)) == 2 and "epochs must be" in err
+    request(SEGMENTATION, tmp_path, dataset_path="a\0b")
+    assert "there is no such folder with a data set" in mistakes(capsys)
 
 
 def test_a_request_and_its_data_are_judged_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
