@@ -174,6 +174,27 @@ def test_each_class_is_split_by_the_shares() -> None:
     assert sorted(entry for entries in splits.values() for entry in entries) == sorted(images.entries)
 
 
+@pytest.mark.parametrize(("num_images", "epochs"), [(1, 80), (32, 80), (50, 40), (184, 14), (1000, 3)])
+def test_few_images_make_more_epochs(num_images: int, epochs: int) -> None:
+    assert quickstart.epochs_for(num_images, 32, 80) == epochs  # 1, 1, 2, 6 and 32 steps an epoch
+    assert quickstart.epochs_for(num_images, 32, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "least_steps"),
+    [((), 80), (("--set", "seed=1"), 80), (("--set", "num_epochs=6"), 0), (("--config", "recipe.json"), 0)],
+)
+def test_chosen_epochs_stay(
+    photos: Path, flags: tuple[str, ...], least_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(quickstart, "do_steps", lambda *values: asked.append(values[-1]))
+    monkeypatch.setattr(quickstart, "summary", lambda out, done: [])
+    with contextlib.chdir(photos):
+        assert quickstart.main(["--images", "photos", "--out", str(tmp_path / "out"), *flags]) == 0
+    assert asked == [least_steps]
+
+
 def test_too_few_to_calibrate() -> None:
     """A calibration list needs 100 images, and takes at most a quarter: there is none below 400."""
     assert {name: len(entries) for name, entries in split(images_of(10, 10, 10)).items()} == {"train": 24, "val": 6}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -31,6 +32,7 @@ RECIPE = ROOT / "configs" / "finetune_config.json"
 STEPS = ("images", "train", "calibrate", "export")
 COLUMNS = 79  # some terminals wrap a full line
 WARNINGS = 3  # printed
+LEAST_STEPS = 80  # of a training; fewer leave the net where the fitted head has put it (docs/results.md)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("logs") / Path(args.images).resolve().name
     check_place(out, args.images)
     config = make_config(args, images, out)
+    are_chosen = args.config != RECIPE or "num_epochs" in map(key_of, args.set)
     state = open_state(out, inputs_of(args.images, images, str(args.config), args.set))
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         with lock_file(out / LOCK):
             print(f"{len(images.entries):,} images of {len(images.class_names)} classes in {args.images}")
             print(f"results in {out}")
-            do_steps(args.images, images, config, state)
+            do_steps(args.images, images, config, state, 0 if are_chosen else LEAST_STEPS)
     except BlockingIOError as error:
         raise QuickstartError(f"{out}: another quickstart is running in this folder; wait for it") from error
     print("\n".join(summary(out, state.done)))
@@ -76,8 +79,7 @@ def make_config(args: argparse.Namespace, images: Images, out: Path) -> Config:
 
     values = own_values(Path(args.images).as_posix(), len(images.class_names), out)
     for item in args.set:
-        key = item.partition("=")[0].strip()
-        if key in values:
+        if (key := key_of(item)) in values:
             raise QuickstartError(f"--set {item}: a quickstart sets {key} itself; use train.py for another")
     settings = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     return training_config(args.config, [*args.set, *settings], check_files=False)
@@ -98,7 +100,12 @@ def own_values(images: str, num_classes: int, out: Path) -> dict[str, Any]:
     }
 
 
-def do_steps(folder: str, images: Images, config: Config, state: State) -> None:
+def key_of(item: str) -> str:
+    """Return the key of a --set KEY=VALUE."""
+    return item.partition("=")[0].strip()
+
+
+def do_steps(folder: str, images: Images, config: Config, state: State, least_steps: int) -> None:
     """Do the steps that the state does not have. Raises UserError, OSError, Stopped."""
     from tools.quickstart import steps
 
@@ -108,7 +115,7 @@ def do_steps(folder: str, images: Images, config: Config, state: State) -> None:
         is_done = step in state.done
         print(f"\n{number}/{len(STEPS)}  {step}{'  (done before)' * is_done}", flush=True)
         if not is_done and step == "images":
-            state.finish(step, prepare(folder, images, config, out))
+            state.finish(step, prepare(folder, images, config, out, least_steps))
         elif not is_done and step == "train":
             state.finish(step, steps.train(out))
         elif not is_done and step == "calibrate":
@@ -120,14 +127,22 @@ def do_steps(folder: str, images: Images, config: Config, state: State) -> None:
             print("\n".join(indented(line) for line in described(step, state.done[step])))
 
 
-def prepare(folder: str, images: Images, config: Config, out: Path) -> dict[str, Any]:
+def prepare(folder: str, images: Images, config: Config, out: Path, least_steps: int) -> dict[str, Any]:
     """Check the images, write the lists and the config. Raises UserError, OSError."""
     from tools.quickstart.data import split, write_checked_lists
 
     lists = write_checked_lists(folder, images, split(images), config, out)
     values = {key: value for key, value in config.model_dump().items() if key in config.model_fields_set}
+    results = {"counts": lists.counts, "left_out": lists.left_out, "findings": lists.findings}
+    if (epochs := epochs_for(lists.counts["train"], config.batch_size, least_steps)) > config.num_epochs:
+        values["num_epochs"] = results["num_epochs"] = epochs
     write_atomic(out / "config.json", json.dumps(values, ensure_ascii=False, indent=2) + "\n")
-    return {"counts": lists.counts, "left_out": lists.left_out, "findings": lists.findings}
+    return results
+
+
+def epochs_for(num_images: int, batch_size: int, least_steps: int) -> int:
+    """Return how many epochs make so many steps."""
+    return math.ceil(least_steps / math.ceil(num_images / batch_size))
 
 
 def too_few(images: Images) -> dict[str, Any]:
@@ -153,6 +168,8 @@ def described(step: str, results: dict[str, Any]) -> list[str]:
             lines.append(
                 "left out: " + ", ".join(f"{count:,} {reason}" for reason, count in results["left_out"].items())
             )
+        if "num_epochs" in results:
+            lines.append(f"they are few: {results['num_epochs']} epochs, which is {LEAST_STEPS} steps or a few more")
         lines += [f"warning: {text}" for text in results["findings"][:WARNINGS]]
         return lines + ["... and more in doctor.html"] * (len(results["findings"]) > WARNINGS)
     if step == "train":
