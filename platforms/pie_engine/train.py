@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.atomic_io import ResultsError
+from common.atomic_io import ResultsError, writing
 from common.errors import UserError
 from common.file_lock import lock_file
 from common.formatting import first_line
@@ -231,8 +231,9 @@ def lines_only(addresses: Addresses) -> Iterator[PrintLine]:
 
 @contextlib.contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """Keep another training of this folder out. Raises PlatformError where one is running."""
-    lock.parent.mkdir(exist_ok=True)
+    """Keep another training of this folder out. Raises PlatformError where one is running, ResultsError."""
+    with writing(lock.parent.absolute()):
+        lock.parent.mkdir(exist_ok=True)
     try:
         with lock_file(lock):
             yield

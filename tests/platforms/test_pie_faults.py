@@ -310,3 +310,9 @@ def test_two_trainings_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
         process.communicate("")
     assert "another training is running in this folder; wait for it" in capsys.readouterr().err
     assert not Path("output").exists()
+
+
+def test_a_folder_that_takes_no_files(capsys: pytest.CaptureFixture[str]) -> None:
+    Path(".pie_engine").touch()
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == f"pie_engine: {Path.cwd()}/.pie_engine: cannot write it: File exists\n"

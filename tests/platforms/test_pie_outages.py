@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import pytest
 from platforms.pie_engine import cli, hooks, storage
 from platforms.pie_engine.nets import SEGMENTATION
 from platforms.pie_engine.storage import PAUSES_S
+from tests.helpers import object_store as object_store_module
 from tests.helpers.object_store import Answer, ObjectStore, object_store
 from tests.helpers.pie import request, small_nets, training_log, write_data
 from tests.helpers.s3 import BUCKET, SECRET, environment
@@ -133,6 +136,27 @@ def test_a_busy_and_slow_store(server: ObjectStore, capsys: pytest.CaptureFixtur
     server.fault = fault
     trained(URL, capsys)
     assert server.counts["get 503"] == 30
+
+
+def test_connections_that_are_reset(
+    server: ObjectStore, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every third request, before its answer or within it."""
+    received, count = object_store_module._Connection.data_received, [0]
+
+    def resetting(self: object_store_module._Connection, request: bytes) -> None:
+        count[0] += 1
+        if count[0] % 3 or count[0] % 2:
+            received(self, request)
+        if count[0] % 3 == 0:
+            reset = struct.pack("ii", 1, 0)  # a RST in place of what is not sent yet
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            self.transport.abort()
+
+    expected = trained(data, capsys)
+    monkeypatch.setattr(object_store_module._Connection, "data_received", resetting)
+    assert trained(URL, capsys) == expected
+    assert count[0] > 32
 
 
 def test_start_weights_of_another_kind(server: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
