@@ -95,16 +95,17 @@ def write_coco(path: Path, found: Annotations, outcome: Outcome) -> tuple[int, i
     """
     details = _joint_details(found.meta.get("meta", {}), found.records)
     categories = [{"id": label, "name": name, **details} for label, name in enumerate(found.category, 1)]
+    encode = json.JSONEncoder(ensure_ascii=False).encode  # made once, not for each of millions
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         counts: list[int] = []
         for key, entries in (("images", _images(found)), ("annotations", _annotations(found, outcome))):
             file.write(f'{", " if counts else "{"}"{key}": [')
             count = 0
             for count, entry in enumerate(entries, 1):
-                file.write(f"{', ' if count > 1 else ''}{json.dumps(entry, ensure_ascii=False)}")
+                file.write(f"{', ' if count > 1 else ''}{encode(entry)}")
             file.write("]")
             counts.append(count)
-        file.write(f', "categories": {json.dumps(categories, ensure_ascii=False)}}}\n')
+        file.write(f', "categories": {encode(categories)}}}\n')
     return counts[0], counts[1]
 
 
@@ -127,7 +128,7 @@ def _annotations(found: Annotations, outcome: Outcome) -> Iterator[dict[str, Any
 
 def _joint_details(details: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     """Return what COCO's categories say of joints: nothing where no record has any."""
-    count = max((len(points) for record in records for points in value(record, "joints2d")), default=0)
+    count = max((len(points) for record in records for points in record.get("joints2d", ())), default=0)
     if not count:
         return {}
     names = details.get("joints") or [str(joint) for joint in range(count)]

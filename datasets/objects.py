@@ -36,7 +36,7 @@ def objects_of(record: Record, category: Sequence[str] = ()) -> list[ImageObject
     boxes, labels, names = value(record, "bboxes"), value(record, "labels"), object_names(record, category)
     empty: list[Any] = [[]] * len(boxes)
     segments, joints = value(record, "segments") or empty, value(record, "joints2d") or empty
-    visibilities = value(record, "joints_vis") or [[1] * len(points) for points in joints]
+    visibilities = value(record, "joints_vis") or ([[1] * len(points) for points in joints] if any(joints) else empty)
     shown = value(record, "box_visibility") or [None] * len(boxes)
     columns = zip(boxes, labels, names, map(rings_of, segments), joints, visibilities, shown, strict=True)
     return [ImageObject(*row) for row in columns]

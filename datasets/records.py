@@ -95,8 +95,10 @@ def find_problems(record: Any, category: Sequence[str] = ()) -> Iterator[str]:
         yield from _path_problems(record)
         yield from _box_problems(record)
         yield from _label_problems(record, category)
-        yield from _segment_problems(record)
-        yield from _joint_problems(record)
+        if "segments" in record:
+            yield from _segment_problems(record)
+        if "joints2d" in record:
+            yield from _joint_problems(record)
 
 
 def is_number(number: Any) -> bool:
@@ -119,16 +121,15 @@ def _type_problems(record: Record) -> Iterator[str]:
 def _length_problems(record: Record) -> Iterator[str]:
     boxes = record.get("bboxes", [])
     for key in PER_OBJECT[1:]:
+        if key not in record and key != "labels":
+            continue
         found = record.get(key, [])
-        if (
-            isinstance(boxes, list)
-            and isinstance(found, list)
-            and len(found) != len(boxes)
-            and (found or key == "labels")
-        ):
+        are_lists = isinstance(boxes, list) and isinstance(found, list)
+        if are_lists and len(found) != len(boxes) and (found or key == "labels"):
             yield f"bboxes has {len(boxes)} entries, {key} has {len(found)}"
     for key in FLAGS:
-        if isinstance(found := record.get(key, []), list) and any(flag not in (0, 1) for flag in found):
+        found = record.get(key)
+        if isinstance(found, list) and any(flag not in (0, 1) for flag in found):
             yield f"{key} must hold 0 and 1, got {short_json(found)}"
 
 
