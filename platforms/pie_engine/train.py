@@ -74,7 +74,10 @@ def run_training(file: Path, addresses: Addresses) -> int:
             raise
         given = values.get("training_id")
         log.training_id = str(given) if isinstance(given, str | int | float) else ""
-        check_apart(values, output)
+        if problem := data_in_output(values, output):
+            output.mkdir(exist_ok=True)
+            log.write()
+            raise RequestError([problem])
         clear(output, keep=[file, *local_resume(values)])
         log.write()
         plan = prepare(values, addresses)
@@ -241,15 +244,16 @@ def alone(lock: Path) -> Iterator[None]:
         raise PlatformError(f"{Path.cwd()}: another training is running in this folder; wait for it") from error
 
 
-def check_apart(values: Values, output: Path) -> None:
-    """Raise PlatformError where the data lie in the output folder, before it is cleared."""
+def data_in_output(values: Values, output: Path) -> str:
+    """Return a sentence where the data lie in the output folder, which would be cleared; else ""."""
     try:
         place = data_place(values)
         folder = os.path.realpath(place.removeprefix(f"{SCHEME}{LOCAL}"))
     except ValueError:  # a RequestError or a NUL, which are told later
-        return
-    if Path(folder).is_relative_to(os.path.realpath(output)):
-        raise PlatformError(f"{place}: the data are in {OUTPUT}/, which every training clears; move them out of it")
+        return ""
+    if not Path(folder).is_relative_to(os.path.realpath(output)):
+        return ""
+    return f"{place}: the data are in {OUTPUT}/, which every training clears; move them out of it"
 
 
 def local_resume(values: Values) -> list[Path]:

@@ -251,6 +251,7 @@ def test_what_is_no_earlier_output(tmp_path: Path, capsys: pytest.CaptureFixture
         assert cli.main([]) == 2
         text = f"{place}: the data are in output/, which every training clears; move them out of it"
         assert text in capsys.readouterr().err and len([*data.rglob("*")]) == count
+        assert training_log()["epochs"] == []
     request(SEGMENTATION, data.rename(tmp_path / "data"), epochs=1)
     Path("traincfg.json").rename("output/traincfg.json")
     Path("output/loop").symlink_to("loop")
