@@ -157,12 +157,6 @@ class BoxTarget(Target):
         pixels, moved = moving(images[0], _rows_in(images[0], value), mirrored)
         return pixels, moved
 
-    def partners(self, view: View, epoch: int, count: int) -> list[int]:
-        """Return the further images of a mosaic or of mixup, or none."""
-        moving: Any = view
-        found: list[int] = moving.partners(epoch, count)
-        return found
-
     def apply_joined(
         self, view: View, parts: Sequence[tuple[Sequence[Decoded], Any]], mirrored: bool
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -70,11 +70,11 @@ class JointView:
             labels = moved[0].numpy()
         return joined([self._coloured(image) for image in seen]), labels
 
-    def partners(self, count: int) -> list[int]:
+    def partners(self, epoch: int, count: int) -> list[int]:
         """Return the other image of `count` whose pixels are pasted onto a view, or none; from torch's numbers."""
         return torch.randint(count, (1,)).tolist() if _chance(self.settings.copy_paste) else []
 
-    def pasted(
+    def joined(
         self, parts: Sequence[tuple[Sequence[Decoded], Image.Image]], mirrored: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a view of the first images and mask with pixels of the second ones, and the mask (H, W) of both."""

@@ -143,20 +143,6 @@ class MaskTarget(Target):
         pixels, mask = joint(images, value, mirrored)
         return pixels, mask
 
-    def partners(self, view: View, epoch: int, count: int) -> list[int]:
-        """Return the image whose pixels are pasted onto the view, or none."""
-        joint: Any = view
-        found: list[int] = joint.partners(count)
-        return found
-
-    def apply_joined(
-        self, view: View, parts: Sequence[tuple[Sequence[Decoded], Any]], mirrored: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the joint view of the first images with pixels of the second ones, and the mask of both."""
-        joint: Any = view
-        pixels, mask = joint.pasted(parts, mirrored)
-        return pixels, mask
-
     # Before a training
 
     def scan(self, sample: Sample) -> MaskScan:

@@ -113,14 +113,16 @@ class Target(ABC):
         return view(images[0], mirrored), value
 
     def partners(self, view: View, epoch: int, count: int) -> list[int]:
-        """Return which of `count` samples come into a view besides its own; they are given to `apply_joined`."""
-        return []
+        """Return which of `count` samples come into a view besides its own, drawn by the view, for `apply_joined`."""
+        drawn = getattr(view, "partners", None)
+        return drawn(epoch, count) if drawn else []
 
     def apply_joined(
         self, view: View, parts: Sequence[tuple[Sequence[Decoded], Any]], mirrored: bool
     ) -> tuple[np.ndarray, Any]:
         """Return a view of several samples' decoded images and values, its own first, as `apply_view` does of one."""
-        raise NotImplementedError
+        joined: Any = view
+        return joined.joined(parts, mirrored)
 
     def scan(self, sample: Sample) -> Any:
         """Return what `scanned` needs of one sample. Raises ImageError where it cannot be used."""

@@ -121,7 +121,7 @@ def test_half_the_classes_of_another_image_are_pasted_with_their_mask(images: in
     pairs = set()
     for number in range(40):
         with seeded(0, 1, number):
-            pixels, mask = view.pasted(parts, False)
+            pixels, mask = view.joined(parts, False)
             np.testing.assert_array_equal(pixels, np.dstack([mask * 50] * (3 * images)))
         classes = set(np.unique(mask).tolist())
         assert classes & {0, 1} and len(classes & {2, 3, 4}) == 2  # of three classes two
@@ -135,10 +135,10 @@ def test_so_many_views_are_pasted_onto() -> None:
     drawn = []
     for number in range(400):
         with seeded(0, 1, number):
-            drawn.append(half.partners(7))
+            drawn.append(half.partners(0, 7))
     others = [place for found in drawn for place in found]
     assert 150 < len(others) < 250 and set(others) == set(range(7))
-    assert JointView(preprocess, AugmentSettings()).partners(7) == []
+    assert JointView(preprocess, AugmentSettings()).partners(0, 7) == []
 
 
 def test_balanced_crops_find_the_rare_class() -> None:
