@@ -16,7 +16,6 @@ PACKAGE = "package:"  # of a pretrained_file that a Python package holds
 ON_CPU_ONLY = (
     "rotation_degrees",
     "auto_augment",
-    "quarter_turns",
     "balanced_crops",
     "mosaic",
     "mosaic_epochs",

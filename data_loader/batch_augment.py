@@ -31,7 +31,8 @@ CPU_SHARE = 2**20  # numbers augmented at a time on a CPU: 4 MiB stays in its ca
 
 IMPLEMENTED = {  # the fields of AugmentSettings that are done here; any other is refused where it is set
     *("random_crop_scale", "random_crop_ratio", "horizontal_flip", "horizontal_flip_alternates", "vertical_flip"),
-    *("translate", "color_jitter", "color_jitter_probability", "random_grayscale", "gaussian_blur", "random_erasing"),
+    *("quarter_turns", "translate", "color_jitter", "color_jitter_probability", "random_grayscale", "gaussian_blur"),
+    "random_erasing",
 }
 
 
@@ -66,21 +67,54 @@ class BatchViews:
             images = images.repeat_interleave(self.views, 0)  # (N * views, C, H, W)
         if mirrored is None:
             mirrored = torch.zeros(len(images) // self.views, dtype=torch.bool, device=images.device)
-        images = self._crop_and_flip(images, mirrored.repeat_interleave(self.views))
+        if (places := self.places(images, mirrored.repeat_interleave(self.views))) is not None:
+            images = cropped(images, *places)
+        if self.settings.quarter_turns:
+            images = turned(images, random_turns(images))
         if not self.changes_pixels:
             return images
         share = max(1, CPU_SHARE // images.shape[1:].numel()) if images.device.type == "cpu" else len(images)
         return torch.cat([self._changed(part) for part in images.split(share)])
+
+    def of_batch(
+        self, images: torch.Tensor, targets: torch.Tensor, mirrored: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return views of a batch's images, and the targets (N, ...) that belong to them: a label is every view's."""
+        return self(images, mirrored), targets
+
+    def places(
+        self, images: torch.Tensor, mirrored: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int]] | None:
+        """Draw boxes (N, 4), which images (N,) are mirrored and which turned upside down, and the views' size.
+
+        None where no image is cropped, flipped or resized.
+        """
+        settings, (height, width) = self.settings, images.shape[2:]
+        size = self.size or (height, width)
+        scale, ratio = settings.random_crop_scale, settings.random_crop_ratio
+        cropping = not scale[0] == scale[1] == ratio[0] == ratio[1] == 1
+        alternates = settings.horizontal_flip_alternates
+        flipping = alternates or settings.horizontal_flip or settings.vertical_flip
+        if not (cropping or flipping or size != (height, width)):
+            return None
+        boxes = same_box(images, 0, 0, height, width)
+        if cropping:
+            boxes = crop_boxes(images, (scale[0], scale[1]), (ratio[0] * width / height, ratio[1] * width / height))
+        mirrored = mirrored if alternates else _chance(settings.horizontal_flip, images)
+        return boxes, mirrored, _chance(settings.vertical_flip, images), size
+
+    def distances(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw by how many pixels each image moves down and to the right, (N,) whole numbers each."""
+        share = self.settings.translate
+        down, right = (_uniform(-share * side, share * side, images) for side in images.shape[2:])
+        return down.round_(), right.round_()
 
     def _changed(self, images: torch.Tensor) -> torch.Tensor:
         """Return the images moved, coloured, blurred and erased."""
         settings = self.settings
         pixels = images.to(torch.float32, memory_format=torch.contiguous_format)
         if settings.translate:
-            down, right = (
-                _uniform(-settings.translate * side, settings.translate * side, pixels) for side in pixels.shape[2:]
-            )
-            pixels = shift(pixels, down.round_(), right.round_())
+            pixels = shift(pixels, *self.distances(pixels))
         if any(settings.color_jitter):
             pixels = self._jitter(pixels)
         if settings.random_grayscale and pixels.shape[1] == 3:
@@ -92,25 +126,6 @@ class BatchViews:
         if settings.random_erasing:
             pixels = self._erase(pixels)
         return pixels.to(torch.uint8, memory_format=torch.channels_last)
-
-    def _crop_and_flip(self, images: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-        settings, (height, width) = self.settings, images.shape[2:]
-        size = self.size or (height, width)
-        scale, ratio = settings.random_crop_scale, settings.random_crop_ratio
-        cropping = not scale[0] == scale[1] == ratio[0] == ratio[1] == 1
-        alternates = settings.horizontal_flip_alternates
-        flipping = alternates or settings.horizontal_flip or settings.vertical_flip
-        if not (cropping or flipping or size != (height, width)):
-            return images
-        boxes = same_box(images, 0, 0, height, width)
-        if cropping:
-            boxes = crop_boxes(images, (scale[0], scale[1]), (ratio[0] * width / height, ratio[1] * width / height))
-        mirrored = mirrored if alternates else _chance(settings.horizontal_flip, images)
-        upside_down = _chance(settings.vertical_flip, images)
-        if images.device.type == "cpu":
-            return crops_on_cpu(images, boxes, mirrored, upside_down, size)
-        crops = magnified_crops if size == (height, width) else crops_to_size
-        return crops(images.float(), boxes, mirrored, upside_down, size).to(torch.uint8)
 
     def _jitter(self, pixels: torch.Tensor) -> torch.Tensor:
         brightness, contrast, saturation, hue = self.settings.color_jitter
@@ -139,13 +154,39 @@ class BatchViews:
         return pixels.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)  # mask (N, 1, H, W)
 
 
-def shift(pixels: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Move each image by its own whole numbers of pixels (N,), and fill with black, as v2.RandomAffine does."""
+def cropped(
+    images: torch.Tensor,
+    boxes: torch.Tensor,
+    mirrored: torch.Tensor,
+    upside_down: torch.Tensor,
+    size: tuple[int, int],
+) -> torch.Tensor:
+    """Resize each box (N, 4) of uint8 images (N, C, H, W) to `size`, and flip the chosen (N,)."""
+    if images.device.type == "cpu":
+        return crops_on_cpu(images, boxes, mirrored, upside_down, size)
+    crops = magnified_crops if size == tuple(images.shape[2:]) else crops_to_size
+    return crops(images.float(), boxes, mirrored, upside_down, size).to(torch.uint8)
+
+
+def random_turns(images: torch.Tensor) -> torch.Tensor:
+    """Draw a number of quarter turns for each image, (N,)."""
+    return torch.randint(4, (len(images),), device=images.device)
+
+
+def turned(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turn each square image (N, C, H, H) to the left by its own number of quarter turns (N,)."""
+    for number in (1, 2, 3):
+        images = torch.where((turns == number)[:, None, None, None], images.rot90(number, (2, 3)), images)
+    return images
+
+
+def shift(pixels: torch.Tensor, down: torch.Tensor, right: torch.Tensor, fill: int = 0) -> torch.Tensor:
+    """Move each image by its own whole numbers of pixels (N,); black, or `fill`, comes in, as in v2.RandomAffine."""
     rows, in_rows = _moved(pixels.shape[2], down)  # (N, H) each
     columns, in_columns = _moved(pixels.shape[3], right)  # (N, W)
     moved = pixels.gather(2, rows[:, None, :, None].expand_as(pixels))
     moved = moved.gather(3, columns[:, None, None, :].expand_as(pixels))
-    return moved.masked_fill_(~(in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)  # mask (N, 1, H, W)
+    return moved.masked_fill_(~(in_rows[:, :, None] & in_columns[:, None, :])[:, None], fill)  # mask (N, 1, H, W)
 
 
 def adjust_brightness(pixels: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:

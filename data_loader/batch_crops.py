@@ -59,6 +59,24 @@ def crops_on_cpu(
     return views
 
 
+def nearest_crops(
+    masks: torch.Tensor,
+    boxes: torch.Tensor,
+    mirrored: torch.Tensor,
+    upside_down: torch.Tensor,
+    size: tuple[int, int],
+) -> torch.Tensor:
+    """Resize each box (N, 4) of masks (N, H, W) to `size` by nearest neighbour, as Pillow does, and flip the chosen.
+
+    A middle on the line between two pixels counts as the later one's; Pillow's sums take either.
+    """
+    top, left, height, width = boxes.long().T[:, :, None]  # (N, 1) each
+    rows = _nearest(size[0], top, height, upside_down)  # (N, h)
+    columns = _nearest(size[1], left, width, mirrored)  # (N, w)
+    narrow = masks.gather(1, rows[:, :, None].expand(-1, -1, masks.shape[2]))  # (N, h, W)
+    return narrow.gather(2, columns[:, None, :].expand(-1, size[0], -1))
+
+
 def magnified_crops(
     pixels: torch.Tensor,
     boxes: torch.Tensor,
@@ -109,6 +127,13 @@ def _draw_boxes(
     top = (torch.rand(len(pixels), device=pixels.device) * (height - box_height + 1)).floor_()
     left = (torch.rand(len(pixels), device=pixels.device) * (width - box_width + 1)).floor_()
     return torch.stack((top, left, box_height, box_width), 1), fits.any(1)
+
+
+def _nearest(size: int, start: torch.Tensor, extent: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
+    """Return the pixel under the middle of each pixel of a resize of [start, start + extent), (N, size) int64."""
+    places = torch.arange(size, device=start.device)
+    places = torch.where(flipped[:, None], size - 1 - places, places)
+    return start + ((2 * places + 1) * extent).div(2 * size, rounding_mode="floor")
 
 
 def _sources(length: int, size: int, start: torch.Tensor, extent: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ from trainers.tasks.table import task_of_config, task_of_net
 from trainers.train_state import Progress
 from trainers.trainer import Trainer
 
+MakeBatchViews = Callable[[Preprocess, AugmentSettings], BatchViews]
 MakeView = Callable[[Preprocess, AugmentSettings], Callable[..., Any]]
 
 
@@ -60,7 +61,7 @@ def build_trainer(
         validation_images(config, val, preprocess, target),
         preprocess,
         runtime,
-        batch_views(config, preprocess, task.views),
+        batch_views(config, preprocess, task.views, task.batch_views),
     )
     return Trainer(config, task, batches, metadata, runtime, reporter, progress or Progress())
 
@@ -135,11 +136,16 @@ def validation_images(
     return ImageDataset(samples, preprocess, at_least=least, target=target, is_whole=bool(config.val_tiles))
 
 
-def batch_views(config: Config, preprocess: Preprocess, views: int) -> BatchViews | None:
+def batch_views(
+    config: Config, preprocess: Preprocess, views: int, make_views: MakeBatchViews | None = None
+) -> BatchViews | None:
     """Return the augmentation of a whole batch, or nothing where each image is augmented by itself, or none."""
     if config.augment_on == "cpu" or not (config.data_aug or views > 1):
         return None
-    return BatchViews(_augment_settings(config), views, (preprocess.height, preprocess.width))
+    settings = _augment_settings(config)
+    if make_views:
+        return make_views(preprocess, settings)
+    return BatchViews(settings, views, (preprocess.height, preprocess.width))
 
 
 def _size(preprocess: Preprocess) -> tuple[int, int]:

@@ -201,7 +201,7 @@ def test_a_bad_set_of_pairs_is_a_sentence(name: str, tmp_path: Path, capsys: pyt
     ("change", "sentence"),
     [
         ("data_cache=ram", 'data_cache keeps images alone, without their masks; set it to "none"'),
-        ("augment_on=device", "augment_on moves images alone, without their masks"),
+        ("random_erasing=0.2", "random_erasing would blank pixels that the mask still names"),
         ("mixup_alpha=0.2", "mixup_alpha mixes labels of whole images, not masks"),
         ("balanced_sampling=true", "balanced_sampling draws images by their one class; use balanced_crops"),
         ("quarter_turns=true", "quarter_turns swap height and width, which must be equal, got 24 and 32"),

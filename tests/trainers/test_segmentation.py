@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
 from configs.loading import process_config
+from configs.schema import ON_CPU_ONLY
 from data_loader.mask_classes import VOID
 from nets.net_interface import declared_task, net_task
 from tests.helpers.breaking import dying_after_save
@@ -109,12 +110,14 @@ def test_a_list_trains_as_its_folders_do(tmp_path: Path) -> None:
     assert weights_sha256(ends[0].net) == weights_sha256(ends[1].net)
 
 
-@pytest.mark.parametrize("has_pairs", [False, True])
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, has_pairs: bool) -> None:
+@pytest.mark.parametrize(("has_pairs", "augment_on"), [(False, "cpu"), (True, "cpu"), (True, "device")])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, has_pairs: bool, augment_on: str) -> None:
     """To the bit, with batch norm, an average, accumulation and every view: in an epoch and at its end."""
     write_scenes(tmp_path, train=9, valid=3, has_pairs=has_pairs)
     of_pairs = {"model_net_name": "TinyChange", "num_classes": 2} if has_pairs else {}
-    changes = {**VIEWS, **of_pairs, "ema_decay": 0.9, "accumulation_steps": 2, "num_epochs": 3, "log_interval": 1}
+    views = {key: value for key, value in VIEWS.items() if augment_on == "cpu" or key not in ON_CPU_ONLY}
+    changes = {**views, **of_pairs, "augment_on": augment_on, "ema_decay": 0.9, "accumulation_steps": 2}
+    changes |= {"num_epochs": 3, "log_interval": 1}
     assert run_train(write_config(tmp_path, **changes, save_path=str(tmp_path / "whole"))) == 0
     whole = load_checkpoint(tmp_path / "whole/net_last.pth")
     for stop_at in (1, 2):  # a step is two batches of 4 and 5, an epoch is one step

@@ -101,7 +101,7 @@ class Batches:
             moved = self._copy(checked(batch))
             if self.augment is not None:
                 mirrored = self._mirrored_half[moved["index"]] == (epoch % 2 == 0)
-                moved["image"] = self.augment(moved["image"], mirrored)
+                moved["image"], moved["target"] = self.augment.of_batch(moved["image"], moved["target"], mirrored)
             moved = self._normalized(moved)
             self.last = LastBatch.of("batch_size", moved)
             yield moved

@@ -15,6 +15,7 @@ from torch import nn
 from artifacts.metadata import ModelMetadata, build_metadata, preprocess_of
 from configs.schema import Config
 from data_loader.augment import AugmentSettings, training_view
+from data_loader.batch_augment import BatchViews
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 from data_loader.targets import Target
@@ -74,6 +75,11 @@ class Task(nn.Module, ABC):
     def training_view(cls, preprocess: Preprocess, settings: AugmentSettings) -> Callable[..., Any]:
         """Return what makes a training view of a sample; the task's `Target.apply_view` calls it."""
         return training_view(preprocess, settings, cls.views)
+
+    @classmethod
+    def batch_views(cls, preprocess: Preprocess, settings: AugmentSettings) -> BatchViews:
+        """Return what makes training views of a batch of samples. Raises BatchViewsError."""
+        return BatchViews(settings, cls.views, (preprocess.height, preprocess.width))
 
     @classmethod
     def new_metadata(cls, config: Config, samples: SampleList) -> ModelMetadata:

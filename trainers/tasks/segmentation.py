@@ -15,6 +15,8 @@ from artifacts.metadata import ModelMetadata, mask_classes_of, other_classes_of,
 from artifacts.tiles import blended_logits
 from configs.schema import Config
 from data_loader.augment import AugmentSettings
+from data_loader.batch_augment import BatchViews
+from data_loader.batch_joint import JointBatchViews
 from data_loader.joint_view import JointView
 from data_loader.mask_classes import MaskClass
 from data_loader.mask_target import MaskSamples, MaskTarget
@@ -94,6 +96,11 @@ class SegmentationTask(Task):
     def training_view(cls, preprocess: Preprocess, settings: AugmentSettings) -> Callable[..., Any]:
         """Return what moves images and mask together."""
         return JointView(preprocess, settings)
+
+    @classmethod
+    def batch_views(cls, preprocess: Preprocess, settings: AugmentSettings) -> BatchViews:
+        """Return what moves the images and masks of a batch together. Raises BatchViewsError."""
+        return JointBatchViews(settings, cls.images, (preprocess.height, preprocess.width))
 
     @classmethod
     def new_metadata(cls, config: Config, samples: SampleList) -> ModelMetadata:
