@@ -117,8 +117,13 @@ def evaluate(args: argparse.Namespace) -> int:
     weights, config = weights_and_config(args)
     _check_kinds(weights, *args.others)
     from deploy.uncertainty.evaluate_command import evaluate_net
+    from deploy.uncertainty.evaluate_masks import evaluate_masks
 
-    backend, metadata = _load_calibrated(args, weights, config)
+    backend, metadata = load_net(args, PROGRAM, weights, config)
+    if metadata.output == "mask_logits":
+        print(evaluate_masks(args, weights, config, backend, metadata))
+        return 0
+    _check_calibrated(args, weights, backend, metadata)
     print(evaluate_net(args, weights, config, backend, metadata))
     return 0
 
@@ -160,7 +165,8 @@ def run(args: argparse.Namespace, request: Request) -> int:
     from deploy.uncertainty.cli_passes import passes_of
     from deploy.uncertainty.multi_pass import Repetition
 
-    backend, metadata = _load_calibrated(args, request.weights, request.config)
+    backend, metadata = load_net(args, PROGRAM, request.weights, request.config)
+    _check_calibrated(args, request.weights, backend, metadata)
     found = input_images(args, cast("Iterator[str]", request.images), request.root, metadata)
     if metadata.output == "mask_logits":
         from deploy.uncertainty.accepted_pixels import accept_pixels
@@ -229,20 +235,17 @@ def _check_kinds(*files: Path) -> None:
 
 def _check_output(weights: Path, metadata: ModelMetadata) -> None:
     """Raise InputsError for a net whose output has no calibration."""
-    what = {"mask_logits": "a class for each pixel", "boxes": "boxes of objects"}.get(metadata.output)
-    if what:
-        hint = "; --calibrate finds the score threshold for inference.py" if metadata.output == "boxes" else ""
-        if metadata.output == "mask_logits":
-            hint = "; python -m tools.calibration_splits measures such a net"
+    if metadata.output == "boxes":
+        hint = "--calibrate finds the score threshold for inference.py"
         raise InputsError(
-            f"{weights}: accepted or set aside is one class for an image, and this net gives {what}{hint}"
+            f"{weights}: accepted or set aside is one class for an image, and this net gives boxes of objects; {hint}"
         )
 
 
-def _load_calibrated(args: argparse.Namespace, weights: Path, config: Config | None) -> tuple[Backend, ModelMetadata]:
-    backend, metadata = load_net(args, PROGRAM, weights, config)
+def _check_calibrated(args: argparse.Namespace, weights: Path, backend: Backend, metadata: ModelMetadata) -> None:
+    """Raise InputsError for a net that is not calibrated; print where its thresholds are of other outputs."""
     is_calibrated = metadata.calibration is not None
-    if metadata.output == "mask_logits" and not args.evaluate:
+    if metadata.output == "mask_logits":
         is_calibrated = PIXEL_SCORE in metadata.thresholds
     else:
         _check_output(weights, metadata)
@@ -250,7 +253,6 @@ def _load_calibrated(args: argparse.Namespace, weights: Path, config: Config | N
         hint = f"python {PROGRAM} --weights CHECKPOINT --calibrate LIST; then export it again if this was exported"
         raise InputsError(f"{weights}: it is not calibrated, so it has no thresholds; calibrate it with: {hint}")
     warn_of_foreign_calibration(PROGRAM, weights, backend, metadata, args.precision)
-    return backend, metadata
 
 
 def _check_flags(args: argparse.Namespace) -> None:

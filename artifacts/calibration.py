@@ -17,6 +17,7 @@ FP32 = "fp32"  # what a checkpoint computes in
 LONGEST_NAME = 64  # characters of `fitted_to`
 ACCEPT, CONFORMAL = "accept", "conformal"  # keys of the metadata's thresholds
 PIXEL_SCORE, MOST_WRONG = "pixel_score", "most_wrong"  # of masks: the least score of an accepted pixel, and its target
+MOST_MISSED = "most_missed"  # of boxes: the target of the score threshold
 
 
 @dataclass(frozen=True)

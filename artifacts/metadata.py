@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts.calibration import ACCEPT, CONFORMAL, Calibration
+from artifacts.calibration import ACCEPT, CONFORMAL, FP32, LONGEST_NAME, MOST_MISSED, PIXEL_SCORE, Calibration
 from configs.schema import Config
 from data_loader.bands import Ranges
 from data_loader.mask_classes import (
@@ -51,6 +51,7 @@ class ModelMetadata:
     temperature: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     calibration: Calibration | None = None  # with it the thresholds `accept` and `conformal` decide
+    fitted_to: str = ""  # of masks and boxes: what `Calibration.fitted_to` is of classes
     weights_sha256: str = ""  # of the state dict; empty for bare weights
     versions: dict[str, str] = field(default_factory=dict)
     start_weights: dict[str, str] = field(default_factory=dict)  # package, sha256, licence, source; empty for others
@@ -61,6 +62,14 @@ class ModelMetadata:
     def num_classes(self) -> int:
         """Number of classes K; 0 for a task without classes."""
         return len(self.class_names)
+
+    @property
+    def calibrated_outputs(self) -> str:
+        """The `outputs_name` that its thresholds were fitted to; "" where none are fitted."""
+        if self.calibration is not None:
+            return self.calibration.fitted_to
+        is_fitted = PIXEL_SCORE in self.thresholds or MOST_MISSED in self.thresholds
+        return (self.fitted_to or FP32) if is_fitted else ""
 
     def net_arguments(self) -> dict[str, Any]:
         """Return the arguments of `nets.net_interface.build_net` for this net."""
@@ -92,6 +101,7 @@ class ModelMetadata:
             "weights_sha256": self.weights_sha256,
             "versions": self.versions,
             **({"calibration": self.calibration.to_dict()} if self.calibration else {}),
+            **({"fitted_to": self.fitted_to} if self.fitted_to else {}),
             **({"start_weights": self.start_weights} if self.start_weights else {}),
             **({"mask_classes": [found.to_dict() for found in self.mask_classes]} if self.mask_classes else {}),
         }
@@ -119,6 +129,7 @@ class ModelMetadata:
                 temperature=values["temperature"],
                 thresholds=values["thresholds"],
                 calibration=_calibration(values.get("calibration")),  # not in older files
+                fitted_to=values.get("fitted_to", ""),
                 weights_sha256=values["weights_sha256"],
                 versions=values["versions"],
                 start_weights=values.get("start_weights", {}),  # not in older files
@@ -148,6 +159,7 @@ class ModelMetadata:
             "temperature": self.temperature is None or (_is_number(self.temperature) and 1e-6 < self.temperature < 1e6),
             "thresholds": isinstance(thresholds, dict) and all(map(_is_number, thresholds.values())),
             "calibration": self.calibration is None or self._has_thresholds(),
+            "fitted_to": isinstance(self.fitted_to, str) and len(self.fitted_to) <= LONGEST_NAME,
             "weights_sha256": isinstance(sha256, str) and bool(re.fullmatch("([0-9a-f]{64})?", sha256)),
             "versions": isinstance(self.versions, dict),
             "start_weights": isinstance(self.start_weights, dict) and all(map(_is_text, self.start_weights.values())),

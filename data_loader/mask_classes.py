@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from common.formatting import short_json
@@ -92,6 +93,20 @@ def read_other_classes(file: StrPath) -> tuple[OtherClass, ...]:
     Raises ListError with every problem.
     """
     return _read_file(file)[1]
+
+
+def others_beside(folder: Path, classes: Sequence[MaskClass]) -> tuple[OtherClass, ...]:
+    """Return what `read_other_classes` does of the classes.json in a folder or the one above, where it has `classes`.
+
+    () for any other file: a net's classes are its own, and only what stands for them is read.
+    """
+    places = (folder.absolute(), folder.absolute().parent)
+    file = next((found for place in places if (found := place / MASK_CLASSES_FILE).is_file()), None)
+    try:
+        own, others = _read_file(file) if file is not None else ((), ())
+    except ListError:
+        return ()
+    return others if own == tuple(classes) else ()
 
 
 def _read_file(file: StrPath) -> tuple[tuple[MaskClass, ...], tuple[OtherClass, ...]]:

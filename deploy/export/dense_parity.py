@@ -8,8 +8,9 @@ import numpy as np
 
 from artifacts.detections import box_iou, objects_of, paired_iou
 from artifacts.metadata import ModelMetadata
+from artifacts.pixel_confusion import mean_iou
 from deploy.export.label_boxes import ap_loss, mean_ap, objects_to_measure
-from deploy.export.label_masks import confusions, iou_loss, mean_iou
+from deploy.export.label_masks import confusions, iou_loss
 from deploy.export.parity_rule import (
     DEVIATIONS,
     LEAST_AGREEMENT,

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from artifacts.metadata import ModelMetadata
+from artifacts.pixel_confusion import mean_iou, pixel_confusion
 from data_loader.bands import band_image_size
 from data_loader.decoding import image_size
-from data_loader.mask_classes import VOID
+from data_loader.mask_classes import others_beside
 from data_loader.mask_folders import LABELS, ONE, TWO
 from data_loader.masks import fit_mask, read_mask, upright
 from data_loader.preprocess import ImageError
@@ -34,21 +35,8 @@ def label_masks(files: Sequence[str], metadata: ModelMetadata) -> np.ndarray | N
 
 def confusions(truth: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Return the pixels of each image by class and predicted class, (N, K, K). truth (N, H, W), logits (N, K, H, W)."""
-    count = logits.shape[1]
-    counted = []
-    for mask, scores in zip(truth, logits, strict=True):
-        known = mask != VOID
-        pairs = mask[known].astype(np.int64) * count + scores.argmax(axis=0)[known]
-        counted.append(np.bincount(pairs, minlength=count * count).reshape(count, count))
-    return np.stack(counted)
-
-
-def mean_iou(confusion: np.ndarray) -> float:
-    """Return the mean IoU of the classes that have a true or a predicted pixel, of a confusion (K, K)."""
-    hits = np.diag(confusion)
-    unions = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
-    present = unions > 0
-    return float((hits[present] / unions[present]).mean()) if present.any() else 0.0
+    pairs = zip(truth, logits, strict=True)
+    return np.stack([pixel_confusion(mask, scores.argmax(axis=0), logits.shape[1]) for mask, scores in pairs])
 
 
 def iou_loss(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
@@ -74,7 +62,8 @@ def _mask_of(image: Path, metadata: ModelMetadata) -> np.ndarray | None:
         return None
     try:
         size, stored, orientation = (band_image_size if preprocess.has_bands else image_size)(str(image))
-        indices = read_mask(path, metadata.mask_classes, preprocess.max_pixels).indices
+        others = others_beside(image.parent.parent, metadata.mask_classes)
+        indices = read_mask(path, metadata.mask_classes, preprocess.max_pixels, others).indices
     except ImageError:
         return None
     found = indices.shape[::-1]

@@ -165,14 +165,15 @@ class ExportReport:
         yield f"written to {self.request.output_dir}: {', '.join(self.published)}{beside}"
 
     def _calibration_note(self, outcome: Outcome) -> Iterator[str]:
-        calibration, precision = self.reference.metadata.calibration, outcome.format.precision or self.request.precision
-        if calibration is None or not outcome.is_there or precision == calibration.fitted_to:
+        fitted_to = self.reference.metadata.calibrated_outputs
+        precision = outcome.format.precision or self.request.precision
+        if not outcome.is_there or fitted_to in ("", precision):
             return
         file = self.request.output_dir / outcome.format.files[0]
         own = f"; its own: python inference_uncertain.py --weights {file} --calibrate LIST"
         yield (
             f"{outcome.format.name} ({precision}) carries thresholds that were fitted to the outputs of "
-            f"{calibration.fitted_to}, and the target risk is that of those{own if file.suffix == '.onnx' else ''}"
+            f"{fitted_to}, and the target risk is that of those{own if file.suffix == '.onnx' else ''}"
         )
 
     def _accuracy_notes(self) -> Iterator[str]:

@@ -48,11 +48,11 @@ def decide(logits: np.ndarray, metadata: ModelMetadata) -> Sequence[Decision | N
 
 def foreign_calibration(metadata: ModelMetadata, runtime: str, precision: str = "auto") -> str:
     """Return a sentence where thresholds were fitted to other outputs than a runtime gives in a precision, else ""."""
-    own = given_outputs(metadata, runtime, precision)
-    if metadata.calibration is None or metadata.calibration.fitted_to == own:
+    own, fitted_to = given_outputs(metadata, runtime, precision), metadata.calibrated_outputs
+    if fitted_to in ("", own):
         return ""
     return (
-        f"its thresholds were fitted to the outputs of {metadata.calibration.fitted_to}, and the target risk is that "
+        f"its thresholds were fitted to the outputs of {fitted_to}, and the target risk is that "
         f"of those; {own} decides a little differently"
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from artifacts.calibration import MOST_MISSED
 from artifacts.checkpoint import rewrite_metadata
 from artifacts.detections import LEAST_SCORE, OFFSET, SCORE, SIGMOID, Detections, ScoreMap, logit_of
 from artifacts.errors import CheckpointError
@@ -30,15 +31,16 @@ from data_loader.samples import Sample, SampleList
 from data_loader.targets import Target
 from deploy.backends.base import Backend
 from deploy.inference.box_prediction import BoxPrediction
+from deploy.inference.decision import given_outputs
 from deploy.inference.predictor import Predictor
 from deploy.inference.uncertainty_scores import UncertaintyError
 from deploy.uncertainty.box_scores import FittedScores, choose_score_map, scores_of
 from deploy.uncertainty.missed_objects import MissedObjects, highest_threshold, missed_at_least
 from deploy.uncertainty.outputs import check_not_trained_on, config_of, real_paths, trained_on
 
-MOST_MISSED, CONFIDENCE = 0.1, 0.95  # the target by default
+MISSED, CONFIDENCE = 0.1, 0.95  # the target by default
 HIGHEST = 1 - 2.0**-40  # score of a threshold: that of 1 no object would reach
-MISSED_KEY, CONFIDENCE_KEY = "most_missed", "confidence"  # of the metadata's thresholds
+CONFIDENCE_KEY = "confidence"  # of the metadata's thresholds, beside MOST_MISSED
 
 
 def calibrate_boxes(
@@ -51,7 +53,7 @@ def calibrate_boxes(
         raise CheckpointError(f"{weights}: bare weights hold no metadata to write to; name a checkpoint of train.py")
     is_checkpoint = artifact_kind(weights) == "checkpoint"
     config = (config_of(weights) if is_checkpoint else None) or config
-    target, confidence = args.target_risk or MOST_MISSED, args.confidence or CONFIDENCE
+    target, confidence = args.target_risk or MISSED, args.confidence or CONFIDENCE
     rows = found_objects(args.calibrate, args, weights, config, backend, metadata)
     truths, found = [truth for truth, _ in rows], [objects for _, objects in rows]
     best = highest_threshold(truths, found, target, confidence)
@@ -59,8 +61,9 @@ def calibrate_boxes(
         raise UncertaintyError(_no_threshold(truths, found, target, confidence, args.calibrate))
     scores = choose_score_map([scores_of(*row) for row in rows])
     threshold = calibrated_threshold(best.threshold, scores.score_map)
-    values = {SCORE: threshold, MISSED_KEY: target, CONFIDENCE_KEY: confidence}
-    fitted = with_score_map(metadata, scores.score_map, values)
+    values = {SCORE: threshold, MOST_MISSED: target, CONFIDENCE_KEY: confidence}
+    given = given_outputs(metadata, backend.name, args.precision)
+    fitted = replace(with_score_map(metadata, scores.score_map, values), fitted_to=given)
     (rewrite_metadata if is_checkpoint else rewrite_onnx_metadata)(weights, fitted)
     return _summary(replace(best, threshold=threshold), scores, len(rows), target, confidence, args.calibrate, weights)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +16,13 @@ from artifacts.metadata import ModelMetadata
 from artifacts.onnx_file import rewrite_onnx_metadata
 from configs.schema import Config
 from data_loader.mask_classes import VOID
-from data_loader.mask_target import MaskTarget
-from data_loader.preprocess import ImageError
-from data_loader.samples import Sample
 from deploy.backends.base import Backend
-from deploy.inference.mask_prediction import MaskPrediction, classes_of, own_size_bands
-from deploy.inference.predictor import Predictor, Source
+from deploy.inference.decision import given_outputs
+from deploy.inference.mask_prediction import MaskPrediction, own_size_bands
+from deploy.inference.predictor import Predictor
 from deploy.inference.uncertainty_scores import UncertaintyError
-from deploy.uncertainty.calibrate_boxes import annotated_samples, annotated_training, warn
-from deploy.uncertainty.outputs import check_not_trained_on, config_of
+from deploy.uncertainty.mask_source import MaskSource
+from deploy.uncertainty.outputs import config_of
 from deploy.uncertainty.pixel_risk import PixelLogits, PixelThreshold, pixel_threshold
 
 MOST_WRONG_SHARE = 0.1  # the target by default
@@ -48,7 +45,8 @@ def calibrate_pixels(
     images = pixels_of(args.calibrate, args, weights, config, backend, metadata)
     found = pixel_threshold(images, target)
     thresholds = {**metadata.thresholds, PIXEL_SCORE: found.value, MOST_WRONG: target}
-    fitted = replace(metadata, temperature=found.temperature, thresholds=thresholds)
+    given = given_outputs(metadata, backend.name, args.precision)
+    fitted = replace(metadata, temperature=found.temperature, thresholds=thresholds, fitted_to=given)
     (rewrite_metadata if is_checkpoint else rewrite_onnx_metadata)(weights, fitted)
     return _summary(found, len(images), target, args.calibrate, weights)
 
@@ -62,52 +60,16 @@ def pixels_of(
     metadata: ModelMetadata,
 ) -> list[PixelLogits]:
     """Return pixels of each image of a folder or a list with masks that was not trained on. Raises UserError."""
-    preprocess = metadata.preprocess
-    masks = MaskTarget(
-        classes_of(metadata),
-        has_pairs=preprocess.images == 2,
-        max_pixels=preprocess.max_pixels,
-        has_bands=preprocess.has_bands,
-    )
-    samples = annotated_samples(source, args.list_root, config, masks).samples
-    if (trained := annotated_training(config, metadata, masks)) is None:
-        warn(f"the training images of {weights} are not on this machine: take care that {source} has none")
-    else:
-        check_not_trained_on(samples, source, trained)
-    most = MOST_BYTES // (4 * metadata.num_classes * max(1, len(samples)))
-    images = list(_drawn(samples, masks, Predictor(backend, metadata), args, min(most, MOST_PIXELS)))
-    if not images:
-        raise UncertaintyError(f"{source}: none of its images can be used")
-    return images
-
-
-def _drawn(
-    samples: Sequence[Sample], masks: MaskTarget, predictor: Predictor, args: argparse.Namespace, most: int
-) -> Iterator[PixelLogits]:
-    """Yield at most so many pixels of each image that can be read and has a pixel of a class."""
-    usable: dict[Source, Sample] = {}
-    problems = []
-    for sample in samples:
-        try:
-            file = sample.target._replace(orientation=masks.scan(sample).orientation)
-        except ImageError as error:
-            problems.append(f"{sample.path}: {error}")
-            continue
-        usable[(sample.path, file.second) if file.second else sample.path] = replace(sample, target=file)
-    generator = np.random.default_rng(SEED)
-    predictions = predictor.predict_files(usable, args.batch_size, workers=args.workers)
-    for sample, prediction in zip(usable.values(), predictions, strict=True):
-        if prediction.error:
-            problems.append(f"{prediction.file}: {prediction.error}")
-            continue
-        assert isinstance(prediction, MaskPrediction)
-        truth = np.where(prediction.indices == VOID, np.uint8(VOID), np.asarray(masks.load(sample)))
-        places = np.flatnonzero(truth != VOID)
+    found = MaskSource.of(source, args.list_root, weights, config, metadata)
+    most = min(MOST_BYTES // (4 * metadata.num_classes * max(1, len(found.samples))), MOST_PIXELS)
+    images, generator = list[PixelLogits](), np.random.default_rng(SEED)
+    for prediction, truth in found.predicted(Predictor(backend, metadata), args.batch_size, args.workers):
+        places = generator.permutation(np.flatnonzero(truth != VOID))[:most]
         if len(places):
-            places = generator.permutation(places)[:most]
-            yield PixelLogits(_logits_at(prediction, places), truth.ravel()[places].astype(np.int64))
-    if problems:
-        warn(f"{len(problems)} images cannot be used and were left out; the first: {problems[0]}")
+            images.append(PixelLogits(_logits_at(prediction, places), truth.ravel()[places].astype(np.int64)))
+    if not images:
+        raise UncertaintyError(f"{source}: none of its images has a pixel of a class")
+    return images
 
 
 def _logits_at(prediction: MaskPrediction, places: np.ndarray) -> np.ndarray:

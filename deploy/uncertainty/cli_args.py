@@ -83,7 +83,8 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--evaluate",
         metavar="LIST",
         type=named_path,
-        help="a labelled list, or one folder per class: used for nothing before",
+        help="a labelled list, or one folder per class: used for nothing before; of masks, images with label images, "
+        "for one file or several --weights side by side",
     )
     add(
         "--ood",
@@ -97,7 +98,12 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         type=named_path,
         help="images for the class means of the distance (default: 2,000 trained on)",
     )
-    add("--report", metavar="DIR", type=named_path, help=f"for uncertainty.html and .json (default {DEFAULT_RESULT})")
+    add(
+        "--report",
+        metavar="DIR",
+        type=named_path,
+        help=f"for uncertainty.html and .json (default {DEFAULT_RESULT}); of masks for mask_evaluation.json",
+    )
 
 
 def _add_repetition(parser: argparse.ArgumentParser) -> None:
