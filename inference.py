@@ -113,6 +113,10 @@ def run(args: argparse.Namespace, request: Request) -> int:
         from deploy.inference.tiles import TiledPredictor
 
         predictor = TiledPredictor(backend, metadata, args.tiles)
+    if args.whole:
+        from deploy.inference.whole_images import WholePredictor
+
+        predictor = WholePredictor(backend, metadata)
     images = input_images(args, request.images, request.root, metadata)
     copies = _copies(args, request, predictor)
     tally = Tally()

@@ -56,6 +56,7 @@ class ModelMetadata:
     versions: dict[str, str] = field(default_factory=dict)
     start_weights: dict[str, str] = field(default_factory=dict)  # package, sha256, licence, source; empty for others
     mask_classes: tuple[MaskClass, ...] = ()  # of masks and boxes: values, colours and titles, as `class_names`
+    size_step: int = 0  # with it height and width of the input may be any multiples of it; 0: Preprocess's alone
     is_changed: bool = False  # the file was changed after its export, and accepted; not in the file
 
     @property
@@ -103,6 +104,7 @@ class ModelMetadata:
             **({"calibration": self.calibration.to_dict()} if self.calibration else {}),
             **({"fitted_to": self.fitted_to} if self.fitted_to else {}),
             **({"start_weights": self.start_weights} if self.start_weights else {}),
+            **({"size_step": self.size_step} if self.size_step else {}),
             **({"mask_classes": [found.to_dict() for found in self.mask_classes]} if self.mask_classes else {}),
         }
 
@@ -134,6 +136,7 @@ class ModelMetadata:
                 versions=values["versions"],
                 start_weights=values.get("start_weights", {}),  # not in older files
                 mask_classes=tuple(map(MaskClass.from_dict, values.get("mask_classes", ()))),
+                size_step=values.get("size_step", 0),
             )
         except KeyError as error:
             raise ValueError(f"the metadata is incomplete: {error}") from error
@@ -163,6 +166,7 @@ class ModelMetadata:
             "weights_sha256": isinstance(sha256, str) and bool(re.fullmatch("([0-9a-f]{64})?", sha256)),
             "versions": isinstance(self.versions, dict),
             "start_weights": isinstance(self.start_weights, dict) and all(map(_is_text, self.start_weights.values())),
+            "size_step": type(self.size_step) is int and 0 <= self.size_step <= 1024,
             "mask_classes": tuple(found.name for found in self.mask_classes) in ((), names),
         }
         values = vars(self.preprocess) | vars(self)

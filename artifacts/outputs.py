@@ -15,7 +15,7 @@ OUTPUT_SHAPES: dict[str, Callable[[ModelMetadata], Shape]] = {
     "features": lambda metadata: (None, None),  # (N, D)
     "mask_logits": lambda metadata: (  # (N, K, H, W); the class of a pixel is the largest of its K
         *(None, metadata.num_classes),
-        *(metadata.preprocess.height, metadata.preprocess.width),
+        *((None, None) if metadata.size_step else (metadata.preprocess.height, metadata.preprocess.width)),
     ),
     "boxes": lambda metadata: (None, None, 4 + metadata.num_classes),  # (N, A, 4 + K); see `artifacts.detections`
 }

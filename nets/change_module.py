@@ -30,6 +30,7 @@ class siamese_linknet34(nn.Module):
 
     task = "change_detection"
     output = "mask_logits"
+    size_step = LINKNET_STRIDE
     head_names = ("head",)
 
     def __init__(
@@ -58,6 +59,7 @@ class fc_siam_diff(nn.Module):
 
     task = "change_detection"
     output = "mask_logits"
+    size_step = FC_SIAM_STRIDE
     head_names = ("head",)
 
     def __init__(

@@ -25,6 +25,7 @@ class deeplabv3plus(nn.Module):
 
     task = "segmentation"
     output = "mask_logits"
+    size_step = 32  # of exports; the net itself takes any size
     head_names = ("head",)
 
     def __init__(

@@ -40,6 +40,7 @@ class LinkNet(nn.Module):
 
     task = "segmentation"
     output = "mask_logits"
+    size_step = STRIDE
     head_names = ("head",)
 
     def __init__(

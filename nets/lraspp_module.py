@@ -23,6 +23,7 @@ class lraspp(nn.Module):
 
     task = "segmentation"
     output = "mask_logits"
+    size_step = 32  # of exports; the net itself takes any size
     head_names = ("head.low_classifier", "head.high_classifier")
 
     def __init__(self, model_type: str = "mobilenet_v3_large", num_classes: int = 2, num_channels: int = 3) -> None:

@@ -16,7 +16,7 @@ def check_declared(path: Path, metadata: ModelMetadata, declared: Sequence[Shape
     Raises BackendError.
     """
     shape = metadata.preprocess
-    pixels = (shape.height, shape.width)
+    pixels = (None, None) if metadata.size_step else (shape.height, shape.width)
     image = (shape.channels, *pixels) if metadata.input == "float32 NCHW" else (*pixels, shape.channels)
     expected: dict[str, Shape | None] = {
         f"takes images ({metadata.input})": (None, *image),

@@ -71,8 +71,8 @@ class OpenVinoBackend:
             self._any_size = None if is_int8 else self._compile(self._model)
         except RuntimeError as error:
             raise BackendError(f"{path}: openvino cannot load it: {reason(error)}") from error
-        self._of_size: dict[int, Any] = {}
-        self._last_size = 0
+        self._of_shape: dict[tuple[int, ...], Any] = {}
+        self._last_shape: tuple[int, ...] = ()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return the outputs, float32 (N, ...), for a batch. Raises BackendError."""
@@ -83,21 +83,20 @@ class OpenVinoBackend:
         return np.asarray(outputs, np.float32)
 
     def _compiled_for(self, images: np.ndarray) -> Any:
-        """Return the program for a batch: the first size that comes twice in a row gets its own, which is faster."""
-        size = len(images)
-        if not self._of_size and size == self._last_size:
-            self._of_size[size] = self._program(images.shape)
-        self._last_size = size
-        return self._of_size.get(size, self._any_size)
+        """Return the program for a batch: the first shape that comes twice in a row gets its own, which is faster."""
+        if not self._of_shape and images.shape == self._last_shape:
+            self._of_shape[images.shape] = self._program(images.shape)
+        self._last_shape = images.shape
+        return self._of_shape.get(images.shape, self._any_size)
 
     def _one_size(self, images: np.ndarray) -> Any:
         """Return the outputs from the program for the next power of two, compiled at its first use."""
         count = len(images)
         size = 1 << (count - 1).bit_length()
         filled = images if size == count else np.concatenate([images, np.repeat(images[:1], size - count, axis=0)])
-        if size not in self._of_size:
-            self._of_size[size] = self._program(filled.shape)
-        return self._of_size[size](filled)[0][:count]
+        if filled.shape not in self._of_shape:
+            self._of_shape[filled.shape] = self._program(filled.shape)
+        return self._of_shape[filled.shape](filled)[0][:count]
 
     def _program(self, shape: Sequence[int]) -> Any:
         model = self._model.clone()

@@ -84,6 +84,12 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         type=number(*OPSETS),
         help=f"of ONNX (default {OPSET}, for bf16 {OPSET_BF16}); a higher one needs newer runtimes",
     )
+    add(
+        "--any_size",
+        action="store_true",
+        help="of nets of masks: jit, pt2, onnx and int8 take images of any height and width that are multiples of the "
+        "net's stride",
+    )
     add("--int8_symmetric", action="store_true", help="int8 with all zero points 0, which TensorRT takes")
     add("--wts", action="store_true", help=f"also write {WTS}, the state dict as tensorrtx's text weights")
     add("--config", metavar="F", type=named_path, help="describes bare weights, and how their lists are written")

@@ -50,6 +50,7 @@ class ExportFormat:
     runtimes: tuple[str, ...] = ()  # what runs it, where there is a choice; the backend's default decides
     precision: str = ""  # where it has its own; else that of the request
     made_from: str = ""  # the format whose files it is made from
+    has_any_size: bool = False  # whether its heights and widths may be free
     only_of: str = ""  # the output that a net must have
     own_check: LateFunction | None = None  # (path, Source, Reference) -> why it is refused besides, or ""
     library_problem: LateFunction | None = None  # () -> why it cannot be made here, or ""
@@ -68,15 +69,15 @@ def _late(function: str) -> LateFunction:
 _ROWS = (  # in the order in which they are made
     ExportFormat(
         "jit", ("model.pt",), "TorchScript (deprecated by torch in favour of pt2)",
-        write=_late("writers:write_jit"), layer_values=_late("layer_values:jit_values"),
+        has_any_size=True, write=_late("writers:write_jit"), layer_values=_late("layer_values:jit_values"),
     ),
     ExportFormat(
         "pt2", ("model.pt2",), "torch.export",
-        write=_late("writers:write_pt2"), layer_values=_late("layer_values:pt2_values"),
+        has_any_size=True, write=_late("writers:write_pt2"), layer_values=_late("layer_values:pt2_values"),
     ),
     ExportFormat(
         "onnx", ("model.onnx",), "ONNX",
-        write=_late("writers:write_onnx"), layer_values=_late("layer_values:onnx_values"),
+        has_any_size=True, write=_late("writers:write_onnx"), layer_values=_late("layer_values:onnx_values"),
         runtimes=("onnxruntime", "openvino"),
     ),
     ExportFormat(
@@ -86,7 +87,7 @@ _ROWS = (  # in the order in which they are made
     ),
     ExportFormat(
         "int8", ("model.int8.onnx",), "ONNX in 8 bits, calibrated on training images",
-        write=_late("writers:write_int8"), layer_values=_late("layer_values:int8_values"),
+        has_any_size=True, write=_late("writers:write_int8"), layer_values=_late("layer_values:int8_values"),
         runtimes=("onnxruntime", "openvino"), precision="int8",
     ),
     ExportFormat(

@@ -42,15 +42,24 @@ def deployed_net(net: nn.Module, preprocess: Preprocess, net_input: str, precisi
     return made
 
 
-def export_program(net: nn.Module, images: torch.Tensor) -> torch.export.ExportedProgram:
-    """Return torch.export's program of a net for any batch size, from two or more images. Raises ExportError."""
-    batch = torch.export.Dim("batch", min=1)
+def free_sizes(metadata: ModelMetadata) -> dict[int, str]:
+    """Return the names of the input's axes whose size is free."""
+    first = 2 if metadata.input == "float32 NCHW" else 1
+    return {0: "batch"} | ({first: "height", first + 1: "width"} if metadata.size_step else {})
+
+
+def export_program(net: nn.Module, images: torch.Tensor, metadata: ModelMetadata) -> torch.export.ExportedProgram:
+    """Return torch.export's program of a net for the `free_sizes`, from two or more images. Raises ExportError."""
+    steps = {axis: metadata.size_step if axis else 1 for axis in free_sizes(metadata)}
+    sizes = {axis: torch.export.Dim(name, min=1) for axis, name in free_sizes(metadata).items()}
+    shapes = {axis: size if steps[axis] == 1 else steps[axis] * size for axis, size in sizes.items()}
     try:
         # What they log in pages is raised as well.
         with torch.no_grad(), quiet("torch.export", "torch._export", "torch._guards", level=logging.CRITICAL):
-            return torch.export.export(net, (images,), dynamic_shapes=({0: batch},), strict=False)
+            return torch.export.export(net, (images,), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # torch.export's errors have no common kind
-        raise ExportError(f"torch.export cannot take the net with a free batch size: {first_line(error)}") from error
+        free = " and ".join(free_sizes(metadata).values())
+        raise ExportError(f"torch.export cannot take the net with a free {free} size: {first_line(error)}") from error
 
 
 def output_name(metadata: ModelMetadata) -> str:

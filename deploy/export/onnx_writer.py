@@ -17,7 +17,7 @@ from artifacts.onnx_file import read_onnx, sealed_onnx
 from common.formatting import first_line
 from deploy.export.errors import ExportError
 from deploy.export.formats import default_opset
-from deploy.export.model_wrapper import export_program, output_name, quiet
+from deploy.export.model_wrapper import export_program, free_sizes, output_name, quiet
 
 LARGEST_FILE = 2**31 - 2**20  # bytes; protobuf holds no more, so beyond it the weights go beside the file
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules around a node, and at its end the operator
@@ -35,7 +35,7 @@ def export_onnx(
     import onnx
 
     opset = opset or default_opset(metadata.precision)
-    model = _exported(net, images, opset, output_name(metadata))
+    model = _exported(net, images, opset, metadata)
     graph = model.graph
     _settle_weight_types(graph)
     _name_by_module(graph, {name for name, _ in [*net.named_parameters(), *net.named_buffers()]})
@@ -79,9 +79,9 @@ def scopes_of(node: Any) -> tuple[str, ...]:
     return tuple(module for module in ast.literal_eval(text)[:-1] if module)
 
 
-def _exported(net: nn.Module, images: torch.Tensor, opset: int, output: str) -> Any:
+def _exported(net: nn.Module, images: torch.Tensor, opset: int, metadata: ModelMetadata) -> Any:
     # From the net itself, torch.onnx would fall back on a trace that fixes the batch size where torch.export refuses.
-    program = export_program(net, images)
+    program = export_program(net, images, metadata)
     # Its warnings are of itself; its result is checked and verified.
     with quiet("torch.onnx", "torch.export", "onnxscript"), torch.no_grad():
         try:
@@ -90,8 +90,8 @@ def _exported(net: nn.Module, images: torch.Tensor, opset: int, output: str) -> 
                 dynamo=True,
                 opset_version=opset,
                 input_names=["images"],
-                output_names=[output],
-                dynamic_shapes=({0: "batch"},),  # its name in the file
+                output_names=[output_name(metadata)],
+                dynamic_shapes=(free_sizes(metadata),),  # their names in the file
                 optimize=True,
                 verbose=False,
             )

@@ -44,6 +44,7 @@ class ParityResult:
     batch_ms: float = float("nan")
     batch_ms_spread: tuple[float, float] = (float("nan"), float("nan"))
     eager_ms: float = float("nan")
+    other_size: tuple[int, int] | None = None  # a further height and width that it was compared at
     problem: str = ""  # why it is refused; empty: it is not
 
     @property

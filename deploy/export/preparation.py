@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import ValidationError
+from torch import nn
 
 from artifacts.checkpoint import is_checkpoint, load_checkpoint, weights_sha256
 from artifacts.metadata import ModelMetadata
@@ -63,7 +64,11 @@ def prepare(request: ExportRequest, formats: Sequence[ExportFormat], folder: Pat
     calibration, int8_reference = None, reference
     if any(row.is_quantized for row in formats):
         calibration, int8_reference = share_for_int8(reference, config, metadata)
-    made_metadata = replace(metadata, batch_profile=request.batch_profile or metadata.batch_profile)
+    made_metadata = replace(
+        metadata,
+        batch_profile=request.batch_profile or metadata.batch_profile,
+        size_step=_size_step(net, request) if request.any_size else 0,
+    )
     source = Source(
         net, made_metadata, images, calibration, request.precision, request.net_input, request.opset,
         request.int8_symmetric,
@@ -90,6 +95,14 @@ def share_for_int8(
     if len(images) < LEAST_TO_SHARE:
         return images, reference
     return images.every_second(1).at_most(CALIBRATION_SAMPLES), reference.every_second(0)
+
+
+def _size_step(net: nn.Module, request: ExportRequest) -> int:
+    """Return the step of the heights and widths that a net takes. Raises ExportError for a net of one size."""
+    step: int = getattr(net, "size_step", 0)
+    if not step:
+        raise ExportError(f"{request.weights}: --any_size is of nets of masks, and this net takes one size")
+    return step
 
 
 def _formats_of(

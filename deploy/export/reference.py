@@ -116,6 +116,11 @@ def jitter_movement(
     return moved
 
 
+def other_size(metadata: ModelMetadata) -> tuple[int, int]:
+    """Return the height and width at which a net of free ones is verified besides its own."""
+    return metadata.preprocess.height + metadata.size_step, metadata.preprocess.width + 2 * metadata.size_step
+
+
 def flat(outputs: np.ndarray) -> np.ndarray:
     """Return the values of each image in one row: (N, ...) to (N, D)."""
     return outputs.reshape(len(outputs), -1)

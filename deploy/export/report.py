@@ -157,12 +157,21 @@ class ExportReport:
         for outcome in self.outcomes:
             yield from _outcome_notes(outcome, rule)
             yield from self._calibration_note(outcome)
+        yield from self._size_note()
         yield from self._image_notes()
         left_out = [
             f"{outcome.format.name} ({outcome.status_text})" for outcome in self.outcomes if not outcome.is_there
         ]
         beside = f"; left out, for the reason above: {', '.join(left_out)}" if left_out else ""
         yield f"written to {self.request.output_dir}: {', '.join(self.published)}{beside}"
+
+    def _size_note(self) -> Iterator[str]:
+        sizes = {outcome.format.name: outcome.runs[0][1].other_size for outcome in self.outcomes if outcome.runs}
+        if found := {name: size for name, size in sizes.items() if size}:
+            preprocess, (height, width) = self.reference.metadata.preprocess, next(iter(found.values()))
+            step, own = height - preprocess.height, f"{preprocess.width}x{preprocess.height}"
+            which = f"any width and height that are multiples of {step}"
+            yield f"{', '.join(found)}: {which}, verified at {own} and {width}x{height}"
 
     def _calibration_note(self, outcome: Outcome) -> Iterator[str]:
         fitted_to = self.reference.metadata.calibrated_outputs
@@ -294,6 +303,7 @@ def _run_values(runtime: str, run: ParityResult) -> dict[str, Any]:
         "ties": run.ties,
         "accuracy": None if run.accuracy is None else {"net": run.accuracy[0], "file": run.accuracy[1]},
         "accuracy_lost_interval": None if run.loss_interval is None else list(run.loss_interval),
+        "other_size": None if run.other_size is None else list(run.other_size),
         "batch_ms": _finite(run.batch_ms),
         "batch_ms_range": [_finite(value) for value in run.batch_ms_spread],
         "eager_batch_ms": _finite(run.eager_ms),

@@ -39,6 +39,7 @@ class ExportRequest:
     batch_profile: tuple[int, int, int] | None = None  # min, best, max; None: the metadata's own
     opset: int | None = None  # of ONNX; None: OPSET, or OPSET_BF16
     int8_symmetric: bool = False  # the int8 file with zero points of 0, which TensorRT takes
+    any_size: bool = False  # heights and widths of the input are free
     wts: bool = False  # also write the state dict as tensorrtx's text
 
     @property

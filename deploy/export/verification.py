@@ -21,13 +21,22 @@ from deploy.export import layer_diff
 from deploy.export.formats import ExportFormat
 from deploy.export.model_wrapper import exact_float32
 from deploy.export.parity import compare_outputs, rule_of
-from deploy.export.parity_rule import ParityResult
-from deploy.export.reference import BATCH, TOLERANCES, Reference, repeat_rows, run_batch, run_images
+from deploy.export.parity_rule import MOST_INT8_DIFFERENCE, ParityResult
+from deploy.export.reference import (
+    BATCH,
+    TOLERANCES,
+    Reference,
+    other_size,
+    repeat_rows,
+    run_batch,
+    run_images,
+)
 from deploy.export.sample_images import net_input
 from deploy.export.timing import time_in_turn
 from deploy.export.writers import Source
 from pytorch2json import tensorrt_library
 
+SIZE_IMAGES = 2  # that are compared at another size
 OTHER_BATCHES = (1, 3)  # verified too: the batch size is free
 INT8_BATCH_TOLERANCE = 0.05  # between an image's outputs in batches of different size, where a step more or less counts
 DIFF_IMAGES = 8  # images that the layers of a refused file are compared on
@@ -59,7 +68,8 @@ def verify_file(
     export_format: ExportFormat, path: Path, source: Source, reference: Reference, device: str
 ) -> Verification:
     """Compare a file with the net on each installed runtime; find the first diverging layer of a refused one."""
-    metadata = source.metadata_in(export_format.precision or source.precision)
+    precision = export_format.precision or source.precision
+    metadata = source.metadata_in(precision, has_any_size=export_format.has_any_size)
     verification = Verification(is_float=not export_format.is_quantized)
     for runtime in _runtimes(export_format, device):
         verification.runs.append(_verify_on(runtime, path, metadata, reference, device))
@@ -81,6 +91,8 @@ def verify_backend(backend: Backend, reference: Reference, metadata: ModelMetada
     for size in OTHER_BATCHES:
         if not result.problem:
             result.problem = _batch_problem(backend, size, outputs, reference, metadata)
+    if metadata.size_step and not result.problem:
+        result.problem, result.other_size = _size_problem(backend, reference, metadata), other_size(metadata)
     if not result.problem:
         images = net_input(pixels, metadata.preprocess, metadata.input)
         eager_images = net_input(pixels, metadata.preprocess, reference.metadata.input)
@@ -136,6 +148,25 @@ def _batch_problem(
         values = f"{rule_of(metadata).value}s"
         return f"an image's {values} differ by {difference:.1e} of the largest between batches of {size} and {BATCH}"
     return ""
+
+
+def _size_problem(backend: Backend, reference: Reference, metadata: ModelMetadata) -> str:
+    """Run some images at `other_size`; return why their outputs are not the net's there, or ""."""
+    preprocess, (height, width) = metadata.preprocess, other_size(metadata)
+    more = ((0, 0), (0, height - preprocess.height), (0, width - preprocess.width), (0, 0))
+    pixels = np.pad(reference.images.pixels[:SIZE_IMAGES], more, mode="wrap")
+    got, wanted = run_batch(backend, pixels, metadata), run_batch(reference.backend, pixels, reference.metadata)
+    if got.shape != wanted.shape:
+        return f"at {width}x{height} it returns {got.shape} instead of {wanted.shape}"
+    differences = np.abs(got - wanted) / (float(np.abs(wanted).max()) or 1.0)
+    is_float = metadata.precision in TOLERANCES
+    difference = float(differences.max() if is_float else differences.mean())
+    if difference <= TOLERANCES.get(metadata.precision, MOST_INT8_DIFFERENCE):
+        return ""
+    if is_float and difference <= reference.tolerance(metadata.precision):
+        return ""
+    of = "" if is_float else " in the mean"
+    return f"at {width}x{height} its {rule_of(metadata).value}s differ by {difference:.1e} of the largest{of}"
 
 
 def _diverging_layer(export_format: ExportFormat, path: Path, source: Source) -> str:

@@ -48,9 +48,11 @@ class Source:
         """The precision that an int8 file is made from, or the precision itself."""
         return "fp32" if self.precision == "int8" else self.precision
 
-    def metadata_in(self, precision: str) -> ModelMetadata:
-        """Return the metadata of a file of this precision."""
-        return replace(self.metadata, input=self.net_input, precision=precision, versions=library_versions())
+    def metadata_in(self, precision: str, *, has_any_size: bool = True) -> ModelMetadata:
+        """Return the metadata of a file of this precision, and of free heights and widths where it may have them."""
+        step = self.metadata.size_step if has_any_size else 0
+        made = replace(self.metadata, input=self.net_input, precision=precision, versions=library_versions())
+        return replace(made, size_step=step)
 
     def pixels(self, count: int) -> np.ndarray:
         """Return images, uint8 (count, H, W, C), evenly spread, so that their classes differ."""
@@ -93,9 +95,10 @@ def write_jit(source: Source, path: Path) -> None:
 
 def write_pt2(source: Source, path: Path) -> None:
     """Write a torch.export file. Raises ExportError."""
-    program = export_program(source.deployed(source.precision), source.example())
+    metadata = source.metadata_in(source.precision)
+    program = export_program(source.deployed(source.precision), source.example(), metadata)
     buffer = io.BytesIO()  # on a full disk torch's writer of archives aborts the whole process
-    torch.export.save(program, buffer, extra_files={"facts.json": source.metadata_in(source.precision).to_json()})
+    torch.export.save(program, buffer, extra_files={"facts.json": metadata.to_json()})
     path.write_bytes(buffer.getbuffer())
 
 
@@ -120,7 +123,7 @@ def write_json(source: Source, path: Path) -> None:
 
     Raises DescriptionError, ExportError.
     """
-    metadata = source.metadata_in(source.precision)
+    metadata = source.metadata_in(source.precision, has_any_size=False)
     network, weights = convert(
         source.deployed("fp32"),  # the converter rounds from the net's own float32 weights
         source.example(),

@@ -110,7 +110,14 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
         help="with --save_images, for nets that give boxes: also a label file for each image, as VOC XML or YOLO txt, "
         "or one for all: COCO's results or Label Studio's tasks with predictions",
     )
-    group.add_argument(
+    sizes = group.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--whole",
+        action="store_true",
+        help="for nets that give masks: see each image whole at its own scale; a checkpoint, or a file exported with "
+        "--any_size",
+    )
+    sizes.add_argument(
         "--tiles",
         metavar="OVERLAP",
         type=number(0.0, 0.9),

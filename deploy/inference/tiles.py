@@ -169,6 +169,10 @@ class TiledPredictor(Predictor):
         self._check_shape(outputs, len(tiles))
         return outputs
 
+    def metadata_for(self, size: tuple[int, int]) -> ModelMetadata:
+        """Return the metadata, whose preprocessing has the size of a tile, for an image of (width, height)."""
+        return self.metadata
+
     def _open(self, path: str, opened: ExitStack) -> ImageRows:
         preprocess = self.metadata.preprocess
         if (geo := opened_by_gdal(path, preprocess)) is not None:
@@ -201,7 +205,7 @@ class TiledPredictor(Predictor):
         classes, size = classes_of(self.metadata), images[0].size
         counts, scores = np.zeros(VOID + 1, np.int64), 0.0
         stored, row = StoredRows(size[0]), 0
-        for band in tiled_logits(run, images, self.metadata, self.overlap, batch_size):
+        for band in tiled_logits(run, images, self.metadata_for(size), self.overlap, batch_size):
             if not np.isfinite(band).all():
                 return MaskPrediction("", error=NOT_FINITE)
             indices = band.argmax(axis=0).astype(np.uint8)  # (rows, W)

@@ -28,6 +28,7 @@ class TinyMasks(nn.Module):
 
     task = "segmentation"
     output = "mask_logits"
+    size_step = 4
 
     def __init__(self, num_classes: int, num_channels: int = 3, norm: bool = True) -> None:
         super().__init__()

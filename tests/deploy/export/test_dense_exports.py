@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ NETS = {
     "fc_siam_diff": ("change_module", {}),
 }
 PAIRS = ("fc_siam_diff",)
+QUICK = ("lraspp",)
 FORMATS = {"jit": "model.pt", "pt2": "model.pt2", "onnx": "model.onnx", "int8": "model.int8.onnx", "json": "model.json"}
 
 
@@ -95,7 +97,7 @@ def train(name: str, folder: Path) -> Path:
     return folder / "net.pth"
 
 
-@pytest.mark.parametrize("name", slow_but(("lraspp",), NETS))
+@pytest.mark.parametrize("name", slow_but(QUICK, NETS))
 def test_every_format_gives_the_nets_masks(name: str, tmp_path: Path) -> None:
     weights = train(name, tmp_path)
     assert export(weights, list(FORMATS), tmp_path / "out", device="cpu", samples=tmp_path) == 0
@@ -147,3 +149,26 @@ def test_a_list_of_pairs_and_a_missing_image(tmp_path: Path) -> None:
     assert export(weights, ["onnx"], tmp_path / "out", device="cpu", samples=tmp_path / "list.txt") == 0
     report = report_of(tmp_path / "out")
     assert report["samples"]["used"] == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETS)
+def test_files_of_any_size(name: str, tmp_path: Path) -> None:
+    """Files with --any_size give the net's logits at another size, too; json keeps one."""
+    formats = ("jit", "onnx", "json", *(("pt2",) if name in QUICK else ()))
+    files = {format_name: FORMATS[format_name] for format_name in formats}
+    weights = train(name, tmp_path)
+    assert export(weights, list(files), tmp_path / "out", device="cpu", samples=tmp_path, any_size=True) == 0
+    net = build(name).eval()
+    net.load_state_dict(load_checkpoint(weights).net)
+    step: Any = net.size_step
+    rows = {row["format"]: row["runs"][0] for row in report_of(tmp_path / "out")["formats"]}
+    assert rows.pop("json")["other_size"] is None and read_metadata(tmp_path / "out/model.json").size_step == 0
+    images = np.random.default_rng(1).random((2, 6 if name in PAIRS else 3, 3 * step, 96), np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images)).numpy()
+    for format_name, row in rows.items():
+        assert row["other_size"] == [64 + step, 64 + 2 * step]
+        backend, metadata = load_backend(tmp_path / "out" / files[format_name], device="cpu")
+        assert metadata.size_step == step
+        assert np.abs(backend(images) - expected).max() < 1e-4 * np.abs(expected).max()
