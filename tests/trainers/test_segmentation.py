@@ -93,7 +93,7 @@ def test_change_detection_learns_what_is_new(tmp_path: Path, capsys: pytest.Capt
     assert (preprocess.channels, preprocess.images, len(preprocess.mean)) == (6, 2, 6)
     assert checkpoint.net["layers.0.weight"].shape == (12, 6, 3, 3)
     report = json.loads((tmp_path / "weights/report.json").read_text(encoding="utf-8"))
-    assert report["rows"][0] == ["F1 of change", f"{report['best']['change_f1']:.2%}"]
+    assert report["rows"][0] == ["F1 of change", f"{100 * report['best']['change_f1']:.2f} %"]
 
 
 def test_a_list_trains_as_its_folders_do(tmp_path: Path) -> None:

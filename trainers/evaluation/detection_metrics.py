@@ -20,6 +20,7 @@ from data_loader.samples import SampleList
 from trainers.evaluation.segmentation_metrics import mean_of
 from trainers.evaluation.validation import Measure, Validation
 from trainers.runtime.distributed import gather_over_processes
+from visualization.html_page import percent
 
 MAP50 = Measure("map50", "mAP at IoU 0.5", is_share=True)
 
@@ -67,7 +68,7 @@ class DetectionValidation(Validation):
         """Return the figures beside the measure."""
         names = {"map50_95": "mAP at IoU 0.5 to 0.95", "f1": "F1", "precision": "precision", "recall": "recall"}
         scalars = self.scalars()
-        rows = [(name, f"{scalars[key]:.2%}") for key, name in names.items()]
+        rows = [(name, percent(scalars[key])) for key, name in names.items()]
         return [*rows, ("score threshold", f"{self.score_threshold:.2f}")]
 
     def report_fields(self) -> dict[str, Any]:

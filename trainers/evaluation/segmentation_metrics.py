@@ -16,6 +16,7 @@ from trainers.evaluation.boundary_f1 import boundary_counts, boundary_f1
 from trainers.evaluation.classification_metrics import per_class_scores
 from trainers.evaluation.validation import Measure, Validation
 from trainers.runtime.distributed import gather_over_processes, sum_over_processes
+from visualization.html_page import percent
 
 MEAN_IOU = Measure("mean_iou", "mean IoU", is_share=True)
 CHANGE_IOU = Measure("change_iou", "IoU of change", is_share=True)
@@ -60,7 +61,7 @@ class SegmentationValidation(Validation):
     def report_rows(self) -> Sequence[tuple[str, str]]:
         """Return the share of right pixels, and mean F1."""
         scalars = self.scalars()
-        return [(name, f"{scalars[key]:.2%}") for key, name in self.row_names().items()]
+        return [(name, percent(scalars[key])) for key, name in self.row_names().items()]
 
     def row_names(self) -> dict[str, str]:
         """Return what the scalars beside the measure are called."""

@@ -161,7 +161,10 @@ class SegmentationTask(Task):
             for batch in batches():
                 logits, masks = self._logits(batch["image"]), batch["target"]
                 metrics.update(logits, masks, batch["index"], self.losses(logits, masks))
-        return metrics.compute([sample.path for sample in samples.samples], samples.class_names, self.validation)
+        found = metrics.compute([sample.path for sample in samples.samples], samples.class_names, self.validation)
+        colours = (f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in (one.color for one in self.masks.classes))
+        rows = [{**row, "color": colour} for row, colour in zip(found.per_class, colours, strict=True)]
+        return replace(found, per_class=rows)
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (N, K, H, W) of a batch, or of one image of any size, (1, C, H, W), by tiles."""
