@@ -14,6 +14,7 @@ from deploy.backends.base import BackendError, failure, reason
 from deploy.backends.declared_sizes import sizes_of
 from deploy.backends.devices import choose_provider
 
+MOST_PROGRAMS = 32  # that OpenVINO keeps of one file
 OPENVINO_PRECISIONS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -94,6 +95,8 @@ class OpenVinoBackend:
         count = len(images)
         size = 1 << (count - 1).bit_length()
         filled = images if size == count else np.concatenate([images, np.repeat(images[:1], size - count, axis=0)])
+        if len(self._of_shape) >= MOST_PROGRAMS:  # of images of many sizes
+            self._of_shape.clear()
         if filled.shape not in self._of_shape:
             self._of_shape[filled.shape] = self._program(filled.shape)
         return self._of_shape[filled.shape](filled)[0][:count]
