@@ -17,11 +17,14 @@ import torch
 from PIL import Image
 
 from common.paths import ROOT
+from data_loader.bad_images import BadImageError
+from data_loader.samples import ListError
 from deploy.export import exporter
 from deploy.export.errors import ExportError
 from deploy.export.request import ExportRequest
 from platforms import base
 from platforms.pie_engine import cli, hooks
+from platforms.pie_engine.addresses import Addresses
 from platforms.pie_engine.files import TrainLog
 from platforms.pie_engine.nets import CHANGE, DETECTION, SEGMENTATION
 from tests.helpers.pie import MODELS, PICTURES, request, small_nets, training_log, write_data
@@ -295,6 +298,32 @@ def test_workers_end_with_a_killed_parent() -> None:
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE) as parent:
         assert parent.communicate(timeout=120) == (None, b"")  # once nobody holds the standard error any more
     assert parent.returncode == -signal.SIGKILL
+
+
+def test_a_mistake_of_all_processes_is_printed_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the main one, with addresses for the copies of what a store has."""
+
+    def worker(file: Path, addresses: Addresses) -> int:
+        addresses[".pie_engine/dataset"] = "s3://b/d1"
+        raise (
+            BadImageError(f"{Path.cwd()}/.pie_engine/dataset/train/1.png")
+            if file.name == "own"
+            else ListError([".pie_engine/dataset/train/1.png: it is empty"])
+        )
+
+    monkeypatch.setattr(cli, "run_worker", worker)
+    lines = []
+    for rank, name in (("0", "all"), ("1", "all"), ("1", "own")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert cli.main(["--worker", name]) == 2
+        lines.append(capsys.readouterr().err)
+    assert lines == [
+        "pie_engine: s3://b/d1/train/1.png: it is empty\n",
+        "",
+        "pie_engine: s3://b/d1/train/1.png\n",  # which this process alone has met
+    ]
 
 
 def test_two_trainings_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
