@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,11 @@ from data_loader.errors import ImageError
 from data_loader.samples import shorten
 
 MAX_BYTES = 4_000_000  # of an annotation; the largest of COCO's would have 0.03 MB
+MAX_OBJECTS = 20_000  # of an image; a loss takes memory for each at each position
 MAX_DEPTH = 16  # of elements in each other; VOC's parts of a person lie five deep
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 SUFFIXES = (".xml", ".txt")
+CHINESE = re.compile(rb"""<\?xml[^>]*\sencoding\s*=\s*["'](?i:gbk|gb2312|gb18030)["']""")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +65,18 @@ def read_voc(path: str, data: bytes) -> Annotation:
     """
     root = _parsed(data)
     objects = root.findall("object")
+    if not objects and any(part.tag.lower() in ("object", "bndbox") for part in root.iter()):
+        raise ImageError("its objects are no <object> right within <annotation>, as VOC XML has them")
     rows, names, ignored = [], [], []
     for number, found in enumerate(objects, 1):
         name = (found.findtext("name") or "").strip()
         if not name:
             raise ImageError(f"object {number} has no name")
         where = f'object {number} ("{shorten(name)}")'
-        box = found.find("bndbox")
-        if box is None:
-            raise ImageError(f"{where} has no bndbox")
+        boxes_there = found.findall("bndbox")
+        if len(boxes_there) != 1:
+            raise ImageError(f"{where} has {len(boxes_there) or 'no'} bndbox")
+        (box,) = boxes_there
         rows.append(checked_corners([_number(box.findtext(key), f"{where}: {key}") for key in CORNERS], where))
         names.append(name)
         ignored.append(_is_difficult(found.findtext("difficult"), where))
@@ -104,6 +110,9 @@ def read_yolo(path: str, data: bytes, class_names: Sequence[str]) -> Annotation:
         values = [_number(part, f"{where}: a coordinate") for part in parts[1:]]
         if any(not -1 <= value <= 2 for value in values):
             raise ImageError(f"{where}: coordinates are shares of the image's sides, from 0 to 1, got {values[:4]}")
+        if len(values) > 4 and max(values) > 1.5:
+            hint = "key points (YOLO's pose) are not read: keep class cx cy w h of each line"
+            raise ImageError(f"{where}: a polygon's coordinates are from 0 to 1, got {max(values):g}; {hint}")
         rows.append(_yolo_box(values, where))
         names.append(class_names[label] if class_names else str(label))
     boxes = np.array(rows, np.float64).reshape(-1, 4)
@@ -150,6 +159,11 @@ def _parsed(data: bytes) -> Element:
     if not data.strip():
         raise ImageError("it is empty")
     builder, parser, open_elements = TreeBuilder(), expat.ParserCreate(), 0
+    if CHINESE.match(data):  # which expat does not know
+        try:
+            data, parser = data.decode("gb18030").encode(), expat.ParserCreate("utf-8")
+        except UnicodeDecodeError as error:
+            raise ImageError(f"it is no valid XML: it is not in the encoding that it declares: {error}") from error
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal open_elements
@@ -180,7 +194,7 @@ def _parsed(data: bytes) -> Element:
 
 def _number(text: str | None, where: str) -> float:
     try:
-        value = float((text or "").strip())
+        value = float((text or "").strip().replace("_", "x"))  # Python would take 1_0 for 10
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or abs(value) > 1e7:

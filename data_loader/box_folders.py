@@ -43,8 +43,7 @@ def find_annotated(root: str) -> tuple[list[tuple[str, str]], LeftOut]:
         if stem in images:
             problems.append(f"{path}: {Path(images[stem]).name} has the same stem: which of them counts?")
         images.setdefault(stem, path)
-    found = _annotations(labels_folder)
-    xml, txt = found
+    xml, txt = _annotations(labels_folder, problems)
     if xml and txt:
         both = f"{len(xml)} .xml and {len(txt)} .txt files"
         raise ListError([f"{labels_folder}: it holds {both}: which of them counts? move one kind elsewhere"])
@@ -96,7 +95,7 @@ def _images(folder: str, left_out: LeftOut) -> Sequence[str]:
         raise ListError([f"{error.filename}: the folder cannot be read: {error.strerror}"]) from error
 
 
-def _annotations(folder: str) -> tuple[dict[str, str], dict[str, str]]:
+def _annotations(folder: str, problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the .xml and the .txt files of a folder by their stems, in natural order of no account."""
     found: tuple[dict[str, str], dict[str, str]] = ({}, {})
     with os.scandir(folder) as entries:
@@ -105,7 +104,10 @@ def _annotations(folder: str) -> tuple[dict[str, str], dict[str, str]]:
             if entry.name.startswith(".") or entry.name == CLASS_NAMES_FILE or suffix.lower() not in SUFFIXES:
                 continue
             if is_file_or_broken_link(entry):
-                found[SUFFIXES.index(suffix.lower())][stem] = folder_prefix(folder) + entry.name
+                of_kind, path = found[SUFFIXES.index(suffix.lower())], folder_prefix(folder) + entry.name
+                if stem in of_kind:
+                    problems.append(f"{path}: {Path(of_kind[stem]).name} has the same stem: which of them counts?")
+                of_kind.setdefault(stem, path)
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_loader.band_image import Decoded
 from data_loader.bands import band_image_size
-from data_loader.box_annotations import Annotation, read_annotation
+from data_loader.box_annotations import MAX_OBJECTS, Annotation, read_annotation
 from data_loader.box_classes import check_count, found_classes, named_classes
 from data_loader.box_folders import coco_file, find_annotated
 from data_loader.box_geometry import fitted, oriented, scaled_to, within
@@ -180,6 +180,9 @@ class BoxTarget(Target):
         found: Annotation = sample.target
         if found.problem:
             raise ImageError(f"its annotation {found.path}: {found.problem}")
+        if (count := len(found.boxes)) > MAX_OBJECTS:
+            many = f"{count:,} objects, more than {MAX_OBJECTS:,} of one image; cut the image into smaller ones"
+            raise ImageError(f"its annotation {found.path} has {many}")
         read_size = band_image_size if self.has_bands else image_size
         upright, stored, orientation = read_size(sample.path, self.max_pixels)
         if found.size not in (None, upright, stored):

@@ -43,7 +43,7 @@ def read_coco(file: str, root: str, *, allow_outside_root: bool = False) -> Coco
     problems = Problems()
     categories = categories_of(data, problems)
     objects = objects_by_image(data, problems)
-    found = CocoData(classes=classes_of(categories, objects))
+    found = CocoData(classes=classes_of(categories))
     seen: set[str] = set()
     for entry in data["images"]:
         row = _row(entry, root, objects, categories, file, problems, allow_outside_root)
@@ -79,11 +79,15 @@ def load_coco(file: str) -> dict[str, Any]:
 
 
 def categories_of(data: dict[str, Any], problems: Problems) -> dict[int, dict[str, Any]]:
-    """Return the categories by id, in the order of their ids."""
+    """Return the categories by id, in the order of their ids; without an id 0 that heads others and has no objects."""
+    heads = [entry.get("supercategory") for entry in data["categories"] if entry.get("id") != 0]
+    is_used = any(type(number := entry.get("category_id")) is int and number == 0 for entry in data["annotations"])
     categories: dict[int, dict[str, Any]] = {}
     names: Counter[str] = Counter()
     for entry in data["categories"]:
         number, name = entry.get("id"), entry.get("name")
+        if type(number) is int and number == 0 and isinstance(name, str) and name in heads and not is_used:
+            continue  # Roboflow's, which may have a class's own name
         if type(number) is not int or not 0 <= number <= LARGEST_VALUE:
             problems.add(0, f"a category's id must be 0..{LARGEST_VALUE}, got {short_json(number)}")
         elif not isinstance(name, str) or not name.strip():
@@ -99,19 +103,17 @@ def categories_of(data: dict[str, Any], problems: Problems) -> dict[int, dict[st
     return dict(sorted(categories.items()))
 
 
-def classes_of(categories: dict[int, dict[str, Any]], objects: dict[Any, list[Any]]) -> tuple[MaskClass, ...]:
-    """Return the classes: all categories but an id 0 that heads others and has no objects."""
-    zero = categories.get(0)
-    if zero is not None:
-        is_used = any(entry.get("category_id") == 0 for entries in objects.values() for entry in entries)
-        heads = any(entry.get("supercategory") == zero["name"] for number, entry in categories.items() if number)
-        if heads and not is_used:
-            categories = {number: entry for number, entry in categories.items() if number}
+def classes_of(categories: dict[int, dict[str, Any]]) -> tuple[MaskClass, ...]:
+    """Return the classes, whose values are the categories' ids."""
     return named_classes([entry["name"] for entry in categories.values()], list(categories))
 
 
 def objects_by_image(data: dict[str, Any], problems: Problems) -> dict[Any, list[Any]]:
-    """Return the annotations by image_id."""
+    """Return the annotations by image_id, which must be the id of one image."""
+    ids = Counter(number for entry in data["images"] if type(number := entry.get("id")) in (int, str))
+    for number, count in ids.items():
+        if count > 1:
+            problems.add(0, f"{count} images have the same id {short_json(number)}")
     objects: defaultdict[Any, list[Any]] = defaultdict(list)
     for entry in data["annotations"]:
         number = entry.get("image_id")
@@ -166,9 +168,15 @@ def _annotation(file: str, objects: Sequence[dict[str, Any]], categories: dict[i
             raise ImageError(f"{where}: category_id {short_json(number)} is none of the categories")
         boxes.append(box_of(entry, where))
         names.append(categories[number]["name"])
-        ignored.append(entry.get("iscrowd") in (1, True))
+        ignored.append(_is_crowd(entry.get("iscrowd"), where))
     array = np.array(boxes, np.float64).reshape(-1, 4)
     return Annotation(file, array, tuple(names), ignored=np.array(ignored, bool))
+
+
+def _is_crowd(value: Any, where: str) -> bool:
+    if value not in (None, 0, 1):  # True and False are
+        raise ImageError(f"{where}: iscrowd must be 0 or 1, got {short_json(value)}")
+    return bool(value)
 
 
 def box_of(entry: dict[str, Any], where: str) -> list[float]:

@@ -51,7 +51,7 @@ def read_coco_records(file: Path, tags: Mapping[str, int], outcome: Outcome) -> 
     problems.raise_any(str(file))
     if tags:
         check_known(dict(tags), list(names.values()), file)
-    classes = [found.name for found in classes_of(categories, by_image)]
+    classes = [found.name for found in classes_of(categories)]
     labels = dict(tags) or {name: label for label, name in enumerate(classes)}
     found = CocoRecords(category=category_of_tags(labels), details=_details(categories))
     for entry in data["images"]:

@@ -158,6 +158,20 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     ),
     "deep": ("<annotation>" + "<a>" * 20 + "</a>" * 20 + "</annotation>", "deep in each other"),
     "no name": (voc([("", 1, 1, 2, 2)]), "object 1 has no name"),
+    "two boxes": (
+        voc([("red", 1, 1, 2, 2)]).replace("</bndbox>", "</bndbox><bndbox/>"),
+        'object 1 ("red") has 2 bndbox',
+    ),
+    "other letters": (
+        voc([("red", 1, 1, 2, 2)]).replace("object", "Object"),
+        "its objects are no <object> right within",
+    ),
+    "deeper": (
+        voc([("red", 1, 1, 2, 2)]).replace("<object>", "<objects><object>").replace("</object>", "</object></objects>"),
+        "its objects are no <object> right within <annotation>",
+    ),
+    "a separator": (voc([("red", 1, 1, "1_0", 2)]), 'xmax must be a number, got "1_0"'),
+    "not GBK": (b'<?xml version="1.0" encoding="GBK"?><annotation>\xff</annotation>', "not in the encoding that it"),
     "no box": ("<annotation><object><name>red</name></object></annotation>", 'object 1 ("red") has no bndbox'),
     "NaN": (voc([("red", "nan", 1, 2, 2)]), 'object 1 ("red"): xmin must be a number, got "nan"'),
     "no number": (voc([("red", 1, 1, "x", 2)]), 'xmax must be a number, got "x"'),
@@ -212,6 +226,8 @@ YOLO_BROKEN = {
     "2 0.5 0.5 0.1 0.1": "line 1: class 2 is outside 0..1",
     "\n1 0.5 0.5 nan 0.1": 'line 2: a coordinate must be a number, got "nan"',
     "1 50 50 20 20": "line 1: coordinates are shares of the image's sides, from 0 to 1, got [50.0, 50.0, 20.0, 20.0]",
+    "1 0.5 0.5 0.2 0.2 0.5 0.5 2 0.4 0.4 2": "line 1: a polygon's coordinates are from 0 to 1, got 2; key points",
+    "1 0.5 0.5 1_0 0.1": 'line 1: a coordinate must be a number, got "1_0"',
     "1 0.5 0.5 -0.1 0.1": "line 1: width and height must be at least 0, got -0.1 and 0.1",
 }
 
@@ -220,6 +236,36 @@ YOLO_BROKEN = {
 def test_a_broken_yolo_file_is_a_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     assert read_annotation(str(tmp_path / "a.txt"), NAMES).problem.startswith(YOLO_BROKEN[text])
+
+
+def test_annotations_in_gbk(tmp_path: Path) -> None:
+    text = '<?xml version="1.0" encoding="gb2312"?>' + voc([("红细胞", 1, 2, 30, 40)])
+    (tmp_path / "a.xml").write_bytes(text.encode("gbk"))
+    found = read_annotation(str(tmp_path / "a.xml"))
+    assert found.names == ("红细胞",) and found.boxes.tolist() == [[1, 2, 30, 40]] and not found.problem
+
+
+@pytest.mark.parametrize(("suffix", "other"), [(".xml", ".XML"), (".txt", ".Txt")])
+def test_two_annotations_of_one_stem_are_a_problem(tmp_path: Path, suffix: str, other: str) -> None:
+    write_boxes(tmp_path, train=2, valid=1)
+    labels = tmp_path / "train/labels"
+    for path in sorted(labels.iterdir()):
+        path.rename(path.with_suffix(suffix))
+    (labels / f"00{other}").write_text("", encoding="utf-8")
+    if len(list(labels.iterdir())) != 3:
+        pytest.skip("this file system knows no case")
+    with pytest.raises(ListError, match="has the same stem: which of them counts"):
+        BoxTarget(2).read_folder(str(tmp_path / "train"))
+
+
+def test_more_objects_than_a_loss_can_hold_are_a_problem(tmp_path: Path) -> None:
+    write_boxes(tmp_path, train=2, valid=1)
+    for path in (tmp_path / "train/labels").iterdir():
+        path.unlink()
+    (tmp_path / "train/labels/00.txt").write_text("0 .5 .5 .1 .1\n" * 20_001, encoding="utf-8")
+    target = BoxTarget(2)
+    with pytest.raises(ImageError, match="has 20,001 objects, more than 20,000 of one image; cut the image"):
+        target.scan(target.read_folder(str(tmp_path / "train")).samples[0])
 
 
 def test_yolo_polygons_have_boxes_around_them(tmp_path: Path) -> None:
@@ -270,10 +316,35 @@ COCO_BROKEN: dict[str, tuple[Any, str]] = {
     ),
     "no image": (changed(annotations={"image_id": 77}), "1 image_id of annotations are of no image, such as 77"),
     "same id": (changed(categories={"id": 7}), 'categories "blue" and "red" have the same id 7'),
+    "images of one id": (
+        {**changed(), "images": [*changed()["images"], {**changed()["images"][0], "file_name": "01.png"}]},
+        "2 images have the same id ",
+    ),
     "same name": (changed(categories={"name": "red"}), '2 categories are called "red"'),
     "no name": (changed(categories={"name": ""}), "category 3 has no name"),
     "count": (changed(categories={"supercategory": "x", "id": 9}), ""),
 }
+
+
+@pytest.mark.parametrize(("head", "names"), [("colours", NAMES), ("red", ("blue", "red"))])
+def test_an_id_0_that_heads_the_others_is_no_class(tmp_path: Path, head: str, names: tuple[str, ...]) -> None:
+    """As Roboflow writes it: of a data set of one class it has this class's name."""
+    write_boxes(tmp_path, train=2, valid=1)
+    data = coco([("00.png", [("red", 1, 2, 11, 22)]), ("01.png", [])])
+    data["categories"] = [{**entry, "supercategory": head} for entry in data["categories"] if entry["id"]]
+    data["categories"].insert(0, {"id": 0, "name": head, "supercategory": "none"})
+    file = tmp_path / "train/images/_annotations.coco.json"
+    file.write_text(json.dumps(data), encoding="utf-8")
+    target = BoxTarget(2)
+    found, _ = looked_at(target, target.read_folder(str(file.parent)))
+    assert found.class_names == names and found.class_counts() == [0, 1]
+    data["annotations"][0]["category_id"] = 0  # then it is a class
+    file.write_text(json.dumps(data), encoding="utf-8")
+    if head == "red":
+        with pytest.raises(ListError, match='2 categories are called "red"'):
+            target.read_folder(str(file.parent))
+    else:
+        assert BoxTarget(3).read_folder(str(file.parent)).class_names == (head, *names)
 
 
 @pytest.mark.parametrize("name", COCO_BROKEN)
@@ -298,6 +369,8 @@ def test_a_broken_coco_file_is_a_sentence(name: str, tmp_path: Path) -> None:
         ({"bbox": [1, 2, 10**400, 4]}, "bbox must be [x, y, width, height]"),
         ({"bbox": [1, 2, 3]}, "bbox must be [x, y, width, height], got [1, 2, 3]"),
         ({"bbox": []}, "has neither bbox nor polygons"),
+        ({"iscrowd": "1"}, 'iscrowd must be 0 or 1, got "1"'),
+        ({"iscrowd": 2}, "iscrowd must be 0 or 1, got 2"),
     ],
 )
 def test_a_broken_object_of_coco_is_its_images_problem(tmp_path: Path, entry: dict[str, Any], sentence: str) -> None:
