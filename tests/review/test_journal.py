@@ -20,8 +20,6 @@ from review.marks import Mark, Marks, result_of
 from review.review import open_review
 from tests.helpers.records import write_set
 
-KILLED_TIMES = 20
-
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
@@ -220,10 +218,11 @@ while True:
 """
 
 
-def test_a_kill_loses_nothing_that_was_acknowledged(source: Path) -> None:
+@pytest.mark.parametrize("times", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_kill_loses_nothing_that_was_acknowledged(source: Path, times: int) -> None:
     """A program that presses and acknowledges as fast as it can is killed at random times, again and again."""
     choice = random.Random(0)
-    for _ in range(KILLED_TIMES):
+    for _ in range(times):
         source.with_name("log.jsonl").unlink(missing_ok=True)
         process = subprocess.Popen([sys.executable, "-c", PRESSES, str(source)], cwd=ROOT, stdout=subprocess.PIPE)
         assert process.stdout
