@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -74,7 +75,7 @@ class Api:
         """Let a session go on with another file."""
         session, body = changing_session(self._desk, request), await body_of(request)
         source = self._desk.named_source(text_in(body, "path", 4096))
-        await run_sync(self._desk.opened, source)
+        await self._opened(source)
         session.source = source
         return json_response(await self._described(session))
 
@@ -148,9 +149,13 @@ class Api:
     async def _review_of(self, session: Session) -> Review:
         if session.source is None:
             raise RefusedError(409, "no file is open")
-        if self._desk.reviews.is_open(session.source):
-            return self._desk.reviews.get(session.source)
-        return await run_sync(self._desk.opened, session.source)
+        return self._desk.reviews.find(session.source) or await self._opened(session.source)
+
+    async def _opened(self, source: Path) -> Review:
+        review = await run_sync(self._desk.opened, source)
+        self._desk.reviews.find(source)  # the newest
+        self._desk.reviews.close_oldest()
+        return review
 
     async def _described(self, session: Session) -> dict[str, Any]:
         options = self._desk.options

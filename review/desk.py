@@ -51,27 +51,37 @@ class OpenReviews:
         """Add an open review."""
         self._open[source] = review, stack
 
+    def find(self, source: Path) -> Review | None:
+        """Return a file's review where it is open; it takes no time."""
+        if source not in self._open:
+            return None
+        self._open.move_to_end(source)
+        return self._open[source][0]
+
     def get(self, source: Path) -> Review:
-        """Return a file's review, opened where it is not. Raises UserError, OSError."""
+        """Return a file's review, opened where it is not, in any thread. Raises UserError, OSError."""
         with self._lock:
             if source not in self._open:
                 stack = ExitStack()
                 feedback, overwrite = self._options.feedback, self._options.overwrite
                 opened = open_review(source, self._options.tags, feedback=feedback, overwrite=overwrite)
-                review = stack.enter_context(opened)
-                self.add(source, stack, review)
-                if len(self._open) > MOST_OPEN:
-                    self._open.popitem(last=False)[1][1].close()
-            self._open.move_to_end(source)
+                self.add(source, stack, stack.enter_context(opened))
             return self._open[source][0]
 
-    def is_open(self, source: Path) -> bool:
-        """Return whether a file's review is open, so that `get` takes no time."""
-        return source in self._open
+    def close_oldest(self) -> None:
+        """Close what was opened too many, in the thread that changes reviews; the results so far are written.
+
+        Raises OSError.
+        """
+        while len(self._open) > MOST_OPEN:
+            review, stack = self._open.popitem(last=False)[1]
+            with stack:
+                if self._options.feedback:
+                    review.write_result()
 
     def all(self) -> Sequence[Review]:
         """Return the reviews that are open."""
-        return [review for review, _ in self._open.values()]
+        return [review for review, _ in list(self._open.values())]
 
 
 @dataclass

@@ -453,5 +453,21 @@ def test_a_file_below_the_root_is_opened(tmp_path: Path) -> None:
     )
 
 
+def test_of_many_files_the_one_longest_unused_is_closed_and_nothing_is_lost(tmp_path: Path) -> None:
+    for name in "abcdef":
+        write_annotations(tmp_path / name, [{"image_file": f"{name}.png"}], [])
+    with reviewing(None, "valid", input_root=tmp_path) as (port, desk):
+        client = Client(port)
+        client.begin()
+        for name in "abcdef":
+            client.post("open", path=f"{name}/annotation.json")
+            client.post("change", records=[0], tag="valid")
+        assert [review.annotations.folder.name for review in desk.reviews.all()] == ["c", "d", "e", "f"]
+        assert (tmp_path / "a" / "annotation_browser.json").exists()
+        assert client.post("open", path="a/annotation.json")["reviewed"] == 1
+        assert [review.annotations.folder.name for review in desk.reviews.all()] == ["d", "e", "f", "a"]
+        assert client.post("undo")["marks"]["0"]["tags"] is None
+
+
 def test_without_user_input_no_file_is_opened(client: Client) -> None:
     assert client.refused("open", path="annotation.json")[0] == 403
