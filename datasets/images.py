@@ -109,7 +109,7 @@ def extract_images(
 
 def label_by_folder(records: Sequence[Record], paths: Sequence[str]) -> list[str]:
     """Give each record the class of its first folder; return the class names in natural order."""
-    names = natural_sorted({path.split("/")[0] for path in paths if "/" in path})
+    names = natural_sorted({folder for path in paths if "/" in path and is_utf8(folder := path.split("/")[0])})
     if not names:
         raise DatasetError("--labels folders: no image lies in a folder; the first folder is the class")
     for record in records:

@@ -15,6 +15,7 @@ from common.formatting import is_utf8, short_json
 Record = dict[str, Any]
 
 NO_LABEL = -1
+MOST_CLASSES = 1_000_000  # as num_classes allows
 OUTSIDE_PX = 1.0  # that a box may lie outside its image
 MAX_PX = 1e7
 KEYS: dict[str, Any] = {  # with their defaults, in the order in which they are written
@@ -166,8 +167,8 @@ def _label_problems(record: Record, category: Sequence[str]) -> Iterator[str]:
     rows = [("label", label) for label in labels] + [("image_label", value(record, "image_label"))]
     texts = [*(names or [""] * len(labels)), value(record, "image_label_name")]
     for (key, label), name in zip(rows, texts, strict=True):
-        if type(label) is not int or label < NO_LABEL:
-            yield f"{key} must be a class's index or -1, got {short_json(label)}"
+        if type(label) is not int or not NO_LABEL <= label < MOST_CLASSES:
+            yield f"{key} must be a class's index below {MOST_CLASSES:,} or -1, got {short_json(label)}"
         elif not isinstance(name, str):
             yield f"a class's name must be text, got {short_json(name)}"
         elif category and label >= len(category):

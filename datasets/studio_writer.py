@@ -13,7 +13,7 @@ from data_loader.errors import ImageError
 from datasets.files import Annotations
 from datasets.objects import ImageObject, objects_of
 from datasets.outcome import Outcome
-from datasets.records import PER_OBJECT, Record, sparse, value
+from datasets.records import PER_OBJECT, Record, find_problems, normalized, sparse, value
 
 LOCAL_FILES = "/data/local-files/?d="
 SAFE = "/ ~!@$()*,;:'=[]"  # beside letters: what a local file's address holds as it is
@@ -27,11 +27,11 @@ KINDS = {  # region type: name of the control and its tag in the interface
 LABEL_KEYS = (*PER_OBJECT, "image_label", "image_label_name", "has_joints2d")
 
 
-def studio_items(found: Annotations, prefix: str, outcome: Outcome) -> list[dict[str, Any]]:
+def studio_items(found: Annotations, prefix: str, outcome: Outcome, *, is_ours: bool = False) -> list[dict[str, Any]]:
     """Return a task for each record: its labels under `annotations`, `predictions` under the same.
 
     What Label Studio has no place for is kept under `record` of a task's data. A record without any label gets no
-    annotation, so that it waits to be labelled.
+    annotation, so that it waits to be labelled. Predictions that cannot be used are left out, unless `is_ours`.
     """
     items = []
     for index, record in enumerate(found.records):
@@ -47,7 +47,10 @@ def studio_items(found: Annotations, prefix: str, outcome: Outcome) -> list[dict
         if result:
             item["annotations"] = [{"was_cancelled": False, "ground_truth": False, "result": result}]
         if proposals := value(record, "predictions"):
-            item["predictions"] = [_prediction(index, proposals, found.category, size)]
+            if not is_ours and (problem := _why_unusable(proposals, found.category, size)):
+                outcome.leave_out(f"{found.name(index)}: its predictions", problem)
+            else:
+                item["predictions"] = [_prediction(index, proposals, found.category, size)]
         items.append(item)
     return items
 
@@ -57,7 +60,7 @@ def predicted_tasks(records: list[Record], category: list[str]) -> tuple[list[di
 
     Addresses start from the folder that the records' paths start from, which Label Studio serves as local files.
     """
-    items = studio_items(Annotations(Path(), records, tuple(category)), "", Outcome())
+    items = studio_items(Annotations(Path(), records, tuple(category)), "", Outcome(), is_ours=True)
     for item in items:
         item["data"]["record"].pop("predictions", None)
     return items, studio_interface(category, 0)
@@ -77,6 +80,16 @@ def studio_interface(category: Sequence[str], joints: int) -> str:
             SubElement(control, "Choice" if kind == "choices" else "Label", {"value": text, **joint})
     indent(root)
     return tostring(root, encoding="unicode") + "\n"
+
+
+def _why_unusable(proposals: Record, category: Sequence[str], size: tuple[int, int]) -> str:
+    """Return what is wrong with a net's proposals, which are not checked as a record is read; "" where nothing is."""
+    if not all(size) and proposals.get("bboxes"):
+        return "width and height are not known, and the image cannot be read"
+    if not isinstance(proposals.get("scores", []), list):
+        return "scores must be a list"
+    checked = {**normalized(proposals), "width": size[0], "height": size[1]}
+    return next(find_problems(checked, category), "")
 
 
 def _size(found: Annotations, record: Record) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """extract/images and the entry tools.antgo: files, records, exit codes and sentences."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,17 @@ def test_a_kill_leaves_no_annotation(tmp_path: Path, function: str, count: int, 
     assert all(path.read_bytes() == (source / path.name).read_bytes() for path in target.glob("[0-9]*.png"))
     assert antgo.main([*words, "--overwrite"]) == 0
     assert len(records_of(target)) == 6 and not list(target.glob(".*"))
+
+
+def test_a_folder_that_is_not_utf8_is_no_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = os.fsencode(tmp_path / "photos") + b"/bad\xff"
+    try:
+        Path(os.fsdecode(folder)).mkdir(parents=True)
+    except OSError:
+        pytest.skip("this disk has UTF-8 names alone")
+    picture(tmp_path / "photos/a/1.png")
+    (Path(os.fsdecode(folder)) / "2.png").write_bytes((tmp_path / "photos/a/1.png").read_bytes())
+    words = ["extract/images", "--src", str(tmp_path / "photos"), "--tgt", str(tmp_path / "set"), "--labels", "folders"]
+    assert antgo.main(words) == 1
+    assert "its name is not UTF-8; rename it" in capsys.readouterr().err
+    assert json.loads((tmp_path / "set/meta.json").read_text())["meta"]["category"] == ["a"]

@@ -83,6 +83,8 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
         ({"bboxes": [[0, 0, 641.5, 5]]}, "box 0 lies outside its image of 640x480"),
         ({"bboxes": [[0, 0, float("nan"), 5]]}, "box 0 must be [x0, y0, x1, y1] in pixels"),
         ({"labels": [2], "label_names": []}, "label 2 is outside 0..1"),
+        ({"labels": [1_000_000]}, "label must be a class's index below 1,000,000 or -1, got 1000000"),
+        ({"image_label": 10**30}, "image_label must be a class's index below 1,000,000 or -1"),
         ({"label_names": ["heron"]}, 'label 1 is called "heron", but "tern" in meta.json'),
         ({"image_label": 0}, 'image_label 0 is called "tern", but "heron" in meta.json'),
         ({"segments": [[[1, 2], [3, 4]]]}, "segment 0 must be rings of at least 3 points"),
@@ -155,6 +157,7 @@ def test_tags() -> None:
         ("a:0,b", "some names have an index"),
         ("a:0,b:0", "gives an index twice"),
         ("a:0,b:2", "leaves out an index"),
+        ("a:0,b:1000000", "leaves out an index"),
         ("a,a", 'has "a" twice'),
         ("a,,b", "empty name"),
     ):

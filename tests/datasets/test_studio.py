@@ -39,6 +39,28 @@ def read(tmp_path: Path, *tasks: dict[str, Any], flags: tuple[str, ...] = (), co
     return records_of(made[-1]) if code < 2 else []
 
 
+@pytest.mark.parametrize(
+    ("proposals", "sentence"),
+    [
+        ({"bboxes": [[1]], "labels": [0]}, "box 0 must be [x0, y0, x1, y1]"),
+        ({"bboxes": [[1, 2, 3, 4]]}, "bboxes has 1 entries, labels has 0"),
+        ({"image_label": 7}, "image_label 7 is outside 0..2"),
+        ({"image_label": 0, "scores": 5}, "scores must be a list"),
+    ],
+)
+def test_predictions_that_cannot_be_used(
+    tmp_path: Path, proposals: dict[str, Any], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are left out, and the record with its own label stays."""
+    record = {"image_file": "a.jpg", "height": 48, "width": 64, "image_label": 1, "predictions": proposals}
+    source = write_set(tmp_path, [record])
+    words = ["label/studio", "--to", "--src", str(source), "--tgt", str(tmp_path / "out")]
+    assert antgo.main(words) == 1
+    assert f"left out: a.jpg: its predictions: {sentence}" in capsys.readouterr().err
+    (item,) = json.loads((tmp_path / "out/annotation_studio.json").read_text())
+    assert "predictions" not in item and len(item["annotations"]) == 1
+
+
 def test_the_contracts_item(tmp_path: Path) -> None:
     """The example of Label Studio's form, byte for byte in its values."""
     record = {
