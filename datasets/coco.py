@@ -154,12 +154,17 @@ def _area(ring: Sequence[Sequence[float]]) -> float:
     return abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(ring, following, strict=True))) / 2
 
 
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(type(joint) is int for joint in pair)
+
+
 def _details(categories: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Return skeleton (joint indices from 0) and names of the joints, of the first category that has them."""
     for entry in categories.values():
         if isinstance(names := entry.get("keypoints"), list) and names:
             pairs = entry.get("skeleton") or []
-            return {"skeleton": [[a - 1, b - 1] for a, b in pairs], "joints": names}
+            is_skeleton = isinstance(pairs, list) and all(_is_pair(pair) for pair in pairs)
+            return {"skeleton": [[a - 1, b - 1] for a, b in pairs] if is_skeleton else [], "joints": names}
     return {}
 
 

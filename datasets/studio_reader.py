@@ -57,6 +57,11 @@ def read_export(file: Path) -> list[dict[str, Any]]:
             raise DatasetError(f"{file}: {EXPECTED}, got {short_json(task)}")
         if not isinstance(task.get("annotations", []), list):
             raise DatasetError(f"{file}: {EXPECTED}, got annotations {short_json(task['annotations'])}")
+        for annotation in task.get("annotations", []):
+            if not isinstance(annotation, dict) or not isinstance(annotation.get("result", []), list):
+                raise DatasetError(f"{file}: {EXPECTED}, got an annotation {short_json(annotation)}")
+            if wrong := [region for region in annotation.get("result", []) if not _is_region(region)]:
+                raise DatasetError(f"{file}: {EXPECTED}, got a region {short_json(wrong[0])}")
     return tasks
 
 
@@ -121,6 +126,19 @@ def studio_records(
         records.append(record)
     problems.raise_any(str(file))
     return records
+
+
+def _is_region(region: Any) -> bool:
+    """Return whether a region has the form that Label Studio writes; its numbers are checked as it is read."""
+    content = region.get("value", {}) if isinstance(region, dict) else None
+    if not isinstance(content, dict):
+        return False
+    names = [content.get(kind, []) for kind in (*_SHAPES, "choices")]
+    if not all(isinstance(each, list) and all(isinstance(name, str) for name in each) for each in names):
+        return False
+    points = content.get("points", []) if region.get("type") == "polygonlabels" else []
+    are_points = isinstance(points, list) and all(isinstance(point, list) and len(point) == 2 for point in points)
+    return are_points and isinstance(content.get("rotation") or 0, (int, float))
 
 
 def _joint_names(tasks: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -208,6 +208,16 @@ def test_images_of_others_in_the_target_are_left_alone(tmp_path: Path, capsys: p
     assert len(records_of(tmp_path / "set")) == 2
 
 
+@pytest.mark.parametrize("skeleton", [5, [[1]], [["a", "b"]], None])
+def test_a_skeleton_of_another_form_is_none(tmp_path: Path, skeleton: Any) -> None:
+    source = odd_coco(tmp_path / "coco")
+    content = json.loads(source.read_text(encoding="utf-8"))
+    content["categories"][0]["skeleton"] = skeleton
+    source.write_text(json.dumps(content), encoding="utf-8")
+    assert antgo.main(["extract/coco", "--src", str(source), "--tgt", str(tmp_path / "set")]) < 2
+    assert json.loads((tmp_path / "set/meta.json").read_text(encoding="utf-8"))["meta"]["skeleton"] == []
+
+
 def test_areas_and_rings(tmp_path: Path) -> None:
     record = next(record for record in odd_records() if record["image_file"].startswith("b/#"))
     write_set(tmp_path / "set", [record])

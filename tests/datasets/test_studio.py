@@ -61,6 +61,23 @@ def test_predictions_that_cannot_be_used(
     assert "predictions" not in item and len(item["annotations"]) == 1
 
 
+@pytest.mark.parametrize(
+    "result",
+    [
+        *(None, [5], [{"value": None}], [region("choices", {"choices": "a"})]),
+        *([rect(1, 2, 3, 4, value={"rectanglelabels": 5})], [rect(1, 2, 3, 4, value={"rotation": "a"})]),
+        [region("polygonlabels", {"points": [1, 2], "polygonlabels": ["tern"]})],
+    ],
+)
+def test_results_of_another_form(tmp_path: Path, result: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = {"data": {"image": "/data/upload/3/0123abcd-a.png"}, "annotations": [{"result": result}]}
+    assert not read(tmp_path, task(rect(1, 2, 3, 4)), odd, code=2)
+    assert (
+        "expected Label Studio's JSON export, a list of tasks with data and annotations, got a"
+        in capsys.readouterr().err
+    )
+
+
 def test_the_contracts_item(tmp_path: Path) -> None:
     """The example of Label Studio's form, byte for byte in its values."""
     record = {
