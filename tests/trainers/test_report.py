@@ -6,6 +6,7 @@ import math
 import os
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image
 
 from trainers.evaluation.classification_metrics import ClassificationValidation, WorstImage, per_class_scores
 from trainers.reporting.classification_plots import class_tags, log_classification
-from trainers.reporting.report import TrainingReport, _capitalized, write_report
+from trainers.reporting.report import START_WEIGHTS, TrainingReport, _capitalized, write_report
 from trainers.reporting.tensorboard_logger import TrainingLogger
 
 EVIL = "<script>alert('x')</script>"
@@ -288,6 +289,12 @@ def test_projector_shows_at_most_1000_evenly_spread(tmp_path: Path) -> None:
 
 def test_names_that_become_alike_keep_tags_apart() -> None:
     assert class_tags(["a b", "a_b", "猫", ""]) == ["a_b_0", "a_b_1", "猫", "_"]
+
+
+def test_what_a_training_began_with_is_no_figure_of_its_best_epoch(tmp_path: Path) -> None:
+    report = replace(made_up(2), rows=[("mean IoU", "41.00 %"), (START_WEIGHTS, "a package 0.1.0, MIT")])
+    text = Page(write_report(report.to_dict(), tmp_path, images=load_image).read_text("utf-8")).text
+    assert "Mean IoU41.00 %best epoch" in text and "Start weightsa package 0.1.0, MIT\n" in text
 
 
 def test_measures_keep_their_own_capitals() -> None:

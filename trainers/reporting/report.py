@@ -26,6 +26,7 @@ PAGES: dict[str, Any] = {  # by task
 PLAIN_SECTIONS: dict[str, Any] = {  # unless a page has others; `first_score` is the key and name of a class's first one
     **{"matrix_note": "", "unit": "Images", "first_score": (), "strips": [], "strips_note": ""}
 }
+START_WEIGHTS = "start weights"  # a row that is no figure of the best epoch
 NO_MEASURES = {"epoch", "step", "loss", "train_loss"}  # the other keys of a point of the validation's curve
 
 
@@ -147,7 +148,10 @@ def _cards(report: dict[str, Any]) -> list[Card]:
         ),
         *of_earlier,
         *top5,
-        *(Card(_capitalized(name), value, "best epoch") for name, value in report["rows"]),
+        *(
+            Card(_capitalized(name), value, "" if name == START_WEIGHTS else "best epoch")
+            for name, value in report["rows"]
+        ),
         Card("Validation loss", number(best.get("loss")), f"final {number(final.get('loss'))}"),
         Card(
             "Best epoch", number(best.get("epoch")), f"of {number(final.get('epoch'))}, step {number(best.get('step'))}"

@@ -15,7 +15,7 @@ from configs.schema import Config
 from trainers.data.reading import Skipped
 from trainers.evaluation.classification_metrics import TOP1
 from trainers.evaluation.validation import Measure, Validation
-from trainers.reporting.report import TrainingReport, write_report
+from trainers.reporting.report import START_WEIGHTS, TrainingReport, write_report
 from trainers.runtime.device import describe_device
 from trainers.trainer import Trainer
 
@@ -42,7 +42,7 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
         final=val_curve[-1] if val_curve else {},
         rows=[
             *(best.report_rows() if best else ()),
-            *([("start weights", f"{start['package']}, {start['licence']}")] if start else []),
+            *([(START_WEIGHTS, f"{start['package']}, {start['licence']}")] if start else []),
         ],
         **(best.report_fields() if best else {}),
         curves=progress.curves,
