@@ -39,7 +39,7 @@ from data_loader.samples import ListError
 from datasets.cores import equal_parts, over_cores
 from datasets.errors import DatasetError
 from datasets.outcome import Outcome
-from datasets.records import FLAGS, KEYS, Record, value
+from datasets.records import FLAGS, KEYS, PER_OBJECT, Record, value
 
 KV_ENDING = "-kvrecord"
 FORMAT = 1
@@ -77,11 +77,12 @@ def divide(total: int, most: int, prefix: str) -> Shards:
 
 
 def readable_rows(rows: Sequence[Row], outcome: Outcome) -> list[Row]:
-    """Return the rows whose images, and label images, can be opened. Raises ListError for images by address alone."""
+    """Return the rows whose images, and label images, can be opened.
+
+    Raises ListError for images by address alone, and for keys that can be no feature.
+    """
     problems = [
-        f"record {index}: it has image_url alone ({value(record, 'image_url')}): --fetch downloads it"
-        for index, (record, _) in enumerate(rows)
-        if value(record, "image_url") and not value(record, "image_file")
+        f"record {index}: {problem}" for index, (record, _) in enumerate(rows) for problem in _find_problems(record)
     ]
     if problems:
         raise ListError(problems)
@@ -145,13 +146,19 @@ def _write_kv(
     name = shards.name(shards.ranges().index(part)) + KV_ENDING
     content = {"format": FORMAT, "total": len(part), "category": category, "first": part.start}
     with atomic_path(target / name) as temporary:
-        with (
-            lmdb.open(str(temporary), subdir=False, lock=False, map_size=MAP_BYTES) as base,
-            base.begin(write=True) as to,
-        ):
-            for record in part:
-                to.put(f"{shards.prefix}-{record:08}".encode(), example_of(*rows[record]))
-            to.put(b"__meta__", json.dumps(content, ensure_ascii=False).encode())
+        try:
+            with (
+                lmdb.open(str(temporary), subdir=False, lock=False, map_size=MAP_BYTES) as base,
+                base.begin(write=True) as to,
+            ):
+                for record in part:
+                    to.put(f"{shards.prefix}-{record:08}".encode(), example_of(*rows[record]))
+                to.put(b"__meta__", json.dumps(content, ensure_ascii=False).encode())
+        except lmdb.MemoryError as error:
+            text = f"LMDB needs {size_text(MAP_BYTES)} of addresses; allow them (ulimit -v unlimited)"
+            raise DatasetError(f"{target / name}: {text}, or use package/tfrecord") from error
+        except lmdb.Error as error:
+            raise DatasetError(f"{target / name}: LMDB cannot write it: {error}") from error
         size_bytes, checksum = temporary.stat().st_size, _sha256(temporary)
     return {"file": name, "records": len(part), "bytes": size_bytes, "sha256": checksum}
 
@@ -213,6 +220,8 @@ def _features(key: str, item: Any, flags: Sequence[int] = ()) -> dict[str, Featu
     if isinstance(item, float):
         return {key: [item]}
     if isinstance(item, (bool, int)):
+        if not -(2**63) <= item < 2**63:
+            raise DatasetError(f"{key} can be no feature: {item} has more than 64 bits")
         return {key: [int(item)]}
     if isinstance(item, list):
         return list_features(key, item, flags)
@@ -237,7 +246,9 @@ def list_features(key: str, items: list[Any], flags: Sequence[int] = ()) -> dict
 
 
 def _array(items: list[Any], kinds: set[type]) -> tuple[int, np.ndarray] | None:
-    """Return a list as an array with its type's number; None where its rows are unequal."""
+    """Return a list as an array with its type's number; None where its rows are unequal, or hold null or objects."""
+    if kinds - {bool, int, float}:
+        return None
     kind = INT8 if kinds == {bool} else INT64 if kinds <= {int, bool} and kinds else FLOAT32
     try:
         return kind, np.array(items, ARRAY_TYPES[kind])
@@ -265,6 +276,17 @@ def _leaves(items: Any) -> Iterator[Any]:
             yield from _leaves(item)
         else:
             yield item
+
+
+def _find_problems(record: Record) -> Iterator[str]:
+    """Yield why a record cannot be packed. Keys that are checked as it is read are features in any case."""
+    if value(record, "image_url") and not value(record, "image_file"):
+        yield f"it has image_url alone ({value(record, 'image_url')}): --fetch downloads it"
+    for key in record.keys() - set(PER_OBJECT):
+        try:
+            _encoded(key, record[key])
+        except DatasetError as error:
+            yield str(error)
 
 
 def _files(record: Record) -> dict[str, str]:

@@ -339,7 +339,9 @@ def test_mistakes(
         ({}, ["--num", "1"], "--num must be at least 2, got 1"),
         ({}, ["--prefix", "a/b"], "--prefix must be the beginning of a file's name"),
         ({"image_file": "", "image_url": "http://a/b.png"}, [], "it has image_url alone (http://a/b.png)"),
-        ({"own": [1, "a"]}, [], "own mixes text and numbers"),
+        ({"own": [1, "a"]}, [], "record 0: own mixes text and numbers"),
+        ({"own": None}, [], "record 0: own can be no feature: NoneType"),
+        ({"width": 2**63}, [], "record 0: width can be no feature: 9223372036854775808 has more than 64 bits"),
         ({"image_file": "nothing.png"}, [], "no record is left"),
         ({}, ["disk"], "are free"),
     ):
@@ -352,6 +354,42 @@ def test_mistakes(
         assert sentence in capsys.readouterr().err
         assert not list(tmp_path.glob("packs/P*"))
         source.write_text(json.dumps(records))
+
+
+def test_a_mistake_in_a_later_shard_leaves_no_earlier_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = thirty(tmp_path)
+    for number in (25, 28):
+        records[number]["own"] = [1, "a"]
+    write_set(tmp_path / "set", records)
+    folder = pack(tmp_path, "--num", "10", code=2)
+    errors = capsys.readouterr().err
+    assert "record 25: own mixes" in errors and "record 28: own mixes" in errors
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("items", "text"), [([None], "[null]"), ([[1], [None]], "[[1], [null]]"), ([{"a": 1}], '[{"a": 1}]')]
+)
+def test_lists_of_null_and_objects_are_json(items: list[Any], text: str) -> None:
+    """As an array null would be NaN."""
+    assert list_features("k", items) == {
+        **{"k": [text.encode()], "__k_shape": [len(text)], "__k_type": [4], "__k_json": [1]},
+    }
+
+
+def test_kv_needs_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More addresses than the processor has, as where they are limited, and a map that is too small."""
+    pytest.importorskip("lmdb")
+    write_set(tmp_path / "set", odd_records()[:1])
+    for size, sentence in ((2**60, "LMDB needs"), (4096, "LMDB cannot write it: ")):
+        monkeypatch.setattr("datasets.packing.MAP_BYTES", size)
+        folder = pack(tmp_path, verb="kv", code=2)
+        errors = capsys.readouterr().err
+        assert f"{folder}/P-00000-of-00001-kvrecord: {sentence}" in errors
+        assert not list(folder.iterdir())
+    assert "Traceback" not in errors
 
 
 def test_kv_holds_the_same_examples(tmp_path: Path) -> None:
