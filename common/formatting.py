@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of cells that spreadsheets compute (OWASP, "CSV Injection")
+HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")  # of JSON, unless its other half follows
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|nan)")
 
 
@@ -29,6 +30,14 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def parse_json(text: str) -> Any:
+    """Return a JSON text's content. Raises ValueError, also where it cannot be written again; RecursionError."""
+    content = json.loads(text)
+    if HALF_CHARACTER.search(text) and not is_utf8(json.dumps(content, ensure_ascii=False)):
+        raise ValueError(r"a text has half a character, such as \ud800 alone, which UTF-8 does not have")
+    return content
 
 
 def did_you_mean(name: str, known: Iterable[str], *, ignore_case: bool = False, count: int = 1) -> str:

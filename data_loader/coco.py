@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.formatting import short_json
+from common.formatting import parse_json, short_json
 from data_loader.box_annotations import Annotation, polygon_box
 from data_loader.box_classes import named_classes
 from data_loader.errors import ImageError
@@ -64,7 +64,7 @@ def read_coco(file: str, root: str, *, allow_outside_root: bool = False) -> Coco
 def load_coco(file: str) -> dict[str, Any]:
     """Return the content of a COCO file, three lists of objects. Raises ListError."""
     try:
-        data = json.loads(read_utf8(file))
+        data = parse_json(read_utf8(file))
     except json.JSONDecodeError as error:
         raise ListError([f"{file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}"]) from error
     except (ValueError, RecursionError) as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic_io import atomic_path, write_atomic
-from common.formatting import short_json
+from common.formatting import parse_json, short_json
 from data_loader.image_files import natural_sorted
 from data_loader.problems import Problems
 from data_loader.samples import ListError, current_folder
@@ -107,7 +107,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {**DEFAULT_META, "meta": dict(DEFAULT_DETAILS)}
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = parse_json(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: not valid JSON: {error}") from error
     details = found.get("meta", {}) if isinstance(found, dict) else None
@@ -272,7 +272,7 @@ def _whole(path: Path) -> Iterator[Any]:
 
 def _parsed(text: str, path: Path, line: int) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise ListError([f"{path}:{line + error.lineno - 1}:{error.colno}: not valid JSON: {error.msg}"]) from error
     except (ValueError, RecursionError) as error:

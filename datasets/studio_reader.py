@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from common.formatting import short_json
+from common.formatting import parse_json, short_json
 from data_loader.image_files import natural_sorted
 from data_loader.problems import Problems
 from datasets.errors import DatasetError
@@ -43,7 +42,7 @@ def read_export(file: Path) -> list[dict[str, Any]]:
     if file.suffix.lower() == ".csv":
         raise DatasetError(f"{file}: {EXPECTED}, got CSV")
     try:
-        tasks = json.loads(file.read_text(encoding="utf-8-sig"))
+        tasks = parse_json(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{file}: {EXPECTED}; it is not valid JSON: {error}") from error
     if isinstance(tasks, dict) and {"images", "annotations"} <= tasks.keys():

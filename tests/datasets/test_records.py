@@ -14,6 +14,7 @@ from common.paths import ROOT
 from datasets.files import free_name, read_annotations, source_files, write_annotations
 from datasets.records import KEYS, complete, find_problems, sparse
 from datasets.tags import category_of_tags, parse_tags
+from tools import antgo
 
 SQUARE = [[31.5, 40.0], [210.0, 40.0], [90.0, 300.0]]
 RECORD: dict[str, Any] = {  # of the contract's example
@@ -108,6 +109,28 @@ def test_mistakes_are_told_together_the_first_twenty(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert lines[17] == f"{path}: record 17: bboxes has 1 entries, labels has 0"
     assert len(lines) == 21 and lines[-1] == "... and 10 more"
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "\\uDC00a", "a\\udbff\\n"])
+def test_half_a_character_is_a_mistake(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON can hold one, UTF-8 cannot; both halves, and a backslash before, are text as any other."""
+    sources = {"annotation.json": f'[{{"image_file": "a.png", "own": {{"k": "{text}"}}}}]'}
+    sources["meta.json"] = f'{{"meta": {{"category": ["{text}"]}}}}'
+    sources["studio.json"] = f'[{{"data": {{"image": "{text}"}}}}]'
+    sources["coco.json"] = f'{{"images": [], "annotations": [], "categories": [{{"id": 1, "name": "{text}"}}]}}'
+    verbs = {"studio.json": ["label/studio", "--from"], "coco.json": ["extract/coco"]}
+    for name, content in sources.items():
+        (tmp_path / name).write_text(content)
+        words = verbs.get(name, ["package/coco"])
+        source = tmp_path / ("annotation.json" if name == "meta.json" else name)
+        assert antgo.main([*words, "--src", str(source), "--tgt", str(tmp_path / "out")]) == 2
+        errors = capsys.readouterr().err
+        assert str(tmp_path / name) in errors and "not valid JSON: a text has half a character" in errors
+        if name == "annotation.json":
+            whole = content.replace(text, r"\ud83d\ude00 \\ud800")
+            (tmp_path / name).write_text(whole)
+            (found,) = read_annotations(tmp_path / name).records
+            assert found["own"] == {"k": "\N{GRINNING FACE} \\ud800"}
 
 
 def test_flat_rings_and_masks_of_others_are_read(tmp_path: Path) -> None:
