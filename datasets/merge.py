@@ -12,12 +12,13 @@ from data_loader.samples import ListError
 from datasets.files import Annotations
 from datasets.outcome import Outcome
 from datasets.pictures import take_along
-from datasets.records import NO_LABEL, PER_OBJECT, Record, object_names, value
+from datasets.records import NO_LABEL, PER_OBJECT, Record, find_problems, object_names, value
 
 CONFLICTS = ("refuse", "first", "last", "keep")
 LABEL_KEYS = (*PER_OBJECT, "image_label", "image_label_name", "semantic_file")
 SAME_PX = 1e-6
 SAME = "records of the same image with the same labels, kept once"
+UNREADABLE = "predictions that cannot be read, dropped: their class indices would be of other classes"
 OTHER = "records of the same image with other labels, of which one is kept"
 
 
@@ -43,7 +44,7 @@ def merge(files: Sequence[Annotations], conflict: str, outcome: Outcome) -> Merg
     problems = []
     for found in files:
         for index, original in enumerate(found.records):
-            record = _relabelled(original, found.category, indices)
+            record = _with_proposals(_relabelled(original, found.category, indices), found.category, indices, outcome)
             place = places.setdefault(_identity(record, found.folder), len(rows))
             if place == len(rows):
                 rows.append((record, found.folder))
@@ -59,6 +60,13 @@ def merge(files: Sequence[Annotations], conflict: str, outcome: Outcome) -> Merg
     if problems:
         raise ListError(["the same image has other labels: choose with --conflict first, last or keep", *problems])
     return Merged(rows, category)
+
+
+def joint_details(files: Sequence[Annotations]) -> dict[str, Any]:
+    """Return what meta.json says of the joints: that of the first file which has a skeleton."""
+    details: list[dict[str, Any]] = [found.meta["meta"] for found in files]
+    first = next((each for each in details if each["skeleton"]), {})
+    return {key: first[key] for key in ("skeleton", "joints") if key in first}
 
 
 def merged_records(merged: Merged, target: Path, outcome: Outcome, *, no_pictures: bool) -> list[Record]:
@@ -80,6 +88,17 @@ def _relabelled(record: Record, category: Sequence[str], indices: dict[str, int]
     if label != NO_LABEL:
         moved["image_label"], moved["image_label_name"] = indices[category[label]], category[label]
     return moved
+
+
+def _with_proposals(record: Record, category: Sequence[str], indices: dict[str, int], outcome: Outcome) -> Record:
+    """Return a record whose predictions have the united classes' indices, without those that cannot be read."""
+    proposals = value(record, "predictions")
+    if not proposals or all(indices[name] == label for label, name in enumerate(category)):
+        return record
+    if next(find_problems(proposals, category), ""):
+        outcome.counts[UNREADABLE] += 1
+        return {key: item for key, item in record.items() if key != "predictions"}
+    return {**record, "predictions": _relabelled(proposals, category, indices)}
 
 
 def _are_same(first: Any, second: Any) -> bool:

@@ -245,4 +245,22 @@ def test_other_classes_are_not_overwritten(tmp_path: Path, capsys: pytest.Captur
     write_set(tmp_path / "set", odd_records()[:1])
     source = export(tmp_path / "x.json", task(rect(0, 0, 5, 5)))
     assert antgo.main(["label/studio", "--from", "--src", str(source), "--tgt", str(tmp_path / "set")]) == 2
-    assert "it holds meta.json already" in capsys.readouterr().err
+    assert "its meta.json has other classes" in capsys.readouterr().err
+
+
+def test_what_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The interface is refused as the tasks are; a further export beside the same classes leaves meta.json's words."""
+    source = write_set(tmp_path / "set", odd_records()[:1])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/annotation_studio.xml").write_text("mine")
+    words = ["label/studio", "--to", "--src", str(source), "--tgt", str(tmp_path / "out")]
+    assert antgo.main(words) == 2 and "it holds annotation_studio.xml already" in capsys.readouterr().err
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
+    assert antgo.main([*words, "--overwrite"]) == 0
+    export_file = export(tmp_path / "export/x.json", task(rect(0, 0, 5, 5)))
+    words = ["label/studio", "--from", "--src", str(export_file), "--tgt", str(tmp_path / "made")]
+    assert antgo.main(words) == 0
+    meta = json.loads((tmp_path / "made/meta.json").read_text()) | {"author": "ann"}
+    (tmp_path / "made/meta.json").write_text(json.dumps(meta))
+    assert antgo.main(words) == 0 and (tmp_path / "made/x_label_0.json").is_file()
+    assert json.loads((tmp_path / "made/meta.json").read_text()) == meta

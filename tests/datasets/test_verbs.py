@@ -74,6 +74,54 @@ def test_merge_of_the_same_counts_once(tmp_path: Path, capsys: pytest.CaptureFix
     assert "name those to unite" in capsys.readouterr().err
 
 
+def test_merge_counts_up_and_keeps_what_meta_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    details = {"skeleton": [[0, 1]], "joints": ["head", "tail"]}
+    for name, category in (("a", ["heron"]), ("b", ["tern"]), ("c", ["gull"])):
+        picture(tmp_path / name / "x.png", seed=ord(name))
+        meta = {"author": "ann", "meta": details if name == "b" else {}}
+        write_annotations(tmp_path / name, [{**BOX, "image_file": "x.png"}], category, meta)
+    out = tmp_path / "out"
+    words = ["label/merge", "--tgt", str(out), "--src"]
+    assert antgo.main([*words, f"{tmp_path}/a,{tmp_path}/b"]) == 0
+    meta = json.loads((out / "meta.json").read_text())
+    assert {key: meta["meta"][key] for key in ("skeleton", "joints", "category")} == {
+        **details,
+        "category": ["heron", "tern"],
+    }
+    (out / "meta.json").write_text(json.dumps(meta | {"license": "CC0"}))
+    before = (out / "annotation_merge.json").read_bytes()
+    for number in range(2):
+        assert antgo.main([*words, f"{tmp_path}/a,{tmp_path}/b"]) == 0
+        assert (out / f"annotation_merge_{number}.json").read_bytes() == before
+    assert json.loads((out / "meta.json").read_text()) == meta | {"license": "CC0"}
+    assert antgo.main([*words, f"{tmp_path}/a,{tmp_path}/c"]) == 2
+    assert "its meta.json has other classes" in capsys.readouterr().err
+    assert len(list(out.glob("*.json"))) == 4
+    (tmp_path / "file").write_text("")
+    assert antgo.main(["label/merge", "--src", f"{tmp_path}/a,{tmp_path}/b", "--to", str(tmp_path / "file")]) == 2
+    assert "it is a file, not a folder" in capsys.readouterr().err
+
+
+def test_merge_moves_the_classes_of_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    proposals = [
+        {"bboxes": [[1.0, 2.0, 3.0, 4.0]], "labels": [1], "image_label": 0, "score": 0.5, "scores": [0.25]},
+        {"image_label": 1, "image_label_name": "heron"},
+        {"labels": ["heron"]},
+    ]
+    (tmp_path / "b").mkdir()
+    write_annotations(tmp_path / "a", [{"image_file": "0.png", "predictions": proposals[2]}], ["heron"])
+    rows = [{"image_file": f"{number}.png", "predictions": each} for number, each in enumerate(proposals, 1)]
+    write_annotations(tmp_path / "b", rows, ["tern", "heron"])
+    words = ["label/merge", "--src", f"{tmp_path}/a,{tmp_path}/b", "--tgt", str(tmp_path / "out"), "--no-pictures"]
+    assert antgo.main(words) == 0
+    first, second, third, fourth = (r["predictions"] for r in records_of(tmp_path / "out/annotation_merge.json"))
+    assert first == proposals[2] and fourth == {}  # heron stays 0 in the first file
+    assert (second["labels"], second["label_names"], second["image_label"]) == ([0], ["heron"], 1)
+    assert (second["image_label_name"], second["score"], second["scores"]) == ("tern", 0.5, [0.25])
+    assert third == {"image_label": 0, "image_label_name": "heron"}
+    assert "note: 1 predictions that cannot be read, dropped" in capsys.readouterr().err
+
+
 def write_review(path: Path, rows: dict[int, tuple[str, list[str]]]) -> Path:
     content = {str(index): [{"id": index, "title": title, "tag": tags}] for index, (title, tags) in rows.items()}
     path.write_text(json.dumps(content), encoding="utf-8")

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from datasets.errors import DatasetError
-from datasets.files import META, check_target, free_name, read_annotations, source_files, write_annotations
-from datasets.merge import CONFLICTS, merge, merged_records
+from datasets.files import free_name, read_annotations, source_files, write_annotations
+from datasets.merge import CONFLICTS, joint_details, merge, merged_records
 from datasets.outcome import Outcome
-from tools.datasets.verb import Verb, add_pictures, add_source, finish
+from tools.datasets.verb import Verb, add_pictures, add_source, check_classes, finish
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,12 +26,13 @@ def run(args: argparse.Namespace) -> int:
     files = source_files(args.src)
     if len(files) < 2:
         raise DatasetError(f'--src "{args.src}" is one file; name those to unite, A.json,B.json')
-    check_target(args.tgt, args.overwrite, META)
     outcome = Outcome(args.overwrite)
-    merged = merge([read_annotations(file) for file in files], args.conflict, outcome)
+    found = [read_annotations(file) for file in files]
+    merged = merge(found, args.conflict, outcome)
+    meta = check_classes(args.tgt, merged.category, args.overwrite) or {"meta": joint_details(found)}
     records = merged_records(merged, args.tgt, outcome, no_pictures=args.no_pictures)
     name = free_name(args.tgt, "annotation_merge")
-    path = write_annotations(args.tgt, records, merged.category, name=name)
+    path = write_annotations(args.tgt, records, merged.category, meta, name=name)
     return finish(f"{path}: {len(records):,} records of {len(files)} files, {len(merged.category)} classes", outcome)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.atomic_io import write_atomic
 from datasets.errors import DatasetError
-from datasets.files import META, category_of, check_target, free_name, read_annotations, read_meta
+from datasets.files import check_target, free_name, read_annotations
 from datasets.outcome import Outcome
 from datasets.pictures import FOLDERS
 from datasets.records import Record, value
@@ -22,6 +22,7 @@ from tools.datasets.verb import (
     add_source,
     add_tags,
     add_target,
+    check_classes,
     check_source,
     finish,
     finish_records,
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(args: argparse.Namespace) -> int:
     stem = Path(args.src).stem
-    check_target(args.tgt, args.overwrite, f"{stem}_studio.json")
+    for ending in ("json", "xml"):
+        check_target(args.tgt, args.overwrite, f"{stem}_studio.{ending}")
     found = read_annotations(check_source(args.src))
     if args.tags:
         found = replace(found, category=tuple(category_of_tags(parse_tags(args.tags))))
@@ -70,17 +72,14 @@ def _read(args: argparse.Namespace) -> int:
     tasks = read_export(file)
     labels = parse_tags(args.tags) if args.tags else {name: label for label, name in enumerate(class_names(tasks))}
     category = category_of_tags(labels) if labels else []
-    check_target(args.tgt, args.overwrite, META) if _has_other_classes(args.tgt, category) else None
+    meta = check_classes(args.tgt, category, args.overwrite)
     outcome = Outcome(args.overwrite)
     records = studio_records(
         file, tasks, labels, args.prefix, args.which, outcome, keep_unlabelled=args.keep_unlabelled
     )
     args.no_pictures = args.no_pictures or not _are_beside(records, file.parent, args.tgt, outcome)
-    return finish_records(args, records, category, file.parent, outcome, name=free_name(args.tgt, f"{file.stem}_label"))
-
-
-def _has_other_classes(target: Path, category: list[str]) -> bool:
-    return (target / META).exists() and category_of(read_meta(target / META)) != category
+    name = free_name(args.tgt, f"{file.stem}_label")
+    return finish_records(args, records, category, file.parent, outcome, meta, name=name)
 
 
 def _are_beside(records: list[Record], source: Path, target: Path, outcome: Outcome) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from common.cli import FlagParser, run_program
 from common.console import printable, printable_lines
 from datasets.errors import DatasetError
-from datasets.files import ANNOTATION, source_files, write_annotations
+from datasets.files import ANNOTATION, META, category_of, check_target, read_meta, source_files, write_annotations
 from datasets.outcome import Outcome
 from datasets.pictures import take_along
 from datasets.records import Record, value
@@ -97,6 +97,20 @@ def check_elsewhere(source: Path, target: Path) -> None:
     """Raise DatasetError for a target that is the folder of the source file."""
     if target.resolve() == source.parent.resolve():
         raise DatasetError(f"--tgt {target}: it is the source's folder; name a folder elsewhere")
+
+
+def check_classes(folder: Path, category: Sequence[str], overwrite: bool) -> dict[str, Any] | None:
+    """Return the target's meta.json for a further file beside it, None where there is none yet.
+
+    Raises DatasetError for a target that is a file, or whose classes are others and are not to be overwritten.
+    """
+    check_target(folder, overwrite=True)
+    if not (folder / META).exists():
+        return None
+    meta = read_meta(folder / META)
+    if category_of(meta) != list(category) and not overwrite:
+        raise DatasetError(f"--tgt {folder}: its {META} has other classes; choose another folder or add --overwrite")
+    return meta
 
 
 def finish_records(
