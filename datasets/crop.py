@@ -29,6 +29,7 @@ def crop_objects(
     An object's box is made larger about its middle, by `ratio` of its larger side, or of both sides where the crop is
     not to be square, and cut at the image's border. Box, rings and joints move along.
     """
+    taken: set[str] = set()
     for index, record in enumerate(found.records):
         objects = objects_of(record, found.category)
         if not objects:
@@ -40,9 +41,14 @@ def crop_objects(
             continue
         for number, each in enumerate(objects):
             window = crop_window(each.box, image.size, ratio, is_square=is_square)
-            path, made = _cropped(record, each, number, window)
-            save_image(image.crop(window), target / path, is_jpeg=False, overwrite=outcome.overwrite)
-            yield made
+            made = _cropped(record, each, number, window, taken)
+            path = made["image_file"]
+            try:
+                save_image(image.crop(window), target / path, is_jpeg=False, overwrite=outcome.overwrite)
+            except FileExistsError as error:
+                outcome.leave_out(path, str(error.strerror))
+            else:
+                yield made
 
 
 def crop_window(box: list[float], size: tuple[int, int], ratio: float, *, is_square: bool) -> Window:
@@ -59,13 +65,17 @@ def crop_window(box: list[float], size: tuple[int, int], ratio: float, *, is_squ
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def _cropped(record: Record, found: ImageObject, number: int, window: Window) -> tuple[str, Record]:
-    """Return the path and the record of an object's crop."""
+def _cropped(record: Record, found: ImageObject, number: int, window: Window, taken: set[str]) -> Record:
+    """Return the record of an object's crop, whose path is none of those that are taken."""
     class_name = (found.name or str(found.label)).replace("/", "-").replace("\\", "-")
+    class_name = class_name if class_name.strip(".") else "-" * len(class_name)  # a folder's name, but not ..
     flat = value(record, "image_file").replace("/", "-")
     path = f"images/{class_name}/{flat}_box_{number}_label_{class_name}.png"
+    while path in taken:  # a/b.jpg and a-b.jpg
+        path = f"{path.removesuffix('.png')}-.png"
+    taken.add(path)
     shift = np.array([window[0], window[1]] * 2, np.float64)
     made: Record = {key: record[key] for key in KEPT if key in record}
     made |= {"image_file": path, "width": window[2] - window[0], "height": window[3] - window[1]}
     made |= {"image_label": found.label, "image_label_name": found.name}
-    return path, with_objects(made, [moved(found, lambda boxes: boxes - shift)])
+    return with_objects(made, [moved(found, lambda boxes: boxes - shift)])

@@ -125,7 +125,13 @@ def target_names(paths: Sequence[str], *, is_converted: bool) -> dict[str, str]:
         return {path: path for path in paths}
     made = {path: _converted(path) for path in paths}
     counts = Counter(made.values())
-    return {path: name if counts[name] == 1 else path + Path(name).suffix for path, name in made.items()}
+    taken: dict[str, str] = {}  # paths by their names; first those that stay as they are
+    for path in sorted(paths, key=lambda path: made[path] != path or counts[path] > 1):
+        name = made[path] if counts[made[path]] == 1 else path + Path(made[path]).suffix
+        while name in taken:  # a.tif beside a.png and a.tif.png
+            name += Path(name).suffix
+        taken[name] = path
+    return {path: name for name, path in taken.items()}
 
 
 def _converted(path: str) -> str:

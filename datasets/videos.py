@@ -105,7 +105,7 @@ def extract_videos(
             outcome.leave_out(path, "its name is not UTF-8; rename it")
             continue
         reader = VideoReader(av, folder / path, choice)
-        yield from _written(reader, path, names[path], target, outcome.overwrite)
+        yield from _written(reader, path, names[path], target, outcome)
         if reader.problem:
             outcome.leave_out(path, reader.problem)
 
@@ -188,7 +188,7 @@ def _upright(frame: Any) -> Image.Image:
     return image
 
 
-def _written(reader: VideoReader, path: str, name: str, target: Path, overwrite: bool) -> Iterator[Record]:
+def _written(reader: VideoReader, path: str, name: str, target: Path, outcome: Outcome) -> Iterator[Record]:
     """Yield the records of a video's frames, which several threads write while the next are decoded."""
     waiting: deque[tuple[Future[None], Record]] = deque()
     choice = reader.choice
@@ -200,12 +200,19 @@ def _written(reader: VideoReader, path: str, name: str, target: Path, overwrite:
             file = f"{stem}{frame.index}.{ending}"
             record: Record = {"image_file": file, "width": image.width, "height": image.height}
             record |= {"tag": path, "clip_tag": path, "timestamp": f"{frame.time_s:.6f}"}
-            saving = pool.submit(save_image, image, target / file, is_jpeg=choice.is_jpeg, overwrite=overwrite)
+            saving = pool.submit(save_image, image, target / file, is_jpeg=choice.is_jpeg, overwrite=outcome.overwrite)
             waiting.append((saving, record))
             while len(waiting) > 2 * THREADS:
-                saved, done = waiting.popleft()
-                saved.result()
-                yield done
-        for saved, done in waiting:
-            saved.result()
-            yield done
+                yield from _saved(*waiting.popleft(), outcome)
+        for each in waiting:
+            yield from _saved(*each, outcome)
+
+
+def _saved(saving: Future[None], record: Record, outcome: Outcome) -> Iterator[Record]:
+    """Yield the record of a frame once it is written; another file of its name is left alone."""
+    try:
+        saving.result()
+    except FileExistsError as error:
+        outcome.leave_out(record["image_file"], str(error.strerror))
+    else:
+        yield record

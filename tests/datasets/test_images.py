@@ -11,6 +11,7 @@ from PIL import Image
 
 from common.paths import ROOT
 from data_loader.decoding import decode
+from datasets.images import target_names
 from tests.helpers.killed import killed_at
 from tools import antgo
 
@@ -74,6 +75,15 @@ def test_max_size_shrinks_and_never_enlarges(photos: Path, tmp_path: Path) -> No
     assert all(decode(str(target / name)).size == size for name, size in sizes.items())
     assert (target / "a.png").read_bytes() == (photos / "鹭/a.png").read_bytes()
     assert np.array_equal(decode(str(target / "b.png.png")), decode(str(photos / "鹭/b.png")))
+
+
+def test_no_two_images_get_one_name() -> None:
+    """Beside the pair that keeps its endings lies an image whose name is just that."""
+    paths = ["a.bmp", "a.png", "a.tif", "a.tif.png", "b.tif", "b.JPG", "c/d.gif"]
+    assert target_names(paths, is_converted=True) == {
+        **{"a.bmp": "a.bmp.png", "a.png": "a.png.png", "a.tif": "a.tif.png.png", "a.tif.png": "a.tif.png"},
+        **{"b.tif": "b.png", "b.JPG": "b.JPG", "c/d.gif": "c/d.png"},
+    }
 
 
 def test_choice_of_images(photos: Path, tmp_path: Path) -> None:

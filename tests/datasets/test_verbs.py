@@ -225,6 +225,26 @@ def test_crops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert sentence in capsys.readouterr().err
 
 
+def test_names_of_crops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Paths that become one name, a class that would be the folder above, and another file that is there."""
+    records = [{**BOX, "image_file": name} for name in ("a/b.png", "a-b.png", "c.png")]
+    for number, record in enumerate(records):
+        picture(tmp_path / "set" / record["image_file"], seed=number)
+    source = write_annotations(tmp_path / "set", [*records[:2], {**records[2], "labels": [1]}], ["tern", ".."])
+    words = ["extract/crop", "--src", str(source), "--tgt", str(tmp_path / "out")]
+    assert antgo.main(words) == 0
+    found = [record["image_file"] for record in records_of(tmp_path / "out")]
+    stem = "images/tern/a-b.png_box_0_label_tern"
+    assert found == [f"{stem}.png", f"{stem}-.png", "images/--/c.png_box_0_label_--.png"]
+    assert len({(tmp_path / "out" / name).read_bytes() for name in found}) == 3
+    (tmp_path / "out/annotation.json").unlink()
+    (tmp_path / "out" / found[0]).write_bytes(b"somebody's")
+    assert antgo.main(words) == 1
+    assert f"left out: {found[0]}: another file of this name is there already" in capsys.readouterr().err
+    assert [record["image_file"] for record in records_of(tmp_path / "out")] == found[1:]
+    assert (tmp_path / "out" / found[0]).read_bytes() == b"somebody's"
+
+
 def test_lists_of_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = labelled(40)
     source = write_set(tmp_path / "set", records)

@@ -101,6 +101,20 @@ def test_videos_of_one_name_have_their_own_folders(tmp_path: Path) -> None:
     assert folder_names(["x/a.mp4", "y/a.mp4"]) == {"x/a.mp4": "x/a", "y/a.mp4": "y/a"}
 
 
+def test_another_file_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video = write_video(tmp_path / "a.mp4", [0, 100, 200])
+    words = ["extract/videos", "--src", str(video), "--every", "1", "--tgt"]
+    assert antgo.main([*words, str(tmp_path)]) == 2
+    assert "it is the source's folder" in capsys.readouterr().err
+    other = tmp_path / "set/a/a_every-1_frame-1.png"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"somebody's")
+    assert antgo.main([*words, str(tmp_path / "set")]) == 1
+    assert "left out: a/a_every-1_frame-1.png: another file of this name is there" in capsys.readouterr().err
+    assert other.read_bytes() == b"somebody's"
+    assert numbers(tmp_path / "set", records_of(tmp_path / "set")) == [0, 2]
+
+
 def test_a_cut_video_gives_what_came_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = write_video(tmp_path / "clips/whole.mp4", [40 * i for i in range(24)], fast=True)
     data = whole.read_bytes()

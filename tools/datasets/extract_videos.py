@@ -11,7 +11,7 @@ from datasets.files import ANNOTATION, check_target, write_annotations
 from datasets.images import check_folders, check_side
 from datasets.outcome import Outcome
 from datasets.videos import FrameChoice, extract_videos, find_videos, load_av
-from tools.datasets.verb import Verb, add_source, add_target, finish
+from tools.datasets.verb import Verb, add_source, add_target, check_elsewhere, finish
 
 DEFAULT_RATE = 15.0
 
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         raise DatasetError(f"--src {source}: it is not there{current_folder(str(source))}")
     if source.is_dir():
         check_folders(source, args.tgt)
+    else:
+        check_elsewhere(source, args.tgt)
     check_target(args.tgt, args.overwrite)
     folder, paths = find_videos(source)
     load_av()
