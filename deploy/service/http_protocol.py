@@ -20,6 +20,7 @@ PENDING = "pending"  # in the scope's state: the future that the request waits f
 DISCONNECTED = "disconnected"  # there too: its client has gone
 LINGER_S = 5.0  # for the rest of a body after its response: closing at once would discard the response
 MAX_PIPELINED = 64  # requests of one connection that wait for an earlier one's response
+LEAST_READ_BYTES = 16_384  # of a response that waits for its client, within the request's time limit
 GRACE_S = 2.0  # after the request's own time limit, for the response that reports it
 
 
@@ -35,6 +36,7 @@ class LimitedProtocol(HttpToolsProtocol):
     limits: Limits
     on_rejection: Callable[[int], None]
     _timer: asyncio.TimerHandle | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
     _rejection: tuple[int, str] | None = None
     _head_bytes = 0
     _gap_bytes = 0  # since the body's last bytes: a chunk's head, or the trailers
@@ -55,8 +57,19 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the requests of a client that has gone."""
         self._set_timer(None)
+        self._stop_unread_timer()
         self._end_requests()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Start the timer of a client that does not read its response."""
+        super().pause_writing()
+        self._set_unread_timer()
+
+    def resume_writing(self) -> None:
+        """Stop that timer: the client has read."""
+        self._stop_unread_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count the bytes before a request's body, and between and after its chunks."""
@@ -171,6 +184,22 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None else self.loop.call_later(seconds, self._on_timeout)
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def _set_unread_timer(self) -> None:
+        self._stop_unread_timer()
+        most = self.transport.get_write_buffer_size() - LEAST_READ_BYTES
+        self._unread_timer = self.loop.call_later(self.limits.request_timeout_s, self._on_unread, most)
+
+    def _on_unread(self, most: int) -> None:
+        if self.transport.get_write_buffer_size() > most:
+            self.transport.abort()  # `close` would wait for the client
+        else:
+            self._set_unread_timer()
 
     def _on_timeout(self) -> None:
         if self._is_in_body or self._is_rejected:

@@ -29,6 +29,8 @@ MEMBERS: dict[str, dict[str, tuple[str, ...] | None]] = {  # a method's paramete
         "on_response_complete": ("self",),
         "send_400_response": ("self", "msg"),
         "timeout_keep_alive_handler": ("self",),
+        "pause_writing": ("self",),
+        "resume_writing": ("self",),
         "_unset_keepalive_if_required": ("self",),
         "connections": None,
         "cycle": None,
