@@ -146,6 +146,8 @@ def _path_problems(record: Record) -> Iterator[str]:
         url = record.get(key, "")
         if url and not url.startswith(("http://", "https://")):
             yield f'{key} must begin with http:// or https://, got "{url}"'
+        elif not is_utf8(url):
+            yield f"{key} {url!r} is not UTF-8"
 
 
 def _box_problems(record: Record) -> Iterator[str]:

@@ -80,6 +80,7 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
         ({"image_file": "/a.jpg"}, 'image_file "/a.jpg" is absolute'),
         ({"image_file": "a/../../b.jpg"}, "leaves the folder"),
         ({"image_url": "ftp://a"}, "image_url must begin with http:// or https://"),
+        ({"image_url": "http://a/\ud800"}, "image_url 'http://a/\\ud800' is not UTF-8"),
         ({"bboxes": [[5, 0, 5, 5]]}, "box 0 must have x0 < x1 and y0 < y1"),
         ({"bboxes": [[0, 0, 641.5, 5]]}, "box 0 lies outside its image of 640x480"),
         ({"bboxes": [[0, 0, float("nan"), 5]]}, "box 0 must be [x0, y0, x1, y1] in pixels"),
