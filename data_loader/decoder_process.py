@@ -27,7 +27,7 @@ from common.errors import ProgramError
 from common.paths import ROOT
 from data_loader.band_image import Decoded, image_of
 from data_loader.decode_guard import GUARD
-from data_loader.decoder_worker import BAD, BYTES, FIT, LOOK, PATH, PIXELS, REPLY, REQUEST, SHOW, SIZE, WHOLE
+from data_loader.decoder_worker import BAD, BYTES, FIT, LOOK, MEASURE, PATH, PIXELS, REPLY, REQUEST, SHOW, SIZE, WHOLE
 from data_loader.preprocess import ImageError, Preprocess
 
 WORKER = "data_loader.decoder_worker"
@@ -112,6 +112,14 @@ class DecoderPool:
         """
         content = self._call(lambda decoder: decoder.call(LOOK, source, max_pixels, side_px))
         return Image.frombytes("RGB", SIZE.unpack_from(content), content[SIZE.size :])
+
+    def measure(self, source: str | bytes, max_pixels: int) -> tuple[int, int]:
+        """Return an image's (width, height), from its head.
+
+        Raises ImageError, DecodeTimeoutError, DecoderStartError.
+        """
+        width, height = SIZE.unpack(self._call(lambda decoder: decoder.call(MEASURE, source, max_pixels)))
+        return width, height
 
     def is_stalled(self, seconds: float) -> bool:
         """Return whether every process is busy, and none has finished anything for so long."""

@@ -28,14 +28,14 @@ from common.malloc import return_freed_memory
 from data_loader.band_image import Decoded, gaps_of
 from data_loader.bands import has_rasterio
 from data_loader.decode_guard import GUARD
-from data_loader.decoding import decode
+from data_loader.decoding import decode, image_size
 from data_loader.preprocess import Preprocess, as_array
 
-# FIT, WHOLE, SHOW or LOOK, BYTES or PATH, max_pixels, longest side to show, bytes of the source
+# FIT, WHOLE, SHOW, LOOK or MEASURE, BYTES or PATH, max_pixels, longest side to show, bytes of the source
 REQUEST = struct.Struct("<ccQIQ")
 REPLY = struct.Struct("<cQ")  # READY, PIXELS, BAD or BUG, bytes that follow
 SIZE = struct.Struct("<II")  # width and height of an image as decoded, or to show, before the pixels
-FIT, WHOLE, SHOW, LOOK = b"f", b"w", b"s", b"l"
+FIT, WHOLE, SHOW, LOOK, MEASURE = b"f", b"w", b"s", b"l", b"m"
 BYTES, PATH = b"b", b"p"
 READY, PIXELS, BAD, BUG = b"r", b"p", b"e", b"x"
 OVERTIME = 3  # times the deadline, after which the process ends itself: its parent was killed
@@ -70,10 +70,10 @@ def _reply(requests: BinaryIO, header: bytes, preprocess: Preprocess, most_s: fl
     source: bytes | str = requests.read(size)
     if form == PATH:
         source = os.fsdecode(source)
-    work: Callable[..., bytes] = {FIT: _fit, WHOLE: _whole, SHOW: _show, LOOK: _look}[kind]
+    work: dict[bytes, Callable[..., bytes]] = {FIT: _fit, WHOLE: _whole, SHOW: _show, LOOK: _look, MEASURE: _measure}
     signal.setitimer(signal.ITIMER_REAL, most_s)
     try:
-        return PIXELS, work(source, preprocess, max_pixels, side_px)
+        return PIXELS, work[kind](source, preprocess, max_pixels, side_px)
     except ValueError as error:  # ImageError, or an image that cannot be fitted
         return BAD, str(error).encode("utf-8", "surrogateescape")
     except MemoryError:
@@ -127,6 +127,11 @@ def _look(source: bytes | str, preprocess: Preprocess, max_pixels: int, side_px:
     if max(image.size) > side_px:
         image.thumbnail((side_px, side_px))
     return SIZE.pack(*image.size) + as_array(image).tobytes()
+
+
+def _measure(source: bytes | str, preprocess: Preprocess, max_pixels: int, _: int) -> bytes:
+    """Return SIZE as `decode` would give it; no pixel is decoded."""
+    return SIZE.pack(*image_size(source, max_pixels)[0])
 
 
 def _decoded(source: bytes | str, preprocess: Preprocess, max_pixels: int) -> Decoded:

@@ -120,7 +120,7 @@ def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
 
 
 @guarded
-def image_size(path: str, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], tuple[int, int], int]:
+def image_size(path: str | bytes, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Return an image's (width, height) as `decode` gives it and as it is stored, and its EXIF orientation.
 
     Raises ImageError.

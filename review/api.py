@@ -11,20 +11,22 @@ import math
 from pathlib import Path
 from typing import Any
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from data_loader.errors import ImageError
-from datasets.records import value
 from review.desk import Desk
 from review.errors import RefusedError
 from review.images import SMALL_SIDES, version_of
 from review.marks import Change
-from review.record_view import mark_view, record_view
+from review.record_view import find_sizes, mark_view, record_view
 from review.requests import body_of, changing_session, choice_in, known_session, records_in, session_of, text_in
 from review.review import Review
 from review.sessions import Session
+
+IMAGES_AT_ONCE, LOGINS_AT_ONCE = 8, 2  # so that slow images and many logins leave threads to the rest
 
 
 class Api:
@@ -32,6 +34,7 @@ class Api:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self._images, self._logins = CapacityLimiter(IMAGES_AT_ONCE), CapacityLimiter(LOGINS_AT_ONCE)
 
     async def session(self, request: Request) -> Response:
         """Return who is there and what is reviewed; a browser without a session gets one where there are no users."""
@@ -54,7 +57,7 @@ class Api:
         if wait_s := desk.attempts.wait_s(*keys):
             seconds = math.ceil(wait_s)
             raise RefusedError(429, f"too many tries; try again in {seconds} seconds", seconds)
-        if not await run_sync(desk.users.verify, name, password):
+        if not await run_sync(desk.users.verify, name, password, limiter=self._logins):
             raise RefusedError(401, "the name or the password is wrong")
         cookie, _ = desk.sessions.begin(name, desk.source)
         response = json_response({"user": name})
@@ -91,7 +94,12 @@ class Api:
         review = await self._review_of(session)
         records = records_in(body, len(review))
         others = review.leases.look(records, session.user) if review.marks else {}
-        views = await run_sync(lambda: [record_view(review, index) for index in records])
+
+        def views_of() -> list[dict[str, Any]]:
+            find_sizes(review, records, lambda index: self._desk.images.size(self._desk.image_path(review, index)))
+            return [record_view(review, index) for index in records]
+
+        views = await run_sync(views_of)
         found = [{**view, "holder": others.get(view["index"], "")} for view in views]
         return json_response({"records": found, "reviewed": review.num_reviewed})
 
@@ -128,18 +136,16 @@ class Api:
     async def image(self, request: Request) -> Response:
         """Return a record's image, small with ?side=N, else whole."""
         review = await self._review_of(known_session(self._desk, request))
-        index, side = request.path_params["index"], request.query_params.get("side", "")
+        number, side = request.path_params["index"], request.query_params.get("side", "")
+        index = int(number) if number.isdecimal() and len(number) < 10 else len(review)
         if index >= len(review) or (side and side not in map(str, SMALL_SIDES)):
             raise RefusedError(404, "there is no such image")
-        name = value(review.annotations.records[index], "image_file")
-        if not name:
-            raise RefusedError(404, "the record names no file; its address is not fetched")
-        path = review.annotations.folder / name
+        path = self._desk.image_path(review, index)
         try:
             etag = f'"{version_of(path)}-{index}-{side}"'
             if request.headers.get("if-none-match") == etag:
                 return Response(status_code=304, headers={"etag": etag})
-            shown = await run_sync(self._desk.images.image, path, int(side or 0))
+            shown = await run_sync(self._desk.images.image, path, int(side or 0), limiter=self._images)
         except (ImageError, OSError) as error:
             raise RefusedError(422, str(error)) from error
         if shown.path:
@@ -149,11 +155,11 @@ class Api:
     async def _review_of(self, session: Session) -> Review:
         if session.source is None:
             raise RefusedError(409, "no file is open")
-        return self._desk.reviews.find(session.source) or await self._opened(session.source)
+        return await self._opened(session.source)
 
     async def _opened(self, source: Path) -> Review:
-        review = await run_sync(self._desk.opened, source)
-        self._desk.reviews.find(source)  # the newest
+        while (review := self._desk.reviews.find(source)) is None:  # again where others have closed it meanwhile
+            await run_sync(self._desk.opened, source)
         self._desk.reviews.close_oldest()
         return review
 
@@ -180,7 +186,7 @@ class Api:
             "tags": list(review.tags),
             "can_mark": review.marks is not None,
             "classes": list(found.category),
-            "skeleton": found.meta["meta"]["skeleton"],
+            "skeleton": _limbs(found.meta["meta"]["skeleton"]),
             "has_answers": bool(review.answers),
         }
 
@@ -192,6 +198,12 @@ def json_response(content: Any, status: int = 200) -> Response:
     """Return JSON."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Response(text.encode("utf-8", "replace"), status, media_type="application/json")
+
+
+def _limbs(skeleton: Any) -> list[list[int]]:
+    """Return the pairs of joints of meta.json's skeleton, which nobody has checked."""
+    pairs = skeleton if isinstance(skeleton, list) else []
+    return [pair for pair in pairs if isinstance(pair, list) and [type(joint) for joint in pair] == [int, int]]
 
 
 def _changed(review: Review, change: Change) -> Response:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deploy.service.origins import OWN_ORIGIN
 from deploy.service.page_headers import PAGE_POLICY, SECURITY_HEADERS
 from review.api import Api, json_response
 from review.desk import Desk
@@ -40,7 +41,7 @@ def make_app(desk: Desk) -> ASGIApp:
         *(Route(path, _file(PAGE / name, kind)) for path, (name, kind) in PAGE_FILES.items()),
         Route("/api/session", api.session),
         Route("/api/list", api.list),
-        Route("/image/{index:int}", api.image),
+        Route("/image/{index}", api.image),
         *(Route(f"/api/{name}", endpoint, methods=["POST"]) for name, endpoint in posts.items()),
     ]
     handlers = {RefusedError: _refused, HTTPException: _no_route, OSError: _not_written, Exception: _bug}
@@ -68,6 +69,8 @@ class OriginMiddleware:
         app = self._app
         headers = dict(scope["headers"])
         code, reason = self._origins.refusal(scope["method"], scope["path"], headers, scope["server"][0])
+        if not code and scope["path"] != "/" and headers.get(b"sec-fetch-site", b"none") not in OWN_ORIGIN:
+            code = 403  # else its images and scripts would begin sessions and keep decoders busy
         if code:
             app = json_response({"code": code, "msg": FOREIGN if code == 403 else reason}, code)
         await app(scope, receive, send_with_headers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from data_loader.samples import ListError
 from datasets.errors import DatasetError
+from datasets.records import value
 from deploy.service.origins import AllowedOrigins
 from review.errors import RefusedError, ReviewError
 from review.images import ImageShow
@@ -61,12 +63,14 @@ class OpenReviews:
     def get(self, source: Path) -> Review:
         """Return a file's review, opened where it is not, in any thread. Raises UserError, OSError."""
         with self._lock:
-            if source not in self._open:
-                stack = ExitStack()
-                feedback, overwrite = self._options.feedback, self._options.overwrite
-                opened = open_review(source, self._options.tags, feedback=feedback, overwrite=overwrite)
-                self.add(source, stack, stack.enter_context(opened))
-            return self._open[source][0]
+            if found := self._open.get(source):
+                return found[0]
+            stack = ExitStack()
+            feedback, overwrite = self._options.feedback, self._options.overwrite
+            opened = open_review(source, self._options.tags, feedback=feedback, overwrite=overwrite)
+            review = stack.enter_context(opened)
+            self.add(source, stack, review)
+            return review
 
     def close_oldest(self) -> None:
         """Close what was opened too many, in the thread that changes reviews; the results so far are written.
@@ -74,10 +78,13 @@ class OpenReviews:
         Raises OSError.
         """
         while len(self._open) > MOST_OPEN:
-            review, stack = self._open.popitem(last=False)[1]
-            with stack:
-                if self._options.feedback:
-                    review.write_result()
+            source, (review, stack) = next(iter(self._open.items()))
+            try:
+                with stack:
+                    if self._options.feedback:
+                        review.write_result()
+            finally:
+                del self._open[source]  # not before: `get` would lock it beside this lock, whose end ends both
 
     def all(self) -> Sequence[Review]:
         """Return the reviews that are open."""
@@ -112,11 +119,28 @@ class Desk:
                 return found
         raise RefusedError(404, f'there is no "{text[:200]}" below the folder that may be opened')
 
+    def image_path(self, review: Review, index: int) -> Path:
+        """Return the file of a record's image; of a JSON that a person named, none outside the input root.
+
+        Raises RefusedError.
+        """
+        name = value(review.annotations.records[index], "image_file")
+        if not name:
+            raise RefusedError(404, "the record names no file; its address is not fetched")
+        path = review.annotations.folder / name
+        root = self.options.input_root
+        if root is not None and review.annotations.path != self.source:
+            with suppress(OSError, RuntimeError):
+                if path.resolve().is_relative_to(root.resolve()):
+                    return path
+            raise RefusedError(404, "the image is a link to outside the folder that may be opened")
+        return path
+
     def opened(self, source: Path) -> Review:
         """Return a file's review. Raises RefusedError with the reason why it cannot be opened."""
         try:
             return self.reviews.get(source)
         except (ReviewError, ListError, DatasetError) as error:
-            raise RefusedError(422, str(error)) from error
+            raise RefusedError(422, str(error).replace(f"{source.parent}{os.sep}", "")) from error
         except OSError as error:
             raise RefusedError(422, f"{source.name}: {error.strerror or error}") from error

@@ -17,6 +17,7 @@ from data_loader.errors import ImageError
 from data_loader.preprocess import Preprocess
 
 TIMEOUT_S = 20.0  # for one image
+MEASURE_S = 5.0  # for its head
 CACHE_BYTES = 64_000_000
 HEAD_BYTES = 65_536
 SMALL_SIDES = (160, 320, 640)  # that the page asks for
@@ -37,6 +38,7 @@ class ImageShow:
 
     def __init__(self, workers: int = 0) -> None:
         self._pool = DecoderPool(Preprocess(8, 8), workers or min(os.cpu_count() or 1, 4), TIMEOUT_S)
+        self._heads = DecoderPool(Preprocess(8, 8), 1, MEASURE_S)  # it starts when it is first needed
         self._cache: OrderedDict[tuple[str, int, str], bytes] = OrderedDict()
         self._cached_bytes = 0
         self._lock = threading.Lock()
@@ -52,9 +54,17 @@ class ImageShow:
             return ShownImage(media_type, path=path)
         return ShownImage("image/jpeg", self._decoded(path, LARGEST_SIDE, JPEG_QUALITY["whole"]))
 
+    def size(self, path: Path) -> tuple[int, int]:
+        """Return an image's width and height, from its head; call it from any thread.
+
+        Raises ImageError, DecoderStartError.
+        """
+        return self._heads.measure(str(path), MAX_PIXELS)
+
     def close(self) -> None:
         """End the processes."""
         self._pool.close()
+        self._heads.close()
 
     def _small(self, path: Path, side_px: int) -> bytes:
         key = (str(path), side_px, version_of(path))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Journal:
         self.path = path
         head = {"format": FORMAT, "source": source.name, "sha256": _sha256(source)}
         is_new = not path.exists()
+        self._is_torn = False
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self.events = list(self._read(head))
@@ -45,12 +47,18 @@ class Journal:
         """Write an event through to the disk; of one that cannot be written nothing is left. Raises OSError."""
         line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         try:
+            if self._is_torn:
+                os.ftruncate(self._file, self._size)
+            self._is_torn = True  # a torn line would swallow the next one
             _write(self._file, line)
             os.fsync(self._file)
         except OSError as error:
             error.filename = str(self.path)
-            os.ftruncate(self._file, self._size)  # a torn line would swallow the next one
+            with suppress(OSError):  # else before the next one
+                os.ftruncate(self._file, self._size)
+                self._is_torn = False
             raise
+        self._is_torn = False
         self._size += len(line)
 
     def forget_events(self) -> None:
@@ -58,8 +66,9 @@ class Journal:
         self.events = []
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what is appended later raises OSError."""
         os.close(self._file)
+        self._file = -1  # the number may be another file's next
 
     def _read(self, head: Event) -> Iterator[Event]:
         content = self.path.read_bytes()

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from data_loader.decoding import image_size
 from data_loader.errors import ImageError
 from datasets.records import object_names, rings_of, value
 from review.answers import class_name, is_drawable
+from review.errors import RefusedError
 from review.review import Review
+
+SIZES_S = 10.0  # for reading sizes, of one request
+
+
+def find_sizes(review: Review, records: Iterable[int], size_of: Callable[[int], tuple[int, int]]) -> None:
+    """Ask for the sizes that records with objects do not say, until SIZES_S are over; the rest is asked for later.
+
+    Objects are not drawn on an image of unknown size.
+    """
+    until = time.monotonic() + SIZES_S
+    for index in records:
+        record = review.annotations.records[index]
+        has_objects = value(record, "bboxes") or value(record, "predictions").get("bboxes")
+        is_known = (value(record, "width") and value(record, "height")) or index in review.sizes
+        if is_known or not has_objects or time.monotonic() > until:
+            continue
+        try:
+            review.sizes[index] = size_of(index)
+        except (ImageError, RefusedError, RuntimeError):  # the last: a decoder's bug; the image itself tells
+            review.sizes[index] = 0, 0
 
 
 def record_view(review: Review, index: int) -> dict[str, Any]:
-    """Return a record's image, objects, predictions and mark; it may read the head of the image for its size."""
+    """Return a record's image, objects, predictions and mark; `find_sizes` comes before."""
     record, category = review.annotations.records[index], review.annotations.category
     width, height = value(record, "width"), value(record, "height")
     predictions = value(record, "predictions")
     proposed = _objects(predictions, category) if is_drawable(predictions) else []
     objects = _objects(record, category)
-    if (objects or proposed) and not (width and height):
-        width, height = _size_of(review, index)
+    if not (width and height):
+        width, height = review.sizes.get(index, (0, 0))
     mark = review.marks.of.get(index) if review.marks else None
     return {
         "index": index,
@@ -59,19 +80,11 @@ def _answer(review: Review, index: int, proposed: list[dict[str, Any]]) -> dict[
 
 def _objects(record: Mapping[str, Any], category: Sequence[str]) -> list[dict[str, Any]]:
     names = object_names(record, category)
-    parts = {key: record.get(key) or [None] * len(names) for key in ("segments", "joints2d", "joints_vis")}
+    keys = ("segments", "joints2d", "joints_vis")
+    given = record if record.get("joints2d") else {"segments": record.get("segments")}  # nobody checks joints_vis alone
+    parts = {key: given.get(key) or [None] * len(names) for key in keys}
     rows = zip(names, record.get("bboxes", []), *parts.values(), strict=True)
     return [
         {"name": name, "box": box, "rings": rings_of(segment), "joints": joints or [], "visible": visible or []}
         for name, box, segment, joints, visible in rows
     ]
-
-
-def _size_of(review: Review, index: int) -> tuple[int, int]:
-    record = review.annotations.records[index]
-    if not value(record, "image_file"):
-        return 0, 0
-    try:
-        return image_size(str(review.annotations.folder / value(record, "image_file")))[0]
-    except (ImageError, OSError):
-        return 0, 0

@@ -35,6 +35,8 @@ def known_session(desk: Desk, request: Request) -> Session:
 def changing_session(desk: Desk, request: Request) -> Session:
     """Return the session of a request that changes something. Raises RefusedError without its token."""
     session = known_session(desk, request)
+    if desk.is_finished:
+        raise RefusedError(410, "the review is finished")
     if not session.has_token(request.headers.get(TOKEN_HEADER, "")):
         raise RefusedError(403, "the token of this page is missing or wrong; load the page again")
     return session

@@ -46,6 +46,7 @@ class Review:
     result_path: Path
     leases: Leases = field(default_factory=Leases)
     answers: dict[int, Answer] = field(default_factory=dict)
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # that images were asked for; (0, 0): not known
     _of_class: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     _names: list[str] = field(default_factory=list)
     _orders: dict[str, list[int]] = field(default_factory=dict)  # all but that of the file
@@ -157,17 +158,25 @@ def open_review(
     journal_path = source.with_name(f"{source.stem}_browser.log.jsonl")
     if feedback and result_path.exists() and not journal_path.exists() and not overwrite:
         raise ReviewError(f"{result_path}: it is there already, without its journal; move it away or add --overwrite")
+    before = _stamp(source)
     found = read_annotations(source)
     if not found.records:
         raise ReviewError(f"{source}: no record in it")
     with ExitStack() as stack:
         marks = None
         if feedback or tags:
+            if _stamp(source) != before:
+                raise ReviewError(f"{source}: it changed while it was read; start again")
             stack.enter_context(_locked(source))
             marks = Marks(journal_path, source, len(found.records))
             stack.callback(marks.close)
         ask(found)
         yield Review(found, tuple(tags), marks, result_path)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 @contextmanager

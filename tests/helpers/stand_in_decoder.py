@@ -14,7 +14,7 @@ from data_loader import decoder_worker
 
 SLEEP, SPIN, ALLOCATE, CRASH, BUG = b"sleep", b"spin", b"allocate", b"crash", b"bug"
 MODULE = "tests.helpers.stand_in_decoder"
-decode = decoder_worker.decode
+decode, image_size = decoder_worker.decode, decoder_worker.image_size
 
 
 def stand_in(source: Any, *args: Any, **options: Any) -> Any:
@@ -34,6 +34,13 @@ def stand_in(source: Any, *args: Any, **options: Any) -> Any:
     return decode(source, *args, **options)
 
 
+def measured(path: str | bytes, *args: Any) -> Any:
+    if isinstance(path, str) and Path(path).stem.encode() == SLEEP:
+        time.sleep(3600)
+    return image_size(path, *args)
+
+
 if __name__ == "__main__":
     decoder_worker.decode = stand_in
+    decoder_worker.image_size = measured  # type: ignore[assignment]
     decoder_worker.main()

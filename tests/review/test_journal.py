@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.paths import ROOT
 from review import journal as journal_module
+from review import review as review_module
 from review.errors import ReviewError
 from review.marks import Mark, Marks, result_of
 from review.review import open_review
@@ -113,6 +115,56 @@ def test_of_a_press_that_cannot_be_written_nothing_is_left(source: Path, monkeyp
     marks.change([2], "ann", "valid")
     marks.close()
     assert list(opened(source).of) == [0, 2]
+
+
+def test_a_torn_line_that_cannot_be_cut_off_at_once_is_cut_off_before_the_next(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marks = opened(source)
+    marks.change([0], "ann", "valid")
+
+    def fails(file: int, *_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal_module.os, "fsync", fails)
+        patched.setattr(journal_module.os, "ftruncate", fails)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output"):
+                marks.change([1], "ann", "valid")
+    marks.change([2], "ann", "valid")
+    marks.close()
+    assert list(opened(source).of) == [0, 2]
+
+
+def test_after_the_end_nothing_is_written_to_another_file(source: Path) -> None:
+    marks = opened(source)
+    marks.close()
+    others = [os.open(source.with_name(str(number)), os.O_RDWR | os.O_CREAT) for number in range(4)]
+    try:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            marks.change([0], "ann", "valid")
+        assert [os.fstat(other).st_size for other in others] == [0] * 4
+    finally:
+        for other in others:
+            os.close(other)
+
+
+def test_annotations_that_change_while_they_are_read_begin_no_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_set(tmp_path)
+    read = review_module.read_annotations
+
+    def read_and_changed(path: Path) -> Any:
+        found = read(path)
+        path.write_text("[]", encoding="utf-8")
+        return found
+
+    monkeypatch.setattr(review_module, "read_annotations", read_and_changed)
+    with pytest.raises(ReviewError, match="it changed while it was read"), open_review(source, ["valid"]):
+        pass
+    assert not source.with_name("annotation_browser.log.jsonl").exists()
 
 
 def test_a_press_is_synced_before_it_counts(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

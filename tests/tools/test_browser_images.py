@@ -71,6 +71,7 @@ def files(folder: Path) -> set[str]:
     [
         (["--tags", "a,b,a"], '--tags "a,b,a" has "a" twice'),
         (["--tags", "a,,b"], '--tags "a,,b" has an empty tag, and a tag cannot hold a comma; write valid,invalid'),
+        (["--tags", "a,b\udcff"], "--tags: 'b\\udcff' is not UTF-8"),
         (["--tags", "x" * 257], f'--tags: "{"x" * 20}..." is longer than 256 letters'),
         (
             ["--white-users", "ann"],

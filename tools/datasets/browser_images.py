@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.cli import named_path, number
 from common.console import printable
+from common.formatting import is_utf8
 from data_loader.samples import current_folder
 from datasets.errors import DatasetError
 from datasets.files import Annotations
@@ -77,6 +78,8 @@ def parse_review_tags(text: str) -> tuple[str, ...]:
         raise DatasetError(f'--tags "{text}" has "{twice[0]}" twice')
     if long := [tag for tag in tags if len(tag) > LONGEST]:
         raise DatasetError(f'--tags: "{long[0][:20]}..." is longer than {LONGEST} letters')
+    if odd := [tag for tag in tags if not is_utf8(tag)]:
+        raise DatasetError(f"--tags: {odd[0]!r} is not UTF-8")
     return tags
 
 
