@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ from datasets.records import NO_LABEL, Record, find_problems, is_number, value
 WHICH = ("newest", "ground_truth", "first")
 EXPECTED = "expected Label Studio's JSON export, a list of tasks with data and annotations"
 TURNED = "turned rectangles, of which the box around them is kept"
+PLACES = "under this name or as Label Studio stores it (1b591d75-NAME), there, in media/upload/N and in upload/N"
 UNKNOWN = "labels of classes that --tags does not name, as -1"
-_UPLOADED = re.compile(r"/data/upload/\d+/")
+_UPLOADED = re.compile(r"/data/(upload/\d+/)")
 _HEX = re.compile(r"[0-9a-f]{8}-")
 _SHAPES = ("rectanglelabels", "polygonlabels", "keypointlabels")
 
@@ -77,16 +79,25 @@ def class_names(tasks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def studio_annotations(file: Path, outcome: Outcome) -> Annotations:
-    """Return an export's newest annotations, without those whose images do not lie beside it. Raises UserError."""
+    """Return an export's newest annotations, without those whose images do not lie beside it.
+
+    Raises UserError, also where none of the images does.
+    """
     tasks = read_export(file)
     labels = {name: label for label, name in enumerate(class_names(tasks))}
-    found = Annotations(file, [], tuple(labels))
-    for record in studio_records(file, tasks, labels, "", WHICH[0], outcome):
+    found, missing = Annotations(file, [], tuple(labels)), []
+    for record in studio_records(file, tasks, labels, "", WHICH[0], outcome, folders=(file.parent,)):
         path = value(record, "image_file")
         if path and (file.parent / path).is_file():
             found.records.append(record)
         else:
-            outcome.leave_out(path or value(record, "image_url"), f"it does not lie beside {file.name}")
+            missing.append(path or value(record, "image_url"))
+            outcome.leave_out(missing[-1], f"it does not lie beside {file.name}")
+    if missing and not found.records:
+        raise DatasetError(
+            f"{file}: none of its {len(missing):,} images lies beside it; "
+            f"the first, {missing[0]}, was looked for in {file.parent}, {PLACES}"
+        )
     return found
 
 
@@ -99,16 +110,18 @@ def studio_records(
     outcome: Outcome,
     *,
     keep_unlabelled: bool = False,
+    folders: Sequence[Path] = (),
 ) -> list[Record]:
     """Return the records of the tasks that have a chosen annotation. Raises ListError with every problem.
 
-    `labels` has the classes' indices; a class that it does not name becomes -1 and is counted.
+    `labels` has the classes' indices; a class that it does not name becomes -1 and is counted. An uploaded image keeps
+    the name that Label Studio stores it by where `folders` have it by that name alone.
     """
     problems, records = Problems(), []
     joint_names = _joint_names(tasks)
     for index, task in enumerate(tasks):
         annotation = _chosen(task.get("annotations", []), which)
-        record, name = _base(task["data"], prefix)
+        record, name = _base(task["data"], prefix, folders)
         if annotation is None and not keep_unlabelled:
             outcome.leave_out(
                 name or f"task {index}", "it has no annotation" if which != WHICH[1] else "no ground truth"
@@ -166,7 +179,7 @@ def _chosen(annotations: Sequence[dict[str, Any]], which: str) -> dict[str, Any]
     return usable[max(range(len(usable)), key=lambda place: (times[place], place))]
 
 
-def _base(data: Mapping[str, Any], prefix: str) -> tuple[Record, str]:
+def _base(data: Mapping[str, Any], prefix: str, folders: Sequence[Path]) -> tuple[Record, str]:
     """Return a record without labels, and its image's name."""
     kept = data.get("record")
     record: Record = dict(kept) if isinstance(kept, dict) else {}
@@ -176,18 +189,22 @@ def _base(data: Mapping[str, Any], prefix: str) -> tuple[Record, str]:
     elif address.startswith(("http://", "https://")):
         record["image_url"], name = address, ""
     else:
-        name = _file_name(data, address)
+        names = _file_names(data, address)
+        paths = {name: [folder / prefix / name for folder in folders] for name in names}
+        name = next((name for name in names if any(map(os.path.isfile, paths[name]))), names[0])
     if name:
         record["image_file"] = f"{prefix}/{name}" if prefix else name
     return record, name or address
 
 
-def _file_name(data: Mapping[str, Any], address: str) -> str:
-    if uploaded := data.get("file_upload"):
-        return _HEX.sub("", str(uploaded), count=1)
-    if found := _UPLOADED.match(address):
-        return unquote(_HEX.sub("", address[found.end() :], count=1))
-    return unquote(address.partition("?d=")[2]) if "?d=" in address else address.lstrip("/")
+def _file_names(data: Mapping[str, Any], address: str) -> list[str]:
+    """Return the names that an image may have: the one that it had before its upload, then those it is stored by."""
+    found = _UPLOADED.match(address)
+    stored = str(data.get("file_upload") or (unquote(address[found.end() :]) if found else ""))
+    if not stored:
+        return [unquote(address.partition("?d=")[2]) if "?d=" in address else address.lstrip("/")]
+    places = ("", f"media/{found[1]}", found[1]) if found else ("",)
+    return [_HEX.sub("", stored, count=1), *(place + stored for place in places)]
 
 
 def _labelled(

@@ -7,6 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from datasets.outcome import Outcome
+from datasets.studio_reader import studio_annotations
 from tests.helpers.records import assert_close, odd_records, picture, records_of, write_set
 from tools import antgo
 
@@ -33,8 +35,17 @@ def task(*results: dict[str, Any], image: str = "/data/upload/3/0123abcd-a.png",
 
 def read(tmp_path: Path, *tasks: dict[str, Any], flags: tuple[str, ...] = (), code: int = 0) -> list[dict[str, Any]]:
     source = export(tmp_path / "export/x.json", *tasks)
-    words = ["label/studio", "--from", "--src", str(source), "--tgt", str(tmp_path / "set"), "--overwrite", *flags]
-    assert antgo.main(words) == code
+    words = [
+        "label/studio",
+        "--from",
+        "--src",
+        str(source),
+        "--tgt",
+        str(tmp_path / "set"),
+        "--overwrite",
+        "--no-pictures",
+    ]
+    assert antgo.main([*words, *flags]) == code
     made = sorted((tmp_path / "set").glob("x_label*.json"), key=lambda path: path.stat().st_mtime_ns)
     return records_of(made[-1]) if code < 2 else []
 
@@ -207,8 +218,39 @@ def test_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_images_beside_the_export_are_taken_along(tmp_path: Path) -> None:
     picture(tmp_path / "export/a.png", (200, 100))
-    (found,) = read(tmp_path, task(rect(0, 0, 5, 5)))
+    picture(tmp_path / "export/0123abcd-a.png", (200, 100))
+    (found,) = with_images(tmp_path, 0)
     assert found["image_file"] == "images/a.png" and (tmp_path / "set/images/a.png").is_file()
+
+
+def with_images(tmp_path: Path, code: int) -> list[dict[str, Any]]:
+    source = export(tmp_path / "export/x.json", task(rect(0, 0, 5, 5)))
+    words = ["label/studio", "--from", "--src", str(source), "--tgt", str(tmp_path / "set")]
+    assert antgo.main(words) == code
+    return records_of(tmp_path / "set/x_label.json")
+
+
+@pytest.mark.parametrize("place", ["", "media/upload/3/", "upload/3/"])
+def test_images_by_the_names_that_label_studio_stores(tmp_path: Path, place: str) -> None:
+    picture(tmp_path / f"export/{place}0123abcd-a.png", (200, 100))
+    (found,) = with_images(tmp_path, 0)
+    assert found["image_file"] == f"images/{place}0123abcd-a.png"
+    assert (tmp_path / "set" / found["image_file"]).is_file()
+    (listed,) = studio_annotations(tmp_path / "export/x.json", Outcome()).records  # as package/list --studio reads it
+    assert listed["image_file"] == f"{place}0123abcd-a.png"
+
+
+def test_images_that_are_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The records are kept by --from, which ends with 1; a list of them is refused."""
+    (found,) = with_images(tmp_path, 1)
+    assert found["image_file"] == "a.png"
+    sentence = f"left out: the images: 1 of 1 lie neither in {tmp_path}/export nor in {tmp_path}/set; the first, a.png,"
+    assert sentence in capsys.readouterr().err
+    words = ["package/list", "--studio", "--src", str(tmp_path / "export/x.json"), "--tgt", str(tmp_path / "lists")]
+    assert antgo.main(words) == 2
+    told = capsys.readouterr().err
+    assert f"none of its 1 images lies beside it; the first, a.png, was looked for in {tmp_path}/export" in told
+    assert "1b591d75-NAME" in told and not (tmp_path / "lists").exists()
 
 
 @pytest.mark.parametrize(
@@ -258,6 +300,7 @@ def test_what_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
     assert antgo.main([*words, "--overwrite"]) == 0
     export_file = export(tmp_path / "export/x.json", task(rect(0, 0, 5, 5)))
+    picture(tmp_path / "export/a.png", (200, 100))
     words = ["label/studio", "--from", "--src", str(export_file), "--tgt", str(tmp_path / "made")]
     assert antgo.main(words) == 0
     meta = json.loads((tmp_path / "made/meta.json").read_text()) | {"author": "ann"}

@@ -13,7 +13,7 @@ from datasets.files import check_target, free_name, read_annotations
 from datasets.outcome import Outcome
 from datasets.pictures import FOLDERS
 from datasets.records import Record, value
-from datasets.studio_reader import WHICH, class_names, read_export, studio_records
+from datasets.studio_reader import PLACES, WHICH, class_names, read_export, studio_records
 from datasets.studio_writer import studio_interface, studio_items
 from datasets.tags import category_of_tags, parse_tags
 from tools.datasets.verb import (
@@ -74,8 +74,9 @@ def _read(args: argparse.Namespace) -> int:
     category = category_of_tags(labels) if labels else []
     meta = check_classes(args.tgt, category, args.overwrite)
     outcome = Outcome(args.overwrite)
+    kept, folders = args.keep_unlabelled, (file.parent, args.tgt)
     records = studio_records(
-        file, tasks, labels, args.prefix, args.which, outcome, keep_unlabelled=args.keep_unlabelled
+        file, tasks, labels, args.prefix, args.which, outcome, keep_unlabelled=kept, folders=folders
     )
     args.no_pictures = args.no_pictures or not _are_beside(records, file.parent, args.tgt, outcome)
     name = free_name(args.tgt, f"{file.stem}_label")
@@ -83,13 +84,16 @@ def _read(args: argparse.Namespace) -> int:
 
 
 def _are_beside(records: list[Record], source: Path, target: Path, outcome: Outcome) -> bool:
-    """Return whether the images lie beside the export and are to be taken along; count those that lie nowhere."""
+    """Return whether the images lie beside the export and are to be taken along; note those that lie nowhere."""
     paths = [record[key] for record in records for key in FOLDERS if value(record, key)]
     if all((target / path).is_file() for path in paths):
         return False
     if all((source / path).is_file() for path in paths):
         return True
-    outcome.counts["images that lie neither beside the export nor in the target"] += len(paths)
+    missing = [path for path in paths if not (source / path).is_file() and not (target / path).is_file()]
+    places = f"lie neither in {source} nor in {target}" if missing else f"are partly in {source} and partly in {target}"
+    first = f"; the first, {missing[0]}, was looked for {PLACES}" if missing else ""
+    outcome.leave_out("the images", f"{len(missing) or len(paths):,} of {len(paths):,} {places}{first}")
     return False
 
 
