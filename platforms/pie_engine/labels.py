@@ -14,6 +14,7 @@ from common.formatting import did_you_mean, short_json
 from data_loader.mask_classes import LARGEST_VALUE, Color, MaskClass
 
 BACKGROUND = "background"
+CHINESE_COMMA = "\N{FULLWIDTH COMMA}"
 EXAMPLE = '{"class_name": "airplane", "class_value": 1, "class_title": "飞机", "class_color": "255,0,0"}'
 MOST_LETTERS, MOST_NESTED = 1_000_000, 20
 _COLOR = re.compile(r"\s*(?:rgb\(\s*)?(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*\)?\s*", re.ASCII)
@@ -37,9 +38,16 @@ class LabelEntry:
 DEFAULT_BACKGROUND = LabelEntry(BACKGROUND, 0, (0, 0, 0), "背景")
 
 
-def chosen_names(value: Any) -> tuple[str, ...]:
-    """Return the names of `class_name`; () where it is no text, or has none."""
-    return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else ()
+def chosen_names(value: Any, entries: Sequence[LabelEntry]) -> tuple[str, ...]:
+    """Return the names of `class_name`; () where it is no text, or has none.
+
+    A Chinese comma is one, too, unless the name of an entry holds it.
+    """
+    if not isinstance(value, str):
+        return ()
+    if not any(CHINESE_COMMA in entry.name for entry in entries):
+        value = value.replace(CHINESE_COMMA, ",")
+    return tuple(filter(None, (part.strip() for part in value.split(","))))
 
 
 def read_label(value: Any) -> tuple[tuple[LabelEntry, ...], list[str]]:

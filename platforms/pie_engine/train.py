@@ -106,6 +106,8 @@ def prepare(values: Values, addresses: Addresses) -> Plan:
         return None
 
     request = checked(lambda: read_request(values))
+    for line in request.notes if request else ():
+        note(line)
     source = checked(lambda: find_source(values))
     task = checked(source.task) if source else None
     resume = checked(lambda: find_resume(values))
@@ -115,8 +117,6 @@ def prepare(values: Values, addresses: Addresses) -> Plan:
         problems += [problem] if problem else []
     classes = bands = data = None
     if request and source and task and (source.is_local or not problems):
-        for line in request.notes:
-            note(line)
         data = source.folder(note)
         if not source.is_local:
             addresses[str(data)] = source.name.rstrip("/")

@@ -22,7 +22,7 @@ NEEDED = (
     *("learning_rate", "epochs", "batch_size"),
 )
 OPTIONAL = ("dataset_path", "auto_termination", "gpu_num", "resume_path")
-MOST, MOST_NESTED = 1_000_000, 50
+MOST, MOST_NESTED, SHOWN = 1_000_000, 50, 20
 SIZE_STEP, LARGEST_SIDE_PX = 32, 8192
 MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")
@@ -125,7 +125,7 @@ def read_request(values: Values) -> TrainRequest:
     text = reader.text
     entries, problems = read_label(values["label"]) if "label" in values else ((), [])
     reader.problems += problems
-    names = chosen_names(values.get("class_name"))
+    names = chosen_names(values.get("class_name"), entries)
     if "class_name" in values and not names:
         form = '"background,building": names with commas between them'
         reader.problems.append(f"class_name must be {form}, got {short_json(values['class_name'])}")
@@ -151,7 +151,7 @@ def read_request(values: Values) -> TrainRequest:
     if names:
         reader.check_count(names)
     if reader.problems:
-        raise RequestError(reader.problems)
+        raise RequestError([*reader.problems, *filter(None, [reader.ignored])])
     return TrainRequest(**{**vars(request), "notes": tuple(reader.notes)})
 
 
@@ -160,6 +160,7 @@ class _Reader:
 
     def __init__(self, values: Values) -> None:
         self.values, self.problems, self.notes = values, list[str](), list[str]()
+        self.ignored = ""
 
     def check_keys(self) -> None:
         """Find missing keys, with the key that was meant, and name those that are ignored."""
@@ -172,7 +173,9 @@ class _Reader:
                 hint = f'; "{near[0]}" is there: did you mean "{key}"?' if near else ""
                 self.problems.append(f'key "{key}" is missing{hint}')
         if ignored := [key for key in unknown if key not in meant]:
-            self.notes.append(f"keys that are ignored: {', '.join(ignored)}")
+            more = f" and {len(ignored) - SHOWN} more" if len(ignored) > SHOWN else ""
+            self.ignored = f"keys that are ignored: {', '.join(map(_with_near, ignored[:SHOWN]))}{more}"
+            self.notes.append(self.ignored)
 
     def text(self, key: str, *, allows_null: bool = False) -> str:
         """Return a text, which may be a number in the file."""
@@ -255,6 +258,12 @@ class _Reader:
         given = short_json(self.values["n_class"])
         counts = f"class_name has {count} classes without background, {count + 1} with it"
         self.problems.append(f"n_class must be the number of classes without background: {counts}, got {given}")
+
+
+def _with_near(key: str) -> str:
+    """Return an unknown key, with the nearest known one in brackets."""
+    near = nearest_names(key, (*NEEDED, *OPTIONAL), ignore_case=True)
+    return f"{key} (did you mean {near[0]}?)" if near else key
 
 
 def _number(value: Any) -> float | None:

@@ -95,6 +95,22 @@ def test_what_is_ignored_is_named() -> None:
     )
 
 
+def test_a_misspelt_key_is_named_beside_the_mistakes() -> None:
+    problems = problems_of(learning_rates=0.1, user="x", epochs=0)
+    assert problems[1:] == ["keys that are ignored: learning_rates (did you mean learning_rate?), user"]
+    assert problems[0].startswith("epochs must be")
+    (line,) = read_request(VALUES | {f"x{number}": 1 for number in range(10_000)}).notes
+    assert line.endswith(", x18, x19 and 9980 more")
+
+
+def test_a_chinese_comma_is_one_unless_a_name_holds_it() -> None:
+    request = read_request(VALUES | {"class_name": "background\uff0croad, water"})
+    assert request.chosen == ("background", "road", "water")
+    name = "road\uff0cpath"
+    label = [LABEL[0], {**LABEL[1], "class_name": name}]
+    assert read_request(VALUES | {"class_name": f"background,{name}", "label": label, "n_class": 1}).chosen[1] == name
+
+
 LABEL_SENTENCE = "label is data, and was not run; "
 CASES: list[tuple[dict[str, Any], str]] = [
     ({"epochs": ...}, 'key "epochs" is missing'),
