@@ -200,6 +200,26 @@ def test_a_disk_that_is_full_at_the_report(
     check_whole(SEGMENTATION, 2)
 
 
+def test_a_report_that_cannot_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fault of the page is not one of the training: all else is complete, and the last line stands."""
+
+    def draw(*_: object, **__: object) -> str:
+        raise LookupError("no <colour>")
+
+    monkeypatch.setattr(report, "render_page", draw)
+    request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), epochs=1)
+    assert cli.main([]) == 0
+    out, err = capsys.readouterr()
+    assert out == "[Process: 1/1]\n" and "Traceback" in err
+    assert "warning: report.html could not be drawn (LookupError: no <colour>); report.json has all" in err
+    assert "no &lt;colour&gt;" in Path("output/files/report.html").read_text(encoding="utf-8")
+    check_whole(SEGMENTATION, 1)
+    figures = json.loads(Path("output/files/report.json").read_text(encoding="utf-8"))
+    assert figures["status"] == "finished" and figures["best"]
+
+
 def test_a_training_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     request(SEGMENTATION, write_data(tmp_path / "data", SEGMENTATION), learning_rate=1e30)
     assert cli.main([]) == 1

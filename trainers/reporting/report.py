@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,14 +94,15 @@ def write_report(
 
     `report` is `TrainingReport.to_dict()`. `images` returns the uint8 (H, W, C) image of a path of `worst`; one it
     cannot read (OSError, ValueError) is left out of the page. `heat_maps` holds, by path, the same under the heat map
-    of its prediction, as many as there are.
+    of its prediction, as many as there are. A page that cannot be drawn is a warning, with the traceback on stderr,
+    and says so itself: the training is complete, and report.json has its figures.
     """
     report = plain(report)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1)
     write_atomic(folder / "report.json", text + "\n")
-    write_atomic(folder / "report.html", render_html(report, images, heat_maps))
+    write_atomic(folder / "report.html", _drawn(report, images, heat_maps))
     return folder / "report.html"
 
 
@@ -120,6 +124,18 @@ def render_html(
         **sections | {"matrix_svg": sections["matrix_svg"] and Markup(sections["matrix_svg"])},
         font=fonts.embedded_font(json.dumps(report, ensure_ascii=False)),
     )
+
+
+def _drawn(
+    report: dict[str, Any], images: Callable[[str], np.ndarray] | None, heat_maps: Mapping[str, np.ndarray] | None
+) -> str:
+    """Return the page, or where a fault of this program keeps it from being drawn, one that says so."""
+    try:
+        return render_html(report, images, heat_maps)
+    except Exception as error:
+        text = f"report.html could not be drawn ({type(error).__name__}: {error}); report.json has all the figures"
+        print(f"{traceback.format_exc()}warning: {text}", file=sys.stderr)
+        return f'<!doctype html>\n<meta charset="utf-8">\n<title>report</title>\n<p>{html.escape(text)}</p>\n'
 
 
 def _page_of(report: dict[str, Any]) -> Any:
