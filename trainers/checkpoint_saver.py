@@ -21,6 +21,7 @@ class CheckpointSaver:
         self.state, self.is_main = state, is_main
         self.best, self.last = state.config.best_checkpoint(), state.config.last_checkpoint()
         self.resumes = False  # then the files beside `last` are this training's past
+        self.last_is_removed = False  # by the program around a training that has finished
         self._backups = state.config.keep_checkpoints - 1
         self._has_saved = False
 

@@ -211,7 +211,7 @@ class ExportReport:
             same = f"the net has the same {self.reference.metadata.output} for every image"
             yield f"warning: {same}, so that they verify nothing"
         if len(images) < FEW_IMAGES:
-            yield f"warning: {counted(len(images))} can verify little; name more with --samples"
+            yield f"warning: {counted(len(images))} can verify little; name more with --samples of deploy.export"
         if self.request.net_input != "float32 NCHW" and images.are_grey():
             yield (
                 "warning: every image is grey, so that the order of the channels is not verified; name coloured ones "

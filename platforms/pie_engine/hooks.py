@@ -61,7 +61,8 @@ class PlatformHooks(TrainingHooks):
             take_weights(net, Path(self.session.resume), log)
 
     def training_ready(self, trainer: Trainer) -> None:
-        """Count the pixels of the training's own forward passes."""
+        """Count the pixels of the training's own forward passes; `train.finish` removes the last checkpoint."""
+        trainer.saver.last_is_removed = True
         if isinstance(trainer.task, SegmentationTask):
             trainer.task.watch_output = self._count
 

@@ -65,7 +65,9 @@ def test_a_training_leaves_everything(task: str, tmp_path: Path, capsys: pytest.
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         Path(place).write_text("of an earlier run")
     assert cli.main([]) == 0
-    assert capsys.readouterr().out == "[Process: 1/2]\n[Process: 2/2]\n"
+    out, err = capsys.readouterr()
+    assert out == "[Process: 1/2]\n[Process: 2/2]\n"
+    assert "best checkpoint" in err and "last checkpoint" not in err  # which is removed
     found = {path.relative_to("output").as_posix() for path in Path("output").rglob("*") if path.is_file()}
     model = MODELS[task]
     names = (f"{model}.th", f"{model}.pth", "report.json", "report.html", "classes.json", "config.json")
@@ -98,6 +100,7 @@ def test_a_training_leaves_everything(task: str, tmp_path: Path, capsys: pytest.
     if task != CHANGE:
         assert log["best"]["mAP" if task == DETECTION else "IoU"] == pytest.approx(checkpoint.progress["best"][key])
     report = json.loads(Path("output/files/report.json").read_text(encoding="utf-8"))
+    assert "<svg" in Path("output/files/report.html").read_text(encoding="utf-8")  # and not that it could not be drawn
     assert (report["num_train"], report["num_val"]) == ((12, 6) if task == DETECTION else (10, 5))
 
     weights = torch.load(f"output/files/{model}.th", weights_only=True)

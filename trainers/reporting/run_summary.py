@@ -89,7 +89,7 @@ def finish(report: TrainingReport, config: Config, trainer: Trainer, log: Callab
         _log_results(report, config, trainer, log)
     else:
         log(f"{report.status} before the first validation")
-    if trainer.saver.has_last:
+    if trainer.saver.has_last and not (trainer.saver.last_is_removed and report.status in ENDED):
         hint = "" if report.status in ENDED else "  (go on with train.py --resume)"
         log(f"  last checkpoint  {config.last_checkpoint()}{hint}")
     log(f"  report           {page}")

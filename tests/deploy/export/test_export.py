@@ -752,7 +752,7 @@ def test_few_images_are_warned_of(trained: Path, tmp_path: Path, capsys: pytest.
     paint(tmp_path / "p/1.png", 0, 0)
     assert export(trained, ["jit"], tmp_path, samples=tmp_path / "p", device="cpu") == 0
     out = capsys.readouterr().out
-    assert "warning: 1 image can verify little; name more with --samples" in out
+    assert "warning: 1 image can verify little; name more with --samples of deploy.export" in out
     assert " ".join(out.split()).endswith(f"written to {tmp_path}: model.pt, export_report.json")
 
 
