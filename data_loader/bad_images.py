@@ -29,8 +29,9 @@ def checked(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def bad_image_sentence(samples: SampleList, index: int, reason: Exception | str) -> str:
-    """Return a sentence about a listed image that cannot be read: where it is listed, its path, and the reason."""
-    return f"{samples.where(index)}: {samples.samples[index].path}: {reason}"
+    """Return a sentence about an image that cannot be read: its list's line if it has one, its path, and the reason."""
+    where, path = samples.where(index), samples.samples[index].path
+    return f"{path}: {reason}" if path.startswith(f"{where}/") else f"{where}: {path}: {reason}"
 
 
 def find_bad_images(

@@ -172,6 +172,22 @@ def test_a_bad_label_set_is_a_sentence(name: str, tmp_path: Path, capsys: pytest
     assert "epoch" not in captured.out and not (tmp_path / "weights/net_last.pth").exists()
 
 
+@pytest.mark.parametrize("bad_images", ["error", "skip"])
+def test_both_splits_are_told_together(bad_images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first 20 of each, how many more there are, and every path once."""
+    write_scenes(tmp_path, train=22, valid=2)
+    as_jpeg(tmp_path)
+    labels = tmp_path / "valid/labels"
+    Image.open(labels / "00.png").convert("RGB").save(labels / "00.jpg")
+    (labels / "00.png").unlink()
+    assert train.main(["--config", str(write_config(tmp_path, bad_images=bad_images))]) == 2
+    err = capsys.readouterr().err
+    image = tmp_path / "valid/images/00.png"
+    assert f"\n{image}: its mask {labels}/00.jpg: a label image cannot be JPEG" in err
+    assert err.count(f"{tmp_path}/train/labels/") == 20 and "\n... and 2 more\n" in err
+    assert f"{tmp_path}/train: {tmp_path}" not in err
+
+
 PAIR_CASES: dict[str, tuple[Break, str]] = {
     "no second image": (lambda folder: (folder / "train/B/01.png").unlink(), "A/01.png: there is no second image 01.*"),
     "no first image": (lambda folder: (folder / "train/A/01.png").unlink(), "B/01.png: there is no image 01.* in "),

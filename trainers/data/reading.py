@@ -48,8 +48,7 @@ def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple
         with lost_loaders_reported():
             train, val = with_caches(config, train, val, preprocess, world, log)
     if target.needs_scan:
-        train, of_train = scan_targets(config, train, target, world, log)
-        val, of_val = scan_targets(config, val, target, world, log)
+        (train, of_train), (val, of_val) = _scan_both(config, (train, val), target, world, log)
         skipped = of_train + of_val
     elif config.bad_images == "skip":
         train, of_train = _without_bad(config, train, preprocess, world, log)
@@ -79,6 +78,23 @@ def classes_without_images(train: SampleList, val: SampleList) -> list[str]:
     return lines
 
 
+def _scan_both(
+    config: Config, both: Sequence[SampleList], target: Target, world: World, log: Callable[[str], None]
+) -> list[tuple[SampleList, Skipped]]:
+    """Return what `scan_targets` does of each list. Raises BadImageError for both together, ListError."""
+    scanned, faults = [], []
+    for samples in both:
+        try:
+            scanned.append(scan_targets(config, samples, target, world, log))
+        except BadImageError as error:
+            faults.append(error)
+    if faults:
+        error = BadImageError("\n".join(map(str, faults)))
+        error.one_process = False  # all processes know of it
+        raise error
+    return scanned
+
+
 def scan_targets(
     config: Config, samples: SampleList, target: Target, world: World, log: Callable[[str], None]
 ) -> tuple[SampleList, Skipped]:
@@ -106,8 +122,7 @@ def scan_targets(
         found = [(index, scan, sentence or damaged.get(index, "")) for index, scan, sentence in found]
         bad = [(index, sentence) for index, _, sentence in found if sentence]
     if bad and config.bad_images == "error":
-        more = [f"... and {len(bad) - BAD_SHOWN} more"] if len(bad) > BAD_SHOWN else []
-        error = BadImageError("\n".join([sentence for _, sentence in bad[:BAD_SHOWN]] + more))
+        error = BadImageError("\n".join(_shown(bad)))
         error.one_process = False  # all processes know of it
         raise error
     kept, skipped = _skip(config, samples, bad, log)
@@ -155,11 +170,18 @@ def _skip(
     if bad:
         log(f"{samples.origin}: {len(bad)} of {len(samples.samples)} images cannot be read and are skipped")
     if share > config.max_bad_share:
-        most = f"max_bad_share allows {config.max_bad_share:.2%}"
-        lines = [sentence for _, sentence in bad[:BAD_SHOWN]]
-        raise BadImageError("\n".join([f"{samples.origin}: {share:.2%} of the images are bad, {most}:", *lines]))
+        most = f"{config.max_bad_share:.2%} may be (max_bad_share)"
+        lines = [f"{samples.origin}: {share:.2%} of the images are bad, {most}:", *_shown(bad)]
+        raise BadImageError("\n".join(lines))
     skipped = []
     for index, sentence in bad:
         path, where = samples.samples[index].path, samples.where(index)
-        skipped.append({"path": path, "where": where, "reason": sentence.removeprefix(f"{where}: {path}: ")})
+        reason = sentence.removeprefix(bad_image_sentence(samples, index, ""))
+        skipped.append({"path": path, "where": where, "reason": reason})
     return without(samples, {index for index, _ in bad}), skipped
+
+
+def _shown(bad: Sequence[tuple[int, str]]) -> list[str]:
+    """Return the first sentences, and how many more there are."""
+    more = [f"... and {len(bad) - BAD_SHOWN} more"] if len(bad) > BAD_SHOWN else []
+    return [*(sentence for _, sentence in bad[:BAD_SHOWN]), *more]
