@@ -119,31 +119,34 @@ def is_pack(text: str) -> bool:
 
 
 def find_pack(pattern: str) -> Pack:
-    """Return the shards of a pattern. Raises ListError for none, for missing ones, and for those of two packings."""
-    paths = sorted(glob.glob(pattern))  # noqa: PTH207  (the folder may be a pattern, too)
-    if not paths:
-        raise ListError([f"{pattern}: no file fits; shards are called NAME-00000-of-00003{ENDING}"])
-    groups: dict[str, dict[int, set[int]]] = {}
-    for path in paths:
+    """Return the shards of the one pack that a pattern finds; P-*-tfrecord is P, though P-val's shards fit it, too.
+
+    Raises ListError for none, for those of several packs or of two packings, and for missing ones.
+    """
+    groups: dict[str, list[re.Match[str]]] = {}
+    for path in sorted(glob.glob(pattern)):  # noqa: PTH207  (the folder may be a pattern, too)
         found = SHARD.fullmatch(path)
         if found is None:
             raise ListError([f"{path}: a shard must be called NAME-00000-of-00003{ENDING}"])
-        groups.setdefault(found[1], {}).setdefault(int(found[3]), set()).add(int(found[2]))
-    categories = {}
-    for prefix, counts in groups.items():
-        if len(counts) > 1:
-            sizes = " and ".join(str(count) for count in sorted(counts))
-            raise ListError([f"{prefix}: shards of two packings, of {sizes} files; remove the older ones"])
-        (count, numbers), *_ = counts.items()
-        if missing := sorted(set(range(count)) - numbers):
-            shown = ", ".join(f"{number:05}" for number in missing[:5])
-            raise ListError([f"{prefix}: {len(missing)} of {count} shards are missing: {shown}"])
-        categories[prefix] = _category(prefix, [path for path in paths if path.startswith(f"{prefix}-")])
-    first, category = next(iter(categories.items()))
-    for prefix, other in categories.items():
-        if other != category:
-            raise ListError([f"{prefix}{META_ENDING}: its classes are not those of {first}; pack both together"])
-    return Pack(tuple(paths), category)
+        groups.setdefault(found[1], []).append(found)
+    if not groups:
+        raise ListError([f"{pattern}: no file fits; shards are called NAME-00000-of-00003{ENDING}"])
+    prefix = pattern.removesuffix(f"-*{ENDING}")
+    if prefix not in groups:
+        if len(groups) > 1:
+            names = ", ".join(list(groups)[:5])
+            raise ListError([f"{pattern}: shards of {len(groups)} packs fit, {names}; name one, or pack them together"])
+        (prefix,) = groups
+    counts = {int(shard[3]) for shard in groups[prefix]}
+    if len(counts) > 1:
+        sizes = " and ".join(str(count) for count in sorted(counts))
+        raise ListError([f"{prefix}: shards of two packings, of {sizes} files; remove the older ones"])
+    (count,) = counts
+    if missing := sorted(set(range(count)) - {int(shard[2]) for shard in groups[prefix]}):
+        shown = ", ".join(f"{number:05}" for number in missing[:5])
+        raise ListError([f"{prefix}: {len(missing)} of {count} shards are missing: {shown}"])
+    paths = [shard.string for shard in groups[prefix]]
+    return Pack(tuple(paths), _category(prefix, paths))
 
 
 def open_shard(path: str) -> Shard:

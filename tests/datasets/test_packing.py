@@ -289,6 +289,17 @@ def test_packs_that_do_not_fit(tmp_path: Path) -> None:
         find_pack(str(tmp_path / "*-tfrecord"))
 
 
+def test_a_pattern_is_one_pack(tmp_path: Path) -> None:
+    """P-*-tfrecord is P alone, beside P-train and P-val; a pattern that fits these two is a mistake."""
+    thirty(tmp_path)
+    folder = pack(tmp_path, "--split", "0.8,0.2")
+    with pytest.raises(UserError, match=f"shards of 2 packs fit, {folder}/P-train, {folder}/P-val; name one"):
+        find_pack(str(folder / "P-*-tfrecord"))
+    pack(tmp_path, "--num", "15", "--overwrite")
+    names = [Path(path).name for path in find_pack(str(folder / "P-*-tfrecord")).shards]
+    assert names == ["P-00000-of-00002-tfrecord", "P-00001-of-00002-tfrecord"]
+
+
 def test_another_number_of_shards_replaces_the_old_ones(tmp_path: Path) -> None:
     thirty(tmp_path)
     pack(tmp_path, "--num", "10")
