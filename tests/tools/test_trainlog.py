@@ -74,8 +74,9 @@ def test_a_page_before_the_first_epoch(tmp_path: Path) -> None:
     [
         (None, "trainlog.json: it cannot be read: No such file or directory"),
         ("{", "trainlog.json: it is no JSON: Expecting property name"),
-        ("[]", "trainlog.json: it is no trainlog.json: "),
-        ('{"epochs": [{"epoch": "x"}]}', "trainlog.json: it is no trainlog.json: ValueError"),
+        ("[]", "trainlog.json: it is no trainlog.json, as trainings write it into output/: its values are of other"),
+        ('{"epochs": [{"epoch": "x"}]}', "it is no trainlog.json, as trainings write it into output/: its values are"),
+        ('{"title": "net"}', 'it is no trainlog.json, as trainings write it into output/: key "epochs" is missing'),
     ],
 )
 def test_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, sentence: str) -> None:

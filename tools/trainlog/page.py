@@ -41,7 +41,8 @@ def read_log(file: Path) -> dict[str, Any]:
         texts = {key: str(log.get(key, "")) for key in ("training_id", "create_time", "end_time")}
         titles = {str(key): str(title) for key, title in log["description"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TrainLogError(f"{file}: it is no trainlog.json: {type(error).__name__}: {error}") from error
+        what = f'key "{error.args[0]}" is missing' if isinstance(error, KeyError) else "its values are of other kinds"
+        raise TrainLogError(f"{file}: it is no trainlog.json, as trainings write it into output/: {what}") from error
     best = log.get("best")
     return {**texts, "description": titles, "epochs": epochs, "best": best if isinstance(best, dict) else {}}
 
