@@ -89,9 +89,9 @@ def _scan_both(
         except BadImageError as error:
             faults.append(error)
     if faults:
-        error = BadImageError("\n".join(map(str, faults)))
-        error.one_process = False  # all processes know of it
-        raise error
+        together = BadImageError("\n".join(map(str, faults)))
+        together.one_process = False  # all processes know of it
+        raise together
     return scanned
 
 
