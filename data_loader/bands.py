@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from data_loader.decoding import (
     MAX_PIXELS,
     UNREADABLE,
     check_regular,
-    quiet_pillow,
+    quiet_decoders,
     stream_of,
     unreadable_reason,
 )
@@ -171,8 +170,7 @@ def opened(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Iterator
     from rasterio.io import MemoryFile
 
     try:
-        with warnings.catch_warnings(), rasterio.Env(**GDAL):
-            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with quiet_decoders(), rasterio.Env(**GDAL):  # rasterio warns of files without a place on the earth
             if isinstance(source, bytes):
                 with MemoryFile(source) as memory, memory.open(driver="GTiff") as dataset:
                     yield _checked(dataset, max_pixels)
@@ -194,7 +192,7 @@ def _checked(dataset: Any, max_pixels: int) -> Any:
 def _opened_by_pillow(source: str | Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image of up to four bands of 8 bits. Raises ImageError for any other."""
     try:
-        with quiet_pillow():
+        with quiet_decoders():
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except UnidentifiedImageError as error:
         if not _is_tiff(source):

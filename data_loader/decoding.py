@@ -51,7 +51,7 @@ REASONS: dict[type[Exception], str] = {
 }
 
 _warnings_lock = threading.Lock()
-_quiet: list[None] = []  # one for each thread in `quiet_pillow`
+_quiet: list[None] = []  # one for each thread in `quiet_decoders`
 _restore: list[warnings.catch_warnings[None]] = []  # what the last of them restores
 
 
@@ -103,7 +103,7 @@ def open_image(source: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Imag
     if not isinstance(source, bytes):
         check_regular(source)
     try:
-        with quiet_pillow():
+        with quiet_decoders():
             image = Image.open(opened(source), formats=FORMATS)
         if not isinstance(image, TiffImageFile) or is_read_right(image):
             return image
@@ -166,7 +166,7 @@ def _open_extra(source: bytes | str | Path, kind: str) -> Image.Image:
         raise ImageError(f"it is a {kind} image, which needs {package}: {INSTALL_EXTRAS}") from error
     if kind == "HEIF":
         module.register_heif_opener()  # pillow_jxl registers itself
-    with quiet_pillow():
+    with quiet_decoders():
         return Image.open(opened(source), formats=(kind,))
 
 
@@ -212,7 +212,7 @@ def _reduced(image: JpegImageFile, at_least: tuple[int, int]) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int | None:
     try:
-        with quiet_pillow():
+        with quiet_decoders():
             orientation: int | None = image.getexif().get(ExifTags.Base.Orientation)  # kept by the image
     except BROKEN_EXIF:
         return None
@@ -221,7 +221,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        with quiet_pillow():
+        with quiet_decoders():
             image.getexif()  # read here, kept by the image
         return ImageOps.exif_transpose(image)
     except BROKEN_EXIF:
@@ -229,8 +229,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Silence what Pillow warns of odd metadata; the image itself is checked when it is decoded.
+def quiet_decoders() -> Iterator[None]:
+    """Silence what Pillow and rasterio warn of odd metadata; the image itself is checked when it is decoded.
 
     The filters belong to the whole process: the first thread in here changes them, and the last one restores them. The
     lock is not held in between, where a damaged image may keep its decoder for long.

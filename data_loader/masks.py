@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_loader.decode_guard import guarded
-from data_loader.decoding import FORMATS, MAX_PIXELS, UNREADABLE, opened, quiet_pillow, unreadable_reason
+from data_loader.decoding import FORMATS, MAX_PIXELS, UNREADABLE, opened, quiet_decoders, unreadable_reason
 from data_loader.errors import ImageError
 from data_loader.mask_classes import LARGEST_VALUE, VOID, MaskClass, OtherClass
 from data_loader.preprocess import Preprocess
@@ -59,7 +59,7 @@ def read_mask(
     that does not keep exact values (JPEG).
     """
     try:
-        with quiet_pillow(), Image.open(opened(path), formats=FORMATS) as image:
+        with quiet_decoders(), Image.open(opened(path), formats=FORMATS) as image:
             if image.format not in EXACT or image.info.get("compression") in NOT_EXACT_TIFF:
                 kind = "JPEG" if image.format == "MPO" else image.format
                 raise ImageError(f"a label image cannot be {kind}, which changes values and colours; save it as PNG")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from data_loader.bands import Bands, check_dataset, has_rasterio, scaled, window_values
+from data_loader.decoding import quiet_decoders
 from data_loader.mask_classes import VOID, MaskClass
 from data_loader.preprocess import ImageError, Preprocess, as_array, image_of
 
@@ -144,8 +144,7 @@ def opened_by_gdal(path: str, preprocess: Preprocess) -> GeoImage | None:
     os.environ.setdefault("GDAL_CACHEMAX", CACHE_MB)  # read once, at the first block; else 5 % of the memory
     import rasterio
 
-    with _reading(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+    with _reading(), quiet_decoders():
         return GeoImage(rasterio.open(path), preprocess)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from data_loader.bands import band_kind, has_rasterio, kind_text
 from data_loader.box_annotations import read_annotation
 from data_loader.box_folders import find_annotated
-from data_loader.decoding import quiet_pillow
+from data_loader.decoding import quiet_decoders
 from data_loader.errors import ImageError
 from data_loader.image_files import is_folder, iter_images
 from data_loader.mask_folders import find_pairs
@@ -143,7 +143,7 @@ def _kind_text(kind: Kind) -> str:
 
 def _has_coordinates(path: str) -> bool:
     """Return whether a TIFF has a coordinate system."""
-    with quiet_pillow(), Image.open(path, formats=("TIFF",)) as image:
+    with quiet_decoders(), Image.open(path, formats=("TIFF",)) as image:
         return GEO_KEYS in image.tag_v2  # type: ignore[attr-defined]
 
 
