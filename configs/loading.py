@@ -11,8 +11,7 @@ from pydantic import ValidationError
 
 from common.errors import UserError
 from common.formatting import did_you_mean, short_json
-from common.paths import PACK_ENDING
-from configs.rules import Problem, find_contradictions, find_missing_files
+from configs.rules import Problem, find_contradictions, find_missing_files, needs_no_root
 from configs.schema import Config
 
 Check = Callable[[Config], list[Problem]]
@@ -98,7 +97,7 @@ def _validated(values: dict[str, Any]) -> tuple[Config, list[Mapping[str, Any]]]
     Packs need no root folder.
     """
     for split in ("train", "val"):
-        if str(values.get(f"{split}_data_file", "")).endswith(PACK_ENDING):
+        if needs_no_root(str(values.get(f"{split}_data_file", ""))):
             values = {f"{split}_data_root_dir": ".", **values}
     try:
         return Config.model_validate(values), []

@@ -34,18 +34,36 @@ def find_contradictions(config: Config) -> list[Problem]:
 def find_missing_files(config: Config, to_come: Path | None) -> list[Problem]:
     """Return a problem for each file and folder that is not there; the file `to_come` is written before it is read."""
     problems = []
-    for key in ("train_data_root_dir", "val_data_root_dir"):
-        if not os.path.isdir(getattr(config, key)):  # noqa: PTH112  (a Path raises where a name is too long)
+    for split in ("train", "val"):
+        key, is_pattern = f"{split}_data_root_dir", needs_no_root(getattr(config, f"{split}_data_file"))
+        if not is_pattern and not os.path.isdir(getattr(config, key)):  # noqa: PTH112  (a Path raises for a long name)
             problems.append(Problem(f'{key} "{getattr(config, key)}" is not a folder', (key,)))
     for key in ("train_data_file", "val_data_file", "class_names_file"):
         if getattr(config, key) and not _is_there(getattr(config, key)):
-            problems.append(Problem(f'{key} "{getattr(config, key)}" is not a file', (key,)))
+            problems.append(Problem(f'{key} "{getattr(config, key)}" {_what_is_wrong(getattr(config, key))}', (key,)))
     mode, weights = config.train_mode, config.start_weights()
     if config.starts_from_file() and weights != to_come and not os.path.exists(weights):  # noqa: PTH110
         own = () if config.pretrained_file else ("save_path", "save_name")
         keys = ("train_mode", "pretrained_path", "pretrained_file", *own)
         problems.append(Problem(f'train_mode "{mode}" starts from "{weights}", which is not a file', keys))
     return problems
+
+
+def needs_no_root(list_file: str) -> bool:
+    """Return whether a list is a pattern of a pack's shards, or is meant for one."""
+    return list_file.endswith(PACK_ENDING) or ("*" in list_file and not _is_there(list_file))
+
+
+def _what_is_wrong(file: str) -> str:
+    """Return what is said of a list, or a pattern of shards, that is not there."""
+    if not needs_no_root(file):
+        return "is not a file"
+    if not file.endswith(PACK_ENDING):
+        return f"is a pattern, and one of a pack's shards must end in {PACK_ENDING}, such as packs/P-*{PACK_ENDING}"
+    folder = os.path.dirname(file) or "."  # noqa: PTH120
+    found = glob.glob(f"{folder}/*-of-*{PACK_ENDING}")  # noqa: PTH207
+    packs = sorted({Path(path).name.rpartition("-of-")[0].rpartition("-")[0] for path in found})
+    return f"fits no shard; in {folder} " + (f"are the packs {', '.join(packs[:5])}" if packs else "are none")
 
 
 def _is_there(file: str) -> bool:

@@ -207,6 +207,21 @@ def test_a_nets_mistake_is_not_hidden_either(tmp_path: Path, classic: dict[str, 
     assert caught.value.problems == [f"{file}: model_net_name must be a text in quotes, got 3"]
 
 
+def test_packs_need_no_root_folder(tmp_path: Path, classic: dict[str, Any]) -> None:
+    """Folders that are not there are not looked for; a pattern that is wrong is told alone."""
+    for name in ("train-00000-of-00001-tfrecord", "val-00000-of-00002-tfrecord", "val-00001-of-00002-tfrecord"):
+        (tmp_path / name).touch()
+    packs = {f"{split}_data_file": f"{tmp_path}/{split}-*-tfrecord" for split in ("train", "val")}
+    classic |= {"train_data_root_dir": "photos/train", "val_data_root_dir": "", "class_names_file": "", **packs}
+    process_config(written(tmp_path, classic), check_files=True)
+    (found,) = problems(tmp_path, classic | {"val_data_file": f"{tmp_path}/v-*-tfrecord"})
+    assert f'val_data_file "v-*-tfrecord" fits no shard; in {tmp_path} are the packs train, val' in found
+    (found,) = problems(tmp_path, classic | {"val_data_file": f"{tmp_path}/val-*"})
+    assert "is a pattern, and one of a pack's shards must end in -tfrecord, such as" in found
+    (found,) = problems(tmp_path, classic | {"train_data_file": "", "train_data_root_dir": "photos/train"})
+    assert 'train_data_root_dir "photos/train" is not a folder' in found
+
+
 def test_missing_key_and_missing_files(tmp_path: Path, classic: dict[str, Any]) -> None:
     del classic["num_classes"]
     assert problems(tmp_path, classic) == ['a.json: key "num_classes" is missing (outputs)']

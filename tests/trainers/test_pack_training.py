@@ -147,7 +147,7 @@ def test_mistakes(dataset: Path, make_config: ConfigMaker, capsys: pytest.Captur
     for changes, sentence in (
         ({"train_data_file": unlabelled}, "unlabelled-00000-of-00001-tfrecord#0: it has no image_label"),
         ({"val_data_file": gulls}, 'its class "square" is none of circle'),
-        ({"train_data_file": str(dataset / "none-*-tfrecord")}, "is not a file"),
+        ({"train_data_file": str(dataset / "none-*-tfrecord")}, "fits no shard; in "),
         ({"num_classes": 4}, "3 classes, but num_classes is 4"),
     ):
         (dataset / "classes.txt").unlink(missing_ok=True)
