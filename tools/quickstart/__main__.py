@@ -133,7 +133,7 @@ def prepare(folder: str, images: Images, config: Config, out: Path, least_steps:
 
     lists = write_checked_lists(folder, images, split(images), config, out)
     values = {key: value for key, value in config.model_dump().items() if key in config.model_fields_set}
-    results = {"counts": lists.counts, "left_out": lists.left_out, "findings": lists.findings}
+    results: dict[str, Any] = {"counts": lists.counts, "left_out": lists.left_out, "findings": lists.findings}
     if (epochs := epochs_for(lists.counts["train"], config.batch_size, least_steps)) > config.num_epochs:
         values["num_epochs"] = results["num_epochs"] = epochs
     write_atomic(out / "config.json", json.dumps(values, ensure_ascii=False, indent=2) + "\n")
