@@ -14,6 +14,7 @@ from common.formatting import first_line
 
 INSTALL = "pip install -r requirements-remote.txt"
 MISSING, REFUSED = (404, 410), (401, 403)  # HTTP's
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")  # botocore's
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between five tries
 BLOCK_BYTES = 16 * 2**20
 
@@ -77,7 +78,8 @@ class RemoteFolder:
                 status = getattr(error, "status", None)
                 if isinstance(error, FileNotFoundError) or status in MISSING:
                     raise RemoteError("it is not there", is_missing=True) from error
-                if isinstance(error, PermissionError) or status in REFUSED:
+                is_refused = isinstance(error, PermissionError) or type(error).__name__ in NO_CREDENTIALS
+                if is_refused or status in REFUSED:
                     raise RemoteError(f"it may not be read: {first_line(error)}", is_missing=True) from error
                 if pause_s is None:
                     raise RemoteError(f"it cannot be reached: {first_line(error)}") from error

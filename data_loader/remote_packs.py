@@ -25,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.atomic_io import move_into_place, write_atomic
+from common.checksums import file_sha256
 from common.file_lock import lock_file
 from common.formatting import first_line, size_text
 from configs.schema import Config
@@ -184,7 +185,7 @@ def _fetch_shard(remote: RemoteFolder, shard: RemoteShard, folder: Path, bar: tq
         raise ListError([f"{where}: {error}{kept}"]) from error
     if stop.is_set():
         return
-    size, checksum = _size(part), _sha256(part)
+    size, checksum = _size(part), file_sha256(part)
     if (size, checksum) != (shard.bytes, shard.sha256):
         part.unlink()
         raise ListError([f"{where}: {size} bytes came, whose sha256 is not that of the pack's meta.json: {DAMAGED}"])
@@ -225,14 +226,6 @@ def _fetch_beside(remote: RemoteFolder, name: str, target: Path) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _sha256(path: Path) -> str:
-    checksum = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            checksum.update(block)
-    return checksum.hexdigest()
 
 
 def _note(sentence: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from common.atomic_io import atomic_path, write_atomic
+from common.checksums import file_sha256
 from common.formatting import size_text
 from data_loader.decoding import open_image
 from data_loader.errors import ImageError
@@ -159,7 +160,7 @@ def _write_kv(
             raise DatasetError(f"{target / name}: {text}, or use package/tfrecord") from error
         except lmdb.Error as error:
             raise DatasetError(f"{target / name}: LMDB cannot write it: {error}") from error
-        size_bytes, checksum = temporary.stat().st_size, _sha256(temporary)
+        size_bytes, checksum = temporary.stat().st_size, file_sha256(temporary)
     return {"file": name, "records": len(part), "bytes": size_bytes, "sha256": checksum}
 
 
@@ -310,11 +311,3 @@ def _why_unreadable(record: Record, folder: Path) -> str:
         except (ImageError, OSError, ValueError, SyntaxError) as error:
             return f"{path}: {getattr(error, 'strerror', None) or error}"
     return ""
-
-
-def _sha256(path: Path) -> str:
-    checksum = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            checksum.update(block)
-    return checksum.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from common.atomic_io import atomic_path
+from common.checksums import file_sha256
 from pytorch2json.description_checks import find_problems
 from pytorch2json.network import FORMAT, FORMAT_VERSIONS, TYPES, DescriptionError, Network, WeightsFile
 
@@ -29,7 +29,7 @@ def read_description(path: str | Path) -> tuple[Network, dict[str, torch.Tensor]
     file = path.parent / network.weights.file
     if not file.is_file():
         raise DescriptionError(f"{path}: its weights file {network.weights.file} is not beside it")
-    if (sha256 := _sha256(file)) != network.weights.sha256:
+    if (sha256 := file_sha256(file)) != network.weights.sha256:
         expected = network.weights.sha256
         raise DescriptionError(f"{file}: not the weights of {path}: sha256 {sha256[:12]}..., not {expected[:12]}...")
     weights = _read_weights(file)
@@ -78,7 +78,7 @@ def write_description(path: str | Path, network: Network, weights: Mapping[str, 
     with atomic_file(file) as temporary:
         # Not save_file: its files are readable by their owner alone, whatever the umask says.
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
-        weights_file = weights_file.model_copy(update={"sha256": _sha256(temporary)})
+        weights_file = weights_file.model_copy(update={"sha256": file_sha256(temporary)})
     network = network.model_copy(update={"weights": weights_file})
     with atomic_file(path) as temporary:
         temporary.write_text(to_json(network), encoding="utf-8")
@@ -131,11 +131,3 @@ def _check_version(path: Path, text: bytes) -> None:
 def _got(error: Mapping[str, Any]) -> str:
     value = repr(error["input"])
     return "" if error["type"] == "missing" or len(value) > 80 else f", got {value}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

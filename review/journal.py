@@ -5,7 +5,6 @@ The first line says which annotations it belongs to. A line that a killed proces
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic_io import sync_folder
+from common.checksums import file_sha256
 from review.errors import ReviewError
 
 FORMAT = 1
@@ -29,7 +29,7 @@ class Journal:
 
     def __init__(self, path: Path, source: Path) -> None:
         self.path = path
-        head = {"format": FORMAT, "source": source.name, "sha256": _sha256(source)}
+        head = {"format": FORMAT, "source": source.name, "sha256": file_sha256(source)}
         is_new = not path.exists()
         self._is_torn = False
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -97,11 +97,3 @@ class Journal:
 def _write(file: int, data: bytes) -> None:
     while data:
         data = data[os.write(file, data) :]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from types import FrameType
 
 import uvicorn
 
-from deploy.service.http_protocol import protocol_class
+from deploy.service.http_protocol import server_config
 from deploy.service.limits import Limits
 from review.app import make_app
 from review.desk import Desk
@@ -30,21 +30,7 @@ class ReviewServer(uvicorn.Server):
 
 def make_server(desk: Desk) -> ReviewServer:
     """Return a server, which ends once the review is finished."""
-    server = ReviewServer(
-        uvicorn.Config(
-            make_app(desk),
-            http=protocol_class(LIMITS, lambda code: None),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=LIMITS.keep_alive_s,
-            timeout_graceful_shutdown=SHUTDOWN_S,
-        )
-    )
+    server = ReviewServer(server_config(make_app(desk), LIMITS, lambda code: None, SHUTDOWN_S))
 
     def finish() -> None:
         server.should_exit = True

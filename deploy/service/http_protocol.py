@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from deploy.service.limits import Limits
@@ -28,6 +30,23 @@ def protocol_class(limits: Limits, on_rejection: Callable[[int], None]) -> type[
     """Return the protocol class with these limits; `on_rejection` is called with each rejection's code."""
     members = {"limits": limits, "on_rejection": staticmethod(on_rejection)}
     return type("ServiceProtocol", (LimitedProtocol,), members)
+
+
+def server_config(app: ASGIApp, limits: Limits, on_rejection: Callable[[int], None], shutdown_s: int) -> uvicorn.Config:
+    """Return uvicorn's settings for a server with these limits, which ends `shutdown_s` after it is told to."""
+    return uvicorn.Config(
+        app,
+        http=protocol_class(limits, on_rejection),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=limits.keep_alive_s,
+        timeout_graceful_shutdown=shutdown_s,
+    )
 
 
 class LimitedProtocol(HttpToolsProtocol):

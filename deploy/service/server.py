@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from common.errors import UserError
 from deploy.backends.base import HeatMapper
@@ -24,7 +25,7 @@ from deploy.service.batching import MicroBatcher
 from deploy.service.cli_args import limits_from, origins_from
 from deploy.service.handlers import PredictHandler
 from deploy.service.heatmaps import HeatMaps
-from deploy.service.http_protocol import GRACE_S, protocol_class
+from deploy.service.http_protocol import GRACE_S, server_config
 from deploy.service.image_decoder import ImageDecoder
 from deploy.service.limits import Limits
 from deploy.service.metrics import Metrics
@@ -148,18 +149,6 @@ def _heat_mapper(predictor: Predictor) -> HeatMapper | None:
         return None
 
 
-def _config(app: object, limits: Limits, metrics: Metrics) -> uvicorn.Config:
+def _config(app: ASGIApp, limits: Limits, metrics: Metrics) -> uvicorn.Config:
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every damaged form
-    return uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http=protocol_class(limits, metrics.on_rejection),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="error",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=limits.keep_alive_s,
-        timeout_graceful_shutdown=math.ceil(limits.request_timeout_s + 2 * GRACE_S),
-    )
+    return server_config(app, limits, metrics.on_rejection, math.ceil(limits.request_timeout_s + 2 * GRACE_S))

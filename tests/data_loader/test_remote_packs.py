@@ -20,6 +20,7 @@ from data_loader import remote_files, remote_packs
 from data_loader.decoding import decode
 from data_loader.pack_list import read_pack
 from data_loader.packs import file_of
+from data_loader.remote_files import RemoteError, RemoteFolder
 from data_loader.remote_packs import local_pattern
 from data_loader.samples import ListError
 from data_loader.targets import ClassLabel
@@ -263,3 +264,17 @@ def test_mistakes(tmp_path: Path, packs: Path, monkeypatch: pytest.MonkeyPatch) 
         assert sentence in mistake(found_at, pattern, tmp_path)
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     assert "pip install -r requirements-remote.txt" in mistake(found_at, "https://host/P-*-tfrecord", tmp_path)
+
+
+def test_without_credentials_nothing_is_tried_again() -> None:
+    """A store that cannot be asked is no store that does not answer: what was fetched earlier is not used."""
+    errors = pytest.importorskip("botocore.exceptions")
+    tries: list[int] = []
+
+    def work() -> None:
+        tries.append(1)
+        raise errors.NoCredentialsError
+
+    with pytest.raises(RemoteError, match="it may not be read: Unable to locate credentials") as caught:
+        RemoteFolder(None, "", "s3://bucket").patiently(work)
+    assert caught.value.is_missing and len(tries) == 1

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +17,7 @@ from data_loader.packs import open_shard
 from datasets.files import write_annotations
 from datasets.web_search import Client, WebError
 from tests.helpers.killed import killed_at
+from tests.helpers.local_server import serving
 from tests.helpers.records import records_of
 from tools import antgo
 
@@ -120,12 +120,8 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr("datasets.web_search.time.sleep", lambda seconds: None)
     monkeypatch.setattr("datasets.web_search.TRIES", 2)
-    with Web() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
+    with serving(Web()) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def words(web: Web, target: Path, *flags: str, source: str = "openverse", tags: str = "keyword:dog/猫") -> list[str]:

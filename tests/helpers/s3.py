@@ -6,13 +6,14 @@ import http.client
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from tests.helpers.local_server import serving
 
 BUCKET = "ai-images"
 KEY, SECRET = "AKIATESTTESTTEST", "wJalrXUtnFEMIbPxRfiCYEXAMPLEKEY"
@@ -110,15 +111,8 @@ def moto_server() -> Iterator[int]:
 @contextmanager
 def faulty_server(port: int) -> Iterator[FaultyServer]:
     """Run the proxy before a server."""
-    server = FaultyServer(port)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with serving(FaultyServer(port)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def environment(url: str) -> dict[str, str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from tests.helpers.local_server import serving
+
 
 class FolderHandler(BaseHTTPRequestHandler):
     """Answers with files, or parts of them where the server has ranges."""
@@ -66,12 +68,5 @@ class FolderServer(ThreadingHTTPServer):
 @contextmanager
 def folder_server(folder: Path) -> Iterator[FolderServer]:
     """Serve a folder."""
-    server = FolderServer(folder)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with serving(FolderServer(folder)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

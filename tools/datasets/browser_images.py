@@ -22,7 +22,6 @@ from review.desk import Desk, OpenReviews, Options
 from review.images import ImageShow
 from review.net import ask_net
 from review.review import ORDERS, open_review
-from review.server import serve
 from review.users import LONGEST, Users, parse_white_users
 from tools.datasets.verb import Verb, check_source
 
@@ -64,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         origins = AllowedOrigins(names | set(args.allowed_hosts))
         cookie = f"review_{listener.getsockname()[1]}"  # browsers send a cookie to every port of a host
         desk = Desk(options, source, reviews, images, users, origins, lambda: None, cookie)
+        from review.server import serve  # late: --help and mistakes answer without uvicorn
+
         listen(listener, PORT_FLAG)
         _tell(listener, source, reviews)
         return serve(desk, listener)
