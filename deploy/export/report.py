@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic_io import write_atomic
+from common.formatting import counted
 from common.system_info import machine_info, package_versions
 from deploy.export.formats import UNVERIFIED, WRITTEN, ExportFormat
 from deploy.export.parity import LEAST_COSINE, rule_of
@@ -217,11 +218,6 @@ class ExportReport:
                 "warning: every image is grey, so that the order of the channels is not verified; name coloured ones "
                 "with --samples"
             )
-
-
-def counted(count: int, noun: str = "image") -> str:
-    """Return a number with its noun: 1 image, 2 images."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _rows(outcome: Outcome) -> Iterator[str]:

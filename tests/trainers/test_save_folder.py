@@ -20,7 +20,7 @@ from configs.schema import Config
 from data_loader.samples import NO_LABEL, Sample, SampleList
 from tests.conftest import CLASSES
 from trainers import resuming, runner
-from trainers.data.reading import classes_without_images
+from trainers.data.reading import classes_without_images, shared_images
 from trainers.evaluation.classification_metrics import ClassificationValidation, per_class_scores
 
 ConfigMaker = Callable[..., Path]
@@ -163,6 +163,17 @@ def test_classes_without_images_are_named() -> None:
         f'"{CLASSES[2]}"',
     ]
     assert classes_without_images(samples_of(0, NO_LABEL), every) == []
+
+
+def test_validation_images_that_are_trained_on_are_told(
+    make_config: ConfigMaker, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_list, val_list = ((dataset / f"{split}.txt").read_text("utf-8").splitlines() for split in ("train", "val"))
+    (dataset / "val.txt").write_text("\n".join([*val_list, *train_list[:2]]), "utf-8")
+    assert run_train(make_config(**SMALL, num_epochs=1)) == 0
+    told = f"val.txt: 2 of {len(val_list) + 2} validation images are training images too"
+    assert told in capsys.readouterr().out
+    assert shared_images(samples_of(0, 1), samples_of(1)) == 1
 
 
 def test_a_training_says_which_class_it_cannot_learn_and_what_was_not_measured(

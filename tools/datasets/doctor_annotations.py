@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.atomic_io import check_folder, write_atomic
+from common.formatting import counted
 from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError
 from datasets.files import read_annotations, source_files
@@ -48,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     findings = check_annotations(AnnotationStudy(files, wrong, images))
     for finding in findings:
         print(_text(finding))
-    print(f"{len(paths):,} records in {len(files)} files, {len(findings)} findings")
+    counts = [counted(len(paths), "record"), counted(len(files), "file"), counted(len(findings), "finding")]
+    print(f"{counts[0]} in {counts[1]}, {counts[2]}")
     if args.tgt:
         args.tgt.mkdir(parents=True, exist_ok=True)
         content = {"records": len(paths), "findings": [asdict(finding) for finding in findings]}

@@ -37,6 +37,9 @@ def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple
     train, val = read_lists(config, target)
     if train.origin == val.origin:
         log(f"warning: training and validation read the same images ({val.origin}); the accuracy will mean little")
+    elif shared := shared_images(train, val):
+        text = f"{shared} of {len(val.samples)} validation images are training images too"
+        log(f"warning: {val.origin}: {text}; the accuracy will be better than on images that the net has not seen")
     classes = f", {len(train.class_names)} classes" if train.class_names else ""
     log(f"{len(train.samples)} training and {len(val.samples)} validation images{classes}")
     for samples in (train, val):
@@ -61,6 +64,12 @@ def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple
         for line in classes_without_images(train, val):
             log(line)
     return train, val, skipped
+
+
+def shared_images(train: SampleList, val: SampleList) -> int:
+    """Return how many validation images the training list names, too."""
+    trained = {sample.path for sample in train.samples}
+    return sum(sample.path in trained for sample in val.samples)
 
 
 def classes_without_images(train: SampleList, val: SampleList) -> list[str]:
