@@ -27,6 +27,16 @@ class Answer:
         return (not self.contradicts, self.doubt if self.contradicts else -self.doubt)
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What the other images say of a label: the class that they predict, and its probability beside the label's own."""
+
+    predicted: str
+    own: float
+    other: float
+    is_wrong: bool  # probably
+
+
 def answer_of(record: Record, category: Sequence[str]) -> Answer | None:
     """Return the answer in a record's `predictions`, or None where it holds no class of the image and no doubt."""
     found = value(record, "predictions")

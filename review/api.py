@@ -187,6 +187,7 @@ class Api:
             "can_mark": review.marks is not None,
             "classes": list(found.category),
             "skeleton": _limbs(found.meta["meta"]["skeleton"]),
+            "orders": review.orders,
             "has_answers": bool(review.answers),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from data_loader.errors import ImageError
@@ -52,6 +53,7 @@ def record_view(review: Review, index: int) -> dict[str, Any]:
         "label": class_name(record, category),
         "objects": objects,
         "net": _answer(review, index, proposed),
+        "judged": asdict(review.judgements[index]) if index in review.judgements else None,
         "from": value(record, "tag"),
         **mark_view(mark),
     }

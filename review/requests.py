@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -16,7 +17,7 @@ from review.users import LONGEST
 
 MAX_BODY_BYTES = 16_384
 TOKEN_HEADER = "x-review-token"
-CHOICES = {"reviewed": ("", "yes", "no"), "net": ("", "contradicts", "set_aside"), "order": ORDERS}
+CHOICES = {"reviewed": ("", "yes", "no"), "net": ("", "contradicts", "set_aside", "wrong_label"), "order": ORDERS}
 
 
 def session_of(desk: Desk, request: Request) -> Session | None:
@@ -89,8 +90,23 @@ def choice_in(query: Mapping[str, str]) -> Choice:
     for key, allowed in CHOICES.items():
         if query.get(key, allowed[0]) not in allowed:
             raise RefusedError(400, f"{key} must be one of {', '.join(allowed[1:])}")
-    label = query.get("label", "")
-    if label and not (label.removeprefix("-").isdecimal() and len(label) < 10):
-        raise RefusedError(400, "label must be a whole number")
     texts = {key: query.get(key, "")[:LONGEST] for key in ("tag", "reviewed", "net", "name")}
-    return Choice(int(label) if label else None, **texts, order=query.get("order", ORDERS[0]))
+    label, near = (_whole(query, key) for key in ("label", "near"))
+    return Choice(label, **texts, doubt=_share(query, "doubt"), order=query.get("order", ORDERS[0]), near=near)
+
+
+def _whole(query: Mapping[str, str], key: str) -> int | None:
+    text = query.get(key, "")
+    if text and not (text.removeprefix("-").isdecimal() and len(text) < 10):
+        raise RefusedError(400, f"{key} must be a whole number")
+    return int(text) if text else None
+
+
+def _share(query: Mapping[str, str], key: str) -> float | None:
+    text = query.get(key, "")
+    if not text:
+        return None
+    with suppress(ValueError):
+        if 0 <= (number := float(text)) <= 1:
+            return number
+    raise RefusedError(400, f"{key} must be a number from 0 to 1")

@@ -14,12 +14,13 @@ from common.atomic_io import write_atomic
 from common.file_lock import lock_file
 from datasets.files import Annotations, collector_paused, read_annotations
 from datasets.records import NO_LABEL, value
-from review.answers import SET_ASIDE, Answer, answer_of
+from review.answers import SET_ASIDE, Answer, Judgement, answer_of
 from review.errors import RefusedError, ReviewError
 from review.leases import Leases
 from review.marks import Change, Marks, result_of
+from review.similarity import Similarity
 
-ORDERS = ("file", "doubt", "class")
+ORDERS = ("file", "doubt", "class", "similarity", "wrong_label")
 MOST_AT_ONCE = 100  # records of one request
 NO_TAG = "-"  # as a filter: reviewed, but without a tag
 
@@ -31,9 +32,11 @@ class Choice:
     label: int | None = None
     tag: str = ""
     reviewed: str = ""  # "yes", or "no": not reviewed, and nobody else has it
-    net: str = ""  # "contradicts" or "set_aside"
+    net: str = ""  # "contradicts", "set_aside" or "wrong_label"
+    doubt: float | None = None  # at least
     name: str = ""  # a part of the file's name
     order: str = ORDERS[0]
+    near: int | None = None  # by similarity: the record that the others are compared with
 
 
 @dataclass
@@ -46,6 +49,8 @@ class Review:
     result_path: Path
     leases: Leases = field(default_factory=Leases)
     answers: dict[int, Answer] = field(default_factory=dict)
+    judgements: dict[int, Judgement] = field(default_factory=dict)
+    similarity: Similarity | None = None
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # that images were asked for; (0, 0): not known
     _of_class: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     _names: list[str] = field(default_factory=list)
@@ -69,6 +74,21 @@ class Review:
         return len(self.annotations.records)
 
     @property
+    def orders(self) -> list[str]:
+        """Return the orders that there are."""
+        return [order for order in ORDERS if order == ORDERS[0] or order in self._orders]
+
+    def add_similarity(self, similarity: Similarity) -> None:
+        """Add the order by similarity; records without features come last."""
+        self.similarity = similarity
+        self._orders["similarity"] = self._completed(similarity.chained())
+
+    def add_judgements(self, judgements: dict[int, Judgement]) -> None:
+        """Add the order by labels that are probably wrong, the most suspicious first; records without one come last."""
+        self.judgements = judgements
+        self._orders["wrong_label"] = self._completed(sorted(judgements, key=lambda index: judgements[index].own))
+
+    @property
     def num_reviewed(self) -> int:
         """Return how many records have been reviewed."""
         return len(self.marks.of) if self.marks else 0
@@ -78,7 +98,7 @@ class Review:
         found: Iterable[int] = range(len(self))  # in the file's order: any other makes the memory slow
         for passes in self._filters(choice, user):
             found = filter(passes, found)
-        return list(filter(set(found).__contains__, self._orders.get(choice.order, range(len(self)))))
+        return list(filter(set(found).__contains__, self._ordered(choice)))
 
     def change(self, records: Sequence[int], user: str, tag: str, *, is_on: bool) -> Change:
         """Tag records, or with "" as the tag count them as reviewed; return their marks.
@@ -126,9 +146,23 @@ class Review:
             yield {index for index, answer in self.answers.items() if answer.contradicts}.__contains__
         elif choice.net == SET_ASIDE:
             yield {index for index, answer in self.answers.items() if answer.decision == SET_ASIDE}.__contains__
+        elif choice.net == "wrong_label":
+            yield {index for index, found in self.judgements.items() if found.is_wrong}.__contains__
+        if choice.doubt is not None:
+            least = choice.doubt
+            yield {index for index, answer in self.answers.items() if answer.doubt >= least}.__contains__
         if choice.name:
             part = choice.name.casefold()
             yield lambda index: part in self._names[index]
+
+    def _ordered(self, choice: Choice) -> Sequence[int]:
+        if choice.order == "similarity" and choice.near is not None and self.similarity:
+            return self._completed(self.similarity.nearest(choice.near))
+        return self._orders.get(choice.order, range(len(self)))
+
+    def _completed(self, order: list[int]) -> list[int]:
+        first = set(order)
+        return [*order, *(index for index in range(len(self)) if index not in first)]
 
     def _by_doubt(self, index: int) -> tuple[bool, float]:
         return self.answers[index].order if index in self.answers else (True, 1.0)  # those without an answer last

@@ -7,7 +7,8 @@ import { TEXTS } from "./texts.js";
 const PER_PAGE = [12, 24, 50, 100];
 const SIDES = [160, 320, 640]; // of small images, that the server has
 const PRELOADED = 2; // images after the one that is shown
-const FILTERS = { label: "label", tag: "tag", state: "reviewed", net: "net", order: "order", part: "name" };
+const DOUBTS = ["0.05", "0.1", "0.2", "0.3", "0.5", "0.7", "0.9"]; // at least
+const FILTERS = { label: "label", tag: "tag", state: "reviewed", net: "net", doubt: "doubt", order: "order", part: "name" };
 
 const at = (id) => document.getElementById(id);
 const state = {
@@ -18,6 +19,7 @@ const state = {
   cursor: 0, // a place in the list
   records: new Map(), // what is on the page, by the record's index
   selected: new Set(), // records
+  near: "", // the record that the others are compared with, where they are ordered by similarity
   anchor: 0, // where a selection with Shift began
   isGrid: true,
   isShown: false, // the single image, or the reason why there is none
@@ -93,6 +95,7 @@ async function begin(session) {
 async function relist() {
   const query = new URLSearchParams();
   for (const [id, key] of Object.entries(FILTERS)) if (at(id).value) query.set(key, at(id).value);
+  if (state.near !== "") query.set("near", state.near);
   const current = state.list[state.cursor];
   const found = await ask(`api/list?${query}`).catch(tell);
   if (!found) return;
@@ -182,6 +185,17 @@ async function toNext() {
   const order = [...state.list.slice(state.cursor + 1), ...state.list.slice(0, state.cursor + 1)];
   const next = order.find((index) => open.has(index));
   if (next !== undefined) goTo(state.list.indexOf(next));
+}
+
+async function showSimilar() {
+  const index = state.list[state.cursor];
+  if (!state.session.orders.includes("similarity")) return notice(text().noSimilarity);
+  if (index === undefined) return;
+  state.near = index;
+  at("order").value = "similarity";
+  notice(text().similarTo(state.records.get(index)?.file ?? ""));
+  await queue;
+  await relist();
 }
 
 // --- Where one is
@@ -332,7 +346,7 @@ function updateCells() {
     box.classList.toggle("current", record.index === current);
     box.classList.toggle("reviewed", record.tags !== null);
     box.classList.toggle("held", Boolean(record.holder));
-    box.classList.toggle("contradicted", Boolean(record.net?.contradicts));
+    box.classList.toggle("contradicted", Boolean(record.net?.contradicts || record.judged?.is_wrong));
     box.querySelector(".caption").replaceChildren(...captions(record));
     if (record.index === current) at("grid").setAttribute("aria-activedescendant", (box.id = `cell-${record.index}`));
   }
@@ -345,6 +359,7 @@ function captions(record) {
   if (record.holder) parts.push(["holder", text().heldBy(record.holder)]);
   if (record.label) parts.push(["class", record.label]);
   if (record.net?.contradicts) parts.push(["net", `≠ ${record.net.label}`]);
+  if (record.judged?.is_wrong) parts.push(["net", `? ${record.judged.predicted}`]);
   return parts.map(([kind, content]) => span(kind, content));
 }
 
@@ -387,7 +402,7 @@ function renderSingle() {
 function showAbout() {
   const record = state.records.get(state.list[state.cursor]);
   if (!record) return;
-  const { label, netSays, size, origin, tag, score, doubt, objects, contradicts, setAside, by } = text();
+  const { label, netSays, size, origin, tag, score, doubt, objects, contradicts, setAside, by, othersSay, judged } = text();
   const round = (number) => number.toFixed(3);
   const rows = [[text().file, record.file]];
   if (record.label) rows.push([label, record.label]);
@@ -398,6 +413,7 @@ function showAbout() {
     rows.push([netSays, [record.net.label, ...numbers].filter(Boolean).join(", "), record.net.contradicts]);
     if (notes.some(Boolean)) rows.push(["", notes.filter(Boolean).join(", "), true]);
   }
+  if (record.judged) rows.push([othersSay, judged(record.judged, round), record.judged.is_wrong]);
   if (record.width) rows.push([size, `${record.width} × ${record.height}`]);
   if (record.from) rows.push([origin, record.from]);
   if (record.tags) rows.push([tag, record.tags.join(", ") || "✓"], ["", by(record.user, record.time)]);
@@ -468,7 +484,8 @@ function showTexts() {
   at("finish").hidden = !session.can_finish;
   at("other-file").hidden = !session.can_open;
   for (const element of document.querySelectorAll(".marking")) element.hidden = !session.can_mark;
-  at("net-filter").hidden = !session.has_answers;
+  at("net-filter").hidden = !session.has_answers && !session.orders.includes("wrong_label");
+  at("doubt-filter").hidden = !session.has_answers;
   fillSelect(at("per-page"), PER_PAGE.map((count) => [count, texts.perPage(count)]), state.perPage);
   fillTags();
   showMode();
@@ -480,15 +497,17 @@ function showMode() {
 }
 
 function fillFilters() {
-  const { classes, tags, order, has_answers: hasAnswers } = state.session;
-  const { all, noClass, untagged, notReviewed, isReviewed, contradicts, setAside, orders } = text();
+  const { classes, tags, order, orders: kinds, has_answers: hasAnswers } = state.session;
+  const { all, noClass, untagged, notReviewed, isReviewed, contradicts, setAside, wrongLabel, atLeast, orders } = text();
   const named = [...classes.entries()].sort((a, b) => a[1].localeCompare(b[1], undefined, { numeric: true }));
-  const kinds = hasAnswers ? ["file", "doubt", "class"] : ["file", "class"];
+  const ofNet = hasAnswers ? [["contradicts", contradicts], ["set_aside", setAside]] : [];
+  if (kinds.includes("wrong_label")) ofNet.push(["wrong_label", wrongLabel]);
   const kept = at("order").value || order;
   fillSelect(at("label"), [["", all], ...named, ["-1", noClass]]);
   fillSelect(at("tag"), [["", all], ...tags.map((tag) => [tag, tag]), ["-", untagged]]);
   fillSelect(at("state"), [["", all], ["no", notReviewed], ["yes", isReviewed]]);
-  fillSelect(at("net"), [["", all], ["contradicts", contradicts], ["set_aside", setAside]]);
+  fillSelect(at("net"), [["", all], ...ofNet]);
+  fillSelect(at("doubt"), [["", all], ...DOUBTS.map((least) => [least, atLeast(least)])]);
   fillSelect(at("order"), kinds.map((kind) => [kind, orders[kind]]), kinds.includes(kept) ? kept : "file");
 }
 
@@ -531,6 +550,7 @@ const KEYS = {
   g: () => setMode(!state.isGrid),
   Escape: () => setMode(!state.isGrid),
   n: toNext,
+  m: showSimilar,
   f: () => at("label").focus(),
   l: switchLanguage,
   "?": () => at("help").showModal(),
@@ -618,6 +638,7 @@ function listen() {
     at("path").focus();
   });
   at("logout").addEventListener("click", () => ask("api/logout", {}).then(start, tell));
+  at("order").addEventListener("change", () => (state.near = ""));
   for (const id of Object.keys(FILTERS)) at(id).addEventListener("change", () => queue.then(relist));
   at("filters").addEventListener("submit", (event) => event.preventDefault());
   at("per-page").addEventListener("change", (event) => {
@@ -643,7 +664,7 @@ function listen() {
     const session = await ask("api/open", { path: at("path").value }).catch(tell);
     if (!session) return;
     notice("");
-    state.list = [];
+    Object.assign(state, { list: [], near: "" });
     await begin(session);
   });
   at("grid").addEventListener("click", (event) => {

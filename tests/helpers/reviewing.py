@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.paths import ROOT
 from deploy.service.origins import AllowedOrigins
 from review.desk import Desk, OpenReviews, Options
 from review.images import ImageShow
@@ -102,3 +107,28 @@ def reviewing(
             server.should_exit = True
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
+
+
+@contextmanager
+def started(source: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """Start the command on any free port; yield its process and a client with a session."""
+    words = ["browser/images", "--src", str(source), "--port", "0", *flags]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.antgo", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout and process.stderr
+    try:
+        lines = [process.stdout.readline() for _ in range(3)]
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", lines[1])
+        assert found, process.stderr.read()
+        client = Client(int(found[1]))
+        client.begin()
+        yield process, client
+    finally:
+        process.kill()
+        process.communicate()

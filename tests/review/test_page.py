@@ -7,9 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from datasets.files import write_annotations
+from review.answers import Judgement
+from review.similarity import Similarity
 from tests.helpers.browser import CHROMIUM, Browser, FakeResponse, Page, open_browser
 from tests.helpers.records import picture, records_of
 from tests.helpers.reviewing import Client, reviewing
@@ -157,6 +160,39 @@ def test_objects_lie_where_they_belong_at_any_zoom(visit: Visit, tmp_path: Path)
         assert page.run("document.querySelectorAll('#stage .box').length") == 0
         press(page, "0")
         assert page.run("document.querySelector('#stage img').getBoundingClientRect().height") <= 720
+
+
+@pytest.mark.slow
+def test_similar_images_wrong_labels_and_doubt(visit: Visit, tmp_path: Path) -> None:
+    source = made(tmp_path, 4, image_label=0, predictions={"image_label": 0, "score": 0.75})
+    shown = f"{CELLS}.map((box) => Number(box.dataset.index)).join()"
+
+    def choose(page: Page, name: str, value: str) -> None:
+        page.run(f"document.querySelector('#{name}').value = '{value}'")
+        page.run(f"document.querySelector('#{name}').dispatchEvent(new Event('change'))")
+
+    with reviewing(source, "valid", order="wrong_label") as (port, desk):
+        (review,) = desk.reviews.all()
+        angles = np.radians([0, 60, 40, 120])
+        review.add_similarity(Similarity(np.stack([np.cos(angles), np.sin(angles)], axis=1), range(4)))
+        review.add_judgements({2: Judgement("heron", 0.1, 0.8, True)})
+        with visit(port) as page:
+            page.wait(f"{shown} === '2,0,1,3'")
+            assert page.text(".contradicted .net") == "? heron"
+            press(page, "ArrowRight", "ArrowRight", "m")  # record 1
+            page.wait(f"{shown} === '1,2,0,3'")
+            assert page.text("#notice") == "The most similar to 1.png first."
+            choose(page, "order", "similarity")  # chosen anew: from the first on
+            page.wait(f"{shown} === '0,2,1,3'")
+            choose(page, "doubt", "0.2")
+            page.wait(f"{CELLS}.length === 4")
+            choose(page, "doubt", "0.3")
+            page.wait("document.querySelector('#nothing').innerText === 'No image passes these filters.'")
+            choose(page, "doubt", "")
+            choose(page, "net", "wrong_label")
+            page.wait(f"{shown} === '2'")
+            press(page, "Enter")
+            page.wait("document.querySelector('#about').innerText.includes('heron 0.800, its own class 0.100')")
 
 
 @pytest.mark.slow

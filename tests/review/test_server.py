@@ -19,6 +19,7 @@ from datasets.filters import TagChoice, filter_by_tags
 from datasets.outcome import Outcome
 from review import journal as journal_module
 from review import server as server_module
+from review.answers import Judgement
 from tests.helpers.records import picture, records_of, write_set
 from tests.helpers.reviewing import Client, reviewing
 
@@ -134,6 +135,50 @@ def test_doubt_and_contradictions_come_first(tmp_path: Path) -> None:
         assert nets[1] is None and nets[2]["doubt"] == 0.8 and nets[2]["decision"] == "set_aside"
         assert nets[3]["score"] is None and nets[3]["objects"] == []
         assert nets[4]["objects"][0]["box"] == [1, 1, 9, 9] and found[4]["width"] == 64  # read from the image
+
+
+def test_doubt_from_a_value_on(tmp_path: Path) -> None:
+    """By the answers above the doubts are 0.4, 0.1, 0.3, none, 0.8, none and 0.05; "high" is no score."""
+    with reviewing(with_answers(tmp_path)) as (port, _):
+        client = Client(port)
+        client.begin()
+        assert listed(client, "doubt=0.3&order=doubt") == [2, 4, 0]
+        assert listed(client, "doubt=0.8") == [4] and listed(client, "doubt=1") == []
+        assert listed(client, "doubt=0") == [0, 1, 2, 4, 5, 6]
+
+
+def test_orders_that_were_not_asked_for_are_the_file_s(client: Client) -> None:
+    assert client.begin()["orders"] == ["file", "class"]
+    assert listed(client, "order=similarity&near=3") == listed(client, "order=wrong_label") == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("order=size", "order must be one of doubt, class, similarity, wrong_label"),
+        ("label=a", "label must be a whole number"),
+        ("near=1.5", "near must be a whole number"),
+        ("doubt=2", "doubt must be a number from 0 to 1"),
+        ("doubt=nan", "doubt must be a number from 0 to 1"),
+        ("doubt=much", "doubt must be a number from 0 to 1"),
+    ],
+)
+def test_queries_that_are_mistakes(client: Client, query: str, message: str) -> None:
+    status, content, _ = client.send("GET", f"/api/list?{query}")
+    assert (status, content["msg"]) == (400, message)
+
+
+def test_labels_that_are_probably_wrong(source: Path) -> None:
+    with reviewing(source) as (port, desk):
+        (review,) = desk.reviews.all()
+        judged = {4: Judgement("tern", 0.2, 0.7, True), 2: Judgement("鹭", 0.9, 0.9, False)}
+        review.add_judgements(judged)
+        client = Client(port)
+        assert client.begin()["orders"] == ["file", "class", "wrong_label"]
+        assert listed(client, "order=wrong_label") == [4, 2, 0, 1, 3, 5] and listed(client, "net=wrong_label") == [4]
+        found = client.post("look", records=[4, 5])["records"]
+        assert found[0]["judged"] == {"predicted": "tern", "own": 0.2, "other": 0.7, "is_wrong": True}
+        assert found[1]["judged"] is None
 
 
 def test_images_small_and_whole(tmp_path: Path) -> None:

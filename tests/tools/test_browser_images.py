@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +13,13 @@ import pytest
 
 from common.paths import ROOT
 from tests.helpers.records import records_of, write_set
-from tests.helpers.reviewing import Client
+from tests.helpers.reviewing import started
 from tools import antgo
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write_set(tmp_path / "set")
-
-
-@contextmanager
-def started(source: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], Client]]:
-    """Start the command on any free port; yield its process and a client with a session."""
-    words = ["browser/images", "--src", str(source), "--port", "0", *flags]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tools.antgo", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout and process.stderr
-    try:
-        lines = [process.stdout.readline() for _ in range(3)]
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", lines[1])
-        assert found, process.stderr.read()
-        client = Client(int(found[1]))
-        client.begin()
-        yield process, client
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *words: object) -> str:

@@ -26,6 +26,8 @@ from review.users import LONGEST, Users, parse_white_users
 from tools.datasets.verb import Verb, check_source
 
 DEFAULT_TAGS, PORT, PORT_FLAG = ("valid", "invalid"), 8090, "--port"
+COMPUTED = ("similarity", "wrong_label")  # orders
+WORKERS = min(os.cpu_count() or 1, 4)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +37,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--tags", default="", metavar="a,b", help="tags on keys 1 to 9 (default with --feedback: valid,invalid)")
     add("--feedback", action="store_true", help="end once all is reviewed and Finish pressed, and write F_browser.json")
     add("--weights", type=named_path, metavar="net.pth", help="ask a classifier; its doubtful images come first")
-    add("--order", choices=ORDERS, help="(default file; with --weights doubt)")
+    what = "similarity and wrong_label need a net's features: of --weights, else of start weights"
+    add("--order", choices=ORDERS, help=f"{what} (default file; with --weights doubt)")
     add("--white-users", default="", metavar="ann:pw,bo:pw", help="who may log in; or @FILE with name:password a line")
     add("--user-input", action="store_true", help="a person may name another JSON below --input-root")
     add("--input-root", type=named_path, default=Path(), metavar="DIR", help="(default: the current folder)")
@@ -57,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
         reviews = stack.enter_context(OpenReviews(options))
         if source:
             _open(reviews, source, options, args.weights)
+            if order in COMPUTED:
+                from tools.datasets.browser_orders import add_order  # late: other orders need no net
+
+                add_order(reviews.get(source), order, args.weights, WORKERS)
         images = ImageShow()
         stack.callback(images.close)
         names = set() if is_address(args.host) else {args.host.lower()}
@@ -92,6 +99,8 @@ def check_start(args: argparse.Namespace, users: Users) -> Path | None:
         raise DatasetError(f"--host {args.host} lets others connect; name who may, with --white-users ann:PASSWORD")
     if args.weights and not args.src:
         raise DatasetError("--weights asks the net about --src; name it")
+    if args.order in COMPUTED and not args.src:
+        raise DatasetError(f"--order {args.order} compares the images of --src; name it")
     if args.user_input and not args.input_root.is_dir():
         where = current_folder(str(args.input_root))
         raise DatasetError(f"--input-root {args.input_root}: no such folder{where}")
@@ -100,7 +109,7 @@ def check_start(args: argparse.Namespace, users: Users) -> Path | None:
 
 def _open(reviews: OpenReviews, source: Path, options: Options, weights: Path | None) -> None:
     def ask(found: Annotations) -> None:
-        if weights and (without := ask_net(found, weights, min(os.cpu_count() or 1, 4))):
+        if weights and (without := ask_net(found, weights, WORKERS)):
             print(f"note: {without:,} images without an answer of the net", file=sys.stderr)
 
     stack = ExitStack()

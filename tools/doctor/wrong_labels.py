@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from common import malloc
 from common.atomic_io import write_atomic
 from common.errors import UserError
 from common.formatting import csv_cell
@@ -194,20 +193,11 @@ def _judged(study: Study, groups: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 def _features(study: Study, rows: Sequence[int], workers: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows (M,) whose images could be read again, and their features (M, D) before the net's head."""
-    from deploy.backends.torch_backend import CheckpointBackend
     from deploy.uncertainty.outputs import collect
-    from trainers.builder import build_start_net
-    from trainers.runtime.device import choose_device
-    from trainers.tasks.table import task_of_config
+    from tools.start_features import start_backend
 
-    config = study.config
-    device, _ = choose_device(config.gpu_ids())
-    if device.type == "cpu":
-        malloc.keep_freed_memory()
-    net = build_start_net(config, lambda _: None, study.train.class_names).to(device).eval()
-    metadata = task_of_config(config).new_metadata(config, study.train)
+    backend, metadata = start_backend(study.config, study.train)
     samples = [study.sample(row) for row in rows]
-    backend = CheckpointBackend(net, device)
     outputs = collect(backend, metadata, samples, workers=max(1, workers), with_features=True)
     assert outputs.features is not None
     place = {file: number for number, file in enumerate(outputs.files)}
