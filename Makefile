@@ -38,6 +38,7 @@ BENCH := $(BIN)/python -m tools.benchmark
 OUT := logs/bench
 FLOWERS ?= data_example/flowers
 CIFAR ?= data_example/cifar10
+DUBAI ?= data_example/dubai
 NET ?= logs/flowers/flowers.pth
 EXPORTED ?= exported
 ROOTS := --set train_data_root_dir=$(FLOWERS)/train/images --set val_data_root_dir=$(FLOWERS)/valid/images
@@ -49,6 +50,7 @@ bench: setup
 	$(BENCH) infer --weights $(NET) --artefacts $(EXPORTED) --images $(FLOWERS)/valid/images --json $(OUT)/infer.json
 	$(BENCH) simsiam --set train_data_root_dir=$(CIFAR)/train --set val_data_root_dir=$(CIFAR)/test --json $(OUT)/simsiam.json
 	$(BENCH) probe --json $(OUT)/probe.json
+	$(BENCH) masks --set train_data_root_dir=$(DUBAI)/train --set val_data_root_dir=$(DUBAI)/valid --json $(OUT)/masks.json
 	$(BENCH) pim --json $(OUT)/pim.json
 	$(BENCH) serve --weights $(EXPORTED)/model.onnx --rounds 5 --json $(OUT)/serve.json
 	$(BENCH) page $(OUT)/*.json

@@ -1,4 +1,4 @@
-"""Measure this program beside others, in one run: `python -m tools.benchmark train|load|infer|pim|serve|simsiam|probe`.
+"""Measure this program beside others, in one run: `python -m tools.benchmark KIND`, of which --help has a list.
 
 Every side does one round, then every side the next, so that changes of the machine's load affect all of them.
 """

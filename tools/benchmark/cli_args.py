@@ -8,6 +8,7 @@ from pathlib import Path
 from tools.benchmark.peer_env import DEFAULT_PEERS
 
 FLOWERS, CIFAR = "configs/flowers_config.json", "configs/simsiam_cifar10_config.json"
+DUBAI = "configs/segmentation_config.json"
 DESCRIPTION = """\
 Measure this program beside others, in one run: every side does one round, then
 every side the next, so that changes of the machine's load affect all of them."""
@@ -64,6 +65,10 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         default="imagenet",
         help="of both nets: that of lightly's example (default), or a ResNet's for CIFAR",
     )
+    masks = _kind(commands, "masks", "an epoch of a LinkNet's training beside smp's", ("fp32", "bf16"))
+    masks.add_argument("--config", metavar="F", type=Path, default=Path(DUBAI), help=f"default {DUBAI}")
+    masks.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="replace a key of the config")
+    masks.add_argument("--fit", action="store_true", help="whole trainings, a seed a round, compared by mean IoU")
 
 
 def _add_inference(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

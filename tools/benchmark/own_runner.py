@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import tempfile
 import time
@@ -14,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.benchmark.protocol import RATE, Round, Turns
+from tools.benchmark.memory import PEAK_GB, peak_gb, reset_peak
+from tools.benchmark.protocol import MINUTES, RATE, Round, Turns
 
 if TYPE_CHECKING:
     from configs.schema import Config
@@ -36,16 +38,34 @@ def train(turns: Turns, config: Config) -> None:
         if not text.startswith("epoch "):
             return
         after = trainer.progress.pictures_trained, trainer.progress.train_seconds
-        turns.report({RATE: (after[0] - before[0]) / (after[1] - before[1])})
+        turns.report({RATE: (after[0] - before[0]) / (after[1] - before[1]), PEAK_GB: peak_gb()})
         before = after
         if not turns.wait():
             raise _LastRoundError
+        reset_peak()
 
     trainer = make_trainer(config, log)
     turns.ready("torch")
     if turns.wait():
+        reset_peak()
         with contextlib.suppress(_LastRoundError):
             trainer.fit()
+
+
+def fit(turns: Turns, config: Config) -> None:
+    """Train to the end; a round is a training with the next seed, its rate the last validation's measure in percent."""
+    from trainers.reporting.reporter import log_nothing
+
+    seeds = itertools.count(config.seed)
+
+    def play() -> Round:
+        started = time.perf_counter()
+        trainer = make_trainer(config.model_copy(update={"seed": next(seeds)}), log_nothing)
+        trainer.fit()
+        score: float = trainer.progress.curves["val"][-1][trainer.task.measure.key]
+        return {RATE: 100 * score, MINUTES: (time.perf_counter() - started) / 60}
+
+    turns.play(play, "torch")
 
 
 def make_trainer(config: Config, log: Callable[[str], None]) -> Trainer:
@@ -150,7 +170,7 @@ def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: 
 def main() -> None:
     """Run one side until the last round."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark.own_runner", allow_abbrev=False)
-    parser.add_argument("what", choices=("train", "load", "first_load", "folder"))
+    parser.add_argument("what", choices=("train", "fit", "load", "first_load", "folder"))
     parser.add_argument("--config", help="the config itself, as JSON")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--images", type=Path)
@@ -165,11 +185,12 @@ def main() -> None:
     from configs.schema import Config
 
     with tempfile.TemporaryDirectory() as place:
-        own = {"save_path": place, "log_path": place, "is_tensorboard": False}
-        endless = {"num_epochs": ENDLESS, "validation_interval": ENDLESS, "next_stage": {}}
-        config = Config.model_validate({**json.loads(args.config), **own, **endless})
-        if args.what == "train":
-            train(turns, config)
+        own = {"save_path": place, "log_path": place, "is_tensorboard": False, "next_stage": {}}
+        if args.what != "fit":
+            own |= {"num_epochs": ENDLESS, "validation_interval": ENDLESS}
+        config = Config.model_validate({**json.loads(args.config), **own})
+        if args.what in ("train", "fit"):
+            {"train": train, "fit": fit}[args.what](turns, config)
         else:
             load(turns, config, with_start=args.what == "first_load")
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 RATE = "rate"  # the figure that sides are compared by; higher is better
+MINUTES = "minutes"  # a column: of a whole training
 GO = "go"
 Round = dict[str, float]  # RATE, and further columns
 

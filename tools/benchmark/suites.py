@@ -15,6 +15,7 @@ from typing import Any
 
 from common.errors import BenchmarkError
 from configs.schema import Config
+from nets.linknet_module import BACKBONES
 from tools.benchmark.peer_env import peer_python, peer_versions
 from tools.benchmark.runners import CallSide, ProcessSide, Side, started
 from tools.benchmark.statistics import Measured, measure
@@ -93,6 +94,23 @@ def simsiam(args: argparse.Namespace) -> list[Measured]:
         return [_measured(title, IMAGES_A_SECOND, starters, list(flags), args.rounds)]
 
 
+def masks(args: argparse.Namespace) -> list[Measured]:
+    """Train a LinkNet, an epoch per round, or with `--fit` whole trainings; smp's beside it in a plain loop."""
+    config = training_config(args.config, args.set)
+    if config.model_net_name not in BACKBONES:
+        raise BenchmarkError(f"{config.model_net_name}: smp's side has the encoders of {', '.join(BACKBONES)} alone")
+    python, peer = peer_python(args.peers), ["--config", _json_of(config), *(["--fit"] if args.fit else [])]
+    flags = {"fp32": ("smp, fp32", []), "bf16": ("smp, bf16, channels_last", ["--bf16"])}
+    peers = {name: [*peer, *more] for name, more in (flags[choice] for choice in args.against)}
+    starters = [_ours("train.py", "fit" if args.fit else "train", config)]
+    starters += [partial(ProcessSide, name, "tools.benchmark.peers.smp", own, python) for name, own in peers.items()]
+    with started(starters) as sides:
+        if args.fit:
+            title = f"{config.num_epochs} epochs, a seed a round"
+            return [measure(title, "mean IoU, %", sides, list(peers), args.rounds, warmups=0)]
+        return [measure("training", IMAGES_A_SECOND, sides, list(peers), args.rounds)]
+
+
 def infer(args: argparse.Namespace) -> list[Measured]:
     """Infer batches of random numbers by every export, and a folder from JPEG to CSV beside timm's script."""
     if not (args.artefacts or args.images):
@@ -150,7 +168,7 @@ def probe(args: argparse.Namespace) -> list[Measured]:
 
 
 KINDS: Mapping[str, Callable[[argparse.Namespace], list[Measured]]] = {
-    kind.__name__: kind for kind in (train, load, infer, pim, serve, simsiam, probe)
+    kind.__name__: kind for kind in (train, load, infer, pim, serve, simsiam, probe, masks)
 }
 
 

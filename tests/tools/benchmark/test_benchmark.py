@@ -16,14 +16,16 @@ from common.paths import ROOT
 from configs.loading import process_config
 from configs.schema import Config
 from tests.conftest import write_image
+from tests.helpers.masks import mask_nets, write_config, write_scenes
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import report, statistics, suites
 from tools.benchmark.micro import PROBE_BASE, batch_round, probe_contenders
-from tools.benchmark.own_runner import EpochOfImages, train
+from tools.benchmark.own_runner import EpochOfImages, fit, train
 from tools.benchmark.peers.imagefolder import make_loader
 from tools.benchmark.protocol import Round, Turns
 from tools.benchmark.runners import CallSide, ProcessSide, started
 from tools.benchmark.statistics import Figure, Measured, Ratio, measure, paired_ratio, share_of_others
+from train import main as main_of_train
 
 SIDE = """
 import sys
@@ -240,6 +242,24 @@ def test_our_training_side_reports_a_figure_per_epoch(
     train(turns, make_flowers(num_epochs=1000, validation_interval=1000, **changes))
     assert turns.versions == ("torch",)
     assert len(turns.reported) == 3 and all(0 < figures["rate"] < 1e6 for figures in turns.reported)
+    assert all(0.1 < figures["peak GB"] < 50 for figures in turns.reported)
+
+
+def test_a_whole_training_is_compared_by_its_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mask_nets(tmp_path, monkeypatch):
+        write_scenes(tmp_path)
+        config = process_config(write_config(tmp_path))
+        turns = Recorded(2)
+        fit(turns, config)
+        assert main_of_train(["--config", str(tmp_path / "config.json"), "--set", "seed=1"]) == 0
+        capsys.readouterr()
+        assert benchmark.main(["masks", "--config", str(tmp_path / "config.json")]) == 2
+    assert "TinyMasks: smp's side has the encoders of linknet18, linknet34, linknet50 alone" in capsys.readouterr().err
+    last = json.loads((tmp_path / "weights/report.json").read_text("utf-8"))["curves"]["val"][-1]
+    assert turns.reported[1]["rate"] == pytest.approx(100 * last["mean_iou"])  # the second round's seed is 1
+    assert turns.reported[0]["rate"] != turns.reported[1]["rate"] and turns.reported[0]["minutes"] > 0
 
 
 def test_both_loading_sides_read_the_same_images(make_flowers: Callable[..., Config]) -> None:
