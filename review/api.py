@@ -22,7 +22,16 @@ from review.errors import RefusedError
 from review.images import SMALL_SIDES, version_of
 from review.marks import Change
 from review.record_view import find_sizes, mark_view, record_view
-from review.requests import body_of, changing_session, choice_in, known_session, records_in, session_of, text_in
+from review.requests import (
+    MAX_LABELS_BYTES,
+    body_of,
+    changing_session,
+    choice_in,
+    known_session,
+    records_in,
+    session_of,
+    text_in,
+)
 from review.review import Review
 from review.sessions import Session
 
@@ -113,6 +122,14 @@ class Api:
         records, tag = records_in(body, len(review)), text_in(body, "tag")
         return _changed(review, review.change(records, session.user, tag, is_on=is_on))
 
+    async def label(self, request: Request) -> Response:
+        """Label records: one with objects, several with a class, or without "labels" each with its draft."""
+        session = changing_session(self._desk, request)
+        body = await body_of(request, MAX_LABELS_BYTES)
+        review = await self._review_of(session)
+        records = records_in(body, len(review))
+        return _changed(review, review.label(records, session.user, body.get("labels")))
+
     async def undo(self, request: Request) -> Response:
         """Take back the person's latest press."""
         session = changing_session(self._desk, request)
@@ -125,7 +142,9 @@ class Api:
         review = await self._review_of(session)
         if not self._desk.options.feedback:
             raise RefusedError(403, "start with --feedback to write a result")
-        if left := len(review) - review.num_reviewed:
+        task = self._desk.options.task
+        left = len(review) - review.num_reviewed
+        if left and not (task and task.ignore_incomplete):
             raise RefusedError(409, f"{left} images are not reviewed yet")
         review.write_result()
         if self._desk.options.input_root is None:
@@ -185,6 +204,8 @@ class Api:
             "reviewed": review.num_reviewed,
             "tags": list(review.tags),
             "can_mark": review.marks is not None,
+            "labelling": review.task.kind if review.task else "",
+            "can_leave_out": bool(review.task and review.task.ignore_incomplete),
             "classes": list(found.category),
             "skeleton": _limbs(found.meta["meta"]["skeleton"]),
             "orders": review.orders,

@@ -20,12 +20,11 @@ from review.desk import Desk
 from review.errors import RefusedError
 
 PAGE = Path(__file__).parent / "page"
+SCRIPTS = ("page.js", "drawing.js", "label.js", "shapes.js", "texts.js")
 PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/drawing.js": ("drawing.js", "text/javascript; charset=utf-8"),
-    "/texts.js": ("texts.js", "text/javascript; charset=utf-8"),
+    **{f"/{name}": (name, "text/javascript; charset=utf-8") for name in SCRIPTS},
 }
 HEADERS = {**SECURITY_HEADERS, "content-security-policy": PAGE_POLICY, "cross-origin-resource-policy": "same-origin"}
 RAW_HEADERS = [(name.encode(), text.encode()) for name, text in HEADERS.items()]
@@ -36,7 +35,8 @@ logger = logging.getLogger("review")
 def make_app(desk: Desk) -> ASGIApp:
     """Return the application."""
     api = Api(desk)
-    posts = {name: getattr(api, name) for name in ("login", "logout", "open", "look", "change", "undo", "finish")}
+    names = ("login", "logout", "open", "look", "change", "label", "undo", "finish")
+    posts = {name: getattr(api, name) for name in names}
     routes = [
         *(Route(path, _file(PAGE / name, kind)) for path, (name, kind) in PAGE_FILES.items()),
         Route("/api/session", api.session),

@@ -16,6 +16,7 @@ from datasets.records import value
 from deploy.service.origins import AllowedOrigins
 from review.errors import RefusedError, ReviewError
 from review.images import ImageShow
+from review.label_task import LabelTask
 from review.review import Review, open_review
 from review.sessions import Sessions
 from review.users import Attempts, Users
@@ -32,6 +33,7 @@ class Options:
     overwrite: bool = False
     order: str = "file"
     input_root: Path | None = None
+    task: LabelTask | None = None  # that is labelled, instead of tagging
 
 
 class OpenReviews:
@@ -66,8 +68,8 @@ class OpenReviews:
             if found := self._open.get(source):
                 return found[0]
             stack = ExitStack()
-            feedback, overwrite = self._options.feedback, self._options.overwrite
-            opened = open_review(source, self._options.tags, feedback=feedback, overwrite=overwrite)
+            how = self._options
+            opened = open_review(source, how.tags, feedback=how.feedback, overwrite=how.overwrite, task=how.task)
             review = stack.enter_context(opened)
             self.add(source, stack, review)
             return review

@@ -7,29 +7,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from common.atomic_io import sync_folder
 from common.checksums import file_sha256
+from common.formatting import short_json
 from review.errors import ReviewError
 
 FORMAT = 1
+FILE_KEYS = ("format", "source", "sha256")
 Event = dict[str, Any]
 
 
 class Journal:
     """An open journal; `events` are those that were in it, until `forget_events`.
 
-    One process at a time may write it: the caller holds a lock. Raises ReviewError for the journal of other
-    annotations, or a damaged one, and OSError.
+    One process at a time may write it: the caller holds a lock. `task` is what else it belongs to. Raises ReviewError
+    for the journal of other annotations or another task, or a damaged one, and OSError.
     """
 
-    def __init__(self, path: Path, source: Path) -> None:
+    def __init__(self, path: Path, source: Path, task: Mapping[str, Any]) -> None:
         self.path = path
-        head = {"format": FORMAT, "source": source.name, "sha256": file_sha256(source)}
+        head = {"format": FORMAT, "source": source.name, "sha256": file_sha256(source), **task}
         is_new = not path.exists()
         self._is_torn = False
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -91,6 +93,11 @@ class Journal:
                 raise ReviewError(
                     f"{self.path.with_name(head['source'])}: it has changed since the review that {self.path.name} "
                     "holds; bring the file back, or move the journal away to begin anew"
+                )
+            elif other := [key for key in head if key not in FILE_KEYS and event[key] != head[key]]:
+                raise ReviewError(
+                    f"{self.path}: it was begun with {other[0]} {short_json(event[other[0]])}, not "
+                    f"{short_json(head[other[0]])}; start as then, or move the journal away to begin anew"
                 )
 
 

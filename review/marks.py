@@ -1,4 +1,4 @@
-"""What people have said of the records: their tags, by whom and when; kept by a journal, and undone press by press."""
+"""What people have said of the records: tags or labels, by whom and when; kept by a journal, undone press by press."""
 
 from __future__ import annotations
 
@@ -9,39 +9,42 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from review.errors import ReviewError
+from review.errors import RefusedError, ReviewError
 from review.journal import Event, Journal
+from review.label_task import LabelTask
+from review.labels import Labels
 
 UNDO_PRESSES = 200  # of a person, that can be undone
 
 
 @dataclass(frozen=True)
 class Mark:
-    """The tags of a record that has been reviewed, who gave them, and when (UTC)."""
+    """The tags of a record that has been reviewed, or its labels, who gave them, and when (UTC)."""
 
     tags: tuple[str, ...] = ()
     user: str = ""
     time: str = ""
+    labels: Labels | None = None
 
 
 Change = dict[int, "Mark | None"]  # None: not reviewed
 
 
 class Marks:
-    """The marks of all records that have been reviewed, by the record's index.
+    """The marks of all records that have been reviewed, by the record's index; with a task they hold labels.
 
     Raises ReviewError for a journal that does not fit, and OSError.
     """
 
-    def __init__(self, journal_path: Path, source: Path, num_records: int) -> None:
+    def __init__(self, journal_path: Path, source: Path, num_records: int, task: LabelTask | None = None) -> None:
         self.of: dict[int, Mark] = {}
         self._presses: dict[str, deque[tuple[Change, Change]]] = defaultdict(lambda: deque(maxlen=UNDO_PRESSES))
-        self._num_records = num_records
-        self._journal = Journal(journal_path, source)
+        self._num_records, self._task = num_records, task
+        self._journal = Journal(journal_path, source, task.head if task else {})
         for number, event in enumerate(self._journal.events, 2):
             try:
                 self._apply(event)
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, RefusedError) as error:
                 self.close()
                 raise ReviewError(
                     f"{journal_path}:{number}: not an event of this review; move the file away"
@@ -53,10 +56,11 @@ class Marks:
 
         Without a tag they are reviewed as they are, or with `is_on` False not reviewed.
         """
-        tags = {str(record): self._tags(record, tag, is_on) for record in records}
-        event = {"time": now(), "user": user, "set": tags}
-        self._journal.append(event)
-        return self._apply(event)
+        return self._set({str(record): self._tags(record, tag, is_on) for record in records}, user)
+
+    def label(self, labels: Mapping[int, Labels], user: str) -> Change:
+        """Give records their labels, which have been checked; return their marks. Raises OSError."""
+        return self._set({str(record): found for record, found in labels.items()}, user)
 
     def undo(self, user: str, taken: Collection[int] = ()) -> Change:
         """Take back a person's latest press; return the marks of its records, {} where there is none. Raises OSError.
@@ -66,7 +70,7 @@ class Marks:
         while presses := self._presses[user]:
             before, after = presses[-1]
             restored = {
-                str(record): None if mark is None else {"tag": mark.tags, "user": mark.user, "time": mark.time}
+                str(record): None if mark is None else _kept(mark)
                 for record, mark in before.items()
                 if self.of.get(record) == after[record] and record not in taken
             }
@@ -87,16 +91,21 @@ class Marks:
         others = [each for each in tags if each != tag]
         return [*others, tag] if is_on else others
 
+    def _set(self, given: Mapping[str, Any], user: str) -> Change:
+        event = {"time": now(), "user": user, "set": given}
+        self._journal.append(event)
+        return self._apply(event)
+
     def _apply(self, event: Event) -> Change:
         """Apply an event, new or from the journal; raise KeyError, TypeError and others for what is none."""
         user = event["user"]
         if "restore" in event:
-            change = {self._index(key): _restored(mark) for key, mark in event["restore"].items()}
+            change = {self._index(key): self._restored(mark) for key, mark in event["restore"].items()}
             self._presses[user].pop()
         else:
             change = {
-                self._index(key): None if tags is None else Mark(tuple(tags), user, event["time"])
-                for key, tags in event["set"].items()
+                self._index(key): None if given is None else self._mark(given, user, event["time"])
+                for key, given in event["set"].items()
             }
             before: Change = {record: self.of.get(record) for record in change}
             self._presses[user].append((before, dict(change)))
@@ -106,6 +115,14 @@ class Marks:
             else:
                 self.of[record] = mark
         return change
+
+    def _mark(self, given: Any, user: str, time: str) -> Mark:
+        if self._task is None:
+            return Mark(tuple(given), user, time)
+        return Mark((), user, time, self._task.checked(given))
+
+    def _restored(self, mark: Any) -> Mark | None:
+        return None if mark is None else self._mark(mark["labels" if self._task else "tag"], mark["user"], mark["time"])
 
     def _index(self, key: str) -> int:
         index = int(key)
@@ -137,5 +154,6 @@ def now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _restored(mark: Any) -> Mark | None:
-    return None if mark is None else Mark(tuple(mark["tag"]), mark["user"], mark["time"])
+def _kept(mark: Mark) -> dict[str, Any]:
+    given = {"tag": mark.tags} if mark.labels is None else {"labels": mark.labels}
+    return {**given, "user": mark.user, "time": mark.time}

@@ -19,14 +19,15 @@ SIZES_S = 10.0  # for reading sizes, of one request
 def find_sizes(review: Review, records: Iterable[int], size_of: Callable[[int], tuple[int, int]]) -> None:
     """Ask for the sizes that records with objects do not say, until SIZES_S are over; the rest is asked for later.
 
-    Objects are not drawn on an image of unknown size.
+    Objects are not drawn on an image of unknown size. Where objects are to be drawn, all sizes are asked for.
     """
+    are_drawn = review.task is not None and review.task.kind != "CLASS"
     until = time.monotonic() + SIZES_S
     for index in records:
         record = review.annotations.records[index]
         has_objects = value(record, "bboxes") or value(record, "predictions").get("bboxes")
-        is_known = (value(record, "width") and value(record, "height")) or index in review.sizes
-        if is_known or not has_objects or time.monotonic() > until:
+        is_known = all(review.size(index)) or index in review.sizes
+        if is_known or not (has_objects or are_drawn) or time.monotonic() > until:
             continue
         try:
             review.sizes[index] = size_of(index)
@@ -35,14 +36,12 @@ def find_sizes(review: Review, records: Iterable[int], size_of: Callable[[int], 
 
 
 def record_view(review: Review, index: int) -> dict[str, Any]:
-    """Return a record's image, objects, predictions and mark; `find_sizes` comes before."""
-    record, category = review.annotations.records[index], review.annotations.category
-    width, height = value(record, "width"), value(record, "height")
+    """Return a record's image, objects, predictions, mark, and of a labelling its draft; `find_sizes` comes before."""
+    record, category = review.record(index), review.annotations.category
+    width, height = review.size(index)
     predictions = value(record, "predictions")
     proposed = _objects(predictions, category) if is_drawable(predictions) else []
     objects = _objects(record, category)
-    if not (width and height):
-        width, height = review.sizes.get(index, (0, 0))
     mark = review.marks.of.get(index) if review.marks else None
     return {
         "index": index,
@@ -56,6 +55,7 @@ def record_view(review: Review, index: int) -> dict[str, Any]:
         "judged": asdict(review.judgements[index]) if index in review.judgements else None,
         "from": value(record, "tag"),
         **mark_view(mark),
+        **({"draft": _draft(review, index)} if review.task else {}),
     }
 
 
@@ -64,6 +64,11 @@ def mark_view(mark: Any) -> dict[str, Any]:
     if mark is None:
         return {"tags": None, "user": "", "time": ""}
     return {"tags": list(mark.tags), "user": mark.user, "time": mark.time}
+
+
+def _draft(review: Review, index: int) -> dict[str, Any]:
+    labels, origin = review.draft(index)
+    return {**labels, "origin": origin}
 
 
 def _answer(review: Review, index: int, proposed: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from review.review import MOST_AT_ONCE, ORDERS, Choice
 from review.sessions import Session
 from review.users import LONGEST
 
-MAX_BODY_BYTES = 16_384
+MAX_BODY_BYTES, MAX_LABELS_BYTES = 16_384, 4_194_304
 TOKEN_HEADER = "x-review-token"
 CHOICES = {"reviewed": ("", "yes", "no"), "net": ("", "contradicts", "set_aside", "wrong_label"), "order": ORDERS}
 
@@ -43,19 +43,19 @@ def changing_session(desk: Desk, request: Request) -> Session:
     return session
 
 
-async def body_of(request: Request) -> dict[str, Any]:
+async def body_of(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dict[str, Any]:
     """Return a request's JSON. Raises RefusedError."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RefusedError(415, "the body must be application/json")
     length = request.headers.get("content-length", "")
     body = bytearray()
-    too_long = RefusedError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
-    if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
+    too_long = RefusedError(413, f"the body has more than {most_bytes} bytes")
+    if length.isdecimal() and int(length[:20]) > most_bytes:
         raise too_long
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_BODY_BYTES:
+            if len(body) > most_bytes:
                 raise too_long
         content = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -40,7 +40,7 @@ def make_server(desk: Desk) -> ReviewServer:
 
 
 def serve(desk: Desk, listener: socket.socket) -> int:
-    """Serve until the review is finished or a signal comes; what there is of it is written. Return the exit code.
+    """Serve until the review is finished or a signal comes; what there is of tags is written. Return the exit code.
 
     Raises OSError.
     """
@@ -48,7 +48,7 @@ def serve(desk: Desk, listener: socket.socket) -> int:
     server.run(sockets=[listener])
     if desk.is_finished:
         return 0
-    if desk.options.feedback:
+    if desk.options.feedback and not desk.options.task:  # of a labelling the journal has it all
         for review in desk.reviews.all():
             review.write_result()
     return 128 + (server.received or signal.SIGINT)

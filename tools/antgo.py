@@ -19,6 +19,7 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "extract/crop": "the objects of standard annotations -> images of their own",
     "extract/samples": "a few records or lines of a file",
     "browser/images": "a page to look at annotated images, and to tag them by keys",
+    "label/start": "a page to label images: classes, boxes, polygons, points",
     "label/studio": "standard annotations <-> Label Studio (--to, --from)",
     "label/merge": "several files of standard annotations -> one",
     "filter/tags": "records by the tags of a review",
