@@ -229,5 +229,5 @@ def _limbs(skeleton: Any) -> list[list[int]]:
 
 
 def _changed(review: Review, change: Change) -> Response:
-    marks = {index: mark_view(mark) for index, mark in change.items()}
+    marks = {index: record_view(review, index) if review.task else mark_view(mark) for index, mark in change.items()}
     return json_response({"marks": marks, "reviewed": review.num_reviewed})

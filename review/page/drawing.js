@@ -58,7 +58,7 @@ function drawn(object, kind, skeleton, colour) {
   return group;
 }
 
-function colourOf(name, classes) {
+export function colourOf(name, classes) {
   const index = classes.indexOf(name);
   return COLOURS[(index < 0 ? 0 : index) % COLOURS.length];
 }
@@ -73,8 +73,9 @@ function make(name, attributes) {
 export class Zoom {
   constructor(frame, stage) {
     Object.assign(this, { frame, stage, width: 1, height: 1, scale: 1, x: 0, y: 0, isWhole: true });
+    Object.assign(this, { mayDrag: () => true, onPlace: () => {} }); // of whoever draws on the image
     frame.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
-    frame.addEventListener("pointerdown", (event) => this.#press(event));
+    frame.addEventListener("pointerdown", (event) => this.mayDrag(event) && this.grab(event));
     frame.addEventListener("pointermove", (event) => this.#drag(event));
     for (const kind of ["pointerup", "pointercancel"]) {
       frame.addEventListener(kind, (event) => this.pointers.delete(event.pointerId));
@@ -124,7 +125,14 @@ export class Zoom {
     this.by(-Math.sign(event.deltaY), event);
   }
 
-  #press(event) {
+  // Return the image's point, in its pixels, at a place on the screen.
+  pointAt({ clientX, clientY }) {
+    const { left, top } = this.frame.getBoundingClientRect();
+    return [(clientX - left - this.x) / this.scale, (clientY - top - this.y) / this.scale];
+  }
+
+  // Let a pointer that is down move the image.
+  grab(event) {
     this.frame.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, [event.clientX, event.clientY]);
   }
@@ -155,5 +163,6 @@ export class Zoom {
     Object.assign(this.stage.style, { width: `${size[0]}px`, height: `${size[1]}px` });
     this.stage.style.transform = `translate(${this.x}px, ${this.y}px)`;
     this.stage.classList.toggle("pixels", this.scale > 3);
+    this.onPlace();
   }
 }

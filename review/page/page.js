@@ -2,6 +2,7 @@
 // What is shown as done has been acknowledged by the server, which writes it to the disk first.
 
 import { Zoom, nameTags, overlay } from "./drawing.js";
+import { Labeller } from "./label.js";
 import { TEXTS } from "./texts.js";
 
 const PER_PAGE = [12, 24, 50, 100];
@@ -26,9 +27,15 @@ const state = {
   shown: { objects: true, net: true },
   columns: 1,
   looks: 0, // counts the requests for records: only the newest counts
+  isSkipping: false, // from a labelled image to the next one that nobody has labelled or has before them
 };
 let queue = Promise.resolve(); // what is pressed is sent in its order
 const zoom = new Zoom(at("stage-frame"), at("stage"));
+const labeller = new Labeller(at("stage-frame"), at("drawn"), zoom, at("panel"), {
+  ...{ text, notice, isShown: () => state.shown.objects, findClass: () => at("find-class").focus() },
+  confirm: confirmLabels,
+  save: () => saveAndGoOn(current()),
+});
 
 if (!(state.language in TEXTS)) state.language = "en";
 if (!PER_PAGE.includes(state.perPage)) state.perPage = 24;
@@ -85,11 +92,13 @@ async function begin(session) {
   for (const id of ["top", "bottom", "main"]) at(id).hidden = !session.name;
   if (!session.name) return at("path").focus();
   state.selected.clear();
+  if (session.labelling) state.isGrid = false;
+  labeller.begin(session);
   fillFilters();
   showTexts();
   await relist();
-  if (session.can_mark && session.reviewed && session.reviewed < session.total) await toNext();
-  at("grid").focus();
+  if (session.can_mark && session.reviewed < session.total && isTaken(state.list[state.cursor])) await toNext();
+  main().focus();
 }
 
 async function relist() {
@@ -107,6 +116,8 @@ async function relist() {
 
 async function look() {
   const number = ++state.looks;
+  if (labeller.isChanged) saveLabels(labeller.record.index); // what has been drawn is not lost by going on
+  labeller.close();
   const wanted = visible();
   state.isShown = false;
   at("nothing").hidden = wanted.length > 0;
@@ -118,16 +129,16 @@ async function look() {
   if (!found || number !== state.looks) return;
   state.session.reviewed = found.reviewed;
   state.records = new Map(found.records.map((record) => [record.index, record]));
-  render();
+  const skips = state.isSkipping && isTaken(state.list[state.cursor]);
+  state.isSkipping = false;
+  if (!(skips && (await toNext()))) render();
 }
 
 // --- What is pressed
 
 function mark(records, tag) {
   if (!state.session.can_mark) return notice(text().lookOnly);
-  const held = records.filter((index) => state.records.get(index)?.holder);
-  const free = records.filter((index) => !held.includes(index));
-  if (held.length) notice(free.length ? text().someHeld : text().isHeld(state.records.get(held[0]).holder));
+  const free = freeOf(records);
   if (!free.length) return;
   const isOn = !tag || !free.every((index) => state.records.get(index)?.tags?.includes(tag));
   queue = queue.then(() => ask("api/change", { records: free, tag, on: isOn }).then(marked, (error) => failed(error, free)));
@@ -136,10 +147,62 @@ function mark(records, tag) {
   else updateCells();
 }
 
+// Return the records that nobody else has, and tell of the others.
+function freeOf(records) {
+  const held = records.filter((index) => state.records.get(index)?.holder);
+  const free = records.filter((index) => !held.includes(index));
+  if (held.length) notice(free.length ? text().someHeld : text().isHeld(state.records.get(held[0]).holder));
+  return free;
+}
+
+// Return whether somebody has labelled a record, or tagged it, or has it before them.
+function isTaken(index) {
+  const record = state.records.get(index);
+  return Boolean(record && (record.tags || record.holder));
+}
+
+// Label images of the grid with a class, or each as its draft is.
+function labelMany(records, label) {
+  const hasDraft = (index) => state.records.get(index)?.draft.label !== -1;
+  const free = freeOf(records).filter((index) => label !== undefined || hasDraft(index));
+  if (!free.length) return records.some(hasDraft) ? undefined : notice(text().chooseClass);
+  const labels = label === undefined ? {} : { labels: { label } };
+  queue = queue.then(() => ask("api/label", { records: free, ...labels }).then(marked, (error) => failed(error, free)));
+  state.selected.clear();
+  updateCells();
+}
+
+function confirmLabels() {
+  const problem = labeller.problem();
+  if (problem) return notice(problem);
+  saveAndGoOn(current());
+}
+
+function saveAndGoOn(records) {
+  const [index] = freeOf(records);
+  if (index === undefined) return;
+  saveLabels(index);
+  state.isSkipping = true;
+  if (state.cursor + 1 < state.list.length) move(1);
+  else toNext();
+}
+
+function saveLabels(index) {
+  const labels = labeller.labels();
+  labeller.kept.set(index, labels);
+  labeller.draft = labeller.objects;
+  const kept = (found) => {
+    if (labeller.kept.get(index) === labels) labeller.kept.delete(index);
+    marked(found);
+  };
+  queue = queue.then(() => ask("api/label", { records: [index], labels }).then(kept, (error) => failed(error, [index])));
+}
+
 function marked(found) {
   state.session.reviewed = found.reviewed;
   for (const [index, view] of Object.entries(found.marks)) Object.assign(state.records.get(Number(index)) ?? {}, view);
-  updateCells();
+  if (state.session.labelling && state.isGrid) renderGrid();
+  else updateCells();
   showProgress();
   if (!state.isGrid) showAbout();
 }
@@ -151,7 +214,7 @@ function failed(error, records) {
 }
 
 function undo() {
-  if (!state.session.can_mark) return;
+  if (!state.session.can_mark || (!state.isGrid && labeller.undo() !== false)) return;
   queue = queue.then(async () => {
     const found = await ask("api/undo", {}).catch(tell);
     if (!found) return;
@@ -160,19 +223,22 @@ function undo() {
     notice(records.length ? text().undone(records.length) : text().nothingToUndo);
     const place = state.list.indexOf(records[0]);
     if (place >= 0 && !(state.isGrid && visible().includes(records[0]))) goTo(place);
+    if (state.session.labelling && visible().includes(records[0])) await look();
   });
 }
 
 async function finish() {
+  if (labeller.isChanged) saveLabels(labeller.record.index);
   await queue;
-  const { total, reviewed } = state.session;
+  if (labeller.kept.size) return; // what could not be kept has been told
+  const { total, reviewed, can_leave_out: canLeaveOut } = state.session;
   try {
     const { path } = await ask("api/finish", {});
     if (state.session.can_open) return notice(text().written(path));
     notice(text().finished(path));
     for (const id of ["top", "bottom", "main"]) at(id).hidden = true;
   } catch (error) {
-    if (error.status === 409) notice(text().left(total - reviewed));
+    if (error.status === 409 && reviewed < total && !canLeaveOut) notice(text().left(total - reviewed));
     else tell(error);
   }
 }
@@ -185,6 +251,8 @@ async function toNext() {
   const order = [...state.list.slice(state.cursor + 1), ...state.list.slice(0, state.cursor + 1)];
   const next = order.find((index) => open.has(index));
   if (next !== undefined) goTo(state.list.indexOf(next));
+  else if (state.session.labelling) notice(state.session.reviewed < state.session.total ? text().othersHave : text().allLabelled);
+  return next !== undefined;
 }
 
 async function showSimilar() {
@@ -358,6 +426,7 @@ function captions(record) {
   if (record.tags?.length === 0) parts.push(["given-tag", "✓"]);
   if (record.holder) parts.push(["holder", text().heldBy(record.holder)]);
   if (record.label) parts.push(["class", record.label]);
+  else if (record.draft?.label >= 0) parts.push(["class", `${state.session.classes[record.draft.label]}?`]);
   if (record.net?.contradicts) parts.push(["net", `≠ ${record.net.label}`]);
   if (record.judged?.is_wrong) parts.push(["net", `? ${record.judged.predicted}`]);
   return parts.map(([kind, content]) => span(kind, content));
@@ -390,10 +459,13 @@ function renderSingle() {
   at("no-image").hidden = record.has_file;
   stage.replaceChildren(picture);
   if (record.width && record.height) {
-    stage.append(overlay(record, state.session.skeleton, state.shown, state.session.classes));
-    stage.append(...nameTags(record, state.shown, state.session.classes));
+    const isOther = record.draft?.origin !== "predictions"; // else they are what is being drawn
+    const shown = labeller.isDrawn ? { objects: false, net: state.shown.net && isOther } : state.shown;
+    stage.append(overlay(record, state.session.skeleton, shown, state.session.classes));
+    stage.append(...nameTags(record, shown, state.session.classes));
     zoom.show(record.width, record.height);
   }
+  if (state.session.labelling && labeller.record !== record) labeller.open(record);
   showAbout();
   updateCells();
   for (const index of state.list.slice(state.cursor + 1, state.cursor + 1 + PRELOADED)) new Image().src = `image/${index}`;
@@ -406,7 +478,7 @@ function showAbout() {
   const round = (number) => number.toFixed(3);
   const rows = [[text().file, record.file]];
   if (record.label) rows.push([label, record.label]);
-  if (record.objects.length) rows.push(["", objects(record.objects.length)]);
+  if (record.objects.length && !labeller.isDrawn) rows.push(["", objects(record.objects.length)]);
   if (record.net?.label !== undefined) {
     const numbers = [record.net.score === null ? "" : `${score} ${round(record.net.score)}`, `${doubt} ${round(record.net.doubt)}`];
     const notes = [record.net.contradicts ? contradicts : "", record.net.decision === "set_aside" ? setAside : ""];
@@ -433,7 +505,8 @@ function showProgress() {
   const { reviewed, total, can_mark: canMark } = state.session;
   at("progress").hidden = !canMark;
   Object.assign(at("done"), { max: total, value: reviewed });
-  at("reviewed").textContent = text().reviewed(reviewed, total);
+  const { labelled, reviewed: isReviewed } = text();
+  at("reviewed").textContent = (state.session.labelling ? labelled : isReviewed)(reviewed, total);
 }
 
 function showPosition() {
@@ -465,8 +538,9 @@ function showTexts() {
   document.documentElement.lang = texts.code;
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = texts[element.dataset.text];
   Object.assign(at("language"), { textContent: texts.other, lang: texts.otherCode });
+  const session = state.session;
   at("key-list").replaceChildren(
-    ...Object.entries(texts.helpOf).flatMap(([keys, meaning]) => {
+    ...Object.entries(session?.labelling ? texts.helpOfLabels : texts.helpOf).flatMap(([keys, meaning]) => {
       const [name, what] = [document.createElement("dt"), document.createElement("dd")];
       name.append(...keys.split(", ").map((key) => Object.assign(document.createElement("kbd"), { textContent: key })));
       what.textContent = meaning;
@@ -474,7 +548,6 @@ function showTexts() {
     }),
   );
   at("nothing").textContent = texts.nothing;
-  const session = state.session;
   document.title = session?.name ? `${session.name} · ${texts.title}` : texts.title;
   at("help-button").setAttribute("aria-label", texts.keys);
   if (!session?.name) return;
@@ -484,31 +557,40 @@ function showTexts() {
   at("finish").hidden = !session.can_finish;
   at("other-file").hidden = !session.can_open;
   for (const element of document.querySelectorAll(".marking")) element.hidden = !session.can_mark;
+  for (const element of document.querySelectorAll(".tagging")) element.hidden = !session.can_mark || Boolean(session.labelling);
+  at("find-class").hidden = session.classes.length < 10;
+  at("find-class").placeholder = texts.findClass;
+  at("part").placeholder = texts.file;
+  for (const id of ["objects-title", "objects"]) at(id).hidden = !labeller.isDrawn;
+  at("stage-frame").classList.toggle("drawing", labeller.isDrawn);
   at("net-filter").hidden = !session.has_answers && !session.orders.includes("wrong_label");
   at("doubt-filter").hidden = !session.has_answers;
   fillSelect(at("per-page"), PER_PAGE.map((count) => [count, texts.perPage(count)]), state.perPage);
-  fillTags();
   showMode();
 }
 
 function showMode() {
+  fillTags();
   at("mode").textContent = state.isGrid ? text().single : text().grid;
   at("per-page").hidden = !state.isGrid;
 }
 
 function fillFilters() {
   const { classes, tags, order, orders: kinds, has_answers: hasAnswers } = state.session;
-  const { all, noClass, untagged, notReviewed, isReviewed, contradicts, setAside, wrongLabel, atLeast, orders } = text();
+  const texts = text();
+  const { noClass, untagged, notReviewed, isReviewed, contradicts, setAside, wrongLabel, atLeast, orders } = texts;
+  const all = (name) => ["", `${texts[name]}: ${texts.all}`];
   const named = [...classes.entries()].sort((a, b) => a[1].localeCompare(b[1], undefined, { numeric: true }));
   const ofNet = hasAnswers ? [["contradicts", contradicts], ["set_aside", setAside]] : [];
   if (kinds.includes("wrong_label")) ofNet.push(["wrong_label", wrongLabel]);
   const kept = at("order").value || order;
-  fillSelect(at("label"), [["", all], ...named, ["-1", noClass]]);
-  fillSelect(at("tag"), [["", all], ...tags.map((tag) => [tag, tag]), ["-", untagged]]);
-  fillSelect(at("state"), [["", all], ["no", notReviewed], ["yes", isReviewed]]);
-  fillSelect(at("net"), [["", all], ...ofNet]);
-  fillSelect(at("doubt"), [["", all], ...DOUBTS.map((least) => [least, atLeast(least)])]);
-  fillSelect(at("order"), kinds.map((kind) => [kind, orders[kind]]), kinds.includes(kept) ? kept : "file");
+  fillSelect(at("label"), [all("class"), ...named, ["-1", noClass]]);
+  fillSelect(at("tag"), [all("tag"), ...tags.map((tag) => [tag, tag]), ["-", untagged]]);
+  fillSelect(at("state"), [all("show"), ["no", notReviewed], ["yes", isReviewed]]);
+  fillSelect(at("net"), [all("net"), ...ofNet]);
+  fillSelect(at("doubt"), [all("doubtFilter"), ...DOUBTS.map((least) => [least, `${texts.doubtFilter} ${atLeast(least)}`])]);
+  at("class-names").replaceChildren(...classes.map((name) => new Option(name, name)));
+  fillSelect(at("order"), kinds.map((kind) => [kind, `${texts.order}: ${orders[kind]}`]), kinds.includes(kept) ? kept : "file");
 }
 
 function fillSelect(select, rows, value = select.value) {
@@ -528,14 +610,19 @@ function fillTags() {
     button.addEventListener("click", () => mark(targets(), tag));
     return button;
   });
-  const more = [
-    ["mark", "R", () => mark(targets(), "")],
-    ["undo", "Z", undo],
-  ].map(([name, key, action]) => {
+  const rows = state.session.labelling
+    ? [["confirm", state.isGrid ? "R" : "Enter", confirm], ["undo", "Z", undo], ["redo", "Y", () => labeller.redo()]]
+    : [["mark", "R", () => mark(targets(), "")], ["undo", "Z", undo]];
+  if (labeller.isDrawn && !state.isGrid) rows.push(["remove", "Del", () => labeller.remove()]);
+  const more = rows.map(([name, key, action]) => {
     const button = document.createElement("button");
     Object.assign(button, { type: "button", className: "quiet", id: `button-${name}` });
     button.append(Object.assign(document.createElement("kbd"), { textContent: key }), ` ${text()[name]}`);
-    button.addEventListener("click", action);
+    button.addEventListener("click", () => {
+      notice("");
+      action();
+      if (state.session.labelling) main().focus(); // where the keys draw
+    });
     return button;
   });
   at("tags").replaceChildren(...buttons, ...more);
@@ -545,8 +632,9 @@ function fillTags() {
 // --- Keys and the mouse
 
 const KEYS = {
-  r: () => mark(targets(), ""),
-  z: undo,
+  r: () => (state.session.labelling ? confirm() : mark(targets(), "")),
+  z: (event) => (event.shiftKey ? labeller.redo() : undo()),
+  y: () => labeller.redo(),
   g: () => setMode(!state.isGrid),
   Escape: () => setMode(!state.isGrid),
   n: toNext,
@@ -582,6 +670,19 @@ const SINGLE_KEYS = {
   d: () => zoom.move(1, 0),
 };
 
+// Confirm what is laid before a person: of this image, or of those that are selected in the grid.
+function confirm() {
+  if (state.isGrid) labelMany(targets());
+  else labeller.confirm();
+}
+
+function labelKey(key, event) {
+  if (!state.isGrid) return labeller.key(key, event);
+  if (state.session.labelling !== "CLASS" || !(Number(key) >= 1 && Number(key) <= state.session.classes.length)) return false;
+  labelMany(targets(), Number(key) - 1);
+  return true;
+}
+
 function onKey(event) {
   const { target, ctrlKey, metaKey, altKey } = event;
   if (!state.session?.name || at("top").hidden || at("help").open || event.isComposing) return;
@@ -591,9 +692,10 @@ function onKey(event) {
   }
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   if (ctrlKey || metaKey || altKey) {
-    if (key !== "z" && !(key === "a" && state.isGrid)) return; // the browser's
+    if (key !== "z" && !(key === "y" && state.session.labelling) && !(key === "a" && state.isGrid)) return; // the browser's
   }
-  if (target.matches("button") && (key === "Enter" || key === " ")) return; // presses the button
+  if (target.matches("button") && (key === "Enter" || key === " " || key === "Tab")) return; // the button's
+  if (state.session.labelling && labelKey(key, event)) return event.preventDefault();
   const tag = /^[1-9]$/.test(key) ? state.session.tags[Number(key) - 1] : undefined;
   const action = tag ? () => mark(targets(), tag) : (KEYS[key] ?? (state.isGrid ? GRID_KEYS : SINGLE_KEYS)[key]);
   if (!action || (event.repeat && (tag || key === "Enter" || key === "r"))) return; // a key that is held tags once
@@ -627,6 +729,15 @@ function switchLanguage() {
 
 function listen() {
   document.addEventListener("keydown", onKey);
+  at("find-class").addEventListener("change", ({ target }) => {
+    const part = target.value.toLowerCase();
+    const names = state.session.classes.map((name) => name.toLowerCase());
+    const label = names.includes(part) ? names.indexOf(part) : names.findIndex((name) => name.startsWith(part));
+    target.value = "";
+    main().focus();
+    if (part && label >= 0) labeller.setClass(label);
+  });
+  window.addEventListener("beforeunload", (event) => (labeller.isChanged || labeller.kept.size) && event.preventDefault());
   at("language").addEventListener("click", switchLanguage);
   at("help-button").addEventListener("click", () => at("help").showModal());
   at("finish").addEventListener("click", finish);
