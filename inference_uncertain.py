@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from artifacts.calibration import PIXEL_SCORE
-from common.atomic_io import check_folder
+from common.atomic_io import check_folder, writing
 from common.cli import run_program
+from common.console import printable
 from configs.schema import Config
 from data_loader.decode_guard import GUARD
+from datasets.files import write_annotations
 from deploy.inference.cli_args import DEFAULT_IMAGES
 from deploy.inference.cli_inputs import (
     InputsError,
@@ -182,15 +184,36 @@ def run(args: argparse.Namespace, request: Request) -> int:
     opened = open_results(request.output, columns, escape_formulas=as_text) if request.output else nullcontext()
     with opened as results:
         _predict_all(args, replace(request, images=found), predictor, results, review, decisions, tally)
-    if review is not None:
+    if review is not None and request.set_aside is not None:
         for file, problem in review.finish():
             tally.log_uncopied(PROGRAM, file, problem)
+        _annotate(request.set_aside, review, metadata)
     sums = (
         f"{decisions[ACCEPTED]} accepted, {decisions[SET_ASIDE]} set aside, {tally.failed} failed, "
         f"{tally.speed(backend)}"
     )
     places = " and ".join(str(place) for place in (request.output, request.set_aside) if place is not None)
     return report_end(PROGRAM, tally, sums, places)
+
+
+def _annotate(folder: Path, review: ReviewFolder, metadata: ModelMetadata) -> None:
+    """Write the copies as standard annotations, with what was predicted: `browser/images` opens them."""
+    if not review.copied:
+        return
+    records = [
+        {
+            "image_file": name,
+            "tag": printable(prediction.file),
+            "predictions": {
+                **{"image_label": prediction.label, "image_label_name": prediction.class_name},
+                **{"score": prediction.score, "uncertainty": prediction.uncertainty, "decision": prediction.decision},
+                "weights_sha256": metadata.weights_sha256,
+            },
+        }
+        for name, prediction in review.copied.items()
+    ]
+    with writing(folder):
+        write_annotations(folder, records, metadata.class_names)
 
 
 def _predict_all(

@@ -32,6 +32,7 @@ class ReviewFolder:
     def __init__(self, folder: Path, metadata: ModelMetadata) -> None:
         self._folder, self._metadata = folder, metadata
         self._predictions: list[ClassPrediction] = []
+        self.copied: dict[str, ClassPrediction] = {}  # by the copy's name, after `finish`
 
     def __len__(self) -> int:
         return len(self._predictions)
@@ -49,17 +50,16 @@ class ReviewFolder:
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         gone = []
-        copied: dict[str, ClassPrediction] = {}
         for prediction, name in zip(ranked, names, strict=True):
             try:
                 self._copy(prediction.file, self._folder / name)
-                copied[name] = prediction
+                self.copied[name] = prediction
             except ImageError as error:
                 gone.append((prediction.file, error))
-        self._write(LIST, "".join(f"{name}----{OPEN_LABEL}\n" for name in copied))
+        self._write(LIST, "".join(f"{name}----{OPEN_LABEL}\n" for name in self.copied))
         self._write(CLASSES, "".join(f"{name}\n" for name in self._metadata.class_names))
-        if copied:
-            self._draw(dict(itertools.islice(copied.items(), SHOWN)))
+        if self.copied:
+            self._draw(dict(itertools.islice(self.copied.items(), SHOWN)))
         return gone
 
     def _copy(self, file: str, target: Path) -> None:
@@ -98,6 +98,6 @@ def _pixels(copy: Path, metadata: ModelMetadata) -> np.ndarray:
 
 
 def _listable(name: str) -> str:
-    """Return a name that a line of UTF-8 holds, cut at its beginning where it would be too long with its rank."""
-    raw = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", "_", name).encode()
+    """Return a name for a line of UTF-8 and for standard annotations, cut at its beginning where too long."""
+    raw = re.sub(r"[\x00-\x1f\x7f\\\ud800-\udfff]", "_", name).encode()
     return raw[-MAX_NAME:].decode(errors="ignore")

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from common.cli import named_path
+from common.console import printable
 from data_loader.samples import current_folder
 from datasets.errors import DatasetError
+from datasets.files import ANNOTATION
 from datasets.filters import repeated_names
+from datasets.outcome import Outcome
 from review.desk import Options
 from tools.datasets.page_server import COMPUTED, add_server_flags, ask_with, check_names, serve_page, users_of
 from tools.datasets.verb import Verb, check_source
 
 DEFAULT_TAGS = ("valid", "invalid")
+REPORT, REPORTS = "doctor.json", ("doctor.json", "doctor.html", "wrong_labels.csv")  # what the doctor writes
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     add = parser.add_argument
-    add("--src", default="", metavar="F.json", help="annotation.json; or a person names one (--user-input)")
+    add("--src", default="", metavar="F.json", help="annotation.json, or the doctor's doctor.json")
     add("--tags", default="", metavar="a,b", help="tags on keys 1 to 9 (default with --feedback: valid,invalid)")
     add("--feedback", action="store_true", help="end once all is reviewed and Finish pressed, and write F_browser.json")
     add("--user-input", action="store_true", help="a person may name another JSON below --input-root")
@@ -60,7 +65,23 @@ def check_start(args: argparse.Namespace) -> Path | None:
     if args.user_input and not args.input_root.is_dir():
         where = current_folder(str(args.input_root))
         raise DatasetError(f"--input-root {args.input_root}: no such folder{where}")
-    return check_source(args.src).resolve() if args.src else None
+    return source_of(args).resolve() if args.src else None
+
+
+def source_of(args: argparse.Namespace) -> Path:
+    """Return the annotations of --src; of the doctor's findings those made beside them. Raises UserError, OSError."""
+    path = Path(args.src)
+    if path.is_dir() and not (path / ANNOTATION).is_file():
+        path /= REPORT
+    if path.name not in REPORTS or not path.with_name(REPORT).is_file():
+        return check_source(args.src)
+    from tools.doctor.review_set import review_set  # late: it needs numpy, which other sources do not
+
+    outcome = Outcome(args.overwrite)
+    source = review_set(path.with_name(REPORT), outcome)
+    for line in outcome.lines():
+        print(printable(line), file=sys.stderr)
+    return source
 
 
 VERB = Verb("browser/images", (__doc__ or "").splitlines()[0], add_flags, run)

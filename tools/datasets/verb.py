@@ -86,8 +86,9 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
 
 
 def check_source(text: str) -> Path:
-    """Return the path of --src, one file. Raises DatasetError."""
-    files = source_files(text)
+    """Return the path of --src, one file; of a folder with several annotation.json. Raises DatasetError."""
+    whole = Path(text) / ANNOTATION
+    files = [whole] if text and whole.is_file() else source_files(text)
     if len(files) != 1:
         raise DatasetError(f'--src "{text}": it is {len(files)} files; name one')
     return files[0]

@@ -22,6 +22,7 @@ from common.errors import UserError
 from configs.schema import DEFAULT_CONFIG, Config
 from data_loader.decode_guard import GUARD
 from data_loader.packs import is_pack
+from datasets.filters import parse_names
 from nets.net_interface import declared_task
 from trainers.config_checks import BOX_TASK, MASK_TASKS, training_config
 from trainers.data.sample_lists import read_lists
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise DoctorError("--try_compile trains steps, --skip_step trains none: use only one of them")
     if args.drop_look_alikes and not args.fix:
         raise DoctorError("--drop_look_alikes changes the lists that --fix writes: add --fix DIR")
+    if args.reviewed and not args.fix:
+        raise DoctorError("--reviewed leaves images out of the lists that --fix writes: add --fix DIR")
     task = declared_task(config.model_module_name, config.model_net_name)
     if (args.fix or args.wrong_labels) and task in (*MASK_TASKS, BOX_TASK):
         flag, what = "--fix" if args.fix else "--wrong_labels", "boxes" if task == BOX_TASK else "masks"
@@ -60,17 +63,20 @@ def run(args: argparse.Namespace) -> int:
     if args.workers < 0:
         raise DoctorError(f"--workers must be at least 0, got {args.workers}")
     output = args.output or Path(config.save_path)
-    from tools.doctor.fix import check_target, find_dropped_rows, write_lists
+    from tools.doctor.fix import check_target, find_dropped_rows, find_refused_rows, write_lists
     from tools.doctor.report import terminal_text, write_report
+    from tools.doctor.review_set import refused_paths
     from tools.doctor.wrong_labels import write_list
 
     check_folder(output)
+    refused = refused_paths(args.reviewed, parse_names(args.drop_tags)) if args.reviewed else []
     if args.fix:
         check_target(args.fix)
         check_folder(args.fix)
     study, report, ranking = examine(config, args)
     if args.fix:
-        dropped = find_dropped_rows(study, near_duplicates=args.drop_look_alikes)
+        dropped = find_refused_rows(study, refused)
+        dropped |= find_dropped_rows(study, near_duplicates=args.drop_look_alikes)
         report["fix"] = write_lists(study, args.fix, dropped)
     page = write_report(report, study, output)
     print(terminal_text(report))
@@ -152,6 +158,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--fix", metavar="DIR", type=Path, help=cleaned)
     similar = "with --fix: drop training images that are near-duplicates of validation images"
     add("--drop_look_alikes", action="store_true", help=similar)
+    reviewed = "with --fix: drop what a review of doctor.json in browser/images tagged"
+    add("--reviewed", metavar="F_browser.json", type=Path, help=reviewed)
+    add("--drop_tags", metavar="a,b", default="invalid", help="the tags that drop an image (default invalid)")
     judged = "rank the labels by how much they contradict what the other images predict: wrong_labels.csv"
     add("--wrong_labels", action="store_true", help=judged)
     add("--skip_step", action="store_true", help="do not build the net and train a few steps")

@@ -41,13 +41,17 @@ _BALANCE = {  # what helps against it, by the unit
 
 @dataclass
 class Finding:
-    """One finding. `groups` holds the rows of the images that it is about, related ones in one group."""
+    """One finding. `groups` holds the rows of the images that it is about, related ones in one group.
+
+    `predicted` has class and probability by row, where the finding is about labels.
+    """
 
     level: str
     kind: str
     text: str
     groups: list[list[int]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)  # by row, where each has its own
+    predicted: dict[int, tuple[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,17 @@ def find_dropped_rows(study: Study, *, near_duplicates: bool = False) -> dict[in
         if row not in dropped and not _can_be_listed(study.sample(row).path, study.config.file_label_separator):
             dropped[row] = "its name cannot be written in a list"
     return dropped
+
+
+def find_refused_rows(study: Study, refused: Sequence[str]) -> dict[int, str]:
+    """Return the rows of images that a review refused, and why. Raises FixError for one that is in neither list."""
+    samples = (*study.train.samples, *study.val.samples)
+    rows = defaultdict(list)
+    for row, sample in enumerate(samples):
+        rows[os.path.normpath(sample.path)].append(row)
+    if unknown := [path for path in refused if os.path.normpath(path) not in rows]:
+        raise FixError(f"--reviewed: {unknown[0]} and {len(unknown) - 1} more are in neither list of this config")
+    return {row: "refused in the review" for path in refused for row in rows[os.path.normpath(path)]}
 
 
 def write_lists(study: Study, folder: Path, dropped: dict[int, str]) -> dict[str, Any]:

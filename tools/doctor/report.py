@@ -20,6 +20,7 @@ from tools.doctor.checks import LEVELS, WRONG_LABELS, Finding, Study, sizes_of
 from visualization import fonts
 from visualization.html_page import render_page, thumbnail_data_uri
 
+REPORT, PAGE = "doctor.json", "doctor.html"
 COLUMNS = 79  # some terminals wrap a full line
 GROUPS_PRINTED, GROUPS_SHOWN, IMAGES_PER_GROUP = 3, 24, 4  # on the terminal, on the page, on both
 RANKED_PRINTED, RANKED_SHOWN = 10, 60  # of the labels that are probably wrong
@@ -71,9 +72,9 @@ def write_report(report: dict[str, Any], study: Study, folder: Path) -> Path:
     report = plain(report)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    for name, content in (("doctor.json", text), ("doctor.html", render_html(report, study))):
+    for name, content in ((REPORT, text), (PAGE, render_html(report, study))):
         write_atomic(folder / name, content)
-    return folder / "doctor.html"
+    return folder / PAGE
 
 
 def render_html(report: dict[str, Any], study: Study) -> str:
@@ -128,6 +129,7 @@ def _finding_values(study: Study, finding: Finding) -> dict[str, Any]:
     """Return a finding with its images' paths, classes and places."""
 
     def image(row: int) -> dict[str, Any]:
+        predicted = dict(zip(("predicted", "score"), finding.predicted.get(row, ()), strict=False))
         return {
             "path": study.sample(row).path,
             "file": study.file(row),
@@ -136,6 +138,7 @@ def _finding_values(study: Study, finding: Finding) -> dict[str, Any]:
             "class": study.class_name(row),
             "row": row,
             "reason": finding.reasons.get(row, ""),
+            **predicted,
         }
 
     groups = [[image(row) for row in group] for group in finding.groups]

@@ -158,14 +158,15 @@ def _findings(study: Study, ranking: Ranking) -> Iterator[Finding]:
     agreeing = f"{ranking.agreeing:.1%} of them are as the other images predict"
     if count:
         rows = ranking.rows[ranking.is_wrong].tolist()
+        both = ranking.probabilities[ranking.is_wrong].tolist()
+        predicted = [names[label] for label in ranking.predicted[ranking.is_wrong]]
         reasons = {
-            row: f"predicted {names[predicted]} ({other:.0%}), not {study.class_name(row)} ({own:.1%})"
-            for row, predicted, (own, other) in zip(
-                rows, ranking.predicted[ranking.is_wrong], ranking.probabilities[ranking.is_wrong], strict=True
-            )
+            row: f"predicted {name} ({other:.0%}), not {study.class_name(row)} ({own:.1%})"
+            for row, name, (own, other) in zip(rows, predicted, both, strict=True)
         }
+        others = {row: (name, other) for row, name, (_, other) in zip(rows, predicted, both, strict=True)}
         text = f"{count:,} of {count_text(judged, 'label')} probably wrong: look at the images ({agreeing})"
-        yield Finding(WARNING, WRONG_LABELS, text, [[row] for row in rows], reasons)
+        yield Finding(WARNING, WRONG_LABELS, text, [[row] for row in rows], reasons, others)
     else:
         yield Finding(NOTE, WRONG_LABELS, f"none of {count_text(judged, 'label')} probably wrong ({agreeing})")
     if ranking.not_judged:

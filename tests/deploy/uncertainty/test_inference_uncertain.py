@@ -28,6 +28,7 @@ from artifacts.calibration import SCORES
 from artifacts.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from artifacts.metadata import ModelMetadata
 from artifacts.metadata_reader import read_metadata
+from datasets.files import read_annotations
 from deploy.backends.loading import load_backend, load_torch
 from deploy.export.sample_images import find_images
 from deploy.export.writers import Source, write_int8, write_json
@@ -446,7 +447,19 @@ def test_a_folder_is_classified_decided_and_its_uncertain_images_set_aside(
     names = [f"{rank:04d}_{Path(row['file']).name}" for rank, row in enumerate(uncertain, 1)]
     assert 0 < len(names) < 24
     made = sorted(path.name for path in (tmp_path / "aside").iterdir())
-    assert made == sorted([*names, "classes.txt", "contact_sheet.png", "to_label.txt"])
+    beside = ["annotation.json", "classes.txt", "contact_sheet.png", "meta.json", "to_label.txt"]
+    assert made == sorted([*names, *beside])
+    annotated = read_annotations(tmp_path / "aside/annotation.json")
+    assert [record["image_file"] for record in annotated.records] == names and annotated.category == CLASSES
+    for record, row in zip(annotated.records, uncertain, strict=True):
+        prediction = expected[row["file"]]
+        assert record["tag"] == row["file"] and "image_label" not in record
+        assert record["predictions"] == {
+            **{"image_label": prediction.label, "image_label_name": prediction.class_name, "decision": "set_aside"},
+            "score": pytest.approx(prediction.score, abs=1e-5),
+            "uncertainty": pytest.approx(prediction.uncertainty, abs=1e-5),
+            "weights_sha256": load_checkpoint(weights).metadata.weights_sha256,
+        }
     assert (tmp_path / "aside/to_label.txt").read_text() == "".join(f"{name}----?\n" for name in names)
     for row, name in zip(uncertain, names, strict=True):
         assert (tmp_path / "aside" / name).read_bytes() == Path(row["file"]).read_bytes()
