@@ -36,7 +36,7 @@ class Journal:
         self._is_torn = False
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            self.events = list(self._read(head))
+            self.events = list(self._read(head, source))
             if not self._size:
                 self.append(head)
             if is_new:
@@ -72,7 +72,7 @@ class Journal:
         os.close(self._file)
         self._file = -1  # the number may be another file's next
 
-    def _read(self, head: Event) -> Iterator[Event]:
+    def _read(self, head: Event, source: Path) -> Iterator[Event]:
         content = self.path.read_bytes()
         self._size = content.rfind(b"\n") + 1
         if self._size < len(content):
@@ -91,8 +91,8 @@ class Journal:
                 raise ReviewError(f"{self.path}: format {event['format']}, expected {FORMAT}; use a newer version")
             elif event["sha256"] != head["sha256"]:
                 raise ReviewError(
-                    f"{self.path.with_name(head['source'])}: it has changed since the review that {self.path.name} "
-                    "holds; bring the file back, or move the journal away to begin anew"
+                    f"{source}: it has changed since the review that {self.path.name} holds; bring the file back, or "
+                    "move the journal away to begin anew"
                 )
             elif other := [key for key in head if key not in FILE_KEYS and event[key] != head[key]]:
                 raise ReviewError(
