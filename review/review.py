@@ -260,6 +260,9 @@ def open_review(
     found = read_annotations(source)
     if not found.records:
         raise ReviewError(f"{source}: no record in it")
+    if task:
+        found = task.with_classes(found)
+    ask(found)
     with ExitStack() as stack:
         marks = None
         if feedback or tags:
@@ -269,9 +272,6 @@ def open_review(
             stack.enter_context(_locked(stem, source))
             marks = Marks(journal_path, source, len(found.records), task)
             stack.callback(marks.close)
-        if task:
-            found = task.with_classes(found)
-        ask(found)
         yield Review(found, tuple(tags), marks, result_path, task)
 
 

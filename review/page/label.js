@@ -366,7 +366,8 @@ export class Labeller {
   }
 
   #closeRing() {
-    if (!this.ring || this.ring.length < 3) return;
+    if (!this.ring) return;
+    if (this.ring.length < 3) return this.page.notice(this.page.text().threeCorners);
     const object = shapes.newObject(this.current, { rings: [this.ring] });
     this.ring = null;
     this.#edit(() => this.#set([...this.objects, object], this.objects.length));

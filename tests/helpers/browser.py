@@ -17,6 +17,10 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 TIMEOUT_S = 20.0
+CODES = {  # Windows virtual key codes by DOM names; of letters and digits it is that of the capital
+    **{"Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "Delete": 46, "?": 191},
+    **{"PageUp": 33, "PageDown": 34, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40},
+}
 FLAGS = (
     "--headless",
     "--no-sandbox",  # Chromium's sandbox does not start as root in a container
@@ -194,6 +198,16 @@ class Page:
                 "Input.dispatchMouseEvent", type=kind, x=where[0], y=where[1], button="left", clickCount=1, buttons=1
             )
 
+    def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
+        """Move the mouse, with its button down, or press or release it: mouseMoved, mousePressed, mouseReleased."""
+        with_button = {"button": "left", "buttons": 1, "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **{**with_button, **more})
+
+    def touch(self, kind: str, *points: tuple[float, float]) -> None:
+        """Put fingers down, move or lift them: touchStart, touchMove, touchEnd."""
+        fingers = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(points)]
+        self.call("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
+
     def press(self, key: str, code: int, **more: Any) -> None:
         """Press and release a key: its DOM name and its Windows virtual key code."""
         down = "keyDown" if "text" in more else "rawKeyDown"
@@ -235,6 +249,13 @@ class Page:
     def screenshot(self, path: Path) -> None:
         """Write what is shown as a PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+def press(page: Page, *keys: str, **more: Any) -> None:
+    """Press keys, each by its DOM name."""
+    for key in keys:
+        printed = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
+        page.press(key, CODES.get(key, ord(key[0].upper())), **printed, **more)
 
 
 @contextmanager

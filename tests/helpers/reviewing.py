@@ -110,9 +110,9 @@ def reviewing(
 
 
 @contextmanager
-def started(source: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+def started(source: Path, *flags: str, verb: str = "browser/images") -> Iterator[tuple[subprocess.Popen[str], Client]]:
     """Start the command on any free port; yield its process and a client with a session."""
-    words = ["browser/images", "--src", str(source), "--port", "0", *flags]
+    words = [verb, "--src", str(source), "--port", "0", *flags]
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.antgo", *words],
         cwd=ROOT,

@@ -13,14 +13,13 @@ import pytest
 from datasets.files import write_annotations
 from review.answers import Judgement
 from review.similarity import Similarity
-from tests.helpers.browser import CHROMIUM, Browser, FakeResponse, Page, open_browser
+from tests.helpers.browser import CHROMIUM, Browser, FakeResponse, Page, open_browser, press
 from tests.helpers.records import picture, records_of
 from tests.helpers.reviewing import Client, reviewing
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium and no google-chrome on this machine")
 
 Visit = Callable[..., AbstractContextManager[Page]]
-CODES = {"Enter": 13, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9, "?": 191}
 CELLS = "[...document.querySelectorAll('.cell')]"
 SIDES = "[r.left, r.top, r.right, r.bottom]"
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -55,12 +54,6 @@ def made(folder: Path, count: int, size: tuple[int, int] = (40, 30), **more: Any
     for number, record in enumerate(records):
         picture(folder / str(record["image_file"]), size, number)
     return write_annotations(folder, records, ["tern", "heron"])
-
-
-def press(page: Page, *keys: str, **more: Any) -> None:
-    for key in keys:
-        printed = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
-        page.press(key, CODES.get(key, ord(key[0].upper())), **printed, **more)
 
 
 def reviewed(page: Page, text: str) -> None:
