@@ -170,7 +170,7 @@ def _lines(release: Release, notes: Sequence[str]) -> list[str]:
             f"{target['target_risk']:g})"
         )
     verdict = ["keep the old net:", *(f"- {reason}" for reason in release.reasons)]
-    lines += notes + (verdict if release.reasons else ["better: replace"])
+    lines += [*notes, *(verdict if release.reasons else ["better: replace"])]
     return [part for line in lines for part in textwrap.wrap(line, COLUMNS, subsequent_indent="  ")]
 
 

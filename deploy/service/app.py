@@ -15,10 +15,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from deploy.inference.prediction_types import prediction_type
+from deploy.service.feedback import FeedbackHandler
 from deploy.service.middleware import AuthMetricsMiddleware
-from deploy.service.openapi import DOCS_POLICY, docs_page, operation
+from deploy.service.openapi import DOCS_POLICY, docs_page, feedback_operation, operation
 from deploy.service.page_headers import PAGE_POLICY, SECURITY_HEADERS
-from deploy.service.routes import HEATMAP, PAGE_FILES, Route, ServiceError
+from deploy.service.routes import FEEDBACK, HEATMAP, PAGE_FILES, Route, ServiceError
 from deploy.service.state import ServiceState
 
 PAGE = Path(__file__).parent / "static"
@@ -36,6 +37,8 @@ def make_app(state: ServiceState, page: Path = PAGE) -> ASGIApp:
     )
     for route in state.routes:
         _add_route(app, state, route)
+    if state.feedback is not None:
+        _add_feedback(app, state.feedback, has_token=bool(state.token))
     _add_status_routes(app, state)
     _add_page(app, page)
     error_response = state.handler.error_response
@@ -82,6 +85,16 @@ def _add_route(app: FastAPI, state: ServiceState, route: Route) -> None:
     )(predict)
 
 
+def _add_feedback(app: FastAPI, handler: FeedbackHandler, *, has_token: bool) -> None:
+    async def feedback(request: Request) -> Response:
+        return await handler.handle(request)
+
+    errors = [code for code in (400, 401, 403, 408, 409, 413, 415, 421, 422, 503) if code != 401 or has_token]
+    summary = "Give the true class of a prediction that was drawn for the audit"
+    operation = feedback_operation(EXAMPLE_CLASSES[0], errors)
+    app.post(FEEDBACK, summary=summary, openapi_extra=operation, response_class=JSONResponse)(feedback)
+
+
 def _add_status_routes(app: FastAPI, state: ServiceState) -> None:
     metadata = state.metadata
 
@@ -107,7 +120,10 @@ def _add_status_routes(app: FastAPI, state: ServiceState) -> None:
     @app.get("/readyz", summary="Readiness: the net is warm, the queue is not full, and no shutdown has begun")
     async def readyz() -> Response:
         is_ready = state.handler.is_ready() and not state.draining.is_set()
-        return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+        values: dict[str, Any] = {"status": "ready" if is_ready else "not ready"}
+        if state.audit is not None:
+            values |= {"calibration_target": state.audit.status, "drift": state.audit.has_drifted}
+        return JSONResponse(values, 200 if is_ready else 503)
 
     @app.get("/metrics", summary="Prometheus metrics")
     async def metrics() -> Response:

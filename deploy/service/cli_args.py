@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import fields
 
-from common.cli import number
+from common.cli import named_path, number
 from deploy.backends.base import ACCEPT_CHANGED_HELP, DEFAULT_OVERLAP, PRECISION_HELP, PRECISIONS, RUNTIMES
 from deploy.service.limits import Limits
 from deploy.service.origins import AllowedOrigins, is_address, is_origin
@@ -59,12 +59,31 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
         default=2.0,
         help="how long after SIGTERM requests are still served, while /readyz fails (default 2)",
     )
+    _add_audit_flags(parser)
     _add_web_flags(parser)
     add_limit = parser.add_argument_group("limits").add_argument
     for item in fields(Limits):
         default, low, high = item.default, item.metadata["low"], item.metadata["high"]
         text = f"{item.metadata['text']} (default {default:g})"
         add_limit(f"--{item.name}", metavar="N", type=number(low, high), default=default, help=text)
+
+
+def _add_audit_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("audit").add_argument
+    add(
+        "--audit",
+        metavar="F",
+        type=named_path,
+        help="test the calibration while it is used: draw accepted predictions, take their true classes at POST "
+        "/feedback, and keep them in this file",
+    )
+    add(
+        "--audit_share",
+        metavar="P",
+        type=number(1e-6, 1.0),
+        default=0.05,
+        help="share of the accepted predictions that is drawn (default 0.05)",
+    )
 
 
 def _add_web_flags(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,9 @@ from deploy.backends.base import BackendError
 from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.prediction import Prediction
 from deploy.service.admission import QueueFullError
+from deploy.service.audit import Audit
 from deploy.service.batching import MicroBatcher
+from deploy.service.body_reader import read_body
 from deploy.service.heatmaps import HeatMaps
 from deploy.service.http_protocol import DISCONNECTED, PENDING
 from deploy.service.limits import Limits
@@ -47,9 +49,10 @@ class PredictHandler:
         heatmaps: HeatMaps | None,
         *,
         always_200: bool,
+        audit: Audit | None = None,
     ) -> None:
         self._batcher, self._metadata, self._limits, self._heatmaps = batcher, metadata, limits, heatmaps
-        self._always_200 = always_200
+        self._always_200, self._audit = always_200, audit
         self._body_bytes = 0  # of all requests in progress
 
     async def handle(self, request: Request, route: Route) -> Response:
@@ -59,7 +62,7 @@ class PredictHandler:
             self._batcher.check_room()  # before the body is read: a refusal should cost as little as possible
             with self._counted_body() as count:
                 data = await self._entries(request, route, count, deadline)
-                return _json(200, {"code": 200, "msg": "ok", "data": data})
+                return json_response(200, {"code": 200, "msg": "ok", "data": data})
         except RequestError as error:
             return self.error_response(request, error.status, str(error))
         except QueueFullError:
@@ -84,7 +87,7 @@ class PredictHandler:
     def error_response(self, request: Request, code: int, message: str) -> Response:
         """Return an error as JSON, and record its code for the metrics."""
         request.scope["state"][CODE] = code
-        response = _json(200 if self._always_200 else code, {"code": code, "msg": message, "data": []})
+        response = json_response(200 if self._always_200 else code, {"code": code, "msg": message, "data": []})
         if code == 503:
             response.headers["retry-after"] = str(RETRY_AFTER_S)
         return response
@@ -108,6 +111,9 @@ class PredictHandler:
         if self._heatmaps is not None and upload.switches.get(f"need_{HEATMAP}"):
             for entry, data, prediction in zip(entries, upload.images, predictions, strict=True):
                 entry[HEATMAP] = await self._wait(request, self._heatmap(data, prediction), deadline)
+        if self._audit is not None:  # last: what fails before is not drawn
+            for entry, prediction in zip(entries, predictions, strict=True):
+                entry |= self._audit.mark(prediction)
         return entries
 
     def _check_pairs(self, upload: Upload) -> None:
@@ -124,12 +130,10 @@ class PredictHandler:
     async def _read_upload(
         self, request: Request, route: Route, count: Callable[[int], None], deadline: float
     ) -> Upload:
-        try:
-            body = await asyncio.wait_for(_read_body(request, self._limits, count), _seconds_until(deadline))
-        except asyncio.TimeoutError as error:
-            seconds = f"{self._limits.request_timeout_s:g} seconds"
-            raise RequestError(408, f"the request did not come within {seconds}") from error
-        args = (body, request.headers.get("content-type", ""), route.switches, self._limits)
+        limits = self._limits
+        max_bytes, timeout_s = limits.max_body_mb * 10**6, limits.request_timeout_s
+        body = await read_body(request, max_bytes, timeout_s, _seconds_until(deadline), count)
+        args = (body, request.headers.get("content-type", ""), route.switches, limits)
         if len(body) <= SMALL_BODY_BYTES:
             return read_upload(*args)
         return await asyncio.wrap_future(self._batcher.in_pool(read_upload, *args))
@@ -164,28 +168,12 @@ class PredictHandler:
             self._body_bytes -= own
 
 
-async def _read_body(request: Request, limits: Limits, count: Callable[[int], None]) -> bytes:
-    """Read a body within its limit, with or without Content-Length. Raises RequestError, ClientDisconnect."""
-    max_bytes = limits.max_body_mb * 10**6
-    length = request.headers.get("content-length", "")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise RequestError(415, "compressed bodies are not read; leave out Content-Encoding")
-    if length.isdecimal() and int(length[:20]) > max_bytes:
-        raise RequestError(413, f"the body has more than {limits.max_body_mb} MB")
-    body = bytearray()  # a list would hold an object for each byte of a slow body
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > max_bytes:
-            raise RequestError(413, f"the body has more than {limits.max_body_mb} MB")
-        count(len(chunk))
-        body += chunk
-    return bytes(body)
-
-
 def _seconds_until(deadline: float) -> float:
     return max(deadline - asyncio.get_running_loop().time(), 0.001)
 
 
-def _json(status: int, values: dict[str, Any]) -> Response:
+def json_response(status: int, values: dict[str, Any]) -> Response:
+    """Return values as the JSON of a response."""
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     # a lone surrogate, which JSON can hold and UTF-8 cannot, is written as JSON's escape
     return Response(text.encode("utf-8", "backslashreplace"), status, media_type="application/json")

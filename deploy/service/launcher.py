@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from common.cli import FlagParser, number, run_program
 from deploy.service.cli_args import EPILOG, TOKEN_VARIABLE, add_service_flags
 from deploy.service.listener import address_of, bind, is_local, listen
-from deploy.service.routes import ROUTES, Route, ServiceError
+from deploy.service.routes import FEEDBACK, ROUTES, Route, ServiceError
 
 if TYPE_CHECKING:
     from deploy.inference.predictor import Predictor
@@ -72,7 +72,8 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
             predictor = TiledPredictor(backend, metadata, args.tiles)
         with open_server(predictor, routes, args, token) as server, stop_on_signals(server):
             listen(listener, PORT_FLAG)
-            print(_start_message(weights, predictor, routes, listener), flush=True)
+            paths = [*(route.path for route in routes), *([FEEDBACK] if args.audit else [])]
+            print(_start_message(weights, predictor, paths, listener), flush=True)
             changed = CHANGED if metadata.is_changed else ""
             for text in filter(None, (changed, foreign_calibration(metadata, backend.name, args.precision))):
                 print(f"warning: {weights}: {text}", file=sys.stderr)
@@ -90,11 +91,10 @@ def _token() -> str:
     return token or ""
 
 
-def _start_message(weights: Path, predictor: Predictor, routes: Sequence[Route], listener: socket.socket) -> str:
+def _start_message(weights: Path, predictor: Predictor, paths: Sequence[str], listener: socket.socket) -> str:
     metadata, backend = predictor.metadata, predictor.backend
     size = f"{metadata.preprocess.width}x{metadata.preprocess.height}"
     name, classes = metadata.net.get("name", "a net"), metadata.num_classes
     net = f"{name} ({classes} classes, {size}) on {backend.name} {backend.device}"
-    paths = ", ".join(f"POST {route.path}" for route in routes)
-    where = address_of(listener)
-    return f"serving {net}\n  address  {where}\n  net      {weights}\n  paths    {paths}; GET / /docs /metrics"
+    posted, where = ", ".join(f"POST {path}" for path in paths), address_of(listener)
+    return f"serving {net}\n  address  {where}\n  net      {weights}\n  paths    {posted}; GET / /docs /metrics"

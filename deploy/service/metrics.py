@@ -6,8 +6,18 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from deploy.service.audit import Audit
+
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+AUDIT = {
+    "drawn": "Accepted predictions drawn since the start",
+    "labelled": "Labels of drawn predictions",
+    "wrong": "Labels that are not what was predicted",
+    "evidence": "Against the target risk: 20 is enough",
+    "exceeded": "1: the risk among the accepted is above its target",
+    "drift": "1: more images are set aside than at the calibration",
+}
 OTHER = "other"  # the label of all other paths: unknown ones must not grow the number of labels
 
 
@@ -37,6 +47,12 @@ class Metrics:
     def watch_queue(self, length: Callable[[], int]) -> None:
         """Read the queue's length from `length` at each scrape."""
         self._queue.set_function(length)
+
+    def watch_audit(self, audit: Audit) -> None:
+        """Read the audit's numbers at each scrape."""
+        for name, text in AUDIT.items():
+            gauge = Gauge(f"service_audit_{name}", text, registry=self._registry)
+            gauge.set_function(lambda name=name: audit.metrics()[name])  # type: ignore[misc]
 
     def on_batch(self, count: int, seconds: float) -> None:
         """Count a batch that the net has run."""

@@ -24,6 +24,7 @@ ERRORS = {
     401: "the bearer token is missing or wrong",
     403: "a web page of another origin sent it",
     408: "the request arrived too slowly",
+    409: "the prediction has another label already, or no more labels are kept",
     413: "the body, an image or the number of images exceeds a limit",
     415: "the body has another Content-Type, or is compressed",
     421: "the service is not called by the name in Host",
@@ -38,10 +39,6 @@ def operation(switches: Mapping[str, bool], entry: Mapping[str, Any], errors: It
     file = {"type": "string", "format": "binary", "description": "an image file"}
     bodies = {KINDS[0]: [text], KINDS[1]: [text], KINDS[2]: [file, text]}
     good = _content({"code": 200, "msg": "ok", "data": [entry]})
-    bad = {
-        str(code): {"description": ERRORS[code], "content": _content({"code": code, "msg": ERRORS[code], "data": []})}
-        for code in errors
-    }
     return {
         "requestBody": {
             "required": True,
@@ -49,8 +46,22 @@ def operation(switches: Mapping[str, bool], entry: Mapping[str, Any], errors: It
         },
         "responses": {
             "200": {"description": "one entry per image, or pair, in order", "content": good},
-            **bad,
+            **_errors(errors),
         },
+    }
+
+
+def feedback_operation(class_name: str, errors: Iterable[int]) -> dict[str, Any]:
+    """Return the OpenAPI operation of the route that takes labels."""
+    text = {"type": "string"}
+    name = {"type": ["string", "null"], "description": "a class of the net; null: none of them"}
+    schema = {"type": "object", "required": ["audit_id", "class"], "properties": {"audit_id": text, "class": name}}
+    example = {"audit_id": "0123456789abcdef.0.0123456789abcdef0123456789abcdef", "class": class_name}
+    known = {"labelled": 120, "wrong": 2, "calibration_target": "held"}
+    good = _content({"code": 200, "msg": "ok", "data": [known]})
+    return {
+        "requestBody": {"required": True, "content": {KINDS[0]: {"schema": schema, "example": example}}},
+        "responses": {"200": {"description": "what all labels say", "content": good}, **_errors(errors)},
     }
 
 
@@ -72,6 +83,13 @@ def docs_page(description: Mapping[str, Any]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
         f'<h1>{title}</h1><p>Machine-readable: <a href="openapi.json">openapi.json</a></p>{"".join(parts)}</html>'
     )
+
+
+def _errors(codes: Iterable[int]) -> dict[str, Any]:
+    return {
+        str(code): {"description": ERRORS[code], "content": _content({"code": code, "msg": ERRORS[code], "data": []})}
+        for code in codes
+    }
 
 
 def _body_schema(images: Sequence[Mapping[str, Any]], switches: Mapping[str, bool]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from artifacts.metadata import ModelMetadata
     from deploy.inference.prediction import Prediction
 
+FEEDBACK = "/feedback"  # the path of labels, with --audit
 HEATMAP = "heatmap"  # requested by the switch need_heatmap
 PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),

@@ -21,15 +21,18 @@ from deploy.backends.base import HeatMapper
 from deploy.backends.torch_backend import CheckpointBackend
 from deploy.inference.predictor import Predictor
 from deploy.service.app import PAGE, make_app
+from deploy.service.audit import Audit, check_audited
+from deploy.service.audit_file import open_audit_file
 from deploy.service.batching import MicroBatcher
 from deploy.service.cli_args import limits_from, origins_from
+from deploy.service.feedback import FeedbackHandler
 from deploy.service.handlers import PredictHandler
 from deploy.service.heatmaps import HeatMaps
 from deploy.service.http_protocol import GRACE_S, server_config
 from deploy.service.image_decoder import ImageDecoder
 from deploy.service.limits import Limits
 from deploy.service.metrics import Metrics
-from deploy.service.routes import Route, ServiceError
+from deploy.service.routes import FEEDBACK, Route, ServiceError
 from deploy.service.state import ServiceState
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -77,27 +80,15 @@ def open_server(
     limits = limits_from(args)
     if limits.max_pictures > limits.queue:
         raise ServiceError(f"--queue must be at least --max_pictures, got {limits.queue} and {limits.max_pictures}")
-    metrics = Metrics(route.path for route in routes)
-    decoder = _decoder(predictor, limits, args.workers)
-    batcher = MicroBatcher(
-        predictor,
-        decoder,
-        batch_size=1 if args.no_batching else args.batch_size,
-        queue_size=limits.queue,
-        workers=args.workers,
-        batch_wait_ms=args.batch_wait_ms,
-        topk=args.topk,
-        tile_memory_mb=limits.tile_memory_mb,
-        on_batch=metrics.on_batch,
-    )
-    try:
-        metrics.watch_queue(lambda: batcher.held)
-        if error := batcher.warm_up().error:
-            raise ServiceError(f"the net has no prediction for a grey image: {error}")
-        decoder.start()
+    metrics = Metrics([*(route.path for route in routes), *([FEEDBACK] if args.audit else [])])
+    with (
+        _open_audit(predictor, args, metrics) as audit,
+        _open_batcher(predictor, limits, args, metrics) as (decoder, batcher),
+    ):
         mapper = _heat_mapper(predictor)
         heatmaps = HeatMaps(mapper, predictor.metadata, decoder, batcher, args.workers) if mapper else None
-        handler = PredictHandler(batcher, predictor.metadata, limits, heatmaps, always_200=args.http_status == "ok")
+        always_200 = args.http_status == "ok"
+        handler = PredictHandler(batcher, predictor.metadata, limits, heatmaps, always_200=always_200, audit=audit)
         draining = threading.Event()
         state = ServiceState(
             routes,
@@ -109,11 +100,10 @@ def open_server(
             origins_from(args),
             args.root_path,
             draining,
+            audit,
+            FeedbackHandler(audit, limits, handler) if audit is not None else None,
         )
         yield DrainingServer(_config(make_app(state, page), limits, metrics), args.drain_s, draining, batcher.tick)
-    finally:  # every request has its response
-        decoder.close()
-        batcher.close()
 
 
 @contextmanager
@@ -132,6 +122,47 @@ def stop_on_signals(server: uvicorn.Server) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _open_audit(predictor: Predictor, args: argparse.Namespace, metrics: Metrics) -> Iterator[Audit | None]:
+    """Yield the audit that --audit asks for, None without it. Raises ServiceError, ResultsError."""
+    if args.audit is None:
+        yield None
+        return
+    check_audited(predictor.metadata)
+    with open_audit_file(args.audit, predictor.metadata) as file:
+        audit = Audit(file, predictor.metadata, args.audit_share)
+        metrics.watch_audit(audit)
+        yield audit
+
+
+@contextmanager
+def _open_batcher(
+    predictor: Predictor, limits: Limits, args: argparse.Namespace, metrics: Metrics
+) -> Iterator[tuple[ImageDecoder, MicroBatcher]]:
+    """Yield decoder and batcher, warmed up; they are closed at the end, when every request has its response."""
+    decoder = _decoder(predictor, limits, args.workers)
+    batcher = MicroBatcher(
+        predictor,
+        decoder,
+        batch_size=1 if args.no_batching else args.batch_size,
+        queue_size=limits.queue,
+        workers=args.workers,
+        batch_wait_ms=args.batch_wait_ms,
+        topk=args.topk,
+        tile_memory_mb=limits.tile_memory_mb,
+        on_batch=metrics.on_batch,
+    )
+    try:
+        metrics.watch_queue(lambda: batcher.held)
+        if error := batcher.warm_up().error:
+            raise ServiceError(f"the net has no prediction for a grey image: {error}")
+        decoder.start()
+        yield decoder, batcher
+    finally:
+        decoder.close()
+        batcher.close()
 
 
 def _decoder(predictor: Predictor, limits: Limits, workers: int) -> ImageDecoder:

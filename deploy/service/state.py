@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from artifacts.metadata import ModelMetadata
+from deploy.service.audit import Audit
+from deploy.service.feedback import FeedbackHandler
 from deploy.service.handlers import PredictHandler
 from deploy.service.metrics import Metrics
 from deploy.service.origins import AllowedOrigins
@@ -26,3 +28,5 @@ class ServiceState:
     origins: AllowedOrigins
     root_path: str  # that a proxy serves it below; empty: none
     draining: threading.Event  # set once the service is about to stop
+    audit: Audit | None = None
+    feedback: FeedbackHandler | None = None  # with an audit
