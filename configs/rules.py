@@ -41,6 +41,11 @@ def find_missing_files(config: Config, to_come: Path | None) -> list[Problem]:
     for key in ("train_data_file", "val_data_file", "class_names_file"):
         if getattr(config, key) and not _is_there(getattr(config, key)):
             problems.append(Problem(f'{key} "{getattr(config, key)}" {_what_is_wrong(getattr(config, key))}', (key,)))
+    problems += [
+        Problem(f'distill_from "{path}" is not a file', ("distill_from",))
+        for path in config.distill_from
+        if not os.path.isfile(path)  # noqa: PTH113
+    ]
     mode, weights = config.train_mode, config.start_weights()
     if config.starts_from_file() and weights != to_come and not os.path.exists(weights):  # noqa: PTH110
         own = () if config.pretrained_file else ("save_path", "save_name")
@@ -139,6 +144,13 @@ def _of_the_net(config: Config) -> Iterator[Row]:
     name = config.model_net_name
     sentence = f"test_time_views is for nets that are validated by their logits alone, not for {name}"
     yield config.test_time_views > 1 and has_more_than_logits, sentence, ("test_time_views", *NET)
+    cannot_learn = has_more_than_logits or config.model_module_name == "torchvision_detectors_module"
+    sentence = f"distill_from is for nets whose outputs are learnt as they are, not for {name}"
+    yield bool(config.distill_from) and cannot_learn, sentence, ("distill_from", *NET)
+    mixes = bool(config.mixup_alpha or config.cutmix_alpha)
+    sentence = 'distill_method "dkd" needs one class an image; leave mixup_alpha and cutmix_alpha out, or use "logits"'
+    is_mixed = bool(config.distill_from) and config.distill_method == "dkd" and mixes
+    yield is_mixed, sentence, ("distill_method", "mixup_alpha", "cutmix_alpha")
     inner = config.model_args.get("model_type", config.model_type)
     sentence = f'model_type is "{config.model_type}" but model_args.model_type is "{inner}"; keep one'
     yield config.model_type not in ("", inner), sentence, ("model_type", "model_args")

@@ -180,6 +180,15 @@ class Config(BaseModel):
     mask_loss: Literal["cross_entropy", "dice", "lovasz", "cross_entropy+dice", "cross_entropy+lovasz"] = Field(
         "cross_entropy", description="masks: the loss of an image's pixels; class_weights are cross entropy's"
     )
+    distill_from: list[str] = Field(
+        [], description="checkpoints of trained nets (teachers) whose outputs are learnt beside the labels; their mean"
+    )
+    distill_method: Literal["logits", "dkd"] = Field(
+        "logits", description="distillation: softened probabilities, or decoupled (classification alone)"
+    )
+    distill_weight: float = Field(1.0, ge=0, description="distillation: of the teachers' term beside the labels'")
+    distill_temperature: float = Field(4.0, gt=0, le=100, description="distillation: softens the probabilities")
+    distill_warmup_epochs: float = Field(0.0, ge=0, description="distillation: its weight rises from 0 over these")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="average of the weights that is validated and kept; 0: off")
     early_stopping_epochs: int = Field(0, ge=0, description="stop after so many epochs without a better top-1; 0: off")
     freeze: list[str] = Field([], description="parameters not trained, by name or pattern, e.g. layer1*")

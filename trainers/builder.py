@@ -26,6 +26,7 @@ from trainers.runtime.device import Runtime
 from trainers.start_weights import load_into
 from trainers.tasks.base import Setup
 from trainers.tasks.table import task_of_config, task_of_net
+from trainers.tasks.teachers import teachers_of
 from trainers.train_state import Progress
 from trainers.trainer import Trainer
 
@@ -55,15 +56,21 @@ def build_trainer(
     task = task_of_net(net, config).from_setup(net, Setup(config, train, val, runtime.device, reporter.log))
     metadata = replace(task.new_metadata(config, train), start_weights=dict(start_weights or {}))
     preprocess, target = metadata.preprocess, task.target(config)
+    progress = progress or Progress()
+    task.teachers = teachers_of(config, metadata, runtime.device)
+    view = preprocess
+    if task.teachers is not None:
+        view = task.teachers.view
+        task.teachers.epochs = lambda: progress.epoch + progress.consumed / max(1, len(train.samples))
     batches = Batches(
         config,
-        training_images(config, train, preprocess, task.views, target, task.training_view),
+        training_images(config, train, view, task.views, target, task.training_view),
         validation_images(config, val, preprocess, target),
         preprocess,
         runtime,
-        batch_views(config, preprocess, task.views, task.batch_views),
+        batch_views(config, view, task.views, task.batch_views),
     )
-    return Trainer(config, task, batches, metadata, runtime, reporter, progress or Progress())
+    return Trainer(config, task, batches, metadata, runtime, reporter, progress)
 
 
 def build_start_net(

@@ -20,6 +20,7 @@ from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
 from data_loader.targets import Target
 from trainers.evaluation.validation import Measure, Validation
+from trainers.tasks.teachers import Teachers
 from visualization.masks import rgb
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Task(nn.Module, ABC):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.teachers: Teachers | None = None  # whose outputs the net learns beside its labels
         self.watch_output: Callable[[torch.Tensor, Batch], None] | None = None  # called with a training batch's output
         self.check_stop: Callable[[], None] = lambda: None  # called between batches that a task reads itself; may raise
 
@@ -108,6 +110,15 @@ class Task(nn.Module, ABC):
 
         Everything random follows from torch's own state and from `generator`.
         """
+
+    def own_view(self, images: torch.Tensor) -> torch.Tensor:
+        """Return views (N, C, H, W) as the net takes them: with teachers that see more, they are larger."""
+        return images if self.teachers is None else self.teachers.for_student(images)
+
+    def distilled(self, losses: dict[str, torch.Tensor], term: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return losses with the teachers' term added."""
+        assert self.teachers is not None
+        return {**losses, "loss": losses["loss"] + self.teachers.current_weight() * term, "distillation": term}
 
     def warning(self, terms: Mapping[str, float]) -> str:
         """Return a sentence about what is wrong with a training of these mean scalars; "" where nothing is."""

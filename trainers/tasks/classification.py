@@ -81,7 +81,11 @@ class ClassificationTask(Task):
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Return {"loss": scalar to minimise} for images (N, C, H, W) and labels (N,)."""
         images, targets = self.training_inputs(batch, generator)
-        return {"loss": self.cross_entropy(self.net(images), targets)}
+        logits = self.net(self.own_view(images))
+        losses = {"loss": self.cross_entropy(logits, targets)}
+        if self.teachers is None:
+            return losses
+        return self.distilled(losses, self.teachers.loss_of_classes(logits, images, batch["index"], targets))
 
     def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean over logits (N, K) of the weighted, smoothed losses."""

@@ -84,8 +84,11 @@ class DetectionTask(Task):
 
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Return the mean losses for images (N, C, H, W) and rows (N, M, 6) of boxes."""
-        _, losses = self._measured(batch)
-        return {name: values.mean() for name, values in losses.items()}
+        outputs, of_images = self._measured(batch)
+        losses = {name: values.mean() for name, values in of_images.items()}
+        if self.teachers is None:
+            return losses
+        return self.distilled(losses, self.teachers.loss_of_boxes(outputs, batch["image"]))
 
     def shown_pixels(
         self, batch: Batch, generator: np.random.Generator, metadata: ModelMetadata

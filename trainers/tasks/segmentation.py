@@ -132,7 +132,10 @@ class SegmentationTask(Task):
         logits = self.net(batch["image"])
         if self.watch_output is not None:
             self.watch_output(logits.detach(), batch)
-        return {"loss": self.losses(logits, batch["target"]).mean()}
+        losses = {"loss": self.losses(logits, batch["target"]).mean()}
+        if self.teachers is None:
+            return losses
+        return self.distilled(losses, self.teachers.loss_of_masks(logits, batch["image"]))
 
     @property
     def background(self) -> int | None:
