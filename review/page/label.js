@@ -1,5 +1,6 @@
 // What a person draws on one image: classes, boxes, polygons, points; by the mouse, fingers or keys, with undo.
 
+import { painted } from "./brush.js";
 import { colourOf } from "./drawing.js";
 import { paint } from "./paint.js";
 import * as shapes from "./shapes.js";
@@ -7,11 +8,13 @@ import * as shapes from "./shapes.js";
 const NEAR = { mouse: 7, pen: 10, touch: 18 }; // screen pixels within which a press takes what is there
 const LEAST_DRAG = 3; // screen pixels; less is a click
 const FAR_STEP = 10; // pixels of an arrow with Shift
+const RADIUS_STEP = 1.25; // of the brush, by a key
 
 export class Labeller {
   // `page` has what the rest of the page does: confirm(), save(), findClass(), notice(text), text(), isShown().
   constructor(frame, canvas, zoom, panel, page) {
     Object.assign(this, { frame, canvas, zoom, panel, page, kind: "", classes: [], skeleton: [], current: 0 });
+    Object.assign(this, { hasBrush: false, radius: 10 }); // of the brush, in pixels of the image
     this.kept = new Map(); // edits that have not been acknowledged, by record
     this.close();
     zoom.mayDrag = (event) => !this.#draws(event);
@@ -26,7 +29,7 @@ export class Labeller {
   }
 
   begin({ labelling, classes, skeleton }) {
-    Object.assign(this, { kind: labelling, classes, skeleton, current: 0 });
+    Object.assign(this, { kind: labelling, classes, skeleton, current: 0, hasBrush: false });
     this.numJoints = 1 + Math.max(0, ...skeleton.flat());
     this.panel.hidden = !labelling;
     this.canvas.hidden = !this.isDrawn;
@@ -44,6 +47,7 @@ export class Labeller {
   close() {
     Object.assign(this, { record: null, objects: [], draft: [], label: -1, size: [0, 0], isProposed: false });
     Object.assign(this, { selected: -1, active: -1, ring: null, pointer: null, drag: null, isPanning: false, skipped: 0 });
+    this.stroke = null;
     Object.assign(this, { past: [], future: [] });
   }
 
@@ -196,8 +200,22 @@ export class Labeller {
     this.#edit(() => this.#put({ ...object, visible: object.visible.with(joint, sight) }));
   }
 
+  toggleBrush() {
+    if (this.kind !== "POLYGON") return false;
+    this.hasBrush = !this.hasBrush;
+    this.ring = null;
+    this.show();
+  }
+
+  resizeBrush(step) {
+    if (!this.hasBrush) return false;
+    this.radius = Math.min(Math.max(this.radius * RADIUS_STEP ** step, 0.5), 500);
+    this.paint();
+  }
+
   escape() {
     if (this.drag) return this.#cancel();
+    if (this.hasBrush) return this.toggleBrush();
     if (this.ring) return this.#setRing(null);
     if (this.active >= 0) return this.#activate(-1);
     if (this.selected >= 0) return this.select(-1);
@@ -236,8 +254,9 @@ export class Labeller {
 
   #move(event) {
     if (!this.#canDraw()) return;
-    this.pointer = shapes.snapped(this.zoom.pointAt(event), this.size);
-    if (this.ring) this.paint();
+    const at = this.zoom.pointAt(event);
+    this.pointer = this.hasBrush ? at : shapes.snapped(at, this.size);
+    if (this.ring || this.hasBrush) this.paint();
     const { drag } = this;
     if (!drag || event.pointerId !== drag.event.pointerId) return;
     const apart = Math.hypot(event.clientX - drag.event.clientX, event.clientY - drag.event.clientY);
@@ -252,19 +271,20 @@ export class Labeller {
     if (!drag || event.pointerId !== drag.event.pointerId) return;
     this.drag = null;
     if (!drag.isMoved) drag.click?.();
+    drag.end?.();
     this.#keep(drag.before);
     this.show();
   }
 
   #cancel() {
     if (this.drag) this.#restore(this.drag.before);
-    this.drag = null;
-    this.pointer = null;
+    Object.assign(this, { drag: null, pointer: null, stroke: null });
     this.paint();
   }
 
   // Return what a press at a point takes: what it does at once (start), when it is moved (pull), and when not (click).
   #gripped(at, near, isNew) {
+    if (this.hasBrush) return this.#painting(at, isNew);
     if (this.ring) return { start: () => this.#addCorner(at, near) };
     const object = this.objects[this.selected];
     const grip = object && !isNew ? this.#grippedHandle(object, at, near) : null;
@@ -287,6 +307,23 @@ export class Labeller {
         this.#set(this.objects.toSpliced(count, 1, shapes.newObject(this.current, { box })), count);
       },
       click: () => this.select(this.#smallest(at)),
+    };
+  }
+
+  // Paint on the selected object, or a new one; or wipe off the selected one.
+  #painting(at, erases) {
+    this.stroke = { points: [at], radius: this.radius, erases };
+    return {
+      pull: (to) => this.stroke.points.push(to),
+      end: () => {
+        const object = this.objects[this.selected];
+        const rings = painted(object?.rings ?? [], this.stroke, this.size);
+        this.stroke = null;
+        if (!rings) return this.page.notice(this.page.text().strokeTooLarge);
+        if (object && rings.length) return this.#put({ ...object, rings });
+        if (object) return this.#set(this.objects.toSpliced(this.selected, 1), -1);
+        if (rings.length) this.#set([...this.objects, shapes.newObject(this.current, { rings })], this.objects.length);
+      },
     };
   }
 
@@ -523,5 +560,8 @@ const DRAWING_KEYS = {
   e: (labeller, event) => labeller.cycleHandle(event.shiftKey ? -1 : 1),
   m: (labeller) => labeller.insertCorner(),
   v: (labeller) => labeller.toggleJoint(),
+  k: (labeller) => labeller.toggleBrush(),
+  "[": (labeller) => labeller.resizeBrush(-1),
+  "]": (labeller) => labeller.resizeBrush(1),
   " ": (labeller) => (labeller.isPanning = true),
 };

@@ -119,7 +119,7 @@ async function look() {
   if (labeller.isChanged) saveLabels(labeller.record.index); // what has been drawn is not lost by going on
   labeller.close();
   const wanted = visible();
-  state.isShown = false;
+  setShown(false);
   at("nothing").hidden = wanted.length > 0;
   if (!wanted.length) {
     state.records.clear();
@@ -445,7 +445,7 @@ function renderSingle() {
   const stage = at("stage");
   const done = (reason) => {
     if (state.records.get(state.list[state.cursor]) !== record) return;
-    state.isShown = true;
+    setShown(true);
     at("no-image").hidden = !reason;
     at("no-image").textContent = reason;
   };
@@ -469,6 +469,11 @@ function renderSingle() {
   showAbout();
   updateCells();
   for (const index of state.list.slice(state.cursor + 1, state.cursor + 1 + PRELOADED)) new Image().src = `image/${index}`;
+}
+
+function setShown(isShown) {
+  state.isShown = isShown;
+  at("single").setAttribute("aria-busy", !isShown);
 }
 
 function showAbout() {
@@ -614,6 +619,7 @@ function fillTags() {
     ? [["confirm", state.isGrid ? "R" : "Enter", confirm], ["undo", "Z", undo], ["redo", "Y", () => labeller.redo()]]
     : [["mark", "R", () => mark(targets(), "")], ["undo", "Z", undo]];
   if (labeller.isDrawn && !state.isGrid) rows.push(["remove", "Del", () => labeller.remove()]);
+  if (state.session.labelling === "POLYGON" && !state.isGrid) rows.push(["brush", "K", () => labeller.toggleBrush()]);
   const more = rows.map(([name, key, action]) => {
     const button = document.createElement("button");
     Object.assign(button, { type: "button", className: "quiet", id: `button-${name}` });

@@ -1,9 +1,12 @@
 // Paints what is being labelled on a canvas as large as the frame: its cost does not grow with the image.
 
+import { strokeAlong } from "./brush.js";
 import { colourOf } from "./drawing.js";
 import { HIDDEN, MISSING, corners, envelope, handlesOf, middlesOf, pointsOf } from "./shapes.js";
 
 const HANDLE = 4.5; // half of its side, in screen pixels
+const NAME_HEIGHT = 18;
+const MOST_HANDLES = 200; // of an object: those of a painted one would cover it
 const LEAST_NAMED = 24; // screen pixels that an object has to be wide to show its name
 
 export function paint(canvas, zoom, scene) {
@@ -16,8 +19,19 @@ export function paint(canvas, zoom, scene) {
   const pen = { context, on: ([x, y]) => [zoom.x + x * zoom.scale, zoom.y + y * zoom.scale] };
   const order = [...scene.objects.keys()].filter((number) => number !== scene.selected);
   if (scene.objects[scene.selected]) order.push(scene.selected); // on top
-  for (const number of order) paintObject(pen, scene, scene.objects[number], number === scene.selected);
+  for (const number of order) {
+    const object = scene.objects[number];
+    if (isInView(canvas, pen, pointsOf(object, scene.kind))) paintObject(pen, scene, object, number === scene.selected);
+  }
   if (scene.ring) paintRing(pen, scene);
+  if (scene.hasBrush) paintBrush(pen, scene, zoom.scale);
+}
+
+function isInView({ clientWidth, clientHeight }, { on }, points) {
+  if (!points.length) return false;
+  const [x0, y0, x1, y1] = envelope(points);
+  const [[left, top], [right, bottom]] = [on([x0, y0]), on([x1, y1])];
+  return right > -HANDLE && bottom > -HANDLE && left < clientWidth + HANDLE && top < clientHeight + HANDLE + NAME_HEIGHT;
 }
 
 function paintObject(pen, scene, object, isSelected) {
@@ -39,7 +53,7 @@ function paintObject(pen, scene, object, isSelected) {
   context.setLineDash([]);
   if (scene.kind === "POINT") paintJoints(pen, scene, object, colour);
   const points = pointsOf(object, scene.kind);
-  if (points.length) paintName(pen, scene.classes[object.label], colour, points, isSelected);
+  paintName(pen, scene.classes[object.label], colour, points, isSelected);
   if (isSelected) paintHandles(pen, scene, object, colour);
 }
 
@@ -67,15 +81,16 @@ function paintName({ context, on }, name, colour, points, isSelected) {
   if (right - left < LEAST_NAMED && points.length > 1 && !isSelected) return;
   context.font = "12px system-ui, sans-serif";
   const width = context.measureText(name).width + 8;
-  const y = Math.max(top, 18);
+  const y = Math.max(top, NAME_HEIGHT);
   context.fillStyle = colour;
-  context.fillRect(left - 1, y - 18, width, 16);
+  context.fillRect(left - 1, y - NAME_HEIGHT, width, NAME_HEIGHT - 2);
   context.fillStyle = "#14161a";
   context.fillText(name, left + 3, y - 6);
 }
 
 function paintHandles({ context, on }, scene, object, colour) {
   const handles = handlesOf(object, scene.kind);
+  if (scene.hasBrush || handles.length > MOST_HANDLES) return;
   for (const [number, { point }] of handles.entries()) {
     const [x, y] = on(point);
     const half = number === scene.active ? HANDLE + 2 : HANDLE;
@@ -105,6 +120,17 @@ function paintRing({ context, on }, scene) {
     context.fill();
     context.stroke();
   }
+}
+
+function paintBrush({ context, on }, scene, scale) {
+  const colour = scene.stroke?.erases ? "#fff" : colourOf(scene.classes[scene.current], scene.classes);
+  Object.assign(context, { strokeStyle: colour, globalAlpha: 0.5 });
+  if (scene.stroke) strokeAlong(context, scene.stroke.points.map(on), scene.radius * scale);
+  Object.assign(context, { globalAlpha: 1, lineWidth: 1.5 });
+  if (!scene.pointer) return;
+  context.beginPath();
+  context.arc(...on(scene.pointer), scene.radius * scale, 0, 2 * Math.PI);
+  context.stroke();
 }
 
 function trace({ context, on }, rings) {

@@ -18,7 +18,7 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 TIMEOUT_S = 20.0
 CODES = {  # Windows virtual key codes by DOM names; of letters and digits it is that of the capital
-    **{"Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "Delete": 46, "?": 191},
+    **{"Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "Delete": 46, "?": 191, "[": 219},
     **{"PageUp": 33, "PageDown": 34, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40},
 }
 FLAGS = (

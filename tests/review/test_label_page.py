@@ -56,9 +56,8 @@ class Labelling:
 
     def shown(self, index: int) -> None:
         """Wait until an image is shown."""
-        script = f"document.querySelector('#stage img')?.src.endsWith('image/{index}')"
-        self.page.wait(f"{script} && document.querySelector('#stage img').complete && {ORIGIN}.width > 100")
-        self.page.wait("document.querySelector('#panel')?.checkVisibility()")
+        is_there = f"document.querySelector('#stage img')?.src.endsWith('image/{index}')"
+        self.page.wait(f"document.querySelector('#single').ariaBusy === 'false' && {is_there}")
 
     def labelled(self, count: int) -> None:
         """Wait until as many images are labelled."""
@@ -399,3 +398,63 @@ def test_both_languages_have_the_same_texts_and_the_header_one_line(visit: Visit
         assert english == chinese
         press(page, "?")
         assert page.text("#help h2") == "快捷键" and page.run("document.querySelector('#help').scrollHeight") < 720
+
+
+@pytest.mark.slow
+def test_nothing_is_laid_out_anew_while_one_draws_or_moves(visit: Visit) -> None:
+    with visit() as labelling:
+        page = labelling.page
+        page.call("Performance.enable")
+
+        def layouts() -> int:
+            metrics = page.call("Performance.getMetrics")["metrics"]
+            return int(next(metric["value"] for metric in metrics if metric["name"] == "LayoutCount"))
+
+        press(page, "+")
+        ways = [(100 + step, 100 + step) for step in range(50)]
+        for more in ({}, {"button": "middle", "buttons": 4}):
+            page.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            before = layouts()
+            places = [labelling.at(*point) for point in ways]
+            page.mouse("mousePressed", *places[0], **more)
+            for place in places:
+                page.mouse("mouseMoved", *place, **more)
+            assert layouts() == before
+            page.mouse("mouseReleased", *places[-1], **more)
+
+
+OUTLINES = """import("./brush.js").then(({outlines}) =>
+    outlines((x, y) => PIXELS[y]?.[x] === "#", [PIXELS[0].length, PIXELS.length]))"""
+
+
+@pytest.mark.slow
+def test_what_is_painted_has_the_outlines_of_its_pixels(visit: Visit) -> None:
+    """By the even-odd rule, crossings to the left counted here, the rings hold the same pixels again."""
+    rows = ["..##....", ".####.#.", ".#..#..#", ".#.##.#.", "..##...#", "#......."]
+
+    def is_within(x: int, y: int, rings: list[list[list[int]]]) -> bool:
+        sides = [(ring[number - 1], ring[number]) for ring in rings for number in range(len(ring))]
+        upright = [(a, b) for a, b in sides if a[0] == b[0] and a[0] <= x and min(a[1], b[1]) <= y < max(a[1], b[1])]
+        return len(upright) % 2 == 1
+
+    with visit("POLYGON") as labelling:
+        page = labelling.page
+        rings = page.run(OUTLINES.replace("PIXELS", str(rows)))
+        found = ["".join("#" if is_within(x, y, rings) else "." for x in range(8)) for y in range(6)]
+        assert found == rows
+        assert all(
+            a[0] == b[0] or a[1] == b[1] for ring in rings for a, b in zip(ring, [*ring[1:], ring[0]], strict=True)
+        )
+        press(page, "k")
+        labelling.drag((100, 100), (150, 100))  # 50 pixels long, 20 wide, with round ends
+        labelling.click((125, 100), modifiers=SHIFT)  # wipes a hole of its width: two parts are left
+        press(page, "z")
+        press(page, "[", "[", "[")
+        labelling.click((125, 100), modifiers=SHIFT)
+        press(page, "Enter")
+        labelling.labelled(1)
+        (found,) = labelling.kept(0)
+        assert len(found["rings"]) == 2 and found["box"] == [90, 90, 160, 110]
+        area = sum(is_within(x, y, found["rings"]) for x in range(80, 170) for y in range(80, 120))
+        ends, hole = 3.14159 * 10**2, 3.14159 * (10 / 1.25**3) ** 2
+        assert area == pytest.approx(50 * 20 + ends - hole, rel=0.02)

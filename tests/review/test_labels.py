@@ -17,7 +17,12 @@ CLASSES = ("heron", "tern")
 SIZE = (64, 48)
 BOX = {"label": 1, "box": [1, 2, 30, 40]}
 RING = [[1, 2], [30, 2], [10, 40]]
-WHOLE = {"rings": [], "joints": [], "visible": [], "shown": None}  # what an object of a box alone has, too
+WHOLE: dict[str, Any] = {
+    "rings": [],
+    "joints": [],
+    "visible": [],
+    "shown": None,
+}  # what an object of a box alone has, too
 
 
 def checked(found: Any, kind: str = "RECT", size: tuple[int, int] = SIZE) -> Any:
