@@ -516,6 +516,7 @@ export class Labeller {
       button.setAttribute("aria-pressed", number === this.selected);
       return button;
     });
+    document.getElementById("button-brush")?.setAttribute("aria-pressed", this.hasBrush);
     const [list, found] = this.panel.querySelectorAll("div");
     list.replaceChildren(...classes);
     found.replaceChildren(...objects);
