@@ -17,6 +17,9 @@ AREAS = ("all", "small", "medium", "large")  # of an object in its image: below 
 class AveragePrecision(NamedTuple):
     """Means over the classes that have objects: AP and average recall by name; and AP of each class, None without.
 
+    `precision50` is the precision of each class at IoU 0.5 and a recall of 0, 0.01, ... 1, whose mean is its `ap50`:
+    the highest of any threshold with that recall at least, 0 for a recall that none has; nothing for a class without.
+
     `means` has map50_95, map50, map75, map_small, map_medium, map_large, recall_100, recall_small, recall_medium and
     recall_large, but for those of which there are no objects.
     """
@@ -24,6 +27,7 @@ class AveragePrecision(NamedTuple):
     means: dict[str, float]
     ap50: list[float | None]
     ap50_95: list[float | None]
+    precision50: list[list[float]]
 
 
 def average_precision(truths: Sequence[Boxes], found: Sequence[Detections], num_classes: int) -> AveragePrecision:
@@ -42,6 +46,7 @@ def average_precision(truths: Sequence[Boxes], found: Sequence[Detections], num_
         {name: value for name, value in known.items() if value is not None},
         [_mean(precision[0, :, label, 0]) for label in range(num_classes)],
         [_mean(precision[:, :, label, 0]) for label in range(num_classes)],
+        [curve.tolist() if curve[0] > -1 else [] for curve in precision[0, ..., 0].T],
     )
 
 

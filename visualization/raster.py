@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from visualization.precision_recall import PrecisionRecall
+
 INK, MUTED, PAPER, LINE = (27, 31, 36), (101, 109, 118), (255, 255, 255), (208, 215, 222)
 RIGHT, WRONG = (26, 127, 55), (207, 34, 46)
 HIT, MISS = (9, 82, 165), (188, 76, 0)  # diagonal and off-diagonal of a confusion matrix
 DPI = 100
+CURVE_COLOURS = {  # by style, as the pages have them
+    **{"curve0": (9, 105, 218), "curve1": (188, 76, 0), "curve2": (26, 127, 55), "curve3": (130, 80, 223)},
+    **{"curve4": (207, 34, 46), "curve5": (154, 103, 0)},
+}
 MAX_NUMBERED_CLASSES = 20
 MAX_LABEL_PX = 190
 
@@ -82,6 +88,37 @@ def confusion_strength(confusion: np.ndarray) -> np.ndarray:
     """Return the depth of colour from 0 to 1, (K, K): share of the row on the diagonal, its square root elsewhere."""
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     return np.where(np.eye(len(confusion), dtype=bool), share, np.sqrt(share))
+
+
+def precision_recall_image(curves: Sequence[PrecisionRecall]) -> np.ndarray:
+    """Draw the curves, with a dot at the score threshold of each. Returns (H, W, 3) uint8."""
+    from matplotlib.figure import Figure
+
+    width, height = 760, 560
+    with _chinese():
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+        axes = figure.add_axes((74 / width, 64 / height, (width - 94) / width, (height - 124) / height))
+        for curve in curves:
+            colour = _hex(CURVE_COLOURS.get(curve.style, INK))
+            recall, precision = zip(*curve.points() or [(0.0, 0.0)], strict=True)
+            axes.plot(recall, precision, color=colour, linewidth=2, label=fonts.elide(curve.name, MAX_LABEL_PX, 13))
+            if curve.chosen:
+                axes.plot(*curve.chosen, "o", color=colour, markerfacecolor="white", markeredgewidth=2)
+        ticks = [i / 5 for i in range(6)]
+        texts = [f"{i * 20}%" for i in range(6)]
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.set_xticks(ticks, texts, fontsize=_points(13))
+        axes.set_yticks(ticks, texts, fontsize=_points(13))
+        axes.tick_params(length=0, labelcolor=_hex(MUTED), pad=6)
+        axes.grid(color=_hex(LINE))
+        for side in axes.spines.values():
+            side.set_visible(False)
+        axes.legend(loc="lower left", fontsize=_points(13), frameon=False)
+        _write(figure, 20, height - 30, "Precision and recall at IoU 0.5", 19, INK)
+        _write(figure, 20, height - 52, "dots: at the score threshold", 13, MUTED)
+        _write(figure, width / 2, 16, "recall", 14, MUTED, ha="center")
+        _write(figure, 16, height / 2, "precision", 14, MUTED, rotation=90, ha="center", va="center")
+        return _pixels(figure)
 
 
 def image_grid(

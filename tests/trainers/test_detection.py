@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from artifacts.detections import NMS_IOU
 from common.paths import ROOT
 from configs.loading import process_config
 from nets import net_interface
+from tests.conftest import slow_but
 from tests.helpers.boxes import NAMES, box_nets, scene, voc, write_boxes, write_coco, write_config
-from tests.helpers.breaking import dying_after_save
+from tests.helpers.breaking import dying_after_save, kill_training, results_of
 from trainers import builder
 from trainers.data.reading import read_data
 from trainers.runtime.distributed import World
@@ -70,12 +72,15 @@ def test_it_learns_and_leaves_everything(tmp_path: Path, capsys: pytest.CaptureF
     truths = [name for number in range(100, 107) for name, *_ in scene(number)[1]]
     assert [row["support"] for row in report["per_class"]] == [truths.count(name) for name in NAMES]
     assert report["best"]["map50"] == pytest.approx(np.mean([row["ap50"] for row in report["per_class"]]))
+    for row, curve in zip(report["per_class"], report["precision_recall"], strict=True):
+        assert len(curve) == 101 and np.mean(curve) == pytest.approx(row["ap50"], abs=1e-4)
     page = (tmp_path / "weights/report.html").read_text(encoding="utf-8")
+    assert "<h2>Precision and recall</h2>" in page and page.count('class="dot curve') == 2
     assert ">AP50</button>" in page and ">Objects<" in page and "IoU 0.5 to 0.95" in page
     assert all(page.count(row["path"]) >= 2 for row in report["worst"])
     events = min((tmp_path / "logs").rglob("events.out.tfevents.*"), key=lambda file: int(file.suffix[1:]))
     accumulator = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
-    assert {"val/worst", "train/pictures"} <= set(accumulator.Tags()["images"])
+    assert {"val/worst", "val/precision_recall", "train/pictures"} == set(accumulator.Tags()["images"])
     tags = {"val/map50", "val/map50_95", "val/ap50_red", "val/f1", "val/score_threshold", "train/class_loss"}
     assert tags <= set(accumulator.Tags()["scalars"])
 
@@ -122,6 +127,18 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
         assert weights_sha256(whole.deployed()) == weights_sha256(resumed.deployed())
         assert whole.progress["curves"] == resumed.progress["curves"]
         assert whole.metadata.thresholds == resumed.metadata.thresholds
+
+
+@pytest.mark.parametrize("workers", slow_but([2], [0, 2]))
+def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, workers: int) -> None:
+    """By SIGKILL, at a moment that nothing waits for."""
+    write_boxes(tmp_path, train=9, valid=3)
+    config = write_config(tmp_path, **VIEWS, ema_decay=0.9, num_epochs=4, log_interval=1, save_interval_steps=1)
+    before = time.perf_counter()
+    assert run_train(config, "--set", f"save_path={tmp_path / 'whole'}") == 0
+    seconds = time.perf_counter() - before
+    found = kill_training(tmp_path / "killed", config, 1, workers, results_of(tmp_path / "whole"), seconds)
+    assert (found["kills"], found["unloadable"], found["ended otherwise"]) == (1, 0, 0), found.get("output")
 
 
 def test_the_same_bits_with_loader_processes(tmp_path: Path) -> None:

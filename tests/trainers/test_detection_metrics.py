@@ -67,6 +67,16 @@ def test_what_is_a_hit() -> None:
     assert matched(found(), objects).tolist() == [] and matched(seen, truth()).tolist() == [MISS] * 7
 
 
+def test_precision_over_recall() -> None:
+    """By hand: two objects, found first and third of three, so a precision of 1 up to half of them, then of 2 / 3."""
+    seen = found((0.9, *A), (0.8, 0, 400, 300, 500, 400), (0.7, *B))
+    first, second = average_precision([truth(A, B), truth()], [seen, found((0.6, 1, 0, 0, 9, 9))], 2).precision50
+    assert first == pytest.approx([1.0] * 51 + [2 / 3] * 50) and second == []
+    missed = average_precision([truth(A, B)], [found((0.9, *A))], 1)
+    assert missed.precision50 == [pytest.approx([1.0] * 51 + [0.0] * 50)]
+    assert missed.ap50 == [pytest.approx(np.mean(missed.precision50))]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_best_threshold_by_trying_each(seed: int) -> None:
     truths, results = random_case(seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,7 +41,8 @@ class WorstBoxes:
 class DetectionValidation(Validation):
     """`average` is COCO's, as `AveragePrecision.means`, and `voc_map50`; all else is at IoU 0.5 and `score_threshold`.
 
-    `best_image` is the path of the image of the highest F1, of those that hold objects.
+    `best_image` is the path of the image of the highest F1, of those that hold objects; `precision_recall` as
+    `AveragePrecision.precision50`.
     """
 
     average: dict[str, float]
@@ -52,6 +53,7 @@ class DetectionValidation(Validation):
     per_class: list[dict[str, Any]]
     worst: list[WorstBoxes]
     best_image: str = ""
+    precision_recall: list[list[float]] = field(default_factory=list)  # older checkpoints have none
 
     def scalars(self) -> dict[str, float]:
         """Return mAP, and the means of F1, precision and recall over the classes."""
@@ -72,8 +74,8 @@ class DetectionValidation(Validation):
         return [*rows, ("score threshold", f"{self.score_threshold:.2f}")]
 
     def report_fields(self) -> dict[str, Any]:
-        """Return the classes and the worst images."""
-        return {"per_class": self.per_class, "worst": self.worst}
+        """Return the classes, their curves, and the worst images."""
+        return {"per_class": self.per_class, "precision_recall": self.precision_recall, "worst": self.worst}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DetectionValidation:
@@ -134,6 +136,7 @@ class DetectionMetrics:
             per_class=per_class,
             worst=self._worst(rows, kinds, truths, threshold),
             best_image=self._best(rows, kinds, truths, threshold),
+            precision_recall=[[round(value, 4) for value in curve] for curve in average.precision50],
         )
 
     def _worst(

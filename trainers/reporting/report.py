@@ -41,10 +41,11 @@ class TrainingReport:
     "epoch", "loss", ...}]} with the scalars of the task's `Validation`, of a classifier "top1" and "top5".
     `primary_measure` is the `Measure` that decides, and `measure` its name. `per_class`, `confusion`, `worst` and
     `head` (which of several predicts) are the best epoch's, as in `ClassificationValidation`; another task has `rows`
-    of name and value. `skipped_images`: [{"path", "where", "reason"}]. `status`: "finished", "stopped early",
-    "interrupted", ... `differing_gradients`: the parameters whose gradients were not the same bits when one batch was
-    trained several times; None where the config does not ask. `conclusions`: further shares by name. `earlier`: of the
-    stage before, {"title", "measure", its measure's key, "text", "conclusions", "report"}.
+    of name and value, and a detector the `precision_recall` of `DetectionValidation`. `skipped_images`: [{"path",
+    "where", "reason"}]. `status`: "finished", "stopped early", "interrupted", ... `differing_gradients`: the parameters
+    whose gradients were not the same bits when one batch was trained several times; None where the config does not ask.
+    `conclusions`: further shares by name. `earlier`: of the stage before, {"title", "measure", its measure's key,
+    "text", "conclusions", "report"}.
     """
 
     title: str
@@ -56,6 +57,7 @@ class TrainingReport:
     per_class: list[dict[str, Any]] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
     worst: list[Any] = field(default_factory=list)
+    precision_recall: list[list[float]] = field(default_factory=list)
     rows: list[tuple[str, str]] = field(default_factory=list)
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"train": [], "val": []})
     num_train: int = 0

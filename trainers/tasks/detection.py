@@ -25,9 +25,11 @@ from nets.support.errors import NetError
 from trainers.evaluation.detection_metrics import MAP50, DetectionMetrics, DetectionValidation
 from trainers.evaluation.validation import Validation, evaluating
 from trainers.reporting.box_strips import best_boxes, stacked, with_truth, worst_boxes
+from trainers.reporting.detection_page import precision_recall_curves
 from trainers.reporting.tensorboard_logger import TrainingLogger
 from trainers.tasks.base import Batch, BatchSource, Setup, Task
 from trainers.tasks.detection_losses import detection_losses, unpacked
+from visualization import raster
 
 MAX_STRIPS = 8  # a validation
 
@@ -140,9 +142,12 @@ class DetectionTask(Task):
     def log_validation(
         self, logger: TrainingLogger, validation: Validation, metadata: ModelMetadata, step: int
     ) -> None:
-        """Show the worst images with what is there and what was found."""
+        """Show the classes' precision over recall, and the worst images with what is there and what was found."""
         assert isinstance(validation, DetectionValidation)
         if logger.enabled:
+            curves = precision_recall_curves(validation.per_class, validation.precision_recall)
+            if curves:
+                logger.image("val/precision_recall", raster.precision_recall_image(curves), step)
             paths = [row.path for row in validation.worst[:MAX_STRIPS]]
             strips = self._worst(paths, metadata, validation.score_threshold)
             if chosen := [strips[path] for path in paths if path in strips]:
