@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deploy.service.origins import OWN_ORIGIN
+from deploy.service.origins import OWN_ORIGIN, AllowedOrigins
 from deploy.service.page_headers import PAGE_POLICY, SECURITY_HEADERS
 from review.api import Api, json_response
 from review.desk import Desk
@@ -26,8 +26,6 @@ PAGE_FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     **{f"/{name}": (name, "text/javascript; charset=utf-8") for name in SCRIPTS},
 }
-HEADERS = {**SECURITY_HEADERS, "content-security-policy": PAGE_POLICY, "cross-origin-resource-policy": "same-origin"}
-RAW_HEADERS = [(name.encode(), text.encode()) for name, text in HEADERS.items()]
 FOREIGN = "a page of another origin may not send this"
 logger = logging.getLogger("review")
 
@@ -38,23 +36,40 @@ def make_app(desk: Desk) -> ASGIApp:
     names = ("login", "logout", "open", "look", "change", "label", "undo", "finish")
     posts = {name: getattr(api, name) for name in names}
     routes = [
-        *(Route(path, _file(PAGE / name, kind)) for path, (name, kind) in PAGE_FILES.items()),
+        *(Route(path, page_file(PAGE / name, kind)) for path, (name, kind) in PAGE_FILES.items()),
         Route("/api/session", api.session),
         Route("/api/list", api.list),
         Route("/image/{index}", api.image),
         *(Route(f"/api/{name}", endpoint, methods=["POST"]) for name, endpoint in posts.items()),
     ]
+    return own_app(routes, desk.origins)
+
+
+def own_app(routes: Sequence[Route], origins: AllowedOrigins, policy: str = PAGE_POLICY) -> ASGIApp:
+    """Return an application of these routes, for pages of its own alone; `policy` is their Content-Security-Policy."""
     handlers = {RefusedError: _refused, HTTPException: _no_route, OSError: _not_written, Exception: _bug}
     app = Starlette(routes=routes, exception_handlers=handlers)  # type: ignore[arg-type]
     app.router.redirect_slashes = False  # a redirect would name the Host that the client sent
-    return OriginMiddleware(app, desk)
+    return OriginMiddleware(app, origins, policy)
+
+
+def page_file(path: Path, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    """Return an endpoint that responds with a file of a page."""
+    content = path.read_bytes()
+
+    async def respond(request: Request) -> Response:
+        return Response(content, media_type=media_type)
+
+    return respond
 
 
 class OriginMiddleware:
     """Refuses other hosts and origins, and adds the security headers to every response."""
 
-    def __init__(self, app: ASGIApp, desk: Desk) -> None:
-        self._app, self._origins = app, desk.origins
+    def __init__(self, app: ASGIApp, origins: AllowedOrigins, policy: str) -> None:
+        self._app, self._origins = app, origins
+        headers = {**SECURITY_HEADERS, "content-security-policy": policy, "cross-origin-resource-policy": "same-origin"}
+        self._headers = [(name.encode(), text.encode()) for name, text in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an allowed request on, or respond with an error."""
@@ -63,7 +78,7 @@ class OriginMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *RAW_HEADERS]
+                message["headers"] = [*message["headers"], *self._headers]
             await send(message)
 
         app = self._app
@@ -74,15 +89,6 @@ class OriginMiddleware:
         if code:
             app = json_response({"code": code, "msg": FOREIGN if code == 403 else reason}, code)
         await app(scope, receive, send_with_headers)
-
-
-def _file(path: Path, media_type: str) -> Callable[[Request], Awaitable[Response]]:
-    content = path.read_bytes()
-
-    async def respond(request: Request) -> Response:
-        return Response(content, media_type=media_type)
-
-    return respond
 
 
 async def _refused(request: Request, error: RefusedError) -> Response:

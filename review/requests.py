@@ -47,6 +47,18 @@ async def body_of(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dict[st
     """Return a request's JSON. Raises RefusedError."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RefusedError(415, "the body must be application/json")
+    body = await bytes_of(request, most_bytes)
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, "the body is not JSON") from error
+    if not isinstance(content, dict):
+        raise RefusedError(400, "the body must be an object")
+    return content
+
+
+async def bytes_of(request: Request, most_bytes: int) -> bytes:
+    """Return a request's body. Raises RefusedError."""
     length = request.headers.get("content-length", "")
     body = bytearray()
     too_long = RefusedError(413, f"the body has more than {most_bytes} bytes")
@@ -57,14 +69,9 @@ async def body_of(request: Request, most_bytes: int = MAX_BODY_BYTES) -> dict[st
             body += chunk
             if len(body) > most_bytes:
                 raise too_long
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError(400, "the body is not JSON") from error
     except ClientDisconnect as error:
         raise RefusedError(400, "the body is not complete") from error
-    if not isinstance(content, dict):
-        raise RefusedError(400, "the body must be an object")
-    return content
+    return bytes(body)
 
 
 def records_in(body: Mapping[str, Any], num_records: int) -> list[int]:

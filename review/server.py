@@ -7,6 +7,7 @@ import socket
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from deploy.service.http_protocol import server_config
 from deploy.service.limits import Limits
@@ -28,9 +29,14 @@ class ReviewServer(uvicorn.Server):
         self.received, self.should_exit = sig, True
 
 
+def server_of(app: ASGIApp) -> ReviewServer:
+    """Return a server of an application, with the limits of all pages."""
+    return ReviewServer(server_config(app, LIMITS, lambda code: None, SHUTDOWN_S))
+
+
 def make_server(desk: Desk) -> ReviewServer:
     """Return a server, which ends once the review is finished."""
-    server = ReviewServer(server_config(make_app(desk), LIMITS, lambda code: None, SHUTDOWN_S))
+    server = server_of(make_app(desk))
 
     def finish() -> None:
         server.should_exit = True

@@ -22,6 +22,7 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "label/start": "a page to label images: classes, boxes, polygons, points",
     "label/studio": "standard annotations <-> Label Studio (--to, --from)",
     "label/merge": "several files of standard annotations -> one",
+    "run": "a script with InteractContext: a demo, a page to tag or to label what it records",
     "filter/tags": "records by the tags of a review",
     "doctor/annotations": "what is wrong with standard annotations and their images",
     "package/list": "standard annotations -> lists for a training",

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
 from pathlib import Path
 
 from common.cli import named_path, number
-from common.console import printable
 from common.formatting import is_utf8
 from datasets.errors import DatasetError
 from datasets.files import Annotations
-from deploy.service.listener import address_of, bind, listen
-from deploy.service.origins import AllowedOrigins, is_address, is_loopback
-from review.desk import Desk, OpenReviews, Options
-from review.images import ImageShow
+from deploy.service.origins import is_loopback
+from review.desk import Options
 from review.net import ask_net
-from review.review import ORDERS, open_review
+from review.review import ORDERS, Review
+from review.serving import Ask, Place, serve_review
 from review.users import LONGEST, Users, parse_white_users
 
 PORT, PORT_FLAG = 8090, "--port"
 COMPUTED = ("similarity", "wrong_label")  # orders
 WORKERS = min(os.cpu_count() or 1, 4)
-Ask = Callable[[Annotations], None]  # puts predictions into records
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
@@ -70,39 +65,12 @@ def ask_with(weights: Path | None, *, output: str = "logits", all_anew: bool = T
 
 def serve_page(args: argparse.Namespace, options: Options, source: Path | None, users: Users, ask: Ask) -> int:
     """Serve the page until it is finished or a signal comes; return the exit code. Raises UserError, OSError."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(bind(args.host, args.port, PORT_FLAG))
-        reviews = stack.enter_context(OpenReviews(options))
-        if source:
-            _open(reviews, source, options, ask)
-            if options.order in COMPUTED:
-                from tools.datasets.browser_orders import add_order  # late: other orders need no net
 
-                add_order(reviews.get(source), options.order, args.weights, WORKERS)
-        images = ImageShow()
-        stack.callback(images.close)
-        names = set() if is_address(args.host) else {args.host.lower()}
-        origins = AllowedOrigins(names | set(args.allowed_hosts))
-        cookie = f"review_{listener.getsockname()[1]}"  # browsers send a cookie to every port of a host
-        desk = Desk(options, source, reviews, images, users, origins, lambda: None, cookie)
-        from review.server import serve  # late: --help and mistakes answer without uvicorn
+    def prepare(review: Review) -> None:
+        if options.order in COMPUTED:
+            from tools.datasets.browser_orders import add_order  # late: other orders need no net
 
-        listen(listener, PORT_FLAG)
-        _tell(listener, source, reviews)
-        return serve(desk, listener)
+            add_order(review, options.order, args.weights, WORKERS)
 
-
-def _open(reviews: OpenReviews, source: Path, options: Options, ask: Ask) -> None:
-    stack = ExitStack()
-    feedback, overwrite, task = options.feedback, options.overwrite, options.task
-    opened = open_review(source, options.tags, feedback=feedback, overwrite=overwrite, task=task, ask=ask)
-    reviews.add(source, stack, stack.enter_context(opened))
-
-
-def _tell(listener: socket.socket, source: Path | None, reviews: OpenReviews) -> None:
-    what = "no file yet"
-    if source:
-        review = reviews.get(source)
-        done = "labelled" if review.task else "reviewed"
-        what = f"{source.name}: {len(review):,} images, {review.num_reviewed:,} {done}"
-    print(f"{printable(what)}\n  address  {address_of(listener)}\n  Ctrl-C ends it", flush=True)
+    place = Place(args.host, args.port, tuple(args.allowed_hosts), PORT_FLAG)
+    return serve_review(place, options, source, users, ask=ask, prepare=prepare)

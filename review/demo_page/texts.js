@@ -1,0 +1,36 @@
+// The texts of the demo's page in each language; a test checks that all languages have the same keys.
+
+export const TEXTS = {
+  en: {
+    code: "en",
+    other: "中文",
+    otherCode: "zh-CN",
+    choose: "Choose images",
+    dropOrPaste: "or drop them here, or paste one (Ctrl+V)",
+    enterText: "Text",
+    send: "Send",
+    waiting: "Waiting for the answer …",
+    nothing: "The answer is empty.",
+    again: "Send again",
+    noConnection: "The demo does not answer; it may have ended.",
+    noPreview: "No preview of this file.",
+    tooLarge: (megabytes) => `The image has more than ${megabytes} MB.`,
+    busy: "The demo has not answered in time, or has too much to do. Try again later.",
+  },
+  zh: {
+    code: "zh-CN",
+    other: "English",
+    otherCode: "en",
+    choose: "选择图片",
+    dropOrPaste: "或拖放到此处，也可直接粘贴（Ctrl+V）",
+    enterText: "文本",
+    send: "提交",
+    waiting: "正在等待结果…",
+    nothing: "结果为空。",
+    again: "重新提交",
+    noConnection: "演示程序没有响应，可能已经结束。",
+    noPreview: "此文件无法预览。",
+    tooLarge: (megabytes) => `图片超过 ${megabytes} MB。`,
+    busy: "演示程序未能及时响应或请求过多，请稍后再试。",
+  },
+};
