@@ -145,6 +145,7 @@ class Page:
         """Send these responses to the next requests that match a pattern; later requests reach the server."""
         self._responses = list(responses)
         self.call("Fetch.enable", patterns=[{"urlPattern": pattern}])
+        self.run("new Promise((done) => setTimeout(done, 100))")  # on a busy machine a request at once is let through
 
     def _respond(self, request: str) -> None:
         method, more = "continueRequest", dict[str, Any]()
