@@ -20,7 +20,7 @@ from review.desk import Desk
 from review.errors import RefusedError
 
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("page.js", "brush.js", "drawing.js", "label.js", "paint.js", "shapes.js", "texts.js")
+SCRIPTS = tuple(path.name for path in PAGE.glob("*.js"))
 PAGE_FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),

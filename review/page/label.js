@@ -1,8 +1,8 @@
 // What a person draws on one image: classes, boxes, polygons, points; by the mouse, fingers or keys, with undo.
 
 import { painted } from "./brush.js";
-import { colourOf } from "./drawing.js";
 import { paint } from "./paint.js";
+import { showPanel } from "./panel.js";
 import * as shapes from "./shapes.js";
 
 const NEAR = { mouse: 7, pen: 10, touch: 18 }; // screen pixels within which a press takes what is there
@@ -11,7 +11,7 @@ const FAR_STEP = 10; // pixels of an arrow with Shift
 const RADIUS_STEP = 1.25; // of the brush, by a key
 
 export class Labeller {
-  // `page` has what the rest of the page does: confirm(), save(), findClass(), notice(text), text(), isShown().
+  // `page` has what the rest of the page does: confirm(), save(), edited(), findClass(), notice(text), text(), isShown().
   constructor(frame, canvas, zoom, panel, page) {
     Object.assign(this, { frame, canvas, zoom, panel, page, kind: "", classes: [], skeleton: [], current: 0 });
     Object.assign(this, { hasBrush: false, radius: 10 }); // of the brush, in pixels of the image
@@ -289,7 +289,7 @@ export class Labeller {
     const object = this.objects[this.selected];
     const grip = object && !isNew ? this.#grippedHandle(object, at, near) : null;
     if (grip) return grip;
-    const found = isNew ? -1 : this.#under(at, near);
+    const found = isNew ? -1 : shapes.taken(this.objects, this.kind, at, near, this.selected);
     if (found >= 0) return this.#grippedObject(found, at);
     const start = shapes.snapped(at, this.size);
     if (this.kind === "POINT") {
@@ -306,7 +306,7 @@ export class Labeller {
         if (box[0] === box[2] || box[1] === box[3]) return;
         this.#set(this.objects.toSpliced(count, 1, shapes.newObject(this.current, { box })), count);
       },
-      click: () => this.select(this.#smallest(at)),
+      click: () => this.select(shapes.smallestAround(this.objects, this.kind, at)),
     };
   }
 
@@ -329,16 +329,11 @@ export class Labeller {
 
   #grippedHandle(object, at, near) {
     const handles = shapes.handlesOf(object, this.kind);
-    const nearest = (found) => {
-      const apart = found.map(({ point }) => shapes.distance(point, at));
-      const number = apart.indexOf(Math.min(...apart));
-      return apart[number] <= near ? number : -1;
-    };
-    const number = nearest(handles);
+    const number = shapes.nearestHandle(handles, at, near);
     const pulled = (taken, handle) => (to) => this.#putAt(taken, handle, shapes.snapped(to, this.size));
     if (number >= 0) return { start: () => this.#activate(number), pull: pulled(object, handles[number]) };
     const middles = this.kind === "POLYGON" ? shapes.middlesOf(object) : [];
-    const middle = middles[nearest(middles)];
+    const middle = middles[shapes.nearestHandle(middles, at, near)];
     if (!middle) return null;
     const made = shapes.withCorner(object, middle, middle.point);
     return { pull: pulled(made, middle) };
@@ -346,7 +341,7 @@ export class Labeller {
 
   #grippedObject(number, at) {
     const object = this.objects[number];
-    const joint = this.kind === "POINT" ? this.#nearestJoint(object, at) : -1;
+    const joint = this.kind === "POINT" ? shapes.nearestHandle(shapes.handlesOf(object, this.kind), at) : -1;
     return {
       start: () => {
         if (number !== this.selected) this.select(number);
@@ -358,31 +353,6 @@ export class Labeller {
         this.#put(shapes.moved(object, this.kind, by, this.size));
       },
     };
-  }
-
-  // Return the object that a press takes: that whose border is near, the selected one, of polygons also another.
-  #under(at, near) {
-    const { kind } = this;
-    const numbers = this.#bySize();
-    const byBorder = numbers.find((number) => shapes.isOnBorder(this.objects[number], kind, at, near));
-    if (byBorder !== undefined) return byBorder;
-    const isIn = (number) => kind !== "POINT" && shapes.isInside(this.objects[number], kind, at);
-    if (this.selected >= 0 && isIn(this.selected)) return this.selected;
-    return kind === "POLYGON" ? (numbers.find(isIn) ?? -1) : -1;
-  }
-
-  #smallest(at) {
-    return this.#bySize().find((number) => shapes.isInside(this.objects[number], this.kind, at)) ?? -1;
-  }
-
-  #bySize() {
-    const areas = this.objects.map((object) => shapes.areaOf(object, this.kind));
-    return [...areas.keys()].sort((a, b) => areas[a] - areas[b]);
-  }
-
-  #nearestJoint(object, at) {
-    const apart = shapes.handlesOf(object, this.kind).map(({ point }) => shapes.distance(point, at));
-    return apart.indexOf(Math.min(...apart));
   }
 
   // --- Parts of edits
@@ -478,6 +448,7 @@ export class Labeller {
     this.past.push(before);
     this.future = [];
     this.isProposed = false;
+    this.page.edited();
   }
 
   #restore({ objects, selected, active, ring }) {
@@ -491,7 +462,7 @@ export class Labeller {
 
   show() {
     this.paint();
-    this.#showPanel();
+    showPanel(this.panel, this);
   }
 
   paint() {
@@ -502,43 +473,6 @@ export class Labeller {
       paint(this.canvas, this.zoom, this.page.isShown() ? this : { ...this, objects: [], ring: null });
     });
   }
-
-  #showPanel() {
-    const shown = this.isDrawn ? (this.objects[this.selected]?.label ?? this.current) : this.label;
-    const classes = this.classes.map((name, label) => {
-      const button = entry(name, colourOf(name, this.classes), () => this.setClass(label));
-      if (label < 9) button.prepend(Object.assign(document.createElement("kbd"), { textContent: label + 1 }), " ");
-      button.setAttribute("aria-pressed", label === shown);
-      return button;
-    });
-    const objects = this.objects.map((object, number) => {
-      const button = entry(this.#described(object), colourOf(this.classes[object.label], this.classes), () => this.select(number));
-      button.setAttribute("aria-pressed", number === this.selected);
-      return button;
-    });
-    document.getElementById("button-brush")?.setAttribute("aria-pressed", this.hasBrush);
-    const [list, found] = this.panel.querySelectorAll("div");
-    list.replaceChildren(...classes);
-    found.replaceChildren(...objects);
-    for (const pressed of this.panel.querySelectorAll("[aria-pressed='true']")) pressed.scrollIntoView({ block: "nearest" });
-  }
-
-  #described(object) {
-    const name = this.classes[object.label];
-    if (this.kind === "POINT") return `${name} · ${object.visible.filter(Boolean).length}`;
-    const [x0, y0, x1, y1] = shapes.envelope(shapes.pointsOf(object, this.kind)).map(Math.round);
-    return `${name} · ${x1 - x0} × ${y1 - y0}`;
-  }
-}
-
-function entry(name, colour, action) {
-  const button = document.createElement("button");
-  Object.assign(button, { type: "button", className: "entry", tabIndex: -1 });
-  const dot = document.createElement("i");
-  dot.style.background = colour;
-  button.append(dot, name);
-  button.addEventListener("click", action);
-  return button;
 }
 
 const CLASS_KEYS = {

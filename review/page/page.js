@@ -7,6 +7,7 @@ import { TEXTS } from "./texts.js";
 
 const PER_PAGE = [12, 24, 50, 100];
 const SIDES = [160, 320, 640]; // of small images, that the server has
+const RENEWED_MS = 60_000; // a lease, by whoever draws longer: it ends after ten minutes
 const PRELOADED = 2; // images after the one that is shown
 const DOUBTS = ["0.05", "0.1", "0.2", "0.3", "0.5", "0.7", "0.9"]; // at least
 const FILTERS = { label: "label", tag: "tag", state: "reviewed", net: "net", doubt: "doubt", order: "order", part: "name" };
@@ -27,12 +28,13 @@ const state = {
   shown: { objects: true, net: true },
   columns: 1,
   looks: 0, // counts the requests for records: only the newest counts
+  leasedAt: 0, // when the server was told last that this person has it before them
   isSkipping: false, // from a labelled image to the next one that nobody has labelled or has before them
 };
 let queue = Promise.resolve(); // what is pressed is sent in its order
 const zoom = new Zoom(at("stage-frame"), at("stage"));
 const labeller = new Labeller(at("stage-frame"), at("drawn"), zoom, at("panel"), {
-  ...{ text, notice, isShown: () => state.shown.objects, findClass: () => at("find-class").focus() },
+  ...{ text, notice, edited: renewLease, isShown: () => state.shown.objects, findClass: () => at("find-class").focus() },
   confirm: confirmLabels,
   save: () => saveAndGoOn(current()),
 });
@@ -125,6 +127,7 @@ async function look() {
     state.records.clear();
     return render();
   }
+  state.leasedAt = Date.now();
   const found = await ask("api/look", { records: wanted }).catch(tell);
   if (!found || number !== state.looks) return;
   state.session.reviewed = found.reviewed;
@@ -132,6 +135,12 @@ async function look() {
   const skips = state.isSkipping && isTaken(state.list[state.cursor]);
   state.isSkipping = false;
   if (!(skips && (await toNext()))) render();
+}
+
+function renewLease() {
+  if (Date.now() - state.leasedAt < RENEWED_MS) return;
+  state.leasedAt = Date.now();
+  ask("api/look", { records: visible() }).catch(tell);
 }
 
 // --- What is pressed
@@ -616,7 +625,7 @@ function fillTags() {
     return button;
   });
   const rows = state.session.labelling
-    ? [["confirm", state.isGrid ? "R" : "Enter", confirm], ["undo", "Z", undo], ["redo", "Y", () => labeller.redo()]]
+    ? [["confirm", state.isGrid ? "R" : "Enter", confirmShown], ["undo", "Z", undo], ["redo", "Y", () => labeller.redo()]]
     : [["mark", "R", () => mark(targets(), "")], ["undo", "Z", undo]];
   if (labeller.isDrawn && !state.isGrid) rows.push(["remove", "Del", () => labeller.remove()]);
   if (state.session.labelling === "POLYGON" && !state.isGrid) rows.push(["brush", "K", () => labeller.toggleBrush()]);
@@ -638,7 +647,7 @@ function fillTags() {
 // --- Keys and the mouse
 
 const KEYS = {
-  r: () => (state.session.labelling ? confirm() : mark(targets(), "")),
+  r: () => (state.session.labelling ? confirmShown() : mark(targets(), "")),
   z: (event) => (event.shiftKey ? labeller.redo() : undo()),
   y: () => labeller.redo(),
   g: () => setMode(!state.isGrid),
@@ -677,7 +686,7 @@ const SINGLE_KEYS = {
 };
 
 // Confirm what is laid before a person: of this image, or of those that are selected in the grid.
-function confirm() {
+function confirmShown() {
   if (state.isGrid) labelMany(targets());
   else labeller.confirm();
 }

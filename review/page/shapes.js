@@ -36,11 +36,6 @@ export function pointsOf(object, kind) {
   return there.length || !object.box ? there : corners(object.box);
 }
 
-export function areaOf(object, kind) {
-  const [x0, y0, x1, y1] = envelope(pointsOf(object, kind));
-  return (x1 - x0) * (y1 - y0);
-}
-
 // Return the handles of an object, each with its point, in the order in which a key goes through them.
 export function handlesOf(object, kind) {
   if (kind === "RECT") {
@@ -118,14 +113,14 @@ export function moved(object, kind, [right, down], [width, height]) {
   return { ...object, box: shifted, joints };
 }
 
-export function isInside(object, kind, [x, y]) {
+function isInside(object, kind, [x, y]) {
   if (kind === "POLYGON") return object.rings.reduce((inside, ring) => inside !== isInRing(ring, [x, y]), false);
   const [x0, y0, x1, y1] = envelope(pointsOf(object, kind));
   return x >= x0 && x <= x1 && y >= y0 && y <= y1;
 }
 
 // Return whether a point lies on an object's border, or on one of its joints.
-export function isOnBorder(object, kind, point, tolerance) {
+function isOnBorder(object, kind, point, tolerance) {
   const rings = kind === "POLYGON" ? object.rings : kind === "RECT" ? [corners(object.box)] : [];
   if (kind === "POINT") return handlesOf(object, kind).some((handle) => distance(handle.point, point) <= tolerance);
   return rings.some((ring) =>
@@ -133,8 +128,36 @@ export function isOnBorder(object, kind, point, tolerance) {
   );
 }
 
+// Return the object that a press takes: that whose border is near, the selected one, of polygons also another; or -1.
+export function taken(objects, kind, point, near, selected) {
+  const numbers = bySize(objects, kind);
+  const byBorder = numbers.find((number) => isOnBorder(objects[number], kind, point, near));
+  if (byBorder !== undefined || kind === "POINT") return byBorder ?? -1;
+  if (objects[selected] && isInside(objects[selected], kind, point)) return selected;
+  return kind === "POLYGON" ? smallestAround(objects, kind, point) : -1;
+}
+
+export function smallestAround(objects, kind, point) {
+  return bySize(objects, kind).find((number) => isInside(objects[number], kind, point)) ?? -1;
+}
+
+// Return the number of the handle nearest to a point, -1 where none is near.
+export function nearestHandle(handles, point, near = Infinity) {
+  const apart = handles.map((handle) => distance(handle.point, point));
+  const number = apart.indexOf(Math.min(...apart));
+  return apart[number] <= near ? number : -1;
+}
+
 export function distance([ax, ay], [bx, by]) {
   return Math.hypot(ax - bx, ay - by);
+}
+
+function bySize(objects, kind) {
+  const areas = objects.map((object) => {
+    const [x0, y0, x1, y1] = envelope(pointsOf(object, kind));
+    return (x1 - x0) * (y1 - y0);
+  });
+  return [...areas.keys()].sort((a, b) => areas[a] - areas[b]);
 }
 
 function withRing(object, number, ring) {

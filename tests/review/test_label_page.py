@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -398,6 +399,20 @@ def test_both_languages_have_the_same_texts_and_the_header_one_line(visit: Visit
         assert english == chinese
         press(page, "?")
         assert page.text("#help h2") == "快捷键" and page.run("document.querySelector('#help').scrollHeight") < 720
+
+
+@pytest.mark.slow
+def test_who_draws_for_long_keeps_the_image(visit: Visit) -> None:
+    with visit() as labelling:
+        page, leases = labelling.page, labelling.review.leases
+        labelling.drag((50, 50), (150, 150))
+        page.run("{ const now = Date.now; Date.now = () => now() + 61_000; }")
+        leases.look([], "")  # as after ten minutes
+        labelling.drag((200, 50), (300, 150))
+        until = time.monotonic() + 20
+        while not leases.others([0], "bo") and time.monotonic() < until:
+            time.sleep(0.02)
+        assert leases.others([0, 1], "bo") == {0: ""}
 
 
 @pytest.mark.slow
