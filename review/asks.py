@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import queue
 from dataclasses import dataclass
+from typing import Any
 
+from deploy.service.http_protocol import PENDING
 from deploy.service.limits import Limits
 from review.errors import RefusedError, ReviewError
 from review.recording import Item
@@ -34,18 +36,21 @@ class Asks:
         if len(self._open) >= self.limits.queue:
             raise RefusedError(503, f"{self.limits.queue} requests wait already; try again later", 1)
 
-    async def answer_to(self, content: bytes | str) -> tuple[int, list[Item]]:
-        """Return what the script records about an image or text, and the id.
+    async def answer_to(self, content: bytes | str, state: dict[str, Any]) -> tuple[int, list[Item]]:
+        """Return what the script records about an image or text, and the id; `state` is the request's.
 
-        Raises RefusedError where it does not answer in time, or the image cannot be read.
+        Raises RefusedError where it does not answer in time, the image cannot be read, or the client has gone.
         """
         self.reserve()
         ask = Ask(self._next, content, asyncio.get_running_loop().create_future())
         self._next += 1
         self._open[ask.id] = ask
+        state[PENDING] = ask.answer
         self._queue.put(ask)
         try:
             return ask.id, await asyncio.wait_for(ask.answer, self.waiting_s)
+        except asyncio.CancelledError as error:
+            raise RefusedError(400, "the client has gone") from error
         except TimeoutError as error:
             text = f"the script has not answered within {self.waiting_s:g} s; try again later"
             raise RefusedError(503, text, 1) from error

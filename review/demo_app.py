@@ -79,7 +79,7 @@ class _Routes:
             content = await bytes_of(request, most)
             if not content:
                 raise RefusedError(400, "there is no image in the body")
-            return self._response(*await self._asks.answer_to(content))
+            return self._response(*await self._asks.answer_to(content, request.scope["state"]))
         finally:
             self._held_bytes -= size
 
@@ -88,7 +88,7 @@ class _Routes:
         if not self._config.values["support_user_input"]:
             raise RefusedError(403, "this demo takes no text")
         body = await body_of(request, 8 * MOST_TEXT)
-        return self._response(*await self._asks.answer_to(text_in(body, "text", MOST_TEXT)))
+        return self._response(*await self._asks.answer_to(text_in(body, "text", MOST_TEXT), request.scope["state"]))
 
     async def file(self, request: Request) -> Response:
         """Return a file of an answer."""

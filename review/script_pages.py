@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common.atomic_io import write_atomic
-from datasets.files import write_annotations
+from datasets.files import ANNOTATION, read_annotations, write_annotations
 from datasets.pictures import place_file
-from datasets.records import NO_LABEL, Record
+from datasets.records import NO_LABEL, Record, sparse
 from review.desk import Options
 from review.errors import ReviewError
 from review.label_results import label_results
@@ -24,16 +25,21 @@ from review.script_config import ScriptConfig
 from review.serving import serve_review
 
 BROWSER_KEYS: dict[str, Any] = {"tags": ["valid", "invalid"]}
+FINISHED = "finished"  # an empty file in a folder whose work the script has taken
 LABEL_KEYS: dict[str, Any] = {"metas": {"category": []}, "label_type": ""}
 
 
 class Collected:
-    """Records in a folder, each with its id; their images are written at once."""
+    """Records in a folder, each with its id; their images are written at once.
+
+    Where the folder holds people's work on the same records, it goes on. Raises ReviewError for other records.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.ids: list[int | str] = []
         self.records: list[Record] = []
+        self._has_work = any(folder.glob("*.log.jsonl"))
 
     def place(self, record_id: int | str) -> str:
         """Return the name of a new record's files, without an ending. Raises ReviewError for an id that is there."""
@@ -44,22 +50,50 @@ class Collected:
 
     def write(self, name: str, png: bytes) -> str:
         """Write an image; return its path in the folder. Raises OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / name, png)
+        path = self.folder / name
+        if not path.is_file() or path.read_bytes() != png:
+            self._check_is_new()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, png)
+        return name
+
+    def link(self, source: Path, name: str) -> str:
+        """Link or copy an image; return its path in the folder. Raises OSError."""
+        path = self.folder / name
+        if path.is_file() and not filecmp.cmp(source, path, shallow=False):
+            self._check_is_new()
+        place_file(source, path, overwrite=True)
         return name
 
     def source(self, category: Sequence[str] = ()) -> Path:
         """Return the annotations of the records, written. Raises ReviewError where there are none, and OSError."""
         if not self.records:
             raise ReviewError("nothing was recorded, so there is nothing to look at")
+        path = self.folder / ANNOTATION
+        if self._has_work and read_annotations(path).records != list(map(sparse, self.records)):
+            self._check_is_new()
         return write_annotations(self.folder, self.records, category).resolve()
+
+    def _check_is_new(self) -> None:
+        if self._has_work:
+            what = "it holds people's work on other records, which was not finished"
+            raise ReviewError(f'{self.folder}: {what}; move it away, or name another "folder" in the config')
+
+
+def free_folder(folder: Path) -> Path:
+    """Return a folder, or the first of folder_1, folder_2, ... where what it held was finished."""
+    number, found = 0, folder
+    while (found / FINISHED).exists():
+        number += 1
+        found = folder.with_name(f"{folder.name}_{number}")
+    return found
 
 
 class TagPage:
     """A page on which people tag what a script records."""
 
     def __init__(self, config: ScriptConfig) -> None:
-        self._config, self._collected = config, Collected(config.folder)
+        self._config, self._collected = config, Collected(free_folder(config.folder))
         self._items: list[list[dict[str, Any]]] = []
         self._result: dict[str, Any] | None = None
         tags = tuple(config.values["tags"])
@@ -79,7 +113,9 @@ class TagPage:
         self._items.append(views)
 
     def end(self) -> None:
-        """Nothing is left to end: the page is served by `waiting` alone."""
+        """Note that it is finished, where it is: the next start begins anew. Raises OSError."""
+        if self._result is not None:
+            write_atomic(self._collected.folder / FINISHED, "")
 
     def waiting(self) -> None:
         """Serve the page until every record has been reviewed and Finish is pressed. Raises UserError, OSError."""
@@ -107,7 +143,7 @@ class LabelPage:
     """A page on which people label what a script records, in rounds."""
 
     def __init__(self, config: ScriptConfig) -> None:
-        self._config = config
+        self._config, self._folder = config, free_folder(config.folder)
         self._kind = config.values["label_type"].upper() or KINDS[0]
         if self._kind not in KINDS:
             raise ReviewError(f"config: label_type must be one of {', '.join(KINDS)}, got {self._kind!r}")
@@ -121,7 +157,7 @@ class LabelPage:
     def labeling(self) -> None:
         """Begin a round."""
         self._round += 1
-        self._collected = Collected(self._config.folder / f"round_{self._round}")
+        self._collected = Collected(self._folder / f"round_{self._round}")
         self._files, self._times, self._review, self._is_finished = [], [], None, False
 
     def record(self, record: Mapping[str, Any]) -> None:
@@ -144,8 +180,7 @@ class LabelPage:
             source = Path(str(record["image_file"]))
             if not source.is_file():
                 raise ReviewError(f"{where}: there is no file {str(source)[:200]!r}")
-            name = f"{collected.place(record_id)}{source.suffix}"
-            place_file(source, collected.folder / name, overwrite=True)
+            name = collected.link(source, f"{collected.place(record_id)}{source.suffix}")
             self._files.append(source.as_posix())
         collected.records.append({"image_file": name, "image_label": NO_LABEL, **size})
         self._times.append(now())
@@ -167,7 +202,9 @@ class LabelPage:
         self._collected = None
 
     def end(self) -> None:
-        """End the round."""
+        """End the rounds: the next start begins anew where the last one is finished. Raises OSError."""
+        if self._is_finished:
+            write_atomic(self._folder / FINISHED, "")
         self.waiting()
 
     def state(self) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.paths import ROOT
 from review.context import InteractContext
 from review.errors import ReviewError
 from tests.helpers.records import picture
 from tests.helpers.reviewing import Client
-from tests.helpers.scripts import port_of, running_script
+from tests.helpers.scripts import HEAD, port_of, running_script
 from tools import antgo
 
 USERS = {"ann": {"password": "a"}, "bo": {"password": "b"}}
@@ -89,6 +93,29 @@ def test_a_script_that_is_started_again_goes_on(tmp_path: Path) -> None:
         assert process.wait(20) == 130
     with running_script(tmp_path, BROWSER) as (_, port):
         assert Client(port).login("bo", "b")["reviewed"] == 1
+
+
+def test_what_is_finished_is_left_alone(tmp_path: Path) -> None:
+    """The next start begins anew beside it; other records under a review that is not finished are a mistake."""
+    for folder in ("b_exp", "b_exp_1"):
+        with running_script(tmp_path, BROWSER) as (process, port):
+            ann = Client(port)
+            assert ann.login("ann", "a")["reviewed"] == 0
+            ann.post("change", records=[0, 1, 2], tag="hello")
+            ann.post("finish")
+            lines(process)
+        assert (tmp_path / "dump" / folder / "finished").read_bytes() == b""
+    with running_script(tmp_path, BROWSER) as (_, port):
+        ann = Client(port)
+        ann.login("ann", "a")
+        ann.post("change", records=[0], tag="hello")
+    before = (tmp_path / "dump/b_exp_2/11.png").read_bytes()
+    (tmp_path / "other.py").write_text(HEAD + BROWSER.replace("(30, 40)", "(31, 40)"), encoding="utf-8")
+    command = [sys.executable, "-m", "tools.antgo", "run", "other.py"]
+    found = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    text = "run: dump/b_exp_2: it holds people's work on other records, which was not finished; move it away, or name"
+    assert found.returncode == 2 and found.stderr.decode().startswith(text)
+    assert (tmp_path / "dump/b_exp_2/11.png").read_bytes() == before
 
 
 def test_boxes_of_two_people(tmp_path: Path) -> None:

@@ -106,6 +106,10 @@ def test_wrong_labels_are_the_doctor_s(data: Planted, monkeypatch: pytest.Monkey
         judged = review.judgements[index]
         assert (judged.predicted, judged.is_wrong) == (row["predicted"], row["likely_wrong"] == "1")
         assert [judged.own, judged.other] == pytest.approx([float(row["p_label"]), float(row["p_predicted"])], abs=6e-5)
+    monkeypatch.setattr(browser_orders, "RECIPE", Path("nowhere"))  # what was judged is kept
+    with open_review(source, []) as again:
+        add_order(again, "wrong_label", None, 0)
+    assert again.judgements == review.judgements
     wrong = review.listed(Choice(net="wrong_label"), "")
     assert sorted(str(records[index]["image_file"]) for index in wrong) == ["wrong.png", "wrong_copy.png"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datasets.files import read_annotations
+from datasets.files import read_annotations, write_annotations
 from datasets.outcome import Outcome
 from tests.helpers.doctor import Planted, examined
 from tests.helpers.records import records_of
@@ -119,13 +119,40 @@ def test_mistakes(config: Path, data: Planted, tmp_path: Path, capsys: pytest.Ca
     assert expected in capsys.readouterr().err and not (tmp_path / "lists").exists()
 
 
-def test_a_folder_of_images_set_aside_is_opened_by_its_annotations(tmp_path: Path) -> None:
-    """As inference_uncertain.py --set_aside writes it; the review's own files beside do not count."""
-    coloured(0, 1).save(tmp_path / "0001_a.png")
-    (tmp_path / "annotation.json").write_text('[{"image_file": "0001_a.png"}]', encoding="utf-8")
+def test_a_folder_of_images_set_aside_is_opened_and_labelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As inference_uncertain.py --set_aside writes it; the files of the page beside do not count, and it opens again.
+
+    The net's classes, confirmed or corrected, are the labels of the list.
+    """
+    folder, names = tmp_path / "uncertain", [f"000{number}_a.png" for number in range(1, 5)]
+    folder.mkdir()
+    for number, name in enumerate(names):
+        coloured(number % 3, number).save(folder / name)
+    predicted = {
+        "image_label": 1,
+        "image_label_name": "rose",
+        "score": 0.4,
+        "uncertainty": 0.6,
+        "decision": "set_aside",
+    }
+    write_annotations(folder, [{"image_file": name, "predictions": predicted} for name in names], ["daisy", "rose"])
     for _ in range(2):
-        with started(tmp_path, "--feedback") as (process, client):
-            client.post("change", records=[0], tag="valid")
+        with started(folder, "--feedback") as (process, client):
+            assert client.get("/api/list?net=set_aside&doubt=0.5")["records"] == [0, 1, 2, 3]
+            client.post("change", records=[0, 1, 2, 3], tag="valid")
             client.post("finish")
             assert process.wait(20) == 0
-    assert dict(records_of(tmp_path / "annotation_browser.json"))["0"][0]["tag"] == ["valid"]
+    assert dict(records_of(folder / "annotation_browser.json"))["0"][0]["tag"] == ["valid"]
+    with started(folder, "--tgt", str(folder), verb="label/start") as (process, client):
+        client.post("label", records=[0], labels={"label": 0})
+        client.post("label", records=[1, 2, 3])  # the net's class
+        client.post("finish")
+        assert process.wait(20) == 0
+    source, target = str(folder / "annotation_label.json"), str(tmp_path / "lists")
+    capsys.readouterr()
+    assert antgo.main(["package/list", "--src", source, "--tgt", target, "--split", "0.5,0.5"]) == 0
+    lists = [(tmp_path / "lists" / name).read_text(encoding="utf-8") for name in ("train.txt", "val.txt")]
+    expected = [f"{name}----{int(number > 0)}" for number, name in enumerate(names)]
+    assert sorted("".join(lists).split()) == expected

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from artifacts.metadata import preprocess_of
-from common.atomic_io import ResultsError
+from common.atomic_io import ResultsError, write_atomic
 from common.errors import UserError
 from common.paths import ROOT
 from configs.schema import Config
@@ -38,7 +39,7 @@ def add_order(review: Review, order: str, weights: Path | None, workers: int) ->
         if order == "similarity":
             review.add_similarity(_similarity(review.annotations, weights, workers))
         elif order == "wrong_label":
-            review.add_judgements(_judgements(review.annotations, workers))
+            review.add_judgements(_kept_judgements(review.annotations, workers))
     except UserError as error:
         raise DatasetError(f"--order {order}: {error}") from error
 
@@ -72,15 +73,19 @@ def _kept(path: Path, found: Annotations, files: Sequence[str], embedder: Embedd
     from deploy.inference.feature_extractor import EmbeddingError, Embeddings
 
     with suppress(OSError, EmbeddingError):
-        made = path.stat().st_mtime_ns
-        paths = [found.path, *(found.folder / file for file in files)]
-        changed = any(each.is_file() and each.stat().st_mtime_ns > made for each in paths)
         kept = Embeddings.read(path)
         wanted = (embedder.metadata.weights_sha256, embedder.metadata.precision, embedder.preprocess_text())
         is_same = (kept.weights_sha256, kept.precision, kept.preprocess) == wanted
-        if is_same and not changed and set(kept.files) <= set(files):
+        if is_same and _is_newest(path, found) and set(kept.files) <= set(files):
             return kept
     return None
+
+
+def _is_newest(path: Path, found: Annotations) -> bool:
+    """Return whether a file was written after the annotations and their images. Raises OSError."""
+    made = path.stat().st_mtime_ns
+    paths = [found.path, *(found.folder / value(record, "image_file") for record in found.records)]
+    return not any(each.is_file() and each.stat().st_mtime_ns > made for each in paths)
 
 
 def _computed(embedder: Embedder, folder: Path, files: Sequence[str], workers: int) -> Embeddings:
@@ -110,6 +115,22 @@ def _start_embedder() -> Embedder:
     backend, metadata = start_backend(config, SampleList((), ("0", "1"), "", ""))
     metadata = replace(metadata, weights_sha256=weights_sha256(backend.net.state_dict()))
     return Embedder(HeadInput(backend), metadata)
+
+
+def _kept_judgements(found: Annotations, workers: int) -> dict[int, Judgement]:
+    """Return the judgements of an earlier start, while nothing has changed, else new ones, which are kept."""
+    path = found.path.with_name(f"{found.path.stem}_judgements.json")
+    with suppress(OSError, ValueError, TypeError):
+        if _is_newest(path, found):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return {index: Judgement(*values) for index, *values in kept if 0 <= index < len(found.records)}
+    judgements = _judgements(found, workers)
+    rows = [[index, *astuple(judgement)] for index, judgement in judgements.items()]
+    try:
+        write_atomic(path, json.dumps(rows, ensure_ascii=False) + "\n")
+    except OSError as error:
+        print(f"note: the judgements are not kept for the next start: {error}", file=sys.stderr)
+    return judgements
 
 
 def _judgements(found: Annotations, workers: int) -> dict[int, Judgement]:
