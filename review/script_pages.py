@@ -39,12 +39,14 @@ class Collected:
         self.folder = folder
         self.ids: list[int | str] = []
         self.records: list[Record] = []
+        self._known: set[int | str] = set()
         self._has_work = any(folder.glob("*.log.jsonl"))
 
     def place(self, record_id: int | str) -> str:
         """Return the name of a new record's files, without an ending. Raises ReviewError for an id that is there."""
-        if record_id in self.ids:
+        if record_id in self._known:
             raise ReviewError(f"record {record_id!r} was recorded already")
+        self._known.add(record_id)
         self.ids.append(record_id)
         return str(record_id) if isinstance(record_id, int) else f"text_{len(self.ids)}"
 
