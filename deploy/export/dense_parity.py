@@ -15,6 +15,7 @@ from deploy.export.parity_rule import (
     DEVIATIONS,
     LEAST_AGREEMENT,
     MOST_INT8_DIFFERENCE,
+    BoxMatch,
     ParityResult,
     ParityRule,
 )
@@ -146,7 +147,11 @@ class BoxParity(PartsParity):
         if precision == "int8":
             shares = np.array([_shared_objects(net, file, reference.metadata) for net, file in pairs])  # (N, 2)
         else:
-            shares = np.array([_kept_candidates(net, file, precision) for net, file in pairs])
+            candidates = [_candidates(net, file) for net, file in pairs]
+            shares = np.array([(_kept(*each, precision), len(each[0])) for each in candidates])
+            overlaps, changes = (np.concatenate(values) for values in zip(*candidates, strict=True))
+            if len(overlaps):
+                result.box_match = BoxMatch(len(overlaps), float(overlaps.min()), float(changes.max()))
         total = shares[:, 1].sum()
         result.agreement = float(shares[:, 0].sum() / total) if total else 1.0  # no box at all: the numbers decide
         lost = shares[:, 1] - shares[:, 0]
@@ -172,13 +177,17 @@ class BoxParity(PartsParity):
         return f"{share}; the first: {image} has {net}, {got}"
 
 
-def _kept_candidates(net: np.ndarray, file: np.ndarray, precision: str) -> tuple[int, int]:
-    """Return how many candidates of rows (A, 4 + K) keep their place and score, and how many there are."""
+def _candidates(net: np.ndarray, file: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the IoU (n,) of each candidate of rows (A, 4 + K) with the file's, and by how much its score changes."""
     positions, labels = np.nonzero(net[:, 4:] >= CANDIDATE_LOGIT)
     scores = [1 / (1 + np.exp(-rows[positions, labels + 4].astype(np.float64))) for rows in (net, file)]
+    return paired_iou(net[positions, :4], file[positions, :4]), np.abs(scores[0] - scores[1])
+
+
+def _kept(overlaps: np.ndarray, changes: np.ndarray, precision: str) -> int:
+    """Return how many candidates keep their place and score."""
     least_iou, most_change = (0.999, 1e-3) if precision == "fp32" else (0.98, 2e-2)
-    stays = paired_iou(net[positions, :4], file[positions, :4]) > least_iou
-    return int((stays & (np.abs(scores[0] - scores[1]) < most_change)).sum()), len(positions)
+    return int(((overlaps > least_iou) & (changes < most_change)).sum())
 
 
 def _shared_objects(net: np.ndarray, file: np.ndarray, metadata: ModelMetadata) -> tuple[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,14 @@ CONFIDENCE, DEVIATIONS = 0.95, 1.6449
 MOST_INT8_DIFFERENCE = 0.05
 
 
+class BoxMatch(NamedTuple):
+    """How the boxes of a net with a score over 0.05 stand in a file."""
+
+    number: int
+    least_iou: float
+    most_change: float  # of a score
+
+
 @dataclass
 class ParityResult:
     """One file on one runtime, compared with the net. Differences are shares of the largest |value| of its outputs.
@@ -38,6 +47,7 @@ class ParityResult:
     flips: list[tuple[str, str, str]] = field(default_factory=list)
     ties: int = 0
     accuracy: tuple[float, float] | None = None
+    box_match: BoxMatch | None = None  # of a detector in floating point
     loss_interval: tuple[float, float] | None = None  # of the accuracy that the file loses, at CONFIDENCE
     over: float = 0.0  # share of the images that differ by more than the precision's tolerance
     allowed: float = float("nan")  # how far they may, where some do

@@ -155,6 +155,7 @@ class ExportReport:
                 "and the times vary with it"
             )
         yield from self._accuracy_notes()
+        yield from self._box_note()
         for outcome in self.outcomes:
             yield from _outcome_notes(outcome, rule)
             yield from self._calibration_note(outcome)
@@ -165,6 +166,17 @@ class ExportReport:
         ]
         beside = f"; left out, for the reason above: {', '.join(left_out)}" if left_out else ""
         yield f"written to {self.request.output_dir}: {', '.join(self.published)}{beside}"
+
+    def _box_note(self) -> Iterator[str]:
+        runs = [(outcome.format.name, *run) for outcome in self.outcomes for run in outcome.runs]
+        matches = [(f"{name} on {runtime}", run.box_match) for name, runtime, run in runs if run.box_match]
+        if matches:
+            count = counted(matches[0][1].number, "candidate")
+            texts = [f"{name} {match.least_iou:.6f} and {match.most_change:.1e}" for name, match in matches]
+            yield (
+                f"{count}, boxes of a score over 0.05: least IoU with the net's, and largest change of a score: "
+                f"{'; '.join(texts)}"
+            )
 
     def _size_note(self) -> Iterator[str]:
         sizes = {outcome.format.name: outcome.runs[0][1].other_size for outcome in self.outcomes if outcome.runs}
@@ -299,6 +311,7 @@ def _run_values(runtime: str, run: ParityResult) -> dict[str, Any]:
         "ties": run.ties,
         "accuracy": None if run.accuracy is None else {"net": run.accuracy[0], "file": run.accuracy[1]},
         "accuracy_lost_interval": None if run.loss_interval is None else list(run.loss_interval),
+        "boxes": None if run.box_match is None else run.box_match._asdict(),
         "other_size": None if run.other_size is None else list(run.other_size),
         "batch_ms": _finite(run.batch_ms),
         "batch_ms_range": [_finite(value) for value in run.batch_ms_spread],

@@ -265,6 +265,7 @@ def test_boxes_and_logits_are_compared_on_scales_of_their_own() -> None:
     outputs[0, 0, 2] += 3e-3
     result = compare_outputs(outputs, reference, BOX_METADATA)
     assert result.worst == pytest.approx(1e-5, rel=1e-3) and (result.problem, result.agreement) == ("", 1.0)
+    assert result.box_match == (40, pytest.approx(50 / 50.003, abs=1e-6), 0.0)
 
 
 def test_in_half_precision_candidates_keep_their_place() -> None:
@@ -278,7 +279,10 @@ def test_in_half_precision_candidates_keep_their_place() -> None:
     assert result.flips == [(reference.images.files[3], "2 boxes", "1 of them elsewhere or not at all")]
     assert result.problem.startswith("97.50 % of the boxes stay, under 99.9 %; the first: ")
     outputs[3, 0, 4] = -3  # a score of 0.047 where the net has 0.98
-    assert compare_outputs(outputs, reference, metadata).problem
+    result = compare_outputs(outputs, reference, metadata)
+    assert result.problem and result.box_match is not None
+    assert result.box_match.least_iou == pytest.approx(50 / 51.3)
+    assert result.box_match.most_change == pytest.approx(1 / (1 + np.exp(-4)) - 1 / (1 + np.exp(3)))
 
 
 def test_in_int8_the_objects_are_found_again() -> None:
