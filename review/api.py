@@ -145,7 +145,7 @@ class Api:
         task = self._desk.options.task
         left = len(review) - review.num_reviewed
         if left and not (task and task.ignore_incomplete):
-            raise RefusedError(409, f"{left} images are not reviewed yet")
+            raise RefusedError(409, f"{left} images are not {'labelled' if task else 'reviewed'} yet")
         review.write_result()
         if self._desk.options.input_root is None:
             self._desk.is_finished = True

@@ -64,6 +64,7 @@ class LabelTask:
 
         Raises RefusedError where nothing is left, and OSError.
         """
+        self.outcome.left_out.clear()  # of a try that failed
         records = [
             self.record(_sized(found.records[index], sizes.get(index, (0, 0))), labels)
             for index, labels in sorted(kept.items())

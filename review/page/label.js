@@ -433,6 +433,7 @@ export class Labeller {
   }
 
   #edit(change) {
+    if (!this.#canDraw()) return;
     const before = this.#now();
     change();
     this.#keep(before);

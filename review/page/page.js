@@ -228,6 +228,7 @@ function undo() {
     const found = await ask("api/undo", {}).catch(tell);
     if (!found) return;
     const records = Object.keys(found.marks).map(Number);
+    for (const index of records) labeller.kept.delete(index);
     marked(found);
     notice(records.length ? text().undone(records.length) : text().nothingToUndo);
     const place = state.list.indexOf(records[0]);
@@ -240,14 +241,14 @@ async function finish() {
   if (labeller.isChanged) saveLabels(labeller.record.index);
   await queue;
   if (labeller.kept.size) return; // what could not be kept has been told
-  const { total, reviewed, can_leave_out: canLeaveOut } = state.session;
+  const { total, reviewed, labelling, can_leave_out: canLeaveOut } = state.session;
   try {
     const { path } = await ask("api/finish", {});
     if (state.session.can_open) return notice(text().written(path));
     notice(text().finished(path));
     for (const id of ["top", "bottom", "main"]) at(id).hidden = true;
   } catch (error) {
-    if (error.status === 409 && reviewed < total && !canLeaveOut) notice(text().left(total - reviewed));
+    if (error.status === 409 && reviewed < total && !canLeaveOut) notice((labelling ? text().leftToLabel : text().left)(total - reviewed));
     else tell(error);
   }
 }
@@ -590,21 +591,21 @@ function showMode() {
 }
 
 function fillFilters() {
-  const { classes, tags, order, orders: kinds, has_answers: hasAnswers } = state.session;
+  const { labelling, classes, tags, order, orders: kinds, has_answers: hasAnswers } = state.session;
   const texts = text();
-  const { noClass, untagged, notReviewed, isReviewed, contradicts, setAside, wrongLabel, atLeast, orders } = texts;
-  const all = (name) => ["", `${texts[name]}: ${texts.all}`];
+  const { noClass, untagged, notReviewed, isReviewed, notLabelled, isLabelled, contradicts, setAside, wrongLabel, atLeast, orders } = texts;
+  const all = (name) => ["", texts[name]]; // the header has one line
   const named = [...classes.entries()].sort((a, b) => a[1].localeCompare(b[1], undefined, { numeric: true }));
   const ofNet = hasAnswers ? [["contradicts", contradicts], ["set_aside", setAside]] : [];
   if (kinds.includes("wrong_label")) ofNet.push(["wrong_label", wrongLabel]);
   const kept = at("order").value || order;
   fillSelect(at("label"), [all("class"), ...named, ["-1", noClass]]);
   fillSelect(at("tag"), [all("tag"), ...tags.map((tag) => [tag, tag]), ["-", untagged]]);
-  fillSelect(at("state"), [all("show"), ["no", notReviewed], ["yes", isReviewed]]);
+  fillSelect(at("state"), [all("show"), ["no", labelling ? notLabelled : notReviewed], ["yes", labelling ? isLabelled : isReviewed]]);
   fillSelect(at("net"), [all("net"), ...ofNet]);
   fillSelect(at("doubt"), [all("doubtFilter"), ...DOUBTS.map((least) => [least, `${texts.doubtFilter} ${atLeast(least)}`])]);
   at("class-names").replaceChildren(...classes.map((name) => new Option(name, name)));
-  fillSelect(at("order"), kinds.map((kind) => [kind, `${texts.order}: ${orders[kind]}`]), kinds.includes(kept) ? kept : "file");
+  fillSelect(at("order"), kinds.map((kind) => [kind, `↓ ${orders[kind]}`]), kinds.includes(kept) ? kept : "file");
 }
 
 function fillSelect(select, rows, value = select.value) {
@@ -628,6 +629,7 @@ function fillTags() {
     ? [["confirm", state.isGrid ? "R" : "Enter", confirmShown], ["undo", "Z", undo], ["redo", "Y", () => labeller.redo()]]
     : [["mark", "R", () => mark(targets(), "")], ["undo", "Z", undo]];
   if (labeller.isDrawn && !state.isGrid) rows.push(["remove", "Del", () => labeller.remove()]);
+  if (state.session.labelling === "POINT" && !state.isGrid) rows.push(["hide", "V", () => labeller.toggleJoint()]);
   if (state.session.labelling === "POLYGON" && !state.isGrid) rows.push(["brush", "K", () => labeller.toggleBrush()]);
   const more = rows.map(([name, key, action]) => {
     const button = document.createElement("button");

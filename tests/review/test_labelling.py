@@ -82,7 +82,7 @@ def test_the_file_at_finish(source: Path) -> None:
         client.post("look", records=[2])
         client.post("label", records=[0])  # as it is
         client.post("label", records=[2], labels={"objects": [BOX]})
-        assert client.refused("finish") == (409, "1 images are not reviewed yet")
+        assert client.refused("finish") == (409, "1 images are not labelled yet")
         client.post("label", records=[1], labels={"objects": []})
         assert client.post("finish") == {"path": "annotation_label.json"}
         assert (
