@@ -18,6 +18,9 @@ from trainers.evaluation.detection_metrics import (
     DetectionValidation,
     best_threshold,
 )
+from trainers.reporting.detection_page import precision_recall_curves
+from visualization import raster
+from visualization.precision_recall import precision_recall_svg
 
 
 def random_case(seed: int, images: int = 12) -> tuple[list[Boxes], list[Detections]]:
@@ -75,6 +78,22 @@ def test_precision_over_recall() -> None:
     missed = average_precision([truth(A, B)], [found((0.9, *A))], 1)
     assert missed.precision50 == [pytest.approx([1.0] * 51 + [0.0] * 50)]
     assert missed.ap50 == [pytest.approx(np.mean(missed.precision50))]
+
+
+def test_of_many_classes_the_weakest_have_curves() -> None:
+    """Eight classes, of which one has no objects and one is never found; the curves are their AP at any recall."""
+    shares = [0.9, 0.8, 0.0, 0.6, 0.5, 0.4, 0.3]
+    rows = [{"class": f"c{n}", "ap50": ap, "precision": ap or None, "recall": 0.5} for n, ap in enumerate(shares)]
+    curves = precision_recall_curves([*rows, {"class": "none", "ap50": None}], [[ap] * 101 for ap in shares] + [[]])
+    names = ["all classes 50.0 %", "c2 0.0 %", "c6 30.0 %", "c5 40.0 %", "c4 50.0 %", "c3 60.0 %", "c1 80.0 %"]
+    assert [curve.name for curve in curves] == names
+    assert [curve.chosen for curve in curves[:3]] == [None, None, (0.5, 0.3)]
+    assert curves[0].points()[50] == (0.5, pytest.approx(0.5)) and curves[1].points() == []
+    chart = precision_recall_svg(curves, (520, 270))
+    assert chart.count("<circle") == 5 and "c6 30.0 %: precision 30.0%, recall 50.0% at the score threshold" in chart
+    assert raster.precision_recall_image(curves).shape == (560, 760, 3)
+    assert [curve.style for curve in precision_recall_curves(rows[:1], [[0.9] * 101])] == ["curve0"]
+    assert precision_recall_curves(rows, []) == []
 
 
 @pytest.mark.parametrize("seed", range(5))
