@@ -32,7 +32,8 @@ def draft_of(record: Record, kind: str, category: Sequence[str], size: Size) -> 
             if name in category:
                 return {"label": list(category).index(name)}, origin
         elif origin == "record" or is_drawable(found):
-            objects = [_clipped(each, size, margin) for each in objects_of(found, category) if each.label >= 0]
+            known = [each for each in objects_of(found, category) if 0 <= each.label < len(category)]
+            objects = [_clipped(each, size, margin) for each in known]
             if views := [_object_view(each, kind) for each in objects if _has_size(each.box)]:
                 return {"objects": views}, origin
     return ({"label": NO_LABEL} if kind == KINDS[0] else {"objects": []}), ""

@@ -151,7 +151,7 @@ class Review:
                 raise RefusedError(409, f"{self.annotations.name(without[0])} has no class yet")
         else:
             drafts = dict.fromkeys(records, given)
-        found = {index: self.task.checked(labels, self.size(index)) for index, labels in drafts.items()}
+        found = {index: self._checked(index, labels) for index, labels in drafts.items()}
         return self._reindexed(marks.label(found, user))
 
     def undo(self, user: str) -> Change:
@@ -172,6 +172,13 @@ class Review:
     def _take(self, records: Sequence[int], user: str) -> None:
         if others := self.leases.take(records, user):
             raise RefusedError(409, f"{next(iter(others.values()))} is working on this")
+
+    def _checked(self, index: int, labels: Any) -> Labels:
+        """Return labels that may be kept; of an image that cannot be read its draft as it is. Raises RefusedError."""
+        assert self.task is not None
+        size = self.size(index)
+        is_draft = not any(size) and labels == self.draft(index)[0]
+        return self.task.checked(labels, None if is_draft else size)
 
     def _labels(self, index: int) -> Labels | None:
         mark = self.marks.of.get(index) if self.marks else None

@@ -8,6 +8,7 @@ import * as shapes from "./shapes.js";
 const NEAR = { mouse: 7, pen: 10, touch: 18 }; // screen pixels within which a press takes what is there
 const LEAST_DRAG = 3; // screen pixels; less is a click
 const FAR_STEP = 10; // pixels of an arrow with Shift
+const MOST_JOINTS = 1000; // of an object
 const RADIUS_STEP = 1.25; // of the brush, by a key
 
 export class Labeller {
@@ -30,7 +31,7 @@ export class Labeller {
 
   begin({ labelling, classes, skeleton }) {
     Object.assign(this, { kind: labelling, classes, skeleton, current: 0, hasBrush: false });
-    this.numJoints = 1 + Math.max(0, ...skeleton.flat());
+    this.numJoints = Math.min(1 + Math.max(0, ...skeleton.flat()), MOST_JOINTS);
     this.panel.hidden = !labelling;
     this.canvas.hidden = !this.isDrawn;
   }

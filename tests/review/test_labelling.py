@@ -108,6 +108,17 @@ def test_the_file_at_finish(source: Path) -> None:
     assert len(read_annotations(out / "annotation_label.json").records) == 3
 
 
+def test_of_an_image_that_cannot_be_read_the_draft_alone_may_be_kept(source: Path) -> None:
+    record = {"image_file": "missing.png", "bboxes": [[5, 5, 20, 20]], "labels": [0]}
+    write_annotations(source.parent, [record], CLASSES)
+    with labelling(source) as (client, _):
+        assert client.post("look", records=[0])["records"][0]["width"] == 0
+        assert client.refused("label", records=[0], labels={"objects": [BOX]})[0] == 409
+        laid = draft(client, 0)
+        assert client.post("label", records=[0], labels={"objects": laid["objects"]})["reviewed"] == 1
+        assert draft(client, 0)["objects"][0]["box"] == [5, 5, 20, 20]
+
+
 def test_names_count_up_and_overwrite_replaces(source: Path) -> None:
     def finished(**more: Any) -> str:
         with labelling(source, "CLASS", **more) as (client, _):

@@ -61,6 +61,11 @@ def test_what_a_net_says_outside_the_image_is_moved_to_its_border() -> None:
     assert objects_in(own)[0]["box"] == [-0.5, 0, 64.5, 20]  # as the standard allows
 
 
+def test_objects_of_no_known_class_are_not_laid_before_anybody() -> None:
+    for label in (-1, 2):
+        assert objects_in({"predictions": {"bboxes": [[0, 0, 9, 9]], "labels": [label]}}) == []
+
+
 @pytest.mark.parametrize(
     ("kind", "found", "message"),
     [
