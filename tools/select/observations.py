@@ -62,7 +62,7 @@ def check_fits(net: Net, name: str, strategy: Strategy) -> None:
     if strategy.needs_head and not net.is_trained:
         raise SelectError(
             f"{net.name}: {name} looks at scores, and this net has learned no classes; name a trained classifier, or "
-            "choose coreset, cluster or random"
+            "choose mixture, coreset, cluster or random"
         )
     if "features" in strategy.needs and not net.has_features:
         raise SelectError(

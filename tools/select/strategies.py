@@ -33,7 +33,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A strategy, the parts of the pool that it looks at, and what it does in a line."""
+    """A strategy, the parts of the pool that it cannot do without, and what it does in a line."""
 
     pick: Callable[[Pool, int, np.random.Generator], np.ndarray]
     needs: frozenset[str]
@@ -136,8 +136,11 @@ def pick_mixture(pool: Pool, count: int, generator: np.random.Generator) -> np.n
     """Return a row of each cluster of the most uncertain ones (Zhdanov 2019, "Diverse mini-batch Active Learning").
 
     Those with the narrowest margins, CANDIDATES times as many as asked, are clustered by their features, weighted by
-    the uncertainty; of each cluster the row nearest to its centre is taken.
+    the uncertainty; of each cluster the row nearest to its centre is taken. Without scores it picks as `pick_cluster`
+    does: the first labels go to what is typical.
     """
+    if not pool.scores.shape[1]:
+        return pick_cluster(pool, count, generator)
     uncertain = _narrowness(pool.scores)
     candidates = _largest(uncertain, min(CANDIDATES * count, len(uncertain)))
     features = _of_length_1(pool.features[candidates])
@@ -162,7 +165,7 @@ STRATEGIES = {
     "coreset": _strategy(pick_coreset, ("features",), "the features farthest from what has labels"),
     "badge": _strategy(pick_badge, ("scores", "features"), "large and different gradients of the head"),
     "cluster": _strategy(pick_cluster, ("features",), "a typical image of each cluster of the features"),
-    "mixture": _strategy(pick_mixture, ("scores", "features"), "uncertain images, one of each cluster"),
+    "mixture": _strategy(pick_mixture, ("features",), "uncertain images, one of each cluster"),
 }
 
 

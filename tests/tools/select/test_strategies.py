@@ -91,6 +91,12 @@ def test_mixture_takes_uncertain_images_that_differ() -> None:
     assert sorted(labels[rows].tolist()) == [0, 1, 2] and set(rows) <= set(uncertain.tolist())
 
 
+def test_mixture_begins_with_typical_images() -> None:
+    known = pool(30, labelled=0)
+    without = Pool(np.empty((30, 0)), np.empty((0, 30, 0)), known.features, known.labelled)
+    assert pick("mixture", without, 5) == pick("cluster", without, 5)
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_each_image_is_picked_once_at_most(name: str) -> None:
     for known in (pool(30), pool(30, labelled=0)):
