@@ -218,6 +218,7 @@ def test_two_people_with_leases(browser: Browser, visit: Visit, tmp_path: Path) 
 def test_both_languages_and_a_small_window(visit: Visit, tmp_path: Path) -> None:
     with reviewing(made(tmp_path, 30), "清晰", "模糊") as (port, _), visit(port, "zh-CN") as page:
         assert page.text("#reviewed") == "已审核 0 / 30" and page.run("document.documentElement.lang") == "zh-CN"
+        assert page.run("document.querySelector('#top').clientHeight") < 50  # the header has one line
         assert page.run("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [1280, 720]
         press(page, "?")
         assert page.text("#help h2") == "快捷键"
