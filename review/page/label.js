@@ -141,6 +141,7 @@ export class Labeller {
 
   // Return whether a key was ours.
   key(key, event) {
+    if (this.drag && key !== "Escape") return true; // one thing at a time
     if (/^[1-9]$/.test(key)) {
       if (!event.repeat) this.setClass(Number(key) - 1);
       return true;
@@ -248,7 +249,7 @@ export class Labeller {
     this.frame.setPointerCapture(event.pointerId);
     const at = this.zoom.pointAt(event);
     const near = (NEAR[event.pointerType] ?? NEAR.mouse) / this.zoom.scale;
-    this.drag = { event, at, near, before: this.#now(), ...this.#gripped(at, near, event.shiftKey) };
+    this.drag = { event, before: this.#now(), ...this.#gripped(at, near, event.shiftKey) };
     this.drag.start?.();
     this.paint();
   }

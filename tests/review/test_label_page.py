@@ -277,6 +277,22 @@ def test_hostile_class_names_are_text(visit: Visit) -> None:
 
 
 @pytest.mark.slow
+def test_keys_wait_for_the_end_of_a_drag_and_escape_ends_it(visit: Visit) -> None:
+    with visit() as labelling:
+        page = labelling.page
+        labelling.drag((50, 50), (150, 150))
+        for keys in (["Delete", "z", "Enter"], ["Escape"]):
+            page.mouse("mousePressed", *labelling.at(100, 100))
+            page.mouse("mouseMoved", *labelling.at(105, 105))
+            press(page, *keys)
+            page.mouse("mouseMoved", *labelling.at(110, 110))
+            page.mouse("mouseReleased", *labelling.at(110, 110))
+        press(page, "Enter")
+        labelling.labelled(1)
+        assert boxes(labelling.kept(0)) == [(0, [60, 60, 160, 160])]
+
+
+@pytest.mark.slow
 def test_fingers_draw_and_two_of_them_zoom(visit: Visit) -> None:
     with visit() as labelling:
         page = labelling.page
