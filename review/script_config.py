@@ -15,6 +15,7 @@ from review.serving import Place
 from review.users import LONGEST, Users
 
 DEFAULTS: dict[str, Any] = {"host": "127.0.0.1", "port": 8090, "allowed_hosts": [], "color": COLORS[0]}
+USERS = "white_users"
 PORT_KEY = "port in the config"
 
 
@@ -37,7 +38,9 @@ def checked_config(name: Any, config: Mapping[str, Any] | None, own: Mapping[str
     """
     if not isinstance(name, str) or not name or name != Path(name).name or name in (".", "..") or not is_utf8(name):
         raise ReviewError(f"the name must be text that a folder may have, got {name!r}")
-    known = {**DEFAULTS, "white_users": {}, "folder": f"dump/{name}", **own}
+    if not isinstance(config or {}, Mapping):
+        raise ReviewError(f"the config must be a dict, got {type(config).__name__}")
+    known = {**DEFAULTS, USERS: {}, "folder": f"dump/{name}", **own}
     given = dict(config or {})
     for key in given:
         if key not in known:
@@ -49,7 +52,7 @@ def checked_config(name: Any, config: Mapping[str, Any] | None, own: Mapping[str
         raise ReviewError(f"config: color must be {' or '.join(COLORS)}, got {values['color']!r}")
     if not 0 <= values["port"] <= 65535:
         raise ReviewError(f"config: port must be 0 to 65535, got {values['port']}")
-    users = Users(_passwords(values["white_users"]))
+    users = Users(_passwords(values[USERS]))
     host = values["host"]
     if not users and not is_loopback(host.lower()):
         raise ReviewError(f'config: host {host} lets others connect; name who may: "white_users": {{"ann": ...}}')
@@ -62,7 +65,8 @@ def _check_type(key: str, value: Any, default: Any) -> None:
     is_right = isinstance(value, wanted) and (isinstance(default, bool) or not isinstance(value, bool))
     if not is_right and not (isinstance(default, list) and isinstance(value, tuple)):
         name = "a number" if type(default) is float else type(default).__name__
-        raise ReviewError(f"config: {key} must be {name}, got {value!r}")
+        got = type(value).__name__ if key == USERS else repr(value)  # which may hold a password
+        raise ReviewError(f"config: {key} must be {name}, got {got}")
 
 
 def _passwords(users: Mapping[str, Any]) -> dict[str, str]:

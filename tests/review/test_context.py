@@ -204,6 +204,8 @@ def test_what_cannot_be_recorded_raises_value_error(
     ("config", "message"),
     [
         ({"support_user_uplod": True}, 'config: unknown key "support_user_uplod"; did you mean "support_user_upload"?'),
+        ([("port", 1)], "the config must be a dict, got list"),
+        ({"white_users": "ann:pw"}, "config: white_users must be dict, got str"),
         ({"port": "80"}, "config: port must be int, got '80'"),
         ({"port": 70000}, "config: port must be 0 to 65535, got 70000"),
         ({"color": "HSV"}, "config: color must be BGR or RGB, got 'HSV'"),
@@ -214,7 +216,7 @@ def test_what_cannot_be_recorded_raises_value_error(
         ({"white_users": USERS}, "config: a demo has no white_users"),
     ],
 )
-def test_mistakes_in_a_config(context: InteractContext, config: dict[str, Any], message: str) -> None:
+def test_mistakes_in_a_config(context: InteractContext, config: Any, message: str) -> None:
     with pytest.raises(ReviewError) as caught:
         context.demo.start("b", config=config)
     assert message in str(caught.value)

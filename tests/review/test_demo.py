@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -17,6 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deploy.service.limits import Limits
+from review.asks import Asks
+from review.errors import RefusedError
 from tests.helpers.browser import CHROMIUM, open_browser
 from tests.helpers.reviewing import Client
 from tests.helpers.scripts import running_script
@@ -130,6 +134,18 @@ def test_what_a_client_asks_that_has_gone_is_not_put_before_the_script(demo: tup
     slow.join()
     items = demo[1].post("text", text="c")["items"]
     assert items[0]["data"] == "C" and "of nobody" not in items[1]["data"] and items[1]["data"][-1] == "c"
+
+
+def test_no_more_wait_than_the_limit_allows() -> None:
+    async def two_more() -> list[tuple[int, str]]:
+        asks = Asks(Limits(queue=2), 0.05)
+        tried = (asks.answer_to(str(number), {}) for number in range(4))
+        found = await asyncio.gather(*tried, return_exceptions=True)
+        return [(each.status, str(each)) for each in found if isinstance(each, RefusedError)]
+
+    waited = "the script has not answered within 0.05 s; try again later"
+    refused = "2 requests wait already; try again later"
+    assert asyncio.run(two_more()) == [(503, waited)] * 2 + [(503, refused)] * 2
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no chromium and no google-chrome on this machine")

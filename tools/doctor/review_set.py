@@ -21,6 +21,7 @@ from tools.doctor.report import REPORT
 
 FOLDER = "doctor_review"  # beside doctor.json
 PATH = "doctor_path"  # of a record: what the doctor calls its image
+LONGEST_NAME = 60  # letters, of four bytes at most
 NEAR = "look-alikes"  # of notes only these are for a person to judge
 
 
@@ -70,11 +71,13 @@ def refused_paths(review: Path, tags: Sequence[str]) -> list[str]:
 
 def _read(report: Path) -> dict[str, Any]:
     try:
-        content = parse_json(report.read_text(encoding="utf-8"))
-        wanted = [row["groups"] for row in content["findings"]], [row["name"] for row in content["classes"]]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise ReviewSetError(f"{report}: it is not what python -m tools.doctor writes") from error
-    return dict(content) if wanted else {}
+        content: dict[str, Any] = parse_json(report.read_text(encoding="utf-8"))
+        is_whole = all("groups" in finding for finding in content["findings"]) and "classes" in content
+    except (ValueError, RecursionError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise ReviewSetError(f"{report}: it is not what python -m tools.doctor writes")
+    return content
 
 
 def _records(
@@ -88,7 +91,7 @@ def _records(
                 found.setdefault(image["path"], []).append((finding["kind"], image))
     for number, (path, entries) in enumerate(found.items(), 1):
         kind, image = entries[0]
-        name = f"images/{kind}/{number:04d}_{printable(Path(path).name)}".replace("\\", "_")
+        name = f"images/{kind}/{number:04d}_{printable(Path(path).name)[-LONGEST_NAME:]}".replace("\\", "_")
         if not Path(path).is_file():
             outcome.leave_out(path, "no such file")
             continue
