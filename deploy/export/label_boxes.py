@@ -11,6 +11,7 @@ import numpy as np
 from artifacts.coco_map import average_precision
 from artifacts.detections import LEAST_SCORE, Detections, find_objects, nms_iou_of
 from artifacts.metadata import ModelMetadata
+from data_loader.box_geometry import within
 from data_loader.box_target import Boxes, BoxTarget
 from data_loader.preprocess import ImageError
 from data_loader.samples import ListError
@@ -44,8 +45,10 @@ def label_boxes(files: Sequence[str], metadata: ModelMetadata) -> np.ndarray | N
 
 
 def objects_to_measure(outputs: np.ndarray, metadata: ModelMetadata) -> list[Detections]:
-    """Return the objects of each image of outputs (N, A, 4 + K) that an average precision counts."""
-    return find_objects(outputs, LEAST_SCORE, nms_iou_of(metadata))
+    """Return the objects of each image of outputs (N, A, 4 + K) that an average precision counts, cut at the input."""
+    size = metadata.preprocess.width, metadata.preprocess.height
+    found = find_objects(outputs, LEAST_SCORE, nms_iou_of(metadata))
+    return [objects._replace(boxes=within(objects.boxes, size)) for objects in found]
 
 
 def mean_ap(truths: Sequence[Boxes], found: Sequence[Detections], num_classes: int) -> float:

@@ -62,6 +62,13 @@ def truths_and_outputs(count: int = 30) -> tuple[np.ndarray, np.ndarray]:
     return truths, outputs
 
 
+def test_what_reaches_out_of_the_input_is_cut_as_the_annotations_are() -> None:
+    outputs = np.array([[[-30.0, -9, 20, 90, 5, -5]]], np.float32)
+    (found,) = objects_to_measure(outputs, METADATA)
+    side = METADATA.preprocess.height
+    assert found.boxes.tolist() == [[0, 0, 20, min(90, side)]]
+
+
 def test_the_loss_of_map_is_counted_with_its_deviation() -> None:
     truths, outputs = truths_and_outputs()
     worse = outputs.copy()
