@@ -119,7 +119,7 @@ def _start_embedder() -> Embedder:
 
 def _kept_judgements(found: Annotations, workers: int) -> dict[int, Judgement]:
     """Return the judgements of an earlier start, while nothing has changed, else new ones, which are kept."""
-    path = found.path.with_name(f"{found.path.stem}_judgements.json")
+    path = found.path.with_name(f".{found.path.stem}_judgements.json")  # hidden: a folder stands for its other *.json
     with suppress(OSError, ValueError, TypeError):
         if _is_newest(path, found):
             kept = json.loads(path.read_text(encoding="utf-8"))
