@@ -437,6 +437,7 @@ function captions(record) {
   if (record.holder) parts.push(["holder", text().heldBy(record.holder)]);
   if (record.label) parts.push(["class", record.label]);
   else if (record.draft?.label >= 0) parts.push(["class", `${state.session.classes[record.draft.label]}?`]);
+  else if (!record.draft && record.net?.label) parts.push(["class", `${record.net.label}?`]);
   if (record.net?.contradicts) parts.push(["net", `≠ ${record.net.label}`]);
   if (record.judged?.is_wrong) parts.push(["net", `? ${record.judged.predicted}`]);
   return parts.map(([kind, content]) => span(kind, content));

@@ -188,6 +188,12 @@ def test_similar_images_wrong_labels_and_doubt(visit: Visit, tmp_path: Path) -> 
             page.wait("document.querySelector('#about').innerText.includes('heron 0.800, its own class 0.100')")
 
 
+def test_without_a_class_of_its_own_the_net_s_is_shown(visit: Visit, tmp_path: Path) -> None:
+    source = made(tmp_path, 1, predictions={"image_label_name": "heron", "score": 0.4})
+    with reviewing(source, "valid") as (port, _), visit(port) as page:
+        assert page.text(".cell .caption") == "heron?"
+
+
 @pytest.mark.slow
 def test_two_people_with_leases(browser: Browser, visit: Visit, tmp_path: Path) -> None:
     source = made(tmp_path, 30)
