@@ -9,9 +9,7 @@ from __future__ import annotations
 
 LEVEL = 0.05  # of a false alarm, ever
 BETS = ((1.5, 0.2), (2.0, 0.6), (3.0, 0.2))  # the share is so many times the promised one; part of the capital
-FIRST = (
-    0.6  # of the capital, that bets from the first observation on; the rest joins later, for a change that comes late
-)
+FIRST = 0.6  # of the capital bets from the first observation on; the rest joins later, for a change that comes late
 RESTART = 100  # observations, after which another part joins
 LARGEST = 1e300  # of the capital, before a float overflows
 
