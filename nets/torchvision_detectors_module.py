@@ -29,6 +29,7 @@ from nets.support.errors import NetError
 LARGEST_STRIDE = 32  # of the encoders
 GROUPS = 32  # of FCOS' group norms
 SURE = 50.0  # a logit whose loss is 0, and whose gradient is none
+MOST_LOGIT = 15.0  # onnxruntime's sigmoid stays as it is beyond 18, and a root makes that 1e-4 instead of 1e-6
 LEAST_CHANCE = 1e-6  # a score's distance from 0 and 1, so that its logit is finite
 MOST_LOG_SCALE = 4.135166556742356  # log(1000 / 16): of a box beside its anchor, as torchvision's BoxCoder has it
 
@@ -134,7 +135,8 @@ class fcos(_OneTensor, FCOS):
     def decode(self, rows: Tensor) -> Tensor:
         centres = (self.anchors[:, :2] + self.anchors[:, 2:]) / 2  # (A, 2)
         distances = rows[:, :, :4] * (self.anchors[:, 2:] - self.anchors[:, :2]).repeat(1, 2)  # (N, A, 4)
-        chances = (rows[:, :, 5:].sigmoid() * rows[:, :, 4:5].sigmoid()).sqrt()  # (N, A, K)
+        inside = rows[:, :, 4:].clamp(-MOST_LOGIT, MOST_LOGIT).sigmoid()  # (N, A, 1 + K)
+        chances = (inside[:, :, 1:] * inside[:, :, :1]).sqrt()  # (N, A, K)
         corners = [centres - distances[:, :, :2], centres + distances[:, :, 2:]]
         return torch.cat([*corners, _logits(chances)], dim=2)
 
