@@ -152,12 +152,12 @@ def test_the_objects_are_torchvisions(name: str) -> None:
 
 
 def test_fcos_is_alike_beyond_what_a_runtimes_sigmoid_tells_apart() -> None:
-    """By the formula: the root of sigmoid(-10), halved by the centre-ness, has a logit of -5.34."""
+    """By the formula: the root of sigmoid(-9.5), halved by the centre-ness, has a logit of -5.09."""
     net = build("fcos").eval()
     rows = torch.zeros(1, ANCHORS["fcos"], 10)
-    rows[:, :, 5:] = torch.tensor([-10.0, -18.0, -40.0, 0.0, 3.0])
+    rows[:, :, 5:] = torch.tensor([-9.5, -18.0, -40.0, 0.0, 3.0])
     logits = net.decode(rows)[0, 0, 4:]
-    scores = np.sqrt(0.5 / (1 + np.exp([10.0, 10.0, 10.0, 0.0, -3.0])))
+    scores = np.sqrt(0.5 / (1 + np.exp([9.5, 9.5, 9.5, 0.0, -3.0])))
     np.testing.assert_allclose(logits, np.log(scores / (1 - scores)), rtol=1e-5)
 
 
