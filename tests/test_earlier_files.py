@@ -25,6 +25,8 @@ from artifacts.formats import artifact_kind
 from artifacts.metadata_reader import read_metadata
 from common.paths import ROOT
 from configs.loading import process_config
+from deploy.backends.base import BackendError
+from deploy.backends.devices import has_int8_dot_product
 from deploy.backends.loading import load_backend
 from deploy.inference.feature_extractor import load_embedder
 from deploy.inference.predictor import prepare
@@ -78,6 +80,10 @@ def test_metadata_is_read(file: str, earlier: Path) -> None:
 @pytest.mark.parametrize(("file", "runtime"), RUNS)
 def test_outputs_are_the_same(file: str, runtime: str, earlier: Path) -> None:
     chosen = runtime if file.endswith(".onnx") else "auto"
+    if "int8" in file and not has_int8_dot_product():
+        with pytest.raises(BackendError, match="written on a CPU with VNNI or AMX, which this one lacks"):
+            load_backend(Path(file), device="cpu", runtime=chosen)
+        return
     backend, metadata = load_backend(Path(file), device="cpu", config=config_of(file), runtime=chosen)
     images = [metadata.preprocess.decode(Path("images", name)) for name in EXPECTED["images"]]
     outputs = backend(np.stack([prepare(image, metadata) for image in images]))
