@@ -26,7 +26,10 @@ PAGE_FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     **{f"/{name}": (name, "text/javascript; charset=utf-8") for name in SCRIPTS},
 }
-FOREIGN = "a page of another origin may not send this"
+REFUSALS = {
+    403: "a page of another origin may not send this",
+    421: "this page is not called by that name; --allowed-hosts, or allowed_hosts in a script's config, adds one",
+}
 logger = logging.getLogger("review")
 
 
@@ -83,11 +86,11 @@ class OriginMiddleware:
 
         app = self._app
         headers = dict(scope["headers"])
-        code, reason = self._origins.refusal(scope["method"], scope["path"], headers, scope["server"][0])
+        code, _ = self._origins.refusal(scope["method"], scope["path"], headers, scope["server"][0])
         if not code and scope["path"] != "/" and headers.get(b"sec-fetch-site", b"none") not in OWN_ORIGIN:
             code = 403  # else its images and scripts would begin sessions and keep decoders busy
         if code:
-            app = json_response({"code": code, "msg": FOREIGN if code == 403 else reason}, code)
+            app = json_response({"code": code, "msg": REFUSALS[code]}, code)
         await app(scope, receive, send_with_headers)
 
 

@@ -77,7 +77,8 @@ class Journal:
         self._size = content.rfind(b"\n") + 1
         if self._size < len(content):
             os.ftruncate(self._file, self._size)
-        for number, line in enumerate(content[: self._size].splitlines(), 1):
+        lines = content[: self._size].splitlines()
+        for number, line in enumerate(lines, 1):
             try:
                 event = json.loads(line)
                 is_head = number > 1 or event.keys() >= head.keys()
@@ -89,6 +90,9 @@ class Journal:
                 yield event
             elif event["format"] != FORMAT:
                 raise ReviewError(f"{self.path}: format {event['format']}, expected {FORMAT}; use a newer version")
+            elif len(lines) == 1 and event != head:  # nothing was pressed: it begins anew
+                os.ftruncate(self._file, 0)
+                self._size = 0
             elif event["sha256"] != head["sha256"]:
                 raise ReviewError(
                     f"{source}: it has changed since the review that {self.path.name} holds; bring the file back, or "

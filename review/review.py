@@ -13,6 +13,7 @@ from typing import Any
 
 from common.atomic_io import write_atomic
 from common.file_lock import lock_file
+from common.formatting import is_utf8
 from datasets.files import Annotations, collector_paused, read_annotations
 from datasets.records import NO_LABEL, Record, value
 from review.answers import SET_ASIDE, Answer, Judgement, answer_of
@@ -263,6 +264,8 @@ def open_review(
     result_path, journal_path = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.log.jsonl")
     if feedback and not task and result_path.exists() and not journal_path.exists() and not overwrite:
         raise ReviewError(f"{result_path}: it is there already, without its journal; move it away or add --overwrite")
+    if not is_utf8(source.name):
+        raise ReviewError(f"{source}: the name is not UTF-8; rename the file")
     before = _stamp(source)
     found = read_annotations(source)
     if not found.records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -183,6 +184,20 @@ def test_the_journal_of_other_annotations_is_refused(source: Path) -> None:
     source.write_text('[{"image_file": "b.png"}, {"image_file": "a.png"}, {"image_file": "c.png"}]', encoding="utf-8")
     with pytest.raises(ReviewError, match=r"annotation.json: it has changed since the review that log.jsonl holds"):
         opened(source)
+
+
+def test_a_journal_without_presses_begins_anew(source: Path) -> None:
+    opened(source).close()
+    source.write_text('[{"image_file": "b.png"}, {"image_file": "a.png"}, {"image_file": "c.png"}]', encoding="utf-8")
+    opened(source).close()
+    (line,) = source.with_name("log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def test_a_name_that_is_not_utf8_is_a_mistake(source: Path) -> None:
+    named = source.rename(source.with_name(os.fsdecode(b"set\xff.json")))
+    with pytest.raises(ReviewError, match="the name is not UTF-8; rename the file"), open_review(named, ("valid",)):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -403,7 +403,8 @@ def test_pages_of_other_origins_change_nothing(client: Client) -> None:
 
 def test_names_made_to_point_here_are_refused(client: Client) -> None:
     status, content, _ = client.send("GET", "/api/session", headers={"host": "evil.example"})
-    assert status == 421 and content["msg"] == 'this service is not called "evil.example"; --allowed_hosts adds a name'
+    added = "--allowed-hosts, or allowed_hosts in a script's config, adds one"
+    assert status == 421 and content["msg"] == f"this page is not called by that name; {added}"
 
 
 def test_every_response_has_the_security_headers(client: Client) -> None:
