@@ -102,4 +102,4 @@ def test_a_page_that_follows(tmp_path: Path) -> None:
             time.sleep(0.1)
         assert "epochs: 2" in page.read_text(encoding="utf-8")
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 130
+        assert process.wait(timeout=60) == 130
