@@ -176,7 +176,7 @@ def test_the_page_in_a_browser(demo: tuple[Any, Client], tmp_path: Path) -> None
 def test_exit_ends_the_script(tmp_path: Path) -> None:
     with running_script(tmp_path, SCRIPT) as (process, port):
         status, _, _ = Client(port).send("POST", "/api/text", {"text": "end"})
-        assert status == 503 and process.wait(20) == 0
+        assert status == 503 and process.wait(60) == 0
         assert process.stdout and process.stdout.read().splitlines()[-1] == "ended an argument"
         assert process.stderr and process.stderr.read() == ""
 
@@ -184,7 +184,7 @@ def test_exit_ends_the_script(tmp_path: Path) -> None:
 def test_a_signal_ends_it(tmp_path: Path) -> None:
     with running_script(tmp_path, SCRIPT) as (process, _):
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
         assert process.stderr and "Traceback" not in process.stderr.read()
 
 
@@ -192,7 +192,7 @@ def test_the_request_waiting_for_a_script_s_bug(tmp_path: Path) -> None:
     """A script's own error keeps its traceback."""
     text = 'ctx.demo.start("b", config={"port": 0, "support_user_input": True})\nnext(iter([]))\n'
     with running_script(tmp_path, text) as (process, _):
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
         assert process.stderr and "StopIteration" in process.stderr.read()
 
 
