@@ -61,7 +61,7 @@ ctx.activelearning.exit()
 
 def lines(process: Any) -> list[Any]:
     """Return the lines of JSON that a script has printed, which must have ended well."""
-    assert process.wait(20) == 0, process.stderr.read()
+    assert process.wait(60) == 0, process.stderr.read()
     return [json.loads(line) for line in process.stdout.read().splitlines() if line.startswith(("[", "{"))]
 
 
@@ -90,7 +90,7 @@ def test_a_script_that_is_started_again_goes_on(tmp_path: Path) -> None:
         ann.login("ann", "a")
         ann.post("change", records=[0], tag="hello")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
     with running_script(tmp_path, BROWSER) as (_, port):
         assert Client(port).login("bo", "b")["reviewed"] == 1
 

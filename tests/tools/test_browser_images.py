@@ -106,7 +106,7 @@ def test_finish_ends_it_with_0(source: Path) -> None:
     with started(source, "--feedback", "--tags", "keep") as (process, client):
         client.post("change", records=list(range(6)), tag="keep")
         client.post("finish")
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stderr and process.stderr.read() == ""
     result: Any = records_of(source.with_name("annotation_browser.json"))
     assert {index: entries[0]["tag"] for index, entries in result.items()} == {
@@ -119,7 +119,7 @@ def test_a_signal_writes_what_there_is(source: Path, number: signal.Signals) -> 
     with started(source, "--feedback") as (process, client):
         client.post("change", records=[1, 4], tag="invalid")
         process.send_signal(number)
-        assert process.wait(20) == 128 + number
+        assert process.wait(60) == 128 + number
     result: Any = records_of(source.with_name("annotation_browser.json"))
     assert list(result) == ["1", "4"] and result["4"][0]["tag"] == ["invalid"]
     with started(source, "--feedback") as (_, client):  # and the same command goes on

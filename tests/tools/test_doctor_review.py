@@ -70,7 +70,7 @@ def test_what_a_review_refuses_is_in_no_list(config: Path, data: Planted, capsys
         rest = [index for index, name in enumerate(names) if name not in ("wrong.png", "twice.png")]
         client.post("change", records=rest, tag="")
         client.post("finish")
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     review = report.parent / "doctor_review/annotation_browser.json"
     examined(config, "--fix", str(data.folder / "lists"), "--reviewed", str(review))
     lists = "".join((data.folder / "lists" / name).read_text(encoding="utf-8") for name in ("train.txt", "val.txt"))
@@ -143,13 +143,13 @@ def test_a_folder_of_images_set_aside_is_opened_and_labelled(
             assert client.get("/api/list?net=set_aside&doubt=0.5")["records"] == [0, 1, 2, 3]
             client.post("change", records=[0, 1, 2, 3], tag="valid")
             client.post("finish")
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
     assert dict(records_of(folder / "annotation_browser.json"))["0"][0]["tag"] == ["valid"]
     with started(folder, "--tgt", str(folder), verb="label/start") as (process, client):
         client.post("label", records=[0], labels={"label": 0})
         client.post("label", records=[1, 2, 3])  # the net's class
         client.post("finish")
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     source, target = str(folder / "annotation_label.json"), str(tmp_path / "lists")
     capsys.readouterr()
     assert antgo.main(["package/list", "--src", source, "--tgt", target, "--split", "0.5,0.5"]) == 0
