@@ -5,6 +5,7 @@ The first line says which annotations it belongs to. A line that a killed proces
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -48,6 +49,7 @@ class Journal:
     def append(self, event: Event) -> None:
         """Write an event through to the disk; of one that cannot be written nothing is left. Raises OSError."""
         line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        self._check_place()
         try:
             if self._is_torn:
                 os.ftruncate(self._file, self._size)
@@ -71,6 +73,14 @@ class Journal:
         """Close the file; what is appended later raises OSError."""
         os.close(self._file)
         self._file = -1  # the number may be another file's next
+
+    def _check_place(self) -> None:
+        """Raise OSError where the file is no longer at its path, or shorter: a line would be lost with the process."""
+        own = os.fstat(self._file)
+        is_there = self.path.exists() and os.path.samestat(own, self.path.stat())
+        if not is_there or own.st_size < self._size:
+            text = "the journal was moved, removed or cut while it is in use; bring it back"
+            raise OSError(errno.ESTALE, text, str(self.path))
 
     def _read(self, head: Event, source: Path) -> Iterator[Event]:
         content = self.path.read_bytes()

@@ -138,6 +138,31 @@ def test_a_torn_line_that_cannot_be_cut_off_at_once_is_cut_off_before_the_next(
     assert list(opened(source).of) == [0, 2]
 
 
+@pytest.mark.parametrize("how", ["moved", "replaced", "cut"])
+def test_of_a_journal_that_is_not_in_its_place_no_press_counts(source: Path, how: str) -> None:
+    marks = opened(source)
+    marks.change([0], "ann", "valid")
+    path = source.with_name("log.jsonl")
+    before = path.read_bytes()
+    if how == "cut":
+        path.write_bytes(before[:-1])
+    else:
+        path.rename(source.with_name("moved"))
+    if how == "replaced":
+        path.write_bytes(before)
+    with pytest.raises(OSError, match="the journal was moved, removed or cut while it is in use; bring it back"):
+        marks.change([1], "ann", "valid")
+    assert list(marks.of) == [0]
+    if how == "cut":
+        assert path.read_bytes() == before[:-1]
+        path.write_bytes(before)
+    else:
+        source.with_name("moved").replace(path)
+    marks.change([2], "ann", "valid")
+    marks.close()
+    assert list(opened(source).of) == [0, 2]
+
+
 def test_after_the_end_nothing_is_written_to_another_file(source: Path) -> None:
     marks = opened(source)
     marks.close()
