@@ -13,6 +13,7 @@ from common.atomic_io import atomic_path
 from datasets.outcome import Outcome
 from datasets.records import Record, value
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk of the target: no further file will fit either
 FOLDERS = {"image_file": "images", "semantic_file": "semantic"}  # below the target, by the key that names a file
 
 
@@ -22,7 +23,7 @@ def take_along(
     """Return the records with their files linked, or copied, into the target's folders, paths changed accordingly.
 
     A record whose file cannot be taken is left out. Files of several records are taken once; `taken` has the files by
-    their new paths, where there are several sources.
+    their new paths, where there are several sources. Raises OSError where the disk is full.
     """
     taken = {} if taken is None else taken
     made = []
@@ -33,6 +34,8 @@ def take_along(
                 if path := value(record, key):
                     moved[key] = _take(source / path, path, target / folder, taken, outcome.overwrite)
         except OSError as error:
+            if error.errno in FULL:
+                raise
             outcome.leave_out(value(record, "image_file"), f"{error.filename}: {error.strerror or error}")
             continue
         made.append(moved)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -12,8 +11,8 @@ from common.atomic_io import atomic_path
 from common.formatting import first_line
 from datasets.errors import DatasetError
 from datasets.outcome import Outcome
+from datasets.pictures import FULL
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk of the target: no further file will fit either
 SAME = "files that were there already, of the same size"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -243,6 +245,21 @@ def test_a_full_disk_is_told_and_nothing_counts(source: Path, monkeypatch: pytes
             patched.setattr(journal_module.os, "fsync", full)
             assert client.refused("label", records=[1], labels={"objects": [BOX]})[0] == 507
         assert client.begin()["reviewed"] == 0 and draft(client, 1)["origin"] == "predictions"
+
+
+def test_finish_on_a_full_disk_leaves_no_image_out(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with labelling(source, "CLASS") as (client, desk):
+        client.post("label", records=[0, 1, 2], labels={"label": 1})
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "link", full)
+            patched.setattr(shutil, "copyfile", full)
+            assert client.refused("finish") == (507, "it could not be written: No space left on device")
+        client.post("finish")
+        assert desk.options.task and desk.options.task.outcome.exit_code == 0
+    assert len(records_of(source.parent.parent / "out" / "annotation_label.json")) == 3
 
 
 # --- What nobody should send
