@@ -5,6 +5,7 @@ No other module does so; tests/test_architecture.py checks it.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -134,6 +135,14 @@ def sync_file(path: Path) -> None:
     """Write a file's bytes through to the disk. Raises OSError."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def check_in_place(path: Path, descriptor: int, size: int) -> None:
+    """Raise OSError where an open file is no longer at its path, or shorter than it was: a line would be lost."""
+    own = os.fstat(descriptor)
+    if not (path.exists() and os.path.samestat(own, path.stat())) or own.st_size < size:
+        text = f"{path.name} was moved, removed or cut while it is in use; bring it back"
+        raise OSError(errno.ESTALE, text, str(path))
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,7 +5,6 @@ The first line says which annotations it belongs to. A line that a killed proces
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.atomic_io import sync_folder
+from common.atomic_io import check_in_place, sync_folder
 from common.checksums import file_sha256
 from common.formatting import short_json
 from review.errors import ReviewError
@@ -49,7 +48,7 @@ class Journal:
     def append(self, event: Event) -> None:
         """Write an event through to the disk; of one that cannot be written nothing is left. Raises OSError."""
         line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-        self._check_place()
+        check_in_place(self.path, self._file, self._size)
         try:
             if self._is_torn:
                 os.ftruncate(self._file, self._size)
@@ -73,14 +72,6 @@ class Journal:
         """Close the file; what is appended later raises OSError."""
         os.close(self._file)
         self._file = -1  # the number may be another file's next
-
-    def _check_place(self) -> None:
-        """Raise OSError where the file is no longer at its path, or shorter: a line would be lost with the process."""
-        own = os.fstat(self._file)
-        is_there = self.path.exists() and os.path.samestat(own, self.path.stat())
-        if not is_there or own.st_size < self._size:
-            text = "the journal was moved, removed or cut while it is in use; bring it back"
-            raise OSError(errno.ESTALE, text, str(self.path))
 
     def _read(self, head: Event, source: Path) -> Iterator[Event]:
         content = self.path.read_bytes()

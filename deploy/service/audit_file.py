@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from artifacts.metadata import ModelMetadata
-from common.atomic_io import atomic_path, check_folder, writing
+from common.atomic_io import atomic_path, check_folder, check_in_place, writing
 from common.file_lock import lock_file
 from deploy.service.routes import ServiceError
 
@@ -30,22 +30,24 @@ class LabelledPrediction(NamedTuple):
 class AuditFile:
     """Appends labelled predictions; `key` signs the ids that go with this file."""
 
-    def __init__(self, path: Path, key: bytes, rows: list[LabelledPrediction], descriptor: int) -> None:
+    def __init__(self, path: Path, key: bytes, rows: list[LabelledPrediction], descriptor: int, size: int) -> None:
         self.key, self.rows = key, rows
-        self._path, self._descriptor = path, descriptor
+        self._path, self._descriptor, self._size = path, descriptor, size
 
     def append(self, row: LabelledPrediction) -> None:
         """Write a line through to the disk. Raises OSError; then the file is as before."""
-        size = os.fstat(self._descriptor).st_size
+        check_in_place(self._path, self._descriptor, self._size)
         line = json.dumps({"id": row.nonce, "predicted": row.predicted, "label": row.label}).encode() + b"\n"
         try:
+            os.ftruncate(self._descriptor, self._size)  # what a failed line could not take back
             if os.write(self._descriptor, line) != len(line):
                 raise OSError(f"{self._path}: the disk is full")
             os.fsync(self._descriptor)
         except OSError:
             with suppress(OSError):
-                os.ftruncate(self._descriptor, size)
+                os.ftruncate(self._descriptor, self._size)
             raise
+        self._size += len(line)
 
 
 @contextmanager
@@ -65,7 +67,7 @@ def open_audit_file(path: Path, metadata: ModelMetadata) -> Iterator[AuditFile]:
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
             held.callback(os.close, descriptor)
             os.ftruncate(descriptor, size)  # a line that a killed process did not complete
-        yield AuditFile(path, key, rows, descriptor)
+        yield AuditFile(path, key, rows, descriptor, size)
 
 
 def _begin(path: Path, metadata: ModelMetadata) -> None:

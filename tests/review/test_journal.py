@@ -150,7 +150,7 @@ def test_of_a_journal_that_is_not_in_its_place_no_press_counts(source: Path, how
         path.rename(source.with_name("moved"))
     if how == "replaced":
         path.write_bytes(before)
-    with pytest.raises(OSError, match="the journal was moved, removed or cut while it is in use; bring it back"):
+    with pytest.raises(OSError, match=r"log.jsonl was moved, removed or cut while it is in use; bring it back"):
         marks.change([1], "ann", "valid")
     assert list(marks.of) == [0]
     if how == "cut":

@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[:20]))
         assert refusal(audit, second, "dark") == (503, "the label cannot be written: the disk is full")
 
-        def fail(descriptor: int) -> None:
+        def fail(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(os, "write", write)
@@ -150,6 +150,10 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
             patch.setattr(os, "fsync", fail)
             assert refusal(audit, second, "dark") == (503, "the label cannot be written: No space left on device")
         assert path.read_bytes() == whole and audit.metrics()["labelled"] == 1
+        path.rename(tmp_path / "moved")
+        moved = "audit was moved, removed or cut while it is in use; bring it back"
+        assert refusal(audit, second, "dark") == (503, f"the label cannot be written: {moved}")
+        (tmp_path / "moved").rename(path)
         assert audit.take_label(second, "dark")["labelled"] == 2
 
 
