@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from PIL import Image
 from common import malloc
 from deploy.export import timing
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Who starts the tests by nohup, or with &, has it ignored, and so would every program that they start and stop.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the tests run side by side
 # Once torch.export has made torch believe in a GPU, the first backward pass starts threads for it, and no copy of the
 # process can train any more. A backward pass before that starts none.
