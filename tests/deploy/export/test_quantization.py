@@ -29,6 +29,7 @@ from tests.helpers.exported import build_metadata
 from tests.helpers.nets import gem_net
 
 QDQ = {"QuantizeLinear", "DequantizeLinear"}
+LARGEST_WEIGHT = 127 if devices.has_int8_dot_product() else 64  # of 8 bits, and of 7; onnxruntime spreads them so far
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_the_inputs_range_is_that_of_the_calibration_images(file: Path, images: 
 def test_weights_round_to_the_nearest_of_their_channels_steps(file: Path, float_file: Path) -> None:
     name = "layer3.0.conv1.weight"
     wanted, got = weights_of(float_file)[name], weights_of(file)[f"{name}_quantized"]
-    step = np.abs(wanted).max(axis=(1, 2, 3)) / 127  # onnxruntime spreads them over -127..127
+    step = np.abs(wanted).max(axis=(1, 2, 3)) / LARGEST_WEIGHT
     error = np.abs(got * step[:, None, None, None] - wanted) / step[:, None, None, None]
     assert error.max() < 0.51
 
@@ -136,7 +137,7 @@ def test_any_batch_size_is_close_to_the_float_file(
     batch = np.resize(images, (count, 3, 32, 32))
     got, wanted = (onnxruntime.InferenceSession(f).run(None, {"images": batch})[0] for f in (file, float_file))
     assert got.shape == (count, 3)
-    assert np.abs(got - wanted).max() < 0.1 * np.abs(wanted).max()
+    assert np.abs(got - wanted).max() < 12.7 / LARGEST_WEIGHT * np.abs(wanted).max()
 
 
 def test_without_vnni_weights_have_seven_bits(
