@@ -23,6 +23,7 @@ from artifacts.metadata import ModelMetadata
 from common.paths import ROOT
 from configs.schema import Config
 from data_loader.preprocess import Preprocess
+from deploy.backends.devices import has_int8_dot_product
 from deploy.export.__main__ import main as export_main
 from deploy.export.exporter import export_formats
 from deploy.export.request import ExportRequest
@@ -238,5 +239,6 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return captured.err.removeprefix("python -m deploy.export: ").rstrip()
 
 
+LARGEST_WEIGHT = 127 if has_int8_dot_product() else 64  # of 8 bits, and of 7; onnxruntime spreads them so far
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 WRITERS = {"pt": write_jit, "pt2": write_pt2, "onnx": write_onnx}

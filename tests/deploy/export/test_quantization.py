@@ -25,11 +25,10 @@ from deploy.export.onnx_writer import export_onnx, scopes_of
 from deploy.export.quantization import float_nodes, quantize
 from deploy.export.verification import INT8_BATCH_TOLERANCE
 from nets.net_interface import build_net
-from tests.helpers.exported import build_metadata
+from tests.helpers.exported import LARGEST_WEIGHT, build_metadata
 from tests.helpers.nets import gem_net
 
 QDQ = {"QuantizeLinear", "DequantizeLinear"}
-LARGEST_WEIGHT = 127 if devices.has_int8_dot_product() else 64  # of 8 bits, and of 7; onnxruntime spreads them so far
 
 
 @pytest.fixture(scope="module")
