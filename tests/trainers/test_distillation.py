@@ -174,11 +174,12 @@ def test_methods_and_views(taught: Callable[..., Path], changes: dict[str, Any])
     assert run_train(taught(num_epochs=1, **changes)) == 0
 
 
-def test_masks_and_pairs_are_distilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("net", [{}, {"model_net_name": "TinyChange", "num_classes": 2}], ids=["masks", "pairs"])
+def test_masks_and_pairs_are_distilled(net: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with mask_nets(tmp_path, monkeypatch):
-        write_scenes(tmp_path)
-        assert run_train(write_config(tmp_path, save_path=str(tmp_path / "teacher"), num_epochs=8)) == 0
-        small = {"img_height": 16, "img_width": 16, "distill_from": [str(tmp_path / "teacher/net.pth")]}
+        write_scenes(tmp_path, has_pairs=bool(net))
+        assert run_train(write_config(tmp_path, **net, save_path=str(tmp_path / "teacher"))) == 0
+        small = {**net, "img_height": 16, "img_width": 16, "distill_from": [str(tmp_path / "teacher/net.pth")]}
         assert run_train(write_config(tmp_path, **small, num_epochs=1)) == 0
         taught = load_checkpoint(tmp_path / "weights/net_last.pth")
         assert run_train(write_config(tmp_path, **{**small, "distill_from": []}, num_epochs=1)) == 0
