@@ -236,26 +236,26 @@ def rounded_by_onnx(file: Path, name: str) -> torch.Tensor:
 def test_the_descriptions_of_other_nets_compute_what_their_onnx_files_compute(row: str, tmp_path: Path) -> None:
     net, side = lively_net(row)
     file = symmetric_file(net, random_images(12, side), tmp_path)
-    compare_description(file, net, random_images(12, side), 4 if row == "vit_b_32" else 1.5)
+    compare_description(file, net, random_images(12, side))
 
 
-def compare_description(
-    file: Path, net: nn.Module, images: torch.Tensor, limit: float = 1.5
-) -> tuple[Network, dict[str, torch.Tensor]]:
+def compare_description(file: Path, net: nn.Module, images: torch.Tensor) -> tuple[Network, dict[str, torch.Tensor]]:
     """Make the description with the file's scales, compare their logits, and return it.
 
     A sum in another order moves a value at the border of two steps, and layers amplify that: onnxruntime differs from
-    itself without its optimizations by 1.2 % of the largest logit in the mean (an untrained resnet18). The description
-    may differ by limit times as much. In vit_b_32 that yardstick is short, as its optimizations leave layer norm and
-    attention alone: 0.2 %, beside 0.6 % of the description and 1.0 % of the net in float.
+    itself by 1.2 % of the largest logit in the mean (an untrained resnet18) without its optimizations, or with images
+    moved by one part in 100,000. The description may differ by 1.5 times the larger of the two: which of them is the
+    larger depends on the net and on the CPU's kernels.
     """
     network, weights = quantized(*convert(net, images[:2]), integer_kernels(file))
     got, wanted = Interpreter(network, weights)(images).numpy(), run(file, images.numpy(), "onnxruntime")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    other = session.run(None, {"images": images.numpy()})[0]
-    assert np.abs(got - wanted).mean() < limit * np.abs(other - wanted).mean() + 1e-6 * np.abs(wanted).max()
+    moved = images * (1 + 1e-5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)))
+    others = session.run(None, {"images": images.numpy()})[0], run(file, moved.numpy(), "onnxruntime")
+    allowed = max(np.abs(other - wanted).mean() for other in others)
+    assert np.abs(got - wanted).mean() < 1.5 * allowed + 1e-6 * np.abs(wanted).max()
     return network, weights
 
 
