@@ -8,6 +8,8 @@ from artifacts.metadata import ModelMetadata
 
 WITH_CLASSES = ("logits", "mask_logits", "boxes")  # outputs that have a part for each class, in the classes' order
 
+INPUT_NAME = "images"  # of every file's one input
+
 Shape = tuple[int | None, ...]  # None: any size; the first is the batch
 
 OUTPUT_SHAPES: dict[str, Callable[[ModelMetadata], Shape]] = {
@@ -25,3 +27,8 @@ def output_shape(metadata: ModelMetadata) -> Shape | None:
     """Return the shape that a net's output must have; None for an output of any shape (N, ...)."""
     shape = OUTPUT_SHAPES.get(metadata.output)
     return shape(metadata) if shape else None
+
+
+def output_name(metadata: ModelMetadata) -> str:
+    """Return the name of a file's output; features are "logits", as in every file before outputs had names."""
+    return "logits" if metadata.output == "features" else metadata.output

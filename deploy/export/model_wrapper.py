@@ -62,11 +62,6 @@ def export_program(net: nn.Module, images: torch.Tensor, metadata: ModelMetadata
         raise ExportError(f"torch.export cannot take the net with a free {free} size: {first_line(error)}") from error
 
 
-def output_name(metadata: ModelMetadata) -> str:
-    """Return the name of a file's output; features are "logits", as in every file before outputs had names."""
-    return "logits" if metadata.output == "features" else metadata.output
-
-
 @contextmanager
 def quiet(*loggers: str, level: int = logging.ERROR) -> Iterator[None]:
     """Silence Python's warnings (of deprecations inside torch and torchvision) and loggers below a level."""

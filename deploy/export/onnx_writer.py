@@ -14,10 +14,11 @@ from torch import nn
 from artifacts.formats import METADATA_KEY
 from artifacts.metadata import PRODUCER, ModelMetadata
 from artifacts.onnx_file import read_onnx, sealed_onnx
+from artifacts.outputs import INPUT_NAME, output_name
 from common.formatting import first_line
 from deploy.export.errors import ExportError
 from deploy.export.formats import default_opset
-from deploy.export.model_wrapper import export_program, free_sizes, output_name, quiet
+from deploy.export.model_wrapper import export_program, free_sizes, quiet
 
 LARGEST_FILE = 2**31 - 2**20  # bytes; protobuf holds no more, so beyond it the weights go beside the file
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules around a node, and at its end the operator
@@ -89,7 +90,7 @@ def _exported(net: nn.Module, images: torch.Tensor, opset: int, metadata: ModelM
                 program,
                 dynamo=True,
                 opset_version=opset,
-                input_names=["images"],
+                input_names=[INPUT_NAME],
                 output_names=[output_name(metadata)],
                 dynamic_shapes=(free_sizes(metadata),),  # their names in the file
                 optimize=True,

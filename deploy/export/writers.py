@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from artifacts.metadata import ModelMetadata, library_versions
+from artifacts.outputs import output_name
 from deploy.export.errors import ExportError
 from deploy.export.formats import EXPORT_FORMATS, FLOAT_ONNX
-from deploy.export.model_wrapper import deployed_net, export_program, output_name
+from deploy.export.model_wrapper import deployed_net, export_program
 from deploy.export.onnx_writer import export_onnx
 from deploy.export.quantization import integer_kernels, quantize
 from deploy.export.reference import jitter_movement

@@ -106,10 +106,19 @@ class Predictor:
         """Return the prediction for an image that has none."""
         return self.prediction_type(prepared.file, second_file=prepared.second_file, error=error)
 
-    def _predictions(self, batch: Sequence[Prepared], topk: int) -> Iterator[Prediction]:
-        images = np.stack([prepared.pixels for prepared in batch if prepared.pixels is not None])
+    def outputs(self, images: np.ndarray) -> np.ndarray:
+        """Return what the net gives, float32 (N, ...), for what `prepare` returned of N images. Raises BackendError."""
         outputs = self.backend(images)
         self._check_shape(outputs, len(images))
+        return outputs
+
+    def decoded(
+        self, batch: Sequence[Prepared], images: np.ndarray, outputs: np.ndarray, topk: int
+    ) -> Iterator[Prediction]:
+        """Yield the predictions for a batch without errors from its pixels (N, ...) and the net's outputs (N, ...).
+
+        Raises BackendError.
+        """
         measured = self._measure(images) if self._measure else {}
         decoded = self.prediction_type.decode(outputs, self.metadata, topk, [prepared.size for prepared in batch])
         for number, (prepared, prediction) in enumerate(zip(batch, decoded, strict=True)):
@@ -122,6 +131,10 @@ class Predictor:
                 made = replace(prediction, **files, measures=measures, note=note)
                 yield made if prepared.gaps is None else made.without(prepared.gaps)
 
+    def _predictions(self, batch: Sequence[Prepared], topk: int) -> Iterator[Prediction]:
+        images = stacked(batch)
+        return self.decoded(batch, images, self.outputs(images), topk)
+
     def _check_shape(self, outputs: np.ndarray, count: int) -> None:
         """Raise BackendError for outputs that contradict the metadata."""
         declared = output_shape(self.metadata) or (None,) * outputs.ndim
@@ -130,6 +143,11 @@ class Predictor:
             raise BackendError(
                 f"the {self.backend.name} net gives {outputs.shape} instead of {expected}: not its metadata"
             )
+
+
+def stacked(batch: Sequence[Prepared]) -> np.ndarray:
+    """Return the pixels of a batch as the net takes them, (N, ...)."""
+    return np.stack([prepared.pixels for prepared in batch if prepared.pixels is not None])
 
 
 def prepare_ahead(paths: Iterable[Source], metadata: ModelMetadata, ahead: int, workers: int) -> Iterator[Prepared]:

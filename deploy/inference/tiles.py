@@ -163,12 +163,6 @@ class TiledPredictor(Predictor):
         work = self._objects if self.metadata.output == "boxes" else self._mask
         return work(images, batch_size, run or self.outputs)
 
-    def outputs(self, tiles: np.ndarray) -> np.ndarray:
-        """Return what the net gives for tiles (N, ...). Raises BackendError."""
-        outputs = self.backend(tiles)
-        self._check_shape(outputs, len(tiles))
-        return outputs
-
     def metadata_for(self, size: tuple[int, int]) -> ModelMetadata:
         """Return the metadata, whose preprocessing has the size of a tile, for an image of (width, height)."""
         return self.metadata

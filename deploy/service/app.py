@@ -17,9 +17,10 @@ from starlette.types import ASGIApp
 from deploy.inference.prediction_types import prediction_type
 from deploy.service.feedback import FeedbackHandler
 from deploy.service.middleware import AuthMetricsMiddleware
+from deploy.service.open_inference import add_open_inference
 from deploy.service.openapi import DOCS_POLICY, docs_page, feedback_operation, operation
 from deploy.service.page_headers import PAGE_POLICY, SECURITY_HEADERS
-from deploy.service.routes import FEEDBACK, HEATMAP, PAGE_FILES, Route, ServiceError
+from deploy.service.routes import FEEDBACK, HEADER_LENGTH, HEATMAP, PAGE_FILES, Route, ServiceError
 from deploy.service.state import ServiceState
 
 PAGE = Path(__file__).parent / "static"
@@ -40,8 +41,9 @@ def make_app(state: ServiceState, page: Path = PAGE) -> ASGIApp:
     if state.feedback is not None:
         _add_feedback(app, state.feedback, has_token=bool(state.token))
     _add_status_routes(app, state)
+    add_open_inference(app, state)
     _add_page(app, page)
-    error_response = state.handler.error_response
+    error_response = state.guard.error_response
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -63,8 +65,8 @@ def make_app(state: ServiceState, page: Path = PAGE) -> ASGIApp:
         checked,
         allow_origins=list(state.origins.origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type"],
-        expose_headers=["retry-after"],
+        allow_headers=["authorization", "content-type", HEADER_LENGTH],
+        expose_headers=["retry-after", HEADER_LENGTH],
     )
 
 
@@ -119,7 +121,7 @@ def _add_status_routes(app: FastAPI, state: ServiceState) -> None:
 
     @app.get("/readyz", summary="Readiness: the net is warm, the queue is not full, and no shutdown has begun")
     async def readyz() -> Response:
-        is_ready = state.handler.is_ready() and not state.draining.is_set()
+        is_ready = state.is_ready()
         values: dict[str, Any] = {"status": "ready" if is_ready else "not ready"}
         if state.audit is not None:
             values |= {"calibration_target": state.audit.status, "drift": state.audit.has_drifted}

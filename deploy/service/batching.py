@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import numpy as np
 
 from data_loader.preprocess import joined
 from deploy.inference.prediction import Prediction
-from deploy.inference.predictor import Predictor, Prepared, net_input
+from deploy.inference.predictor import Predictor, Prepared, net_input, stacked
 from deploy.inference.tiles import TiledPredictor
 from deploy.service.admission import Admission, Throughput
 from deploy.service.image_decoder import ImageDecoder
@@ -29,9 +29,10 @@ T = TypeVar("T")
 class _Job:
     """One request. Only the event loop changes it; the threads check whether it still waits."""
 
-    future: asyncio.Future[list[Prediction]]
-    predictions: list[Prediction]
+    future: asyncio.Future[list[Any]]
+    results: list[Prediction | np.ndarray]
     remaining: int
+    wants_outputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class _QueuedImage:
     prepared: Prepared
 
 
-_Result = tuple[_Job, int, Prediction | Exception | None]  # None: the request was done already
+_Result = tuple[_Job, int, Prediction | np.ndarray | Exception | None]  # None: the request was done already
 
 
 class MicroBatcher:
@@ -94,16 +95,29 @@ class MicroBatcher:
         A damaged image's prediction has an error; `file` stays empty. Work not yet begun is skipped once the future is
         done or cancelled. The future raises BackendError where the net fails. Raises QueueFullError.
         """
-        size = self._predictor.metadata.preprocess.images
-        groups = [tuple(images[first : first + size]) for first in range(0, len(images), size)]
-        self._admission.acquire(len(groups))
-        empty = self._predictor.failure(Prepared("", None), "")
-        job = _Job(asyncio.get_running_loop().create_future(), [empty] * len(groups), len(groups))
+        groups = self._groups(images)
+        job = self._admitted(len(groups))
         for index, group in enumerate(groups):
             if self._tiler is None:
                 self._pool.submit(self._prepare, job, index, group)
             else:
                 self._tile_pool.submit(self._predict_tiles, self._tiler, job, index, group)
+        return job.future
+
+    def submit_for_outputs(self, images: Sequence[bytes] | np.ndarray) -> asyncio.Future[list[Prediction | np.ndarray]]:
+        """Queue as `submit` does, without tiles, and return a future of the net's outputs, float32 (...), for each.
+
+        An array (N, ...) holds images as the net takes them. In place of a damaged image's outputs there is its
+        prediction, which has an error. Raises QueueFullError.
+        """
+        if isinstance(images, np.ndarray):
+            job = self._admitted(len(images), wants_outputs=True)
+            self._put(_QueuedImage(job, index, Prepared("", pixels)) for index, pixels in enumerate(images))
+        else:
+            groups = self._groups(images)
+            job = self._admitted(len(groups), wants_outputs=True)
+            for index, group in enumerate(groups):
+                self._pool.submit(self._prepare, job, index, group)
         return job.future
 
     def in_pool(self, function: Callable[..., T], *args: Any, is_large: bool = False) -> Future[T]:
@@ -161,6 +175,17 @@ class MicroBatcher:
             self._changed.notify()
         self._net.join()
 
+    def _groups(self, images: Sequence[bytes]) -> list[tuple[bytes, ...]]:
+        """Return the images of each prediction."""
+        size = self._predictor.metadata.preprocess.images
+        return [tuple(images[first : first + size]) for first in range(0, len(images), size)]
+
+    def _admitted(self, count: int, *, wants_outputs: bool = False) -> _Job:
+        """Return a job of `count` predictions, or outputs. Raises QueueFullError."""
+        self._admission.acquire(count)
+        empty = self._predictor.failure(Prepared("", None), "")
+        return _Job(asyncio.get_running_loop().create_future(), [empty] * count, count, wants_outputs)
+
     def _prepare(self, job: _Job, index: int, images: tuple[bytes, ...], may_be_large: bool = False) -> None:
         if job.future.done():  # the request does not wait any more
             return self._deliver([(job, index, None)])
@@ -177,7 +202,7 @@ class MicroBatcher:
         else:
             # one large image is decoded at a time
             self._decoding_throughput.record(1, seconds * self._workers if may_be_large else seconds)
-            self._put(_QueuedImage(job, index, prepared))
+            self._put([_QueuedImage(job, index, prepared)])
 
     def _predict_tiles(
         self, tiler: Tiler, job: _Job, index: int, images: tuple[bytes, ...], may_be_large: bool = False
@@ -221,9 +246,9 @@ class MicroBatcher:
         self._on_batch(len(tiles), seconds)
         return outputs, seconds
 
-    def _put(self, image: _QueuedImage) -> None:
+    def _put(self, images: Iterable[_QueuedImage]) -> None:
         with self._changed:
-            self._ready.append(image)
+            self._ready.extend(images)
             self._changed.notify()
 
     def _run(self) -> None:
@@ -265,15 +290,29 @@ class MicroBatcher:
 
     def _predict(self, wanted: Sequence[_QueuedImage]) -> list[_Result]:
         started = time.perf_counter()
-        outcomes: Sequence[Prediction | Exception]
+        outcomes: Sequence[Prediction | np.ndarray | Exception]
         try:
-            outcomes = self._predictor.predict_prepared([image.prepared for image in wanted], self._topk)
+            outcomes = self._outcomes(wanted)
         except Exception as error:  # each request fails, and the thread lives on
             outcomes = [error] * len(wanted)
         seconds = time.perf_counter() - started
         self._net_throughput.record(len(wanted), seconds)
         self._on_batch(len(wanted), seconds)
         return [(image.job, image.index, outcome) for image, outcome in zip(wanted, outcomes, strict=True)]
+
+    def _outcomes(self, wanted: Sequence[_QueuedImage]) -> list[Prediction | np.ndarray]:
+        """Return each image's prediction, or its outputs where the request asked for them. Raises BackendError."""
+        images = stacked([image.prepared for image in wanted])
+        outputs = self._predictor.outputs(images)
+        chosen = [index for index, image in enumerate(wanted) if not image.job.wants_outputs]
+        found: list[Prediction | np.ndarray] = list(outputs)
+        if chosen:
+            batch = [wanted[index].prepared for index in chosen]
+            for index, prediction in zip(
+                chosen, self._predictor.decoded(batch, images[chosen], outputs[chosen], self._topk), strict=True
+            ):
+                found[index] = prediction
+        return found
 
     def _deliver(self, results: Sequence[_Result]) -> None:
         with suppress(RuntimeError):  # the event loop has ended, and no request waits
@@ -292,9 +331,9 @@ class MicroBatcher:
             if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
             elif outcome is not None:
-                job.predictions[index] = outcome
+                job.results[index] = outcome
                 if job.remaining == 0:
-                    job.future.set_result(job.predictions)
+                    job.future.set_result(job.results)
 
     def _warm_up(self) -> Prediction:
         preprocess = self._predictor.metadata.preprocess

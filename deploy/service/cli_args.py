@@ -112,11 +112,25 @@ def _add_web_flags(parser: argparse.ArgumentParser) -> None:
         default="",
         help="the path below which a proxy serves it, such as /classify",
     )
+    add(
+        "--model_name",
+        metavar="NAME",
+        type=_model_name,
+        default="",
+        help="the net's name below /v2/models, for clients of the Open Inference Protocol (default: the file's without "
+        "its ending)",
+    )
 
 
 def _origin(text: str) -> str:
     if not is_origin(text):
         raise argparse.ArgumentTypeError(f'must be an origin such as https://www.example.org, or *, got "{text}"')
+    return text
+
+
+def _model_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]*", text):
+        raise argparse.ArgumentTypeError(f'must be of letters, digits, "." "_" and "-", got "{text}"')
     return text
 
 

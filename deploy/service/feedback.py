@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect
 
 from deploy.service.audit import Audit
 from deploy.service.body_reader import read_body
-from deploy.service.handlers import CLIENT_CLOSED_REQUEST, PredictHandler, json_response
 from deploy.service.limits import Limits
+from deploy.service.request_guard import CLIENT_CLOSED_REQUEST, RequestGuard, json_response
 from deploy.service.request_parser import KINDS, RequestError, quote
 
 MAX_BYTES = 16_384
@@ -21,10 +21,10 @@ ID, CLASS = "audit_id", "class"
 
 
 class FeedbackHandler:
-    """Handles the labels of one service, with the errors of its predictions' handler."""
+    """Handles the labels of one service, with the errors of its predictions."""
 
-    def __init__(self, audit: Audit, limits: Limits, handler: PredictHandler) -> None:
-        self._audit, self._limits, self._handler = audit, limits, handler
+    def __init__(self, audit: Audit, limits: Limits, guard: RequestGuard) -> None:
+        self._audit, self._limits, self._guard = audit, limits, guard
 
     async def handle(self, request: Request) -> Response:
         """Return what is known with this label, or an error."""
@@ -36,9 +36,9 @@ class FeedbackHandler:
             body = await read_body(request, MAX_BYTES, timeout_s, timeout_s, lambda size: None)
             known = await asyncio.to_thread(self._audit.take_label, *_label_of(body))  # it waits for the disk
         except RequestError as error:
-            return self._handler.error_response(request, error.status, str(error))
+            return self._guard.error_response(request, error.status, str(error))
         except ClientDisconnect:
-            return self._handler.error_response(request, CLIENT_CLOSED_REQUEST, "")
+            return self._guard.error_response(request, CLIENT_CLOSED_REQUEST, "")
         return json_response(200, {"code": 200, "msg": "ok", "data": [known]})
 
 

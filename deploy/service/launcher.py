@@ -70,7 +70,8 @@ def serve(weights: Path, routes: Sequence[Route], args: argparse.Namespace) -> i
         predictor = Predictor(backend, metadata)
         if args.tiles is not None:
             predictor = TiledPredictor(backend, metadata, args.tiles)
-        with open_server(predictor, routes, args, token) as server, stop_on_signals(server):
+        opened = open_server(predictor, routes, args, token, model_name=weights.stem)
+        with opened as server, stop_on_signals(server):
             listen(listener, PORT_FLAG)
             paths = [*(route.path for route in routes), *([FEEDBACK] if args.audit else [])]
             print(_start_message(weights, predictor, paths, listener), flush=True)
@@ -97,4 +98,4 @@ def _start_message(weights: Path, predictor: Predictor, paths: Sequence[str], li
     name, classes = metadata.net.get("name", "a net"), metadata.num_classes
     net = f"{name} ({classes} classes, {size}) on {backend.name} {backend.device}"
     posted, where = ", ".join(f"POST {path}" for path in paths), address_of(listener)
-    return f"serving {net}\n  address  {where}\n  net      {weights}\n  paths    {posted}; GET / /docs /metrics"
+    return f"serving {net}\n  address  {where}\n  net      {weights}\n  paths    {posted}; GET / /docs /metrics /v2"

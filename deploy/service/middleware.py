@@ -8,7 +8,7 @@ import time
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deploy.service.handlers import CODE
+from deploy.service.request_guard import CODE
 from deploy.service.routes import OPEN_PATHS
 from deploy.service.state import ServiceState
 
@@ -17,7 +17,7 @@ class AuthMetricsMiddleware:
     """Checks Host, Origin and the bearer token, and counts each request with its code and seconds."""
 
     def __init__(self, app: ASGIApp, state: ServiceState) -> None:
-        self._app, self._metrics, self._error_response = app, state.metrics, state.handler.error_response
+        self._app, self._metrics, self._error_response = app, state.metrics, state.guard.error_response
         self._token, self._draining = state.token.encode(), state.draining
         self._origins, self._root_path = state.origins, state.root_path
 

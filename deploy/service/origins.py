@@ -14,7 +14,12 @@ from dataclasses import dataclass
 ANY = "*"
 OWN_ORIGIN = {b"same-origin", b"none"}  # of Sec-Fetch-Site; none: typed by the user
 READING = {"GET", "HEAD", "OPTIONS"}
-OPEN_TO_ANY_HOST = {"/healthz", "/readyz"}  # load balancers send what they like, and these reveal nothing
+OPEN_TO_ANY_HOST = {
+    "/healthz",
+    "/readyz",
+    "/v2/health/live",
+    "/v2/health/ready",
+}  # load balancers send what they like, and these reveal nothing
 LONGEST_NAME = 255
 
 

@@ -58,7 +58,7 @@ def read_upload(body: bytes, content_type: str, defaults: Mapping[str, bool], li
     count = len(contents)
     if count > limits.max_pictures:
         raise RequestError(413, f"a request may hold {limits.max_pictures} images, this one has {count}")
-    images = [_encoded_image(content, content_name(index, count), limits) for index, content in enumerate(contents)]
+    images = [encoded_image(content, content_name(index, count), limits) for index, content in enumerate(contents)]
     return Upload(images, {**defaults, **{name: _switch(name, value) for name, value in given.items()}})
 
 
@@ -72,6 +72,24 @@ def quote(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
     return json.dumps(text, ensure_ascii=False) if isinstance(value, str) else text
+
+
+def encoded_image(content: object, name: str, limits: Limits) -> bytes:
+    """Return an image that a request holds as bytes, or as a text in base64. Raises RequestError."""
+    max_bytes = limits.max_picture_mb * 10**6
+    if isinstance(content, str):
+        text = _base64_of(content, name)
+        if len(text) * 3 // 4 - text[-2:].count("=") > max_bytes:
+            raise RequestError(413, f"{name}: the image has more than {limits.max_picture_mb} MB")
+        try:
+            return base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise RequestError(400, f"{name}: it is neither base64 nor a data URL") from error
+    if not isinstance(content, bytes):
+        raise RequestError(400, f"{name} must be a text in base64, got {quote(content)}")
+    if len(content) > max_bytes:
+        raise RequestError(413, f"{name}: the image has more than {limits.max_picture_mb} MB")
+    return content
 
 
 def _read_json(body: bytes, defaults: Mapping[str, bool]) -> tuple[list[Any], dict[str, Any]]:
@@ -112,23 +130,6 @@ def _texts(value: bytes) -> list[Any]:
         # An unescaped "+" of base64 arrives as a space
         return [text.replace(" ", "+")] if text else []
     return _read_json(b'{"content": %b}' % value, {})[0]
-
-
-def _encoded_image(content: object, name: str, limits: Limits) -> bytes:
-    max_bytes = limits.max_picture_mb * 10**6
-    if isinstance(content, str):
-        text = _base64_of(content, name)
-        if len(text) * 3 // 4 - text[-2:].count("=") > max_bytes:
-            raise RequestError(413, f"{name}: the image has more than {limits.max_picture_mb} MB")
-        try:
-            return base64.b64decode(text, validate=True)
-        except ValueError as error:
-            raise RequestError(400, f"{name}: it is neither base64 nor a data URL") from error
-    if not isinstance(content, bytes):
-        raise RequestError(400, f"{name} must be a text in base64, got {quote(content)}")
-    if len(content) > max_bytes:
-        raise RequestError(413, f"{name}: the image has more than {limits.max_picture_mb} MB")
-    return content
 
 
 def _base64_of(text: str, name: str) -> str:

@@ -30,9 +30,11 @@ from deploy.service.handlers import PredictHandler
 from deploy.service.heatmaps import HeatMaps
 from deploy.service.http_protocol import GRACE_S, server_config
 from deploy.service.image_decoder import ImageDecoder
+from deploy.service.infer_handler import InferHandler
 from deploy.service.limits import Limits
 from deploy.service.metrics import Metrics
-from deploy.service.routes import FEEDBACK, Route, ServiceError
+from deploy.service.request_guard import RequestGuard
+from deploy.service.routes import FEEDBACK, Route, ServiceError, infer_paths
 from deploy.service.state import ServiceState
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -71,28 +73,38 @@ class DrainingServer(uvicorn.Server):
 
 @contextmanager
 def open_server(
-    predictor: Predictor, routes: Sequence[Route], args: argparse.Namespace, token: str = "", page: Path = PAGE
+    predictor: Predictor,
+    routes: Sequence[Route],
+    args: argparse.Namespace,
+    token: str = "",
+    page: Path = PAGE,
+    model_name: str = "model",
 ) -> Iterator[DrainingServer]:
     """Yield a server that is warmed up; its threads and processes end with the context.
+
+    `model_name` is the net's in the paths of the Open Inference Protocol, unless --model_name gives another.
 
     Raises ServiceError, DecodingError, DecoderStartError, BackendError.
     """
     limits = limits_from(args)
     if limits.max_pictures > limits.queue:
         raise ServiceError(f"--queue must be at least --max_pictures, got {limits.queue} and {limits.max_pictures}")
-    metrics = Metrics([*(route.path for route in routes), *([FEEDBACK] if args.audit else [])])
+    model_name = args.model_name or model_name
+    audited = [FEEDBACK] if args.audit else []
+    metrics = Metrics([*(route.path for route in routes), *infer_paths(model_name), *audited])
     with (
         _open_audit(predictor, args, metrics) as audit,
         _open_batcher(predictor, limits, args, metrics) as (decoder, batcher),
     ):
         mapper = _heat_mapper(predictor)
         heatmaps = HeatMaps(mapper, predictor.metadata, decoder, batcher, args.workers) if mapper else None
-        always_200 = args.http_status == "ok"
-        handler = PredictHandler(batcher, predictor.metadata, limits, heatmaps, always_200=always_200, audit=audit)
+        guard = RequestGuard(batcher, limits, always_200=args.http_status == "ok")
         draining = threading.Event()
         state = ServiceState(
             routes,
-            handler,
+            guard,
+            PredictHandler(guard, predictor.metadata, heatmaps, audit),
+            InferHandler(guard, predictor, model_name),
             predictor.metadata,
             metrics,
             mapper is not None,
@@ -101,7 +113,7 @@ def open_server(
             args.root_path,
             draining,
             audit,
-            FeedbackHandler(audit, limits, handler) if audit is not None else None,
+            FeedbackHandler(audit, limits, guard) if audit is not None else None,
         )
         yield DrainingServer(_config(make_app(state, page), limits, metrics), args.drain_s, draining, batcher.tick)
 

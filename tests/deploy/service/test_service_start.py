@@ -66,7 +66,7 @@ def test_a_checkpoint_is_served_with_heat_maps_until_a_signal(weights: Path) -> 
             "serving resnet18 (3 classes, 32x32) on torch cpu",
             f"  address  http://127.0.0.1:{port}",
             f"  net      {weights}",
-            "  paths    POST /predict; GET / /docs /metrics",
+            "  paths    POST /predict; GET / /docs /metrics /v2",
         ]
         assert one.get("/info")[1]["heatmap"] is True
         data = noise((60, 40))

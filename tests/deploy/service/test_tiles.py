@@ -147,7 +147,7 @@ def test_a_net_that_fails_fails_the_request_alone() -> None:
         service = RunningService(port, GatedBackend())
         backend.seconds = 0.001  # after the warm-up
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("deploy.service.handlers.logger.error", lambda *_: None)
+            patch.setattr("deploy.service.request_guard.logger.error", lambda *_: None)
             status, body, _ = service.send(body={"content": base64_of(picture(20, 16))})
         assert status == 503 and body["msg"] == "the net failed; try again later"
         assert service.send(body={"content": base64_of(picture(40, 40))})[0] == 200
