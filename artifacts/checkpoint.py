@@ -31,7 +31,8 @@ SAFETENSORS = ".safetensors"
 class Checkpoint:
     """What a run needs to resume, and a deployment to predict.
 
-    `net` and `ema` are state dicts; where `ema` is given, it is the one that was validated and is deployed.
+    `net` and `ema` are state dicts; where `ema` is given, it is the one that was validated and is deployed. `companion`
+    is one of what is trained beside the net.
     `progress` holds step, epoch, images consumed of the epoch, best metric and history: plain values.
     """
 
@@ -42,6 +43,7 @@ class Checkpoint:
     optimizer: dict[str, Any] | None = None
     scaler: dict[str, Any] | None = None
     progress: dict[str, Any] = field(default_factory=dict)
+    companion: dict[str, torch.Tensor] | None = None
 
     def deployed(self) -> dict[str, torch.Tensor]:
         """Return the weights to predict with."""
@@ -62,6 +64,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path, *, backups: int = 
         "facts": checkpoint.metadata.to_dict() | {"weights_sha256": weights_sha256(checkpoint.deployed())},
         "net": checkpoint.net,
         "ema": checkpoint.ema,
+        "companion": checkpoint.companion,
         "optimizer": checkpoint.optimizer,
         "scaler": checkpoint.scaler,
         "progress": checkpoint.progress,
@@ -211,6 +214,7 @@ def _checkpoint_of(content: dict[str, Any], path: str | Path) -> Checkpoint:
             optimizer=content["optimizer"],
             scaler=content["scaler"],
             progress=content["progress"],
+            companion=content.get("companion"),  # not in older files
         )
         is_intact = weights_sha256(checkpoint.deployed()) == checkpoint.metadata.weights_sha256
     except (KeyError, ValueError, TypeError, AttributeError) as error:

@@ -27,7 +27,9 @@ class Problem:
 
 def find_contradictions(config: Config) -> list[Problem]:
     """Return the problems that are found in the values alone."""
-    tables = (_of_pixels, _of_classes, _of_augmentation, _of_the_net, _of_names, _of_the_schedule)
+    tables = (
+        *(_of_pixels, _of_classes, _of_augmentation, _of_the_net, _of_unlabelled_images, _of_names, _of_the_schedule),
+    )
     return [Problem(sentence, keys) for table in tables for is_broken, sentence, keys in table(config) if is_broken]
 
 
@@ -38,7 +40,12 @@ def find_missing_files(config: Config, to_come: Path | None) -> list[Problem]:
         key, is_pattern = f"{split}_data_root_dir", needs_no_root(getattr(config, f"{split}_data_file"))
         if not is_pattern and not os.path.isdir(getattr(config, key)):  # noqa: PTH112  (a Path raises for a long name)
             problems.append(Problem(f'{key} "{getattr(config, key)}" is not a folder', (key,)))
-    for key in ("train_data_file", "val_data_file", "class_names_file"):
+    if config.semi and not needs_no_root(config.unlabelled_data_file):
+        root = config.unlabelled_data_root_dir
+        if not os.path.isdir(root):  # noqa: PTH112
+            sentence = f'unlabelled_data_root_dir "{root}" is not a folder, and semi "{config.semi}" needs one'
+            problems.append(Problem(sentence, ("unlabelled_data_root_dir", "semi")))
+    for key in ("train_data_file", "val_data_file", "unlabelled_data_file", "class_names_file"):
         if getattr(config, key) and not _is_there(getattr(config, key)):
             problems.append(Problem(f'{key} "{getattr(config, key)}" {_what_is_wrong(getattr(config, key))}', (key,)))
     problems += [
@@ -161,6 +168,26 @@ def _of_the_net(config: Config) -> Iterator[Row]:
     yield config.train_mode == "finetune" and not config.pretrained_file, sentence, keys
     sentence = 'train_mode "update" goes on with the net\'s own weights; use "finetune" for published ones'
     yield config.train_mode == "update" and not config.starts_from_file(), sentence, keys
+
+
+def _of_unlabelled_images(config: Config) -> Iterator[Row]:
+    semi, name = f'semi "{config.semi}"', config.model_net_name
+    for key in ("unlabelled_data_root_dir", "unlabelled_data_file"):
+        sentence = f'{key} is for images without labels that semi learns from; set it to "fixmatch" or "mpl"'
+        yield not config.semi and bool(getattr(config, key)), sentence, (key, "semi")
+    if not config.semi:
+        return
+    has_more_than_logits = config.learns_without_labels() or config.model_module_name == "pim_module"
+    sentence = f"{semi} is for nets that are trained by their logits alone, not for {name}"
+    yield has_more_than_logits, sentence, ("semi", *NET)
+    sentence = f"data_aug cannot be off: {semi} compares a weak and a strong view of an image"
+    yield not config.data_aug, sentence, ("data_aug", "semi")
+    sentence = f"distill_from and {semi} both teach the net beside its labels; put one of them into next_stage"
+    yield bool(config.distill_from), sentence, ("distill_from", "semi")
+    sentence = f"compile is for nets that are trained by labels alone, not with {semi}"
+    yield bool(config.compile), sentence, ("compile", "semi")
+    sentence = 'semi "mpl" multiplies gradients that fp16 would lose; set precision to "auto"'
+    yield config.semi == "mpl" and config.precision == "fp16", sentence, ("precision", "semi")
 
 
 def _of_names(config: Config) -> Iterator[Row]:

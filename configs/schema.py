@@ -48,6 +48,8 @@ class Config(BaseModel):
         "(docs/datasets.md), which need no root dir; empty: one folder a class under the root dir",
     )
     val_data_file: str = Field("", description="the same for validation")
+    unlabelled_data_root_dir: str = Field("", description="semi: folder of the images without labels")
+    unlabelled_data_file: str = Field("", description="semi: txt list or packs of them; empty: all below the root dir")
     file_label_separator: str = Field("----", min_length=1, description="text between path and label")
     class_names_file: str = Field(
         "",
@@ -189,6 +191,18 @@ class Config(BaseModel):
     distill_weight: float = Field(1.0, ge=0, description="distillation: of the teachers' term beside the labels'")
     distill_temperature: float = Field(4.0, gt=0, le=100, description="distillation: softens the probabilities")
     distill_warmup_epochs: float = Field(0.0, ge=0, description="distillation: its weight rises from 0 over these")
+    semi: Literal["", "fixmatch", "mpl"] = Field(
+        "", description="learn from images without labels too, by pseudo-labels: FixMatch, or meta pseudo labels"
+    )
+    unlabelled_per_labelled: int = Field(7, ge=1, le=256, description="semi: images without label beside each with one")
+    fixmatch_weight: float = Field(1.0, ge=0, description="FixMatch: of the pseudo-labelled images in the loss")
+    fixmatch_threshold: float = Field(
+        0.0, ge=0, le=1, description="FixMatch: least score of a pseudo-label; 0: one for each class, which adapts"
+    )
+    mpl_temperature: float = Field(0.7, gt=0, le=100, description="MPL: of the teacher's answers that it learns again")
+    mpl_unlabelled_weight: float = Field(8.0, ge=0, description="MPL: of these answers in the teacher's loss")
+    mpl_warmup_steps: int = Field(5000, ge=0, description="MPL: steps in which that weight rises from 0")
+    mpl_threshold: float = Field(0.6, ge=0, le=1, description="MPL: least score of an answer that is learnt again")
     ema_decay: float = Field(0.0, ge=0, lt=1, description="average of the weights that is validated and kept; 0: off")
     early_stopping_epochs: int = Field(0, ge=0, description="stop after so many epochs without a better top-1; 0: off")
     freeze: list[str] = Field([], description="parameters not trained, by name or pattern, e.g. layer1*")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,12 @@ QUARTER_TURNS = {
     2: Image.Transpose.ROTATE_180,
     3: Image.Transpose.ROTATE_270,
 }
+
+
+MOVES = (  # the settings that move what is in an image, and change no colour
+    *("random_crop_scale", "random_crop_ratio", "horizontal_flip", "horizontal_flip_alternates", "vertical_flip"),
+    *("rotation_degrees", "translate", "quarter_turns"),
+)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,25 @@ class TwoViews:
     def __call__(self, image: Decoded, mirrored: bool = False) -> np.ndarray:
         """Return both views, from torch's CPU random numbers."""
         return np.stack([self.view(image, mirrored), self.view(image, mirrored)])
+
+
+class WeakAndStrongView:
+    """A decoded image -> two training views, uint8 (2, H, W, C): one that is moved alone, and one changed strongly.
+
+    Both are cropped, flipped and turned as the settings say. The strong one also has the settings' colours, a published
+    policy, RandAugment where they name none, and an erased box (Sohn et al. 2020, https://arxiv.org/abs/2001.07685,
+    sec. 2.3). Images of bands, for which there is no policy, have colours and the box.
+    """
+
+    def __init__(self, preprocess: Preprocess, settings: AugmentSettings) -> None:
+        weak = AugmentSettings(**{name: getattr(settings, name) for name in MOVES})
+        policy = settings.auto_augment or ("randaugment" if preprocess.image_channels in (1, 3) else "")
+        strong = replace(settings, auto_augment=policy, random_erasing=settings.random_erasing or 1.0)
+        self.views = TrainingView(preprocess, weak), TrainingView(preprocess, strong)
+
+    def __call__(self, image: Decoded, mirrored: bool = False) -> np.ndarray:
+        """Return both views, from torch's CPU random numbers."""
+        return np.stack([view(image, mirrored) for view in self.views])
 
 
 def training_view(preprocess: Preprocess, settings: AugmentSettings, views: int = 1) -> TrainingView | TwoViews:

@@ -93,9 +93,46 @@ class EpochBatches:
         return sum(len(step.batches) for step in self.steps)
 
 
+class Rounds:
+    """The batch sampler of one process for images without end, as (round, index) keys: each comes once a round.
+
+    A batch of labelled images at places [start, stop) has the `per_labelled` times as many images at the places
+    [start, stop) * per_labelled of the rounds' orders, one behind the other. Set the steps first.
+    """
+
+    def __init__(self, num_samples: int, seed: int, per_labelled: int, rank: int = 0, world_size: int = 1) -> None:
+        self.num_samples, self.seed, self.per_labelled = num_samples, seed, per_labelled
+        self.rank, self.world_size = rank, world_size
+        self.edges: list[tuple[int, int]] = []
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))  # of the round asked for last
+
+    def set_steps(self, before: int, steps: list[Step]) -> None:
+        """Set the steps of the next iteration, `before` labelled images behind the start of the training."""
+        self.edges = [(before + start, before + stop) for step in steps for start, stop in step.batches]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start, stop in self.edges:
+            places = np.arange(start * self.per_labelled, stop * self.per_labelled)
+            yield [self._key(place) for place in np.array_split(places, self.world_size)[self.rank].tolist()]
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def _key(self, place: int) -> Key:
+        number, rest = divmod(place, self.num_samples)
+        if self._order[0] != number:
+            self._order = number, epoch_order(self.num_samples, number, self.seed)
+        return number, int(self._order[1][rest])
+
+
 def net_seed(seed: int) -> int:
     """Return the seed of the initial weights."""
     return mixed_seed(seed, 1)
+
+
+def unlabelled_seed(seed: int) -> int:
+    """Return the seed of the order and the views of images without labels."""
+    return mixed_seed(seed, 4)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -60,7 +60,9 @@ def is_address(text: str) -> bool:
 
 def local_packs(config: Config) -> Config:
     """Return a config whose packs are local ones: those at addresses are fetched. Raises ListError."""
-    keys = [key for key in ("train_data_file", "val_data_file") if is_address(getattr(config, key))]
+    keys = [
+        key for key in ("train_data_file", "val_data_file", "unlabelled_data_file") if is_address(getattr(config, key))
+    ]
     found = {key: local_pattern(getattr(config, key), config.data_cache_dir) for key in keys}
     return config.model_copy(update=found) if found else config
 

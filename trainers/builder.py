@@ -10,9 +10,9 @@ import torch
 
 from common import malloc
 from configs.schema import Config
-from data_loader.augment import AugmentSettings, training_view
+from data_loader.augment import AugmentSettings, WeakAndStrongView, training_view
 from data_loader.batch_augment import BatchViews
-from data_loader.epoch_plan import net_seed
+from data_loader.epoch_plan import net_seed, unlabelled_seed
 from data_loader.loaders import CLASS_LABEL, ImageDataset, enlarged, least_source_size
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
@@ -43,11 +43,12 @@ def build_trainer(
     runtime: Runtime,
     reporter: Reporter | None = None,
     progress: Progress | None = None,
+    unlabelled: SampleList | None = None,
     start_weights: Mapping[str, str] | None = None,
 ) -> Trainer:
     """Return the trainer that train.py trains with; without reporter and progress one that begins, and is silent.
 
-    `start_weights` is where they come from, for the metadata.
+    `unlabelled` are the images of `semi`. `start_weights` is where they come from, for the metadata.
     Raises ListError, NetError.
     """
     if runtime.device.type == "cpu":
@@ -69,6 +70,7 @@ def build_trainer(
         preprocess,
         runtime,
         batch_views(config, view, task.views, task.batch_views),
+        None if unlabelled is None else unlabelled_images(config, unlabelled, preprocess),
     )
     return Trainer(config, task, batches, metadata, runtime, reporter, progress)
 
@@ -132,6 +134,19 @@ def training_images(
         config.seed,
         at_least=least if is_fast else None,
         target=target,
+    )
+
+
+def unlabelled_images(config: Config, samples: SampleList, preprocess: Preprocess) -> ImageDataset:
+    """Return the images without labels, each in a weak and a strong view."""
+    settings = _augment_settings(config)
+    least = least_source_size(preprocess, settings.random_crop_scale, settings.random_crop_ratio)
+    return ImageDataset(
+        samples,
+        preprocess,
+        WeakAndStrongView(preprocess, settings),
+        unlabelled_seed(config.seed),
+        at_least=least if config.fast_decode != "off" else None,
     )
 
 

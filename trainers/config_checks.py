@@ -28,6 +28,7 @@ NOT_FOR_MASKS = {  # keys, and what to do
     "balanced_sampling": "draws images by their one class; use balanced_crops or class_weights for masks",
     "test_time_views": "averages the logits of whole images, not masks; leave it out",
     "fit_head": "fits a head on one label an image, not on masks; leave it out",
+    "semi": "is for nets of classes alone; leave it out",
     "distill_method": "is for nets of classes alone; leave it out",
 }
 BOX_TASK = "detection"
@@ -47,6 +48,7 @@ NOT_FOR_BOXES = {
     "balanced_sampling": "draws images by their one class; use balanced_crops for boxes",
     "test_time_views": "averages the logits of whole images, not boxes; leave it out",
     "fit_head": "fits a head on one label an image, not on boxes; leave it out",
+    "semi": "is for nets of classes alone; leave it out",
     "distill_method": "is for nets of classes alone; leave it out",
     "val_tiles": "are for nets that give masks; leave it out",
 }

@@ -28,7 +28,7 @@ from data_loader.decode_guard import GUARD
 from data_loader.samples import ListError, SampleList
 from trainers.builder import build_start_net, build_trainer
 from trainers.data.band_ranges import with_measured_bands
-from trainers.data.reading import Skipped, read_data
+from trainers.data.reading import Skipped, read_data, read_unlabelled_data
 from trainers.data.sample_lists import read_lists
 from trainers.head_fitting import fit_new_head
 from trainers.hooks import TrainingHooks
@@ -128,13 +128,15 @@ def _train(
             with lost_peers_reported():
                 config = with_measured_bands(config, world, log)
                 train, val, skipped = read_data(config, world, log)
+                unlabelled, more_skipped = read_unlabelled_data(config, train, val, world, log)
         except ProgramError as error:
             _print_failure(error, world)
             return error.exit_code
         if checkpoint is not None:
             check_classes(checkpoint, train.class_names, config, log)
-        trainer = _prepare_trainer(config, train, val, runtime, checkpoint, log, hooks)
-        status = fit_and_report(config, trainer, skipped, log, earlier)
+        lists = train, val, unlabelled
+        trainer = _prepare_trainer(config, lists, runtime, checkpoint, log, hooks)
+        status = fit_and_report(config, trainer, skipped + more_skipped, log, earlier)
     if trainer.stop.received is not None:  # at the very end too: whoever stops a training wants no second stage
         return 128 + trainer.stop.received  # as shells count
     return 1 if status == "failed" else 0
@@ -204,8 +206,7 @@ def _choose_runtime(config: Config, world: World, log: Log) -> Runtime:
 
 def _prepare_trainer(
     config: Config,
-    train: SampleList,
-    val: SampleList,
+    lists: tuple[SampleList, SampleList, SampleList | None],
     runtime: Runtime,
     checkpoint: Checkpoint | None,
     log: Log,
@@ -213,9 +214,12 @@ def _prepare_trainer(
 ) -> Trainer:
     """Return the trainer of a training that begins, or goes on from a checkpoint.
 
+    `lists` are the training's, the validation's and the images without labels.
+
     Raises NetError, ListError, FreezeError, CheckpointError.
     """
     begins = checkpoint is None
+    train, val, unlabelled = lists
     net = build_start_net(config, log if begins else log_nothing, train.class_names, with_weights=begins)
     hooks.net_built(net, log)
     if begins and config.fit_head:
@@ -240,6 +244,7 @@ def _prepare_trainer(
         runtime=runtime,
         reporter=reporter,
         progress=progress,
+        unlabelled=unlabelled,
         start_weights=checkpoint.metadata.start_weights if checkpoint else start_weights_of(config),
     )
     if checkpoint is not None:

@@ -47,6 +47,7 @@ class Learner:
         self.clip_grad_norm, self.freezes_norms = config.clip_grad_norm, config.freeze_norm_statistics
         self.layout = memory_layout(config)
         self.task = task.to(device=device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.parts = [task.net] if task.companion is None else [task.net, task.companion]
         self.optimizer = build_optimizer(
             task.net,
             config.optimizer,
@@ -57,6 +58,7 @@ class Learner:
             decay_norm_and_bias=config.decay_norm_and_bias,
             layer_decay=config.layer_decay,
             fused=precision != "fp16",
+            companion=task.companion,
         )
         self.ema = AveragedNet(task.net, config.ema_decay) if config.ema_decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -76,9 +78,10 @@ class Learner:
     def get_ready(self) -> None:
         """Put the net into training mode, but for what is frozen."""
         self.task.train()
-        hold_frozen_in_eval(self.task.net)
-        if self.freezes_norms:
-            hold_norms_in_eval(self.task.net)
+        for part in self.parts:
+            hold_frozen_in_eval(part)
+            if self.freezes_norms:
+                hold_norms_in_eval(part)
 
     def step(self, step: Step, batches: Iterator[Batch], *, number: int, rate: float, seed: int) -> StepLosses:
         """Do a step over its batches, which are on the device; the gradient is the mean over all its images.
@@ -88,6 +91,7 @@ class Learner:
         torch.manual_seed(seed)
         generator = np.random.default_rng(seed)
         set_learning_rate(self.optimizer, rate)
+        self.task.rate, self.task.step = rate, number
         total: torch.Tensor | float = 0.0
         indices = []
         for number_in_step in range(len(step.batches)):
@@ -99,7 +103,9 @@ class Learner:
             indices.append(batch["index"])
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.clip_grad_norm)
+            for part in self.parts:
+                if parameters := list(part.parameters()):
+                    torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
         self._update()
         if self.ema is not None:
             self.ema.update(self.task.net, number)
@@ -133,6 +139,8 @@ class Learner:
         self.task.net.load_state_dict(checkpoint.net)
         if self.ema is not None:
             self.ema.net.load_state_dict(checkpoint.ema or checkpoint.net)
+        if self.task.companion is not None:
+            self.task.companion.load_state_dict(checkpoint.companion or {})
         if checkpoint.optimizer is not None:
             settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(checkpoint.optimizer)
@@ -143,8 +151,10 @@ class Learner:
 
     def state(self, *, with_training_state: bool) -> dict[str, Any]:
         """Return the fields of a Checkpoint that hold tensors."""
+        companion = self.task.companion if with_training_state else None
         return {
             "net": self.task.net.state_dict(),
+            "companion": None if companion is None else companion.state_dict(),
             "ema": None if self.ema is None else self.ema.net.state_dict(),
             "optimizer": self.optimizer.state_dict() if with_training_state else None,
             "scaler": self.scaler.state_dict() if with_training_state else None,

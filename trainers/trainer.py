@@ -16,6 +16,7 @@ from data_loader.loaders import lost_loaders_reported
 from trainers.checkpoint_saver import BestNet, CheckpointSaver
 from trainers.data.batches import Batches
 from trainers.errors import MemoryTooSmallError, NotFiniteError, StoppedBySignalError, TrainingError
+from trainers.evaluation.pseudo_labels import PseudoLabel
 from trainers.evaluation.validation import Validation
 from trainers.optim.lr_schedule import schedule_of
 from trainers.reporting.loss_log import LossLog
@@ -62,6 +63,7 @@ class Trainer:
         self.validator = Validator(self.state, batches, self.stop, reporter, self.bars)
         self.epoch_ended: Callable[[Validation], None] = lambda result: None  # called once all of an epoch is saved
         self.differing_gradients: list[str] | None = None  # None: the config does not ask for `check_determinism`
+        self.pseudo_labels: list[PseudoLabel] = []  # of the images without labels, at the end of the training
         progress.num_train = progress.num_train or batches.num_train
 
     def load(self, checkpoint: Checkpoint) -> None:
@@ -94,6 +96,8 @@ class Trainer:
             status = self._train()
             if self.config.check_determinism:
                 self.differing_gradients = self._find_differing_gradients()
+            if self.batches.unlabelled is not None:
+                self.pseudo_labels = self.validator.pseudo_labels()
             return status
         except StoppedBySignalError:
             self.saver.save_last()

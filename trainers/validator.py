@@ -6,13 +6,16 @@ import math
 import time
 from collections.abc import Iterator
 
+from data_loader.loaders import ImageDataset
 from trainers.data.batches import Batches
+from trainers.evaluation.pseudo_labels import PseudoLabel, find_pseudo_labels
 from trainers.evaluation.validation import Validation
 from trainers.reporting.progress_bar import Bars
 from trainers.reporting.reporter import Reporter
 from trainers.runtime.device import forward_errors_reported
 from trainers.runtime.stop import SharedStopRequest
 from trainers.tasks.base import Batch
+from trainers.tasks.semi_supervised import SemiSupervisedTask
 from trainers.train_state import TrainState
 
 
@@ -45,9 +48,26 @@ class Validator:
             raise state.not_finite(f"the validation loss became {result.loss}")
         return result
 
+    def pseudo_labels(self) -> list[PseudoLabel]:
+        """Return what the images without labels are taken for at the end of a training, on all processes."""
+        task, unlabelled = self.state.learner.task, self.batches.unlabelled
+        assert isinstance(task, SemiSupervisedTask) and unlabelled is not None
+        guesser, least = task.guesser(self.state.learner.deployed_net())
+        self.stop.world.agree_on_buffers(guesser)
+        images = ImageDataset(unlabelled.data.samples, unlabelled.data.preprocess, at_least=unlabelled.data.at_least)
+        shared = self.batches.shared_batches(len(images))
+
+        def batches() -> Iterator[Batch]:
+            for number, batch in enumerate(self.batches.of(images)):
+                if number < shared:
+                    self.stop.check()
+                yield batch
+
+        return find_pseudo_labels(guesser, batches(), least, self.stop.world)
+
     def _stoppable_batches(self) -> Iterator[Batch]:
         """Yield the batches. Raises StoppedBySignalError, on several processes at the same batch."""
-        total, shared = len(self.batches.val_loader), self.batches.shared_validation_batches()
+        total, shared = len(self.batches.val_loader), self.batches.shared_batches(len(self.batches.val_data))
         for number, batch in enumerate(self.bars.validation(self.batches.validation(), total)):
             if number < shared:
                 self.stop.check()

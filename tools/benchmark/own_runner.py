@@ -71,7 +71,7 @@ def fit(turns: Turns, config: Config) -> None:
 def make_trainer(config: Config, log: Callable[[str], None]) -> Trainer:
     """Build the trainer as train.py does, for one process. Raises UserError."""
     from trainers.builder import build_start_net, build_trainer
-    from trainers.data.reading import read_data
+    from trainers.data.reading import read_data, read_unlabelled_data
     from trainers.reporting.reporter import Reporter, log_nothing
     from trainers.runtime.device import Runtime, choose_device, choose_precision
 
@@ -79,7 +79,8 @@ def make_trainer(config: Config, log: Callable[[str], None]) -> Trainer:
     runtime = Runtime(device, choose_precision(config.precision, device))
     train, val, _ = read_data(config, runtime.world, log_nothing)
     net = build_start_net(config, log_nothing)
-    return build_trainer(config, net, train, val, runtime=runtime, reporter=Reporter(log))
+    unlabelled, _ = read_unlabelled_data(config, train, val, runtime.world, log_nothing)
+    return build_trainer(config, net, train, val, runtime=runtime, reporter=Reporter(log), unlabelled=unlabelled)
 
 
 def load(turns: Turns, config: Config, *, with_start: bool) -> None:

@@ -22,6 +22,7 @@ from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, SampleList
 from tools.doctor.types import Step, TrialData
 from trainers.builder import build_start_net, build_trainer
+from trainers.data.sample_lists import read_unlabelled_list
 from trainers.reporting.reporter import Reporter
 from trainers.runner import processes_wanted
 from trainers.runtime.device import Runtime, choose_device, choose_precision, describe_device
@@ -66,7 +67,10 @@ def _measure(config: Config, train: SampleList, val: SampleList) -> Step:
     notes: list[str] = []
     net = build_start_net(config, notes.append, train.class_names)
     runtime = Runtime(device, choose_precision(config.precision, device))
-    trainer = build_trainer(config, net, train, val, runtime=runtime, reporter=Reporter(notes.append))
+    unlabelled = read_unlabelled_list(config, train.class_names)
+    trainer = build_trainer(
+        config, net, train, val, runtime=runtime, reporter=Reporter(notes.append), unlabelled=unlabelled
+    )
     steps = trainer.batches.plan()[: MAX_STEPS + 1]
     seconds = train_steps(trainer, steps, MAX_SECONDS)
     full = [step.num_samples == steps[0].num_samples for step in steps]

@@ -14,8 +14,9 @@ from data_loader.batch_augment import BatchViews
 from data_loader.epoch_plan import EpochBatches, Step, epoch_order, plan_epoch
 from data_loader.loaders import ImageDataset, end_processes, training_loader, validation_loader
 from data_loader.preprocess import Preprocess
+from trainers.data.unlabelled import UnlabelledBatches
 from trainers.runtime.device import DeviceCopy, Runtime, memory_layout
-from trainers.runtime.out_of_memory import LastBatch
+from trainers.runtime.out_of_memory import IMAGES, LastBatch
 from trainers.tasks.base import Batch
 
 
@@ -33,6 +34,7 @@ class Batches:
         preprocess: Preprocess,
         runtime: Runtime,
         augment: BatchViews | None = None,
+        unlabelled: ImageDataset | None = None,
     ) -> None:
         self.config, self.train_data, self.val_data = config, train_data, val_data
         self.preprocess, self.runtime, self.augment = preprocess, runtime, augment
@@ -46,6 +48,9 @@ class Batches:
         self._layout = memory_layout(config)
         self._part = EpochBatches(world.rank, world.size)
         pin, workers = device.type == "cuda" and config.async_loading, config.dataloader_workers
+        self.unlabelled: UnlabelledBatches | None = None
+        if unlabelled is not None:
+            self.unlabelled = UnlabelledBatches(unlabelled, config.unlabelled_per_labelled, workers, runtime)
         self.train_loader = training_loader(train_data, self._part, workers, pin_memory=pin, device=device)
         self.val_batch_size = 1 if config.val_tiles else config.val_batch_size or 2 * config.batch_size
         self.val_loader = validation_loader(
@@ -68,7 +73,12 @@ class Batches:
         shuffle = self.config.shuffle
         order = epoch_order(self.num_train, epoch, self.config.seed, shuffle=shuffle, groups=self._groups)
         self._part.set_epoch(epoch, order, steps)
-        return self._moved(iter(self.train_loader), epoch)
+        batches: Iterator[dict[str, Any]] = iter(self.train_loader)
+        if self.unlabelled is not None:
+            others = self.unlabelled.training(epoch * self.num_train, steps)
+            both = zip(batches, others, strict=True)
+            batches = ({**checked(batch), "unlabelled": views} for batch, views in both)
+        return self._moved(batches, epoch)
 
     def validation(self) -> Iterator[Batch]:
         """Yield the validation batches. Raises BadImageError."""
@@ -87,14 +97,16 @@ class Batches:
         finally:
             end_processes(loader)
 
-    def shared_validation_batches(self) -> int:
-        """Return how many validation batches every process has at least."""
-        return -(-(len(self.val_data) // self.runtime.world.size) // self.val_batch_size)
+    def shared_batches(self, num_images: int) -> int:
+        """Return how many batches of a validation of so many images every process has at least."""
+        return -(-(num_images // self.runtime.world.size) // self.val_batch_size)
 
     def close(self) -> None:
         """End the loader processes."""
         for loader in (self.train_loader, self.val_loader):
             end_processes(loader)
+        if self.unlabelled is not None:
+            self.unlabelled.close()
 
     def _moved(self, batches: Iterator[dict[str, Any]], epoch: int) -> Iterator[Batch]:
         for batch in batches:
@@ -107,5 +119,6 @@ class Batches:
             yield moved
 
     def _normalized(self, batch: Batch) -> Batch:
-        images = self.preprocess.normalize(batch["image"])
-        return {**batch, "image": images.contiguous(memory_format=self._layout)}
+        names = [name for name in IMAGES if name in batch]
+        images = {name: self.preprocess.normalize(batch[name]) for name in names}
+        return {**batch, **{name: value.contiguous(memory_format=self._layout) for name, value in images.items()}}

@@ -19,7 +19,7 @@ from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import ListError, Sample, SampleList
 from data_loader.targets import ClassLabel, Target
 from trainers.data.image_cache import with_caches
-from trainers.data.sample_lists import read_lists
+from trainers.data.sample_lists import read_lists, read_unlabelled_list
 from trainers.runtime.distributed import World
 from trainers.tasks.table import task_of_config
 
@@ -64,6 +64,29 @@ def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple
         for line in classes_without_images(train, val):
             log(line)
     return train, val, skipped
+
+
+def read_unlabelled_data(
+    config: Config, train: SampleList, val: SampleList, world: World, log: Callable[[str], None]
+) -> tuple[SampleList | None, Skipped]:
+    """Return the images that `semi` learns from without labels, checked, and those left out; None where it is off.
+
+    Raises ListError, BadImageError.
+    """
+    samples = read_unlabelled_list(config, train.class_names)
+    if samples is None:
+        return None, []
+    log(f"{len(samples.samples)} images without labels")
+    if shared := shared_images(samples, val):
+        log(f"warning: {shared} of {len(val.samples)} validation images are learnt from without their labels")
+    if samples.left_out.counts:
+        log(f"note: {samples.root}: left out, as no images: {samples.left_out}")
+    skipped: Skipped = []
+    if config.bad_images == "skip":
+        samples, skipped = _without_bad(config, samples, preprocess_of(config), world, log)
+    if len(samples.samples) < world.size:
+        raise ListError([f"{samples.origin}: fewer images without labels than processes ({world.size})"])
+    return samples, skipped
 
 
 def shared_images(train: SampleList, val: SampleList) -> int:

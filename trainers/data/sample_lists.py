@@ -44,6 +44,24 @@ def read_lists(
     return train, val
 
 
+def read_unlabelled_list(config: Config, class_names: Sequence[str], *, check_files: bool = True) -> SampleList | None:
+    """Return the images that `semi` learns from without labels, None where it is off. Raises ListError."""
+    if not config.semi:
+        return None
+    config = local_packs(config)
+    file = config.unlabelled_data_file
+    if is_pack(file):
+        return read_pack(file, ClassLabel(len(class_names), tuple(class_names)), needs_target=False)
+    return read_unlabelled(
+        file,
+        config.unlabelled_data_root_dir,
+        config.file_label_separator,
+        class_names,
+        check_files=check_files,
+        allow_outside_root=config.allow_outside_root,
+    )
+
+
 def _check_names(list_file: str, class_names: Sequence[str], config: Config) -> None:
     """Raise ListError where classes.txt beside the validation list gives its labels to other classes."""
     own = names_beside(list_file) if list_file and class_names else ()

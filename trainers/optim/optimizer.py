@@ -63,14 +63,20 @@ def build_optimizer(
     decay_norm_and_bias: bool,
     layer_decay: float = 1.0,
     fused: bool = True,
+    companion: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
-    """Return SGD or AdamW over the net's parameter groups.
+    """Return SGD or AdamW over the parameter groups of the net, and of the companion that is trained beside it.
 
     Not `fused` with a gradient scaler: a first step that overflows leaves fused SGD's momentum uninitialised.
     """
-    groups = parameter_groups(
-        net, learning_rate, weight_decay, no_decay_norm_bias=not decay_norm_and_bias, layer_decay=layer_decay
-    )
+    parts = [net]
+    if companion is not None and any(parameter.requires_grad for parameter in companion.parameters()):
+        parts.append(companion)
+    groups = []
+    for part in parts:
+        groups += parameter_groups(
+            part, learning_rate, weight_decay, no_decay_norm_bias=not decay_norm_and_bias, layer_decay=layer_decay
+        )
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov and momentum > 0, fused=fused)

@@ -29,7 +29,7 @@ PAGES: dict[str, Any] = {  # by task
 PLAIN_SECTIONS: dict[str, Any] = {  # unless a page has others; `first_score` is the key and name of a class's first one
     **{"matrix_note": "", "unit": "Images", "first_score": (), "strips": [], "strips_note": ""}
 }
-START_WEIGHTS = "start weights"  # a row that is no figure of the best epoch
+START_WEIGHTS, PSEUDO_LABELS = "start weights", "pseudo-labels"  # rows that are no figures of the best epoch
 NO_MEASURES = {"epoch", "step", "loss", "train_loss"}  # the other keys of a point of the validation's curve
 
 
@@ -44,7 +44,8 @@ class TrainingReport:
     of name and value, and a detector the `precision_recall` of `DetectionValidation`. `skipped_images`: [{"path",
     "where", "reason"}]. `status`: "finished", "stopped early", "interrupted", ... `differing_gradients`: the parameters
     whose gradients were not the same bits when one batch was trained several times; None where the config does not ask.
-    `conclusions`: further shares by name. `earlier`: of the stage before, {"title", "measure", its measure's key,
+    `conclusions`: further shares by name. `pseudo_labels`: what `counts_of` says of the images without
+    labels. `earlier`: of the stage before, {"title", "measure", its measure's key,
     "text", "conclusions", "report"}.
     """
 
@@ -78,6 +79,7 @@ class TrainingReport:
     head: str = ""
     differing_gradients: list[str] | None = None
     conclusions: dict[str, float] = field(default_factory=dict)
+    pseudo_labels: dict[str, Any] = field(default_factory=dict)
     earlier: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def _cards(report: dict[str, Any]) -> list[Card]:
         *of_earlier,
         *top5,
         *(
-            Card(_capitalized(name), value, "" if name == START_WEIGHTS else "best epoch")
+            Card(_capitalized(name), value, "" if name in (START_WEIGHTS, PSEUDO_LABELS) else "best epoch")
             for name, value in report["rows"]
         ),
         Card("Validation loss", number(best.get("loss")), f"final {number(final.get('loss'))}"),

@@ -14,8 +14,9 @@ from common.paths import ROOT
 from configs.schema import Config
 from trainers.data.reading import Skipped
 from trainers.evaluation.classification_metrics import TOP1
+from trainers.evaluation.pseudo_labels import counts_of, write_pseudo_labels
 from trainers.evaluation.validation import Measure, Validation
-from trainers.reporting.report import START_WEIGHTS, TrainingReport, write_report
+from trainers.reporting.report import PSEUDO_LABELS, START_WEIGHTS, TrainingReport, write_report
 from trainers.runtime.device import describe_device
 from trainers.trainer import Trainer
 
@@ -33,6 +34,7 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
     best = best_validation(trainer)
     start = trainer.state.metadata.start_weights
     val_curve = progress.curves["val"]
+    guesses = counts_of(trainer.pseudo_labels, trainer.state.metadata.class_names) if trainer.pseudo_labels else {}
     return TrainingReport(
         title=config.best_checkpoint().stem,
         net=f"{config.model_module_name}.{config.model_net_name}",
@@ -43,7 +45,9 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
         rows=[
             *(best.report_rows() if best else ()),
             *([(START_WEIGHTS, f"{start['package']}, {start['licence']}")] if start else []),
+            *([(PSEUDO_LABELS, f"{guesses['learnt']} of {guesses['images']} images")] if guesses else []),
         ],
+        pseudo_labels=guesses,
         **(best.report_fields() if best else {}),
         curves=progress.curves,
         num_train=batches.num_train,
@@ -80,6 +84,9 @@ def finish(report: TrainingReport, config: Config, trainer: Trainer, log: Callab
     if best is not None and not report.status.startswith("interrupted"):  # who stops it will not wait
         heat_maps = trainer.task.report_images(config.best_checkpoint(), best, trainer.runtime.device)
     page = write_report(report.to_dict(), config.save_path, images=metadata.preprocess.load, heat_maps=heat_maps)
+    if trainer.pseudo_labels and trainer.batches.unlabelled is not None:
+        samples = trainer.batches.unlabelled.data.samples
+        log(f"  pseudo-labels    {write_pseudo_labels(trainer.pseudo_labels, samples, config.save_path)}")
     logger, step = trainer.reporter.logger, trainer.progress.step
     if report.status in ENDED:
         trainer.validator.task.log_end(logger, trainer.batches.val_data.samples, metadata, step)

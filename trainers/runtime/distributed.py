@@ -72,6 +72,13 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Return the mean of a tensor over the processes of the group; without a group the tensor itself."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    return sum_over_processes(values.clone()) / dist.get_world_size()
+
+
 def gather_over_processes(values: list[Any]) -> list[Any]:
     """Return the lists of all processes of the group, one after the other; without a group the list itself."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -12,6 +12,8 @@ from configs.schema import Config
 from trainers.tasks.base import Task
 from trainers.train_step import Learner
 
+IMAGES = ("image", "unlabelled")  # of a batch
+
 
 @dataclass(frozen=True)
 class LastBatch:
@@ -33,7 +35,8 @@ class LastBatch:
             name: torch.zeros(count * (shape[0] // self.count), *shape[1:], dtype=dtype, device=device)
             for name, (shape, dtype) in self.shapes.items()
         }
-        return {**batch, "image": batch["image"].contiguous(memory_format=layout)}
+        images = {name: batch[name].contiguous(memory_format=layout) for name in IMAGES if name in batch}
+        return {**batch, **images}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

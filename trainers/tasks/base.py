@@ -60,6 +60,8 @@ class Task(nn.Module, ABC):
         super().__init__()
         self.net = net
         self.teachers: Teachers | None = None  # whose outputs the net learns beside its labels
+        self.companion: nn.Module | None = None  # trained and resumed with the net, but never validated or deployed
+        self.rate, self.step = 0.0, 0  # learning rate of the present step, and the steps done before
         self.watch_output: Callable[[torch.Tensor, Batch], None] | None = None  # called with a training batch's output
         self.check_stop: Callable[[], None] = lambda: None  # called between batches that a task reads itself; may raise
 

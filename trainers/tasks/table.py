@@ -10,6 +10,8 @@ from nets.support.errors import NetError
 from trainers.tasks.base import Task
 from trainers.tasks.classification import ClassificationTask
 from trainers.tasks.detection import DetectionTask
+from trainers.tasks.fixmatch import FixMatchTask
+from trainers.tasks.mpl import MplTask
 from trainers.tasks.pim import PimTask
 from trainers.tasks.segmentation import ChangeTask, SegmentationTask
 from trainers.tasks.simsiam import SimSiamTask
@@ -17,6 +19,7 @@ from trainers.tasks.simsiam import SimSiamTask
 TASKS: dict[str, type[Task]] = {
     task.name: task for task in (ClassificationTask, PimTask, SimSiamTask, SegmentationTask, ChangeTask, DetectionTask)
 }
+SEMI_SUPERVISED: dict[str, type[Task]] = {"fixmatch": FixMatchTask, "mpl": MplTask}  # of classes, by `semi`
 
 
 def task_of_config(config: Config) -> type[Task]:
@@ -30,6 +33,8 @@ def task_of_net(net: nn.Module, config: Config) -> type[Task]:
 
 
 def _task(name: str, config: Config) -> type[Task]:
+    if config.semi and name == ClassificationTask.name:
+        return SEMI_SUPERVISED[config.semi]
     if name not in TASKS:
         net = f"nets/{config.model_module_name}.py: {config.model_net_name}"
         raise NetError(f'{net} is for the task "{name}", which is none of {", ".join(TASKS)}')
