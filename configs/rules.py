@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.formatting import short_json
 from common.paths import PACK_ENDING
-from configs.schema import ON_CPU_ONLY, Config
+from configs.schema import ON_CPU_ONLY, OWN_AVERAGE, Config
 
 LEAST_STD = 1e-9  # an image divided by less has no float32
 NET = ("model_module_name", "model_net_name")  # the keys that choose the net, and with it the task
@@ -51,7 +51,7 @@ def find_missing_files(config: Config, to_come: Path | None) -> list[Problem]:
     problems += [
         Problem(f'distill_from "{path}" is not a file', ("distill_from",))
         for path in config.distill_from
-        if not os.path.isfile(path)  # noqa: PTH113
+        if path != OWN_AVERAGE and not os.path.isfile(path)  # noqa: PTH113
     ]
     mode, weights = config.train_mode, config.start_weights()
     if config.starts_from_file() and weights != to_come and not os.path.exists(weights):  # noqa: PTH110
@@ -154,6 +154,14 @@ def _of_the_net(config: Config) -> Iterator[Row]:
     cannot_learn = has_more_than_logits or config.model_module_name == "torchvision_detectors_module"
     sentence = f"distill_from is for nets whose outputs are learnt as they are, not for {name}"
     yield bool(config.distill_from) and cannot_learn, sentence, ("distill_from", *NET)
+    learns_itself = OWN_AVERAGE in config.distill_from
+    sentence = f'distill_from "{OWN_AVERAGE}" is the average of the weights; set ema_decay, such as to 0.99'
+    yield learns_itself and not config.ema_decay, sentence, ("distill_from", "ema_decay")
+    reviews = bool(config.distill_from) and config.distill_method == "review"
+    sentence = f'distill_method "review" learns other nets\' feature maps, not those of "{OWN_AVERAGE}"'
+    yield reviews and learns_itself, sentence, ("distill_method", "distill_from")
+    sentence = 'distill_method "review" looks into the net, which compile does not allow; leave one out'
+    yield reviews and bool(config.compile), sentence, ("distill_method", "compile")
     mixes = bool(config.mixup_alpha or config.cutmix_alpha)
     sentence = 'distill_method "dkd" needs one class an image; leave mixup_alpha and cutmix_alpha out, or use "logits"'
     is_mixed = bool(config.distill_from) and config.distill_method == "dkd" and mixes

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_CONFIG = "configs/config.json"
 PACKAGE = "package:"  # of a pretrained_file that a Python package holds
+OWN_AVERAGE = "ema"  # of distill_from
 ON_CPU_ONLY = (
     "rotation_degrees",
     "auto_augment",
@@ -183,10 +184,13 @@ class Config(BaseModel):
         "cross_entropy", description="masks: the loss of an image's pixels; class_weights are cross entropy's"
     )
     distill_from: list[str] = Field(
-        [], description="checkpoints of trained nets (teachers) whose outputs are learnt beside the labels; their mean"
+        [],
+        description="checkpoints of trained nets (teachers) whose outputs are learnt beside the labels; their mean; "
+        '"ema": the average of the net\'s own weights',
     )
-    distill_method: Literal["logits", "dkd"] = Field(
-        "logits", description="distillation: softened probabilities, or decoupled (classification alone)"
+    distill_method: Literal["logits", "dkd", "review"] = Field(
+        "logits",
+        description="distillation: softened probabilities; or of classes alone these decoupled, or the feature maps",
     )
     distill_weight: float = Field(1.0, ge=0, description="distillation: of the teachers' term beside the labels'")
     distill_temperature: float = Field(4.0, gt=0, le=100, description="distillation: softens the probabilities")

@@ -62,6 +62,8 @@ def build_trainer(
     view = preprocess
     if task.teachers is not None:
         view = task.teachers.view
+        if config.distill_method == "review":
+            task.companion = task.teachers.review_features(net)
         task.teachers.epochs = lambda: progress.epoch + progress.consumed / max(1, len(train.samples))
     batches = Batches(
         config,

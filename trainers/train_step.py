@@ -12,7 +12,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from artifacts.checkpoint import Checkpoint
-from configs.schema import Config
+from configs.schema import OWN_AVERAGE, Config
 from data_loader.epoch_plan import Step
 from trainers.optim.optimizer import (
     AveragedNet,
@@ -61,6 +61,8 @@ class Learner:
             companion=task.companion,
         )
         self.ema = AveragedNet(task.net, config.ema_decay) if config.ema_decay else None
+        if self.ema is not None and task.teachers is not None and OWN_AVERAGE in config.distill_from:
+            task.teachers.add_average(self.ema.net)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         if config.compile:
             compile_net(task.net, config.compile)
@@ -80,7 +82,7 @@ class Learner:
         self.task.train()
         for part in self.parts:
             hold_frozen_in_eval(part)
-            if self.freezes_norms:
+            if self.freezes_norms and isinstance(part, type(self.task.net)):  # what is new has no statistics yet
                 hold_norms_in_eval(part)
 
     def step(self, step: Step, batches: Iterator[Batch], *, number: int, rate: float, seed: int) -> StepLosses:

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
 from data_loader.preprocess import Preprocess
+from nets.net_interface import build_net
+from nets.support.errors import NetError
 from tests.helpers.boxes import box_nets, write_boxes
 from tests.helpers.boxes import write_config as write_box_config
 from tests.helpers.breaking import dying_after_save
 from tests.helpers.masks import mask_nets, write_config, write_scenes
 from trainers.tasks.distillation_losses import decoupled, imitated_boxes, soft_cross_entropy, soft_labels
+from trainers.tasks.feature_review import hierarchical_distance, stages_of, watching
 from trainers.tasks.teachers import Teacher, Teachers
 
 T = 4.0
@@ -221,6 +224,94 @@ def test_mistakes(
         ({"distill_method": "dkd", "mixup_alpha": 0.2}, 'distill_method "dkd" needs one class an image'),
         ({"num_channels": 1}, "net.pth takes 3 channels, this training 1"),
         (pim, "distill_from is for nets whose outputs are learnt as they are, not for PIM"),
+    ):
+        assert run_train(taught(**changes)) == 2, text
+        err = capsys.readouterr().err
+        assert text in err and "Traceback" not in err
+
+
+# --- feature maps, and the average of the weights
+
+
+class Stages(nn.Module):
+    """Two stages of 4 and 6 channels at 8 and 4 px, and a head: (N, 3, 16, 16) to (N, 3)."""
+
+    def __init__(self, channels: tuple[int, int] = (4, 6)) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels[0], 3, stride=2, padding=1)
+        self.deep = nn.Sequential(nn.Conv2d(channels[0], channels[1], 3, stride=2, padding=1), nn.ReLU())
+        self.head = nn.Linear(channels[1], 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.deep(self.stem(images)).mean(dim=(2, 3)))
+        return logits
+
+
+def test_stages_are_the_last_maps_of_each_size() -> None:
+    net = Stages()
+    assert stages_of(net, torch.zeros(1, 3, 16, 16)) == [("stem", 4), ("deep", 6)]
+    assert net.training and not any(module._forward_hooks for module in net.modules())
+    with watching(net, ["stem", "deep"]) as maps:
+        net(torch.zeros(2, 3, 16, 16))
+    assert [tuple(one.shape) for one in maps] == [(2, 4, 8, 8), (2, 6, 4, 4)]
+    resnet = build_net("resnet_module", "resnet18", num_classes=3, num_channels=3, img_height=64, img_width=64)
+    deepest = [("layer1", 64), ("layer2", 128), ("layer3", 256), ("layer4", 512)]
+    assert stages_of(resnet, torch.zeros(1, 3, 64, 64)) == deepest
+    with pytest.raises(NetError, match="needs two feature maps of different sizes, and a net has 1"):
+        stages_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), torch.zeros(1, 3, 8, 8))
+
+
+def test_the_distance_of_maps_is_that_of_their_averages_too() -> None:
+    made, wanted = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
+    wanted[:, :, ::2] = 1.0  # every second row: 1/2 in each average
+    expected = (0.5 + 0.25 / 2 + 0.25 / 4 + 0.25 / 8) / (1 + 1 / 2 + 1 / 4 + 1 / 8)
+    assert hierarchical_distance(made, wanted).item() == pytest.approx(expected)
+    assert hierarchical_distance(made[..., :2, :2], torch.ones(1, 2, 2, 2)).item() == pytest.approx(1.0)
+
+
+def test_maps_are_learnt_until_they_are_the_teachers() -> None:
+    """A review fits maps that a projection makes of the net's own; what the teacher sees gets no gradient."""
+    torch.manual_seed(0)
+    net, teacher = Stages(), Stages((5, 7)).eval().requires_grad_(False)
+    preprocess = Preprocess(16, 16)
+    teachers = Teachers([Teacher(teacher, preprocess, (0, 1, 2))], preprocess, method="review")
+    reviews = teachers.review_features(net)
+    optimizer = torch.optim.Adam([*net.parameters(), *reviews.parameters()], 0.01)
+    images, losses = random_logits(3, 8, 3, 16, 16), []
+    for _ in range(60):
+        with teachers.watching(net) as maps:
+            net(images)
+        loss = teachers.loss_of_maps(maps, images)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+    assert net.head.weight.grad is None and teacher.head.weight.grad is None
+
+
+@pytest.mark.parametrize("changes", [{"distill_method": "review"}, {"distill_from": ["ema"], "ema_decay": 0.9}])
+def test_what_is_beside_the_net_is_resumed(taught: Callable[..., Path], dataset: Path, changes: dict[str, Any]) -> None:
+    config = taught(num_epochs=2, save_interval_steps=1, **changes)
+    assert run_train(config) == 0
+    stopped = ["--set", f"save_path={dataset / 'stopped'}"]
+    with dying_after_save(3, KeyboardInterrupt):
+        assert run_train(config, *stopped) == 130
+    assert run_train(config, *stopped, "--resume") == 0
+    whole, resumed = (load_checkpoint(dataset / name / "net_last.pth") for name in ("weights", "stopped"))
+    assert weights_sha256(resumed.net) == weights_sha256(whole.net)
+    assert (whole.companion is not None) == ("distill_method" in changes)
+    best = load_checkpoint(dataset / "weights/net.pth")
+    build_net(**best.metadata.net_arguments()).load_state_dict(best.deployed())
+    assert run_train(config, "--set", "distill_from=[]", "--set", "distill_method=logits", *stopped) == 0
+    assert weights_sha256(load_checkpoint(dataset / "stopped/net_last.pth").net) != weights_sha256(whole.net)
+
+
+def test_mistakes_of_maps_and_averages(taught: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    for changes, text in (
+        ({"distill_from": ["ema"]}, 'distill_from "ema" is the average of the weights; set ema_decay'),
+        ({"distill_from": ["ema"], "ema_decay": 0.9, "distill_method": "review"}, "not those of"),
+        ({"distill_method": "review", "compile": True}, "which compile does not allow"),
     ):
         assert run_train(taught(**changes)) == 2, text
         err = capsys.readouterr().err

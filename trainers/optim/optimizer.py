@@ -74,8 +74,9 @@ def build_optimizer(
         parts.append(companion)
     groups = []
     for part in parts:
+        decay = layer_decay if isinstance(part, type(net)) else 1.0  # of another net of the kind
         groups += parameter_groups(
-            part, learning_rate, weight_decay, no_decay_norm_bias=not decay_norm_and_bias, layer_decay=layer_decay
+            part, learning_rate, weight_decay, no_decay_norm_bias=not decay_norm_and_bias, layer_decay=decay
         )
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)

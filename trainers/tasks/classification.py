@@ -81,10 +81,13 @@ class ClassificationTask(Task):
     def training_step(self, batch: Batch, generator: np.random.Generator) -> dict[str, torch.Tensor]:
         """Return {"loss": scalar to minimise} for images (N, C, H, W) and labels (N,)."""
         images, targets = self.training_inputs(batch, generator)
-        logits = self.net(self.own_view(images))
-        losses = {"loss": self.cross_entropy(logits, targets)}
         if self.teachers is None:
-            return losses
+            return {"loss": self.cross_entropy(self.net(images), targets)}
+        with self.teachers.watching(self.net) as maps:
+            logits = self.net(self.own_view(images))
+        losses = {"loss": self.cross_entropy(logits, targets)}
+        if self.teachers.reviews is not None:
+            return self.distilled(losses, self.teachers.loss_of_maps(maps, images))
         return self.distilled(losses, self.teachers.loss_of_classes(logits, images, batch["index"], targets))
 
     def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,20 +14,21 @@ from artifacts.checkpoint import load_checkpoint
 from artifacts.class_names import compared, labels_by_name
 from artifacts.errors import CheckpointError
 from artifacts.metadata import ModelMetadata
-from configs.schema import Config
+from configs.schema import OWN_AVERAGE, Config
 from data_loader.preprocess import Preprocess
 from nets.net_interface import build_net
 from nets.support.errors import NetError
 from trainers.tasks.distillation_losses import decoupled, imitated_boxes, soft_cross_entropy, soft_labels
+from trainers.tasks.feature_review import FeatureReview, stages_of, watching
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen net, how its input is made, and which of its outputs each of the student's classes is."""
+    """A frozen net, how its input is made, and which of its outputs each of the student's classes is (None: the same)."""
 
     net: nn.Module
     preprocess: Preprocess
-    order: tuple[int, ...]
+    order: tuple[int, ...] | None
 
 
 class Teachers:
@@ -56,6 +58,8 @@ class Teachers:
         own = student.height, student.width
         sides = [(one.preprocess.height, one.preprocess.width) for one in teachers] if has_large_views else []
         self.size = max([*sides, own], key=lambda side: side[0] * side[1])  # of a view
+        self.reviews: nn.ModuleList | None = None  # of the feature maps, one for each teacher
+        self._stages: tuple[list[str], list[list[str]]] = [], []  # names: the net's, and each teacher's
         self._kept: dict[int, Tensor] | None = {} if is_fixed else None  # soft labels (K,) by index
 
     @property
@@ -71,6 +75,34 @@ class Teachers:
         """Return `distill_weight`, rising from 0 over the epochs of the warm-up."""
         share = self.epochs() / self.warmup_epochs if self.warmup_epochs else 1.0
         return self.weight * min(1.0, share)
+
+    def add_average(self, net: nn.Module) -> None:
+        """Let the average of the net's own weights teach it, too (`distill_from` "ema")."""
+        self.teachers = [*self.teachers, Teacher(net.eval(), self.student, None)]
+
+    def review_features(self, net: nn.Module) -> nn.ModuleList:
+        """Prepare `distill_method` "review" of a net's maps; return what is trained for it. Raises NetError."""
+        found = [stages_of(net, _trial(self.student))]
+        found += [stages_of(one.net, _trial(one.preprocess)) for one in self.teachers]
+        names = [[name for name, _ in stages] for stages in found]
+        channels = [[count for _, count in stages] for stages in found]
+        self._stages = names[0], names[1:]
+        self.reviews = nn.ModuleList(FeatureReview(channels[0], wanted) for wanted in channels[1:])
+        return self.reviews
+
+    def watching(self, net: nn.Module) -> AbstractContextManager[list[Tensor]]:
+        """Collect the maps that a net makes inside, where they are reviewed."""
+        return nullcontext([]) if self.reviews is None else watching(net, self._stages[0])
+
+    def loss_of_maps(self, maps: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Return the loss of the net's maps, shallow to deep, for views, a mean over the teachers."""
+        assert self.reviews is not None
+        losses = []
+        for review, teacher, names in zip(self.reviews, self.teachers, self._stages[1], strict=True):
+            with watching(teacher.net, names) as wanted:
+                self._answer(teacher, images)
+            losses.append(review(maps, wanted))
+        return torch.stack(losses).mean()
 
     def loss_of_classes(self, logits: Tensor, images: Tensor, indices: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of logits (N, K) for views; `targets` (N,) are the labels, or (N, K) of mixed images."""
@@ -102,12 +134,20 @@ class Teachers:
         return torch.stack([self._kept[number] for number in numbers])
 
     @torch.no_grad()
+    def _answer(self, teacher: Teacher, images: Tensor) -> Tensor:
+        """Return a teacher's output for views at its own size and normalisation."""
+        size = teacher.preprocess.height, teacher.preprocess.width
+        output: Tensor = teacher.net(_rescaled(_resized(images, size), self.student, teacher.preprocess))
+        return output
+
     def _outputs(self, images: Tensor, first: int = 0) -> list[Tensor]:
         """Return each teacher's output, its classes in the student's order; of rows they begin at column `first`."""
         found = []
         for teacher in self.teachers:
-            size = teacher.preprocess.height, teacher.preprocess.width
-            output = teacher.net(_rescaled(_resized(images, size), self.student, teacher.preprocess))
+            output = self._answer(teacher, images)
+            if teacher.order is None:
+                found.append(output)
+                continue
             axis = output.ndim - 1 if first else 1
             order = [*range(first), *(first + label for label in teacher.order)]
             found.append(output.index_select(axis, torch.tensor(order, device=output.device)))
@@ -119,14 +159,16 @@ def teachers_of(config: Config, student: ModelMetadata, device: torch.device) ->
     if not config.distill_from:
         return None
     teachers = Teachers(
-        [_teacher(path, student, device) for path in config.distill_from],
+        [_teacher(path, student, device) for path in config.distill_from if path != OWN_AVERAGE],
         student.preprocess,
         method=config.distill_method,
         temperature=config.distill_temperature,
         weight=config.distill_weight,
         warmup_epochs=config.distill_warmup_epochs,
         has_large_views=student.output == "logits",
-        is_fixed=not (config.data_aug or config.mixup_alpha or config.cutmix_alpha),
+        is_fixed=not (
+            config.data_aug or config.mixup_alpha or config.cutmix_alpha or OWN_AVERAGE in config.distill_from
+        ),
     )
     own = student.preprocess.height, student.preprocess.width
     if config.data_cache != "none" and teachers.size != own:
@@ -151,6 +193,11 @@ def _teacher(path: str, student: ModelMetadata, device: torch.device) -> Teacher
     net = build_net(**metadata.net_arguments())
     net.load_state_dict(saved.deployed())
     return Teacher(net.to(device).eval().requires_grad_(False), metadata.preprocess, order)
+
+
+def _trial(preprocess: Preprocess) -> Tensor:
+    """Return an image of zeros (1, C, H, W) as a net takes it."""
+    return torch.zeros(1, preprocess.channels, preprocess.height, preprocess.width)
 
 
 def _resized(images: Tensor, size: tuple[int, ...]) -> Tensor:
