@@ -254,7 +254,8 @@ def test_stages_are_the_last_maps_of_each_size() -> None:
     with watching(net, ["stem", "deep"]) as maps:
         net(torch.zeros(2, 3, 16, 16))
     assert [tuple(one.shape) for one in maps] == [(2, 4, 8, 8), (2, 6, 4, 4)]
-    resnet = build_net("resnet_module", "resnet18", num_classes=3, num_channels=3, img_height=64, img_width=64)
+    sizes = {"num_channels": 3, "img_height": 64, "img_width": 64}
+    resnet = build_net("resnet_module", "resnet18", num_classes=3, model_args={}, **sizes)
     deepest = [("layer1", 64), ("layer2", 128), ("layer3", 256), ("layer4", 512)]
     assert stages_of(resnet, torch.zeros(1, 3, 64, 64)) == deepest
     with pytest.raises(NetError, match="needs two feature maps of different sizes, and a net has 1"):

@@ -24,7 +24,7 @@ from trainers.tasks.feature_review import FeatureReview, stages_of, watching
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen net, how its input is made, and which of its outputs each of the student's classes is (None: the same)."""
+    """A frozen net, how its input is made, and which of its outputs each of the student's classes is; None: the same."""
 
     net: nn.Module
     preprocess: Preprocess
@@ -158,6 +158,7 @@ def teachers_of(config: Config, student: ModelMetadata, device: torch.device) ->
     """Return the teachers of a config, None where it names none. Raises CheckpointError, NetError."""
     if not config.distill_from:
         return None
+    is_varied = bool(config.data_aug or config.mixup_alpha or config.cutmix_alpha)
     teachers = Teachers(
         [_teacher(path, student, device) for path in config.distill_from if path != OWN_AVERAGE],
         student.preprocess,
@@ -166,9 +167,7 @@ def teachers_of(config: Config, student: ModelMetadata, device: torch.device) ->
         weight=config.distill_weight,
         warmup_epochs=config.distill_warmup_epochs,
         has_large_views=student.output == "logits",
-        is_fixed=not (
-            config.data_aug or config.mixup_alpha or config.cutmix_alpha or OWN_AVERAGE in config.distill_from
-        ),
+        is_fixed=not is_varied and OWN_AVERAGE not in config.distill_from,
     )
     own = student.preprocess.height, student.preprocess.width
     if config.data_cache != "none" and teachers.size != own:
