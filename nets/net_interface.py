@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import nets
 from common.formatting import did_you_mean
 from nets.support.errors import NetError
 
@@ -19,6 +20,7 @@ NETS_DIR = Path(__file__).resolve().parent
 CONFIG_KEYS = ("num_classes", "num_channels", "img_height", "img_width")
 FROM_THE_CONFIG = {**{key: key for key in CONFIG_KEYS}, "in_size": "img_height"}  # a net's parameter: its config key
 NOT_NETS = ("__init__", "net_interface")
+_further: list[Path] = []  # folders of a user's own program
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,14 @@ def build_net(
     arguments = {name: values[key] for name, key in keys.items()}
     maker = getattr(importlib.import_module(f"nets.{module_name}"), net_name)
     if maker.__module__ != f"nets.{module_name}":
-        raise NetError(
-            f"nets/{module_name}.py: {net_name} comes from {maker.__module__}; only nets defined here are built"
-        )
+        file = _file(module_name, net_name)
+        raise NetError(f"{file}: {net_name} comes from {maker.__module__}; only nets defined here are built")
     try:
         net: nn.Module = maker(**arguments, **model_args)
     except NetError:
         raise
     except ValueError as error:
-        raise NetError(f"nets/{module_name}.py: {net_name}: {error}") from error
+        raise NetError(f"{_file(module_name, net_name)}: {net_name}: {error}") from error
     return net
 
 
@@ -97,7 +98,7 @@ def declared_task(module_name: str, net_name: str) -> str:
     Raises NetError.
     """
     check_names(module_name, net_name)
-    tree = ast.parse((NETS_DIR / f"{module_name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(_module_path(module_name, net_name).read_text(encoding="utf-8"))
     named = {node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
     node = named[net_name]
     if isinstance(node, ast.FunctionDef):
@@ -116,10 +117,23 @@ def declared_task(module_name: str, net_name: str) -> str:
     return ""
 
 
+def add_folder(folder: Path) -> None:
+    """Let the files of another folder be modules of nets, too, for as long as this process runs.
+
+    Only a program of the user's own calls it, with its own folder. Raises NetError where a name is taken in `nets/`.
+    """
+    for path in sorted(folder.glob("*.py")):
+        if (NETS_DIR / path.name).exists() and path.stem != "__init__":
+            raise NetError(f"{path}: nets/ has a module of this name already; choose another")
+    if folder not in _further:
+        _further.append(folder)
+        nets.__path__.append(str(folder))
+
+
 def available_nets() -> dict[str, list[str]]:
     """Return the nets of every module of `nets/` that has any, both sorted. Nothing is imported."""
     found = {}
-    for path in sorted(NETS_DIR.glob("*.py")):
+    for path in sorted(_files(), key=lambda path: path.stem):
         if path.stem.startswith("_") or path.stem in NOT_NETS:
             continue
         try:
@@ -157,7 +171,7 @@ def check_model_args(module_name: str, net_name: str, model_args: Mapping[str, A
         if parameter.required and name not in model_args
     ]
     if problems:
-        raise NetError(f"nets/{module_name}.py: {net_name}: " + "; ".join(problems))
+        raise NetError(f"{_file(module_name, net_name)}: {net_name}: " + "; ".join(problems))
 
 
 def net_parameters(module_name: str, net_name: str) -> list[NetParameter]:
@@ -170,7 +184,9 @@ def net_parameters(module_name: str, net_name: str) -> list[NetParameter]:
         hint = did_you_mean(net_name, nets, ignore_case=True)
         hint = f'; did you mean "model_module_name": "{homes[0]}"?' if homes else hint
         names = ", ".join(sorted(nets)) or "none"
-        raise NetError(f'nets/{module_name}.py has no net "{net_name}" (model_net_name){hint}; it has: {names}')
+        raise NetError(
+            f'{_file(module_name, net_name)} has no net "{net_name}" (model_net_name){hint}; it has: {names}'
+        )
     return nets[net_name]
 
 
@@ -184,14 +200,26 @@ def _module_path(module_name: str, net_name: str) -> Path:
             "model_module_name must be the name of a file in nets/ without .py (letters, digits, _), "
             f"got {module_name!r}"
         )
-    path = NETS_DIR / f"{module_name}.py"
-    in_folder = module_name in {other.stem for other in NETS_DIR.glob("*.py")}  # exact, also where names ignore case
-    if module_name in NOT_NETS or not in_folder:
+    paths = {path.stem: path for path in _files()}  # exact, also where names ignore case
+    if module_name in NOT_NETS or module_name not in paths:
         names = available_nets()
         homes = _modules_with(net_name)
         hint = f'; did you mean "{homes[0]}"?' if homes else did_you_mean(module_name, names, ignore_case=True)
         raise NetError(f'nets/ has no module "{module_name}" (model_module_name){hint}; it has: {", ".join(names)}')
-    return path
+    return paths[module_name]
+
+
+def _file(module_name: str, net_name: str) -> str:
+    """Return a net's file for messages, such as "nets/resnet_module.py"."""
+    return _shown(_module_path(module_name, net_name))
+
+
+def _shown(path: Path) -> str:
+    return f"{'nets' if path.parent == NETS_DIR else path.parent.name}/{path.name}"
+
+
+def _files() -> list[Path]:
+    return [path for folder in (NETS_DIR, *_further) for path in folder.glob("*.py")]
 
 
 def _is_public_identifier(name: object) -> bool:
@@ -203,7 +231,7 @@ def _declared_nets(path: Path) -> dict[str, list[NetParameter]]:
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
-        raise NetError(f"nets/{path.name}:{error.lineno}: {error.msg}") from error
+        raise NetError(f"{_shown(path)}:{error.lineno}: {error.msg}") from error
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     nets = {}
     for node in tree.body:

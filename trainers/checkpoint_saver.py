@@ -22,6 +22,7 @@ class CheckpointSaver:
         self.best, self.last = state.config.best_checkpoint(), state.config.last_checkpoint()
         self.resumes = False  # then the files beside `last` are this training's past
         self.last_is_removed = False  # by the program around a training that has finished
+        self.last_saved: Callable[[], None] = lambda: None  # called on rank 0 whenever the last checkpoint is complete
         self._backups = state.config.keep_checkpoints - 1
         self._has_saved = False
 
@@ -55,6 +56,7 @@ class CheckpointSaver:
             checkpoint = self.state.checkpoint(with_training_state=True)
             save_checkpoint(checkpoint, self.last, backups=self._backups if keeps else 0)
         self._has_saved = True
+        self.last_saved()
 
 
 class BestNet:

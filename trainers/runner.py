@@ -127,7 +127,7 @@ def _train(
         try:
             with lost_peers_reported():
                 config = with_measured_bands(config, world, log)
-                train, val, skipped = read_data(config, world, log)
+                train, val, skipped = read_data(config, world, log, hooks.lists_read)
                 unlabelled, more_skipped = read_unlabelled_data(config, train, val, world, log)
         except ProgramError as error:
             _print_failure(error, world)
@@ -253,6 +253,7 @@ def _prepare_trainer(
         where = f"after epoch {progress.epoch}, the last," if is_over else f"in epoch {progress.epoch + 1}"
         log(f"resuming {where} at step {progress.step}")
     logger.config_text(config.model_dump())
+    trainer.further_numbers = hooks.further_numbers
     hooks.training_ready(trainer)
     trainer.epoch_ended = functools.partial(hooks.epoch_ended, trainer)
     return trainer

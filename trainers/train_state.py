@@ -57,6 +57,11 @@ class Progress:
         """Return the point of a validation at the present place, for the curves."""
         return {"epoch": self.epoch, "step": self.step, "loss": validation.loss, **validation.scalars()}
 
+    def further_numbers(self) -> dict[str, float]:
+        """Return the numbers of the best validation that a program around the training has added, by name."""
+        rows = [row for row in self.curves["val"] if row["step"] == self.best.get("step")]
+        return {name: value for row in rows for name, value in row.items() if name not in {"train_loss", *self.best}}
+
     def add_train_point(self, step: int, loss: float, learning_rate: float) -> None:
         """Add a point to the training's curve, which is thinned out where it grows long."""
         curve = self.curves["train"]

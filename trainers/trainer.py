@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from tqdm import tqdm
 
@@ -62,6 +62,7 @@ class Trainer:
         self.bars = Bars(config.num_epochs, are_shown=reporter.show_progress and runtime.world.is_main)
         self.validator = Validator(self.state, batches, self.stop, reporter, self.bars)
         self.epoch_ended: Callable[[Validation], None] = lambda result: None  # called once all of an epoch is saved
+        self.further_numbers: Callable[[Validation], Mapping[str, float]] = lambda result: {}  # for the report
         self.differing_gradients: list[str] | None = None  # None: the config does not ask for `check_determinism`
         self.pseudo_labels: list[PseudoLabel] = []  # of the images without labels, at the end of the training
         progress.num_train = progress.num_train or batches.num_train
@@ -180,7 +181,8 @@ class Trainer:
         line = f"epoch {progress.epoch}/{self.config.num_epochs}  {task.loss_names[0]} {train_loss:.4f}"
         if result is not None:
             self.best.count_gain(result, self.config.validation_interval)
-            progress.curves["val"].append({**self.best.keep(result), "train_loss": train_loss})
+            further = self._further_numbers(result)
+            progress.curves["val"].append({**further, **self.best.keep(result), "train_loss": train_loss})
             line += epoch_summary(task, result, progress.best[task.measure.key])
         self.saver.save_last()
         self.reporter.logger.scalars({"train/epoch_loss": train_loss}, progress.step)
@@ -188,6 +190,11 @@ class Trainer:
         self.reporter.log(f"{line}  {progress.images_per_second():.0f} img/s")
         if result is not None:
             self.epoch_ended(result)
+
+    def _further_numbers(self, result: Validation) -> Mapping[str, float]:
+        numbers = {name: float(value) for name, value in self.further_numbers(result).items()}
+        self.reporter.logger.scalars({f"val/{name}": value for name, value in numbers.items()}, self.progress.step)
+        return numbers
 
     def _step_seed(self) -> int:
         return step_seed(self.config.seed, self.progress.step, self.runtime.world.rank)

@@ -25,16 +25,24 @@ from trainers.tasks.table import task_of_config
 
 BAD_SHOWN = 20
 Skipped = list[dict[str, str]]  # path, where, reason
+Lists = tuple[SampleList, SampleList]  # to train with, and to validate with
 
 
-def read_data(config: Config, world: World, log: Callable[[str], None]) -> tuple[SampleList, SampleList, Skipped]:
-    """Return both lists, checked, and the images left out of them.
+def read_data(
+    config: Config,
+    world: World,
+    log: Callable[[str], None],
+    change: Callable[[SampleList, SampleList], Lists] | None = None,
+) -> tuple[SampleList, SampleList, Skipped]:
+    """Return both lists, checked, and the images left out of them; `change` may put others in their place.
 
     Raises ListError, CacheError, LoaderProcessError; BadImageError where more images are bad than allowed.
     """
     task = task_of_config(config)
     target = task.target(config)
     train, val = read_lists(config, target)
+    if change is not None:
+        train, val = change(train, val)
     if train.origin == val.origin:
         log(f"warning: training and validation read the same images ({val.origin}); the accuracy will mean little")
     elif shared := shared_images(train, val):

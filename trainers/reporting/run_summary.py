@@ -44,6 +44,7 @@ def build_report(config: Config, trainer: Trainer, skipped: Skipped, status: str
         final=val_curve[-1] if val_curve else {},
         rows=[
             *(best.report_rows() if best else ()),
+            *((name, f"{value:.4f}") for name, value in progress.further_numbers().items()),
             *([(START_WEIGHTS, f"{start['package']}, {start['licence']}")] if start else []),
             *([(PSEUDO_LABELS, f"{guesses['learnt']} of {guesses['images']} images")] if guesses else []),
         ],
