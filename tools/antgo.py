@@ -1,4 +1,4 @@
-"""The one entry of the data set tools: `python -m tools.antgo WORDS`, such as `extract/images --src a --tgt b`."""
+"""The one entry of antgo's commands: `python -m tools.antgo WORDS`, such as `label/start --src a` or `create mvp`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "download/copy": "a file or folder from any address that fsspec reads",
     "download/aliyun": "the same, by antgo's name",
 }
+PROJECT_VERBS = {  # the same; its module is tools.projects.NAME, whose VERB reads the second word
+    "create": "an experiment to start from: create mvp",
+}
 
 
 class WordsError(UserError):
@@ -50,15 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = words[1:] if words[:1] == ["tool"] else words
     if not words or words[0] in ("-h", "--help"):
         return run_program("antgo", _list_verbs)
-    if words[0] not in VERBS:
+    if words[0] not in VERBS | PROJECT_VERBS:
         return run_program("antgo", lambda: _refuse(words[0]))
-    module = importlib.import_module("tools.datasets." + words[0].replace("/", "_"))
+    package = "tools.projects." if words[0] in PROJECT_VERBS else "tools.datasets."
+    module = importlib.import_module(package + words[0].replace("/", "_"))
     return int(module.VERB.main(words[1:]))
 
 
 def _list_verbs() -> int:
     print("python -m tools.antgo WORDS; each has --help")
-    for name, summary in VERBS.items():
+    for name, summary in (VERBS | PROJECT_VERBS).items():
         print(f"  {name:<20}{summary}")
     return 0
 
@@ -66,7 +70,7 @@ def _list_verbs() -> int:
 def _refuse(word: str) -> int:
     if word == "download/vcg":
         raise WordsError("download/vcg: VCG's pictures are paid for; download/openverse has free ones")
-    raise WordsError(f'"{word}" is no command{did_you_mean(word, VERBS)}; without words it lists them')
+    raise WordsError(f'"{word}" is no command{did_you_mean(word, VERBS | PROJECT_VERBS)}; without words it lists them')
 
 
 if __name__ == "__main__":

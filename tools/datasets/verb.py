@@ -42,11 +42,13 @@ class Verb:
     description: str
     add_flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    may_overwrite: bool = True  # has --overwrite
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run it; return 0, 1 where something was left out, 2 after a mistake, 128 + n after a signal."""
         parser = VerbParser(prog=f"python -m tools.antgo {self.name}", description=self.description)
-        parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
+        if self.may_overwrite:
+            parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
         self.add_flags(parser)
         args = parser.parse_args(argv)
         return run_program(self.name, lambda: self.run(args))
