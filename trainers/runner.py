@@ -248,15 +248,21 @@ def _prepare_trainer(
         start_weights=checkpoint.metadata.start_weights if checkpoint else start_weights_of(config),
     )
     if checkpoint is not None:
-        trainer.load(checkpoint)
-        is_over = progress.epoch >= config.num_epochs
-        where = f"after epoch {progress.epoch}, the last," if is_over else f"in epoch {progress.epoch + 1}"
-        log(f"resuming {where} at step {progress.step}")
+        _load(trainer, checkpoint, log)
     logger.config_text(config.model_dump())
     trainer.further_numbers = hooks.further_numbers
     hooks.training_ready(trainer)
     trainer.epoch_ended = functools.partial(hooks.epoch_ended, trainer)
     return trainer
+
+
+def _load(trainer: Trainer, checkpoint: Checkpoint, log: Log) -> None:
+    """Let a trainer go on from a checkpoint, and log where. Raises CheckpointError."""
+    trainer.load(checkpoint)
+    progress = trainer.progress
+    is_over = progress.epoch >= trainer.config.num_epochs
+    where = f"after epoch {progress.epoch}, the last," if is_over else f"in epoch {progress.epoch + 1}"
+    log(f"resuming {where} at step {progress.step}")
 
 
 def _try_out(following: Config) -> None:

@@ -23,7 +23,7 @@ from tools.experiment.places import Places, score
 from tools.select.__main__ import main as select_images
 from trainers.builder import build_start_net, build_trainer
 from trainers.config_checks import training_config
-from trainers.data.reading import read_data
+from trainers.data.reading import read_data, read_unlabelled_data
 from trainers.reporting.reporter import Reporter, log_nothing
 from trainers.runner import log_line, processes_wanted, run_rank
 from trainers.runtime.device import Runtime, choose_device, choose_precision
@@ -67,9 +67,11 @@ def test(experiment: Experiment, args: argparse.Namespace, places: Places) -> in
     device, _ = choose_device(config.gpu_ids()[:1])
     runtime = Runtime(device, choose_precision(config.precision, device))
     train_list, val_list, _ = read_data(config, runtime.world, log_line, hooks.lists_read)
+    unlabelled, _ = read_unlabelled_data(config, train_list, val_list, runtime.world, log_line)
     net = build_start_net(config, log_line, train_list.class_names)
     reporter = Reporter(log_nothing, show_progress=True)
-    trainer = build_trainer(config, net, train_list, val_list, runtime=runtime, reporter=reporter)
+    lists = train_list, val_list
+    trainer = build_trainer(config, net, *lists, runtime=runtime, reporter=reporter, unlabelled=unlabelled)
     validation = trainer.validator.validate()
     numbers = score({**validation.scalars(), **hooks.further_numbers(validation)})
     _write_json(args.json, {"score": numbers, "loss": validation.loss, "num": len(val_list.samples)})
