@@ -9,6 +9,7 @@ import errno
 import functools
 import os
 import re
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -70,6 +71,26 @@ def write_atomic(target: Path, content: str | bytes, *, durable: bool = True) ->
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside `target`, which is missing or empty, that gets its name when the block ends.
+
+    Its files are synced before, and it is removed on an error. Raises OSError, and what the block raises.
+    """
+    temporary = temporary_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(target.parent)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            (sync_folder if path.is_dir() else sync_file)(path)
+        temporary.replace(target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def move_into_place(
     source: Path, target: Path, *, durable: bool = True, before_replace: Callable[[], None] | None = None
 ) -> None:
@@ -101,7 +122,7 @@ def temporary_ending() -> str:
 
 @functools.cache
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes of this machine have left in a folder, once in a process.
+    """Remove the temporary files and folders that killed processes of this machine left in a folder, once a process.
 
     Another machine's, on a shared disk, are left alone: whether its process runs is not known here.
     """
@@ -113,7 +134,7 @@ def remove_leftovers(folder: Path) -> None:
             found = ending.fullmatch(entry.name)
             if found and not _is_running(int(found[1])):
                 with suppress(OSError):
-                    Path(entry.path).unlink()
+                    shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else Path(entry.path).unlink()
 
 
 @functools.cache

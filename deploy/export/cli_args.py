@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 
 from common.cli import FlagParser, named_path, number
@@ -18,6 +19,7 @@ from deploy.export.formats import (
     OPSET_BF16,
     OPSETS,
     PRECISIONS,
+    UNKNOWN_LICENCE,
     WTS,
 )
 
@@ -40,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_files(parser)
     _add_images(parser)
+    _add_folders(parser)
     return parser
 
 
@@ -56,7 +59,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     with_precision = ", ".join(row.name for row in EXPORT_FORMATS.values() if not row.precision)
     add = parser.add_argument
     add("--weights", metavar="F", type=named_path, required=True, help="a checkpoint, or bare weights with --config")
-    add("--formats", metavar="A,B", type=_formats, required=True, help=f"of {', '.join(FORMAT_NAMES)}")
+    add("--formats", metavar="A,B", type=_formats, default=[], help=f"of {', '.join(FORMAT_NAMES)}")
     add("--output_dir", metavar="DIR", type=named_path, help="where the files go (default: beside the weights)")
     add(
         "--precision",
@@ -95,6 +98,32 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="F", type=named_path, help="describes bare weights, and how their lists are written")
 
 
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("folders for other programs").add_argument
+    add(
+        "--triton",
+        metavar="DIR",
+        type=named_path,
+        help="a model repository of Triton, in which the net gets a folder with the engine, ONNX or int8 file of "
+        "--formats, its config.pbtxt and the class names",
+    )
+    add(
+        "--hub",
+        metavar="DIR",
+        type=named_path,
+        help="a new folder for the Hugging Face Hub: config.json, model.safetensors and a model card made from the "
+        "training's report.json; needs no --formats",
+    )
+    add("--report", metavar="F", type=named_path, help="that report.json (default: the one beside the weights)")
+    add(
+        "--licence",
+        metavar="ID",
+        type=_licence,
+        default=UNKNOWN_LICENCE,
+        help=f"of the weights, for the model card, such as apache-2.0 (default {UNKNOWN_LICENCE})",
+    )
+
+
 def _add_images(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -122,6 +151,12 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 def _formats(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _licence(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.+-]+", text):
+        raise argparse.ArgumentTypeError(f'must be an identifier such as apache-2.0, got "{text}"')
+    return text
 
 
 def _profile(text: str) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ OPSETS = (18, 23)  # of ONNX, lowest and highest
 OPSET, OPSET_BF16 = 18, 22  # what every runtime of the last years has; the first whose convolution takes bf16
 WRITTEN, REFUSED, UNVERIFIED, MISSING = "written", "refused", "not proved", "not made"  # in export_report.json
 MAX_BATCH = 65536
+UNKNOWN_LICENCE = "unknown"  # as the Hugging Face Hub calls it
 MAX_SAMPLES = 1000  # of which one may change its class
 FLOAT_ONNX = "float.onnx"  # the file that int8 is made from, beside it
 

@@ -17,9 +17,14 @@ from deploy.export.formats import (
     INT8_FORMATS,
     OPSETS,
     PRECISIONS,
+    UNKNOWN_LICENCE,
     ExportFormat,
     default_opset,
 )
+from deploy.export.triton import FORMATS as TRITON_FORMATS
+from deploy.export.triton import engine_problem, model_name
+
+TRAINING_REPORT = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,10 @@ class ExportRequest:
     int8_symmetric: bool = False  # the int8 file with zero points of 0, which TensorRT takes
     any_size: bool = False  # heights and widths of the input are free
     wts: bool = False  # also write the state dict as tensorrtx's text
+    triton: Path | None = None  # a model repository of Triton, which one of the files goes to
+    hub: Path | None = None  # a new folder for the Hugging Face Hub
+    report: Path | None = None  # of the training, for that folder's card; None: the one beside the weights
+    licence: str = UNKNOWN_LICENCE  # of the weights, for that card
 
     @property
     def net_input(self) -> str:
@@ -52,13 +61,29 @@ class ExportRequest:
         """The opset of the ONNX files."""
         return self.opset or default_opset(self.precision)
 
+    @property
+    def training_report(self) -> Path:
+        """The report.json that a model card is made from."""
+        return self.report or self.weights.with_name(TRAINING_REPORT)
+
+    @property
+    def triton_format(self) -> str:
+        """The format whose file goes to Triton: an engine where one is asked for by name, else ONNX; "" for none."""
+        wanted = {"onnx"} if ALL in self.formats else set(self.formats)
+        return next((name for name in TRITON_FORMATS if name in wanted | set(self.formats)), "")
+
+    @property
+    def triton_folder(self) -> Path | None:
+        """The folder of the net's model in Triton's repository."""
+        return self.triton and self.triton / model_name(self.weights)
+
     def check(self) -> list[ExportFormat]:
         """Return the formats to make, in their order. Raises ExportError, ArtifactError; needs no torch."""
         known = f"known are {', '.join(FORMAT_NAMES)}"
         for name in self.formats:
             if name not in FORMAT_NAMES:
                 raise ExportError(f'unknown format "{name}"{did_you_mean(name, FORMAT_NAMES)}; {known}')
-        if not self.formats:
+        if not self.formats and self.hub is None:
             raise ExportError(f"no format was requested; {known}")
         if self.precision not in PRECISIONS:
             raise ExportError(f'precision must be {", ".join(PRECISIONS)}, got "{self.precision}"')
@@ -70,6 +95,7 @@ class ExportRequest:
         if (kind := artifact_kind(self.weights)) != "checkpoint":
             raise ExportError(f"{self.weights}: an export starts from a checkpoint (got: {TITLES[kind]})")
         self._check_places()
+        self._check_folders()
         wanted = set(EXPORT_FORMATS) if ALL in self.formats else set(self.formats)
         if self.int8_symmetric and "int8" not in wanted:
             raise ExportError("--int8_symmetric is of the int8 file; add int8 to --formats")
@@ -83,6 +109,18 @@ class ExportRequest:
             known = " and ".join(INT8_FORMATS)
             raise ExportError(f"precision int8 is of {known}, and --formats int8 is ONNX; got {', '.join(wrong)}")
         return [replace(row, precision="int8") for row in rows]
+
+    def _check_folders(self) -> None:
+        """Raise ExportError for folders beside the files that cannot be made."""
+        if self.triton is not None and not self.triton_format:
+            raise ExportError(f"--triton takes one of {', '.join(TRITON_FORMATS)}; add it to --formats")
+        if self.triton is not None and self.triton_format == "engine" and (problem := engine_problem()):
+            raise ExportError(f"--triton: {problem}; ask for onnx instead")
+        if self.hub is None and (self.report is not None or self.licence != UNKNOWN_LICENCE):
+            raise ExportError("--report and --licence are of the folder that --hub writes")
+        for flag, folder in (("--triton", self.triton_folder), ("--hub", self.hub)):
+            if folder is not None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise ExportError(f"{folder}: it is there already; remove it, or choose another folder for {flag}")
 
     def _check_places(self) -> None:
         if not is_utf8(str(self.output_dir)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,19 +28,19 @@ def service(tmp_path_factory: pytest.TempPathFactory, page: Path) -> Iterator[Ru
 
 
 @pytest.fixture
-def client(service: RunningService) -> Iterator[triton.InferenceServerClient]:
+def client(service: RunningService) -> Iterator[Any]:
     with triton.InferenceServerClient(f"127.0.0.1:{service.port}") as made:
         yield made
 
 
-def tensor(values: np.ndarray, datatype: str, *, name: str = "images", is_binary: bool = True) -> triton.InferInput:
+def tensor(values: np.ndarray, datatype: str, *, name: str = "images", is_binary: bool = True) -> Any:
     """Return an input of the client."""
     made = triton.InferInput(name, list(values.shape), datatype)
     made.set_data_from_numpy(values, binary_data=is_binary)
     return made
 
 
-def test_it_finds_the_server_and_the_model(client: triton.InferenceServerClient) -> None:
+def test_it_finds_the_server_and_the_model(client: Any) -> None:
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("model")
     assert client.is_model_ready("model", "1") and not client.is_model_ready("other")
     assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
@@ -48,9 +49,7 @@ def test_it_finds_the_server_and_the_model(client: triton.InferenceServerClient)
 
 
 @pytest.mark.parametrize("is_binary", [True, False])
-def test_it_gets_the_bits_of_predict(
-    service: RunningService, client: triton.InferenceServerClient, is_binary: bool
-) -> None:
+def test_it_gets_the_bits_of_predict(service: RunningService, client: Any, is_binary: bool) -> None:
     for value in (0, 90, 250):
         image = png(value, (40, 30))
         pixels = prepare(METADATA.preprocess.decode(image), METADATA)[None]
@@ -65,7 +64,7 @@ def test_it_gets_the_bits_of_predict(
             assert dict(zip(METADATA.class_names, softmax(logits)[0].tolist(), strict=True)) == scores
 
 
-def test_it_sends_several_images_at_once(client: triton.InferenceServerClient) -> None:
+def test_it_sends_several_images_at_once(client: Any) -> None:
     pixels = np.random.default_rng(0).normal(size=(7, 3, 16, 16)).astype(np.float32)
     together = client.infer("model", [tensor(pixels, "FP32")], request_id="7")
     assert together.get_response()["id"] == "7"
@@ -87,7 +86,7 @@ def test_it_sends_several_images_at_once(client: triton.InferenceServerClient) -
     ],
 )
 def test_it_shows_the_protocols_errors(
-    client: triton.InferenceServerClient, shape: tuple[int, ...], datatype: str, name: str, message: str
+    client: Any, shape: tuple[int, ...], datatype: str, name: str, message: str
 ) -> None:
     values = np.zeros(shape, np.float32 if datatype == "FP32" else np.int32)
     with pytest.raises(triton.InferenceServerException) as raised:
@@ -95,7 +94,7 @@ def test_it_shows_the_protocols_errors(
     assert raised.value.status() == "400" and message in raised.value.message()
 
 
-def test_it_shows_which_model_and_output_are_missing(client: triton.InferenceServerClient) -> None:
+def test_it_shows_which_model_and_output_are_missing(client: Any) -> None:
     one = tensor(np.zeros((1, 3, 16, 16), np.float32), "FP32")
     with pytest.raises(triton.InferenceServerException, match='there is no model "other"'):
         client.infer("other", [one])
