@@ -76,7 +76,7 @@ MOST_LINES = 50  # of a function
 
 
 def sources() -> list[Path]:
-    others = {".venv", "logs", "tests"}
+    others = {".venv", "build", "logs", "tests"}
     return [path for path in sorted(ROOT.rglob("*.py")) if not set(path.relative_to(ROOT).parts) & others]
 
 

@@ -197,7 +197,7 @@ def report_of() -> dict[str, Any]:
         seed=7,
         versions={"torch": "2.15.0"},
         config={"val_data_file": "/home/someone/lists/val.txt"},
-        **values,  # type: ignore[arg-type]
+        **values,
     )
     return made.to_dict()
 
@@ -218,7 +218,7 @@ def test_a_folder_for_the_hub_is_what_our_trainings_start_from(trained: Path, tm
 def test_the_card_says_what_the_report_says(trained: Path) -> None:
     card = model_card(report_of(), load_checkpoint(trained).metadata, "apache-2.0")
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed: make extras")
-    head, body = re.match(r"---\n(.*?)---\n(.*)", card, re.DOTALL).groups()  # type: ignore[union-attr]
+    head, body = re.match(r"---\n(.*?)---\n(.*)", card, re.DOTALL).groups()
     values = yaml.safe_load(head)
     assert values["license"] == "apache-2.0" and values["pipeline_tag"] == "image-classification"
     (model,) = values["model-index"]
