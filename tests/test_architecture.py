@@ -59,6 +59,7 @@ DATASETS = tuple(  # of data_loader, what the data set tools read with
     for name in ("coco", "box_annotations", "box_folders", "box_classes", "errors", "problems", "examples")
 )
 ALLOWED["datasets"] = (*DATA, *DATASETS)
+ALLOWED["projects"] = (*DATA, "data_loader.errors")
 SERVER = tuple(  # of the service, what every server of a page has
     f"deploy.service.{name}" for name in ("http_protocol", "limits", "listener", "origins", "page_headers")
 )

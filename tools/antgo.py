@@ -38,8 +38,12 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "download/copy": "a file or folder from any address that fsspec reads",
     "download/aliyun": "the same, by antgo's name",
 }
-PROJECT_VERBS = {  # the same; its module is tools.projects.NAME, whose VERB reads the second word
-    "create": "an experiment to start from: create mvp",
+PROJECT_VERBS = {  # commands of two words, such as `create mvp`, with their module in tools.projects
+    "create": ("create", "an experiment to start from, a project, an experiment of a project: mvp, project, exp"),
+    "add": ("add", "to a project: product, baseline, expert, train/label, train/unlabel, test, val"),
+    "del": ("delete", "from a project: the same"),
+    "update": ("update", "of a project: submitter, label, semi, distillation, activelearning"),
+    "show": ("show", "projects, their runs, the best: project, exp, best"),
 }
 
 
@@ -53,16 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = words[1:] if words[:1] == ["tool"] else words
     if not words or words[0] in ("-h", "--help"):
         return run_program("antgo", _list_verbs)
-    if words[0] not in VERBS | PROJECT_VERBS:
+    if words[0] not in (*VERBS, *PROJECT_VERBS):
         return run_program("antgo", lambda: _refuse(words[0]))
-    package = "tools.projects." if words[0] in PROJECT_VERBS else "tools.datasets."
-    module = importlib.import_module(package + words[0].replace("/", "_"))
+    if words[0] in PROJECT_VERBS:
+        name = f"tools.projects.{PROJECT_VERBS[words[0]][0]}"
+    else:
+        name = f"tools.datasets.{words[0].replace('/', '_')}"
+    module = importlib.import_module(name)
     return int(module.VERB.main(words[1:]))
 
 
 def _list_verbs() -> int:
     print("python -m tools.antgo WORDS; each has --help")
-    for name, summary in (VERBS | PROJECT_VERBS).items():
+    projects = {f"{name} ...": summary for name, (_, summary) in PROJECT_VERBS.items()}
+    for name, summary in (VERBS | projects).items():
         print(f"  {name:<20}{summary}")
     return 0
 
@@ -70,7 +78,9 @@ def _list_verbs() -> int:
 def _refuse(word: str) -> int:
     if word == "download/vcg":
         raise WordsError("download/vcg: VCG's pictures are paid for; download/openverse has free ones")
-    raise WordsError(f'"{word}" is no command{did_you_mean(word, VERBS | PROJECT_VERBS)}; without words it lists them')
+    raise WordsError(
+        f'"{word}" is no command{did_you_mean(word, (*VERBS, *PROJECT_VERBS))}; without words it lists them'
+    )
 
 
 if __name__ == "__main__":
