@@ -212,9 +212,7 @@ def _prepare_trainer(
     log: Log,
     hooks: TrainingHooks,
 ) -> Trainer:
-    """Return the trainer of a training that begins, or goes on from a checkpoint.
-
-    `lists` are the training's, the validation's and the images without labels.
+    """Return the trainer of labelled and unlabelled lists, for a training that begins or goes on from a checkpoint.
 
     Raises NetError, ListError, FreezeError, CheckpointError.
     """

@@ -24,7 +24,7 @@ from trainers.tasks.feature_review import FeatureReview, stages_of, watching
 
 @dataclass(frozen=True)
 class Teacher:
-    """A frozen net, how its input is made, and which of its outputs each of the student's classes is, if not the same."""
+    """A frozen net, how its input is made, and which of its outputs are the classes of the student."""
 
     net: nn.Module
     preprocess: Preprocess
