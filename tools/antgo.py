@@ -38,11 +38,13 @@ VERBS = {  # with what each does; its module is tools.datasets.FIRST_SECOND
     "download/copy": "a file or folder from any address that fsspec reads",
     "download/aliyun": "the same, by antgo's name",
 }
-PROJECT_VERBS = {  # commands of two words, such as `create mvp`, with their module in tools.projects
+PROJECT_VERBS = {  # most are of two words, such as `create mvp`; with their module in tools.projects
     "create": ("create", "an experiment to start from, a project, an experiment of a project: mvp, project, exp"),
     "add": ("add", "to a project: product, baseline, expert, train/label, train/unlabel, test, val"),
     "del": ("delete", "from a project: the same"),
     "update": ("update", "of a project: submitter, label, semi, distillation, activelearning"),
+    "train": ("train", "an experiment, here, as a run of a project"),
+    "ls": ("ls", "the runs of all projects with their state"),
     "show": ("show", "projects, their runs, the best: project, exp, best"),
 }
 
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _list_verbs() -> int:
     print("python -m tools.antgo WORDS; each has --help")
-    projects = {f"{name} ...": summary for name, (_, summary) in PROJECT_VERBS.items()}
+    projects = {name: summary for name, (_, summary) in PROJECT_VERBS.items()}
     for name, summary in (VERBS | projects).items():
         print(f"  {name:<20}{summary}")
     return 0

@@ -38,7 +38,7 @@ class ProcessError(UserError):
 
 def train(experiment: Experiment, args: argparse.Namespace, places: Places, words: Sequence[str]) -> int:
     """Train, on as many processes as the GPUs named; return the exit code. `words` are the program's flags."""
-    config = _config(experiment, args, places, [])
+    config = _config(experiment, args, places, _start(args.checkpoint, "finetune") if args.checkpoint else [])
     if config.next_stage:
         raise ProcessError("next_stage: an experiment trains one stage; leave it out, or use train.py")
     if args.resume_from:
@@ -61,8 +61,7 @@ def train(experiment: Experiment, args: argparse.Namespace, places: Places, word
 def test(experiment: Experiment, args: argparse.Namespace, places: Places) -> int:
     """Measure a checkpoint on the validation images; print the score, and return 0. Raises UserError."""
     weights = _checkpoint(args, places)
-    keys = {"train_mode": "update", "pretrained_path": str(weights.parent), "pretrained_file": weights.name}
-    config = _config(experiment, args, places, [f"{key}={value}" for key, value in keys.items()])
+    config = _config(experiment, args, places, _start(weights, "update"))
     hooks = ExperimentHooks(experiment, places)
     device, _ = choose_device(config.gpu_ids()[:1])
     runtime = Runtime(device, choose_precision(config.precision, device))
@@ -110,6 +109,11 @@ def _config(experiment: Experiment, args: argparse.Namespace, places: Places, ch
         overrides.append(f"num_epochs={args.max_epochs}")
     config = training_config(file, overrides)
     return config.model_copy(update={"validation_interval": config.num_epochs}) if args.no_validate else config
+
+
+def _start(weights: Path, mode: str) -> list[str]:
+    """Return the changes of a config that starts from weights."""
+    return [f"train_mode={mode}", f"pretrained_path={weights.parent}", f"pretrained_file={weights.name}"]
 
 
 def _data_keys(data: Path) -> dict[str, str]:

@@ -53,7 +53,6 @@ def _check(args: argparse.Namespace) -> None:
         "resume_from": ("train",),
         "max_epochs": ("train",),
         "no_validate": ("train",),
-        "checkpoint": ("test", "export", "activelearning"),
         "json": ("train", "test"),
         "data": ("train", "test"),
         "unlabelled": ("activelearning",),
@@ -85,7 +84,12 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--max-epochs", type=number(1, 10**9), metavar="N", help="epochs, in place of the config's")
     add("--no-validate", action="store_true", help="validate after the last epoch alone")
     add("--resume-from", type=named_path, metavar="F", help="go on from this checkpoint/latest.pth")
-    add("--checkpoint", type=named_path, metavar="F", help="of test, export, activelearning (default metric/best.pth)")
+    add(
+        "--checkpoint",
+        type=named_path,
+        metavar="F",
+        help="start weights of train; else the net (default metric/best.pth)",
+    )
     add("--json", type=named_path, metavar="F", help="write the score of train or test into this file, too")
     add("--unlabelled", type=named_path, metavar="DIR", help="of activelearning: images without labels")
     add("--num", type=number(1, 10**9), metavar="N", help="of activelearning: images to pick")
