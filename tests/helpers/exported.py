@@ -152,10 +152,10 @@ def write_engine_metadata(path: Path, metadata: ModelMetadata) -> Path:
     return path
 
 
-def paint(path: Path, label: int, seed: int) -> None:
+def paint(path: Path, label: int, seed: int, brighter: int = 60) -> None:
     """Write noise that is brightest in red, green or blue (class 0, 1, 2)."""
     pixels = np.random.default_rng(seed).integers(0, 160, (24, 28, 3))
-    pixels[..., label] += 60
+    pixels[..., label] += brighter
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.astype(np.uint8)).save(path)
 
