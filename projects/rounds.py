@@ -54,7 +54,7 @@ def next_step(state: RoundState) -> NextStep:
     if Step.CLOSE in state.done:
         return NextStep(None, f"round {state.number} is over")
     if Step.TAKE_IN not in state.done:
-        return NextStep(Step.TAKE_IN, "a new round begins" if state.number else "the loop begins")
+        return NextStep(Step.TAKE_IN, "a new round begins" if state.number else "a command named config and lists")
     if state.number and (before := _before_training(state)):
         return before
     return _training(state)

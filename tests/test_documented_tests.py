@@ -12,7 +12,7 @@ ROOT = TESTS.parent
 PAGES = (ROOT / "SECURITY.md", ROOT / "docs" / "reliability.md")
 MAPS = (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "decisions.md")
 PACKAGES = (
-    "artifacts|common|configs|data_loader|datasets|deploy|nets|platforms|pytorch2json|review|tools|trainers|"
+    "artifacts|common|configs|data_loader|datasets|deploy|nets|platforms|projects|pytorch2json|review|tools|trainers|"
     "visualization"
 )
 

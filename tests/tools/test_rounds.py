@@ -358,6 +358,28 @@ def test_killed_at_any_write_a_round_ends_the_same(
     assert end_round(begun, killed_at, monkeypatch)[0] == whole_round
 
 
+def test_a_training_that_failed_is_resumed(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def fail_first(arguments: Sequence[str], log: Path | None = None) -> int:
+        if Path(arguments[0]).name != "train.py":
+            return in_place_of_programs(arguments, log)
+        asked.append(list(arguments[1:]))
+        (place / "rounds/001/net").mkdir(exist_ok=True)
+        (place / "rounds/001/net/net_last.pth").touch()
+        return 1 if len(asked) == 1 else in_place_of_programs(arguments)
+
+    for module in (loop, training):
+        monkeypatch.setattr(module, "run_child", fail_first)
+    place = begun.with_name("resumed")
+    shutil.copytree(begun, place)
+    flags = ("--incoming", "few", "--labels_from", "few.txt", "--list_root", "few")
+    code, _, mistake = start(begun.parent, *flags, root="resumed")
+    assert code == 2 and mistake == "tools.rounds: the training ended with exit code 1; its message is above\n"
+    assert start(begun.parent, *flags, root="resumed")[0] == 0
+    assert [arguments[2:] for arguments in asked] == [[], ["--resume"]]
+
+
 def test_mistakes_are_sentences(data: Path, waiting: tuple[Path, str]) -> None:
     def mistake(*flags: str, root: str = "R") -> str:
         code, _, text = start(data, *flags, root=root)

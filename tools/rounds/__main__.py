@@ -3,7 +3,7 @@
 Images come in; the served net predicts for them; what it is sure of becomes pseudo-labels, and the doubtful ones wait
 for a person; with their labels it is trained on, calibrated, and compared with the served net, which it replaces if it
 is better and keeps its target risk. The same command goes on where it was stopped. Exit code 0: the served net was
-replaced; 1: the round is over, and it stays; 3: a person has to do something first; 2: a mistake.
+replaced; 1: it stays, and the round is over or was to stop; 3: a person has to do something first; 2: a mistake.
 """
 
 from __future__ import annotations

@@ -20,6 +20,9 @@ from projects.errors import ProjectError
 from projects.image_store import ImageStore
 from projects.round_folder import LABELLED, TO_LABEL, Result, read_result, write_list, write_result
 from projects.rounds import Step
+from tools.doctor.checks import PROBLEM, WARNING
+from tools.doctor.report import PAGE, REPORT
+from tools.doctor.wrong_labels import FILE
 from tools.rounds.loop import CONFIG, LABELS, Loop, training_values
 from trainers.config_checks import training_config
 
@@ -130,6 +133,8 @@ def _ask_doctor(loop: Loop, number: int) -> dict[str, Any]:
     write_result(folder / DOCTOR_CONFIG, training_values(loop, number, loop.folder.lists / LABELLED))
     flags = ("--wrong_labels", "--skip_step", "--output", folder / DOCTOR)
     loop.run(number, "-m", "tools.doctor", "--config", folder / DOCTOR_CONFIG, *flags, may_end_with=(0, 1))
-    report = read_result(folder / DOCTOR / "doctor.json")
-    findings = [found["text"] for found in report["findings"] if found["level"] in ("problem", "warning")]
+    report = read_result(folder / DOCTOR / REPORT)
+    findings = [found["text"] for found in report["findings"] if found["level"] in (PROBLEM, WARNING)]
+    if findings:
+        findings.append(f"the images are in {folder / DOCTOR / PAGE}, the ranked labels in {FILE} beside it")
     return {"findings": findings, "likely_wrong": report["wrong_labels"].get("likely_wrong", 0)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from projects.errors import ProjectError
-from projects.round_folder import CLASSES, LABELLED, SEPARATOR, TO_LABEL, VALIDATION, RoundFolder, read_result
+from projects.round_folder import CLASSES, HELD_OUT, LABELLED, SEPARATOR, TO_LABEL, VALIDATION, RoundFolder, read_result
 from projects.rounds import RoundState, Step
 from tools.child_programs import last_lines, run_child
 
@@ -121,13 +121,18 @@ def read_list(file: Path, class_names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def held_back(loop: Loop) -> set[str]:
+    """Return the images that judge nets: none of them is ever trained on. Raises ProjectError."""
+    lists = [HELD_OUT, VALIDATION, *(file.name for file in loop.folder.lists.glob("calibration*.txt"))]
+    return {image for name in lists for image in loop.read_labels(name)}
+
+
 def unlabelled(loop: Loop, number: int) -> list[str]:
     """Return the images that came in up to a round and have no label, nor were passed over by a person."""
     came: dict[str, None] = {}
-    passed: set[str] = set()
+    known = held_back(loop) | set(loop.read_labels(LABELLED))
     for each in range(1, number + 1):
         results = loop.folder.results(each)
         came |= dict.fromkeys(results.get(Step.TAKE_IN, {}).get("images", ()))
-        passed |= set(results.get(Step.LABEL, {}).get("without_label", ()))
-    known = passed | set(loop.read_labels(LABELLED))
+        known |= set(results.get(Step.LABEL, {}).get("without_label", ()))
     return [image for image in came if image not in known]

@@ -23,9 +23,9 @@ from deploy.uncertainty.outputs import Outputs, collect
 from projects.audit import draw_audit, mixed
 from projects.errors import ProjectError
 from projects.image_store import ImageStore
-from projects.round_folder import HELD_OUT, LABELLED, TO_LABEL, VALIDATION, Result
+from projects.round_folder import LABELLED, TO_LABEL, Result
 from projects.rounds import Step
-from tools.rounds.loop import CONFIG, Loop, unlabelled
+from tools.rounds.loop import CONFIG, Loop, held_back, unlabelled
 from tools.select.observations import check_fits, load_net, observe
 from tools.select.picks import write_picks
 from tools.select.strategies import STRATEGIES
@@ -41,8 +41,7 @@ def take_in(loop: Loop, number: int, because: str) -> Result | None:
     Raises ProjectError, ResultsError, OSError.
     """
     folder, options = loop.folder, loop.options
-    known = {image for name in (HELD_OUT, VALIDATION, LABELLED) for image in loop.read_labels(name)}
-    known |= {image for file in folder.lists.glob("calibration*.txt") for image in loop.read_labels(file.name)}
+    known = held_back(loop) | set(loop.read_labels(LABELLED))
     for each in range(1, number):
         known |= set(folder.results(each)[Step.TAKE_IN]["images"])
     config = training_config(folder.root / CONFIG, check_files=False)

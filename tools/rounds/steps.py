@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from common.formatting import counted
-from projects.round_folder import LABELLED, Result
+from projects.round_folder import HELD_OUT, LABELLED, VALIDATION, Result
 from projects.rounds import Step
 from tools.rounds.labels import read_labels
-from tools.rounds.loop import Loop
+from tools.rounds.loop import CALIBRATION, Loop
 from tools.rounds.predicting import pick, predict, take_in
 from tools.rounds.training import calibrate, compare, replace, train
 
@@ -36,9 +36,10 @@ def close(loop: Loop, number: int, because: str) -> Result:
 
 
 def _note_beginning(loop: Loop, because: str) -> Result:
-    counts = ", ".join(f"{count:,} in {name}" for name, count in loop.settings["counts"].items())
-    notes = loop.settings["notes"]
-    return loop.folder.finish(0, Step.TAKE_IN, "the loop begins", f"took in {counts}", because, findings=notes)
+    counts = loop.settings["counts"]
+    did = f"took in {counted(counts[LABELLED])} with labels, {counts[VALIDATION]:,} to validate, "
+    did += f"{counts[CALIBRATION]:,} to calibrate and {counts[HELD_OUT]:,} held out"
+    return loop.folder.finish(0, Step.TAKE_IN, "the loop begins", did, because, findings=loop.settings["notes"])
 
 
 STEPS: dict[Step, Callable[[Loop, int, str], Result | None]] = {

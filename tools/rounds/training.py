@@ -14,7 +14,7 @@ from projects.round_folder import HELD_OUT, LABELLED, Result, read_result, write
 from projects.rounds import Step
 from tools.child_programs import run_child
 from tools.rounds.labels import read_pseudo_labels
-from tools.rounds.loop import CONFIG, Loop, read_list, training_values
+from tools.rounds.loop import CONFIG, Loop, held_back, read_list, training_values
 
 TRAIN_LIST, REPORT, BEFORE = "train.txt", "gate_report.json", "served_before.pth"
 
@@ -34,18 +34,20 @@ def train(loop: Loop, number: int, because: str) -> Result:
         used = pseudo if loop.options.uses_pseudo_labels else {}
         with writing(folder.round(number)):
             folder.round(number).mkdir(parents=True, exist_ok=True)
-        write_list(images, used | loop.read_labels(LABELLED), loop.class_names)
+        apart, labels = held_back(loop), used | loop.read_labels(LABELLED)
+        trained = {image: name for image, name in labels.items() if image not in apart}
+        write_list(images, trained, loop.class_names)
         write_result(config, training_values(loop, number, images))
     begun = net.with_stem("net_last").exists()
     code = run_child([str(ROOT / "train.py"), "--config", str(config), *(["--resume"] if begun else [])])
     if code:
         raise ProjectError(f"the training ended with exit code {code}; its message is above")
     best = read_result(net.parent / "report.json")["best"]
-    trained = read_list(images, loop.class_names)
-    added = sum(image in pseudo for image in trained)
+    listed = read_list(images, loop.class_names)
+    added = sum(image in pseudo for image in listed)
     extra = f" and {counted(added, 'pseudo-label')}" if added else ""
-    did = f"trained on {counted(len(trained) - added)}{extra}; {best['top1']:.2%} of the validation list right"
-    return folder.finish(number, Step.TRAIN, "training", did, because, images=len(trained), pseudo_labels=added)
+    did = f"trained on {counted(len(listed) - added)}{extra}; {best['top1']:.2%} of the validation list right"
+    return folder.finish(number, Step.TRAIN, "training", did, because, images=len(listed), pseudo_labels=added)
 
 
 def calibrate(loop: Loop, number: int, because: str) -> Result:
