@@ -156,11 +156,18 @@ def _opened(folder: RoundFolder, args: argparse.Namespace) -> Loop:
 
     settings = folder.settings() if folder.has_begun else begin(folder, args)
     check_same(folder, settings, args)
-    strategy = "" if args.strategy == DOUBT else args.strategy
-    what = (tuple(args.incoming), args.num, strategy, args.pseudo_labels, args.labels_from, args.list_root, args.device)
-    loop = Loop(folder, settings, Options(*what))
+    options = Options(
+        incoming=tuple(args.incoming),
+        num=args.num,
+        strategy="" if args.strategy == DOUBT else args.strategy,
+        uses_pseudo_labels=args.pseudo_labels,
+        labels_from=args.labels_from,
+        list_root=args.list_root,
+        device=args.device,
+    )
+    loop = Loop(folder, settings, options)
     if args.calibration is not None and resolved(args.calibration) != settings["calibration"]:
-        return Loop(folder, recalibrate(loop, args), loop.options)
+        return Loop(folder, recalibrate(loop, args), options)
     return loop
 
 

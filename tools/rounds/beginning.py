@@ -47,7 +47,7 @@ PATHS = ("held_out", "calibration", "weights")  # flags that the settings keep a
 
 def begin(folder: RoundFolder, args: argparse.Namespace) -> Result:
     """Take in the lists with their images, write config and settings, and return the settings. Raises UserError."""
-    for name in ("config", "held_out", "calibration"):
+    for name in ("held_out", "calibration"):
         if getattr(args, name) is None:
             raise ProjectError(f"{folder.root}: no loop has begun there; begin one with --{name} and the others")
     others = [path.name for path in folder.root.iterdir() if path.name not in OWN and not path.name.startswith(".")]

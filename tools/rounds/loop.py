@@ -73,9 +73,11 @@ class Loop:
         """
         log = self.folder.round(number) / LOG
         code = run_child([str(argument) for argument in arguments], log)
+        said = last_lines(log)
         if code not in may_end_with:
-            raise ProjectError(f"{arguments[0]} ended with exit code {code}:\n{last_lines(log)}\n{log} has all of it")
-        return code, last_lines(log).splitlines()[-1] if last_lines(log) else ""
+            name = arguments[1] if arguments[0] == "-m" else Path(str(arguments[0])).name
+            raise ProjectError(f"{name} ended with exit code {code}:\n{said}\n{log} has all of it")
+        return code, said.rpartition("\n")[2]
 
 
 def training_values(loop: Loop, number: int, train_list: Path) -> dict[str, Any]:

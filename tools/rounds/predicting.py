@@ -14,7 +14,8 @@ from common.atomic_io import writing
 from common.formatting import counted
 from data_loader.image_files import walk_images
 from data_loader.samples import NO_LABEL, Sample, current_folder
-from datasets.files import ANNOTATION
+from datasets.files import ANNOTATION, read_annotations
+from datasets.records import value
 from deploy.backends.loading import load_backend
 from deploy.inference.decision import ACCEPTED, decide
 from deploy.inference.uncertainty_scores import softmax, uncertainty_of
@@ -70,10 +71,8 @@ def predict(loop: Loop, number: int, because: str) -> Result:
 
     It accepts nothing without a calibration, and nothing where an audit has refuted the calibration. Raises UserError.
     """
-    folder, samples = (
-        loop.folder,
-        [Sample(str(loop.folder.images / name), NO_LABEL) for name in unlabelled(loop, number)],
-    )
+    folder = loop.folder
+    samples = [Sample(str(folder.images / name), NO_LABEL) for name in unlabelled(loop, number)]
     backend, metadata = load_backend(folder.served, device=loop.options.device)
     outputs = collect(backend, metadata, samples, batch_size=BATCH_SIZE, workers=WORKERS)
     refuted = refuted_in(loop, number)
@@ -102,17 +101,18 @@ def pick(loop: Loop, number: int, because: str) -> Result:
     folder, options, seed = loop.folder, loop.options, loop.settings["seed"]
     predictions = folder.results(number)[Step.PREDICT]
     pool = [one["image"] for one in predictions["doubtful"]]
-    count = min(options.num or len(pool), len(pool))
-    picked = _picked(loop, pool, count, seed + number) if options.strategy else pool[:count]
     audit = draw_audit([one["image"] for one in predictions["accepted"]], seed, number)
     target = folder.round(number) / TO_LABEL
-    if target.exists() and not (target / ANNOTATION).exists():
-        with writing(target):
-            shutil.rmtree(target)  # what a killed process has left half written
     if not (target / ANNOTATION).exists():
-        files = mixed(picked, audit, seed, number)
+        with writing(target):
+            if target.exists():
+                shutil.rmtree(target)  # what a killed process has left half written
+        count = min(options.num or len(pool), len(pool))
+        picked = _picked(loop, pool, count, seed + number) if options.strategy and pool else pool[:count]
         config = training_config(folder.root / CONFIG, check_files=False)
-        write_picks(folder.images, files, target, loop.class_names, config.max_pixels)
+        write_picks(folder.images, mixed(picked, audit, seed, number), target, loop.class_names, config.max_pixels)
+    laid_out = [value(record, "image_file") for record in read_annotations(target / ANNOTATION).records]
+    picked = [image for image in laid_out if image not in audit]
     how = STRATEGIES[options.strategy].text if options.strategy else "the most doubtful first"
     did = f"{counted(len(picked))} to label ({how}), and {len(audit)} for the audit between them"
     return folder.finish(number, Step.PICK, "picks", did, because, picked=picked, audit=audit)
