@@ -1,11 +1,11 @@
 # make demo: train and classify on real scans; make photos DIR=...: from class folders to a served model; make test: the tests;
 # make test-all: with the slow ones; make check: ruff and mypy; make format: ruff's fixes and formatting; make bench: benchmarks beside
 # peers; make soak: the service under load; make fuzz: mutated input; make extras: install what the tests of the extras need;
-# make lock: write requirements.lock.
+# make sbom: write sbom.json, the bill of materials; make lock: write requirements.lock.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo photos test test-all fuzz check setup extras format bench soak lock
+.PHONY: demo photos test test-all fuzz check setup extras format bench soak sbom lock
 
 demo: setup
 	$(BIN)/python -m tools.make_digits
@@ -64,6 +64,9 @@ format: setup
 
 # The packages of requirements.txt and all their dependencies, for Linux x86_64 with Python 3.11.
 UV := uv==0.13.9
+sbom: setup
+	$(BIN)/python -m tools.sbom --output sbom.json
+
 lock: setup
 	test -x .venv/lock/bin/uv || $(BIN)/python -m venv .venv/lock
 	.venv/lock/bin/python -m pip install --disable-pip-version-check -q $(UV)

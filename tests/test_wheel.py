@@ -50,7 +50,7 @@ def test_the_wheel_holds_every_program_and_data_file(wheel: Path) -> None:
         about = archive.read(f"{info}/METADATA").decode()
         assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     left_out = ("tests/", "docs/", "findings/", ".ci/")
-    alone = {"setup.py", "pyproject.toml", "Makefile", "LICENSE", "requirements.lock", ".gitignore"}
+    alone = {"setup.py", "pyproject.toml", "Makefile", "LICENSE", "requirements.lock", ".gitignore", ".dockerignore"}
     wanted = {
         f"classic_trainer/{name}"
         for name in tracked()

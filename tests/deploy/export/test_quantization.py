@@ -175,10 +175,15 @@ def test_weights_of_eight_bits_are_refused_without_vnni(
     ],
 )
 def test_which_cpus_add_in_32_bits(
-    capabilities: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch
+    capabilities: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert devices.has_int8_dot_product() is expected
+    monkeypatch.setattr(devices.platform, "machine", lambda: capabilities["architecture"])
+    flags = " ".join(name for name, value in capabilities.items() if value is True)
+    (tmp_path / "cpuinfo").write_text(f"model name\t: a CPU\nflags\t\t: fpu {flags} sse\n", encoding="utf-8")
+    for file in ("cpuinfo", "none"):  # on Linux, and elsewhere
+        monkeypatch.setattr(devices, "CPU_INFO", tmp_path / file)
+        assert devices.has_int8_dot_product() is expected
 
 
 def test_attention_keeps_its_norms_and_softmax_in_float(tmp_path: Path) -> None:
