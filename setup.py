@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 PACKAGE = "classic_trainer"
 CHECKS = "# Checks"  # of requirements.txt: where the packages begin that only tests need
 EXTRAS = ("crawl", "geo", "heic", "packs", "pie", "remote", "timm", "video")  # serve needs less than the package itself
-DATA = ["*.jinja", "*.json", "*.txt", "static/*", "page/*", "demo_page/*"]
+DATA = ["*.jinja", "*.json", "*.txt", "static/*", "page/*", "demo_page/*", "tree/**"]
 
 
 def requirements(file: str) -> list[str]:
