@@ -43,14 +43,15 @@ def section(report: Mapping[str, Any]) -> str:
 def table(measured: Measured) -> str:
     """Return a set as a table of Markdown, with a warning where the machine was busy."""
     figures = measured.figures
-    extras = list(figures[0].extras)
+    extras = list(dict.fromkeys(key for figure in figures for key in figure.extras))
     bases = list(dict.fromkeys(base for figure in figures for base in figure.ratios))
     heads = [measured.title, measured.unit, "lowest", "highest", *(f"ratio to {base}" for base in bases), *extras]
     rows = [[*heads], ["---", *["---:"] * (len(heads) - 1)]]
     for figure in figures:
         ratios = [_ratio_text(figure.ratios.get(base)) for base in bases]
         numbers = [number(value) for value in (figure.median, figure.low, figure.high)]
-        rows.append([figure.name, *numbers, *ratios, *(number(figure.extras[key]) for key in extras)])
+        more = [number(figure.extras[key]) if key in figure.extras else "" for key in extras]
+        rows.append([figure.name, *numbers, *ratios, *more])
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     share = f"others took {measured.busy:.0%} of the machine"
     share = f"**busy machine**: {share}" if measured.busy > BUSY else share

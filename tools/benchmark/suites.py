@@ -30,7 +30,10 @@ TIMM_BEST = "timm, bf16"  # --amp --amp-dtype bfloat16 --channels-last
 
 
 def train(args: argparse.Namespace) -> list[Measured]:
-    """Train, an epoch per round: ours by its config, timm with its default flags and with its fastest."""
+    """Train, an epoch per round: ours by its config, timm with its default flags and with its fastest.
+
+    Where the config names a teacher, timm's logit distillation has one of the same kind.
+    """
     with _images_of(args) as place:
         configs = {"train.py": _config(args, place)}
         for variant in args.variant:
@@ -42,6 +45,7 @@ def train(args: argparse.Namespace) -> list[Measured]:
         if "timm" in args.against:
             python = peer_python(args.peers)
             common = _timm_arguments("train", config, config.train_data_root_dir, config.batch_size)
+            common += [part for path in config.distill_from for part in ("--teacher", _model_type_in(path))]
             flags = {
                 "timm, default flags": ("--workers", TIMM_WORKERS),
                 TIMM_BEST: ("--workers", TIMM_WORKERS, "--amp"),
@@ -219,6 +223,13 @@ def _timm_arguments(what: str, config: Config, data: str, batch_size: int) -> li
     model = str(config.net_args().get("model_type", "resnet34"))
     common: list[object] = [what, "--data", data, "--model", model, "--num_classes", config.num_classes]
     return [*common, "--size", config.img_height, "--batch_size", batch_size]
+
+
+def _model_type_in(weights: str) -> str:
+    """Return the `model_type` of a checkpoint's net. Raises CheckpointError."""
+    from artifacts.checkpoint import load_checkpoint
+
+    return str(load_checkpoint(weights).metadata.net_arguments()["model_args"].get("model_type", "resnet34"))
 
 
 def _folder(args: argparse.Namespace) -> Measured:

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,9 @@ def test_table() -> None:
     ]
     busy = Measured("training", "images/s", 0.5, MEASURED.figures)
     assert report.table(busy).endswith("**busy machine**: others took 50% of the machine.")
+    ours, other = MEASURED.figures
+    uneven = Measured("training", "images/s", 0.02, [replace(ours, extras={"peak GB": 1.5}), other])
+    assert [line.split(" | ")[5:] for line in report.table(uneven).splitlines()[2:4]] == [["1.5", " |"], ["", "0 |"]]
 
 
 def test_page_gets_the_tables_of_reports(tmp_path: Path) -> None:

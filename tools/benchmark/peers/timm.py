@@ -21,8 +21,10 @@ from timm.loss import LabelSmoothingCrossEntropy  # type: ignore[import-not-foun
 from timm.models import create_model  # type: ignore[import-not-found]
 from timm.optim import create_optimizer_v2  # type: ignore[import-not-found]
 from timm.scheduler import create_scheduler_v2  # type: ignore[import-not-found]
+from timm.task import LogitDistillationTask  # type: ignore[import-not-found]
 from timm.utils import AverageMeter, random_seed  # type: ignore[import-not-found]
 
+from tools.benchmark.memory import PEAK_GB, peak_gb, reset_peak
 from tools.benchmark.protocol import RATE, Round, Turns
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,11 +44,13 @@ def training(args: argparse.Namespace) -> Callable[[], Round]:
         model, opt="sgd", lr=RATE_OF_256 * args.batch_size / 256, weight_decay=2e-5, momentum=0.9
     )
     loss_of = LabelSmoothingCrossEntropy(smoothing=0.1).to(device=DEVICE)
+    task = _distillation(model, loss_of, args) if args.teacher else None
     schedule, _ = create_scheduler_v2(optimizer, sched="cosine", num_epochs=EPOCHS, warmup_epochs=5, warmup_lr=1e-5)
     epoch = 0
 
     def play() -> Round:
         nonlocal epoch
+        reset_peak()
         started, count = time.perf_counter(), 0
         losses = AverageMeter()
         model.train()
@@ -55,7 +59,7 @@ def training(args: argparse.Namespace) -> Callable[[], Round]:
             if args.amp:
                 images = images.contiguous(memory_format=torch.channels_last)
             with _autocast(args):
-                loss = loss_of(model(images), target)
+                loss = task(images, target)["loss"] if task else loss_of(model(images), target)
             loss.backward()
             optimizer.step()
             losses.update(loss.item(), len(images))
@@ -65,7 +69,7 @@ def training(args: argparse.Namespace) -> Callable[[], Round]:
         seconds = time.perf_counter() - started
         epoch += 1
         schedule.step(epoch)
-        return {RATE: count / seconds}
+        return {RATE: count / seconds, PEAK_GB: peak_gb()}
 
     return play
 
@@ -101,6 +105,16 @@ def inference(args: argparse.Namespace) -> Callable[[], Round]:
         return {RATE: len(dataset) / (time.perf_counter() - started)}
 
     return play
+
+
+def _distillation(model: Any, loss_of: Any, args: argparse.Namespace) -> Any:
+    """Return --kd-distill-type logit, with a teacher of random weights, as timm's train.py makes it."""
+    teacher = create_model(args.teacher, num_classes=args.num_classes).to(device=DEVICE).eval().requires_grad_(False)
+    if args.amp:
+        teacher.to(memory_format=torch.channels_last)
+    return LogitDistillationTask(
+        model, teacher, criterion=loss_of, distill_loss_weight=1.0, temperature=4.0, device=DEVICE, verbose=False
+    ).train()
 
 
 def _training_loader(args: argparse.Namespace, data_config: dict[str, Any]) -> Any:
@@ -141,6 +155,7 @@ def main() -> None:
     for name in ("--num_classes", "--size", "--batch_size", "--workers"):
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--teacher", default="")
     args = parser.parse_args()
     turns = Turns()
     turns.play(kinds[args.what](args), "timm")
