@@ -19,7 +19,7 @@ async def read_body(
     """
     try:
         return await asyncio.wait_for(_read(request, max_bytes, count), seconds_left)
-    except asyncio.TimeoutError as error:
+    except TimeoutError as error:
         raise RequestError(408, f"the request did not come within {timeout_s:g} seconds") from error
 
 

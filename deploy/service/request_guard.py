@@ -98,7 +98,7 @@ class RequestGuard:
             if isinstance(error, asyncio.CancelledError) and DISCONNECTED not in request.scope["state"]:
                 raise  # the service is being stopped by force
             return self.error_response(request, CLIENT_CLOSED_REQUEST, "")
-        except asyncio.TimeoutError:
+        except TimeoutError:
             seconds = f"{self._limits.request_timeout_s:g} seconds"
             return self.error_response(request, 503, f"no response within {seconds}; {LATER}")
 
