@@ -59,7 +59,11 @@ class RoundFolder:
     def results(self, number: int) -> dict[Step, Result]:
         """Return the results of a round's steps. Raises ProjectError."""
         files = {step: self.round(number) / f"{step}.json" for step in Step}
-        return {step: read_result(file) for step, file in files.items() if file.exists()}
+        found = {step: read_result(file) for step, file in files.items() if file.exists()}
+        for step, result in found.items():
+            if missing := [key for key in OF_DECISION if not isinstance(result.get(key), str)]:
+                raise ProjectError(f"{files[step]}: it has no {missing[0]}; bring back what the loop wrote")
+        return found
 
     def finish(self, number: int, step: Step | str, event: str, did: str, because: str, **values: Any) -> Result:
         """Write a step's result with its decision, then the decision's line; return it. Raises ResultsError."""

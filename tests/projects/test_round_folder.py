@@ -65,6 +65,9 @@ def test_a_damaged_result_is_a_mistake(folder: RoundFolder) -> None:
     (folder.round(0) / "training.json").write_text("[]", encoding="utf-8")
     with pytest.raises(ProjectError, match=r"training.json: expected a JSON object"):
         folder.results(0)
+    (folder.round(0) / "training.json").write_text('{"time": "now"}', encoding="utf-8")
+    with pytest.raises(ProjectError, match=r"training.json: it has no event; bring back what the loop wrote"):
+        folder.results(0)
 
 
 def test_lists_are_whole(tmp_path: Path) -> None:

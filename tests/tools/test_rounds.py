@@ -399,6 +399,8 @@ def test_mistakes_are_sentences(data: Path, waiting: tuple[Path, str]) -> None:
     assert "30 of its 30 images were trained on" in mistake(*BEGINNING[:5], "train.txt", *BEGINNING[6:], root="T")
     assert "it has a label for none" in mistake("--labels_from", "val.txt", "--list_root", "images")
     write_list(data, "short", 20, 9000)
+    none = mistake("--calibration", "held_out.txt", "--list_root", "images")
+    assert "held_out.txt: no image of it is left: 40 are in the loop's other lists, and 0 cannot be read" in none
     few = mistake(*BEGINNING[:3], "short.txt", *BEGINNING[4:], root="K")
     assert "are too few for a target risk of 0.2: at least 100 are needed" in few
     (data / "R/rounds/001/to_label/annotation_label.json").write_text("[", encoding="utf-8")

@@ -69,14 +69,16 @@ def read_labels(loop: Loop, number: int, because: str) -> Result:
 
 
 def read_pseudo_labels(loop: Loop, number: int) -> dict[str, str]:
-    """Return the class of each image of the round's pseudo-labels, {} where there are none."""
+    """Return the class of each image of the round's pseudo-labels, {} where there are none. Raises ProjectError."""
     file = loop.folder.round(number) / PSEUDO_LABELS
     if not file.exists():
         return {}
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        rows = list(csv.DictReader(opened))
     named = {csv_cell(name): name for name in loop.class_names}
-    return {row["image"]: named[row["class"]] for row in rows}
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            return {row["image"]: named[row["class"]] for row in csv.DictReader(opened)}
+    except (KeyError, ValueError, csv.Error) as error:
+        raise ProjectError(f"{file}: it cannot be read ({error!r}); bring back what the loop wrote") from error
 
 
 def _labels_of_person(loop: Loop, number: int, put: set[str]) -> dict[str, str]:

@@ -28,9 +28,12 @@ def recalibrate(loop: Loop, args: argparse.Namespace) -> Result:
     metadata = build_metadata(config, loop.class_names)
     samples = labelled_list(args.calibration, None, metadata, args)
     store = ImageStore(folder.images, metadata.preprocess)
-    found, _ = keep_images(store, samples, loop.class_names, args.calibration)
+    found, unreadable = keep_images(store, samples, loop.class_names, args.calibration)
     others = {image for name in (HELD_OUT, VALIDATION, LABELLED) for image in loop.read_labels(name)}
     labels = {image: name for image, name in found.items() if image not in others}
+    if not labels:
+        what = f"{len(found)} are in the loop's other lists, and {len(unreadable)} cannot be read"
+        raise ProjectError(f"--calibration {args.calibration}: no image of it is left: {what}")
     settings = {
         **loop.settings,
         "calibration": resolved(args.calibration),
@@ -42,11 +45,12 @@ def recalibrate(loop: Loop, args: argparse.Namespace) -> Result:
     with writing(copy):
         shutil.copyfile(folder.served, copy)
     code, line = calibrate_net(following, last, copy)
-    if code:
-        raise ProjectError(line)
     with writing(folder.served):
-        write_atomic(folder.served, copy.read_bytes())
+        calibrated = copy.read_bytes()
         copy.unlink()
+        if code:
+            raise ProjectError(line)
+        write_atomic(folder.served, calibrated)
     did = f"calibrated the served net on {counted(len(labels))}; {len(samples) - len(labels)} were left out"
     name = f"{RECALIBRATION}-{settings['recalibrations']}"
     folder.finish(last, name, "another calibration list", did, f"--calibration named {args.calibration}")
