@@ -59,7 +59,6 @@ DATASETS = tuple(  # of data_loader, what the data set tools read with
     for name in ("coco", "box_annotations", "box_folders", "box_classes", "errors", "problems", "examples")
 )
 ALLOWED["datasets"] = (*DATA, *DATASETS)
-ALLOWED["projects"] = (*DATA, "data_loader.errors")
 SERVER = tuple(  # of the service, what every server of a page has
     f"deploy.service.{name}" for name in ("http_protocol", "limits", "listener", "origins", "page_headers")
 )
@@ -72,6 +71,8 @@ ALLOWED["review"] = (
     "deploy.inference",
     *SERVER,
 )
+
+ALLOWED["projects"] = (*DATA, "data_loader.errors", "review", *SERVER, "visualization")
 
 MOST_LINES = 50  # of a function
 

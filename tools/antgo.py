@@ -45,6 +45,7 @@ PROJECT_VERBS = {  # most are of two words, such as `create mvp`; with their mod
     "update": ("update", "of a project: submitter, label, semi, distillation, activelearning"),
     "train": ("train", "an experiment, here, as a run of a project"),
     "ls": ("ls", "the runs of all projects with their state"),
+    "server": ("server", "--page: a page of all projects, their runs compared, and decisions"),
     "show": ("show", "projects, their runs, the best: project, exp, best"),
 }
 
