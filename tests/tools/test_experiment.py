@@ -104,6 +104,19 @@ def test_train_resume_test_and_export_with_functions_of_its_own(tree: Path, caps
     capsys.readouterr()
 
 
+@pytest.mark.slow
+def test_two_processes_call_the_functions_and_leave_one_run(tree: Path) -> None:
+    hooks = HOOKS.replace('"epochs.txt"', 'f"epochs{trainer.runtime.world.rank}.txt"')
+    (tree / "mine/hooks.py").write_text(hooks, encoding="utf-8")
+    words = ["--data", "cifar-10-binary.tar.gz", "--max-epochs", "1", *TINY, "--set", "num_processes=2"]
+    done = subprocess.run([sys.executable, "mine/main.py", *words, "--json", "score.json"], cwd=tree)
+    assert done.returncode == 0
+    output = tree / "output/mine/output"
+    assert sorted(path.name for path in (output / "checkpoint").iterdir()) == ["epoch_1.pth", "latest.pth"]
+    assert not (output / "metric/best_last.pth").exists() and (tree / "score.json").is_file()
+    assert (tree / "epochs0.txt").read_text() == (tree / "epochs1.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -133,6 +146,7 @@ def test_what_a_function_must_not_return_is_a_sentence(
         ("--gpu-id x", 'must be -1 for the CPU, or numbers with commas between, got "x"'),
         ("--exp ../x", 'it must begin with a letter and have letters, digits, - and _ only, got "../x"'),
         ("--process test", "best.pth: the experiment has no trained net yet; train it first, or name a --checkpoint"),
+        ("--checkpoint README.md --resume-from README.md", "--resume-from goes on with one; name one"),
         ("--process activelearning", "with --unlabelled DIR and how many to pick with --num N"),
     ],
 )

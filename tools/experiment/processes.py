@@ -61,7 +61,7 @@ def train(experiment: Experiment, args: argparse.Namespace, places: Places, word
 def test(experiment: Experiment, args: argparse.Namespace, places: Places) -> int:
     """Measure a checkpoint on the validation images; print the score, and return 0. Raises UserError."""
     weights = _checkpoint(args, places)
-    config = _config(experiment, args, places, _start(weights, "update"))
+    config = _config(experiment, args, places, [*_start(weights, "update"), "fit_head=false"])
     hooks = ExperimentHooks(experiment, places)
     device, _ = choose_device(config.gpu_ids()[:1])
     runtime = Runtime(device, choose_precision(config.precision, device))

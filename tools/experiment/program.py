@@ -66,6 +66,8 @@ def _check(args: argparse.Namespace) -> None:
     for path in (args.checkpoint, args.resume_from, args.config):
         if path is not None and not path.is_file():
             raise ProgramError(f"{path}: no such file{current_folder(str(path))}")
+    if args.checkpoint and args.resume_from:
+        raise ProgramError("--checkpoint begins a training from weights, --resume-from goes on with one; name one")
     if args.process == "activelearning" and not (args.unlabelled and args.num):
         raise ProgramError("name the images without labels with --unlabelled DIR and how many to pick with --num N")
 
