@@ -23,6 +23,14 @@ OUTPUT_SHAPES: dict[str, Callable[[ModelMetadata], Shape]] = {
 }
 
 
+def input_shape(metadata: ModelMetadata) -> Shape:
+    """Return the shape of what a net takes: float32 (N, C, H, W), uint8 (N, H, W, C)."""
+    preprocess = metadata.preprocess
+    sizes = (None, None) if metadata.size_step else (preprocess.height, preprocess.width)
+    is_float = metadata.input == "float32 NCHW"
+    return (None, preprocess.channels, *sizes) if is_float else (None, *sizes, preprocess.channels)
+
+
 def output_shape(metadata: ModelMetadata) -> Shape | None:
     """Return the shape that a net's output must have; None for an output of any shape (N, ...)."""
     shape = OUTPUT_SHAPES.get(metadata.output)

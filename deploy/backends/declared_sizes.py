@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from artifacts.metadata import ModelMetadata
-from artifacts.outputs import Shape, output_shape
+from artifacts.outputs import Shape, input_shape, output_shape
 from deploy.backends.base import BackendError
 
 
@@ -15,11 +15,8 @@ def check_declared(path: Path, metadata: ModelMetadata, declared: Sequence[Shape
 
     Raises BackendError.
     """
-    shape = metadata.preprocess
-    pixels = (None, None) if metadata.size_step else (shape.height, shape.width)
-    image = (shape.channels, *pixels) if metadata.input == "float32 NCHW" else (*pixels, shape.channels)
     expected: dict[str, Shape | None] = {
-        f"takes images ({metadata.input})": (None, *image),
+        f"takes images ({metadata.input})": input_shape(metadata),
         f"returns {metadata.output}": output_shape(metadata),
     }
     if len(declared) != len(expected):

@@ -12,6 +12,7 @@ from artifacts.metadata import PRODUCER, ModelMetadata
 from common.atomic_io import atomic_folder
 from deploy.export.errors import ExportError
 from deploy.export.model_card import model_card
+from deploy.export.staging import raise_disk_error
 
 KEYS = {  # of a report, and what each must hold
     **dict.fromkeys(("title", "net", "measure"), str),
@@ -32,7 +33,11 @@ def write_hub_folder(weights: Path, report_file: Path, folder: Path, licence: st
     metadata, report = checkpoint.metadata, _read_report(report_file, checkpoint.metadata)
     state = {name: tensor.clone().contiguous() for name, tensor in checkpoint.deployed().items()}  # none shares memory
     with atomic_folder(folder) as new:
-        save_file(state, new / WEIGHTS[0], {"format": "pt"})
+        try:
+            save_file(state, new / WEIGHTS[0], {"format": "pt"})
+        except Exception as error:  # safetensors has an error of its own for a full disk
+            raise_disk_error(error, folder / WEIGHTS[0])
+            raise
         (new / CONFIG).write_text(_json(hub_values(metadata)), encoding="utf-8")
         (new / CARD).write_text(model_card(report, metadata, licence), encoding="utf-8")
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from artifacts.metadata import ModelMetadata
 from artifacts.metadata_reader import read_metadata
-from artifacts.outputs import INPUT_NAME, output_name, output_shape
+from artifacts.outputs import INPUT_NAME, Shape, input_shape, output_name, output_shape
 from common.atomic_io import atomic_folder
 from deploy.export.errors import ExportError
 from pytorch2json.tensorrt_library import LIBRARIES
@@ -76,14 +75,14 @@ input [
   {{
     name: {_text(INPUT_NAME)}
     data_type: {"TYPE_FP32" if is_float else "TYPE_UINT8"}
-    dims: [ {_sizes(_image_sizes(metadata))} ]
+    dims: [ {_sizes(input_shape(metadata))} ]
   }}
 ]
 output [
   {{
     name: {_text(output_name(metadata))}
     data_type: TYPE_FP32
-    dims: [ {_sizes((output_shape(metadata) or (None, None))[1:])} ]{labels}
+    dims: [ {_sizes(output_shape(metadata) or (None, None))} ]{labels}
   }}
 ]
 dynamic_batching {{{preferred}}}
@@ -94,14 +93,9 @@ parameters {{
 """
 
 
-def _image_sizes(metadata: ModelMetadata) -> tuple[int | None, ...]:
-    preprocess = metadata.preprocess
-    sizes = (None, None) if metadata.size_step else (preprocess.height, preprocess.width)
-    return (preprocess.channels, *sizes) if metadata.input == "float32 NCHW" else (*sizes, preprocess.channels)
-
-
-def _sizes(sizes: Sequence[int | None]) -> str:
-    return ", ".join("-1" if size is None else str(size) for size in sizes)
+def _sizes(shape: Shape) -> str:
+    """Return a shape without its batch."""
+    return ", ".join("-1" if size is None else str(size) for size in shape[1:])
 
 
 def _text(value: str) -> str:

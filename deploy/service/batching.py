@@ -302,15 +302,17 @@ class MicroBatcher:
 
     def _outcomes(self, wanted: Sequence[_QueuedImage]) -> list[Prediction | np.ndarray]:
         """Return each image's prediction, or its outputs where the request asked for them. Raises BackendError."""
-        images = stacked([image.prepared for image in wanted])
+        prepared = [image.prepared for image in wanted]
+        images = stacked(prepared)
         outputs = self._predictor.outputs(images)
         chosen = [index for index, image in enumerate(wanted) if not image.job.wants_outputs]
+        if len(chosen) == len(wanted):  # as a rule: nothing is copied
+            return list(self._predictor.decoded(prepared, images, outputs, self._topk))
         found: list[Prediction | np.ndarray] = list(outputs)
         if chosen:
-            batch = [wanted[index].prepared for index in chosen]
-            for index, prediction in zip(
-                chosen, self._predictor.decoded(batch, images[chosen], outputs[chosen], self._topk), strict=True
-            ):
+            batch = [prepared[index] for index in chosen]
+            decoded = self._predictor.decoded(batch, images[chosen], outputs[chosen], self._topk)
+            for index, prediction in zip(chosen, decoded, strict=True):
                 found[index] = prediction
         return found
 

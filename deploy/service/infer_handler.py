@@ -75,10 +75,9 @@ class InferHandler:
 
     def _response(self, asked: InferRequest, outputs: np.ndarray) -> Response:
         """Return outputs (N, ...), as JSON or as bytes behind it. Raises RequestError."""
-        (name, is_binary), *_ = asked.outputs.items()
-        data = outputs.astype(DTYPES["FP32"], copy=False).tobytes() if is_binary else b""
-        tensor: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(outputs.shape)}
-        if is_binary:
+        data = outputs.astype(DTYPES["FP32"], copy=False).tobytes() if asked.wants_bytes else b""
+        tensor: dict[str, Any] = {"name": self._signature.output, "datatype": "FP32", "shape": list(outputs.shape)}
+        if asked.wants_bytes:
             tensor["parameters"] = {BINARY_SIZE: len(data)}
         elif outputs.size > MAX_JSON_NUMBERS:
             hint = "ask for bytes by the parameter binary_data_output, or send fewer images"
@@ -87,7 +86,7 @@ class InferHandler:
             tensor["data"] = outputs.ravel().tolist()
         values: dict[str, Any] = {"model_name": self.model_name, "model_version": MODEL_VERSION}
         values |= {"outputs": [tensor]} if asked.id is None else {"id": asked.id, "outputs": [tensor]}
-        if not is_binary:
+        if not asked.wants_bytes:
             return json_response(200, values)
         text = json_text(values)
         headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(text))}

@@ -10,14 +10,14 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from artifacts.metadata import ModelMetadata
-from artifacts.outputs import INPUT_NAME, output_name
-from data_loader.preprocess import Preprocess
+from artifacts.outputs import INPUT_NAME, input_shape, output_name
 from deploy.service.limits import Limits
 from deploy.service.request_parser import MAX_JSON_VALUES, RequestError, encoded_image, quote
 
@@ -29,14 +29,14 @@ LENGTH = struct.Struct("<I")  # before each element of BYTES
 
 @dataclass(frozen=True)
 class InferRequest:
-    """What a request asks for: the input, and the outputs by name, each with whether it comes as bytes.
+    """What a request asks for: the net's output for images, as bytes or in JSON.
 
     `images` is what the net takes, (N, ...), or N encoded images, of a net of pairs 2N.
     """
 
     id: str | None
     images: np.ndarray | list[bytes]
-    outputs: Mapping[str, bool]
+    wants_bytes: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Signature:
     def of(cls, metadata: ModelMetadata, *, takes_encoded: bool) -> Signature:
         """Return the signature of a served net."""
         datatype = "FP32" if metadata.input == "float32 NCHW" else "UINT8"
-        shape = image_shape(metadata.preprocess, datatype)
+        _, *sizes = input_shape(replace(metadata, size_step=0))  # what is queued together has one size
+        shape = tuple(size for size in sizes if size is not None)
         return cls(datatype, shape, metadata.preprocess.images, output_name(metadata), takes_encoded)
 
     def __str__(self) -> str:
@@ -61,12 +62,6 @@ class Signature:
         pairs = "N" if self.images == 1 else f"N, {self.images}"
         encoded = f", or {ENCODED} of shape [{pairs}]: encoded images" if self.takes_encoded else ""
         return f'input "{INPUT_NAME}" must be {self.datatype} of shape [N, {sizes}]{encoded}'
-
-
-def image_shape(preprocess: Preprocess, datatype: str) -> tuple[int, ...]:
-    """Return the shape of one image as a net takes it: FP32 (C, H, W), UINT8 (H, W, C)."""
-    sizes = (preprocess.height, preprocess.width)
-    return (preprocess.channels, *sizes) if datatype == "FP32" else (*sizes, preprocess.channels)
 
 
 def read_infer_request(body: bytes, header_length: str, signature: Signature, limits: Limits) -> InferRequest:
@@ -83,9 +78,7 @@ def read_infer_request(body: bytes, header_length: str, signature: Signature, li
             400, f"Inference-Header-Content-Length must be 0 to {len(body)}, the body's bytes; got {got}"
         )
     if length == 0:
-        return InferRequest(
-            None, _from_bytes(memoryview(body), (1, *signature.shape), signature), {signature.output: True}
-        )
+        return InferRequest(None, _from_bytes(memoryview(body), (1, *signature.shape), signature), wants_bytes=True)
     return _read(body[:length], memoryview(body)[length:], signature, limits)
 
 
@@ -94,12 +87,12 @@ def _read(text: bytes, rest: memoryview, signature: Signature, limits: Limits) -
     request_id = values.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise RequestError(400, f'"id" must be a text, got {quote(request_id)}')
-    outputs = _outputs(values, signature)
+    wants_bytes = _wants_bytes(values, signature)
     tensors = _objects(values, "inputs")
     if len(tensors) != 1 or tensors[0].get("name") != INPUT_NAME:
         got = ", ".join(quote(tensor.get("name")) for tensor in tensors) or "none"
         raise RequestError(400, f'this net takes one input, "{INPUT_NAME}"; got {got}')
-    return InferRequest(request_id, _input(tensors[0], rest, signature, limits), outputs)
+    return InferRequest(request_id, _input(tensors[0], rest, signature, limits), wants_bytes)
 
 
 def _object(text: bytes, signature: Signature, limits: Limits) -> dict[str, Any]:
@@ -140,16 +133,16 @@ def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _outputs(values: Mapping[str, Any], signature: Signature) -> dict[str, bool]:
-    """Return the outputs by name, and whether each comes as bytes; without a list of them all."""
+def _wants_bytes(values: Mapping[str, Any], signature: Signature) -> bool:
+    """Return whether the output shall come as bytes. Raises RequestError for another output."""
     default = _flag(_parameters(values), BINARY_OUTPUT, False)
     if not values.get("outputs"):
-        return {signature.output: default}
+        return default
     asked = _objects(values, "outputs")
     if len(asked) != 1 or asked[0].get("name") != signature.output:
         got = ", ".join(quote(item.get("name")) for item in asked)
         raise RequestError(400, f'this net has one output, "{signature.output}"; got {got}')
-    return {signature.output: _flag(_parameters(asked[0], (BINARY, BINARY_SIZE)), BINARY, default)}
+    return _flag(_parameters(asked[0], (BINARY, BINARY_SIZE)), BINARY, default)
 
 
 def _input(
@@ -165,11 +158,11 @@ def _input(
     if (0 if size is None else size) != len(rest) or isinstance(size, bool):
         raise RequestError(400, f"{len(rest)} bytes follow the JSON, but {BINARY_SIZE} is {quote(size)}")
     if is_encoded:
-        elements = _elements(tensor["data"]) if size is None else list(_split(rest))
-        if len(elements) != math.prod(shape):
-            raise RequestError(
-                400, f'input "{INPUT_NAME}": shape {list(shape)} needs {math.prod(shape)} elements, got {len(elements)}'
-            )
+        count = math.prod(shape)
+        elements = _elements(tensor["data"]) if size is None else list(islice(_split(rest), count + 1))
+        if len(elements) != count:
+            got = len(elements) if len(elements) < count else "more"
+            raise RequestError(400, f'input "{INPUT_NAME}": shape {list(shape)} needs {count} elements, got {got}')
         return [encoded_image(item, f"{INPUT_NAME}[{index}]", limits) for index, item in enumerate(elements)]
     return _from_json(tensor["data"], shape, signature) if size is None else _from_bytes(rest, shape, signature)
 

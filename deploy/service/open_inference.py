@@ -12,11 +12,16 @@ from fastapi.responses import JSONResponse, Response
 
 from artifacts.metadata import PRODUCER
 from common.version import VERSION
+from deploy.service.openapi import infer_operation
 from deploy.service.request_guard import json_response
+from deploy.service.request_parser import KINDS
 from deploy.service.routes import MODEL_VERSION, OPEN_INFERENCE
 from deploy.service.state import ServiceState
 
 EXTENSIONS = ("binary_tensor_data",)
+ERRORS = {  # of the model's routes, in the documentation
+    "4XX": {"description": "an error", "content": {KINDS[0]: {"example": {"error": "what is wrong"}}}}
+}
 MODEL = f"{OPEN_INFERENCE}/models/{{name}}"
 MODELS = (MODEL, f"{MODEL}/versions/{{version}}")
 
@@ -63,6 +68,12 @@ def _add_model_routes(app: FastAPI, state: ServiceState) -> None:
         return missing(request, name, version) or await state.infer.handle(request)
 
     for path in MODELS:
-        app.get(path, summary="Open Inference Protocol: what the model takes and gives")(metadata)
-        app.get(f"{path}/ready", summary="Open Inference Protocol: whether the model is ready")(ready)
-        app.post(f"{path}/infer", summary="Open Inference Protocol: the net's outputs for tensors or images")(infer)
+        options: dict[str, Any] = {"include_in_schema": path == MODEL, "responses": ERRORS}
+        app.get(path, summary="Open Inference Protocol: what the model takes and gives", **options)(metadata)
+        app.get(f"{path}/ready", summary="Open Inference Protocol: whether the model is ready", **options)(ready)
+        app.post(
+            f"{path}/infer",
+            summary="Open Inference Protocol: the net's outputs for tensors or images",
+            openapi_extra=infer_operation(),
+            **options,
+        )(infer)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from artifacts.outputs import INPUT_NAME
 from deploy.service.request_parser import CONTENT, KINDS
 
 STYLE = (
@@ -62,6 +63,25 @@ def feedback_operation(class_name: str, errors: Iterable[int]) -> dict[str, Any]
     return {
         "requestBody": {"required": True, "content": {KINDS[0]: {"schema": schema, "example": example}}},
         "responses": {"200": {"description": "what all labels say", "content": good}, **_errors(errors)},
+    }
+
+
+def infer_operation() -> dict[str, Any]:
+    """Return the OpenAPI operation of the Open Inference Protocol's inference route, with an encoded image in JSON."""
+    tensor = {
+        "name": INPUT_NAME,
+        "datatype": "BYTES, or FP32 or UINT8 as the model's metadata say",
+        "shape": [1],
+        "data": ["an image in base64, or the numbers of the tensor"],
+    }
+    output = {"name": "logits", "datatype": "FP32", "shape": [1, 2], "data": [1.5, -0.5]}
+    good = {"model_name": "model", "model_version": "1", "outputs": [output]}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {KINDS[0]: {"schema": {"type": "object", "example": {"inputs": [tensor]}}}},
+        },
+        "responses": {"200": {"description": "the net's output", "content": {KINDS[0]: {"example": good}}}},
     }
 
 

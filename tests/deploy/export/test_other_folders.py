@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from artifacts.calibration import Calibration
@@ -213,6 +214,18 @@ def test_a_folder_for_the_hub_is_what_our_trainings_start_from(trained: Path, tm
     assert ModelMetadata.from_dict(hub_config(hub)["facts"]) == load_checkpoint(trained).metadata
     found = hub_provenance(hub)
     assert (found["package"], found["licence"]) == ("GeM_ResNet_AVP", "apache-2.0")
+
+
+def test_a_full_disk_leaves_no_folder(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    message = mistake(capsys, "--weights", trained, "--hub", tmp_path / "hub")
+    assert message == f"{tmp_path / 'hub' / 'model.safetensors'}: cannot write it: No space left on device"
+    assert not (tmp_path / "hub").exists() and not list(tmp_path.glob(".hub*"))
 
 
 def test_the_card_says_what_the_report_says(trained: Path) -> None:

@@ -106,6 +106,28 @@ def test_images_that_wait_make_the_next_batch(name: str, precision: str, batch_s
     assert backend.sizes == counts == sizes
 
 
+def test_predictions_and_outputs_share_a_batch() -> None:
+    backend = GatedBackend()
+    pixels = np.stack([np.full((3, 8, 8), value, np.float32) for value in (-1, 1)])
+
+    async def main() -> None:
+        backend.gate.clear()
+        first = batcher.submit([png()])
+        await until(backend.entered.is_set)
+        predictions, outputs = batcher.submit([png(0), png(250)]), batcher.submit_for_outputs(pixels)
+        damaged = batcher.submit_for_outputs([b"text"])
+        await until(lambda: len(batcher._ready) == 4)
+        backend.gate.set()
+        assert [found.class_name for found in await predictions] == ["dark", "bright"]
+        assert np.array_equal(await outputs, [[1, -1, 0], [-1, 1, 0]])
+        assert "it is not an image of a known format" in (await damaged)[0].error
+        await first
+
+    with batching(backend) as batcher:
+        run(main)
+    assert backend.sizes == [1, 4]
+
+
 def test_a_batch_waits_for_more_images_with_batch_wait_ms_only() -> None:
     async def both() -> None:
         first = batcher.submit([png()])
