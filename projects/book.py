@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from common.atomic_io import sync_folder, write_atomic, writing
 from common.file_lock import lock_file
-from common.formatting import did_you_mean, parse_json, short_json
+from common.formatting import did_you_mean, is_utf8, parse_json, short_json
 from data_loader.image_files import natural_sorted
 from projects.errors import ProjectError
 from projects.models import Project
@@ -169,4 +169,8 @@ def _read(path: Path) -> str:
 
 
 def _text(project: Project) -> str:
-    return json.dumps(project.values(), ensure_ascii=False, indent=1) + "\n"
+    """Return the text of a project's file. Raises ProjectError for a value that UTF-8 does not have."""
+    text = json.dumps(project.values(), ensure_ascii=False, indent=1) + "\n"
+    if not is_utf8(text):
+        raise ProjectError(f"{project.name}: a name or address is not UTF-8; give it in UTF-8")
+    return text

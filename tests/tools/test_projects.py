@@ -121,6 +121,7 @@ def test_what_show_tells_is_the_files(home: Path, capsys: pytest.CaptureFixture[
         ("create project --git a/birds", "birds.json: the project is there already; choose another --name"),
         ("create project --git a/b --name ../x", '"../x" can be no project\'s name'),
         ("create exp --name small", 'birds: it has an experiment "small" already'),
+        ("create project --git a/b\udcff --name b", "b: a name or address is not UTF-8; give it in UTF-8"),
         ("show exp --project brids", 'no project "brids"; did you mean "birds"?'),
         ("show exp --home nowhere", "nowhere: name a project with --project; there is none yet"),
         ("add product --exp smal", 'birds: no experiment "smal"; did you mean "small"?'),

@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from projects.book import Book
 from projects.errors import ProjectError
 from projects.models import Project
 from tools.experiment.scaffold import check_name, create_experiment
@@ -35,8 +36,6 @@ def add_project_flags(parser: argparse.ArgumentParser) -> None:
 
 def create_project(args: argparse.Namespace) -> int:
     """Write a project's file; return 0. Raises UserError."""
-    from projects.book import Book
-
     name = args.name if args.name is not None else re.split(r"[/:]", args.git.rstrip("/"))[-1].removesuffix(".git")
     path = Book(args.home).create(Project(name=name, git=args.git, image=args.image, auto=args.auto))
     return print_text(str(path))
