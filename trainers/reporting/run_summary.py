@@ -137,6 +137,8 @@ def _read_earlier(folder: str) -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """Return the project's commit, with "+" where files are changed; None outside a git checkout."""
+    if not (ROOT / ".git").exists():  # installed, maybe inside a checkout of something else
+        return None
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
