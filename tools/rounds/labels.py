@@ -49,7 +49,8 @@ def read_labels(loop: Loop, number: int, because: str) -> Result:
     kept = [] if is_refuted else [one for image, one in accepted.items() if image not in picks["audit"]]
     _write_pseudo_labels(folder.round(number) / PSEUDO_LABELS, kept, predictions["weights_sha256"])
     before = loop.read_labels(LABELLED)  # whose labels stay: someone may have corrected them
-    write_list(folder.lists / LABELLED, before | (labels | before), loop.class_names)
+    new = {image: name for image, name in labels.items() if image not in before}
+    write_list(folder.lists / LABELLED, before | new, loop.class_names)
     checked = _ask_doctor(loop, number) if labels else {"findings": []}
     audit = f"{wrong} of {len(audited)} audited predictions wrong"
     did = f"{counted(len(labels), 'new label')}; {audit}, {counted(len(kept), 'pseudo-label')} kept"
