@@ -9,7 +9,17 @@ from setuptools import find_packages, setup
 
 PACKAGE = "classic_trainer"
 CHECKS = "# Checks"  # of requirements.txt: where the packages begin that only tests need
-EXTRAS = ("crawl", "geo", "heic", "packs", "pie", "remote", "timm", "video")  # serve needs less than the package itself
+EXTRAS = (
+    "crawl",
+    "geo",
+    "heic",
+    "jobs",
+    "packs",
+    "pie",
+    "remote",
+    "timm",
+    "video",
+)  # serve needs less than the package itself
 DATA = ["*.jinja", "*.json", "*.txt", "static/*", "page/*", "demo_page/*", "tree/**"]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 LABEL_TYPES = ("CLASS", "RECT", "POINT", "POLYGON", "SKELETON")
-FINISHED, RUNNING, STOPPED, LOST = "finish", "running", "stop", "lost"
+QUEUED, FINISHED, RUNNING, STOPPED, LOST = "queued", "finish", "running", "stop", "lost"
 
 
 class Part(BaseModel):

@@ -10,12 +10,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from common.atomic_io import write_atomic, writing
+from common.signals import Stopped
 from projects.models import FINISHED, LOST, RUNNING, STOPPED
 
 FILE = "state.json"
@@ -49,6 +50,9 @@ def reported(folder: Path) -> Iterator[Callable[[int], None]]:
     thread.start()
     try:
         yield codes.append
+    except Stopped as error:
+        codes.append(error.exit_code)
+        raise
     finally:
         ended.set()
         thread.join()
@@ -60,7 +64,13 @@ def reported(folder: Path) -> Iterator[Callable[[int], None]]:
 def write_state(folder: Path, state: str, exit_code: int | None = None) -> None:
     """Write state.json, and the mark of the state in place of the one before. Raises OSError."""
     content = {"state": state, "exit_code": exit_code, "host": socket.gethostname(), "pid": os.getpid()}
-    write_atomic(folder / FILE, json.dumps({**content, "time": time.time()}) + "\n")
+    place_state(folder, {**content, "time": time.time()})
+
+
+def place_state(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write the content of a state.json, and the mark of its state. Raises OSError."""
+    state = content["state"]
+    write_atomic(folder / FILE, json.dumps(content) + "\n")
     (folder / MARKS[state]).touch()
     for other, mark in MARKS.items():
         if other != state:

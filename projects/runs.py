@@ -14,7 +14,7 @@ from projects.run_state import read_state, stamp
 def begin_run(project: Project, exp: str, stage: str, root: Path, code: tuple[str, str]) -> Run:
     """Enter a run of an experiment that begins now; `code` is branch and commit. Its folder is `root/EXP.ID`."""
     created = stamp()
-    taken = {run.id for run in project.exp[exp]}
+    taken = {run.id for runs in project.exp.values() for run in runs}  # `log --id` names no experiment
     names = itertools.chain([created], (f"{created}-{number}" for number in itertools.count(2)))
     identity = next(name for name in names if name not in taken)
     label, test = project.dataset.train.label, project.dataset.test

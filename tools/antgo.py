@@ -43,8 +43,11 @@ PROJECT_VERBS = {  # most are of two words, such as `create mvp`; with their mod
     "add": ("add", "to a project: product, baseline, expert, train/label, train/unlabel, test, val"),
     "del": ("delete", "from a project: the same"),
     "update": ("update", "of a project: submitter, label, semi, distillation, activelearning"),
-    "train": ("train", "an experiment, here, as a run of a project"),
+    "train": ("train", "an experiment, here or as a job: --ssh, --slurm, --local, --kubernetes, --skypilot"),
     "ls": ("ls", "the runs of all projects with their state"),
+    "log": ("log", "of a job, followed"),
+    "stop": ("stop", "a job, which saves before it ends"),
+    "submitter": ("submitter", "where jobs are submitted to: template, update, ls, select, activate"),
     "server": ("server", "--page: a page of all projects, their runs compared, and decisions"),
     "show": ("show", "projects, their runs, the best: project, exp, best"),
 }

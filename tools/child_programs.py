@@ -15,8 +15,9 @@ from common.signals import STOPPING, Stopped
 SHOWN_LINES = 3  # of a log, in a message
 
 
-def run_child(arguments: Sequence[str], log: Path | None = None) -> int:
-    """Run `python ARGUMENTS` and return its exit code. It prints where this program does, or appends to `log`.
+def run_child(arguments: Sequence[str], log: Path | None = None, keep: Sequence[int] = ()) -> int:
+    """Run `python ARGUMENTS` and return its exit code. It prints where this program does, or appends to `log`. It
+    inherits the files of the descriptors `keep`.
 
     A signal that stops programs is passed on, so that a training saves and leaves; then Stopped is raised. Raises
     OSError where the log cannot be written.
@@ -30,6 +31,7 @@ def run_child(arguments: Sequence[str], log: Path | None = None) -> int:
             stdout=file,
             stderr=subprocess.STDOUT if file else None,
             start_new_session=True,
+            pass_fds=keep,
         )
 
         def pass_on(number: int, frame: FrameType | None) -> None:

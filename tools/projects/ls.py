@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
+from common.console import printable
+from common.errors import UserError
 from projects.book import Book
-from projects.runs import present_state, settle
+from projects.runs import present_state
 from projects.tables import score_text, table
 from tools.datasets.verb import Verb
 from tools.projects.flags import add_json, add_project, print_json, print_text
+from tools.projects.watching import advance, refresh
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -18,24 +22,33 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Settle the runs that have ended, and list all; return 0. Raises UserError."""
+    """Ask after the runs elsewhere, settle those that have ended, and list all; return 0. Raises UserError.
+
+    1 where a machine was not reached, whose runs keep the state that was known.
+    """
     book = Book(args.home)
     names = book.names() if args.project is None else [book.name_of(args.project)]
-    found = []
+    found, code = [], 0
     for name in names:
+        for each in (run for runs in book.read(name).exp.values() for run in runs):
+            try:
+                refresh(each)
+            except UserError as error:
+                print(printable(f"{name}: {each.name}: {error}"), file=sys.stderr)
+                code = 1
         with book.changing(name) as project:
             for each in (run for runs in project.exp.values() for run in runs):
-                settle(each)
+                advance(each)
                 found.append((name, each))
     if args.json:
-        return print_json(
-            [{"project": name, **each.model_dump(), "state": present_state(each)} for name, each in found]
-        )
+        print_json([{"project": name, **each.model_dump(), "state": present_state(each)} for name, each in found])
+        return code
     rows = [
         (name, each.exp, each.id, present_state(each) or "-", each.stage, score_text(each), each.finish_time or "-")
         for name, each in found
     ]
-    return print_text(table(("project", "exp", "id", "state", "stage", "score", "finished"), rows))
+    print_text(table(("project", "exp", "id", "state", "stage", "score", "finished"), rows))
+    return code
 
 
 VERB = Verb("ls", (__doc__ or "").splitlines()[0], add_flags, run, may_overwrite=False)

@@ -1,4 +1,4 @@
-"""Train an experiment here, entered into a project: `python -m tools.antgo train --exp E --project P`."""
+"""Train an experiment, here or as a job elsewhere: `python -m tools.antgo train --exp E --project P --ssh`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,23 @@ from common.formatting import did_you_mean
 from common.signals import Stopped
 from projects.book import Book, check_known
 from projects.errors import ProjectError
-from projects.models import Project, Run
+from projects.jobs import Method
 from projects.run_state import reported
 from projects.runs import begin_run, code_state, settle
+from projects.submitters import read_registered
 from projects.tables import score_text
 from tools.child_programs import run_child
 from tools.datasets.verb import Verb
-from tools.projects.flags import add_home, print_text
+from tools.projects.flags import add_home, find_run, print_text
+from tools.projects.submit import go_on, submit
+
+METHODS = {
+    "ssh": "on the machine that submitter has",
+    "slurm": "by sbatch",
+    "local": "here, in the background",
+    "kubernetes": "on a cluster with Kubeflow Trainer",
+    "skypilot": "on machines that SkyPilot rents",
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +35,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--exp", required=True, metavar="E", help="the experiment, whose folder is here")
     add("--project", metavar="P", help="enter the run into this project")
     add("--root", type=named_path, default=Path("output"), metavar="DIR", help="where runs lie (default output)")
-    add("--gpu-id", default="0", metavar="N", help="0 (default), 0,1 for two GPUs, -1 for the CPU")
-    add("--local", action="store_true", help="here and now, which it is anyway")
+    add("--gpu-id", metavar="N", help="0 (default), 0,1 for two GPUs, -1 for the CPU; of a job, the project's number")
+    for method, what in METHODS.items():
+        add(f"--{method}", dest="method", action="store_const", const=method, help=f"as a job {what}")
+    add("--dirty", action="store_true", help="of a job: send changes that are not committed, and record them")
+    add("--dry-run", action="store_true", help="of a job: print what would be done")
+    add("--resume", action="store_true", help="let the job of --id go on from its last checkpoint")
+    add("--id", metavar="I", help="of --resume: the run")
+    add("--config", type=named_path, metavar="F", help="the recipe (default configs/config.json of the experiment)")
     add("--stage", default="supervised", metavar="S", help="what kind of training it is (default supervised)")
     add("--checkpoint", type=named_path, metavar="F", help="start from the weights of this checkpoint")
     add("flags", nargs="*", metavar="-- FLAGS", help="further flags of the experiment's main.py, after --")
@@ -41,11 +57,30 @@ def run(args: argparse.Namespace) -> int:
         raise ProjectError(
             f"{main}: the experiment is not here{did_you_mean(args.exp, known)} (current folder {Path.cwd()})"
         )
-    words = [str(main), "--exp", Path(args.exp).name, "--process", "train", "--gpu-id", args.gpu_id]
-    words += ["--checkpoint", str(args.checkpoint)] if args.checkpoint else []
+    if args.resume or args.id:
+        if not (args.resume and args.id):
+            raise ProjectError("name the run that is to go on with --resume and --id")
+        return go_on(args, Book(args.home).name_of(args.project))
+    method = args.method or _method(args)
+    if method:
+        return submit(args, Book(args.home).name_of(args.project), method)
+    if args.dirty or args.dry_run:
+        raise ProjectError("--dirty and --dry_run are for jobs; add --local, --ssh or another method")
+    words = [str(main), "--exp", Path(args.exp).name, "--process", "train", "--gpu-id", args.gpu_id or "0"]
+    for flag in ("config", "checkpoint"):
+        words += [f"--{flag}", str(getattr(args, flag))] if getattr(args, flag) else []
     if args.project is None:
         return run_child([*words, "--root", str(args.root), *args.flags])
     return _train_in_project(args, words)
+
+
+def _method(args: argparse.Namespace) -> Method | None:
+    """Return how a project's jobs run where no flag says it: as it is set, by one's own script, or none, here."""
+    if args.project is None:
+        return None
+    book = Book(args.home)
+    set_one: Method | None = book.read(book.name_of(args.project)).submitter.method or None  # type: ignore[assignment]
+    return set_one or ("script" if read_registered(args.home).own else None)
 
 
 def _train_in_project(args: argparse.Namespace, words: list[str]) -> int:
@@ -64,18 +99,12 @@ def _train_in_project(args: argparse.Namespace, words: list[str]) -> int:
             stopped, exit_code = error, error.exit_code
         ended(exit_code)
     with book.changing(name) as project:
-        found = _found(project, begun.name)
+        found = find_run(project, begun.id)
         settle(found)
     print_text(f"{name}: {found.name} {found.state}, {score_text(found)}")
     if stopped is not None:
         raise stopped
     return exit_code
-
-
-def _found(project: Project, name: str) -> Run:
-    """Return a run that has been entered. Raises ProjectError where another command has taken it out meanwhile."""
-    runs = {run.name: run for runs in project.exp.values() for run in runs}
-    return runs[check_known(name, list(runs), "run", project.name)]
 
 
 VERB = Verb("train", (__doc__ or "").splitlines()[0], add_flags, run, may_overwrite=False)

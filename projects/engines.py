@@ -1,0 +1,103 @@
+"""What carries a job by its method: submitted, stopped, and its log, by programs that people have already."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from projects import remote_run
+from projects.errors import ProjectError
+from projects.jobs import CODE, MANIFEST, SCRIPT, SLURM, Job
+from projects.models import QUEUED, RUNNING, STOPPED
+from projects.run_state import FILE, read_state, write_state
+from projects.shell import Shell
+from projects.submitters import Script
+
+
+def launch(job: Job, folder: Path, own: Script | None) -> str:
+    """Submit a job whose folder is placed; return its handle, "" where there is none. Raises ProjectError."""
+    return LAUNCH[job.method](job, folder, own)
+
+
+def stop_job(job: Job, folder: Path, own: Script | None) -> None:
+    """End a job, which saves before. Raises ProjectError."""
+    state = read_state(folder)[0] if (folder / FILE).is_file() else QUEUED
+    if job.method in ("ssh", "local", "skypilot"):
+        if state == RUNNING:
+            content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            remote_run.stop(Shell(job.address), job, int(content["pid"]))
+        return
+    if job.method == "slurm":  # the batch script passes it on; a queued job has none yet
+        words = ["scancel", *(["--batch", "--signal=TERM"] if state == RUNNING else []), job.handle]
+    elif job.method == "kubernetes":
+        words = ["kubectl", "delete", "--wait=false", "-f", str(folder / MANIFEST)]
+    else:
+        words = _own_words(own, "stop", job)
+    run_program(words, folder)
+    if state == QUEUED:
+        write_state(folder, STOPPED)
+
+
+def follow_log(job: Job, own: Script | None) -> int:
+    """Print a job's log, and what is added to it until it ends; return the exit code. Raises ProjectError."""
+    if job.method == "script" and own is not None and own.log:
+        return subprocess.call(_own_words(own, "log", job))
+    return remote_run.follow(Shell(job.address), job)
+
+
+def launch_words(job: Job, own: Script | None) -> list[str]:
+    """Return the words that submit a job from its folder. Raises ProjectError."""
+    if job.method == "script":
+        if own is None:
+            raise ProjectError("no script of your own is registered: submitter template, then submitter --config")
+        run = shlex.join(["sh", f"{job.folder}/{SCRIPT}"])
+        numbers = [str(job.gpus), str(job.cpus), f"{job.memory}M"]
+        return ["bash", str(Path(own.folder, own.script).absolute()), job.image, run, *numbers]
+    return {
+        "slurm": ["sbatch", "--parsable", SLURM],
+        "kubernetes": ["kubectl", "apply", "-f", MANIFEST],
+        "skypilot": ["sky", "launch", "--yes", "--detach-run", "--cluster", job.name, MANIFEST],
+    }[job.method]
+
+
+def run_program(words: Sequence[str], folder: Path) -> str:
+    """Run a program in a folder, and return what it prints. Raises ProjectError."""
+    try:
+        done = subprocess.run(words, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        hint = "install it, or read what would be submitted with --dry_run"
+        raise ProjectError(f"{words[0]}: there is no such program here; {hint}") from error
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        last = said[-1] if said else "it said nothing"
+        raise ProjectError(f"{shlex.join(words[:2])}: exit code {done.returncode}: {last}")
+    return done.stdout
+
+
+def _start(job: Job, folder: Path, own: Script | None) -> str:
+    remote_run.start(Shell(job.address), job)
+    return ""
+
+
+def _submit(job: Job, folder: Path, own: Script | None) -> str:
+    """Return the last line that the program prints, for SLURM the job's number."""
+    inside = folder / CODE / job.place if job.method == "script" else folder
+    lines = run_program(launch_words(job, own), inside).strip().splitlines()
+    return (lines[-1].split(";")[0] if job.method == "slurm" else lines[-1]).strip() if lines else ""
+
+
+def _own_words(own: Script | None, kind: str, job: Job) -> list[str]:
+    script = str(getattr(own, kind)) if own is not None else ""
+    if own is None or not script:
+        raise ProjectError(f'the script of your own has no "{kind}": name one in its config, and register it again')
+    return ["bash", str(Path(own.folder, script).absolute()), job.handle]
+
+
+LAUNCH: dict[str, Callable[[Job, Path, Script | None], str]] = {
+    "ssh": _start,
+    "local": _start,
+    **dict.fromkeys(("slurm", "script", "kubernetes", "skypilot"), _submit),
+}

@@ -1,0 +1,316 @@
+"""Jobs over ssh, here, by sbatch and by a script of the user's own: submitted, watched, stopped, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from projects.book import Book
+from projects.models import Run
+from tests.helpers.jobs import commit_all, write_program, write_stand_in_ssh
+from tools import antgo
+
+PATIENCE_S = 300
+# An experiment that counts its starts, and waits for SIGTERM while there is a file "wait" in the folder of the test.
+COUNTS = """import signal, sys, time
+from pathlib import Path
+root, here = Path(sys.argv[sys.argv.index("--root") + 1]), Path({here!r})
+print("flags", *sys.argv[1:], flush=True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+latest = root / "small/output/checkpoint/latest.pth"
+latest.parent.mkdir(parents=True, exist_ok=True)
+latest.write_bytes((latest.read_bytes() if latest.exists() else b"") + b"1")
+(here / "started").touch()
+while (here / "wait").exists():
+    time.sleep(0.05)
+metric = root / "small/output/metric"
+metric.mkdir(exist_ok=True)
+(metric / "best.pth").touch()
+(metric / "best.json").write_text('{{"score": {{"top_1": 0.5}}}}')
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a repository with an experiment "small" of a project "birds", and go there."""
+    folder = tmp_path / "my code"
+    commit_all(folder, {"small/main.py": COUNTS.format(here=str(tmp_path)), ".gitignore": "secret.txt\n"})
+    (folder / "secret.txt").touch()
+    monkeypatch.chdir(folder)
+    run("create project --git git@host:team/birds.git")
+    run("create exp --name small")
+    return folder
+
+
+@pytest.fixture
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder for jobs on a machine "box", this one by a stand-in for ssh."""
+    write_stand_in_ssh(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return tmp_path / "job s"
+
+
+def run(words: str, *flags: str) -> None:
+    assert antgo.main([*words.split(), *flags]) == 0
+
+
+def refused(words: str, *flags: str) -> int:
+    try:
+        return antgo.main([*words.split(), *flags])
+    except SystemExit as error:  # argparse
+        return int(error.code or 0)
+
+
+def register(folder: Path, **changes: Any) -> None:
+    setup = Path("../setup.sh")
+    setup.write_text(f"export PYTHON='{sys.executable}' OMP_NUM_THREADS=1\ncd /\n", encoding="utf-8")
+    config = {"config": {"ip": "box", "folder": str(folder)}, "script": str(setup), **changes}
+    Path("../ssh.yaml").write_text(json.dumps(config), encoding="utf-8")
+    run("submitter update --ssh --config ../ssh.yaml")
+
+
+def entered(number: int = -1) -> Run:
+    return Book().read("birds").exp["small"][number]
+
+
+def wait_for(state: str, number: int = -1) -> Run:
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        run("ls")
+        if entered(number).state == state:
+            return entered(number)
+        assert time.monotonic() < end, entered(number)
+        time.sleep(0.1)
+
+
+def wait_for_file(path: Path) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.05)
+
+
+def test_a_job_over_ssh_comes_back_and_is_stopped_and_goes_on(
+    work: Path, box: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    register(box)
+    (tmp_path / "wait").touch()
+    Path("../my.json").write_text("{}")
+    capfd.readouterr()
+    run("train --exp small --project birds --ssh --gpu-id -1 --config ../my.json --", "--set", "a= b")
+    submitted = entered()
+    assert capfd.readouterr().out.splitlines()[-1] == submitted.id
+    there, here = box / "birds" / submitted.id, Path(submitted.root)
+    assert submitted.state == "queued" and submitted.commit and "+" not in submitted.commit
+    wait_for_file(tmp_path / "started")
+    assert wait_for("running").finish_time == "" and (there / "RUNNING").is_file() and (here / "RUNNING").is_file()
+    assert sorted(path.name for path in (there / "code").iterdir()) == [".gitignore", "small"]
+    assert (there / "trainer/tools/projects/runner.py").is_file() and not (there / "trainer/tests").exists()
+    assert refused(f"train --exp small --resume --id {submitted.id}") == 2
+    assert f"birds: small.{submitted.id} is running" in capfd.readouterr().err
+    run(f"stop --id {submitted.id}")
+    assert (wait_for("stop").metric, (here / "STOP").is_file()) == ({}, True)
+    assert json.loads((here / "state.json").read_text(encoding="utf-8"))["exit_code"] == 143
+    assert (here / "small/output/checkpoint/latest.pth").read_bytes() == b"1"
+    assert refused(f"stop --id {submitted.id}") == 2
+
+    (tmp_path / "wait").unlink()
+    run(f"train --exp small --resume --id {submitted.id}")
+    ended = wait_for("finish")
+    assert ended.metric["score"] == {"top_1": 0.5} and ended.checkpoint == str(here / "small/output/metric/best.pth")
+    assert (here / "small/output/checkpoint/latest.pth").read_bytes() == b"11"
+    capfd.readouterr()
+    run(f"log --id {submitted.id}")
+    flags = f"--exp small --process train --gpu-id -1 --set a= b --root {there} --config {there}/config.json"
+    log = capfd.readouterr().out.splitlines()
+    assert [line for line in log if line.startswith("flags")] == [
+        f"flags {flags}",
+        f"flags {flags} --resume-from {there}/small/output/checkpoint/latest.pth",
+    ]
+
+
+def test_a_plan_does_nothing_and_a_dirty_repository_is_refused(
+    work: Path, box: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    register(box)
+    Path("small/new.py").touch()
+    assert refused("train --exp small --project birds --ssh") == 2
+    message = "my code: 1 file not as committed (small/new.py); commit them, or send and record them with --dirty"
+    assert message in capfd.readouterr().err
+    run("train --exp small --project birds --ssh --dirty --dry_run")
+    out = capfd.readouterr().out
+    assert "  small/main.py\n  small/new.py (changed)\n" in out and "secret" not in out
+    assert "box:" in out and "--- job.sh" in out and out.endswith("--- then: sh job.sh\n")
+    assert Book().read("birds").exp["small"] == [] and not box.exists() and not Path("output").exists()
+    run("train --exp small --project birds --ssh --dirty")
+    record = json.loads(Path(entered().root, "code.json").read_text(encoding="utf-8"))
+    assert record["changed"] == ["small/new.py"] and record["commit"] == entered().commit
+    assert Path(entered().root, "sent.tar.gz").is_file()
+    wait_for("finish")
+
+
+def test_a_job_here_whose_runner_was_killed(work: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its training holds the lock: no second one writes the same files."""
+    (tmp_path / "wait").touch()
+    run("train --exp small --project birds --local --gpu-id -1")
+    wait_for_file(tmp_path / "started")
+    running = wait_for("running")
+    pid = json.loads(Path(running.root, "state.json").read_text(encoding="utf-8"))["pid"]
+    os.kill(pid, signal.SIGKILL)
+    state = json.loads(Path(running.root, "state.json").read_text(encoding="utf-8"))
+    Path(running.root, "state.json").write_text(json.dumps({**state, "time": state["time"] - 601}), encoding="utf-8")
+    run("ls")
+    assert f"{running.id}  lost" in capfd.readouterr().out
+    assert refused(f"train --exp small --resume --id {running.id}") == 2
+    assert "a training of this job is still running" in capfd.readouterr().err
+    (tmp_path / "wait").unlink()
+    wait_for_file(Path(running.root, "small/output/metric/best.json"))
+    while refused(f"train --exp small --resume --id {running.id}"):
+        time.sleep(0.1)
+    assert wait_for("finish").metric["score"] == {"top_1": 0.5}
+    assert Path(running.root, "small/output/checkpoint/latest.pth").read_bytes() == b"11"
+
+
+def test_a_job_of_slurm_and_one_of_an_own_script(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By stand-ins: sbatch runs the script at once, the own script what it is given."""
+    run("update project/submitter --cpu 4 --memory 8000")
+    write_program(tmp_path / "bin/sbatch", f'echo "$@" > {tmp_path}/asked; nohup bash "$2" > out 2>&1 & echo "42;here"')
+    write_program(tmp_path / "bin/scancel", f'echo "$@" > {tmp_path}/cancelled; kill $(cat {tmp_path}/batch)')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    run("train --exp small --project birds --slurm --gpu-id 0,1")
+    ended = wait_for("finish")
+    folder = Path(ended.root)
+    assert (tmp_path / "asked").read_text(encoding="utf-8") == "--parsable slurm.sh\n"
+    assert json.loads((folder / "job.json").read_text(encoding="utf-8"))["handle"] == "42"
+    lines = (folder / "slurm.sh").read_text(encoding="utf-8").splitlines()
+    for line in ("gpus-per-node=2", "cpus-per-task=4", "mem=8000M", "signal=B:USR1@120", "requeue"):
+        assert f"#SBATCH --{line}" in lines
+
+    asked = 'printf "%s\\n" "$#" "$@" > asked; sh -c "$2" > /dev/null 2>&1 & echo told; echo " job-7 "'
+    write_program(tmp_path / "own/submit.sh", asked)
+    write_program(tmp_path / "own/stop.sh", f'echo "$1" > {tmp_path}/stopped')
+    Path("../own.yaml").write_text(f"folder: {tmp_path}/own\nscript: submit.sh\nstop: stop.sh\n", encoding="utf-8")
+    run("submitter --config ../own.yaml")
+    (tmp_path / "wait").touch()
+    (tmp_path / "started").unlink()
+    run("train --exp small --project birds --gpu-id 0")
+    folder = Path(entered().root)
+    given = (folder / "code/asked").read_text(encoding="utf-8").splitlines()
+    assert given == ["5", "", f"sh '{folder}/job.sh'", "1", "4", "8000M"]
+    assert json.loads((folder / "job.json").read_text(encoding="utf-8"))["handle"] == "job-7"
+    wait_for_file(tmp_path / "started")
+    run(f"stop --id {entered().id}")
+    assert (tmp_path / "stopped").read_text(encoding="utf-8") == "job-7\n"
+    (tmp_path / "wait").unlink()
+    assert wait_for("finish").metric["score"] == {"top_1": 0.5}
+
+    write_program(tmp_path / "own/submit.sh", "echo no room here >&2; exit 4")
+    assert refused("train --exp small --project birds") == 2
+    assert "submit.sh: exit code 4: no room here" in capfd.readouterr().err
+    assert entered().state == "stop"
+
+
+def test_slurm_warns_and_the_job_saves_and_queues_itself_again(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_program(tmp_path / "bin/sbatch", 'setsid nohup bash "$2" > out 2>&1 & echo $!')
+    write_program(tmp_path / "bin/scontrol", f'echo "$@" > {tmp_path}/asked')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    (tmp_path / "wait").touch()
+    main = Path("small/main.py")
+    main.write_text(main.read_text(encoding="utf-8").replace("SIGTERM", "SIGUSR1"), encoding="utf-8")
+    run("train --exp small --project birds --slurm --dirty")
+    wait_for_file(tmp_path / "started")
+    batch = int(json.loads(Path(entered().root, "job.json").read_text(encoding="utf-8"))["handle"])
+    os.kill(batch, signal.SIGUSR1)
+    wait_for_file(tmp_path / "asked")
+    assert (tmp_path / "asked").read_text(encoding="utf-8") == "requeue 42\n"
+    assert wait_for("stop").checkpoint == ""
+    (tmp_path / "wait").unlink()
+    subprocess.run(["bash", "slurm.sh"], cwd=entered().root, check=True)  # as SLURM does
+    assert wait_for("finish").checkpoint and entered().metric["score"] == {"top_1": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("submitter update --ssh --config password.yaml", 'password.yaml: password must be "": jobs log in with keys'),
+        (
+            "submitter update --ssh --config closed.yaml",
+            "closed: me@closed: Permission denied (publickey,password).; it",
+        ),
+        ("submitter update --ssh --config nowhere.yaml", "nowhere: ssh: Could not resolve hostname nowhere"),
+        ("submitter update --ssh --config flag.yaml", "flag.yaml: config.ip: string should match pattern"),
+        ("submitter update --ssh --config typo.yaml", 'typo.yaml: unknown key "usrename"; did you mean "username"?'),
+        ("submitter update --ssh --config script.yaml", "script.yaml: script: nope.sh: no such file"),
+        ("submitter update --ssh --config nope.yaml", "nope.yaml: cannot read it: No such file"),
+        ("submitter update --ssh --config bad.yaml", "bad.yaml: not YAML: while parsing"),
+        ("submitter select --ssh --ip bix", 'submitter: no address "bix"; did you mean "box"?'),
+        ("submitter template --ssh --tgt .", "ssh-submit-config.yaml: it is there already"),
+        ("submitter updtae", '"submitter updtae" is no command; did you mean "update"?'),
+        ("train --exp small --slurm", "sbatch: there is no such program here; install it, or read what would be"),
+        ("train --exp small --kubernetes", "kubernetes is not registered: submitter template --kubernetes, then"),
+        ("train --exp smal --ssh", 'smal/main.py: the experiment is not here; did you mean "small"?'),
+        ("train --exp other --ssh", 'birds: no experiment "other"; there are small'),
+        ("train --exp small --ssh --config nope.json", "nope.json: cannot read it: No such file or directory"),
+        ("train --exp small --dry_run", "--dirty and --dry_run are for jobs; add --local, --ssh or another method"),
+        ("train --exp small --resume", "name the run that is to go on with --resume and --id"),
+        ("train --exp small --resume --id 1", 'birds: no run "1"'),
+        ("log --id 1", 'runs/projects: no run "1"; there is none yet'),
+        ("stop --id 1 --project birds", 'birds: no run "1"; there is none yet'),
+    ],
+)
+def test_mistakes(work: Path, box: Path, capfd: pytest.CaptureFixture[str], words: str, message: str) -> None:
+    register(box)
+    run("submitter template --ssh")
+    commit_all(work, {"other/main.py": ""})
+    for name, config in {
+        "password": {"ip": "box", "password": "x"},
+        "closed": {"ip": "closed"},
+        "nowhere": {"ip": "nowhere"},
+        "flag": {"ip": "-oProxyCommand=x"},
+        "typo": {"ip": "box", "usrename": "me"},
+        "script": {"ip": "box"},
+    }.items():
+        script = "nope.sh" if name == "script" else ""
+        Path(f"{name}.yaml").write_text(json.dumps({"config": config, "script": script}), encoding="utf-8")
+    Path("bad.yaml").write_text("config: [", encoding="utf-8")
+    before = Path("runs/projects/submitters/submitters.json").read_bytes()
+    if words.startswith("train"):
+        words += " --project birds"
+        commit_all(work)
+    capfd.readouterr()
+    assert refused(words) == 2
+    assert message in capfd.readouterr().err
+    assert Path("runs/projects/submitters/submitters.json").read_bytes() == before
+
+
+def test_addresses(work: Path, box: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    register(box)
+    register(box, config={"ip": "bux", "username": "me", "port": 2222})
+    capfd.readouterr()
+    run("submitter ls --ssh")
+    run("submitter activate --ssh --ip box")
+    run("submitter ls")
+    first, second, used, *again = capfd.readouterr().out.splitlines()
+    assert (first, second) == (f"  box port 22, folder {box}", "* me@bux port 2222, folder ~") and used == "in use: box"
+    assert again == [f"* box port 22, folder {box}", "  me@bux port 2222, folder ~"]
+    run("submitter")
+    text = Path("submit-config.yaml").read_text(encoding="utf-8")
+    assert text == 'folder: ""\nscript: ""\nstatus: ""\nlog: ""\nstop: ""\n'
+    run("submitter template --ssh")
+    text = Path("ssh-submit-config.yaml").read_text(encoding="utf-8")
+    assert (
+        text == 'config:\n  username: ""\n  password: ""\n  ip: ""\n  port: 22\n  folder: ""\nscript: ""\nimage: ""\n'
+    )

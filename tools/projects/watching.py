@@ -1,0 +1,37 @@
+"""The runs of projects as they are now: those elsewhere are asked, and their results brought back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from projects import remote_run
+from projects.jobs import FILE, read_job
+from projects.models import FINISHED, QUEUED, RUNNING, STOPPED, Run
+from projects.run_state import FILE as STATE
+from projects.run_state import read_state
+from projects.runs import settle
+from projects.shell import Shell
+
+
+def refresh(run: Run) -> None:
+    """Ask the machine of a run that has not ended; bring its results back once it has. Raises UserError."""
+    folder = Path(run.root)
+    if run.state not in (QUEUED, RUNNING) or not (folder / FILE).is_file():
+        return
+    job = read_job(folder)
+    if job.address is None:
+        return
+    shell = Shell(job.address)
+    if remote_run.mirror(shell, job, folder) and read_state(folder)[0] in (FINISHED, STOPPED):
+        remote_run.bring_back(shell, job, folder)
+
+
+def advance(run: Run) -> None:
+    """Enter what a run's folder says of it: it has begun, goes on after it was stopped, or has ended."""
+    folder = Path(run.root)
+    if run.root and (folder / FILE).is_file() and (folder / STATE).is_file():
+        has_begun = run.state == QUEUED
+        goes_on = run.state == STOPPED and read_state(folder)[0] in (RUNNING, FINISHED)  # SLURM queued it again
+        if has_begun or goes_on:
+            run.state, run.finish_time = RUNNING, ""
+    settle(run)
