@@ -30,17 +30,19 @@ from deploy.inference.cli_inputs import (
     with_score_threshold,
 )
 from deploy.inference.cli_loop import Tally, line_columns, predict_all, report_end, until_unreadable
+from deploy.inference.cli_shard import check_shard
 from deploy.inference.console_table import LineLayout
 from deploy.inference.result_writer import ResultsFile, check_results_path, open_results
+from deploy.inference.shards import source_of
 
 if TYPE_CHECKING:
-    from artifacts.metadata import ModelMetadata
     from deploy.inference.heatmap_writer import HeatMapCopies
     from deploy.inference.image_writers import AnnotatedCopies, MaskCopies, SortedCopies
     from deploy.inference.label_files import LabelFiles
     from deploy.inference.label_lists import LabelList
     from deploy.inference.prediction import Prediction
     from deploy.inference.predictor import Predictor, Source
+    from deploy.inference.shard_file import ShardFile
 
     Copies = AnnotatedCopies | SortedCopies | MaskCopies | HeatMapCopies | LabelFiles | LabelList
 
@@ -80,6 +82,8 @@ def check(args: argparse.Namespace) -> Request:
     save_images = Path(DEFAULT_RESULT) if classic else args.save_images
     if output is not None:
         check_results_path(output)
+    if args.shard is not None:
+        check_shard(args, output)
     asked = args.image or args.image_dir or Path(DEFAULT_IMAGES)
     if args.polygons is not None:
         check_polygons(args)
@@ -120,19 +124,17 @@ def run(args: argparse.Namespace, request: Request) -> int:
     images = input_images(args, request.images, request.root, metadata)
     copies = _copies(args, request, predictor)
     tally = Tally()
-    columns = predictor.csv_columns(args.topk)
-    as_text = not args.raw_csv
-    opened = open_results(request.output, columns, escape_formulas=as_text) if request.output else nullcontext()
+    predict = _predict_shard if args.shard else _predict_folder
     try:
-        with opened as results:
-            _predict_all(args, request, images, predictor, results, copies, tally)
+        predict(args, request, images, predictor, copies, tally)
     finally:  # a run that was stopped keeps what it has, too
         for copy in copies:
             if hasattr(copy, "finish"):
                 copy.finish()
     uncopied = f"{tally.uncopied} not copied, " if tally.uncopied else ""
-    sums = f"{tally.predicted} answered, {tally.failed} failed, {uncopied}{tally.speed(backend)}"
-    return report_end(PROGRAM, tally, sums, _places(request))
+    before = f"{tally.before} predicted before, " if tally.before else ""
+    sums = f"{tally.predicted} answered, {tally.failed} failed, {uncopied}{before}{tally.speed(backend)}"
+    return report_end(PROGRAM, tally, sums, _places(args, request))
 
 
 def conversions(args: argparse.Namespace) -> list[str]:
@@ -152,6 +154,8 @@ def convert(args: argparse.Namespace) -> int:
         )
     if args.heatmap or args.heatmap_class:
         raise InputsError("a conversion makes no heat maps: leave out --heatmap and --heatmap_class")
+    if args.shard:
+        raise InputsError(f"a conversion has no parts: leave out --shard {args.shard}")
     if args.image:
         raise InputsError(f"{args.image}: one image verifies no conversion; name a folder with --image_dir")
     if args.image_dir:
@@ -175,12 +179,44 @@ def convert(args: argparse.Namespace) -> int:
     return export_formats(request)
 
 
+def _predict_folder(
+    args: argparse.Namespace,
+    request: Request,
+    images: Iterator[Source],
+    predictor: Predictor,
+    copies: Sequence[Copies],
+    tally: Tally,
+) -> None:
+    columns = predictor.csv_columns(args.topk)
+    as_text = not args.raw_csv
+    opened = open_results(request.output, columns, escape_formulas=as_text) if request.output else nullcontext()
+    with opened as results:
+        _predict_all(args, request, images, predictor, results, copies, tally)
+
+
+def _predict_shard(
+    args: argparse.Namespace,
+    request: Request,
+    images: Iterator[Source],
+    predictor: Predictor,
+    copies: Sequence[Copies],
+    tally: Tally,
+) -> None:
+    from deploy.inference.cli_shard import opened_shard
+
+    assert request.output is not None and request.root is not None  # see `check_shard`
+    with opened_shard(args, request.output, request.root, images, request.weights, predictor) as shard:
+        tally.before, tally.failed_before = shard.content.done, shard.content.failed
+        waiting = (source_of(entry, request.root) for entry in shard.waiting)
+        _predict_all(args, request, waiting, predictor, shard, copies, tally)
+
+
 def _predict_all(
     args: argparse.Namespace,
     request: Request,
     images: Iterator[Source],
     predictor: Predictor,
-    results: ResultsFile | None,
+    results: ResultsFile | ShardFile | None,
     copies: Sequence[Copies],
     tally: Tally,
 ) -> None:
@@ -189,8 +225,6 @@ def _predict_all(
     layout = LineLayout.of(predictor.prediction_type.text_widths(predictor.metadata), line_columns())
 
     def record(prediction: Prediction) -> None:
-        if results is not None:
-            results.write(prediction)
         path = Path(prediction.file)
         relative = path.name if request.root is None else path.relative_to(request.root).as_posix()
         try:
@@ -198,6 +232,8 @@ def _predict_all(
                 kind.add(prediction, relative)
         except ImageError as error:  # it was there when it was classified
             tally.log_uncopied(PROGRAM, prediction.file, error)
+        if results is not None:  # last: an image with a row is done
+            results.write(prediction)
 
     def line(prediction: Prediction) -> str:
         return "" if args.quiet and not prediction.error else layout.line(prediction)
@@ -207,8 +243,9 @@ def _predict_all(
     predict_all(predictions, record, line, tally)
 
 
-def _places(request: Request) -> str:
+def _places(args: argparse.Namespace, request: Request) -> str:
     output = None if request.output and request.output.parent == request.save_images else request.output
+    output = args.shard.path(request.output) if args.shard else output
     places = [place for place in (output, request.save_images, request.heatmap) if place is not None]
     return " and ".join(dict.fromkeys(map(str, places)))
 
@@ -216,6 +253,7 @@ def _places(request: Request) -> str:
 def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) -> list[Copies]:
     """Return what writes images. Raises HeatMapError where a heat map cannot be made."""
     from deploy.inference.image_writers import AnnotatedCopies, MaskCopies, SortedCopies
+    from deploy.inference.label_lists import label_writer
 
     metadata = predictor.metadata
     made: list[Copies] = []
@@ -228,27 +266,15 @@ def _copies(args: argparse.Namespace, request: Request, predictor: Predictor) ->
     if args.labels:
         if request.save_images is None or metadata.output != "boxes":
             raise InputsError("--labels goes with --save_images DIR, and with a net that gives boxes")
-        made.append(_labels(args.labels, request.save_images, request.root, metadata))
+        if not args.shard:  # of shards the merge writes them
+            from datasets.studio_writer import predicted_tasks
+
+            made.append(label_writer(args.labels, request.save_images, request.root, metadata, predicted_tasks))
     if request.heatmap is not None:
         from deploy.inference.heatmap_writer import heat_map_copies
 
         made.append(heat_map_copies(request.heatmap, predictor, args.heatmap_class))
     return made
-
-
-def _labels(kind: str, folder: Path, root: Path | None, metadata: ModelMetadata) -> Copies:
-    """Return what writes found objects as labels of a kind."""
-    from deploy.inference.label_files import LabelFiles
-    from deploy.inference.label_lists import CocoResults, StudioTasks
-    from deploy.inference.mask_prediction import classes_of
-
-    if kind == "coco":
-        return CocoResults(folder, classes_of(metadata), root)
-    if kind == "studio":
-        from datasets.studio_writer import predicted_tasks
-
-        return StudioTasks(folder, classes_of(metadata), metadata.weights_sha256, predicted_tasks)
-    return LabelFiles(folder, kind)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ ALLOWED = {  # what a package's files may import of ours, by prefix; `common` fo
     "deploy.export": ("artifacts", "configs", *DATA, "deploy.backends", "pytorch2json"),
 }
 
+ALLOWED["deploy.batch"] = (*ALLOWED["deploy.inference"], "datasets.studio_writer", "deploy.inference", "inference")
 DATASETS = tuple(  # of data_loader, what the data set tools read with
     f"data_loader.{name}"
     for name in ("coco", "box_annotations", "box_folders", "box_classes", "errors", "problems", "examples")

@@ -10,6 +10,7 @@ from configs.schema import DEFAULT_CONFIG
 from data_loader.decode_guard import DECODE_TIMEOUT_S
 from deploy.backends.base import ACCEPT_CHANGED_HELP, DEFAULT_OVERLAP, PRECISION_HELP, PRECISIONS, RUNTIMES
 from deploy.inference.result_writer import RAW_CSV_HELP, RESULTS_HELP
+from deploy.inference.shards import shard_of
 
 DEFAULT_POLYGON = 32
 DEFAULT_IMAGES, DEFAULT_RESULT = "data_example/images", "data_example/result"
@@ -25,6 +26,9 @@ examples:
       model.onnx, model.json and model.safetensors beside net.pth
   python inference.py --image_dir photos --weights net.pth --heatmap maps
       each photo under a heat map of its prediction
+  python inference.py --image_dir photos --weights net.pth --output a.csv
+      --shard 2/8
+      the second of eight parts, for a machine of its own
 
 Without --output, --save_images and --heatmap the first two go to
 data_example/result.
@@ -180,6 +184,13 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     )
     add("--heatmap_class", metavar="NAME", help="with --heatmap: also a heat map of this class")
     add("--quiet", action="store_true", help="no line for an image with a prediction")
+    add(
+        "--shard",
+        metavar="I/N",
+        type=shard_of,
+        help="predict for part I of N, from 1, of the folder: each N-th of its images, into a file beside --output; "
+        "started again it goes on; python -m deploy.batch.merge makes --output of all N",
+    )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,8 @@ class Tally:
     predicted: int = 0
     failed: int = 0
     uncopied: int = 0
+    before: int = 0  # by an earlier start, of which `failed_before` failed
+    failed_before: int = 0
     problem: str = ""
     exit_code: int = 0
     started: float = field(default_factory=time.perf_counter)
@@ -86,7 +88,7 @@ def report_end(program: str, tally: Tally, sums: str, places: str) -> int:
         print(with_places(sums, places))
     if tally.problem:
         print(f"{program}: {tally.problem}", file=sys.stderr)
-    return tally.exit_code or (1 if tally.failed or tally.uncopied else 0)
+    return tally.exit_code or (1 if tally.failed or tally.failed_before or tally.uncopied else 0)
 
 
 def line_columns() -> int | None:

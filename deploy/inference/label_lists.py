@@ -8,14 +8,28 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from artifacts.metadata import ModelMetadata
 from data_loader.mask_classes import MaskClass
 from deploy.inference.box_prediction import BoxPrediction
 from deploy.inference.image_writers import save_copy
+from deploy.inference.label_files import LabelFiles
+from deploy.inference.mask_prediction import classes_of
 from deploy.inference.prediction import Prediction
 
 COCO_NAME = "_annotations.coco.json"  # as Roboflow exports it
 
 StudioMaker = Callable[[list[dict[str, Any]], list[str]], tuple[list[dict[str, Any]], str]]
+
+
+def label_writer(
+    kind: str, folder: Path, root: Path | None, metadata: ModelMetadata, make_tasks: StudioMaker
+) -> LabelFiles | LabelList:
+    """Return what writes found objects as labels of a kind, voc, yolo, coco or studio, into a folder."""
+    if kind == "coco":
+        return CocoResults(folder, classes_of(metadata), root)
+    if kind == "studio":
+        return StudioTasks(folder, classes_of(metadata), metadata.weights_sha256, make_tasks)
+    return LabelFiles(folder, kind)
 
 
 class LabelList(ABC):

@@ -19,44 +19,28 @@ RAW_CSV_HELP = "leave texts that a spreadsheet would compute (= + - @ first) as 
 RESULTS_HELP = f"a file {', '.join(RESULT_SUFFIXES[:-1])} or {RESULT_SUFFIXES[-1]}"
 
 
-class ResultsFile:
-    """An open results file; `write` takes the predictions in turn. Made by `open_results`.
+class RowFormat:
+    """How a results file is built up: `head`, the rows, each with what stands before it, then `tail`."""
 
-    The file is unbuffered, and complete after each row: a full disk takes none of those before.
-    """
-
-    def __init__(self, file: BinaryIO, path: Path, columns: Sequence[str], *, escape_formulas: bool = True) -> None:
-        self._file = file
-        self._path = path
-        self._suffix = path.suffix.lower()
+    def __init__(self, suffix: str, columns: Sequence[str], *, escape_formulas: bool = True) -> None:
+        self._suffix = suffix.lower()
         self._columns = columns
         self._escape_formulas = escape_formulas
-        self._tail = b"\n]\n" if self._suffix == ".json" else b""  # what ends the file, after the last row
-        self._end = 0  # bytes until there
-        self._count = -1  # the next to be written is the head
+        self.head = "[" if self._suffix == ".json" else ""
+        self.tail = "\n]\n" if self._suffix == ".json" else ""
         if self._suffix == ".csv":
-            self._write("\ufeff" + self._csv_line(["file", *columns, "error"]))
-        else:
-            self._write("[" if self._suffix == ".json" else "")
+            self.head = "\ufeff" + self._csv_line(["file", *columns, "error"])
 
-    def write(self, prediction: Prediction) -> None:
-        """Add one prediction. Raises ResultsError; the whole rows before it then stay."""
+    def row(self, prediction: Prediction) -> str:
+        """Return the row of a prediction."""
         if self._suffix == ".csv":
-            text = self._csv_line([prediction.file, *self._csv_values(prediction), prediction.error])
-        elif self._suffix == ".jsonl":
-            text = json.dumps(prediction.to_dict(), ensure_ascii=False) + "\n"
-        else:
-            text = (",\n" if self._count else "\n") + json.dumps(prediction.to_dict(), ensure_ascii=False)
-        try:
-            self._write(text)
-        except ResultsError as error:
-            rows = f"the {self._count} rows before it are kept" if self._count else "no row is written"
-            raise ResultsError(f"{error}; {rows}") from error
+            return self._csv_line([prediction.file, *self._csv_values(prediction), prediction.error])
+        text = json.dumps(prediction.to_dict(), ensure_ascii=False)
+        return text if self._suffix == ".json" else text + "\n"
 
-    def finish(self) -> None:
-        """Close the file, which is complete after each row. Raises ResultsError."""
-        with writing(self._path):
-            self._file.close()
+    def before(self, count: int) -> str:
+        """Return what stands before a row that follows `count` others."""
+        return "" if self._suffix != ".json" else ",\n" if count else "\n"
 
     def _csv_values(self, prediction: Prediction) -> list[str | int]:
         if prediction.error:
@@ -68,6 +52,39 @@ class ResultsFile:
         line = io.StringIO()
         csv.writer(line).writerow([csv_cell(cell) for cell in row] if self._escape_formulas else row)
         return line.getvalue()
+
+
+class ResultsFile:
+    """An open results file; `write` takes the predictions in turn. Made by `open_results`.
+
+    The file is unbuffered, and complete after each row: a full disk takes none of those before.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, rows: RowFormat) -> None:
+        self._file = file
+        self._path = path
+        self._rows = rows
+        self._tail = rows.tail.encode()  # what ends the file, after the last row
+        self._end = 0  # bytes until there
+        self._count = -1  # the next to be written is the head
+        self._write(rows.head)
+
+    def write(self, prediction: Prediction) -> None:
+        """Add one prediction. Raises ResultsError; the whole rows before it then stay."""
+        self.write_row(self._rows.row(prediction))
+
+    def write_row(self, row: str) -> None:
+        """Add a row that `RowFormat.row` made. Raises ResultsError as `write` does."""
+        try:
+            self._write(self._rows.before(self._count) + row)
+        except ResultsError as error:
+            rows = f"the {self._count} rows before it are kept" if self._count else "no row is written"
+            raise ResultsError(f"{error}; {rows}") from error
+
+    def finish(self) -> None:
+        """Close the file, which is complete after each row. Raises ResultsError."""
+        with writing(self._path):
+            self._file.close()
 
     def _write(self, text: str) -> None:
         """Write a whole row with what ends the file, or leave the file as it was. Raises ResultsError."""
@@ -106,7 +123,7 @@ def open_results(path: str | Path, columns: Sequence[str], *, escape_formulas: b
             temporary = opened.enter_context(atomic_path(path))
             file = temporary.open("w+b", buffering=0)
         opened.callback(_close_quietly, file)
-        results = ResultsFile(file, path, columns, escape_formulas=escape_formulas)
+        results = ResultsFile(file, path, RowFormat(path.suffix, columns, escape_formulas=escape_formulas))
         yield results
         results.finish()
         with writing(path):

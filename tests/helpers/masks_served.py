@@ -25,6 +25,15 @@ METADATA = ModelMetadata(
 )
 
 
+class ColourBackend:
+    """Logits (N, 3, H, W) of ground, road and water: how green, red and blue a pixel is."""
+
+    name, device = "fake", "cpu"
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(images[:, [1, 0, 2]] * 9)
+
+
 class ChangeBackend:
     """Logits (N, 2, H, W) of "same", which is 0.5, and of the red that the second image has more."""
 

@@ -14,17 +14,8 @@ from PIL import Image
 
 from deploy.inference.predictor import Predictor
 from tests.helpers.browser import CHROMIUM, open_browser
-from tests.helpers.masks_served import CLASSES, METADATA, PAIRS, BoxBackend, ChangeBackend
+from tests.helpers.masks_served import CLASSES, METADATA, PAIRS, BoxBackend, ChangeBackend, ColourBackend
 from tests.helpers.serving import GatedBackend, RunningService, base64_of, flags, running
-
-
-class ColourBackend:
-    """Logits (N, 3, H, W) that are green, red and blue of the images."""
-
-    name, device = "fake", "cpu"
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(images[:, [1, 0, 2]] * 9)
 
 
 def scene(width: int = 48, height: int = 32) -> tuple[bytes, np.ndarray]:

@@ -1,0 +1,59 @@
+"""All shards of a folder as a Ray Data job, on the machines of a Ray cluster that share a disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import inference
+from common.errors import UserError
+from deploy.batch.processes import BatchError
+from deploy.inference.shards import Shard
+
+
+def check_ray() -> None:
+    """Raise UserError where ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--engine ray needs Ray: pip install -r requirements-ray.txt")
+
+
+def run_ray(
+    flags: Sequence[str],
+    output: Path,
+    shards: Sequence[Shard],
+    at_once: int,
+    log: Callable[[str], None],
+    *,
+    address: str | None = None,
+    gpus: float = 0.0,
+) -> None:
+    """Run inference.py with these flags for each shard in Ray's workers, `at_once` at a time, until all are done.
+
+    Ray starts a shard again whose worker has died, as often as that happens, and it goes on where it was. `address` is
+    the cluster's, None a cluster of this machine for this job; `gpus` is what a worker gets. Raises BatchError where a
+    shard ends with a mistake.
+    """
+    import ray
+
+    ray.init(address=address, include_dashboard=False, log_to_driver=True)
+    try:
+        items = [{"shard": str(shard)} for shard in shards]
+        work = partial(_predict, flags=[*flags, "--output", str(output), "--quiet"], folder=str(Path.cwd()))
+        options = {"num_cpus": 1, "num_gpus": gpus, "concurrency": at_once, "max_retries": -1}
+        found = ray.data.from_items(items, override_num_blocks=len(items)).map(work, **options)
+        for row in found.iter_rows():
+            if row["code"] not in (0, 1):
+                raise BatchError(f"shard {row['shard']} ended with exit code {row['code']}; what is predicted is kept")
+            log(f"shard {row['shard']}: done")
+    finally:
+        ray.shutdown()
+
+
+def _predict(row: dict[str, Any], flags: Sequence[str], folder: str) -> dict[str, Any]:
+    """Predict for a shard in a worker, from the folder that the job was started in."""
+    os.chdir(folder)
+    return {**row, "code": inference.main([*flags, "--shard", row["shard"]])}

@@ -1,0 +1,98 @@
+"""python -m deploy.batch: all parts of a folder by processes that die, or by Ray's workers that do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from common.paths import ROOT
+from deploy.batch import __main__ as batch
+from deploy.batch import processes
+from tests.helpers.exported import paint
+
+DYING = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import inference
+from deploy.inference import predictor, shard_file
+from tests.helpers.in_process import BOXES, InProcess
+from tests.helpers.masks_served import BoxBackend
+
+inference.load_net = lambda *_: (BoxBackend(), BOXES)
+predictor.DecoderPool = InProcess
+real, calls = shard_file._write, 0
+
+def write(file, data):
+    global calls
+    calls += 1
+    if calls == 3:
+        real(file, data[: len(data) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(file, data)
+
+shard_file._write = write
+if __name__ == "__main__":
+    sys.exit(inference.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Seven images, and a program in the place of inference.py that kills itself in each third row that it writes."""
+    for number in range(7):
+        paint(tmp_path / f"images/{number}.png", number % 3, number)
+    (tmp_path / "net.onnx").write_bytes(b"")
+    (tmp_path / "dying.py").write_text(DYING.format(root=str(ROOT)), encoding="utf-8")
+    monkeypatch.setattr(processes, "PROGRAM", tmp_path / "dying.py")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path / "images"
+
+
+def run(images: Path, *more: object) -> int:
+    folder = images.parent
+    flags = ("--image_dir", images, "--weights", folder / "net.onnx", "--batch_size", 2, "--output", folder / "r.jsonl")
+    return batch.main([str(flag) for flag in (*flags, *more)])
+
+
+def test_processes_that_are_killed(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of four rows each process writes two; one more writes the shard's last line, of three rows the same."""
+    assert run(images, "--shards", 2, "--at_once", 2) == 0
+    rows = [json.loads(line) for line in (images.parent / "r.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["file"] for row in rows] == [f"{images}/{number}.png" for number in range(7)]
+    lines = capsys.readouterr().out.splitlines()
+    died = [line for line in lines if line.endswith("its process was ended (-9); another goes on")]
+    assert sorted(line[:9] for line in died) == ["shard 1/2", "shard 1/2", "shard 2/2"]
+    assert lines[-1] == f"7 images of 2 shards, each once: 7 answered, 0 failed; results in {images.parent}/r.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "shard 1/8: 3 processes in turn died before a prediction"),
+        ("raise SystemExit(2)", "shard 1/8 ended with exit code 2; what is predicted is kept"),
+        ("raise SystemExit(0)", None),
+    ],
+)
+def test_programs_that_cannot_go_on(
+    program: str, message: str | None, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes.PROGRAM.write_text(program, encoding="utf-8")
+    assert run(images, "--at_once", 1) == 2
+    error = capsys.readouterr().err
+    if message is None:
+        assert "r.jsonl: no shards beside it" in error
+    else:
+        assert error == f"deploy.batch: {message}\n"
+
+
+def test_mistakes_in_the_flags(
+    images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(images, "--shard", "1/2") == 2
+    assert capsys.readouterr().err == "deploy.batch: --shard: leave it out; --shards N runs all parts\n"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run(images, "--engine", "ray") == 2
+    assert capsys.readouterr().err == "deploy.batch: --engine ray needs Ray: pip install -r requirements-ray.txt\n"
