@@ -37,14 +37,16 @@ def run_ray(
     the cluster's, None a cluster of this machine for this job; `gpus` is what a worker gets. Raises BatchError where a
     shard ends with a mistake.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use to its makers, unless told not to
     import ray
+    import ray.data
 
-    ray.init(address=address, include_dashboard=False, log_to_driver=True)
+    ray.init(address=address, include_dashboard=False)
     try:
-        items = [{"shard": str(shard)} for shard in shards]
+        items = ray.data.from_items([{"shard": str(shard)} for shard in shards], override_num_blocks=len(shards))
         work = partial(_predict, flags=[*flags, "--output", str(output), "--quiet"], folder=str(Path.cwd()))
-        options = {"num_cpus": 1, "num_gpus": gpus, "concurrency": at_once, "max_retries": -1}
-        found = ray.data.from_items(items, override_num_blocks=len(items)).map(work, **options)
+        workers = ray.data.TaskPoolStrategy(at_once)  # whose tasks Ray Data starts again without end
+        found = items.map(work, compute=workers, num_cpus=1, num_gpus=gpus or None)
         for row in found.iter_rows():
             if row["code"] not in (0, 1):
                 raise BatchError(f"shard {row['shard']} ended with exit code {row['code']}; what is predicted is kept")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,17 +14,21 @@ import pytest
 from common.paths import ROOT
 from deploy.batch import __main__ as batch
 from deploy.batch import processes
+from deploy.inference.shard_file import read_shard
+from deploy.inference.shards import Shard
 from tests.helpers.exported import paint
 
 DYING = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import inference
+import importlib.util, os, signal, sys
+sys.path.insert(1, {root!r})
+spec = importlib.util.spec_from_file_location("real_inference", {root!r} + "/inference.py")
+real_inference = sys.modules["real_inference"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(real_inference)
 from deploy.inference import predictor, shard_file
 from tests.helpers.in_process import BOXES, InProcess
 from tests.helpers.masks_served import BoxBackend
 
-inference.load_net = lambda *_: (BoxBackend(), BOXES)
+real_inference.load_net = lambda *_: (BoxBackend(), BOXES)
 predictor.DecoderPool = InProcess
 real, calls = shard_file._write, 0
 
@@ -34,8 +41,9 @@ def write(file, data):
     real(file, data)
 
 shard_file._write = write
+main = real_inference.main
 if __name__ == "__main__":
-    sys.exit(inference.main(sys.argv[1:]))
+    sys.exit(main())
 """
 
 
@@ -45,27 +53,53 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(7):
         paint(tmp_path / f"images/{number}.png", number % 3, number)
     (tmp_path / "net.onnx").write_bytes(b"")
-    (tmp_path / "dying.py").write_text(DYING.format(root=str(ROOT)), encoding="utf-8")
-    monkeypatch.setattr(processes, "PROGRAM", tmp_path / "dying.py")
+    (tmp_path / "inference.py").write_text(DYING.format(root=str(ROOT)), encoding="utf-8")
+    monkeypatch.setattr(processes, "PROGRAM", tmp_path / "inference.py")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path / "images"
 
 
-def run(images: Path, *more: object) -> int:
+def flags_of(images: Path, *more: object) -> list[str]:
     folder = images.parent
     flags = ("--image_dir", images, "--weights", folder / "net.onnx", "--batch_size", 2, "--output", folder / "r.jsonl")
-    return batch.main([str(flag) for flag in (*flags, *more)])
+    return [str(flag) for flag in (*flags, *more)]
+
+
+def run(images: Path, *more: object) -> int:
+    return batch.main(flags_of(images, *more))
+
+
+def check_each_once(images: Path) -> None:
+    rows = [json.loads(line) for line in (images.parent / "r.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["file"] for row in rows] == [f"{images}/{number}.png" for number in range(7)]
 
 
 def test_processes_that_are_killed(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of four rows each process writes two; one more writes the shard's last line, of three rows the same."""
     assert run(images, "--shards", 2, "--at_once", 2) == 0
-    rows = [json.loads(line) for line in (images.parent / "r.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["file"] for row in rows] == [f"{images}/{number}.png" for number in range(7)]
+    check_each_once(images)
     lines = capsys.readouterr().out.splitlines()
     died = [line for line in lines if line.endswith("its process was ended (-9); another goes on")]
     assert sorted(line[:9] for line in died) == ["shard 1/2", "shard 1/2", "shard 2/2"]
     assert lines[-1] == f"7 images of 2 shards, each once: 7 answered, 0 failed; results in {images.parent}/r.jsonl"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs requirements-ray.txt")
+@pytest.mark.slow
+def test_ray_workers_that_are_killed(images: Path) -> None:
+    """The same program in Ray's workers, one at a time, which do several shards."""
+    code = "import sys; from deploy.batch.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    flags = flags_of(images, "--engine", "ray", "--shards", 3, "--at_once", 2)
+    environment = {**os.environ, "PYTHONPATH": f"{images.parent}:{ROOT}", "HOME": str(images.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=images.parent, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    check_each_once(images)
+    assert [f"shard {number}/3: done" in done.stdout for number in (1, 2, 3)] == [True] * 3
+    # of 7 rows and 3 last lines each third ends a worker, which then is written again
+    assert all(read_shard(Shard(number, 3).path(images.parent / "r.jsonl")).is_complete for number in (1, 2, 3))
+    assert done.stderr.count("died") + done.stdout.count("died") > 0
 
 
 @pytest.mark.parametrize(
