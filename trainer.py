@@ -10,6 +10,11 @@ from pathlib import Path
 PROGRAMS = {  # by name: the function that takes the arguments and returns the exit code, and what it does
     "train": ("train:main", "train a config"),
     "infer": ("inference:main", "predict for an image or a folder"),
+    "batch": (
+        "deploy.batch.__main__:main",
+        "the same in parts, which go on when they are killed",
+    ),
+    "merge": ("deploy.batch.merge:main", "merge the parts that infer --shard I/N left"),
     "uncertain": ("inference_uncertain:main", "the same with uncertainty; calibrate, and evaluate a calibration"),
     "export": ("deploy.export.__main__:main", "write a net in other formats, each verified"),
     "serve": ("deploy.service.launcher:main", "predict over HTTP"),

@@ -93,5 +93,5 @@ def test_trainer_names_its_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in usage for name in trainer.PROGRAMS)
     assert trainer.main(["tain"]) == 2
     assert capsys.readouterr().err == (
-        'trainer: there is no program "tain": train, infer, uncertain, export, serve, doctor\n'
+        'trainer: there is no program "tain": train, infer, batch, merge, uncertain, export, serve, doctor\n'
     )

@@ -67,7 +67,7 @@ def _read(output: Path) -> list[ShardContent]:
     if len(counts) > 1:
         numbers = " and ".join(str(count) for count in counts)
         raise ShardError(f"{output}: beside it lie shards of {numbers} parts; move those of one run away")
-    contents = []
+    contents: list[ShardContent] = []
     for shard, path in files.items():
         content = read_shard(path)
         if content.head["shard"] != str(shard):

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import IO
 
 from common.errors import UserError
 from common.paths import ROOT
+from deploy.inference.shard_file import is_in_use
 from deploy.inference.shards import Shard
 
 PROGRAM = ROOT / "inference.py"
@@ -50,8 +51,9 @@ def run_processes(
     with ExitStack() as stopping:
         stopping.callback(_stop, running)
         while waiting or running:
-            while waiting and len(running) < at_once:
-                running.append(_start(flags, output, waiting.popleft()))
+            if len(running) < at_once and (free := _first_free(waiting, output)):
+                waiting.remove(free)
+                running.append(_start(flags, output, free))
             time.sleep(POLL_S)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
@@ -63,6 +65,11 @@ def run_processes(
                     raise BatchError(f"shard {child.shard}: {MOST_DEATHS} processes in turn died before a prediction")
                 log(f"shard {child.shard}: its process was ended ({child.process.returncode}); another goes on")
                 waiting.append(child.shard)
+
+
+def _first_free(waiting: Iterable[Shard], output: Path) -> Shard | None:
+    """Return a shard at which no process is; one that an earlier job has left may still be at another."""
+    return next((shard for shard in waiting if not is_in_use(shard.path(output))), None)
 
 
 def _start(flags: Sequence[str], output: Path, shard: Shard) -> Child:

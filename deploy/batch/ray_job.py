@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 import inference
 from common.errors import UserError
-from deploy.batch.processes import BatchError
-from deploy.inference.shards import Shard
+from deploy.batch.processes import POLL_S, BatchError
+from deploy.inference.shard_file import is_in_use
+from deploy.inference.shards import Shard, shard_of
 
 
 def check_ray() -> None:
@@ -43,8 +45,10 @@ def run_ray(
 
     ray.init(address=address, include_dashboard=False)
     try:
-        items = ray.data.from_items([{"shard": str(shard)} for shard in shards], override_num_blocks=len(shards))
-        work = partial(_predict, flags=[*flags, "--output", str(output), "--quiet"], folder=str(Path.cwd()))
+        items = ray.data.from_items(
+            [{"shard": [shard.number, shard.count]} for shard in shards], override_num_blocks=len(shards)
+        )
+        work = partial(_predict, flags=[*flags, "--quiet"], output=output, folder=Path.cwd())
         workers = ray.data.TaskPoolStrategy(at_once)  # whose tasks Ray Data starts again without end
         found = items.map(work, compute=workers, num_cpus=1, num_gpus=gpus or None)
         for row in found.iter_rows():
@@ -55,7 +59,9 @@ def run_ray(
         ray.shutdown()
 
 
-def _predict(row: dict[str, Any], flags: Sequence[str], folder: str) -> dict[str, Any]:
+def _predict(row: dict[str, Any], flags: Sequence[str], output: Path, folder: Path) -> dict[str, Any]:
     """Predict for a shard in a worker, from the folder that the job was started in."""
     os.chdir(folder)
-    return {**row, "code": inference.main([*flags, "--shard", row["shard"]])}
+    while is_in_use(shard_of(row["shard"]).path(output)):  # by a worker of a machine that Ray has given up
+        time.sleep(POLL_S)
+    return {**row, "code": inference.main([*flags, "--output", str(output), "--shard", row["shard"]])}

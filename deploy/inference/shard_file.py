@@ -157,7 +157,7 @@ def open_shard(
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                held.enter_context(lock_file(path.with_name(f".{path.name}.lock")))
+                held.enter_context(lock_file(_lock_path(path)))
             except BlockingIOError as error:
                 raise ShardError(f"{path}: another process is at this shard") from error
             if not path.exists():
@@ -174,10 +174,25 @@ def open_shard(
         shard.complete()
 
 
+def is_in_use(path: Path) -> bool:
+    """Return whether another process is at a shard, as one that outlived who started it."""
+    try:
+        with lock_file(_lock_path(path)):
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # its folder is not there yet
+        return False
+
+
 def head_of(shard: Shard, **values: Any) -> Record:
     """Return the first line of a shard's file, as reading it gives it back."""
     found: Record = json.loads(json.dumps({"format": FORMAT, "shard": str(shard), **values}))
     return found
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _hint(content: ShardContent) -> str:
