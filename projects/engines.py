@@ -12,7 +12,7 @@ from projects import remote_run
 from projects.errors import ProjectError
 from projects.jobs import CODE, MANIFEST, SCRIPT, SLURM, Job
 from projects.models import QUEUED, RUNNING, STOPPED
-from projects.run_state import FILE, read_state, write_state
+from projects.run_state import FILE, MARKS, read_state, write_state
 from projects.shell import Shell
 from projects.submitters import Script
 
@@ -39,6 +39,22 @@ def stop_job(job: Job, folder: Path, own: Script | None) -> None:
     run_program(words, folder)
     if state == QUEUED:
         write_state(folder, STOPPED)
+
+
+def ask_status(job: Job, folder: Path, own: Script | None) -> None:
+    """Ask the user's own script how a job is, where it has no folder of its own to say it. Raises ProjectError."""
+    words = run_program(_own_words(own, "status", job), folder).split()
+    if not words or words[-1] not in (QUEUED, *MARKS):
+        said = words[-1] if words else ""
+        raise ProjectError(f'the script "status" must print {", ".join((QUEUED, *MARKS))}, got "{said}"')
+    if words[-1] != QUEUED:
+        write_state(folder, words[-1])
+
+
+def take_away(job: Job, folder: Path) -> None:
+    """Take a manifest off the cluster, so that it can be submitted again; nothing elsewhere. Raises ProjectError."""
+    if job.method == "kubernetes":
+        run_program(["kubectl", "delete", "--ignore-not-found", "-f", MANIFEST], folder)
 
 
 def follow_log(job: Job, own: Script | None) -> int:

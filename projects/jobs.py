@@ -46,9 +46,9 @@ class Job(Part):
 
     @property
     def name(self) -> str:
-        """Return a name for container, SLURM, cluster and manifest: lower case letters, digits and "-"."""
-        text = f"{self.project}-{self.exp}-{self.id}".lower()
-        return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)[-63:].strip("-")
+        """Return a name for container, SLURM, cluster and manifest: lower case letters, digits and "-", at most 43."""
+        text = f"{self.exp[:20]}-{self.id[:22]}".lower()
+        return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text).strip("-")
 
     def text(self) -> str:
         """Return the job as JSON."""

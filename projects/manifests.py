@@ -17,7 +17,7 @@ def train_job(job: Job, cluster: Kubernetes) -> dict[str, Any]:
 
     The claim with the job's folder is added to the runtime's pods by a patch.
     """
-    asked = {"nvidia.com/gpu": job.gpus, "cpu": job.cpus, "memory": f"{job.memory}M" if job.memory else 0}
+    asked = {"nvidia.com/gpu": job.gpus, "cpu": job.cpus, "memory": f"{job.memory}Mi" if job.memory else 0}
     limits = {name: str(value) for name, value in asked.items() if value}
     volumes = [
         {"name": "jobs", "persistentVolumeClaim": {"claimName": cluster.volume}},
@@ -45,7 +45,7 @@ def train_job(job: Job, cluster: Kubernetes) -> dict[str, Any]:
                 "image": cluster.image,
                 "command": ["sh", f"{job.folder}/{SCRIPT}"],
                 "numNodes": 1,
-                **({"resourcesPerNode": {"limits": limits, "requests": limits}} if limits else {}),
+                **({"resourcesPerNode": {"limits": limits, "requests": dict(limits)}} if limits else {}),
             },
             "runtimePatches": [{"manager": "trainer", "trainingRuntimeSpec": {"template": {"spec": patch}}}],
         },
@@ -58,9 +58,10 @@ def sky_task(job: Job, rented: Skypilot) -> dict[str, Any]:
         "infra": rented.infra,
         "accelerators": f"{rented.accelerators}:{job.gpus}" if rented.accelerators and job.gpus else "",
         "cpus": f"{job.cpus}+" if job.cpus else "",
-        "memory": f"{job.memory / 1000:g}+" if job.memory else "",  # GB
+        "memory": f"{job.memory / 1024:.4g}+" if job.memory else "",  # GiB
         "image_id": f"docker:{rented.image}" if rented.image else "",
         "use_spot": rented.use_spot,
+        "autostop": rented.idle_minutes,
     }
     wanted = {name: value for name, value in resources.items() if value}
     return {"name": job.name, "workdir": ".", "num_nodes": 1, "resources": wanted, "run": f"sh {SCRIPT}\n"}

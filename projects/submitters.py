@@ -66,11 +66,15 @@ class Kubernetes(Part):
 
 
 class Skypilot(Part):
-    """Machines that SkyPilot rents; `accelerators` is a kind of GPU, such as H100."""
+    """Machines that SkyPilot rents; `accelerators` is a kind of GPU, such as H100.
+
+    They stop when they were idle for `idle_minutes`, 0 for never, and keep their disks.
+    """
 
     accelerators: str = ""
     infra: str = ""
     use_spot: bool = False
+    idle_minutes: int = Field(default=60, ge=0)
     image: str = ""
     script: str = ""
 
@@ -107,7 +111,7 @@ TEMPLATES: dict[str, tuple[str, type[Part], Mapping[str, Any]]] = {  # by method
     "skypilot": (
         "skypilot-submit-config.yaml",
         Skypilot,
-        {"accelerators": "", "infra": "", "use_spot": False, "image": "", "script": ""},
+        {"accelerators": "", "infra": "", "use_spot": False, "idle_minutes": 60, "image": "", "script": ""},
     ),
 }
 

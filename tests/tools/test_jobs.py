@@ -314,3 +314,41 @@ def test_addresses(work: Path, box: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert (
         text == 'config:\n  username: ""\n  password: ""\n  ip: ""\n  port: 22\n  folder: ""\nscript: ""\nimage: ""\n'
     )
+
+
+def test_manifests_are_submitted_and_shown(
+    work: Path, box: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By stand-ins: kubectl runs the job's script as a pod would, sky copies its folder to a machine of that name."""
+    run_it = f'case "$1" in apply) PYTHON={sys.executable} nohup sh job.sh > out 2>&1 & ;; esac'
+    write_program(tmp_path / "bin/kubectl", f'echo "$@" >> {tmp_path}/asked; {run_it}')
+    copy = f"mkdir -p {tmp_path}/home && cp -r . {tmp_path}/home/sky_workdir"
+    start = f"cd {tmp_path}/home/sky_workdir && PYTHON={sys.executable} nohup sh job.sh > out 2>&1 &"
+    write_program(tmp_path / "bin/sky", f'echo "$@" >> {tmp_path}/asked; {copy}; {start}')
+    (tmp_path / "home").mkdir()
+    ssh = tmp_path / "bin/ssh"
+    ssh.write_text(ssh.read_text(encoding="utf-8").replace("exec sh", f"cd {tmp_path}/home; exec sh"), encoding="utf-8")
+    shared = {"image": "t:1", "folder": str(tmp_path / "shared"), "volume": "images", "queue": "team"}
+    for method, config in (("kubernetes", shared), ("skypilot", {"accelerators": "H100"})):
+        Path(f"../{method}.yaml").write_text(json.dumps(config), encoding="utf-8")
+        run(f"submitter update --{method} --config ../{method}.yaml")
+    capfd.readouterr()
+    for method, line in (("kubernetes", "kueue.x-k8s.io/queue-name: team"), ("skypilot", "accelerators: H100:2")):
+        run(f"train --exp small --project birds --gpu-id 0,1 --{method} --dry_run")
+        assert line in capfd.readouterr().out
+    assert not (tmp_path / "asked").exists() and not (tmp_path / "shared").exists()
+
+    run("train --exp small --project birds --gpu-id 0,1 --kubernetes")
+    first = wait_for("finish")
+    assert first.metric["score"] == {"top_1": 0.5} and first.root.startswith(str(tmp_path / "shared/birds/small."))
+    run("train --exp small --project birds --gpu-id 0,1 --skypilot")
+    second = wait_for("finish")
+    assert second.metric["score"] == {"top_1": 0.5} and Path(second.root, "log.txt").is_file()
+    run(f"train --exp small --project birds --resume --id {first.id}")
+    assert (tmp_path / "asked").read_text(encoding="utf-8").splitlines() == [
+        "apply -f job.yaml",
+        f"launch --yes --detach-run --cluster small-{second.id} job.yaml",
+        "delete --ignore-not-found -f job.yaml",
+        "apply -f job.yaml",
+    ]
+    wait_for("finish", 0)

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         for each in (run for runs in book.read(name).exp.values() for run in runs):
             try:
-                refresh(each)
+                refresh(each, args.home)
             except UserError as error:
                 print(printable(f"{name}: {each.name}: {error}"), file=sys.stderr)
                 code = 1

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(found.root)
     if not (folder / FILE).is_file():
         raise ProjectError(f"{name}: {found.name} is no job but trains here: press Ctrl-C where it runs")
-    refresh(found)
+    refresh(found, args.home)
     state = read_state(folder)[0] if (folder / STATE).is_file() else QUEUED
     if state not in (QUEUED, RUNNING):
         raise ProjectError(f"{name}: {found.name} does not run: {state}")

@@ -9,7 +9,7 @@ from common.atomic_io import write_atomic, writing
 from projects import remote_run
 from projects.book import Book, check_known
 from projects.code_archive import check_code, read_code, trainer_code
-from projects.engines import launch
+from projects.engines import launch, take_away
 from projects.errors import ProjectError
 from projects.jobs import CONFIG, FILE, SETUP, START, Job, Method, read_job
 from projects.models import QUEUED, RUNNING, STOPPED, Project
@@ -61,7 +61,7 @@ def go_on(args: argparse.Namespace, name: str) -> int:
     run = find_run(book.read(name), args.id)
     folder = Path(run.root)
     job = read_job(folder)
-    refresh(run)
+    refresh(run, args.home)
     if present_state(run) == RUNNING:
         raise ProjectError(f"{name}: {run.name} is running")
     if args.dry_run:
@@ -70,6 +70,7 @@ def go_on(args: argparse.Namespace, name: str) -> int:
         found = find_run(project, args.id)
         found.state, found.finish_time = QUEUED, ""
     (folder / "state.json").unlink(missing_ok=True)
+    take_away(job, folder)
     _launch(job, folder, registered)
     return print_text(f"{name}: {run.name} goes on by {job.method}\n{run.id}")
 

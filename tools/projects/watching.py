@@ -5,21 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from projects import remote_run
+from projects.engines import ask_status
 from projects.jobs import FILE, read_job
 from projects.models import FINISHED, QUEUED, RUNNING, STOPPED, Run
 from projects.run_state import FILE as STATE
 from projects.run_state import read_state
 from projects.runs import settle
 from projects.shell import Shell
+from projects.submitters import read_registered
 
 
-def refresh(run: Run) -> None:
-    """Ask the machine of a run that has not ended; bring its results back once it has. Raises UserError."""
+def refresh(run: Run, home: Path) -> None:
+    """Ask the machine of a run that has not ended; bring its results back once it has. Raises UserError.
+
+    `home` has what is registered: a script of the user's own may say how its jobs are.
+    """
     folder = Path(run.root)
     if run.state not in (QUEUED, RUNNING) or not (folder / FILE).is_file():
         return
     job = read_job(folder)
     if job.address is None:
+        own = read_registered(home).own if job.method == "script" else None
+        if own is not None and own.status:
+            ask_status(job, folder, own)
         return
     shell = Shell(job.address)
     if remote_run.mirror(shell, job, folder) and read_state(folder)[0] in (FINISHED, STOPPED):
