@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,10 @@ def test_a_job_here_whose_runner_was_killed(work: Path, tmp_path: Path, capfd: p
     wait_for_file(Path(running.root, "small/output/metric/best.json"))
     while refused(f"train --exp small --resume --id {running.id}"):
         time.sleep(0.1)
+    capfd.readouterr()
+    run(f"log --id {running.id}")  # until it ends
+    starts = [line for line in capfd.readouterr().out.splitlines() if line.startswith("flags")]
+    assert len(starts) == 2 and Path(running.root, "FINISH").is_file()
     assert wait_for("finish").metric["score"] == {"top_1": 0.5}
     assert Path(running.root, "small/output/checkpoint/latest.pth").read_bytes() == b"11"
 
@@ -185,7 +190,6 @@ def test_a_job_of_slurm_and_one_of_an_own_script(
     """By stand-ins: sbatch runs the script at once, the own script what it is given."""
     run("update project/submitter --cpu 4 --memory 8000")
     write_program(tmp_path / "bin/sbatch", f'echo "$@" > {tmp_path}/asked; nohup bash "$2" > out 2>&1 & echo "42;here"')
-    write_program(tmp_path / "bin/scancel", f'echo "$@" > {tmp_path}/cancelled; kill $(cat {tmp_path}/batch)')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     run("train --exp small --project birds --slurm --gpu-id 0,1")
     ended = wait_for("finish")
@@ -214,6 +218,17 @@ def test_a_job_of_slurm_and_one_of_an_own_script(
     (tmp_path / "wait").unlink()
     assert wait_for("finish").metric["score"] == {"top_1": 0.5}
 
+    status = "status: status.sh"
+    Path("../own.yaml").write_text(f"folder: {tmp_path}/own\nscript: submit.sh\n{status}\n", encoding="utf-8")
+    run("submitter --config ../own.yaml")
+    write_program(tmp_path / "own/submit.sh", "echo 8")
+    write_program(tmp_path / "own/status.sh", f'echo "job $1"; cat {tmp_path}/state')
+    run("train --exp small --project birds")
+    for state, known in (("queued", "queued"), ("running", "running"), ("odd", "running"), ("stop", "stop")):
+        (tmp_path / "state").write_text(state, encoding="utf-8")
+        assert refused("ls") == (state == "odd") and entered().state == known
+    assert 'the script "status" must print queued, running, finish, stop, got "odd"' in capfd.readouterr().err
+
     write_program(tmp_path / "own/submit.sh", "echo no room here >&2; exit 4")
     assert refused("train --exp small --project birds") == 2
     assert "submit.sh: exit code 4: no room here" in capfd.readouterr().err
@@ -224,6 +239,7 @@ def test_slurm_warns_and_the_job_saves_and_queues_itself_again(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_program(tmp_path / "bin/sbatch", 'setsid nohup bash "$2" > out 2>&1 & echo $!')
+    write_program(tmp_path / "bin/scancel", f'echo "$1 $2" > {tmp_path}/asked; kill -TERM "$3"')
     write_program(tmp_path / "bin/scontrol", f'echo "$@" > {tmp_path}/asked')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
@@ -240,6 +256,15 @@ def test_slurm_warns_and_the_job_saves_and_queues_itself_again(
     (tmp_path / "wait").unlink()
     subprocess.run(["bash", "slurm.sh"], cwd=entered().root, check=True)  # as SLURM does
     assert wait_for("finish").checkpoint and entered().metric["score"] == {"top_1": 0.5}
+
+    (tmp_path / "wait").touch()
+    (tmp_path / "started").unlink()
+    main.write_text(main.read_text(encoding="utf-8").replace("SIGUSR1", "SIGTERM"), encoding="utf-8")
+    run("train --exp small --project birds --slurm --dirty")
+    wait_for_file(tmp_path / "started")
+    run(f"stop --id {entered().id}")
+    assert wait_for("stop").metric == {}
+    assert (tmp_path / "asked").read_text(encoding="utf-8") == "--batch --signal=TERM\n"
 
 
 @pytest.mark.parametrize(
@@ -271,7 +296,15 @@ def test_slurm_warns_and_the_job_saves_and_queues_itself_again(
         ("stop --id 1 --project birds", 'birds: no run "1"; there is none yet'),
     ],
 )
-def test_mistakes(work: Path, box: Path, capfd: pytest.CaptureFixture[str], words: str, message: str) -> None:
+def test_mistakes(
+    work: Path,
+    box: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    words: str,
+    message: str,
+) -> None:
     register(box)
     run("submitter template --ssh")
     commit_all(work, {"other/main.py": ""})
@@ -286,6 +319,9 @@ def test_mistakes(work: Path, box: Path, capfd: pytest.CaptureFixture[str], word
         script = "nope.sh" if name == "script" else ""
         Path(f"{name}.yaml").write_text(json.dumps({"config": config, "script": script}), encoding="utf-8")
     Path("bad.yaml").write_text("config: [", encoding="utf-8")
+    for name in ("git", "sh", "tar", "gzip", "mkdir", "mv", "rm"):  # and no sbatch, which would be asked
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     before = Path("runs/projects/submitters/submitters.json").read_bytes()
     if words.startswith("train"):
         words += " --project birds"
