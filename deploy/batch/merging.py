@@ -69,9 +69,7 @@ def _read(output: Path) -> list[ShardContent]:
         raise ShardError(f"{output}: beside it lie shards of {numbers} parts; move those of one run away")
     contents: list[ShardContent] = []
     for shard, path in files.items():
-        content = read_shard(path)
-        if content.head["shard"] != str(shard):
-            raise ShardError(f"{path}: it holds shard {content.head['shard']}; give it back its name")
+        content = read_shard(path, shard)
         first = contents[0] if contents else content
         if other := difference(first.head, content.head):
             raise ShardError(f"{path}: it is of another run than {first.path.name}: it has {other}")

@@ -68,4 +68,4 @@ def opened_shard(
         runs_on=predictor.backend.name,
     )
     rows = RowFormat(output.suffix, columns, escape_formulas=not args.raw_csv)
-    return open_shard(args.shard.path(output), head, found.own, rows, with_objects=bool(args.labels))
+    return open_shard(args.shard.path(output), args.shard, head, found.own, rows, with_objects=bool(args.labels))

@@ -30,7 +30,6 @@ from deploy.inference.shards import Entry, Shard
 FORMAT = 1
 Record = dict[str, Any]
 TITLES = {  # of the values of a head that all shards of a run share
-    "format": "another format",
     "program": "another version of the program",
     "weights_sha256": "other weights",
     "metadata": "other metadata of the net",
@@ -57,12 +56,14 @@ class ShardContent:
     digest: hashlib._Hash = field(default_factory=hashlib.sha256, repr=False)
 
 
-def read_shard(path: Path) -> ShardContent:
-    """Read a shard's file through. Raises ShardError where it is none, and OSError."""
+def read_shard(path: Path, shard: Shard) -> ShardContent:
+    """Read a shard's file through. Raises ShardError where it is none or another's, and OSError."""
     lines = _lines(path)
     head, images = next(lines, (b"", {})), next(lines, (b"", {}))
     if head[1].get("format") != FORMAT or not isinstance(images[1].get("images"), list):
         raise ShardError(f"{path}: not a shard that this program can go on with; move the file away")
+    if head[1]["shard"] != str(shard):
+        raise ShardError(f"{path}: it holds shard {head[1]['shard']}; give it back its name")
     content = ShardContent(path, head[1], images[1]["images"])
     _count(content, head[0] + images[0])
     for line, record in lines:
@@ -147,7 +148,7 @@ class ShardFile:
 
 @contextmanager
 def open_shard(
-    path: Path, head: Record, images: list[Entry], rows: RowFormat, *, with_objects: bool = False
+    path: Path, shard: Shard, head: Record, images: list[Entry], rows: RowFormat, *, with_objects: bool = False
 ) -> Iterator[ShardFile]:
     """Begin a shard's file, or go on with it; of found boxes `with_objects` keeps what label files need.
 
@@ -162,16 +163,16 @@ def open_shard(
                 raise ShardError(f"{path}: another process is at this shard") from error
             if not path.exists():
                 write_atomic(path, _line(head) + _line({"images": images}))
-            content = read_shard(path)
+            content = read_shard(path, shard)
         if other := difference(content.head, head):
             raise ShardError(f"{path}: it was begun otherwise, and now there is {other}; {_hint(content)}")
         with writing(path):
             file = os.open(path, os.O_RDWR | os.O_APPEND)
             held.callback(os.close, file)
             os.ftruncate(file, content.size)
-        shard = ShardFile(file, content, rows, with_objects=with_objects)
-        yield shard
-        shard.complete()
+        opened = ShardFile(file, content, rows, with_objects=with_objects)
+        yield opened
+        opened.complete()
 
 
 def is_in_use(path: Path) -> bool:

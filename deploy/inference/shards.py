@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_loader.image_files import folder_prefix
+
 Entry = list[str | int]  # the image's path below the image folder and its bytes, of a pair those of both images
 ENDING = ".shard"
 MOST_SHARDS = 1000  # the merge has all their files open at once
@@ -67,8 +69,11 @@ def shard_images(images: Iterable[str | tuple[str, str]], root: Path, shard: Sha
     Raises OSError where the folder cannot be read.
     """
     own, total, digest = [], 0, hashlib.sha256()
+    start = len(folder_prefix(root.as_posix()))
     for source in images:
-        entry = _entry((source,) if isinstance(source, str) else source, root)
+        entry: Entry = []
+        for file in (source,) if isinstance(source, str) else source:
+            entry += [file[start:], _size(file)]
         add_entry(digest, entry)
         if total % shard.count == shard.number - 1:
             own.append(entry)
@@ -85,10 +90,6 @@ def source_of(entry: Entry, root: Path) -> str | tuple[str, str]:
     """Return the path of an entry's image, of a pair both, below the image folder."""
     names = [(root / str(name)).as_posix() for name in entry[::2]]
     return names[0] if len(names) == 1 else (names[0], names[1])
-
-
-def _entry(files: tuple[str, ...], root: Path) -> Entry:
-    return [value for file in files for value in (Path(file).relative_to(root).as_posix(), _size(file))]
 
 
 def _size(file: str) -> int:

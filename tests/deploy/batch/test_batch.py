@@ -98,7 +98,8 @@ def test_ray_workers_that_are_killed(images: Path) -> None:
     check_each_once(images)
     assert [f"shard {number}/3: done" in done.stdout for number in (1, 2, 3)] == [True] * 3
     # of 7 rows and 3 last lines each third ends a worker, which then is written again
-    assert all(read_shard(Shard(number, 3).path(images.parent / "r.jsonl")).is_complete for number in (1, 2, 3))
+    shards = [Shard(number, 3) for number in (1, 2, 3)]
+    assert all(read_shard(shard.path(images.parent / "r.jsonl"), shard).is_complete for shard in shards)
     assert done.stderr.count("died") + done.stdout.count("died") > 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import inference
 from common.paths import ROOT
 from deploy.inference import predictor
-from deploy.inference.shard_file import read_shard
+from deploy.inference.shard_file import is_in_use, read_shard
 from deploy.inference.shards import Shard
 from tests.helpers import masks_served
 from tests.helpers.exported import paint
@@ -74,7 +75,7 @@ def test_each_shard_has_each_nth_image_in_natural_order(weights: Path, images: P
     output = images.with_name("r.csv")
     infer_shards(weights, images, output, 3)
     for number in range(3):
-        content = read_shard(Shard(number + 1, 3).path(output))
+        content = read_shard(Shard(number + 1, 3).path(output), Shard(number + 1, 3))
         assert [entry[0] for entry in content.images] == ORDER[number::3]
         assert all(size == (images / str(name)).stat().st_size for name, size in content.images)
         assert content.is_complete and content.done == 4 and content.failed == (BROKEN in ORDER[number::3])
@@ -117,6 +118,28 @@ def test_damage_is_found_and_what_is_behind_it_predicted_again(
     assert path.read_bytes() == whole
 
 
+def test_a_full_disk_takes_no_row_that_was_written(
+    weights: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = images.with_name("r.csv")
+    path = Shard(1, 2).path(output)
+    infer(weights, images, output, "--shard", "1/2")
+    whole = path.read_bytes()
+    fifth = [match.end() for match in re.finditer(rb"\n", whole)][4]
+    path.unlink()
+    capsys.readouterr()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (fifth + 20, before[1]))  # the system writes what fits
+    try:
+        assert infer(weights, images, output, "--shard", "1/2") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    kept = "the predictions of 3 of 6 images are kept, and the same command goes on"
+    assert f"inference.py: {path}: cannot write it: File too large; {kept}\n" in capsys.readouterr().err
+    assert path.read_bytes() == whole[:fifth]
+    assert infer(weights, images, output, "--shard", "1/2") == 1 and path.read_bytes() == whole
+
+
 KILLED = """
 import os, signal, sys
 import inference
@@ -145,7 +168,7 @@ def test_a_killed_shard_goes_on_with_its_copies(weights: Path, images: Path) -> 
     for count, how in ((4, "half"), (3, "whole")):
         command = [sys.executable, "-c", KILLED, str(count), how, *map(str, flags)]
         assert subprocess.run(command, cwd=ROOT, env=environment).returncode == -signal.SIGKILL
-    assert read_shard(Shard(1, 1).path(output)).done == 6
+    assert read_shard(Shard(1, 1).path(output), Shard(1, 1)).done == 6
     assert inference.main([*map(str, flags)]) == 1
     assert merged(output) == 1 and output.read_bytes() == whole.read_bytes()
     assert snapshot(copies) == snapshot(images.with_name("all")) and len(snapshot(copies)) == 11
@@ -214,8 +237,9 @@ def test_one_process_at_a_time(weights: Path, images: Path, capsys: pytest.Captu
         [sys.executable, "-c", holder, str(lock)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout and process.stdout.readline()
-        assert infer(weights, images, output, "--shard", "1/2") == 2
+        assert is_in_use(path) and infer(weights, images, output, "--shard", "1/2") == 2
         process.communicate()
+    assert not is_in_use(path)
     assert capsys.readouterr().err == f"inference.py: {path}: another process is at this shard\n"
     assert infer(weights, images, output, "--shard", "1/2") == 1 and not lock.exists()
 
