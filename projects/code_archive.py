@@ -41,8 +41,8 @@ def read_code(folder: Path, left_out: Sequence[Path] = ()) -> Code:
 
     Raises ProjectError where there is none, or no git.
     """
-    top = Path(_git(folder, "rev-parse", "--show-toplevel").decode().removesuffix("\n"))
-    out = [path.resolve().relative_to(top).as_posix() for path in left_out if path.resolve().is_relative_to(top)]
+    top = Path(_git(folder, "rev-parse", "--show-toplevel").decode().removesuffix("\n")).resolve()
+    out = [path.resolve().relative_to(top).as_posix() for path in left_out if top in path.resolve().parents]
     pathspec = ["--", ":/", *(f":(top,exclude,literal){name}" for name in out)]
     changed = _names(_git(top, "diff", "--name-only", "--no-renames", "-z", "HEAD", *pathspec))
     untracked = _names(_git(top, "ls-files", "-z", "--others", "--exclude-standard", *pathspec))

@@ -44,7 +44,7 @@ def start(shell: Shell, job: Job) -> None:
     """
     before = f"{FILE} {MARKS[FINISHED]} {MARKS[STOPPED]}"  # of the run before, if it is started again
     shell.run(f"""cd {shlex.quote(job.folder)} || exit 1
-if command -v flock > /dev/null && ! flock -n {LOCK} true; then
+if command -v flock > /dev/null && ! flock -w 5 {LOCK} true; then  # it ends just after its state says so
     echo {shlex.quote(job.folder)}": a training of this job is still running" >&2
     exit 1
 fi

@@ -7,7 +7,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from projects.models import FINISHED, RUNNING, STOPPED, Data, Project, Run, RunData
+from projects.models import FINISHED, LOST, QUEUED, RUNNING, STOPPED, Data, Project, Run, RunData
 from projects.run_state import read_state, stamp
 
 
@@ -53,7 +53,12 @@ def settle(run: Run) -> None:
 
 
 def present_state(run: Run) -> str:
-    """Return a run's state now; of a running one as its folder has it, lost included."""
+    """Return a run's state now; of a running one as its folder has it, lost included.
+
+    A job whose submission was killed before it had a folder is lost, too.
+    """
+    if run.state == QUEUED and not (Path(run.root) / "job.json").is_file():
+        return LOST
     return read_state(Path(run.root))[0] if run.state == RUNNING and run.root else run.state
 
 

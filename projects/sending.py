@@ -105,7 +105,7 @@ def shown(sent: Sent, registered: Registered) -> str:
         f"trainer: {counted(len(sent.trainer.files), 'file')}, {size_text(sent.trainer.size())}",
     ]
     for name, content in sent.files.items():
-        text = "" if name in (CHANGES, CONFIG, START) else "\n" + content.decode().rstrip()
+        text = "" if name in (CHANGES, CONFIG, START) else "\n" + content.decode(errors="replace").rstrip()
         parts.append(f"--- {name}, {size_text(len(content))}{text}")
     run = launch_command(job) if job.method in ("ssh", "local") else shlex.join(launch_words(job, registered.own))
     return "\n".join([*parts, f"--- then: {run}"])

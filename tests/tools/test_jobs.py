@@ -290,10 +290,14 @@ def test_slurm_warns_and_the_job_saves_and_queues_itself_again(
         ("train --exp other --ssh", 'birds: no experiment "other"; there are small'),
         ("train --exp small --ssh --config nope.json", "nope.json: cannot read it: No such file or directory"),
         ("train --exp small --dry_run", "--dirty and --dry_run are for jobs; add --local, --ssh or another method"),
+        ("train --exp small --ssh --slurm", "argument --slurm: not allowed with argument --ssh"),
         ("train --exp small --resume", "name the run that is to go on with --resume and --id"),
-        ("train --exp small --resume --id 1", 'birds: no run "1"'),
-        ("log --id 1", 'runs/projects: no run "1"; there is none yet'),
-        ("stop --id 1 --project birds", 'birds: no run "1"; there is none yet'),
+        ("train --exp small --resume --id 1", 'birds: no run "1"; there are here'),
+        ("train --exp small --resume --id here --ssh", "--resume goes on with what was sent; leave all flags out but"),
+        ("train --exp small --resume --id here", "birds: small.here is no job that was sent; main.py --resume-from"),
+        ("stop --id here", "birds: small.here is no job but trains here: press Ctrl-C where it runs"),
+        ("log --id 1", 'runs/projects: no run "1"; there are here'),
+        ("stop --id 1 --project birds", 'birds: no run "1"; there are here'),
     ],
 )
 def test_mistakes(
@@ -308,6 +312,8 @@ def test_mistakes(
     register(box)
     run("submitter template --ssh")
     commit_all(work, {"other/main.py": ""})
+    with Book().changing("birds") as project:
+        project.exp["small"].append(Run(exp="small", id="here", state="finish"))
     for name, config in {
         "password": {"ip": "box", "password": "x"},
         "closed": {"ip": "closed"},
@@ -330,6 +336,39 @@ def test_mistakes(
     assert refused(words) == 2
     assert message in capfd.readouterr().err
     assert Path("runs/projects/submitters/submitters.json").read_bytes() == before
+
+
+def test_a_machine_that_is_gone(
+    work: Path, box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What was submitted keeps its state; what could not be is stopped, or lost where the command was killed."""
+    register(box)
+    (tmp_path / "wait").touch()
+    run("train --exp small --project birds --ssh")
+    wait_for_file(tmp_path / "started")
+    wait_for("running")
+    with monkeypatch.context() as patch:
+        write_program(tmp_path / "gone/ssh", "echo no route to box >&2; exit 255")
+        patch.setenv("PATH", f"{tmp_path / 'gone'}:{os.environ['PATH']}")
+        capfd.readouterr()
+        assert refused("ls") == 1
+        shown = capfd.readouterr()
+        assert f"birds: small.{entered(0).id}: box: no route to box" in shown.err and "running" in shown.out
+        assert refused("train --exp small --project birds --ssh") == 2
+        assert (entered(0).state, entered().state) == ("running", "stop")
+        assert refused(f"train --exp small --project birds --resume --id {entered().id}") == 2
+        assert entered().state == "stop"
+        (tmp_path / "wait").unlink()
+    wait_for("finish", 0)
+    with Book().changing("birds") as project:
+        project.exp["small"].append(Run(exp="small", id="killed", state="queued", root=str(tmp_path / "nothing")))
+    capfd.readouterr()
+    run("ls")
+    assert "killed               lost" in capfd.readouterr().out
+    with Book().changing("birds") as project:
+        project.submitter.method = "shh"
+    assert refused("train --exp small --project birds") == 2
+    assert 'birds: submitter: no method "shh"; did you mean "ssh"?' in capfd.readouterr().err
 
 
 def test_addresses(work: Path, box: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from projects.engines import launch, take_away
 from projects.errors import ProjectError
 from projects.jobs import CONFIG, FILE, SETUP, START, Job, Method, read_job
 from projects.models import QUEUED, RUNNING, STOPPED, Project
+from projects.run_state import FILE as STATE
 from projects.runs import begin_run, code_state, present_state
 from projects.sending import Sent, plan, shown
 from projects.shell import Shell
@@ -29,9 +30,10 @@ def submit(args: argparse.Namespace, name: str, method: Method) -> int:
     book, registered = Book(args.home), read_registered(args.home)
     project = book.read(name)
     check_known(args.exp, list(project.exp), "experiment", name)
-    code, state = read_code(Path.cwd(), [args.home, args.root]), code_state(Path.cwd())
+    here = Path.cwd().resolve()
+    code, state = read_code(here, [args.home, args.root]), code_state(here)
     check_code(code, dirty=args.dirty)
-    if f"{(Path.cwd() / args.exp).relative_to(code.folder).as_posix()}/main.py" not in code.files:
+    if f"{(here / args.exp).relative_to(code.folder).as_posix()}/main.py" not in code.files:
         raise ProjectError(f"{args.exp}/main.py: git ignores it, so it would not be sent")
     root = _root(args, method, registered) / name
     if args.dry_run:
@@ -41,7 +43,7 @@ def submit(args: argparse.Namespace, name: str, method: Method) -> int:
             run = begin_run(project, args.exp, args.stage, root, state)
             run.state = QUEUED
     job = _job(args, project, run.id, method, registered, Path(run.root))
-    job.place = Path.cwd().relative_to(code.folder).as_posix()
+    job.place = here.relative_to(code.folder).as_posix()
     try:
         sent = plan(job, code, trainer_code(), registered, state, _files(args, method, registered))
         if args.dry_run:
@@ -60,19 +62,36 @@ def go_on(args: argparse.Namespace, name: str) -> int:
     book, registered = Book(args.home), read_registered(args.home)
     run = find_run(book.read(name), args.id)
     folder = Path(run.root)
+    given = [flag for flag in ("method", "dirty", "config", "checkpoint", "gpu_id", "flags") if getattr(args, flag)]
+    if given:
+        raise ProjectError("--resume goes on with what was sent; leave all flags out but --exp, --project and --id")
+    if not (folder / FILE).is_file():
+        raise ProjectError(f"{name}: {run.name} is no job that was sent; main.py --resume-from goes on with it here")
     job = read_job(folder)
     refresh(run, args.home)
     if present_state(run) == RUNNING:
         raise ProjectError(f"{name}: {run.name} is running")
     if args.dry_run:
         return print_text(f"{name}: {run.name} would go on by {job.method}, in {job.folder}")
+    _launch_again(job, folder, registered)
     with book.changing(name) as project:
         found = find_run(project, args.id)
         found.state, found.finish_time = QUEUED, ""
-    (folder / "state.json").unlink(missing_ok=True)
-    take_away(job, folder)
-    _launch(job, folder, registered)
     return print_text(f"{name}: {run.name} goes on by {job.method}\n{run.id}")
+
+
+def _launch_again(job: Job, folder: Path, registered: Registered) -> None:
+    """Submit a job anew: what its folder here said until now is forgotten, unless it cannot be submitted."""
+    state = folder / STATE
+    before = state.read_bytes() if state.is_file() else b""
+    state.unlink(missing_ok=True)
+    try:
+        take_away(job, folder)
+        _launch(job, folder, registered)
+    except BaseException:
+        if before:
+            write_atomic(state, before)
+        raise
 
 
 def _root(args: argparse.Namespace, method: Method, registered: Registered) -> Path:

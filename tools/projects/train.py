@@ -36,8 +36,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--project", metavar="P", help="enter the run into this project")
     add("--root", type=named_path, default=Path("output"), metavar="DIR", help="where runs lie (default output)")
     add("--gpu-id", metavar="N", help="0 (default), 0,1 for two GPUs, -1 for the CPU; of a job, the project's number")
+    methods = parser.add_mutually_exclusive_group()
     for method, what in METHODS.items():
-        add(f"--{method}", dest="method", action="store_const", const=method, help=f"as a job {what}")
+        methods.add_argument(f"--{method}", dest="method", action="store_const", const=method, help=f"as a job {what}")
     add("--dirty", action="store_true", help="of a job: send changes that are not committed, and record them")
     add("--dry-run", action="store_true", help="of a job: print what would be done")
     add("--resume", action="store_true", help="let the job of --id go on from its last checkpoint")
@@ -79,8 +80,11 @@ def _method(args: argparse.Namespace) -> Method | None:
     if args.project is None:
         return None
     book = Book(args.home)
-    set_one: Method | None = book.read(book.name_of(args.project)).submitter.method or None  # type: ignore[assignment]
-    return set_one or ("script" if read_registered(args.home).own else None)
+    name = book.name_of(args.project)
+    method = book.read(name).submitter.method
+    if method:
+        return check_known(method, list(METHODS), "method", f"{name}: submitter")  # type: ignore[return-value]
+    return "script" if read_registered(args.home).own else None
 
 
 def _train_in_project(args: argparse.Namespace, words: list[str]) -> int:
