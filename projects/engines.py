@@ -26,9 +26,10 @@ def stop_job(job: Job, folder: Path, own: Script | None) -> None:
     """End a job, which saves before. Raises ProjectError."""
     state = read_state(folder)[0] if (folder / FILE).is_file() else QUEUED
     if job.method in ("ssh", "local", "skypilot"):
-        if state == RUNNING:
-            content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            remote_run.stop(Shell(job.address), job, int(content["pid"]))
+        if state != RUNNING:
+            raise ProjectError(f"{job.exp}.{job.id} has not begun yet: try again in a while")
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        remote_run.stop(Shell(job.address), job, int(content["pid"]))
         return
     if job.method == "slurm":  # the batch script passes it on; a queued job has none yet
         words = ["scancel", *(["--batch", "--signal=TERM"] if state == RUNNING else []), job.handle]

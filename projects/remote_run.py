@@ -8,12 +8,13 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from common.atomic_io import move_into_place, writing
 from projects.errors import ProjectError
 from projects.jobs import LOCK, LOG, Job, launch_command
 from projects.models import FINISHED, STOPPED
-from projects.run_state import FILE, MARKS, place_state
+from projects.run_state import FILE, MARKS
 from projects.shell import Shell
 
 RUNNER = "tools.projects.runner"  # in the arguments of its process
@@ -52,23 +53,24 @@ rm -f {before}
 nohup {launch_command(job)} >> {LOG} 2>&1 < /dev/null &""")
 
 
-def mirror(shell: Shell, job: Job, folder: Path) -> bool:
-    """Bring a job's state into its folder here, by the clock of this machine; return whether there is one.
+def read_remote_state(shell: Shell, job: Job) -> dict[str, Any] | None:
+    """Return the content of a job's state.json by the clock of this machine, None where there is none yet.
 
-    Raises ProjectError, ResultsError.
+    Raises ProjectError.
     """
     output = shell.run(f"cd {shlex.quote(job.folder)} && date +%s && {{ [ ! -f {FILE} ] || cat {FILE}; }}").decode()
     now, _, text = output.partition("\n")
     if not text:
-        return False
+        return None
     try:
-        content = json.loads(text)
+        content: dict[str, Any] = json.loads(text)
         content["time"] += time.time() - int(now)
-        with writing(folder / FILE):
-            place_state(folder, content)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ProjectError(f"{shell.name}: {job.folder}/{FILE}: not a state: {error}") from error
-    return True
+        known = content["state"] in MARKS and isinstance(content["pid"], int)
+    except (ValueError, TypeError, KeyError):
+        known = False
+    if not known:
+        raise ProjectError(f"{shell.name}: {job.folder}/{FILE}: it is no job's state")
+    return content
 
 
 def bring_back(shell: Shell, job: Job, folder: Path) -> None:

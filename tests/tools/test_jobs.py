@@ -359,7 +359,21 @@ def test_a_machine_that_is_gone(
         assert refused(f"train --exp small --project birds --resume --id {entered().id}") == 2
         assert entered().state == "stop"
         (tmp_path / "wait").unlink()
-    wait_for("finish", 0)
+    wait_for_file(box / "birds" / entered(0).id / "FINISH")
+    broken = tmp_path / "broken/ssh"
+    write_program(
+        broken,
+        f"""case "$*" in *"tar -cf"*) echo broken pipe >&2; exit 255;; esac
+exec {tmp_path}/bin/ssh "$@" """,
+    )
+    with monkeypatch.context() as patch:  # what has not come back is asked for again
+        patch.setenv("PATH", f"{broken.parent}:{os.environ['PATH']}")
+        assert refused("ls") == 1 and entered(0).state == "running"
+    assert wait_for("finish", 0).metric["score"] == {"top_1": 0.5}
+    (box / "birds" / entered(0).id / "state.json").write_text('{"state": "finish", "pid": 1, "time": "x"}')
+    with Book().changing("birds") as project:
+        project.exp["small"][0].state = "running"
+    assert refused("ls") == 1 and "state.json: it is no job's state" in capfd.readouterr().err
     with Book().changing("birds") as project:
         project.exp["small"].append(Run(exp="small", id="killed", state="queued", root=str(tmp_path / "nothing")))
     capfd.readouterr()

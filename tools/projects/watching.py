@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.atomic_io import writing
 from projects import remote_run
 from projects.engines import ask_status
 from projects.jobs import FILE, read_job
 from projects.models import FINISHED, QUEUED, RUNNING, STOPPED, Run
 from projects.run_state import FILE as STATE
-from projects.run_state import read_state
+from projects.run_state import place_state, read_state
 from projects.runs import settle
 from projects.shell import Shell
 from projects.submitters import read_registered
@@ -30,8 +31,13 @@ def refresh(run: Run, home: Path) -> None:
             ask_status(job, folder, own)
         return
     shell = Shell(job.address)
-    if remote_run.mirror(shell, job, folder) and read_state(folder)[0] in (FINISHED, STOPPED):
+    state = remote_run.read_remote_state(shell, job)
+    if state is None:
+        return
+    if state["state"] != RUNNING:  # before the state is known here: what fails now is tried again
         remote_run.bring_back(shell, job, folder)
+    with writing(folder / STATE):
+        place_state(folder, state)
 
 
 def advance(run: Run) -> None:
