@@ -45,9 +45,8 @@ def run_ray(
 
     ray.init(address=address, include_dashboard=False)
     try:
-        items = ray.data.from_items(
-            [{"shard": [shard.number, shard.count]} for shard in shards], override_num_blocks=len(shards)
-        )
+        rows = [{"shard": str(shard)} for shard in shards]
+        items = ray.data.from_items(rows, override_num_blocks=len(rows))
         work = partial(_predict, flags=[*flags, "--quiet"], output=output, folder=Path.cwd())
         workers = ray.data.TaskPoolStrategy(at_once)  # whose tasks Ray Data starts again without end
         found = items.map(work, compute=workers, num_cpus=1, num_gpus=gpus or None)
