@@ -81,13 +81,14 @@ def test_an_outage_while_the_data_are_fetched(
         back.append(time.monotonic())
         server.start()
 
-    once = threading.Lock()  # several connections are answered at a time: none of them may see exactly ten
+    outage = threading.Thread(target=away)
 
     def fault(key: str) -> Answer | None:
         asked.append(time.monotonic())
-        if server.counts["get"] >= 10 and once.acquire(blocking=False):
-            threading.Thread(target=away).start()
-        return None
+        if server.counts["get"] == 10 and outage.ident is None:
+            outage.start()
+        is_away = outage.ident is not None and not back  # also while it is still about to stop
+        return (503, b"") if is_away else None
 
     expected = trained(data, capsys)
     server.fault = fault
