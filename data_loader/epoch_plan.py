@@ -93,7 +93,7 @@ class EpochBatches:
         return sum(len(step.batches) for step in self.steps)
 
 
-class Rounds:
+class EndlessBatches:
     """The batch sampler of one process for images without end, as (round, index) keys: each comes once a round.
 
     A batch of labelled images at places [start, stop) has the `per_labelled` times as many images at the places

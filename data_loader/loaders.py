@@ -21,7 +21,7 @@ from data_loader.bad_images import bad_image_sentence
 from data_loader.band_image import Decoded, as_array, gaps_of
 from data_loader.cache import CachedSamples, Fitting, ImageCache
 from data_loader.decode_guard import GUARD
-from data_loader.epoch_plan import EpochBatches, Key, Rounds
+from data_loader.epoch_plan import EndlessBatches, EpochBatches, Key
 from data_loader.preprocess import ImageError, Preprocess, joined
 from data_loader.samples import SampleList
 from data_loader.targets import ClassLabel, Target, View
@@ -159,7 +159,7 @@ Loader = DataLoader[Any] | WholeBatches
 
 def training_loader(
     dataset: ImageDataset,
-    batches: EpochBatches | Rounds,
+    batches: EpochBatches | EndlessBatches,
     workers: int,
     *,
     pin_memory: bool = False,

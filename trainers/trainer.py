@@ -202,7 +202,8 @@ class Trainer:
     def _find_differing_gradients(self) -> list[str] | None:
         """Train the first batch of an epoch several times; return the parameters whose gradients differ."""
         batch, seed = next(self.start_epoch(self.batches.plan()[:1])), self._step_seed()
-        return find_differing_gradients(self.task.net, lambda: self.learner.loss(batch, seed), self.reporter.log)
+        found = find_differing_gradients(self.task, lambda: self.learner.loss(batch, seed), self.reporter.log)
+        return found and [name.removeprefix("net.") for name in found]
 
     def _explain(self, error: NotFiniteError) -> str:
         paths = [self.batches.train_data.samples.samples[index].path for index in error.indices]

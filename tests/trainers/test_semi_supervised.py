@@ -19,11 +19,12 @@ from torch.nn.functional import cross_entropy, one_hot
 import train
 from artifacts.checkpoint import load_checkpoint, weights_sha256
 from data_loader.augment import AugmentSettings, TrainingView, WeakAndStrongView, seeded
-from data_loader.epoch_plan import Rounds, plan_epoch
+from data_loader.epoch_plan import EndlessBatches, plan_epoch
 from data_loader.preprocess import Preprocess
 from nets.net_interface import build_net
 from tests.conftest import CLASSES, write_image
 from tests.helpers.breaking import dying_after_save
+from trainers.runtime.determinism import differing_gradients
 from trainers.tasks.fixmatch import FixMatchTask, Thresholds
 from trainers.tasks.mpl import MplTask
 
@@ -39,7 +40,7 @@ def test_every_image_comes_once_a_round_whatever_the_processes() -> None:
     steps = plan_epoch(10, 4)
     keys = []
     for epoch in range(3):
-        rounds = Rounds(7, 5, per_labelled=2)
+        rounds = EndlessBatches(7, 5, per_labelled=2)
         rounds.set_steps(epoch * 10, steps)
         assert [len(batch) for batch in rounds] == [8, 8, 4] and len(rounds) == 3
         keys += list(itertools.chain.from_iterable(rounds))
@@ -50,7 +51,7 @@ def test_every_image_comes_once_a_round_whatever_the_processes() -> None:
     assert order[0] != order[1]
     both = []
     for rank in range(2):
-        rounds = Rounds(7, 5, per_labelled=2, rank=rank, world_size=2)
+        rounds = EndlessBatches(7, 5, per_labelled=2, rank=rank, world_size=2)
         rounds.set_steps(10, steps[1:])  # as a resumed training goes on in its second epoch
         both.append(list(rounds))
     joined = [one + other for one, other in zip(*both, strict=True)]
@@ -126,6 +127,15 @@ def test_fixmatch_learns_sure_guesses_alone() -> None:
     assert terms["loss"].item() == pytest.approx((of_labels + 0.5 * of_guesses).item(), rel=1e-5)
     net, least = task.guesser(task.net)
     assert net is task.net and least.tolist() == pytest.approx([0.9] * 3)
+
+
+def test_a_check_of_determinism_leaves_the_thresholds_as_they_were() -> None:
+    views = torch.stack([as_images([[0.0, 6.0, 0.0]]), as_images([[1.0, 2.0, 0.5]])], 1).flatten(0, 1)
+    batch = {"image": as_images([[0.5, 0.0, 1.0]]), "target": torch.tensor([2]), "unlabelled": views}
+    task = FixMatchTask(Lookup(), Thresholds(3))
+    before = task.companion.of_classes()
+    assert differing_gradients(task, lambda: task.training_step(batch, np.random.default_rng(0))["loss"]) == []
+    assert torch.equal(task.companion.of_classes(), before) and task.companion.updates.item() == 0
 
 
 # --- meta pseudo labels

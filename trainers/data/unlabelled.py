@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from data_loader.bad_images import checked
-from data_loader.epoch_plan import Rounds, Step
+from data_loader.epoch_plan import EndlessBatches, Step
 from data_loader.loaders import ImageDataset, end_processes, training_loader
 from trainers.runtime.device import Runtime
 
@@ -22,15 +22,15 @@ class UnlabelledBatches:
     def __init__(self, data: ImageDataset, per_labelled: int, workers: int, runtime: Runtime) -> None:
         self.data = data
         world = runtime.world
-        self._rounds = Rounds(len(data), data.seed, per_labelled, world.rank, world.size)
-        self._loader = training_loader(data, self._rounds, workers, pin_memory=runtime.device.type == "cuda")
+        self._part = EndlessBatches(len(data), data.seed, per_labelled, world.rank, world.size)
+        self._loader = training_loader(data, self._part, workers, pin_memory=runtime.device.type == "cuda")
 
     def training(self, labelled_before: int, steps: list[Step]) -> Iterator[torch.Tensor]:
         """Return for each labelled batch uint8 views (2 M, C, H, W), an image's weak and strong one side by side.
 
         `labelled_before` counts the labelled images of all epochs before. Raises BadImageError.
         """
-        self._rounds.set_steps(labelled_before, steps)
+        self._part.set_steps(labelled_before, steps)
         batches = iter(self._loader)  # now, and not within a step: torch draws a random number for it
         return (checked(batch)["image"] for batch in batches)
 
