@@ -19,7 +19,7 @@ from data_loader.list_reader import read_target_list, read_unlabelled
 from data_loader.mask_folders import pairs_below
 from data_loader.pack_list import read_pack
 from data_loader.packs import is_pack
-from data_loader.remote_packs import is_address, local_pattern
+from data_loader.remote_packs import is_address, local_list
 from data_loader.samples import (
     NO_LABEL,
     ListError,
@@ -113,7 +113,7 @@ def listed_samples(
 def config_samples(file: str, root: str, config: Config, metadata: ModelMetadata) -> FoundSamples:
     """Return the samples of one of a config's lists, of class folders where `file` is "". Raises ListError."""
     if is_pack(file):
-        file = local_pattern(file, config.data_cache_dir)
+        file = local_list(file, config)
         target = ClassLabel(metadata.num_classes, metadata.class_names)
         found = read_pack(file, target, needs_target=_has_labels(metadata) and metadata.output != "features")
         return FoundSamples(list(found.samples), file)

@@ -47,6 +47,39 @@ def lock_file(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold a file or folder, which stays, against other threads and processes; wait while another one holds it.
+
+    A process that is forked meanwhile does not hold it on. A disk without locks counts as unlocked. Raises OSError.
+    """
+    with locked_if_free(path, waits=True):
+        yield
+
+
+@contextmanager
+def locked_if_free(path: Path, *, waits: bool = False) -> Iterator[bool]:
+    """Yield whether a file or folder is held by this block alone, as `exclusive` does. Raises OSError."""
+    if sys.platform == "win32":
+        yield True
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    is_ours = True
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BlockingIOError:
+            is_ours = False
+        except OSError:
+            pass
+        yield is_ours
+    finally:
+        with suppress(OSError):
+            if is_ours:  # a process that was forked meanwhile has the descriptor, too
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
 def _locked(path: Path) -> int:
     """Open and lock a file, and open it anew where its holder has removed it meanwhile."""
     while True:

@@ -28,7 +28,16 @@ class Problem:
 def find_contradictions(config: Config) -> list[Problem]:
     """Return the problems that are found in the values alone."""
     tables = (
-        *(_of_pixels, _of_classes, _of_augmentation, _of_the_net, _of_unlabelled_images, _of_names, _of_the_schedule),
+        *(
+            _of_pixels,
+            _of_packs,
+            _of_classes,
+            _of_augmentation,
+            _of_the_net,
+            _of_unlabelled_images,
+            _of_names,
+            _of_the_schedule,
+        ),
     )
     return [Problem(sentence, keys) for table in tables for is_broken, sentence, keys in table(config) if is_broken]
 
@@ -107,6 +116,19 @@ def _of_pixels(config: Config) -> Iterator[Row]:
         yield config.random_grayscale > 0, sentence, ("random_grayscale", "num_channels")
         sentence = f'augment_on "device" is for images of 1 or 3 channels, got {got}'
         yield config.augment_on == "device" and config.data_aug, sentence, ("augment_on", "num_channels")
+
+
+def _of_packs(config: Config) -> Iterator[Row]:
+    shards, key = config.streamed_shards, "streamed_shards"
+    yield shards == 1, "streamed_shards must be 0, or at least 2: one is read while the next one comes", (key,)
+    if not shards:
+        return
+    is_pack = config.train_data_file.endswith(PACK_ENDING)
+    sentence = f'streamed_shards is for packs, not for train_data_file "{config.train_data_file}"'
+    yield not is_pack, sentence, (key, "train_data_file")
+    for other in ("balanced_sampling", "mosaic", "mixup_boxes", "copy_paste"):
+        sentence = f"{other} draws from all images, and streamed_shards has few at a time; leave one out"
+        yield bool(getattr(config, other)), sentence, (key, other)
 
 
 def _of_augmentation(config: Config) -> Iterator[Row]:

@@ -93,6 +93,13 @@ class Config(BaseModel):
     data_cache_dir: str = Field(
         "logs/cache", min_length=1, description='folder of the files of data_cache "disk", and of packs from addresses'
     )
+    streamed_shards: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="packs: shuffle within half as many shards at a time, and of the training pack at an address have "
+        "no more on the disk, fetched as they are needed; 0: within all, which are fetched before",
+    )
     fitted_scale: float = Field(
         1.0,
         ge=1,

@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import UserError
 from data_loader.cache import CachedSamples
 from data_loader.decoder_process import DecoderPool
+from data_loader.packed_images import content_of
 from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import SampleList
 
@@ -46,7 +47,7 @@ def find_bad_images(
 
     def look(index: int) -> tuple[int, str] | None:
         try:
-            decoders.fit(samples.samples[index].path, preprocess.max_pixels)
+            decoders.fit(content_of(samples.samples[index].path), preprocess.max_pixels)
         except ImageError as error:
             return index, bad_image_sentence(samples, index, error)
         return None

@@ -30,7 +30,8 @@ from data_loader.decoding import (
     unreadable_reason,
 )
 from data_loader.errors import ImageError
-from data_loader.packs import content_of
+from data_loader.packed_images import content_of
+from data_loader.streamed_packs import StreamError
 from data_loader.tiff import is_read_right
 from data_loader.tiff_layout import SIGNATURES
 
@@ -81,7 +82,7 @@ def read_values(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Ban
         with _opened_by_pillow(source, max_pixels) as image:
             pixels = np.asarray(image)  # (H, W) or (H, W, B)
         return Bands(pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0), None)
-    except ImageError:
+    except (ImageError, StreamError):
         raise
     except UNREADABLE as error:
         raise ImageError(unreadable_reason(error, source, max_pixels)) from error
@@ -97,7 +98,7 @@ def band_kind(source: str, max_pixels: int = MAX_PIXELS) -> tuple[tuple[int, str
                 return (dataset.count, dataset.dtypes[0]), (dataset.width, dataset.height)
         with _opened_by_pillow(content, max_pixels) as image:
             return (EIGHT_BIT[image.mode], "uint8"), image.size
-    except ImageError:
+    except (ImageError, StreamError):
         raise
     except UNREADABLE as error:
         raise ImageError(unreadable_reason(error, source, max_pixels)) from error

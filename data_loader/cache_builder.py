@@ -22,6 +22,7 @@ from data_loader.decode_guard import GUARD
 from data_loader.loaders import start_loader_process
 from data_loader.preprocess import ImageError
 from data_loader.samples import SampleList
+from data_loader.streamed_packs import StreamError
 
 BLOCK = 64  # images that a process fits before it reports
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -181,6 +182,8 @@ class _Blocks(Dataset[Fitted]):
                     file.write(pixels.data)
         except OSError as error:
             return len(chosen), bad, error.strerror or str(error)
+        except StreamError as error:
+            return len(chosen), bad, str(error)
         return len(chosen), bad, ""
 
 

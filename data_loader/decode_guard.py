@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 from common.errors import UserError
@@ -75,13 +75,32 @@ class DecodeGuard:
         self._table[first + HEAD.size : first + HEAD.size + len(data)] = data
         self._number += 1
         HEAD.pack_into(self._table, first, os.getpid(), BUSY, self._number, self.timeout_s, len(data))
+        self._held().append(slot)
         return slot
 
     def leave(self, slot: int | None) -> None:
         """Note that it has been decoded."""
         if slot is not None and self._table is not None:
             HEAD.pack_into(self._table, slot * SLOT_BYTES, os.getpid(), IDLE, 0, 0.0, 0)
+            self._held().remove(slot)
             self._free.append(slot)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what this thread is decoding unwatched while it waits for something else; then its time begins anew."""
+        table, slots = self._table, self._held()
+        if table is None or not slots:
+            yield
+            return
+        held = [(slot * SLOT_BYTES, HEAD.unpack_from(table, slot * SLOT_BYTES)) for slot in slots]
+        for first, (pid, _, *rest) in held:
+            HEAD.pack_into(table, first, pid, IDLE, *rest)
+        try:
+            yield
+        finally:
+            for first, (pid, state, _, *rest) in held:
+                self._number += 1
+                HEAD.pack_into(table, first, pid, state, self._number, *rest)
 
     def check_expired(self) -> None:
         """Raise DecodeDeadlineError where a process was ended because of an image."""
@@ -110,6 +129,11 @@ class DecodeGuard:
         self._table = mmap.mmap(self._descriptor, SLOTS * SLOT_BYTES)
         atexit.register(_end, process, os.getpid())
 
+    def _held(self) -> list[int]:
+        """Return the places in the table of what this thread is decoding: none, or several, one within another."""
+        slots: list[int] = vars(self._of_thread).setdefault("slots", [])
+        return slots
+
     def _allocate(self) -> int | None:
         """Return a slot that no thread and no process has; None where all are taken."""
         import fcntl  # not on Windows, where there is no table either
@@ -129,6 +153,7 @@ class DecodeGuard:
     def _after_fork(self) -> None:
         """Forget the parent's slots, and a lock that one of its threads may have held."""
         self._free: list[int] = []
+        self._of_thread = threading.local()
         self._lock = threading.Lock()
         self._is_started = self._table is not None
 

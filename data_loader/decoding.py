@@ -24,7 +24,8 @@ from data_loader.colour_profiles import to_srgb
 from data_loader.decode_guard import guarded
 from data_loader.errors import ImageError
 from data_loader.image_files import INSTALL_EXTRAS
-from data_loader.packs import content_of
+from data_loader.packed_images import content_of
+from data_loader.streamed_packs import StreamError
 from data_loader.tiff import is_read_right, read_tiff, without_false_alpha
 from data_loader.tiff_layout import SIGNATURES
 from data_loader.transparency import with_stored_alpha
@@ -88,7 +89,7 @@ def decode(
             if isinstance(image, TiffImageFile):
                 upright = without_false_alpha(upright, image.tag_v2)
             return _to_8bit(upright, channels, icc_profiles)
-    except ImageError:
+    except (ImageError, StreamError):
         raise
     except UNREADABLE as error:
         raise ImageError(unreadable_reason(error, source, max_pixels)) from error
@@ -130,7 +131,7 @@ def image_size(path: str | bytes, max_pixels: int = MAX_PIXELS) -> tuple[tuple[i
             orientation = _orientation(image) or 1
             size = image.size[::-1] if orientation in TURNED else image.size
             return size, image.size, orientation
-    except ImageError:
+    except (ImageError, StreamError):
         raise
     except UNREADABLE as error:
         raise ImageError(unreadable_reason(error, path, max_pixels)) from error

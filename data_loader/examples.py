@@ -60,6 +60,19 @@ def decode_example(data: bytes | memoryview, wanted: Collection[str] | None = No
     return found
 
 
+def without_features(data: memoryview, names: Collection[str]) -> bytes:
+    """Return an Example without some of its features. Raises ValueError for what is no Example."""
+    kept: dict[str, bytes] = {}
+    try:
+        for _, features in _fields(data):
+            for name, feature in _features(features, None):
+                if (text := name.decode()) not in names:
+                    kept[text] = _delimited(1, _delimited(1, name) + _delimited(2, bytes(feature)))
+    except (IndexError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"it is no tf.train.Example: {error}") from error
+    return join_features(kept)
+
+
 def find_text(data: memoryview, name: str, other: str) -> memoryview | None:
     """Return the text of a feature that has one, without reading the others, as `decode_example` does.
 

@@ -24,6 +24,7 @@ from data_loader.decode_guard import GUARD
 from data_loader.epoch_plan import EndlessBatches, EpochBatches, Key
 from data_loader.preprocess import ImageError, Preprocess, joined
 from data_loader.samples import SampleList
+from data_loader.streamed_packs import StreamError
 from data_loader.targets import ClassLabel, Target, View
 
 CLASS_LABEL = ClassLabel(0)  # loads and batches labels of any number of classes
@@ -74,7 +75,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         epoch, index = key
         try:
             pixels, value = self._fitted(index) if self.view is None else self._viewed(self.view, epoch, index)
-        except ImageError as error:
+        except (ImageError, StreamError) as error:
             return {"error": str(error), "index": index}
         image = torch.from_numpy(pixels).movedim(-1, -3)  # (C, H, W) or (V, C, H, W)
         return {"image": image, "target": value, "index": index}

@@ -14,6 +14,7 @@ from data_loader.decoding import FORMATS, MAX_PIXELS, UNREADABLE, opened, quiet_
 from data_loader.errors import ImageError
 from data_loader.mask_classes import LARGEST_VALUE, VOID, MaskClass, OtherClass
 from data_loader.preprocess import Preprocess
+from data_loader.streamed_packs import StreamError
 
 EXACT = ("PNG", "BMP", "DIB", "TIFF", "GIF", "PPM")  # formats that keep every value
 ONE_CHANNEL = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F")
@@ -68,7 +69,7 @@ def read_mask(
                 raise ImageError(f"{width}x{height} is more than max_pixels ({max_pixels}) allows")
             image.load()
             return _merged(_read(image, (*classes, *(other.found for other in others))), len(classes), others)
-    except ImageError:
+    except (ImageError, StreamError):
         raise
     except UNREADABLE as error:
         raise ImageError(unreadable_reason(error, path, max_pixels)) from error

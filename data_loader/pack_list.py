@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_loader.packs import Shard, find_pack, open_shard, packed_name
+from data_loader.packs import find_pack, open_shard, packed_name
 from data_loader.problems import Problems
 from data_loader.samples import NO_LABEL, Sample, SampleList
 from data_loader.targets import Target, TargetError
@@ -22,10 +23,11 @@ def read_pack(pattern: str, target: Target, *, needs_target: bool = True) -> Sam
     pack = find_pack(pattern)
     problems = Problems()
     samples: list[Sample] = []
-    for path in pack.shards:
-        shard = open_shard(path)
+    for path, heads in zip(pack.shards, pack.heads, strict=True):
+        shard = open_shard(heads)
         for index in range(len(shard)):
-            found = _sample(shard, index, target, pack.category, needs_target)
+            features = shard.features(index, (FILE, *target.record_keys))
+            found = _sample(path, index, features, target, pack.category, needs_target=needs_target)
             if isinstance(found, str):
                 problems.add(len(samples) + 1, f"{Path(path).name}#{index}: {found}")
             else:
@@ -36,11 +38,12 @@ def read_pack(pattern: str, target: Target, *, needs_target: bool = True) -> Sam
     return SampleList(tuple(samples), target.names_for(pack.category), ".", pattern)
 
 
-def _sample(shard: Shard, index: int, target: Target, category: tuple[str, ...], needs_target: bool) -> Sample | str:
-    """Return the sample of a record, or what is wrong with it."""
-    features: dict[str, Any] = shard.features(index, (FILE, *target.record_keys))
+def _sample(
+    path: str, index: int, features: Mapping[str, Any], target: Target, category: tuple[str, ...], *, needs_target: bool
+) -> Sample | str:
+    """Return the sample of a shard's record, or what is wrong with it."""
     file = features[FILE][0].decode("utf-8", "replace") if features.get(FILE) else ""
-    name = packed_name(shard.path, index, file)
+    name = packed_name(path, index, file)
     try:
         return Sample(name, target.from_record(features, category, name))
     except TargetError as error:

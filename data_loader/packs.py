@@ -14,19 +14,21 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from common.paths import PACK_ENDING
 from data_loader.errors import ImageError
-from data_loader.examples import decode_example, find_text
+from data_loader.examples import decode_example
 from data_loader.samples import ListError
 
 ENDING, INDEX_ENDING, META_ENDING = PACK_ENDING, "-index", "-meta.json"
+HEADS_ENDING = "-heads"  # of a TFRecord file of a shard's records without the bytes of files
+STREAM = "stream.json"  # in a folder of heads, whose shards come and go
 IMAGE, MASK = "image", "semantic_image"  # features with the bytes of files
 INSTALL = "pip install -r requirements-packs.txt"
 ARRAY_TYPES = ("<f4", "<i4", "<i8", "i1", "u1")  # by a list's __key_type
@@ -36,14 +38,16 @@ FRAME_BYTES = LENGTH.size + 2 * CHECKSUM.size  # around a record's data
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})-tfrecord", re.DOTALL)
 _RECORD = re.compile(rf"{ENDING}#(\d+)(?::(\w+))?(?: \((.*)\))?\Z", re.DOTALL)  # after the name of a shard
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Pack:
-    """The shards that a pattern finds, in order, and the class names of their meta.json, () where there is none."""
+    """The shards that a pattern finds, in order, and the class names of their meta.json, () where there is none.
+
+    `heads` are the files that have the records' features: the shards, or of a streamed pack, what always lies there.
+    """
 
     shards: tuple[str, ...] = field(repr=False)
+    heads: tuple[str, ...] = field(repr=False)
     category: tuple[str, ...] = ()
 
 
@@ -59,7 +63,8 @@ class Shard:
             self.size = os.fstat(file.fileno()).st_size
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
         self._view = memoryview(mapped)
-        rows = self._index()
+        index = index_path(path)
+        rows = read_index(index, path, self.size) if index.is_file() else self._scanned()
         self.offsets, self.lengths = rows[:, 0], rows[:, 1]
 
     def __len__(self) -> int:
@@ -68,13 +73,7 @@ class Shard:
     def record(self, index: int) -> memoryview:
         """Return a record's data, as it lies in the mapped file. Raises ImageError where a checksum is wrong."""
         offset, length = int(self.offsets[index]), int(self.lengths[index])
-        first, last = offset + LENGTH.size + CHECKSUM.size, offset + length - CHECKSUM.size
-        head, data = self._view[offset : first - CHECKSUM.size], self._view[first:last]
-        sums = self._view[offset + LENGTH.size : first], self._view[last : offset + length]
-        if LENGTH.pack(len(data)) != head or masked_checksum(head) != sums[0] or masked_checksum(data) != sums[1]:
-            where = f"record {index} at byte {offset} of {self.path}"
-            raise ImageError(f"{where} is damaged: its checksum is not that of its bytes; pack it again")
-        return data
+        return data_of(self._view[offset : offset + length], f"record {index} at byte {offset} of {self.path}")
 
     def features(self, index: int, wanted: tuple[str, ...]) -> dict[str, Any]:
         """Return some features of a record, whose checksums are not verified. Raises ListError."""
@@ -84,20 +83,6 @@ class Shard:
             return decode_example(self._view[first:last], wanted)
         except ValueError as error:
             raise ListError([f"{self.path}: record {index} at byte {first}: {error}"]) from error
-
-    def _index(self) -> np.ndarray:
-        path = Path(self.path.removesuffix(ENDING) + INDEX_ENDING)
-        if not path.is_file():
-            return self._scanned()
-        try:
-            rows = np.array(path.read_text(encoding="ascii").split(), np.int64).reshape(-1, 2)
-        except ValueError as error:
-            raise ListError([f"{path}: expected a line `offset length` for each record"]) from error
-        ends = rows.sum(axis=1)
-        is_right = len(rows) and rows[0, 0] == 0 and ends[-1] == self.size and (ends[:-1] == rows[1:, 0]).all()
-        if not is_right or (rows[:, 1] < FRAME_BYTES).any():
-            raise ListError([f"{path}: it does not fit {self.path} of {self.size} bytes; pack them again"])
-        return rows
 
     def _scanned(self) -> np.ndarray:
         """Return the index of a file that has none."""
@@ -113,6 +98,45 @@ class Shard:
         return np.array(rows, np.int64).reshape(-1, 2)
 
 
+def data_of(frame: memoryview, where: str) -> memoryview:
+    """Return the data in the frame of a record. Raises ImageError where a checksum is wrong."""
+    first, last = LENGTH.size + CHECKSUM.size, len(frame) - CHECKSUM.size
+    head, data = frame[: LENGTH.size], frame[first:last]
+    sums = frame[LENGTH.size : first], frame[last:]
+    if LENGTH.pack(len(data)) != head or masked_checksum(head) != sums[0] or masked_checksum(data) != sums[1]:
+        raise ImageError(f"{where} is damaged: its checksum is not that of its bytes; pack it again")
+    return data
+
+
+def frame_of(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return what a record's data is written as: its length with a checksum, itself, and its checksum."""
+    head = LENGTH.pack(len(data))
+    return head + masked_checksum(head), data, masked_checksum(data)
+
+
+def index_path(shard: str) -> Path:
+    """Return the path of a shard's index."""
+    return Path(shard.removesuffix(ENDING) + INDEX_ENDING)
+
+
+def heads_path(shard: str) -> Path:
+    """Return the path of a shard's heads."""
+    return Path(shard.removesuffix(ENDING) + HEADS_ENDING)
+
+
+def read_index(path: Path, shard: str, size: int) -> np.ndarray:
+    """Return the offset and length (N, 2) of each record of a shard of `size` bytes. Raises ListError."""
+    try:
+        rows = np.array(path.read_text(encoding="ascii").split(), np.int64).reshape(-1, 2)
+    except ValueError as error:
+        raise ListError([f"{path}: expected a line `offset length` for each record"]) from error
+    ends = rows.sum(axis=1)
+    is_right = len(rows) and rows[0, 0] == 0 and ends[-1] == size and (ends[:-1] == rows[1:, 0]).all()
+    if not is_right or (rows[:, 1] < FRAME_BYTES).any():
+        raise ListError([f"{path}: it does not fit {shard} of {size} bytes; pack them again"])
+    return rows
+
+
 def is_pack(text: str) -> bool:
     """Return whether a config's list is a pattern of shards, such as packs/P-*-tfrecord."""
     return text.endswith(ENDING)
@@ -124,8 +148,10 @@ def find_pack(pattern: str) -> Pack:
     Raises ListError for none, for those of several packs or of two packings, and for missing ones.
     """
     groups: dict[str, list[re.Match[str]]] = {}
-    for path in sorted(glob.glob(pattern)):  # noqa: PTH207  (the folder may be a pattern, too)
-        found = SHARD.fullmatch(path)
+    is_streamed = Path(pattern).with_name(STREAM).is_file()
+    ending = HEADS_ENDING if is_streamed else ENDING
+    for path in sorted(glob.glob(pattern.removesuffix(ENDING) + ending)):  # noqa: PTH207  (the folder may be one, too)
+        found = SHARD.fullmatch(path.removesuffix(ending) + ENDING)
         if found is None:
             raise ListError([f"{path}: a shard must be called NAME-00000-of-00003{ENDING}"])
         groups.setdefault(found[1], []).append(found)
@@ -145,8 +171,10 @@ def find_pack(pattern: str) -> Pack:
     if missing := sorted(set(range(count)) - {int(shard[2]) for shard in groups[prefix]}):
         shown = ", ".join(f"{number:05}" for number in missing[:5])
         raise ListError([f"{prefix}: {len(missing)} of {count} shards are missing: {shown}"])
-    paths = [shard.string for shard in groups[prefix]]
-    return Pack(tuple(paths), _category(prefix, paths))
+    paths = tuple(shard.string for shard in groups[prefix])
+    if is_streamed:
+        return Pack(paths, tuple(str(heads_path(path)) for path in paths), _category(prefix, ()))
+    return Pack(paths, paths, _category(prefix, paths))
 
 
 def open_shard(path: str) -> Shard:
@@ -192,28 +220,11 @@ def file_of(path: str) -> str:
     return (found[3] or "") if found else path
 
 
-def content_of(source: T) -> T | bytes:
-    """Return the bytes of an image in a pack by its name; any other source as it is.
-
-    Raises ImageError for a damaged record, or one without the image.
-    """
+def place_of(source: object) -> tuple[str, int, str] | None:
+    """Return the shard, the record and the feature that the name of an image in a pack stands for; else None."""
     if not isinstance(source, str) or (found := _RECORD.search(source)) is None:
-        return source
-    path, index, feature = _shard_of(found), int(found[1]), found[2] or IMAGE
-    try:
-        shard = open_shard(path)
-        if index >= len(shard):
-            raise ImageError(f"{path} has {len(shard)} records, and no {index}")
-        data, shape = shard.record(index), f"__{feature}_shape"
-        if (text := find_text(data, feature, shape)) is not None:
-            return bytes(text)
-        features = decode_example(data, (feature, shape))
-    except (ListError, ValueError) as error:
-        raise ImageError(str(error)) from error
-    if not features.get(feature):
-        raise ImageError(f"record {index} of {path} has no feature {feature}")
-    content: bytes = features[feature][0]
-    return _as_file(content, features[shape]) if shape in features else content
+        return None
+    return _shard_of(found), int(found[1]), found[2] or IMAGE
 
 
 def masked_checksum(data: bytes | memoryview) -> bytes:
@@ -240,7 +251,7 @@ def _opened(path: str, size: int, time_ns: int) -> Shard:
     return Shard(path)
 
 
-def _category(prefix: str, paths: list[str]) -> tuple[str, ...]:
+def _category(prefix: str, paths: Sequence[str]) -> tuple[str, ...]:
     """Return the class names of a pack's meta.json, () where there is none; compare its shards with the files."""
     path = Path(prefix + META_ENDING)
     if not path.is_file():
@@ -258,11 +269,3 @@ def _category(prefix: str, paths: list[str]) -> tuple[str, ...]:
             text = f"it has {size} bytes, but {said} in {path.name}" if said else f"{path.name} does not name it"
             raise ListError([f"{each}: {text}: it is of another packing, or cut off; pack them again"])
     return category
-
-
-def _as_file(content: bytes, shape: list[int]) -> bytes:
-    """Return an image that is stored as an array uint8 (H, W), (H, W, 1) or (H, W, 3) in RGB as a file's bytes."""
-    height, width, channels = (*shape, 1)[:3]
-    if len(shape) not in (2, 3) or channels not in (1, 3) or height * width * channels != len(content):
-        raise ImageError(f"an image of shape {shape} and {len(content)} bytes is not uint8 of 1 or 3 channels")
-    return f"P{5 if channels == 1 else 6} {width} {height} 255\n".encode() + content

@@ -6,7 +6,7 @@ import importlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from common.errors import UserError
@@ -31,11 +31,16 @@ class RemoteError(UserError):
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder: a file system of fsspec's, its path there, and its address for messages, without a password."""
+    """A folder: a file system of fsspec's, its path there, and its address, for messages without a password."""
 
     system: Any
     path: str
-    shown: str
+    url: str = field(repr=False)
+
+    @property
+    def shown(self) -> str:
+        """Return the address for messages."""
+        return without_password(self.url)
 
     def address(self, file: str) -> str:
         """Return the address of a file, for messages."""
@@ -101,7 +106,7 @@ def open_folder(address: str) -> RemoteFolder:
         system, path = importlib.import_module("fsspec").url_to_fs(address, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:  # no driver, or no such protocol
         raise RemoteError(f"{first_line(error)}; {INSTALL} adds s3:// and https://") from error
-    return RemoteFolder(system, path.rstrip("/"), without_password(address))
+    return RemoteFolder(system, path.rstrip("/"), address)
 
 
 def without_password(address: str) -> str:

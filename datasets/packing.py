@@ -30,11 +30,10 @@ from data_loader.packs import (
     IMAGE,
     INDEX_ENDING,
     INSTALL,
-    LENGTH,
     MASK,
     META_ENDING,
     SHARD,
-    masked_checksum,
+    frame_of,
 )
 from data_loader.samples import ListError
 from datasets.cores import equal_parts, over_cores
@@ -121,8 +120,7 @@ def _write_tfrecord(target: Path, shards: Shards, rows: Sequence[Row], part: ran
     with atomic_path(target / (name + ENDING)) as temporary, temporary.open("wb") as file:
         for record, folder in rows[part.start : part.stop]:
             data = example_of(record, folder)
-            head = LENGTH.pack(len(data))
-            for piece in (head + masked_checksum(head), data, masked_checksum(data)):
+            for piece in frame_of(data):
                 file.write(piece)
                 checksum.update(piece)
             lines.append(f"{offset} {len(data) + FRAME_BYTES}\n")

@@ -30,12 +30,13 @@ DATA = tuple(  # what a package without torch's loaders may have of them
             "mask_target",
             "masks",
             "pack_list",
+            "packed_images",
             "packs",
             "preprocess",
             "remote_files",
             "remote_packs",
         ),
-        *("samples", "targets"),
+        *("samples", "shard_fetching", "streamed_packs", "targets"),
     )
 )
 ALLOWED = {  # what a package's files may import of ours, by prefix; `common` for all

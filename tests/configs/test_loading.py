@@ -16,6 +16,8 @@ from configs.loading import ConfigError, describe_config, process_config
 from configs.schema import Config
 from trainers.config_checks import net_problems
 
+PACK = "s3://bucket/P-*-tfrecord"
+
 
 @pytest.fixture
 def classic(tmp_path: Path) -> dict[str, Any]:
@@ -113,6 +115,15 @@ def test_all_mistakes_are_reported_together(tmp_path: Path, classic: dict[str, A
         ({"save_path": "a\0b"}, "a.json: save_path holds a NUL character"),
         ({"random_crop_ratio": [1e-300, 1e300]}, "a.json: random_crop_ratio must be within 0.01 and 100"),
         ({"shuffle": 1}, "a.json: shuffle must be true or false, got 1"),
+        (
+            {"streamed_shards": 1, "train_data_file": PACK},
+            "a.json: streamed_shards must be 0, or at least 2: one is read while the next one",
+        ),
+        ({"streamed_shards": 4}, 'a.json: streamed_shards is for packs, not for train_data_file "'),
+        (
+            {"streamed_shards": 4, "train_data_file": PACK, "balanced_sampling": True},
+            "a.json: balanced_sampling draws from all images, and streamed_shards has few at a time; leave one out",
+        ),
         ({"balanced_sampling": True, "class_weights": "balanced"}, "a.json: balanced_sampling and class_weights both"),
         ({"model_type": "a", "model_args": {"model_type": "b"}}, 'a.json: model_type is "a" but model_args.model_type'),
         (

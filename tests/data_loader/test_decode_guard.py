@@ -59,6 +59,13 @@ def test_a_slow_decoder_within_the_deadline_is_left_alone() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "decoded\n", "")
 
 
+def test_what_a_thread_waits_for_meanwhile_does_not_count() -> None:
+    done = run("with GUARD.paused(): time.sleep(1.5)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "decoded\n", "")
+    done = run("with GUARD.paused(): time.sleep(1.5)\ntime.sleep(3600)")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGALRM, "", f"\n/data/{NAMED}\n")
+
+
 def test_many_images_of_several_threads_take_a_deadline_each() -> None:
     code = """
 import threading

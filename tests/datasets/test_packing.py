@@ -17,7 +17,8 @@ from common.errors import UserError
 from data_loader.decoding import decode, image_size
 from data_loader.errors import ImageError
 from data_loader.examples import WINDOW, decode_example, encode_example, encode_feature, find_text
-from data_loader.packs import content_of, find_pack, masked_checksum, open_shard, packed_name
+from data_loader.packed_images import content_of
+from data_loader.packs import find_pack, masked_checksum, open_shard, packed_name
 from datasets.packing import divide, example_of, list_features
 from datasets.records import KEYS
 from tests.helpers.killed import killed_at

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import train
-from artifacts.checkpoint import load_checkpoint, weights_sha256
+from artifacts.checkpoint import load_checkpoint
 from artifacts.sample_sources import config_samples, has_data
 from configs.loading import process_config
 from data_loader import remote_files, remote_packs
@@ -25,42 +25,13 @@ from datasets.files import write_annotations
 from tests.conftest import CLASSES
 from tests.helpers import boxes, masks
 from tests.helpers.breaking import dying_after_save
+from tests.helpers.packed import pack, packed_dataset, trained, without_roots
 from tools import antgo
 from tools.doctor.__main__ import main as doctor
 
 pytest.importorskip("crc32c")
 
 ConfigMaker = Callable[..., Path]
-
-
-def pack(source: Path, target: Path, prefix: str, num: int = 5) -> str:
-    words = ["--src", str(source), "--tgt", str(target), "--prefix", prefix, "--num", str(num)]
-    assert antgo.main(["package/tfrecord", *words]) == 0
-    return str(target / f"{prefix}-*-tfrecord")
-
-
-def packed_dataset(dataset: Path) -> dict[str, str]:
-    """Pack both lists of the fixture; return the config's keys that name them."""
-    keys = {}
-    for split in ("train", "val"):
-        rows = [line.split("----") for line in (dataset / f"{split}.txt").read_text().splitlines()]
-        records = [{"image_file": path, "image_label": int(label)} for path, label in rows]
-        source = write_annotations(dataset / "images", records, CLASSES, name=f"{split}.json")
-        keys[f"{split}_data_file"] = pack(source, dataset / "packs", split)
-    return keys
-
-
-def without_roots(config: Path) -> Path:
-    values = json.loads(config.read_text())
-    del values["train_data_root_dir"], values["val_data_root_dir"]
-    config.write_text(json.dumps(values))
-    return config
-
-
-def trained(config: Path, *flags: str) -> str:
-    assert train.main(["--config", str(config), *flags]) == 0
-    folder = Path(json.loads(config.read_text())["save_path"])
-    return weights_sha256(load_checkpoint(folder / "net_last.pth").net)
 
 
 @pytest.mark.parametrize(

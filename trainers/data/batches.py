@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from configs.schema import Config
@@ -14,6 +15,8 @@ from data_loader.batch_augment import BatchViews
 from data_loader.epoch_plan import EpochBatches, Step, epoch_order, plan_epoch
 from data_loader.loaders import ImageDataset, end_processes, training_loader, validation_loader
 from data_loader.preprocess import Preprocess
+from data_loader.shard_order import ShardOrder
+from trainers.data.shard_prefetch import ShardPrefetch
 from trainers.data.unlabelled import UnlabelledBatches
 from trainers.runtime.device import DeviceCopy, Runtime, memory_layout
 from trainers.runtime.out_of_memory import IMAGES, LastBatch
@@ -43,6 +46,13 @@ class Batches:
         samples = train_data.samples.samples
         self._groups = train_data.target.groups(samples) if config.balanced_sampling else None
         device, world = runtime.device, runtime.world
+        self._shards: ShardOrder | None = None
+        self._prefetch: ShardPrefetch | None = None
+        if config.streamed_shards:
+            paths = [sample.path for sample in samples]
+            self._shards = ShardOrder(paths, config.streamed_shards // 2, config.seed, shuffle=config.shuffle)
+            if world.local_rank == 0 and train_data.cache is None:
+                self._prefetch = ShardPrefetch(self._shards)
         self._mirrored_half = torch.from_numpy(mirrored_half(config.seed, self.num_train)).to(device)
         self._copy = DeviceCopy(device, is_asynchronous=config.async_loading)
         self._layout = memory_layout(config)
@@ -70,10 +80,10 @@ class Batches:
 
     def training(self, epoch: int, steps: list[Step]) -> Iterator[Batch]:
         """Yield the batches of an epoch's steps. Raises BadImageError."""
-        shuffle = self.config.shuffle
-        order = epoch_order(self.num_train, epoch, self.config.seed, shuffle=shuffle, groups=self._groups)
-        self._part.set_epoch(epoch, order, steps)
+        self._part.set_epoch(epoch, self._order(epoch), steps)
         batches: Iterator[dict[str, Any]] = iter(self.train_loader)
+        if self._prefetch is not None:
+            batches = self._prefetched(self._prefetch, batches, epoch, steps)
         if self.unlabelled is not None:
             others = self.unlabelled.training(epoch * self.num_train, steps)
             both = zip(batches, others, strict=True)
@@ -107,6 +117,23 @@ class Batches:
             end_processes(loader)
         if self.unlabelled is not None:
             self.unlabelled.close()
+        if self._prefetch is not None:
+            self._prefetch.close()
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the order of an epoch's images as indices (N,)."""
+        if self._shards is not None:
+            return self._shards.order(epoch)
+        shuffle = self.config.shuffle
+        return epoch_order(self.num_train, epoch, self.config.seed, shuffle=shuffle, groups=self._groups)
+
+    @staticmethod
+    def _prefetched(
+        prefetch: ShardPrefetch, batches: Iterator[dict[str, Any]], epoch: int, steps: list[Step]
+    ) -> Iterator[dict[str, Any]]:
+        for start, _ in [edges for step in steps for edges in step.batches]:
+            prefetch.reached(epoch, start)
+            yield next(batches)
 
     def _moved(self, batches: Iterator[dict[str, Any]], epoch: int) -> Iterator[Batch]:
         for batch in batches:
