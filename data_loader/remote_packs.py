@@ -25,7 +25,7 @@ from common.atomic_io import move_into_place, write_atomic
 from common.file_lock import lock_file
 from common.formatting import size_text
 from configs.schema import Config
-from data_loader.packs import ENDING, META_ENDING, heads_path, index_path
+from data_loader.packs import ENDING, HEADS_ENDING, META_ENDING, heads_path, index_path
 from data_loader.remote_files import RemoteError, RemoteFolder, open_folder, without_password
 from data_loader.samples import CLASS_NAMES_FILE, ListError
 from data_loader.shard_fetching import OTHER_DISK, RemoteShard, fetch_part, part_of, shards_of, size_of, write_problem
@@ -115,7 +115,7 @@ def _newest(remote: RemoteFolder, name: str, place: Path, most: int) -> Path:
     shards = shards_of(remote, name, meta)
     folder.mkdir(exist_ok=True)
     if most:
-        _make_heads(remote, shards, folder, most)
+        _begin_stream(remote, shards, shards_of(remote, name, meta, HEADS_ENDING), folder, most)
     else:
         _fetch_missing(remote, shards, folder)
     for beside in BESIDE:
@@ -141,12 +141,20 @@ def _fetch_missing(remote: RemoteFolder, shards: Sequence[RemoteShard], folder: 
         _each(fetch, missing, THREADS)
 
 
-def _make_heads(remote: RemoteFolder, shards: Sequence[RemoteShard], folder: Path, most: int) -> None:
-    """Begin to stream a pack: every shard comes once, for what always lies in the folder. Raises ListError, OSError."""
+def _begin_stream(
+    remote: RemoteFolder, shards: Sequence[RemoteShard], heads: Sequence[RemoteShard], folder: Path, most: int
+) -> None:
+    """Begin to stream a pack: fetch the heads, or make them of the shards, all of which come once for it.
+
+    Raises ListError, StreamError, OSError.
+    """
     stream = begin_stream(folder, remote.url, shards, most)
-    missing = [shard for shard in shards if not heads_path(str(folder / shard.file)).exists()]
     there = sum(size_of(path) for path in folder.glob(f"*{ENDING}*"))
     _check_room(remote, folder, min(most, len(shards)) * max(shard.bytes for shard in shards) - there)
+    if heads:
+        _fetch_missing(remote, heads, folder)
+        return
+    missing = [shard for shard in shards if not heads_path(str(folder / shard.file)).exists()]
     if not missing:
         return
     needed = sum(shard.bytes for shard in missing)

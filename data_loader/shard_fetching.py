@@ -12,7 +12,7 @@ from pathlib import Path
 from common.atomic_io import write_atomic
 from common.checksums import file_sha256
 from common.formatting import first_line
-from data_loader.packs import ENDING, META_ENDING, Shard, index_path
+from data_loader.packs import ENDING, HEADS_ENDING, META_ENDING, Shard, index_path
 from data_loader.remote_files import RemoteError, RemoteFolder
 from data_loader.samples import ListError
 
@@ -24,21 +24,25 @@ OTHER_DISK = "data_cache_dir names a folder on another disk"
 
 @dataclass(frozen=True)
 class RemoteShard:
-    """What a meta.json says of a shard."""
+    """What a meta.json says of a shard, or of its heads."""
 
     file: str
     bytes: int
     sha256: str
 
 
-def shards_of(remote: RemoteFolder, name: str, meta: bytes) -> list[RemoteShard]:
-    """Return the shards that a meta.json lists. Raises ListError."""
+def shards_of(remote: RemoteFolder, name: str, meta: bytes, ending: str = ENDING) -> list[RemoteShard]:
+    """Return the shards that a meta.json lists; for HEADS_ENDING their heads, none where they were not packed.
+
+    Raises ListError.
+    """
     try:
-        shards = [
-            RemoteShard(**{key: row[key] for key in ("file", "bytes", "sha256")}) for row in json.loads(meta)["shards"]
-        ]
-        names = [f"{name}-{number:05}-of-{len(shards):05}{ENDING}" for number in range(len(shards))]
-        are_right = names and names == [shard.file for shard in shards]
+        rows = json.loads(meta)["shards"]
+        if ending == HEADS_ENDING:
+            rows = [row["heads"] for row in rows] if rows and "heads" in rows[0] else []
+        shards = [RemoteShard(**{key: row[key] for key in ("file", "bytes", "sha256")}) for row in rows]
+        names = [f"{name}-{number:05}-of-{len(shards):05}{ending}" for number in range(len(shards))]
+        are_right = (names or ending == HEADS_ENDING) and names == [shard.file for shard in shards]
         if not are_right or not all(type(shard.bytes) is int and len(shard.sha256) == 64 for shard in shards):
             raise ValueError("its shards are not all there")
     except (ValueError, KeyError, TypeError) as error:

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ from common.checksums import file_sha256
 from common.formatting import size_text
 from data_loader.decoding import open_image
 from data_loader.errors import ImageError
-from data_loader.examples import Feature, encode_feature, join_features
+from data_loader.examples import Feature, encode_feature, join_features, without_features
 from data_loader.packs import (
     ARRAY_TYPES,
     ENDING,
     FRAME_BYTES,
+    HEADS_ENDING,
     IMAGE,
     INDEX_ENDING,
     INSTALL,
@@ -109,14 +109,20 @@ def check_room(rows: Sequence[Row], target: Path) -> None:
         raise DatasetError(f"--tgt {target}: the packs take {size_text(needed)}, and {size_text(free)} are free")
 
 
-def write_tfrecords(rows: Sequence[Row], target: Path, shards: Shards) -> list[dict[str, Any]]:
-    """Write shards and their indices; return what meta.json says of each. Raises OSError, DatasetError."""
-    return over_cores(functools.partial(_write_tfrecord, target, shards), rows, shards.ranges())
+def write_tfrecords(
+    rows: Sequence[Row], target: Path, shards: Shards, *, with_heads: bool = False
+) -> list[dict[str, Any]]:
+    """Write shards and their indices, and their heads where they are wanted; return what meta.json says of each.
+
+    Raises OSError, DatasetError.
+    """
+    return over_cores(functools.partial(_write_tfrecord, target, shards, with_heads), rows, shards.ranges())
 
 
-def _write_tfrecord(target: Path, shards: Shards, rows: Sequence[Row], part: range) -> dict[str, Any]:
+def _write_tfrecord(target: Path, shards: Shards, with_heads: bool, rows: Sequence[Row], part: range) -> dict[str, Any]:
     name = shards.name(shards.ranges().index(part))
     checksum, offset, lines = hashlib.sha256(), 0, []
+    heads: list[bytes] = []
     with atomic_path(target / (name + ENDING)) as temporary, temporary.open("wb") as file:
         for record, folder in rows[part.start : part.stop]:
             data = example_of(record, folder)
@@ -125,9 +131,16 @@ def _write_tfrecord(target: Path, shards: Shards, rows: Sequence[Row], part: ran
                 checksum.update(piece)
             lines.append(f"{offset} {len(data) + FRAME_BYTES}\n")
             offset += len(data) + FRAME_BYTES
+            if with_heads:
+                heads += frame_of(without_features(memoryview(data), (IMAGE, MASK)))
     write_atomic(target / (name + INDEX_ENDING), "".join(lines))
-    entry = {"file": name + ENDING, "records": len(part), "bytes": offset}
-    return entry | {"sha256": checksum.hexdigest()}
+    entry = {"file": name + ENDING, "records": len(part), "bytes": offset, "sha256": checksum.hexdigest()}
+    if not with_heads:
+        return entry
+    content = b"".join(heads)
+    write_atomic(target / (name + HEADS_ENDING), content)
+    of_heads = {"file": name + HEADS_ENDING, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return entry | {"heads": of_heads}
 
 
 def write_kvs(rows: Sequence[Row], target: Path, shards: Shards, category: Sequence[str]) -> list[dict[str, Any]]:
@@ -172,13 +185,15 @@ def write_meta(
         "left_out": [{"record": name, "reason": reason} for name, reason in outcome.left_out],
     }
     write_atomic(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    ending = KV_ENDING if entries and entries[0]["file"].endswith(KV_ENDING) else ENDING
+    is_kv = bool(entries) and entries[0]["file"].endswith(KV_ENDING)
+    endings = (KV_ENDING,) if is_kv else (ENDING, INDEX_ENDING, HEADS_ENDING)
     for other in target.iterdir():
-        found = SHARD.fullmatch(other.name.removesuffix(ending).removesuffix(INDEX_ENDING) + ENDING)
-        is_ours = other.name.endswith((ending, INDEX_ENDING) if ending == ENDING else ending)
-        if found and is_ours and found[1] == shards.prefix and int(found[3]) != len(shards.sizes):
-            with suppress(FileNotFoundError):
-                other.unlink()
+        ending = next((each for each in endings if other.name.endswith(each)), None)
+        found = SHARD.fullmatch(other.name.removesuffix(ending) + ENDING) if ending else None
+        if not found or found[1] != shards.prefix:
+            continue
+        if int(found[3]) != len(shards.sizes) or (ending == HEADS_ENDING and "heads" not in entries[0]):
+            other.unlink(missing_ok=True)
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import subprocess
@@ -19,13 +20,16 @@ from common.file_lock import exclusive
 from common.paths import ROOT
 from data_loader import remote_files, remote_packs, streamed_packs
 from data_loader.decoding import decode
+from data_loader.pack_list import read_pack
 from data_loader.packed_images import content_of
 from data_loader.packs import find_pack
 from data_loader.remote_packs import local_pattern
 from data_loader.samples import ListError
 from data_loader.streamed_packs import StreamError, begin_stream, stream_in
+from data_loader.targets import ClassLabel
 from datasets.files import write_annotations
 from tests.helpers.records import picture
+from tests.helpers.s3 import BUCKET, environment, moto_server, upload
 from tests.helpers.web_folder import FolderServer, folder_server
 from tools import antgo
 
@@ -38,6 +42,7 @@ MOST = 3
 READER = """
 import random, sys
 from data_loader.decoding import decode
+from data_loader.pack_list import read_pack
 from data_loader.packed_images import content_of
 from data_loader.packs import find_pack, packed_name
 pattern, seed = sys.argv[1:]
@@ -55,9 +60,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FolderSe
     for number in range(RECORDS):
         picture(tmp_path / f"set/{number}.png", (40, 30), number)
         records.append({"image_file": f"{number}.png", "image_label": number % 3})
-    source = write_annotations(tmp_path / "set", records, ["a", "b", "c"])
-    words = ["--src", str(source), "--tgt", str(tmp_path / "bucket"), "--prefix", "P", "--num", "2"]
-    assert antgo.main(["package/tfrecord", *words]) == 0
+    write_annotations(tmp_path / "set", records, ["a", "b", "c"])
+    pack(tmp_path)
     with folder_server(tmp_path / "bucket") as running:
         yield running
 
@@ -66,6 +70,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FolderSe
 def pattern(tmp_path: Path, server: FolderServer) -> str:
     remote_packs._fetched.cache_clear()
     return local_pattern(f"{server.url}/P-*-tfrecord", str(tmp_path / "cache"), MOST)
+
+
+def pack(folder: Path, *flags: str) -> None:
+    words = ["--src", str(folder / "set/annotation.json"), "--tgt", str(folder / "bucket"), "--prefix", "P"]
+    assert antgo.main(["package/tfrecord", *words, "--num", "2", *flags]) == 0
 
 
 def names(pattern: str) -> list[str]:
@@ -95,6 +104,69 @@ def test_labels_are_read_once(pattern: str, server: FolderServer, tmp_path: Path
     remote_packs._fetched.cache_clear()
     assert local_pattern(f"{server.url}/P-*-tfrecord", str(tmp_path / "cache"), MOST) == pattern
     assert set(server.sent) == {"P-meta.json"}
+
+
+def test_heads_that_were_packed_are_those_that_would_be_made(
+    tmp_path: Path, server: FolderServer, pattern: str
+) -> None:
+    """No shard is fetched for the labels. A pack on the disk is read as before, with its heads beside it."""
+    made = {path.name: path.read_bytes() for path in Path(pattern).parent.glob("*-heads")}
+    samples = read_pack(pattern, ClassLabel(3)).samples
+    pack(tmp_path, "--overwrite", "--heads")
+    local = str(server.folder / "P-*-tfrecord")
+    assert {path.name: path.read_bytes() for path in server.folder.glob("*-heads")} == made and len(made) == 10
+    assert [sample.label for sample in read_pack(local, ClassLabel(3)).samples] == [sample.label for sample in samples]
+    server.sent.clear()
+    remote_packs._fetched.cache_clear()
+    packed = local_pattern(f"{server.url}/P-*-tfrecord", str(tmp_path / "cache"), MOST)
+    assert packed != pattern and set(server.sent) == {"P-meta.json", *made}
+    assert {path.name: path.read_bytes() for path in Path(packed).parent.glob("*-heads")} == made
+    assert content_of(names(packed)[7]) == content_of(names(local)[7])
+
+
+def test_heads_of_an_earlier_packing_are_removed(tmp_path: Path, server: FolderServer) -> None:
+    pack(tmp_path, "--overwrite", "--heads")
+    pack(tmp_path, "--overwrite")
+    assert not list(server.folder.glob("*-heads")) and len(list(server.folder.glob("*-index"))) == 10
+    pack(tmp_path, "--overwrite", "--heads")
+    pack(tmp_path, "--overwrite", "--heads", "--num", "4")
+    assert len(list(server.folder.glob("*-heads"))) == 5
+
+
+@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"file": "../P-00000-of-00010-heads"}, {"bytes": "1"}, None])
+def test_heads_that_are_not_right(tmp_path: Path, server: FolderServer, change: dict[str, object] | None) -> None:
+    pack(tmp_path, "--overwrite", "--heads")
+    meta = server.folder / "P-meta.json"
+    content = json.loads(meta.read_text())
+    content["shards"][0]["heads"] = change and content["shards"][0]["heads"] | change
+    meta.write_text(json.dumps(content))
+    remote_packs._fetched.cache_clear()
+    sentence = (
+        "whose sha256 is not that of" if change and "sha256" in change else "expected what package/tfrecord writes"
+    )
+    with pytest.raises(ListError, match=sentence):
+        local_pattern(f"{server.url}/P-*-tfrecord", str(tmp_path / "cache"), MOST)
+
+
+@pytest.mark.slow
+def test_a_pack_in_s3_is_streamed_by_a_process_and_its_forks(
+    tmp_path: Path, server: FolderServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boto3 = pytest.importorskip("boto3")
+    for module in ("s3fs", "moto.server", "flask"):
+        pytest.importorskip(module)
+    with moto_server() as port:
+        for name, value in environment(f"http://127.0.0.1:{port}").items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=BUCKET)
+        upload(client, server.folder, "packs/")
+        pattern = local_pattern(f"s3://{BUCKET}/packs/P-*-tfrecord", str(tmp_path / "cache"), MOST)
+        assert content_of(names(pattern)[0]) == (tmp_path / "set/0.png").read_bytes()
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            found = pool.map(content_of, names(pattern), chunksize=1)
+    assert found == [(tmp_path / f"set/{number}.png").read_bytes() for number in range(RECORDS)]
+    assert len(there(pattern)) <= MOST
 
 
 def test_the_shard_that_was_read_longest_ago_goes(pattern: str) -> None:

@@ -20,17 +20,21 @@ from tools.datasets.verb import Verb, add_seed, add_source, add_target, config_l
 
 def packing_verb(kind: str, doc: str) -> Verb:
     """Return package/tfrecord or package/kv."""
-    return Verb(f"package/{kind}", doc.splitlines()[0], add_flags, functools.partial(_run, kind))
+    return Verb(
+        f"package/{kind}", doc.splitlines()[0], functools.partial(_add_flags, kind), functools.partial(_run, kind)
+    )
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags."""
+def _add_flags(kind: str, parser: argparse.ArgumentParser) -> None:
     add_source(parser, "annotation files, with commas between")
     add_target(parser)
     parser.add_argument("--prefix", default="", help="beginning of the files' names (the first JSON's folder's name)")
     parser.add_argument("--num", type=int, default=100_000, metavar="N", help="records a shard (default 100000)")
     what = "download images that a record names by image_url alone into P-fetched, a second apart"
     parser.add_argument("--fetch", action="store_true", help=what)
+    if kind == "tfrecord":
+        what = "write the records without their images, too, which a training that streams the pack reads first"
+        parser.add_argument("--heads", action="store_true", help=what)
     add_seed(parser)
     parser.add_argument("--split", default="", help="shares of train,val or train,val,test: packs P-train, P-val, ...")
     parser.add_argument("--stratify", action="store_true", help="split each class of image_label by the shares")
@@ -85,7 +89,9 @@ def _write(
 ) -> str:
     """Write one pack; return the line about it."""
     shards = divide(len(rows), args.num, prefix)
-    is_kv = kind == "kv"
-    entries = write_kvs(rows, args.tgt, shards, category) if is_kv else write_tfrecords(rows, args.tgt, shards)
+    if kind == "kv":
+        entries = write_kvs(rows, args.tgt, shards, category)
+    else:
+        entries = write_tfrecords(rows, args.tgt, shards, with_heads=args.heads)
     path = write_meta(args.tgt, shards, entries, category, outcome)
     return f"{path}: {len(rows):,} records in {len(shards.sizes)} shards, {len(category)} classes"
