@@ -15,10 +15,13 @@ def find_data(tag: str, address: str, num: int | None) -> Data:
     """
     if not tag or "," in tag:
         raise ProjectError(f'--tags must be one name without a comma, got "{tag}"')
-    pattern = address.removesuffix(PACK_ENDING)
-    prefix = pattern.rpartition("-of-")[0].rpartition("-")[0]
-    if "*" not in pattern and prefix:  # one shard stands for its pack
-        pattern = f"{prefix}-*"
-    pack = find_pack(pattern + PACK_ENDING)
+    pack = find_pack(pattern_of(address))
     num = sum(len(open_shard(path)) for path in pack.shards) if num is None else num
     return Data(tag=tag, num=num, address=address)
+
+
+def pattern_of(address: str) -> str:
+    """Return the pattern that finds the shards of an address: one shard stands for its pack."""
+    pattern = address.removesuffix(PACK_ENDING)
+    prefix = pattern.rpartition("-of-")[0].rpartition("-")[0]
+    return (f"{prefix}-*" if "*" not in pattern and prefix else pattern) + PACK_ENDING

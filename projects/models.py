@@ -83,7 +83,10 @@ class RunData(Part):
 
 
 class Run(Part):
-    """One run of an experiment. Times are as 2026-11-29x08-15-00, "" for what has not been; `root` is its folder."""
+    """One run of an experiment. Times are as 2026-11-29x08-15-00, "" for what has not been; `root` is its folder.
+
+    `cause` is what the loop has begun it for, "" for a run of a person's.
+    """
 
     exp: str
     id: str
@@ -97,6 +100,7 @@ class Run(Part):
     state: str = ""
     stage: str = "supervised"
     root: str = ""
+    cause: str = ""
 
     @property
     def name(self) -> str:

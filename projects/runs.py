@@ -11,7 +11,7 @@ from projects.models import FINISHED, LOST, QUEUED, RUNNING, STOPPED, Data, Proj
 from projects.run_state import read_state, stamp
 
 
-def begin_run(project: Project, exp: str, stage: str, root: Path, code: tuple[str, str]) -> Run:
+def begin_run(project: Project, exp: str, stage: str, root: Path, code: tuple[str, str], cause: str = "") -> Run:
     """Enter a run of an experiment that begins now; `code` is branch and commit. Its folder is `root/EXP.ID`."""
     created = stamp()
     taken = {run.id for runs in project.exp.values() for run in runs}  # `log --id` names no experiment
@@ -29,6 +29,7 @@ def begin_run(project: Project, exp: str, stage: str, root: Path, code: tuple[st
         state=RUNNING,
         stage=stage,
         root=str(root / f"{exp}.{identity}"),
+        cause=cause,
     )
     project.exp[exp].append(run)
     return run

@@ -10,9 +10,27 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 
+from common.errors import UserError
 from common.signals import STOPPING, Stopped
 
 SHOWN_LINES = 3  # of a log, in a message
+
+
+class ChildError(UserError):
+    """A program of ours that ended with a mistake; the message has its last lines."""
+
+
+def run_logged(log: Path, *arguments: object, may_end_with: tuple[int, ...] = (0,)) -> tuple[int, str]:
+    """Run one of our programs, which prints into a log; return its exit code and the log's last line.
+
+    Raises ChildError for another code than `may_end_with`, Stopped, OSError.
+    """
+    code = run_child([str(argument) for argument in arguments], log)
+    said = last_lines(log)
+    if code not in may_end_with:
+        name = arguments[1] if arguments[0] == "-m" else Path(str(arguments[0])).name
+        raise ChildError(f"{name} ended with exit code {code}:\n{said}\n{log} has all of it")
+    return code, said.rpartition("\n")[2]
 
 
 def run_child(arguments: Sequence[str], log: Path | None = None, keep: Sequence[int] = ()) -> int:

@@ -39,7 +39,7 @@ CONTRACT = {
         "exp": "small", "id": "2026-11-29x08-15-00", "branch": "main", "commit": "a1b2c3d",
         "metric": {"score": {"top_1": 0.9}}, "dataset": {"test": "", "train": []}, "checkpoint": "",
         "create_time": "2026-11-29x08-15-00", "finish_time": "", "state": "finish", "stage": "supervised",
-        "root": "",
+        "root": "", "cause": "",
     }]},
     "best": {}, "decisions": [],
 }  # fmt: skip

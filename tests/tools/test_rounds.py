@@ -26,10 +26,10 @@ from projects.round_folder import DECISIONS
 from review.label_task import LabelTask
 from tests.conftest import CLASSES, slow_but
 from tests.helpers.exported import paint, train_net, write_list
-from tools import release_gate
+from tools import child_programs, release_gate
 from tools.doctor import __main__ as doctor
 from tools.rounds import __main__ as rounds
-from tools.rounds import beginning, loop, training
+from tools.rounds import beginning, training
 
 INCOMING = 30  # images, of three classes in turn; the last 15 are nearly grey
 WRN = {"module": "wide_resnet_module", "name": "WideResNet", "args": {"depth": 10, "widen_factor": 1}}
@@ -65,7 +65,7 @@ def run_here(arguments: Sequence[str], log: Path | None = None) -> int:
 @pytest.fixture(scope="module", autouse=True)
 def programs_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (loop, training):
+        for module in (child_programs, training):
             patch.setattr(module, "run_child", run_here)
         patch.setattr(doctor, "MAX_WORKERS", 0)
         yield
@@ -315,7 +315,7 @@ def end_round(begun: Path, killed_at: int, patch: pytest.MonkeyPatch) -> tuple[d
 
     None of the programs is run: each leaves what it would.
     """
-    for module in (loop, training):
+    for module in (child_programs, training):
         patch.setattr(module, "run_child", in_place_of_programs)
     writes, move = [0], atomic_io.move_into_place
 
@@ -369,7 +369,7 @@ def test_a_training_that_failed_is_resumed(begun: Path, monkeypatch: pytest.Monk
         (place / "rounds/001/net/net_last.pth").touch()
         return 1 if len(asked) == 1 else in_place_of_programs(arguments)
 
-    for module in (loop, training):
+    for module in (child_programs, training):
         monkeypatch.setattr(module, "run_child", fail_first)
     place = begun.with_name("resumed")
     shutil.copytree(begun, place)

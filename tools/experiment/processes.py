@@ -94,10 +94,11 @@ def export(args: argparse.Namespace, places: Places) -> int:
 
 def pick(args: argparse.Namespace, places: Places) -> int:
     """Pick the images to label next with a trained net, into `activelearning/`; return the exit code."""
-    words = ["--weights", str(_checkpoint(args, places)), "--unlabelled", str(args.unlabelled), "--num", str(args.num)]
-    words += ["--strategy", args.strategy] if args.strategy else []
+    words = ["--weights", str(_checkpoint(args, places)), "--unlabelled", str(args.unlabelled)]
+    for flag in ("num", "strategy", "sampling_fn", "labelled"):
+        words += [f"--{flag}", str(getattr(args, flag))] if getattr(args, flag) else []
     words += ["--device", "cpu"] if args.gpu_id == "cpu" else []
-    return select_images([*words, "--output", str(places.root / "activelearning")])
+    return select_images([*words, "--output", str(args.output or places.root / "activelearning")])
 
 
 def _config(experiment: Experiment, args: argparse.Namespace, places: Places, changes: list[str]) -> Config:

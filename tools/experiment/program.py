@@ -58,6 +58,9 @@ def _check(args: argparse.Namespace) -> None:
         "unlabelled": ("activelearning",),
         "num": ("activelearning",),
         "strategy": ("activelearning",),
+        "sampling_fn": ("activelearning",),
+        "labelled": ("activelearning",),
+        "output": ("activelearning",),
     }
     for name, processes in of_process.items():
         if getattr(args, name) and args.process not in processes:
@@ -68,7 +71,7 @@ def _check(args: argparse.Namespace) -> None:
             raise ProgramError(f"{path}: no such file{current_folder(str(path))}")
     if args.checkpoint and args.resume_from:
         raise ProgramError("--checkpoint begins a training from weights, --resume-from goes on with one; name one")
-    if args.process == "activelearning" and not (args.unlabelled and args.num):
+    if args.process == "activelearning" and not (args.unlabelled and (args.num or args.sampling_fn)):
         raise ProgramError("name the images without labels with --unlabelled DIR and how many to pick with --num N")
 
 
@@ -95,6 +98,10 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     add("--json", type=named_path, metavar="F", help="write the score of train or test into this file, too")
     add("--unlabelled", type=named_path, metavar="DIR", help="of activelearning: images without labels")
     add("--num", type=number(1, 10**9), metavar="N", help="of activelearning: images to pick")
+    what = "of activelearning: a JSON file with sampling_fn and sampling_num, instead of --num and --strategy"
+    add("--sampling-fn", type=named_path, metavar="F", help=what)
+    add("--labelled", type=named_path, metavar="LIST", help="of activelearning: images that have labels already")
+    add("--output", type=named_path, metavar="DIR", help="of activelearning: where the picks go")
     add("--strategy", metavar="S", default="", help="of activelearning: as tools.select has them (default random)")
     return parser
 

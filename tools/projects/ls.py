@@ -6,13 +6,12 @@ import argparse
 import sys
 
 from common.console import printable
-from common.errors import UserError
 from projects.book import Book
 from projects.runs import present_state
 from projects.tables import score_text, table
 from tools.datasets.verb import Verb
 from tools.projects.flags import add_json, add_project, print_json, print_text
-from tools.projects.watching import advance, refresh
+from tools.projects.watching import watch
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,18 +27,11 @@ def run(args: argparse.Namespace) -> int:
     """
     book = Book(args.home)
     names = book.names() if args.project is None else [book.name_of(args.project)]
-    found, code = [], 0
-    for name in names:
-        for each in (run for runs in book.read(name).exp.values() for run in runs):
-            try:
-                refresh(each, args.home)
-            except UserError as error:
-                print(printable(f"{name}: {each.name}: {error}"), file=sys.stderr)
-                code = 1
-        with book.changing(name) as project:
-            for each in (run for runs in project.exp.values() for run in runs):
-                advance(each)
-                found.append((name, each))
+    problems: list[str] = []
+    found = [(name, run) for name in names for run in watch(book, name, problems.append)]
+    for problem in problems:
+        print(printable(problem), file=sys.stderr)
+    code = 1 if problems else 0
     if args.json:
         print_json([{"project": name, **each.model_dump(), "state": present_state(each)} for name, each in found])
         return code

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from common.atomic_io import writing
+from common.errors import UserError
 from projects import remote_run
+from projects.book import Book
 from projects.engines import ask_status
 from projects.jobs import FILE, read_job
-from projects.models import FINISHED, QUEUED, RUNNING, STOPPED, Run
+from projects.models import FINISHED, QUEUED, RUNNING, STOPPED, Project, Run
 from projects.run_state import FILE as STATE
 from projects.run_state import place_state, read_state
 from projects.runs import settle
 from projects.shell import Shell
 from projects.submitters import read_registered
+
+
+def watch(book: Book, name: str, warn: Callable[[str], None]) -> list[Run]:
+    """Ask after the runs of a project, enter what became of them, and return them as they are entered.
+
+    `warn` is told of each machine that was not reached, whose runs keep the state that was known. Raises ProjectError.
+    """
+    for run in _runs(book.read(name)):
+        try:
+            refresh(run, book.home)
+        except UserError as error:
+            warn(f"{name}: {run.name}: {error}")
+    with book.changing(name) as project:
+        found = _runs(project)
+        for run in found:
+            advance(run)
+    return found
 
 
 def refresh(run: Run, home: Path) -> None:
@@ -49,3 +69,7 @@ def advance(run: Run) -> None:
         if has_begun or goes_on:
             run.state, run.finish_time = RUNNING, ""
     settle(run)
+
+
+def _runs(project: Project) -> list[Run]:
+    return [run for runs in project.exp.values() for run in runs]

@@ -10,7 +10,7 @@ from typing import Any
 from projects.errors import ProjectError
 from projects.round_folder import CLASSES, HELD_OUT, LABELLED, SEPARATOR, TO_LABEL, VALIDATION, RoundFolder, read_result
 from projects.rounds import RoundState, Step
-from tools.child_programs import last_lines, run_child
+from tools.child_programs import run_logged
 
 NET, LOG, LABELS = "net", "log.txt", "annotation_label"
 WEIGHTS, CONFIG, CALIBRATION = "net.pth", "config.json", "calibration.txt"
@@ -69,15 +69,9 @@ class Loop:
     def run(self, number: int, *arguments: object, may_end_with: tuple[int, ...] = (0,)) -> tuple[int, str]:
         """Run one of our programs, which prints into the round's log; return its exit code and the log's last line.
 
-        Raises ProjectError for another code than `may_end_with`, Stopped, OSError.
+        Raises ChildError for another code than `may_end_with`, Stopped, OSError.
         """
-        log = self.folder.round(number) / LOG
-        code = run_child([str(argument) for argument in arguments], log)
-        said = last_lines(log)
-        if code not in may_end_with:
-            name = arguments[1] if arguments[0] == "-m" else Path(str(arguments[0])).name
-            raise ProjectError(f"{name} ended with exit code {code}:\n{said}\n{log} has all of it")
-        return code, said.rpartition("\n")[2]
+        return run_logged(self.folder.round(number) / LOG, *arguments, may_end_with=may_end_with)
 
 
 def training_values(loop: Loop, number: int, train_list: Path) -> dict[str, Any]:

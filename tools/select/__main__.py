@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 from common.atomic_io import check_folder, write_atomic, writing
 from common.cli import FlagParser, number, run_program
 from common.console import printable
+from common.formatting import parse_json
 from configs.loading import process_config
 from data_loader.image_files import walk_images
 from data_loader.samples import NO_LABEL, Sample
-from tools.select.strategies import STRATEGIES, SelectError
+from tools.select.chain import chain, read_stages
+from tools.select.strategies import STRATEGIES, SelectError, Strategy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Pick images and write them; return the exit code. Raises UserError, OSError."""
     start = _check(args)
-    if args.unlabelled is None or args.num is None:
+    name, strategy, num = _asked(args)
+    if args.unlabelled is None or num is None:
         raise SelectError("name the images with --unlabelled DIR and how many with --num N, or a list with --simulate")
     from tools.select.picks import check_output
 
@@ -55,14 +58,14 @@ def run(args: argparse.Namespace) -> int:
     from tools.select.observations import check_fits, load_net, observe
     from tools.select.picks import write_picks
 
-    net, strategy = load_net(args.weights, start, args.device), STRATEGIES[args.strategy]
-    check_fits(net, args.strategy, strategy)
+    net = load_net(args.weights, start, args.device)
+    check_fits(net, name, strategy)
     labelled = _labelled(args, net)
     samples = _without(samples, labelled)
-    if args.num > len(samples):
-        raise SelectError(f"--num {args.num} is more than the {len(samples)} images without labels")
+    if num > len(samples) and not args.sampling_fn:
+        raise SelectError(f"--num {num} is more than the {len(samples)} images without labels")
     pool, outputs = observe(net, strategy, samples, labelled, args.batch_size, args.workers)
-    count = min(args.num, len(outputs.files))
+    count = min(num, len(outputs.files))
     rows = strategy.pick(pool, count, np.random.default_rng(args.seed))
     files = [Path(outputs.files[row]).relative_to(args.unlabelled).as_posix() for row in rows]
     names = net.metadata.class_names if net.is_trained else ()
@@ -114,6 +117,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--unlabelled", metavar="DIR", type=Path, help="the images to choose from, with all below the folder")
     add("--num", metavar="N", type=number(1, 10**9), help="images to choose")
     add("--strategy", choices=STRATEGIES, default=DEFAULT, help=f"{lines} (default {DEFAULT})")
+    stages = "a JSON file with sampling_fn and sampling_num, as a project has them, instead of --strategy and --num"
+    add("--sampling_fn", metavar="F", type=Path, help=stages)
     add("--labelled", metavar="LIST", type=Path, help="images that have labels: not chosen, and others unlike them are")
     add("--simulate", metavar="LIST", type=Path, help="compare the strategies on a labelled list, or class folders")
     add("--list_root", metavar="DIR", type=Path, help="folder that the list's paths start from")
@@ -136,6 +141,22 @@ def _check(args: argparse.Namespace) -> Config | None:
         if path is not None and not path.exists():
             raise SelectError(f"{path}: no such list or folder (relative paths start from {Path.cwd()})")
     return process_config(args.config, args.set, check_files=False) if args.config else None
+
+
+def _asked(args: argparse.Namespace) -> tuple[str, Strategy, int | None]:
+    """Return the strategy with its name, and how many images it picks. Raises SelectError."""
+    if args.sampling_fn is None:
+        return args.strategy, STRATEGIES[args.strategy], args.num
+    if args.num is not None or args.strategy != DEFAULT:
+        raise SelectError("--sampling_fn says how many images are picked and how: leave out --num and --strategy")
+    try:
+        config = parse_json(args.sampling_fn.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SelectError(f"{args.sampling_fn}: cannot read it: {error}") from error
+    if not isinstance(config, dict):
+        raise SelectError(f"{args.sampling_fn}: expected a JSON object with sampling_fn")
+    stages, num = read_stages(config)
+    return "sampling_fn", chain(stages), num
 
 
 def _labelled(args: argparse.Namespace, net: Net) -> list[Sample]:
