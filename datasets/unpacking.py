@@ -36,10 +36,10 @@ class Unpacked:
     known: int = 0  # left out
 
 
-def pack_key(pack: Pack) -> str:
-    """Return a name for the content of a pack's shards: it changes where they do. Raises OSError."""
-    found = [(path, Path(path).stat()) for path in map(str, map(Path.absolute, map(Path, pack.shards)))]
-    text = "\n".join(f"{path} {state.st_size} {state.st_mtime_ns}" for path, state in found)
+def pack_key(*packs: Pack) -> str:
+    """Return a name for the content of packs: it changes where their shards do. Raises OSError."""
+    shards = [Path(path).absolute() for pack in packs for path in pack.shards]
+    text = "\n".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in shards)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -192,6 +192,8 @@ def _of_batches(project: Project, done: Decided, finished: Container[str]) -> It
         following = next_step(RoundState(1, steps, is_labelled=not task or task in finished))
         if not data.status or following.waits or following.step not in OF_BATCH:
             continue
+        if steps.get(Step.TAKE_IN, {}).get("images") == 0:
+            continue
         if following.step == Step.PREDICT and answering is None and not begins:
             continue
         event = LABEL_FINISH if following.step == Step.LABEL else f"{UNLABELLED} added"

@@ -7,6 +7,7 @@ import json
 import subprocess
 from pathlib import Path
 
+from projects.book import check_known
 from projects.models import FINISHED, LOST, QUEUED, RUNNING, STOPPED, Data, Project, Run, RunData
 from projects.run_state import read_state, stamp
 
@@ -33,6 +34,12 @@ def begin_run(project: Project, exp: str, stage: str, root: Path, code: tuple[st
     )
     project.exp[exp].append(run)
     return run
+
+
+def find_run(project: Project, run_id: str) -> Run:
+    """Return the run of an id. Raises ProjectError."""
+    runs = {run.id: run for runs in project.exp.values() for run in runs}
+    return runs[check_known(run_id, list(runs), "run", project.name)]
 
 
 def settle(run: Run) -> None:

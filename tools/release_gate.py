@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PROGRAM = "tools.release_gate"
 COLUMNS = 79
+BETTER, EQUAL = "better", "equal"  # of --gate
+REPLACES = {BETTER: "better", EQUAL: "not worse"}
 
 
 class GateError(UserError):
@@ -62,12 +64,13 @@ def run(args: argparse.Namespace) -> int:
     _check_classes(old, new)
     old_outputs, root, notes = _outputs(old, args, args.list_root)
     new_outputs, _, more = _outputs(new, args, root)
-    release = judge_release(old_outputs, old.metadata, new_outputs, new.metadata, args.confidence)
+    pair = old_outputs, old.metadata, new_outputs, new.metadata
+    release = judge_release(*pair, args.confidence, takes_equal=args.gate == EQUAL)
     notes = list(dict.fromkeys([*notes, *more]))
     if args.report is not None:
         named = {"old": str(args.old), "new": str(args.new), "list": str(args.images), "confidence": args.confidence}
         _write(args.report, {**named, "notes": notes, **release.to_dict()})
-    print("\n".join(_lines(release, notes)))
+    print("\n".join(_lines(release, notes, args.gate)))
     return 1 if release.reasons else 0
 
 
@@ -89,6 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
         default=0.95,
         help="1 - the probability that an equal net replaces the old one (default 0.95)",
     )
+    takes = "what replaces the old net: one that is better (default), or one that is not worse, too"
+    add("--gate", choices=(BETTER, EQUAL), default=BETTER, help=takes)
     add("--report", metavar="F", type=Path, help="write the comparison to this JSON file")
     add("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
     add("--runtime", choices=RUNTIMES, default="auto", help="what runs ONNX files (default auto)")
@@ -151,7 +156,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
         write_atomic(path, text.encode(errors="backslashreplace"))
 
 
-def _lines(release: Release, notes: Sequence[str]) -> list[str]:
+def _lines(release: Release, notes: Sequence[str], gate: str) -> list[str]:
     """Return the comparison in lines that fit a terminal, the decision last."""
     whole, target = release.whole, release.target
     lines = [
@@ -170,7 +175,7 @@ def _lines(release: Release, notes: Sequence[str]) -> list[str]:
             f"{target['target_risk']:g})"
         )
     verdict = ["keep the old net:", *(f"- {reason}" for reason in release.reasons)]
-    lines += [*notes, *(verdict if release.reasons else ["better: replace"])]
+    lines += [*notes, *(verdict if release.reasons else [f"{REPLACES[gate]}: replace"])]
     return [part for line in lines for part in textwrap.wrap(line, COLUMNS, subsequent_indent="  ")]
 
 

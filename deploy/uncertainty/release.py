@@ -35,12 +35,19 @@ class Release:
 
 
 def judge_release(
-    old: Outputs, old_metadata: ModelMetadata, new: Outputs, new_metadata: ModelMetadata, confidence: float
+    old: Outputs,
+    old_metadata: ModelMetadata,
+    new: Outputs,
+    new_metadata: ModelMetadata,
+    confidence: float,
+    *,
+    takes_equal: bool = False,
 ) -> Release:
     """Compare two nets of the same classes on the images that both could read.
 
     The new net replaces the old one with a probability of at most 1 - confidence where both are equally good: the test
-    of all images is exact, and each further condition only keeps more of them out. Raises UncertaintyError.
+    of all images is exact, and each further condition only keeps more of them out. With `takes_equal` it need not be
+    better, only not worse with that confidence. Raises UncertaintyError.
     """
     rows = shared_rows(old, new)
     if not len(rows):
@@ -52,7 +59,8 @@ def judge_release(
     whole = Pairing.of(old_right, new_right)
     classes = dict(zip(names, pair_by_class(labels, old_right, new_right, len(names)), strict=True))
     target, broken = _target_of(new, new_metadata)
-    reasons = (*_not_better(whole, confidence), *_worse_classes(classes, confidence), *broken)
+    judged = _worse(whole, confidence) if takes_equal else _not_better(whole, confidence)
+    reasons = (*judged, *_worse_classes(classes, confidence), *broken)
     return Release(whole, classes, target, reasons)
 
 
@@ -70,6 +78,15 @@ def _not_better(whole: Pairing, confidence: float) -> list[str]:
         f"it is not better with confidence {confidence:g}: of {whole.images} images {whole.gained} are right with the "
         f"new net alone and {whole.lost} with the old one alone, and equal nets differ so with probability "
         f"{whole.p_better:.3g}"
+    ]
+
+
+def _worse(whole: Pairing, confidence: float) -> list[str]:
+    if whole.p_worse > 1 - confidence:
+        return []
+    return [
+        f"it is worse with confidence {confidence:g}: of {whole.images} images {whole.lost} are right with the old net "
+        f"alone and {whole.gained} with the new one alone"
     ]
 
 

@@ -10,7 +10,7 @@ from common.cli import named_path
 from common.console import printable_lines
 from projects.book import HOME, Book, check_known
 from projects.errors import ProjectError
-from projects.models import Project, Run
+from projects.models import Run
 
 
 def add_home(parser: argparse.ArgumentParser) -> None:
@@ -41,12 +41,6 @@ def project_of(args: argparse.Namespace) -> tuple[Book, str]:
     """Return the book and the name of the project that the flags name. Raises ProjectError."""
     book = Book(args.home)
     return book, book.name_of(args.project)
-
-
-def find_run(project: Project, run_id: str) -> Run:
-    """Return the run of an id. Raises ProjectError."""
-    runs = {run.id: run for runs in project.exp.values() for run in runs}
-    return runs[check_known(run_id, list(runs), "run", project.name)]
 
 
 def run_by_id(args: argparse.Namespace) -> tuple[str, Run]:

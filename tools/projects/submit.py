@@ -14,19 +14,40 @@ from projects.errors import ProjectError
 from projects.jobs import CONFIG, FILE, SETUP, START, Job, Method, read_job
 from projects.models import QUEUED, RUNNING, STOPPED, Project
 from projects.run_state import FILE as STATE
-from projects.runs import begin_run, code_state, present_state
+from projects.runs import begin_run, code_state, find_run, present_state
 from projects.sending import Sent, plan, shown
 from projects.shell import Shell
 from projects.submitters import Address, Registered, read_registered
-from tools.projects.flags import find_run, print_text
+from tools.projects.flags import print_text
 from tools.projects.watching import refresh
 
 ARCHIVE = "sent.tar.gz"
 SKY_FOLDER = "sky_workdir"  # SkyPilot's
+METHODS = {
+    "ssh": "on the machine that submitter has",
+    "slurm": "by sbatch",
+    "local": "here, in the background",
+    "kubernetes": "on a cluster with Kubeflow Trainer",
+    "skypilot": "on machines that SkyPilot rents",
+}
 
 
-def submit(args: argparse.Namespace, name: str, method: Method) -> int:
-    """Submit a run and print its id, or show what would be submitted; return 0. Raises UserError."""
+def method_of(book: Book, name: str) -> Method | None:
+    """Return how a project's jobs run where no flag says it: as it is set, by one's own script, or none, here.
+
+    Raises ProjectError.
+    """
+    method = book.read(name).submitter.method
+    if method:
+        return check_known(method, list(METHODS), "method", f"{name}: submitter")  # type: ignore[return-value]
+    return "script" if read_registered(book.home).own else None
+
+
+def submit(args: argparse.Namespace, name: str, method: Method, cause: str = "") -> int:
+    """Submit a run and print its id, or show what would be submitted; return 0. Raises UserError.
+
+    `cause` is what the loop submits it for.
+    """
     book, registered = Book(args.home), read_registered(args.home)
     project = book.read(name)
     check_known(args.exp, list(project.exp), "experiment", name)
@@ -40,7 +61,7 @@ def submit(args: argparse.Namespace, name: str, method: Method) -> int:
         run = begin_run(project, args.exp, args.stage, root, state)
     else:
         with book.changing(name) as project:
-            run = begin_run(project, args.exp, args.stage, root, state)
+            run = begin_run(project, args.exp, args.stage, root, state, cause)
             run.state = QUEUED
     job = _job(args, project, run.id, method, registered, Path(run.root))
     job.place = here.relative_to(code.folder).as_posix()

@@ -10,23 +10,13 @@ from common.formatting import did_you_mean
 from common.signals import Stopped
 from projects.book import Book, check_known
 from projects.errors import ProjectError
-from projects.jobs import Method
 from projects.run_state import reported
-from projects.runs import begin_run, code_state, settle
-from projects.submitters import read_registered
+from projects.runs import begin_run, code_state, find_run, settle
 from projects.tables import score_text
 from tools.child_programs import run_child
 from tools.datasets.verb import Verb
-from tools.projects.flags import add_home, find_run, print_text
-from tools.projects.submit import go_on, submit
-
-METHODS = {
-    "ssh": "on the machine that submitter has",
-    "slurm": "by sbatch",
-    "local": "here, in the background",
-    "kubernetes": "on a cluster with Kubeflow Trainer",
-    "skypilot": "on machines that SkyPilot rents",
-}
+from tools.projects.flags import add_home, print_text
+from tools.projects.submit import METHODS, go_on, method_of, submit
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +52,10 @@ def run(args: argparse.Namespace) -> int:
         if not (args.resume and args.id):
             raise ProjectError("name the run that is to go on with --resume and --id")
         return go_on(args, Book(args.home).name_of(args.project))
-    method = args.method or _method(args)
+    book = Book(args.home)
+    method = args.method or (method_of(book, book.name_of(args.project)) if args.project is not None else None)
     if method:
-        return submit(args, Book(args.home).name_of(args.project), method)
+        return submit(args, book.name_of(args.project), method)
     if args.dirty or args.dry_run:
         raise ProjectError("--dirty and --dry_run are for jobs; add --local, --ssh or another method")
     words = [str(main), "--exp", Path(args.exp).name, "--process", "train", "--gpu-id", args.gpu_id or "0"]
@@ -73,18 +64,6 @@ def run(args: argparse.Namespace) -> int:
     if args.project is None:
         return run_child([*words, "--root", str(args.root), *args.flags])
     return _train_in_project(args, words)
-
-
-def _method(args: argparse.Namespace) -> Method | None:
-    """Return how a project's jobs run where no flag says it: as it is set, by one's own script, or none, here."""
-    if args.project is None:
-        return None
-    book = Book(args.home)
-    name = book.name_of(args.project)
-    method = book.read(name).submitter.method
-    if method:
-        return check_known(method, list(METHODS), "method", f"{name}: submitter")  # type: ignore[return-value]
-    return "script" if read_registered(args.home).own else None
 
 
 def _train_in_project(args: argparse.Namespace, words: list[str]) -> int:
