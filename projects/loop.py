@@ -124,7 +124,8 @@ def _trainings(project: Project, done: Decided) -> Iterator[Task]:
     if product not in project.exp or not labels:
         return
     tasks = []
-    because = f"no training of {product} had {', '.join(labels)}"
+    tags = [data.tag for data in project.dataset.train.label if data.status]
+    because = f"no training of {product} had {', '.join(tags)}"
     of = f"{SUPERVISED} {product}: {', '.join(labels)}"
     covering = [run for run in project.exp[product] if run.stage == SUPERVISED and set(labels) <= {*run.dataset.train}]
     if not covering or any(run.cause == of for run in covering):

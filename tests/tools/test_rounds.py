@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-from PIL.ImageStat import Stat
 
 import inference_uncertain
 import train
@@ -23,9 +21,9 @@ from common import atomic_io
 from common.console import text_columns
 from datasets.files import read_annotations
 from projects.round_folder import DECISIONS
-from review.label_task import LabelTask
 from tests.conftest import CLASSES, slow_but
 from tests.helpers.exported import paint, train_net, write_list
+from tests.helpers.person import label_as_a_person
 from tools import child_programs, release_gate
 from tools.doctor import __main__ as doctor
 from tools.rounds import __main__ as rounds
@@ -96,17 +94,6 @@ def start(folder: Path, *flags: str, root: str = "R") -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def label_as_a_person(folder: Path, wrong: Sequence[str] = ()) -> None:
-    """Label the images of a round by their brightest colour, as `label/start` writes it; those in `wrong` wrongly."""
-    found = read_annotations(folder / "annotation.json")
-    labels = {}
-    for index, record in enumerate(found.records):
-        with Image.open(folder / record["image_file"]) as image:
-            means = Stat(image).mean
-        labels[index] = {"label": (means.index(max(means)) + (record["image_file"] in wrong)) % 3}
-    LabelTask("CLASS", CLASSES, folder).write(found, labels, {})
-
-
 def result(folder: Path, name: str, number: int = 1) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((folder / f"rounds/{number:03d}/{name}.json").read_text(encoding="utf-8"))
     return values
@@ -172,7 +159,7 @@ def test_what_a_person_has_to_do_is_said(data: Path, waiting: tuple[Path, str]) 
 def finished(data: Path, waiting: tuple[Path, str]) -> tuple[Path, int]:
     """Go on with the round of `waiting` in a copy, with a person's labels; return the copy and the exit code."""
     shutil.copytree(waiting[0], data / "finished")
-    label_as_a_person(data / "finished/rounds/001/to_label")
+    label_as_a_person(data / "finished/rounds/001/to_label", CLASSES)
     code, _, mistake = start(data, "--pseudo_labels", root="finished")
     assert mistake == ""
     return data / "finished", code
@@ -221,7 +208,7 @@ def test_a_broken_promise_drops_the_pseudo_labels(data: Path, waiting: tuple[Pat
     audit = result(folder, "picks")["audit"]
     settings = json.loads((folder / "loop.json").read_text(encoding="utf-8"))
     (folder / "loop.json").write_text(json.dumps({**settings, "target_risk": 0.04}), encoding="utf-8")
-    label_as_a_person(folder / "rounds/001/to_label", wrong=audit)
+    label_as_a_person(folder / "rounds/001/to_label", CLASSES, wrong=audit)
     code, printed, _ = start(data, "--until", "labels", root="broken")
     assert code == 1
     labels = result(folder, "labels")

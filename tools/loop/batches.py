@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import random
 import shutil
@@ -54,7 +55,7 @@ def take_in(work: Work, data: Data) -> Done:
         found = unpack(
             pattern_of(data.address), folder / IMAGES, needs_label=False, known=frozenset(work.known(folder))
         )
-    did = f"took in {counted(len(found.labels), 'image')}"
+    did = f"{data.tag}: took in {counted(len(found.labels), 'image')}"
     because = f"{found.known} were known before, {len(found.unreadable)} cannot be read"
     return Done(did, because, {"images": len(found.labels)})
 
@@ -78,10 +79,10 @@ def predict(work: Work, data: Data) -> Done:
         if not trusted:
             because = f"{answering.name} has no calibration that could be relied on, so everything is doubtful"
     exp = answering.exp if answering else project.product or work.name
-    result = {"task": f"{exp}.{stamp()}", "accepted": accepted, "doubtful": doubtful}
+    result: dict[str, Any] = {"task": _new_task(folder, exp), "accepted": accepted, "doubtful": doubtful}
     result |= {"net": answering.name if answering else "", "target_risk": work.options.target_risk}
     write_result(folder / PREDICTIONS, result)
-    did = f"{counted(len(accepted), 'image')} accepted, {len(doubtful)} doubtful"
+    did = f"{data.tag}: {counted(len(accepted), 'image')} accepted, {len(doubtful)} doubtful"
     return Done(did, because, {"net": result["net"]})
 
 
@@ -92,7 +93,7 @@ def pick(work: Work, data: Data) -> Done:
     task, pool = predictions["task"], {row["image"]: row for row in predictions["doubtful"]}
     audit = draw_audit([row["image"] for row in predictions["accepted"]], SEED, _seed_of(task))
     if not pool and not audit:
-        return Done("picked nothing", "no image is doubtful", {"task": ""})
+        return Done(f"{data.tag}: picked nothing", "no image is doubtful", {"task": ""})
     picked = _picked(work, project, data, list(pool), predictions["net"]) if pool else []
     target = work.folder / "activelearning" / task
     if not (target / ANNOTATION).exists():
@@ -103,8 +104,8 @@ def pick(work: Work, data: Data) -> Done:
     _write_table(target / PICKS_TABLE, [pool[image] for image in picked])
     write_result(folder / PICKS, {"picked": picked, "audit": audit})
     command = f"python -m tools.antgo label/start --src {target} --tgt {work.folder / 'label' / task}"
-    did = f"laid out {counted(len(picked), 'image')} to label and {len(audit)} for the audit between them; {command}"
-    return Done(did, f"{len(pool)} are doubtful", {"task": task})
+    did = f"{data.tag}: laid out {counted(len(picked), 'image')} to label and {len(audit)} for the audit between them"
+    return Done(f"{did}; label them: {command}", f"{len(pool)} are doubtful", {"task": task})
 
 
 def read_labels(work: Work, data: Data) -> Done:
@@ -136,7 +137,7 @@ def read_labels(work: Work, data: Data) -> Done:
         project.dataset.train.pseudo_label += [pseudo_label] if pseudo_label else []
 
     values: dict[str, Any] = {"labelled": len(labels), "pseudo_labels": len(pseudo)}
-    did = f"added {counted(len(labels), 'label')} and, apart, {counted(len(pseudo), 'pseudo-label')}"
+    did = f"{data.tag}: added {counted(len(labels), 'label')} and, apart, {counted(len(pseudo), 'pseudo-label')}"
     because = f"{wrong} of {len(audited)} audited predictions are wrong"
     if is_refuted:
         net = predictions["net"]
@@ -161,6 +162,14 @@ def _answers(work: Work, folder: Path, run: Run, state: Mapping[str, Any]) -> di
             values |= {"decision": row.get("decision", "")}
             found[image] = {"image": image, "class": row["class"], "score": score, **values}
     return found
+
+
+def _new_task(folder: Path, exp: str) -> str:
+    """Return a name for a label task that no other batch has."""
+    others = [path for path in folder.parent.glob(f"*/{PREDICTIONS}") if path.parent != folder]
+    taken = {read_result(path)["task"] for path in others}
+    names = itertools.chain([f"{exp}.{stamp()}"], (f"{exp}.{stamp()}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _is_shared(row: Mapping[str, Any], others: Iterable[Mapping[str, Mapping[str, Any]]]) -> bool:

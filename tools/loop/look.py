@@ -53,7 +53,7 @@ def _enter(work: Work, task: Task, done: Done) -> None:
     with work.book.changing(work.name) as project:
         done.change(project)
         _append(project, row | done.values)
-    _print(f"{work.name}: {task.event}: {task.of}: {done.did}, because {done.because}")
+    _print(f"{work.name}: {task.event}: {done.did}, because {done.because}")
 
 
 def _refuse(work: Work, task: Task, error: UserError) -> None:

@@ -17,6 +17,7 @@ from projects.runs import find_run
 from tools.loop.work import LOG, Done, Work, program
 
 FOLDER, NET, REPORT = "loop", "net.onnx", "gate_report.json"  # of a run
+PASSES, STAYS = "passes the gate", "does not pass the gate"
 REFUSED = 3  # an export's exit code
 
 
@@ -29,7 +30,7 @@ def calibrate(work: Work, run: Run) -> Done:
     code, line = work.run(folder / LOG, main, *words, may_end_with=(0, REFUSED))
     if code:
         values = {"net": "", "calibrated": False, "val": val.address}
-        return Done("exported nothing", f"the export was refused: {line}", values)
+        return Done(f"{run.name} is not exported", f"the export was refused: {line}", values)
     exported = Path(run.root, run.exp, "output", "export", f"{run.exp}-{checkpoint.stem}-model.onnx")
     net, images = folder / NET, work.listed("val", val)
     with writing(net):
@@ -42,11 +43,11 @@ def calibrate(work: Work, run: Run) -> Done:
     )
     values = {"net": str(net), "calibrated": not code, "val": val.address}
     if code:
-        return Done("exported its net, and accepts nothing", line, values)
+        return Done(f"exported {run.name}, which accepts nothing", line, values)
     calibration = read_metadata(net).calibration
     assert calibration is not None
     share, risk = calibration.accepted / calibration.pictures, calibration.target_risk
-    return Done(f"exported and calibrated {net}", f"it accepts {share:.1%} at a risk of at most {risk:g}", values)
+    return Done(f"exported and calibrated {run.name}", f"it accepts {share:.1%} at a risk of at most {risk:g}", values)
 
 
 def compare(work: Work, run: Run) -> Done:
@@ -57,11 +58,12 @@ def compare(work: Work, run: Run) -> Done:
     own = done[run.name][Step.CALIBRATE]
     values = {"replace": False, "test": test.address}
     if not own.get("net"):
-        return Done("the best stays", "a net that is not exported cannot be the best", values)
+        return Done(f"{run.name} {STAYS}", "it is not exported", values)
     if not own.get("calibrated") or own.get("val") in refuted(project):
-        return Done("the best stays", "it is not calibrated, or an audit has refuted its calibration", values)
+        return Done(f"{run.name} {STAYS}", "it is not calibrated, or an audit has refuted its calibration", values)
     if not isinstance(project.best, Run):
-        return Done("it becomes the best", "it is exported and calibrated, and there is no best yet", _passed(values))
+        because = "it is exported and calibrated, and there is no best yet"
+        return Done(f"{run.name} {PASSES}", because, _passed(values))
     before = done.get(project.best.name, {}).get(Step.CALIBRATE, {}).get("net")
     if not before:
         raise ProjectError(f"{project.best.name}: the best has no exported net that {run.name} could be compared with")
@@ -75,8 +77,8 @@ def compare(work: Work, run: Run) -> Done:
     values |= {"looks": looks}
     measured = f"{right} of {found['images']} images right, look {looks} at them"
     if found["replace"]:
-        return Done("it becomes the best", measured, _passed(values))
-    return Done("the best stays", "; ".join([measured, *found["reasons"]]), values)
+        return Done(f"{run.name} {PASSES}", measured, _passed(values))
+    return Done(f"{run.name} {STAYS}", "; ".join([measured, *found["reasons"]]), values)
 
 
 def replace(work: Work, run: Run) -> Done:
@@ -85,7 +87,7 @@ def replace(work: Work, run: Run) -> Done:
     def change(project: Project) -> None:
         project.best = find_run(project, run.id).model_copy(deep=True)
 
-    return Done(f"best is {run.name}", "it has passed the gate", change=change)
+    return Done(f"{run.name} is the best", "it has passed the gate", change=change)
 
 
 def _passed(values: dict[str, object]) -> dict[str, object]:

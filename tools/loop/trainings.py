@@ -126,9 +126,7 @@ def _interrupted(work: Work, task: Task, run: Run) -> Done | None:
     waits, or ends, while the first runs. What was not even placed is taken out: None, to begin anew.
     """
     folder = Path(run.root)
-    if run.state != QUEUED or (folder / STATE).is_file():
-        if run.state == STOPPED and not (folder / STATE).is_file():
-            return _not_submitted(run, ProjectError("its submission ended with a mistake"))
+    if run.state not in (QUEUED, STOPPED) or (folder / STATE).is_file():
         return Done(f"submitted {run.name}", task.because, {"run": run.name})
     if not (folder / FILE).is_file():
         with work.book.changing(work.name) as project:
