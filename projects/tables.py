@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from projects.models import Data, Project, Run
 
 LAST = 10  # decisions
+COLUMNS = 120
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -54,9 +57,19 @@ def project_text(project: Project) -> str:
     parts = [f"{project.name}\n" + "\n".join(f"  {key:<15}{value}" for key, value in values.items())]
     parts += [table(("data", "tag", "samples", "address"), data)] if data else []
     parts += [runs_table(project)] if any(project.exp.values()) else []
-    decisions = [[row.get(key, "") for key in ("time", "event", "did", "because")] for row in project.decisions[-LAST:]]
-    parts += [table(("time", "event", "did", "because"), decisions)] if decisions else []
+    decisions = [decision_text(row) for row in project.decisions[-LAST:]]
+    parts += ["\n".join(["decisions", *decisions])] if decisions else []
     return "\n\n".join(parts)
+
+
+def decision_text(row: Mapping[str, Any]) -> str:
+    """Return a decision in lines that fit a wide terminal: when and on what event, what was done, and why."""
+    time, event, did, because = (str(row.get(key, "")) for key in ("time", "event", "did", "because"))
+    lines = [f"  {time}  {event}: {did}", f"    because {because}"]
+    return "\n".join(
+        textwrap.fill(line, COLUMNS, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        for line in lines
+    )
 
 
 def runs_table(project: Project) -> str:

@@ -109,7 +109,7 @@ def test_what_show_tells_is_the_files(home: Path, capsys: pytest.CaptureFixture[
     run("show project")
     assert "birds    1     1     -        small.1 (top_1 0.9000)  git@host:team/birds.git" in capsys.readouterr().out
     run("show project", "--project", "birds")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("data")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("  added: trained")]
     assert [line.split()[0] for line in lines] == [str(number) for number in range(2, 12)]
     run("show best")
     assert "top_1  0.9" in capsys.readouterr().out

@@ -8,18 +8,24 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
+from PIL.ImageStat import Stat
 
 from common import atomic_io
+from common.file_lock import lock_file
+from common.paths import ROOT
 from datasets.files import read_annotations, write_annotations
 from projects.book import Book
-from projects.jobs import Job
-from projects.models import Project
+from projects.jobs import Job, read_job
+from projects.models import Project, Run
 from projects.run_state import write_state
 from tests.conftest import slow_but
 from tests.helpers.exported import paint
@@ -30,7 +36,6 @@ from tools.loop import nets
 from tools.projects import submit
 
 NAMES = ("red", "green", "blue")
-WRONG = 3  # of five images that the stand-in for a net accepts
 
 
 class Killed(BaseException):
@@ -49,7 +54,8 @@ def programs(arguments: Sequence[str], log: Path | None = None) -> int:
         report = {"new_right": 9, "old_right": 8, "images": 9, "replace": True, "reasons": []}
         Path(value["--report"]).write_text(json.dumps(report), encoding="utf-8")
     elif value.get("--process") == "export":
-        exported = Path(value["--root"], f"small/output/export/small-{Path(value['--checkpoint']).stem}-model.onnx")
+        exp, stem = value["--exp"], Path(value["--checkpoint"]).stem
+        exported = Path(value["--root"], exp, "output/export", f"{exp}-{stem}-model.onnx")
         exported.parent.mkdir(parents=True, exist_ok=True)
         exported.write_bytes(b"onnx")
     elif value.get("--process") == "activelearning":
@@ -67,9 +73,6 @@ def programs(arguments: Sequence[str], log: Path | None = None) -> int:
 
 
 def answer(path: Path, number: int) -> dict[str, Any]:
-    from PIL import Image
-    from PIL.ImageStat import Stat
-
     with Image.open(path) as image:
         means = Stat(image).mean
     decision = "set_aside" if number % 3 == 2 else "accept"
@@ -151,6 +154,10 @@ def decisions() -> list[str]:
     return [row["did"] for row in birds().decisions]
 
 
+def words_of(run: Run) -> list[str]:
+    return read_job(Path(run.root)).words
+
+
 def label_all(wrong: Sequence[str] = ()) -> None:
     """Label the newest task as a person would."""
     newest = max(Path("out/birds/activelearning").iterdir())
@@ -160,7 +167,7 @@ def label_all(wrong: Sequence[str] = ()) -> None:
 def test_from_labels_to_the_best_and_round_again(work: Path, packs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     look()
     (first,) = birds().exp["small"]
-    words = json.loads(Path(first.root, "job.json").read_text(encoding="utf-8"))["words"]
+    words = words_of(first)
     assert f"train_data_file={packs}/label-*-tfrecord" in words and f"val_data_file={packs}/val-*-tfrecord" in words
     assert "num_classes=3" in words and words[words.index("--gpu-id") + 1] == "-1"
     look()
@@ -272,3 +279,139 @@ def test_killed_at_any_write_nothing_is_done_twice(
     found, writes = told(packs, killed_at, monkeypatch)
     assert found == WHOLE
     assert abs(writes - WRITES) < 5 or killed_at
+
+
+def refusal(capfd: pytest.CaptureFixture[str]) -> str:
+    """Look; return the one sentence that says what could not be done."""
+    capfd.readouterr()
+    look(code=1)
+    (line,) = capfd.readouterr().err.splitlines()
+    return line
+
+
+def test_what_cannot_be_done_is_told_at_each_look_and_entered_once(
+    work: Path, packs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("small/new.py").touch()
+    message = "1 file not as committed (small/new.py); commit them, or send and record them with --dirty"
+    assert refusal(capfd).endswith(message) and refusal(capfd).endswith(message)
+    (row,) = birds().decisions
+    assert (row["did"], row["because"].endswith(message)) == ("nothing", True)
+    assert birds().exp["small"] == []
+    Path("small/new.py").unlink()
+    look()
+    run("add train/label --tags more --address", f"{packs}/more-*")
+    with Book().changing("birds") as project:
+        project.submitter.method = "ssh"
+    hint = "pack them together, and put that pack where the jobs find it"
+    assert refusal(capfd).endswith(f"2 packs of label, and jobs by ssh cannot join them: {hint}")
+
+
+def test_labels_of_other_kinds_are_refused(work: Path, packs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    look()
+    look()
+    run("add train/unlabel --tags pond --address", f"{packs}/pond-*")
+    Path("label.json").write_text('{"type": "RECT", "category": ["red"]}', encoding="utf-8")
+    run("update project/label --config label.json")
+    assert refusal(capfd).endswith("the loop labels classes, and update project/label says RECT")
+    Path("label.json").write_text('{"type": "CLASS", "category": ["red", "grey"]}', encoding="utf-8")
+    run("update project/label --config label.json")
+    assert f"names other classes than {packs}/label-*: red, green, blue" in refusal(capfd)
+
+
+def test_a_broken_promise_drops_the_pseudo_labels_and_asks_for_a_calibration(
+    work: Path, packs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one audited prediction one wrong is explained by a risk of 0.05 with probability 0.05: just too little."""
+    look()
+    look()
+    run("add train/unlabel --tags pond --address", f"{packs}/pond-*")
+    look()
+    folder = next(Path("out/birds/dataset/unlabel").iterdir())
+    audit = json.loads((folder / "picks.json").read_text(encoding="utf-8"))["audit"]
+    label_all(wrong=audit)
+    look()
+    row = next(row for row in birds().decisions if row["step"] == "labels")
+    assert row["refuted"] == f"{packs}/val-*" and row["because"].startswith(
+        "1 of 1 audited predictions are wrong, more"
+    )
+    assert birds().dataset.train.pseudo_label == [] and birds().dataset.train.label[1].num == 5
+    look()
+    assert birds().decisions[-1]["because"] == "it is not calibrated, or an audit has refuted its calibration"
+    run("add train/unlabel --tags again --address", f"{packs}/more-*")
+    look()
+    assert next(row for row in birds().decisions if row["did"].startswith("again: 0 images accepted, 9 doubtful"))
+    run("add val --tags new --address", f"{packs}/label-*")
+    look()
+    assert sum(row["step"] == "calibration" for row in birds().decisions) == 4  # both nets, anew
+
+
+def test_without_a_calibration_nothing_is_accepted(work: Path, packs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def uncalibrated(arguments: Sequence[str], log: Path | None = None) -> int:
+        assert "inference_uncertain.py" not in str(arguments[0]) or "--calibrate" in arguments
+        return 2 if "--calibrate" in arguments else programs(arguments, log)
+
+    monkeypatch.setattr(child_programs, "run_child", uncalibrated)
+    run("add train/unlabel --tags pond --address", f"{packs}/pond-*")
+    look()
+    look()
+    assert any(did.startswith("pond: 0 images accepted, 15 doubtful") for did in decisions())
+    assert any(did.endswith("does not pass the gate") for did in decisions())
+    assert birds().best == {}
+
+
+def test_the_first_labels_of_all_need_no_net(work: Path, packs: Path) -> None:
+    run("del train/label --tags label")
+    Path("label.json").write_text(json.dumps({"type": "CLASS", "category": NAMES}), encoding="utf-8")
+    run("update project/label --config label.json")
+    Path("label.json").unlink()
+    run("add train/unlabel --tags pond --address", f"{packs}/pond-*")
+    look()
+    label_all()
+    look()
+    assert birds().dataset.train.label[0].num == 4 and birds().exp["small"][0].state == "queued"
+
+
+def test_a_distillation_and_a_training_without_labels_have_their_settings(work: Path, packs: Path) -> None:
+    look()
+    look()
+    run("add expert --exp small --id", birds().exp["small"][0].id)
+    run("create exp --name large")
+    commit_all(work)
+    run("add product --exp large")
+    Path("../semi.json").write_text(
+        '{"method": "mpl", "config": {"threshold": 0.8, "samples_per_gpu": [8, 16]}}', "utf-8"
+    )
+    run("update project/semi --config ../semi.json")
+    run("update project/distillation --name reviewkd")
+    run("add train/unlabel --tags pond --address", f"{packs}/pond-*")
+    look()
+    stages = {each.stage: each for each in birds().exp["large"]}
+    assert list(stages) == ["supervised", "semi"]
+    look()
+    stages = {each.stage: each for each in birds().exp["large"]}
+    words = {
+        stage: json.loads(Path(each.root, "job.json").read_text("utf-8"))["words"] for stage, each in stages.items()
+    }
+    wanted = {"semi=mpl", "mpl_threshold=0.8", "batch_size=8", "unlabelled_per_labelled=2"}
+    assert wanted | {f"unlabelled_data_file={packs}/pond-*-tfrecord"} < set(words["semi"])
+    teacher = json.dumps([birds().exp["small"][0].checkpoint])
+    assert {"distill_method=review", f"distill_from={teacher}"} < set(words["distillation"])
+
+
+def test_one_server_looks_at_a_root(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    with lock_file(Path("out/.server.lock")):
+        command = [sys.executable, "-m", "tools.antgo", "server", "--root", "out", "--once"]
+        done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    hint = "another server is looking there; end it, or name another --root"
+    assert (done.returncode, done.stderr) == (2, f"server: out: {hint}\n")
+    assert antgo.main(["server", "--root", "s3://bucket/out"]) == 2
+    assert "the loop needs a folder; copy or mount the address" in capfd.readouterr().err
+
+
+def test_projects_without_auto_are_left_alone(work: Path) -> None:
+    with Book().changing("birds") as project:
+        project.auto = False
+    look()
+    assert birds().decisions == []

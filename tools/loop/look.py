@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from common.console import printable_lines
 from common.errors import UserError
@@ -66,7 +66,7 @@ def _refuse(work: Work, task: Task, error: UserError) -> None:
             _append(project, row)
 
 
-def _append(project: Project, row: dict[str, object]) -> None:
+def _append(project: Project, row: Mapping[str, object]) -> None:
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     project.decisions.append({"time": time, **row})
 

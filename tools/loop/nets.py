@@ -36,11 +36,9 @@ def calibrate(work: Work, run: Run) -> Done:
     with writing(net):
         net.unlink(missing_ok=True)
         place_file(exported, net, may_link=False)  # what is exported stays as it is
-    words = ("--weights", net, "--calibrate", images, "--list_root", images.parent)
+    fit = ("--weights", net, "--calibrate", images, "--list_root", images.parent)
     flags = ("--target_risk", work.options.target_risk, *work.device)
-    code, line = work.run(
-        folder / LOG, program("inference_uncertain.py"), *words, *flags, may_end_with=(0, EXIT_MISTAKE)
-    )
+    code, line = work.run(folder / LOG, program("inference_uncertain.py"), *fit, *flags, may_end_with=(0, EXIT_MISTAKE))
     values = {"net": str(net), "calibrated": not code, "val": val.address}
     if code:
         return Done(f"exported {run.name}, which accepts nothing", line, values)

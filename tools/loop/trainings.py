@@ -96,7 +96,7 @@ def data_flags(work: Work, project: Project, stage: str, method: Method) -> list
 
 def our_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a method as keys of a config of ours; antgo's keys are known, too. Raises ProjectError."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in config.items():
         if key == "samples_per_gpu" and isinstance(value, list) and len(value) == 2:
             found |= {"batch_size": value[0], "unlabelled_per_labelled": value[1] // value[0]}
