@@ -15,7 +15,8 @@ from data_loader.decoding import decode
 from data_loader.errors import ImageError
 from data_loader.image_files import IMAGE_SUFFIXES
 from data_loader.pack_list import read_pack
-from data_loader.packs import ENDING, INDEX_ENDING, META_ENDING, Pack, content_of, file_of, find_pack, open_shard
+from data_loader.packed_images import content_of
+from data_loader.packs import ENDING, INDEX_ENDING, META_ENDING, Pack, file_of, find_pack, open_shard
 from data_loader.samples import NO_LABEL
 from data_loader.targets import ClassLabel
 from datasets.errors import DatasetError

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from projects import remote_run
 from projects.errors import ProjectError
 from projects.jobs import CODE, MANIFEST, SCRIPT, SLURM, Job
+from projects.jobs import FILE as FILE_OF_JOB
 from projects.models import QUEUED, RUNNING, STOPPED
-from projects.run_state import FILE, MARKS, read_state, write_state
+from projects.run_state import FILE, LOST_S, MARKS, read_state, write_state
 from projects.shell import Shell
 from projects.submitters import Script
+
+COMPLETED = "COMPLETED"  # of SLURM
+FAILED = "Failed"  # a condition of a TrainJob
 
 
 def launch(job: Job, folder: Path, own: Script | None) -> str:
@@ -32,7 +38,8 @@ def stop_job(job: Job, folder: Path, own: Script | None) -> None:
         remote_run.stop(Shell(job.address), job, int(content["pid"]))
         return
     if job.method == "slurm":  # the batch script passes it on; a queued job has none yet
-        words = ["scancel", *(["--batch", "--signal=TERM"] if state == RUNNING else []), job.handle]
+        words = ["scancel", *(["--batch", "--signal=TERM"] if state == RUNNING else [])]
+        words.append(job.handle or f"--name={job.name}")
     elif job.method == "kubernetes":
         words = ["kubectl", "delete", "--wait=false", "-f", str(folder / MANIFEST)]
     else:
@@ -50,6 +57,20 @@ def ask_status(job: Job, folder: Path, own: Script | None) -> None:
         raise ProjectError(f'the script "status" must print {", ".join((QUEUED, *MARKS))}, got "{said}"')
     if words[-1] != QUEUED:
         write_state(folder, words[-1])
+
+
+def has_vanished(job: Job, folder: Path) -> bool:
+    """Return whether a job of which its folder says nothing will never begin, or is no more: cancelled, or forgotten.
+
+    Raises ProjectError where what carries it does not answer.
+    """
+    if job.method == "slurm":
+        return _is_gone_from_slurm(job, folder)
+    if job.method == "kubernetes":
+        return _is_gone_from_kubernetes(folder)
+    # Here and over ssh a job begins at once; SkyPilot's machine and an own script's queue may take hours.
+    has_begun = job.method not in ("ssh", "local") or (folder / FILE).is_file()
+    return not has_begun and time.time() - (folder / FILE_OF_JOB).stat().st_mtime > LOST_S
 
 
 def take_away(job: Job, folder: Path) -> None:
@@ -92,6 +113,27 @@ def run_program(words: Sequence[str], folder: Path) -> str:
         last = said[-1] if said else "it said nothing"
         raise ProjectError(f"{shlex.join(words[:2])}: exit code {done.returncode}: {last}")
     return done.stdout
+
+
+def _is_gone_from_slurm(job: Job, folder: Path) -> bool:
+    """Return whether a job is no more in SLURM's queue; one that has completed says so in its folder."""
+    if run_program(["squeue", "--noheader", "--me", "--format=%T", f"--name={job.name}"], folder).split():
+        return False
+    said: list[str] = []
+    with suppress(ProjectError):  # accounting is not kept everywhere
+        words = ["sacct", "--noheader", "--allocations", "--format=State", f"--jobs={job.handle}"]
+        said = run_program(words, folder).split() if job.handle else []
+    return said[:1] != [COMPLETED]
+
+
+def _is_gone_from_kubernetes(folder: Path) -> bool:
+    """Return whether a TrainJob was deleted, or has failed without saying so in its folder."""
+    text = run_program(["kubectl", "get", "--ignore-not-found", "-o", "json", "-f", MANIFEST], folder)
+    try:
+        conditions = json.loads(text)["status"]["conditions"] if text.strip() else [{"type": FAILED, "status": "True"}]
+        return any(each["type"] == FAILED and each["status"] == "True" for each in conditions)
+    except (ValueError, KeyError, TypeError):  # it has no status yet
+        return False
 
 
 def _start(job: Job, folder: Path, own: Script | None) -> str:

@@ -58,7 +58,8 @@ def read_remote_state(shell: Shell, job: Job) -> dict[str, Any] | None:
 
     Raises ProjectError.
     """
-    output = shell.run(f"cd {shlex.quote(job.folder)} && date +%s && {{ [ ! -f {FILE} ] || cat {FILE}; }}").decode()
+    folder = shlex.quote(job.folder)
+    output = shell.run(f"date +%s; [ ! -f {folder}/{FILE} ] || cat {folder}/{FILE}").decode()
     now, _, text = output.partition("\n")
     if not text:
         return None

@@ -190,6 +190,7 @@ def test_a_job_of_slurm_and_one_of_an_own_script(
     """By stand-ins: sbatch runs the script at once, the own script what it is given."""
     run("update project/submitter --cpu 4 --memory 8000")
     write_program(tmp_path / "bin/sbatch", f'echo "$@" > {tmp_path}/asked; nohup bash "$2" > out 2>&1 & echo "42;here"')
+    write_program(tmp_path / "bin/squeue", "echo PENDING")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     run("train --exp small --project birds --slurm --gpu-id 0,1")
     ended = wait_for("finish")
@@ -239,6 +240,7 @@ def test_slurm_warns_and_the_job_saves_and_queues_itself_again(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_program(tmp_path / "bin/sbatch", 'setsid nohup bash "$2" > out 2>&1 & echo $!')
+    write_program(tmp_path / "bin/squeue", "echo PENDING")
     write_program(tmp_path / "bin/scancel", f'echo "$1 $2" > {tmp_path}/asked; kill -TERM "$3"')
     write_program(tmp_path / "bin/scontrol", f'echo "$@" > {tmp_path}/asked')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
@@ -265,6 +267,70 @@ def test_slurm_warns_and_the_job_saves_and_queues_itself_again(
     run(f"stop --id {entered().id}")
     assert wait_for("stop").metric == {}
     assert (tmp_path / "asked").read_text(encoding="utf-8") == "--batch --signal=TERM\n"
+
+
+def test_a_job_of_slurm_that_was_cancelled_while_it_waited(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What its queue says of it counts, for its folder says nothing; accounting tells a completed one."""
+    for name, text in {
+        "sbatch": "echo 42",
+        "squeue": f'echo "$@" > {tmp_path}/asked; cat {tmp_path}/queue',
+        "sacct": f'[ "$4" = --jobs=42 ] && cat {tmp_path}/accounts',
+    }.items():
+        write_program(tmp_path / "bin" / name, text)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    run("train --exp small --project birds --slurm")
+    name = f"small-{entered().id}"
+    assert refused("ls") == 1 and "squeue --noheader: exit code 1: cat:" in capfd.readouterr().err
+    assert entered().state == "queued"
+    for queue, accounts, state in (
+        *(("PENDING\n", "", "queued"), ("", " COMPLETED \n", "queued"), ("", "CANCELLED by 1000\n", "stop")),
+    ):
+        (tmp_path / "queue").write_text(queue, encoding="utf-8")
+        (tmp_path / "accounts").write_text(accounts, encoding="utf-8")
+        run("ls")
+        assert entered().state == state
+    assert (tmp_path / "asked").read_text(encoding="utf-8") == f"--noheader --me --format=%T --name={name}\n"
+    run(f"train --exp small --resume --id {entered().id}")
+    (tmp_path / "accounts").unlink()  # no accounting is kept
+    run("ls")
+    assert entered().state == "stop"
+
+
+@pytest.mark.parametrize("method", ["local", "ssh"])
+def test_a_job_that_never_began(
+    method: str, work: Path, box: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins at once, or, ten minutes later, it never will."""
+    register(box)
+    monkeypatch.setattr("projects.remote_run.launch_command", lambda job: "true")
+    run(f"train --exp small --project birds --{method}")
+    run("ls")
+    assert entered().state == "queued"
+    job = Path(entered().root, "job.json")
+    os.utime(job, (time.time() - 601, time.time() - 601))
+    run("ls")
+    assert entered().state == "stop"
+
+
+def test_a_trainjob_that_was_deleted_or_has_failed(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "shared"
+    config = {"image": "i", "folder": str(folder), "volume": "v"}
+    Path("../k.yaml").write_text(json.dumps(config), encoding="utf-8")
+    run("submitter update --kubernetes --config ../k.yaml")
+    write_program(tmp_path / "bin/kubectl", f'[ "$1" != get ] || cat {tmp_path}/known')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    failed = {"status": {"conditions": [{"type": "Failed", "status": "True"}]}}
+    for known in ("", json.dumps(failed)):
+        run("train --exp small --project birds --kubernetes")
+        for waiting in ('{"status": {}}', '{"status": {"conditions": [{"type": "Suspended", "status": "True"}]}}'):
+            (tmp_path / "known").write_text(waiting, encoding="utf-8")
+            run("ls")
+            assert entered().state == "queued"
+        (tmp_path / "known").write_text(known, encoding="utf-8")
+        run("ls")
+        assert entered().state == "stop"
 
 
 @pytest.mark.parametrize(
@@ -410,7 +476,9 @@ def test_manifests_are_submitted_and_shown(
 ) -> None:
     """By stand-ins: kubectl runs the job's script as a pod would, sky copies its folder to a machine of that name."""
     run_it = f'case "$1" in apply) PYTHON={sys.executable} nohup sh job.sh > out 2>&1 & ;; esac'
-    write_program(tmp_path / "bin/kubectl", f'echo "$@" >> {tmp_path}/asked; {run_it}')
+    write_program(
+        tmp_path / "bin/kubectl", f'[ "$1" != get ] || exec echo "{{}}"; echo "$@" >> {tmp_path}/asked; {run_it}'
+    )
     copy = f"mkdir -p {tmp_path}/home && cp -r . {tmp_path}/home/sky_workdir"
     start = f"cd {tmp_path}/home/sky_workdir && PYTHON={sys.executable} nohup sh job.sh > out 2>&1 &"
     write_program(tmp_path / "bin/sky", f'echo "$@" >> {tmp_path}/asked; {copy}; {start}')

@@ -13,8 +13,9 @@ from configs.schema import Config
 from data_loader.packs import find_pack
 from datasets.unpacking import join_packs, pack_key
 from projects.data import pattern_of
+from projects.engines import has_vanished
 from projects.errors import ProjectError
-from projects.jobs import FILE, Method
+from projects.jobs import FILE, Method, read_job
 from projects.loop import DISTILLATION, SEMI, Task, experts_of
 from projects.models import QUEUED, STOPPED, Data, Project, Run
 from projects.run_state import FILE as STATE
@@ -25,6 +26,7 @@ from tools.projects.submit import go_on, method_of, submit
 from tools.projects.train import add_flags
 
 ELSEWHERE = ("ssh", "skypilot")  # methods whose machines do not see the files here
+QUEUES = ("slurm", "kubernetes")  # methods that know a job by its name
 JOINED = "joined"
 OURS = {  # antgo's keys in a config of ours
     "temperature": "mpl_temperature",
@@ -133,6 +135,9 @@ def _interrupted(work: Work, task: Task, run: Run) -> Done | None:
             project.exp[run.exp] = [each for each in project.exp[run.exp] if each.id != run.id]
         return None
     try:
+        job = read_job(folder)
+        if job.method in QUEUES and not has_vanished(job, folder):
+            return Done(f"submitted {run.name}", task.because, {"run": run.name})
         go_on(_parsed(work, ["--exp", run.exp, "--resume", "--id", run.id]), work.name)
     except UserError as error:
         with work.book.changing(work.name) as project:

@@ -185,6 +185,5 @@ def _send(sent: Sent, folder: Path, registered: Registered) -> None:
 
 def _launch(job: Job, folder: Path, registered: Registered) -> None:
     handle = launch(job, folder, registered.own)
-    if handle != job.handle:
-        with writing(folder):
-            write_atomic(folder / FILE, job.model_copy(update={"handle": handle}).text())
+    with writing(folder):  # in any case: its time says when the job was launched
+        write_atomic(folder / FILE, job.model_copy(update={"handle": handle}).text())

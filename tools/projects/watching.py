@@ -9,11 +9,11 @@ from common.atomic_io import writing
 from common.errors import UserError
 from projects import remote_run
 from projects.book import Book
-from projects.engines import ask_status
-from projects.jobs import FILE, read_job
-from projects.models import FINISHED, QUEUED, RUNNING, STOPPED, Project, Run
+from projects.engines import ask_status, has_vanished
+from projects.jobs import FILE, Job, read_job
+from projects.models import FINISHED, LOST, QUEUED, RUNNING, STOPPED, Project, Run
 from projects.run_state import FILE as STATE
-from projects.run_state import place_state, read_state
+from projects.run_state import place_state, read_state, write_state
 from projects.runs import settle
 from projects.shell import Shell
 from projects.submitters import read_registered
@@ -45,19 +45,30 @@ def refresh(run: Run, home: Path) -> None:
     if run.state not in (QUEUED, RUNNING) or not (folder / FILE).is_file():
         return
     job = read_job(folder)
+    says_nothing = read_state(folder)[0] == LOST
     if job.address is None:
         own = read_registered(home).own if job.method == "script" else None
         if own is not None and own.status:
             ask_status(job, folder, own)
+        elif says_nothing:
+            _stop_if_vanished(job, folder)
         return
     shell = Shell(job.address)
     state = remote_run.read_remote_state(shell, job)
     if state is None:
+        _stop_if_vanished(job, folder)
         return
     if state["state"] != RUNNING:  # before the state is known here: what fails now is tried again
         remote_run.bring_back(shell, job, folder)
     with writing(folder / STATE):
         place_state(folder, state)
+
+
+def _stop_if_vanished(job: Job, folder: Path) -> None:
+    """Enter that a job has stopped of which neither its folder nor what carries it says anything. Raises UserError."""
+    if has_vanished(job, folder):
+        with writing(folder / STATE):
+            write_state(folder, STOPPED)
 
 
 def advance(run: Run) -> None:

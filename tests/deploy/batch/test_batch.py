@@ -69,6 +69,13 @@ def run(images: Path, *more: object) -> int:
     return batch.main(flags_of(images, *more))
 
 
+def run_with_ray(images: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from deploy.batch.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": f"{images.parent}:{ROOT}", "HOME": str(images.parent)}
+    command = [sys.executable, "-c", code, *flags_of(images, "--engine", "ray", *more)]
+    return subprocess.run(command, cwd=images.parent, env=environment, capture_output=True, text=True)
+
+
 def check_each_once(images: Path) -> None:
     rows = [json.loads(line) for line in (images.parent / "r.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["file"] for row in rows] == [f"{images}/{number}.png" for number in range(7)]
@@ -88,12 +95,7 @@ def test_processes_that_are_killed(images: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.slow
 def test_ray_workers_that_are_killed(images: Path) -> None:
     """The same program in Ray's workers, one at a time, which do several shards."""
-    code = "import sys; from deploy.batch.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    flags = flags_of(images, "--engine", "ray", "--shards", 3, "--at_once", 2)
-    environment = {**os.environ, "PYTHONPATH": f"{images.parent}:{ROOT}", "HOME": str(images.parent)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *flags], cwd=images.parent, env=environment, capture_output=True, text=True
-    )
+    done = run_with_ray(images, "--shards", 3, "--at_once", 2)
     assert done.returncode == 0, done.stderr
     check_each_once(images)
     assert [f"shard {number}/3: done" in done.stdout for number in (1, 2, 3)] == [True] * 3
@@ -101,6 +103,28 @@ def test_ray_workers_that_are_killed(images: Path) -> None:
     shards = [Shard(number, 3) for number in (1, 2, 3)]
     assert all(read_shard(shard.path(images.parent / "r.jsonl"), shard).is_complete for shard in shards)
     assert done.stderr.count("died") + done.stdout.count("died") > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs requirements-ray.txt")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (
+            'print("no room", flush=True); os.kill(os.getpid(), 9)',
+            "shard 1/1: 3 workers in turn died before a prediction; the last one said: no room",
+        ),
+        ('print("no net", file=sys.stderr); return 2', "shard 1/1: it ended with exit code 2: no net"),
+        ('raise KeyError("a")', "shard 1/1: KeyError: 'a'"),
+    ],
+)
+def test_ray_gives_up_a_shard_whose_workers_only_die(images: Path, program: str, message: str) -> None:
+    code = f"import os, sys\ndef main(words):\n    {program}\n"
+    (images.parent / "inference.py").write_text(code, encoding="utf-8")
+    done = run_with_ray(images, "--shards", 1)
+    assert done.returncode == 2
+    assert f"deploy.batch: {message}; what is predicted is kept\n" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
