@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import glob
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -71,17 +72,37 @@ def local_pattern(pattern: str, cache_dir: str, most: int = 0) -> str:
         return _fetched(pattern, str(Path(cache_dir, FOLDER).absolute()), most)
 
 
-@functools.cache
-def _fetched(pattern: str, cache_dir: str, most: int) -> str:
+def count_records(pattern: str) -> int:
+    """Return how many records the pack at an address has, by its meta.json. Raises ListError."""
+    remote, name = _named(pattern)
+    where = remote.address(name + META_ENDING)
+    try:
+        meta = remote.content(name + META_ENDING)
+    except RemoteError as error:
+        raise ListError([f"{where}: {error}"]) from error
+    shards_of(remote, name, meta)
+    total = json.loads(meta).get("total")
+    if type(total) is not int:
+        raise ListError([f"{where}: expected what package/tfrecord writes: it has no total"])
+    return total
+
+
+def _named(pattern: str) -> tuple[RemoteFolder, str]:
+    """Return the folder that an address names, and the name of the pack in it. Raises ListError."""
     found = PATTERN.fullmatch(pattern)
     try:
         if found is None:
             raise RemoteError(
                 f"an address names one pack, such as s3://bucket/packs/P-*{ENDING}, whose P{META_ENDING} is there"
             )
-        remote, name = open_folder(found[1]), found[2]
+        return open_folder(found[1]), found[2]
     except RemoteError as error:
         raise ListError([f"{without_password(pattern)}: {error}"]) from error
+
+
+@functools.cache
+def _fetched(pattern: str, cache_dir: str, most: int) -> str:
+    remote, name = _named(pattern)
     kind = "-streamed" if most else ""
     place = Path(cache_dir, f"{name}-{hashlib.sha256(pattern.encode()).hexdigest()[:8]}{kind}")
     try:

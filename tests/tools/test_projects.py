@@ -81,6 +81,29 @@ def test_data_are_counted_and_must_be_there(home: Path, capsys: pytest.CaptureFi
     assert values()["dataset"]["train"]["label"] == [] and values()["dataset"]["test"] == {}
 
 
+def test_packs_at_addresses_are_counted_by_their_meta_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    system = pytest.importorskip("fsspec").filesystem("memory")
+    system.put("packs", "/remote/packs", recursive=True)
+    try:
+        run("add train/label", "--tags", "spring", "--address", "memory://remote/packs/P-*")
+        run("add train/label", "--tags", "autumn", "--address", "memory://remote/packs/P-00001-of-00002", "--num", "2")
+        label = values()["dataset"]["train"]["label"]
+        assert [(data["num"], data["address"]) for data in label] == [
+            (3, "memory://remote/packs/P-*"),
+            (2, "memory://remote/packs/P-00001-of-00002"),
+        ]
+        capsys.readouterr()
+        system.pipe("/remote/packs/Q-meta.json", b'{"shards": []}')
+        for name, message in (
+            ("R", "memory://remote/packs/R-meta.json: it is not there"),
+            ("Q", "memory://remote/packs/Q-meta.json: expected what package/tfrecord writes"),
+        ):
+            assert antgo.main(f"add val --tags a --address memory://remote/packs/{name}-*".split()) == 2
+            assert message in capsys.readouterr().err
+    finally:
+        system.rm("/remote", recursive=True)
+
+
 def test_updates_set_what_is_given_and_leave_the_rest(home: Path) -> None:
     run("update project/submitter", "--gpu", "2", "--cpu", "10", "--memory", "10000")
     run("update project/submitter", "--gpu", "1", "--ssh")
