@@ -147,6 +147,22 @@ class EpochOfImages:
         return count
 
 
+def stream(turns: Turns, config: Config) -> None:
+    """Read the training batches as a training does, the shards of a pack from an address; a round is an epoch."""
+    from trainers.reporting.reporter import log_nothing
+
+    batches = make_trainer(config, log_nothing).batches
+    epochs = itertools.count()
+
+    def play() -> Round:
+        started = time.perf_counter()
+        count = sum(len(batch["image"]) for batch in batches.training(next(epochs), batches.plan()))
+        return {RATE: count / (time.perf_counter() - started)}
+
+    turns.play(play, "torch")
+    batches.close()
+
+
 def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: int, precision: str) -> None:
     """Classify all images of a folder and write a CSV, as inference.py does; a round is the folder."""
     from data_loader.image_files import iter_images
@@ -171,7 +187,7 @@ def folder(turns: Turns, weights: Path, images: Path, batch_size: int, workers: 
 def main() -> None:
     """Run one side until the last round."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmark.own_runner", allow_abbrev=False)
-    parser.add_argument("what", choices=("train", "fit", "load", "first_load", "folder"))
+    parser.add_argument("what", choices=("train", "fit", "load", "first_load", "stream", "folder"))
     parser.add_argument("--config", help="the config itself, as JSON")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--images", type=Path)
@@ -190,8 +206,8 @@ def main() -> None:
         if args.what != "fit":
             own |= {"num_epochs": ENDLESS, "validation_interval": ENDLESS}
         config = Config.model_validate({**json.loads(args.config), **own})
-        if args.what in ("train", "fit"):
-            {"train": train, "fit": fit}[args.what](turns, config)
+        if args.what in ("train", "fit", "stream"):
+            {"train": train, "fit": fit, "stream": stream}[args.what](turns, config)
         else:
             load(turns, config, with_start=args.what == "first_load")
 

@@ -19,6 +19,7 @@ from nets.linknet_module import BACKBONES
 from tools.benchmark.peer_env import peer_python, peer_versions
 from tools.benchmark.runners import CallSide, ProcessSide, Side, started
 from tools.benchmark.statistics import Measured, measure
+from tools.benchmark.streaming import served_shards
 from trainers.config_checks import training_config
 
 Starter = Callable[[], Side]
@@ -79,6 +80,28 @@ def load(args: argparse.Namespace) -> list[Measured]:
             ]
             sets.append(_measured(title, IMAGES_A_SECOND, starters, [plain], args.rounds))
         return sets
+
+
+def stream(args: argparse.Namespace) -> list[Measured]:
+    """Read images from shards behind HTTP, an epoch per round, beside webdataset's loader of the same images."""
+    peer = f"webdataset, {args.workers} workers"
+    with _images_of(args) as place:
+        config = _changed(_config(args, place), {**CROPS, "augment_on": "cpu", "data_cache": "none"})
+        few = Path(place, "few")  # for validation, which is not measured
+        link_images(Path(config.train_data_root_dir), config.num_classes, few)
+        python = peer_python(args.peers)
+        with served_shards(config, Path(place, "shards"), copies=args.copies, num=args.num) as (pack, urls):
+            own = {"train_data_file": pack, "streamed_shards": args.shards, "data_cache_dir": f"{place}/cache"}
+            config = _changed(config, {"val_data_root_dir": str(few), "dataloader_workers": args.workers})
+            streamed = _changed(config, own)
+            given = ["--config", _json_of(config), "--urls", json.dumps(urls), "--workers", args.workers]
+            starters: list[Starter] = [
+                partial(ProcessSide, peer, "tools.benchmark.peers.webdataset", given, python),
+                _ours("streamed", "stream", streamed),
+                _ours("streamed, fast_decode off", "stream", _changed(streamed, {"fast_decode": "off"})),
+            ]
+            title = f"{len(urls)} shards of {args.num} images over HTTP, {args.shards} on the disk"
+            return [_measured(title, IMAGES_A_SECOND, starters, [peer], args.rounds)]
 
 
 def simsiam(args: argparse.Namespace) -> list[Measured]:
@@ -172,7 +195,7 @@ def probe(args: argparse.Namespace) -> list[Measured]:
 
 
 KINDS: Mapping[str, Callable[[argparse.Namespace], list[Measured]]] = {
-    kind.__name__: kind for kind in (train, load, infer, pim, serve, simsiam, probe, masks)
+    kind.__name__: kind for kind in (train, load, stream, infer, pim, serve, simsiam, probe, masks)
 }
 
 

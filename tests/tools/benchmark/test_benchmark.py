@@ -1,9 +1,12 @@
 """The benchmark: rounds in turn, ratios with their intervals, sides in processes, and their reports."""
 
+import io
 import json
 import math
 import subprocess
 import sys
+import tarfile
+import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +19,20 @@ from common.errors import BenchmarkError
 from common.paths import ROOT
 from configs.loading import process_config
 from configs.schema import Config
+from data_loader.pack_list import read_pack
+from data_loader.packed_images import content_of
+from data_loader.targets import ClassLabel
 from tests.conftest import write_image
 from tests.helpers.masks import mask_nets, write_config, write_scenes
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import report, statistics, suites
 from tools.benchmark.micro import PROBE_BASE, batch_round, probe_contenders
-from tools.benchmark.own_runner import EpochOfImages, fit, train
+from tools.benchmark.own_runner import EpochOfImages, fit, stream, train
 from tools.benchmark.peers.imagefolder import make_loader
 from tools.benchmark.protocol import Round, Turns
 from tools.benchmark.runners import CallSide, ProcessSide, started
 from tools.benchmark.statistics import Figure, Measured, Ratio, measure, paired_ratio, share_of_others
+from tools.benchmark.streaming import served_shards
 from train import main as main_of_train
 
 SIDE = """
@@ -76,7 +83,7 @@ def make_flowers(tmp_path: Path, make_config: Callable[..., Path]) -> Callable[.
         write_image(tmp_path / "train" / f"class {number % 3}" / f"{number:02d}.png", number % 3, number)
     folders = {f"{split}_data_root_dir": str(tmp_path / "train") for split in ("train", "val")}
     lists = {f"{split}_data_file": "" for split in ("train", "val")}
-    return lambda **changes: process_config(make_config(**folders, **lists, **changes))
+    return lambda **changes: process_config(make_config(**{**folders, **lists, **changes}))
 
 
 def test_ratio_of_steady_sides_has_no_spread() -> None:
@@ -274,6 +281,33 @@ def test_both_loading_sides_read_the_same_images(make_flowers: Callable[..., Con
     ours = torch.cat([epoch.preprocess.normalize(batch["image"]) for batch in epoch.loader])
     ours, theirs = (images[images.flatten(1).sum(1).argsort()] for images in (ours, theirs))  # orders differ
     assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_both_streaming_sides_read_the_same_images(tmp_path: Path, make_flowers: Callable[..., Config]) -> None:
+    """Each image twice, with its label, in packs and in tar files over HTTP; webdataset itself is not asked."""
+    for module in ("crc32c", "aiohttp"):
+        pytest.importorskip(module)
+    with served_shards(make_flowers(), tmp_path / "shards", copies=2, num=10) as (pack, urls):
+        config = make_flowers(train_data_file=pack, streamed_shards=2, data_cache_dir=str(tmp_path / "cache"))
+        turns = Recorded(2)
+        stream(turns, config)
+        found = [pair for url in urls for pair in files_in(urllib.request.urlopen(url).read())]
+    assert len(turns.reported) == 2 and all(0 < figures["rate"] < 1e6 for figures in turns.reported)
+    images = [content for name, content in found if name.endswith(".jpg")]
+    labels = [int(content) for name, content in found if name.endswith(".cls")]
+    ours = read_pack(str(tmp_path / "shards/train-*-tfrecord"), ClassLabel(3)).samples
+    assert [content_of(sample.path) for sample in ours] == images and [sample.label for sample in ours] == labels
+    assert len(images) == 24 and len(set(images)) == 12 and len(urls) == 3
+
+
+def files_in(tar: bytes) -> list[tuple[str, bytes]]:
+    found = []
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        for entry in archive.getmembers():
+            file = archive.extractfile(entry)
+            assert file is not None
+            found.append((entry.name, file.read()))
+    return found
 
 
 def test_batches_are_counted_within_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
