@@ -73,9 +73,9 @@ class Stream:
             frame = os.pread(shard.fileno(), length, offset)
         return data_of(memoryview(frame), f"record {index} at byte {offset} of {self.folder / file}")
 
-    def fetch_ahead(self, file: str, stop: threading.Event) -> None:
-        """Fetch a shard that will be read, unless it is there. Raises ListError."""
-        with suppress(FileNotFoundError), self._fetched(file, stop):
+    def fetch_ahead(self, file: str, stop: threading.Event | None = None) -> None:
+        """Fetch a shard that will be read, unless it is there, until `stop` is set. Raises ListError, OSError."""
+        with suppress(FileNotFoundError), self._fetched(file, stop or threading.Event()):
             pass
 
     def touch(self, files: Sequence[str]) -> None:

@@ -18,10 +18,15 @@ import pytest
 import train
 from configs.loading import process_config
 from data_loader import remote_files, remote_packs
+from data_loader.pack_list import read_pack
 from data_loader.remote_packs import local_packs
+from data_loader.shard_order import ShardOrder
+from data_loader.targets import ClassLabel
 from tests.helpers.breaking import dying_after_save
 from tests.helpers.packed import packed_dataset, trained, without_roots
+from tests.helpers.serving import wait
 from tests.helpers.web_folder import FolderServer, folder_server
+from trainers.data.shard_prefetch import ShardPrefetch
 
 pytest.importorskip("crc32c")
 pytest.importorskip("aiohttp")
@@ -74,6 +79,27 @@ def most_at_once(cache: Path) -> Iterator[list[int]]:
     finally:
         most.set()
         looking.join()
+
+
+def test_the_window_to_come_is_fetched_before_it_is_read(
+    dataset: Path, make_config: ConfigMaker, server: FolderServer, keys: dict[str, Any]
+) -> None:
+    """By another process, which ends with the training's; what the epoch has behind it goes."""
+    given = streamed(server, keys, dataset / "cache")
+    local = local_packs(process_config(without_roots(make_config(**given))))
+    names = [sample.path for sample in read_pack(local.train_data_file, ClassLabel(3)).samples]
+    order = ShardOrder(names, MOST // 2, seed=0)
+    prefetch = ShardPrefetch(order)
+    folder = Path(local.train_data_file).parent
+    try:
+        for place in (0, 6, 12):  # windows have six images
+            prefetch.reached(1, place)
+            needed = {Path(path).name for path in order.needed(1, place)}
+            wait(lambda needed=needed: needed <= {path.name for path in folder.glob("*-tfrecord")})
+            assert len(list(folder.glob("*-tfrecord*"))) - len(list(folder.glob("*.lock"))) <= MOST
+    finally:
+        prefetch.close()
+    assert prefetch._feeder is not None and prefetch._feeder.returncode == 0
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")

@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
 
+from common.paths import ROOT
+from data_loader.decoder_process import FEW_THREADS
 from data_loader.shard_order import ShardOrder
 from data_loader.streamed_packs import stream_in
 
-THREADS = 8  # shards fetched at once
+FEEDER = "data_loader.shard_feeder"
 
 
 class ShardPrefetch:
-    """Fetches the shards of the window that is being read, and of the next one; of packs on the disk there is nothing
-    to fetch.
+    """Has the shards of the window that is being read, and of the next one, fetched by a process beside the training.
 
-    What cannot be fetched is not reported: it is tried again when an image of it is read, which is then in vain, too.
+    Of packs on the disk there is nothing to fetch.
     """
 
     def __init__(self, order: ShardOrder) -> None:
         self.order = order
-        self.stream = stream_in(order.shards[0].rpartition("/")[0])
+        self._folder = order.shards[0].rpartition("/")[0]
+        self._is_streamed = stream_in(self._folder) is not None
         self._needed: tuple[str, ...] = ()
-        self._works: list[Future[None]] = []
-        self._stop = threading.Event()
-        self._pool = ThreadPoolExecutor(THREADS)  # without a thread until there is work
+        self._feeder: subprocess.Popen[str] | None = None
 
     def reached(self, epoch: int, place: int) -> None:
-        """Fetch what is needed from a place of an epoch's order on."""
-        if self.stream is None or (needed := self.order.needed(epoch, place)) == self._needed:
+        """Have what is needed from a place of an epoch's order on fetched."""
+        if not self._is_streamed or (needed := self.order.needed(epoch, place)) == self._needed:
             return
         self._needed = needed
-        for work in self._works:
-            work.cancel()
-        files = [path.rpartition("/")[2] for path in needed]
-        self.stream.touch(files)
-        self._works = [self._pool.submit(self.stream.fetch_ahead, file, self._stop) for file in files]
+        self._feeder = self._feeder or self._start()
+        assert self._feeder.stdin is not None
+        with suppress(BrokenPipeError):  # without it shards are fetched as they are read
+            self._feeder.stdin.write(json.dumps([path.rpartition("/")[2] for path in needed]) + "\n")
+            self._feeder.stdin.flush()
 
     def close(self) -> None:
-        """End the threads, with the blocks that they read."""
-        self._stop.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the process."""
+        if self._feeder is not None:
+            self._feeder.communicate()
+
+    def _start(self) -> subprocess.Popen[str]:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return subprocess.Popen(
+            [sys.executable, "-m", FEEDER, self._folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **FEW_THREADS, "PYTHONPATH": path},
+            text=True,
+        )
