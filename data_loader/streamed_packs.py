@@ -143,7 +143,7 @@ class Stream:
     def _make_room(self, most: int, besides: Path | None = None) -> bool:
         """Remove shards and parts until at most so many lie here besides one; return whether that is so."""
         paths = [path for path in self.folder.iterdir() if path.name.endswith((ENDING, ENDING + PART))]
-        others = sorted(set(paths) - {besides}, key=lambda path: path.stat().st_mtime_ns)
+        others = sorted(set(paths) - {besides}, key=_time_of)
         surplus = len(others) - most
         for other in others:
             if surplus > 0 and self._removed(other):
@@ -188,6 +188,13 @@ def begin_stream(folder: Path, address: str, shards: Sequence[RemoteShard], most
     stream = Stream(folder)
     stream.trim()
     return stream
+
+
+def _time_of(path: Path) -> int:
+    """Return when a shard was read last, or a part written; 0 where a part that was not right has just gone."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns
+    return 0
 
 
 @functools.lru_cache(maxsize=16)
