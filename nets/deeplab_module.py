@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nets.support.encoders import Encoder
+from nets.support.encoders import build_encoder
 from nets.support.torchvision_builder import require_rate
 
 WIDTH = 256  # of the pyramid and the decoder
@@ -33,16 +33,16 @@ class deeplabv3plus(nn.Module):
     ) -> None:
         super().__init__()
         require_rate("dropout", dropout)
-        self.backbone = Encoder(model_type, num_channels, output_stride=16)
+        self.backbone = build_encoder(model_type, num_channels, output_stride=16)
         self.pyramid = AtrousPyramid(self.backbone.channels[-1], dropout)
         self.refine = _separable(WIDTH, WIDTH)
-        self.low = _conv(self.backbone.channels[1], LOW_WIDTH)
+        self.low = _conv(self.backbone.channels[-4], LOW_WIDTH)
         self.merge = _separable(WIDTH + LOW_WIDTH, WIDTH)
         self.head = nn.Conv2d(WIDTH, num_classes, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         maps = self.backbone(images)
-        low = self.low(maps[1])  # (N, 48, H/4, W/4)
+        low = self.low(maps[-4])  # (N, 48, H/4, W/4)
         high = _resize(self.refine(self.pyramid(maps[-1])), low)  # (N, 256, H/16, W/16) to (N, 256, H/4, W/4)
         return _resize(self.head(self.merge(torch.cat([high, low], dim=1))), images)
 

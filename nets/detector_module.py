@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from nets.support.encoders import Encoder, check_sides
+from nets.support.encoders import build_encoder, check_sides
 
 STRIDES = (8, 16, 32)
 PRIOR = 0.01  # score of every class at first (Lin et al. 2017, https://arxiv.org/abs/1708.02002, section 4.1)
@@ -53,8 +53,8 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         check_sides("Detector", STRIDES[-1], img_height, img_width)
-        self.backbone = Encoder(model_type, num_channels)
-        self.neck = PathAggregation(self.backbone.channels[2:], width)
+        self.backbone = build_encoder(model_type, num_channels)
+        self.neck = PathAggregation(self.backbone.channels[-3:], width)
         self.heads = nn.ModuleList(Head(width, head_depth, num_classes) for _ in STRIDES)
         points = anchor_points(img_height, img_width, STRIDES)  # (A, 3)
         self.register_buffer("centres", points[:, :2].contiguous(), persistent=False)  # not a part of another storage
@@ -66,7 +66,7 @@ class Detector(nn.Module):
             head.start_with_prior()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        maps = self.neck(self.backbone(images)[2:])
+        maps = self.neck(self.backbone(images)[-3:])
         rows = [head(x).flatten(2) for head, x in zip(self.heads, maps, strict=True)]  # (N, 4 + K, h * w) each
         raw = torch.cat(rows, dim=2).transpose(1, 2)  # (N, A, 4 + K)
         if raw.dtype != torch.float32:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.models.segmentation.lraspp import LRASPPHead
 
-from nets.support.encoders import Encoder
+from nets.support.encoders import build_encoder
 
 WIDTH = 128
 
@@ -28,13 +28,13 @@ class lraspp(nn.Module):
 
     def __init__(self, model_type: str = "mobilenet_v3_large", num_classes: int = 2, num_channels: int = 3) -> None:
         super().__init__()
-        self.backbone = Encoder(model_type, num_channels, output_stride=16)
+        self.backbone = build_encoder(model_type, num_channels, output_stride=16)
         channels = self.backbone.channels
-        self.head = LRASPPHead(channels[2], channels[-1], num_classes, WIDTH)
+        self.head = LRASPPHead(channels[-3], channels[-1], num_classes, WIDTH)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         maps = self.backbone(images)
-        logits = self.head({"low": maps[2], "high": maps[-1]})  # (N, K, H/8, W/8)
+        logits = self.head({"low": maps[-3], "high": maps[-1]})  # (N, K, H/8, W/8)
         return nn.functional.interpolate(
             logits, (images.shape[2], images.shape[3]), mode="bilinear", align_corners=False
         )

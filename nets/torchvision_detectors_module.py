@@ -23,7 +23,7 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, box_iou
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from nets.support.encoders import Encoder, check_sides
+from nets.support.encoders import build_encoder, check_sides
 from nets.support.errors import NetError
 
 LARGEST_STRIDE = 32  # of the encoders
@@ -227,12 +227,12 @@ class _Pyramid(nn.Module):
         super().__init__()
         if width < 1:
             raise NetError(f"width must be at least 1, got {width}")
-        self.net = Encoder(model_type, num_channels)
-        self.fpn = FeaturePyramidNetwork(self.net.channels[2:], width, LastLevelP6P7(width, width))
+        self.net = build_encoder(model_type, num_channels)
+        self.fpn = FeaturePyramidNetwork(self.net.channels[-3:], width, LastLevelP6P7(width, width))
         self.out_channels = width
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        maps = self.net(images)[2:]
+        maps = self.net(images)[-3:]
         found: OrderedDict[str, Tensor] = self.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps)))
         return found
 
@@ -258,8 +258,8 @@ class _LiteMaps(nn.Module):
 
     def __init__(self, model_type: str, num_channels: int) -> None:
         super().__init__()
-        self.net = Encoder(model_type, num_channels)
-        self.channels = [*self.net.channels[3:], 512, 256, 256, 128]
+        self.net = build_encoder(model_type, num_channels)
+        self.channels = [*self.net.channels[-2:], 512, 256, 256, 128]
         pairs = zip(self.channels[1:], self.channels[2:], strict=False)
         self.extra = nn.ModuleList(_narrowing(before, after) for before, after in pairs)
         for module in self.extra.modules():
@@ -267,7 +267,7 @@ class _LiteMaps(nn.Module):
                 nn.init.normal_(module.weight, std=0.03)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        maps = self.net(images)[3:]
+        maps = self.net(images)[-2:]
         for block in self.extra:
             maps.append(block(maps[-1]))
         return OrderedDict((str(i), x) for i, x in enumerate(maps))

@@ -11,6 +11,8 @@ from common.formatting import did_you_mean
 from nets.efficientnet_lite_module import InvertedResidual, SamePad
 from nets.support.backbones import EFFICIENTNET_LITE, build_backbone
 from nets.support.errors import NetError
+from nets.support.timm_encoder import TimmEncoder
+from nets.support.timm_names import PREFIX, is_timm
 from nets.support.torchvision_builder import check_channels, replace_first_conv
 
 RESNETS = (
@@ -20,6 +22,13 @@ RESNETS = (
 MOBILENETS = ("mobilenet_v3_large", "mobilenet_v3_small")
 ENCODERS = (*RESNETS, *EFFICIENTNET_LITE, *MOBILENETS)
 PROBE = 128  # pixels; the smallest map of five is 4x4
+
+
+def build_encoder(model_type: str, num_channels: int, output_stride: int = 32) -> Encoder | TimmEncoder:
+    """Build the encoder `model_type`: one of ENCODERS, or timm's as "timm:NAME". Raises NetError."""
+    if is_timm(model_type):
+        return TimmEncoder(model_type.removeprefix(PREFIX), num_channels, output_stride)
+    return Encoder(model_type, num_channels, output_stride)
 
 
 class Encoder(nn.Module):
@@ -34,7 +43,8 @@ class Encoder(nn.Module):
         super().__init__()
         if model_type not in ENCODERS:
             hint = did_you_mean(model_type, ENCODERS)
-            raise NetError(f'model_type must be one of {", ".join(ENCODERS)}, got "{model_type}"{hint}')
+            known = f'{", ".join(ENCODERS)} or "{PREFIX}NAME" for timm\'s NAME'
+            raise NetError(f'model_type must be one of {known}, got "{model_type}"{hint}')
         check_channels(model_type, num_channels)
         net: Any = build_backbone(model_type, 1 if num_channels == 1 else 3)
         if num_channels > 3 or num_channels == 2:

@@ -23,7 +23,8 @@ from nets.support.torchvision_builder import first_conv_name, fit_input_channels
 
 Shape = tuple[int, ...]
 State = dict[str, torch.Tensor]
-BACKBONES = ("backbone.", "backbone.net.")  # prefixes of the backbone in nets around one; published files have none
+# prefixes of the backbone in nets around one; published files have none
+BACKBONES = ("backbone.", "backbone.net.", "backbone.net.net.")
 SHOWN = 5  # names listed of each kind
 LEAST_FITTING, WELL_FITTING = 0.5, 0.9  # `LoadReport.fitting` below which "finetune" is refused, or warns
 AUXILIARY = re.compile(r"(AuxLogits|aux1|aux2)\.")  # inception_v3's and googlenet's second heads

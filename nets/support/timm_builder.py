@@ -19,6 +19,7 @@ from nets.support.torchvision_builder import check_channels, require_rate
 
 STAGES = 4
 OURS = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}  # timm's names of rates: ours
+NOT_DILATED = "timm's {} cannot dilate its last stage, which this net needs"
 REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # of a size, by timm's nets
 
 
@@ -28,11 +29,13 @@ def build_timm_net(
     num_channels: int,
     size_px: tuple[int, int],
     rates: Mapping[str, float] | None = None,
+    output_stride: int = 32,
 ) -> nn.Module:
     """Build timm's net `name` with fresh weights: images (N, num_channels, H, W) to logits (N, num_classes).
 
     It has its tensors' names from timm, and its last layers in `head_names`. `size_px` is (height, width); `rates` are
-    timm's drop rates, of which those above 0 are passed on. Raises NetError.
+    timm's drop rates, of which those above 0 are passed on. `output_stride` 16 or 8 dilates the last stages of nets
+    that know it. Raises NetError.
     """
     timm = _timm()
     wanted = pretrained_cfg(name)
@@ -42,14 +45,20 @@ def build_timm_net(
         require_rate(OURS[key], rate)
     if wanted["fixed_input_size"]:
         arguments["img_size"] = size_px
+    if output_stride != 32:
+        arguments["output_stride"] = output_stride
     try:
         net: Any = timm.create_model(
             name, pretrained=False, num_classes=num_classes, in_chans=num_channels, **arguments
         )
     except TypeError as error:
+        if output_stride != 32:
+            raise NetError(NOT_DILATED.format(name)) from error
         refused = [OURS[key] for key in OURS if f"'{key}'" in str(error)]
         raise NetError(f"{name} has no {refused[0]}" if refused else _too_odd(name, size_px, error)) from error
     except REFUSALS as error:
+        if output_stride != 32:
+            raise NetError(NOT_DILATED.format(name)) from error
         raise NetError(_too_odd(name, size_px, error)) from error
     net.head_names = _classifier_names(net)
     if size_px != tuple(wanted["input_size"][1:]):

@@ -42,6 +42,8 @@ FAMILIES = {  # the rows of the table in docs/tensorrt-json.md: net: (module, mo
     "linknet18": ("linknet_module.linknet18", {}, 64),
     "deeplabv3plus": ("deeplab_module.deeplabv3plus", {"model_type": "efficientnet_lite0"}, 64),
     "lraspp": ("lraspp_module.lraspp", {"model_type": "mobilenet_v3_small"}, 64),
+    "unet": ("unet_module.unet", {"width": 8}, 64),
+    "backbone_unet": ("unet_module.backbone_unet", {"model_type": "resnet18"}, 64),
     "siamese_linknet34": ("change_module.siamese_linknet34", {}, 64),
     "fc_siam_diff": ("change_module.fc_siam_diff", {}, 64),
 }

@@ -17,10 +17,12 @@ from nets.support.pretrained import _published_name, load_start_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-DENSE = {  # net: (module, model_args, channels)
+DENSE: dict[str, tuple[str, dict[str, Any], int]] = {  # net: (module, model_args, channels)
     "linknet18": ("linknet_module", {}, 3),
     "deeplabv3plus": ("deeplab_module", {"model_type": "efficientnet_lite0"}, 3),
     "lraspp": ("lraspp_module", {"model_type": "mobilenet_v3_small"}, 3),
+    "unet": ("unet_module", {"width": 8}, 3),
+    "backbone_unet": ("unet_module", {"model_type": "resnet18"}, 3),
     "siamese_linknet34": ("change_module", {}, 6),
     "fc_siam_diff": ("change_module", {}, 6),
 }
@@ -71,9 +73,30 @@ def test_linknet_has_the_usual_number_of_parameters(name: str, parameters: int) 
     assert count(build(name, num_classes=6)) == parameters
 
 
-def test_linknet_equals_the_usual_implementation_with_its_weights() -> None:
+@pytest.mark.parametrize(
+    ("model_type", "parameters"),
+    # segmentation_models_pytorch 0.6.0: smp.Unet("resnet34", encoder_weights=None, classes=6)
+    [("resnet18", 14_328_934), ("resnet34", 24_437_094)],
+)
+def test_backbone_unet_has_the_usual_number_of_parameters(model_type: str, parameters: int) -> None:
+    assert count(build("backbone_unet", num_classes=6, model_args={"model_type": model_type})) == parameters
+
+
+def test_unet_has_the_papers_levels() -> None:
+    net = build("unet", num_classes=2, num_channels=1, model_args={"width": 64}, size_px=64)
+    seen: list[tuple[int, ...]] = []
+    for part in (*net.encoder, *net.decoder.steps):
+        part.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[1:])))
+    net.eval()(torch.zeros(1, 1, 64, 64))
+    down = [(64, 64, 64), (128, 32, 32), (256, 16, 16), (512, 8, 8), (1024, 4, 4)]  # figure 1, at other sides
+    assert seen == [*down, *down[-2::-1]]
+
+
+@pytest.mark.parametrize("name", ["linknet18", "backbone_unet"])
+def test_nets_equal_the_usual_implementation_with_its_weights(name: str) -> None:
     smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
-    peer, net = smp.Linknet("resnet18", encoder_weights=None, classes=5).eval(), build("linknet18").eval()
+    of_name = {"linknet18": smp.Linknet, "backbone_unet": smp.Unet}
+    peer, net = of_name[name]("resnet18", encoder_weights=None, classes=5).eval(), build(name).eval()
     weights = {name: torch.rand_like(value.float()) * 0.1 for name, value in peer.state_dict().items()}
     peer.load_state_dict(weights)
     net.load_state_dict(dict(zip(net.state_dict(), weights.values(), strict=True)))
@@ -159,7 +182,7 @@ def test_published_weights_fill_the_encoder(name: str, channels: int) -> None:
     assert report.converted == ((note,) if channels == 5 else ())
 
 
-@pytest.mark.parametrize("name", ["linknet18", "lraspp", "fc_siam_diff"])
+@pytest.mark.parametrize("name", ["linknet18", "lraspp", "unet", "fc_siam_diff"])
 def test_one_batch_is_overfitted(name: str) -> None:
     channels = DENSE[name][2]
     args = {**DENSE[name][1], **({"dropout": 0.0} if name == "fc_siam_diff" else {})}
@@ -199,6 +222,17 @@ def test_one_batch_is_overfitted(name: str) -> None:
             "siamese_linknet34",
             {"num_channels": 3},
             "num_channels must be even, those of both images of a pair, got 3",
+        ),
+        (
+            "unet",
+            {"size_px": 40},
+            "unet takes images whose sides are multiples of 16 px, got 40x40 (img_height x img_width)",
+        ),
+        ("unet", {"model_args": {"width": 2}}, "width must be from 4 to 256, got 2"),
+        (
+            "backbone_unet",
+            {"size_px": 48},
+            "backbone_unet takes images whose sides are multiples of 32 px, got 48x48 (img_height x img_width)",
         ),
         ("linknet34", {"num_channels": 65}, "num_channels must be from 1 to 64, got 65"),
         ("lraspp", {"model_args": {"model_type": "resnet43"}}, 'got "resnet43"; did you mean "resnet34"?'),

@@ -79,7 +79,7 @@ def test_smallest_of_family_gives_logits_and_gradients_for_colour_and_grey(modul
 def test_smallest_names_every_family() -> None:
     # these are tested in their own files
     dense = {"change_module", "deeplab_module", "detector_module", "linknet_module", "lraspp_module"}
-    dense |= {"torchvision_detectors_module"}
+    dense |= {"torchvision_detectors_module", "unet_module"}
     others = {"pim_module", "simsiam_module", "timm_module", "wide_resnet_module"}
     assert set(SMALLEST) == set(available_nets()) - dense - others
 

@@ -12,6 +12,7 @@ from nets.net_interface import build_net, net_task
 from nets.pim_module import PIM
 from nets.simsiam_module import SimSiam, SimSiam_probe
 from nets.support import timm_builder
+from nets.support.encoders import build_encoder
 from nets.support.errors import NetError
 from nets.support.pretrained import load_start_weights, published_state_dict
 from nets.support.timm_builder import TimmStages, pretrained_cfg
@@ -189,6 +190,91 @@ def test_stages_are_the_maps_of_strides_4_to_32(name: str, modules: list[str]) -
     for stride, x, value in zip((4, 8, 16, 32), maps.values(), expected, strict=True):
         assert x.shape[2:] == (64 // stride, 96 // stride)
         torch.testing.assert_close(x, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "modules", "strides"),
+    [
+        ("test_resnet", [f"layer{number}" for number in range(1, 5)], (4, 8, 16, 32)),
+        ("test_convnext", [f"stages.{number}" for number in range(4)], (4, 8, 16, 32)),
+        ("test_resnet", [f"layer{number}" for number in range(1, 5)], (4, 8, 16, 16)),
+    ],
+)
+def test_an_encoder_gives_the_nets_maps(name: str, modules: list[str], strides: tuple[int, ...]) -> None:
+    encoder = build_encoder(f"timm:{name}", 3, strides[-1]).eval()
+    whole = published(name)
+    load_start_weights(around_it(encoder), whole.state_dict(), new_head=True)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        maps = encoder(images)
+    assert [tuple(x.shape[1:]) for x in maps] == [
+        (channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(encoder.channels, encoder.strides, strict=True)
+    ]
+    assert encoder.strides[-4:] == strides
+    expected = hooked(whole, modules, images)
+    for x, value in list(zip(maps[-4:], expected, strict=True))[: 4 if strides[-1] == 32 else 3]:
+        torch.testing.assert_close(x, value)
+
+
+@pytest.mark.parametrize(
+    ("module", "net_name", "name"),
+    [
+        ("unet_module", "backbone_unet", "test_convnext"),
+        ("linknet_module", "LinkNet", "test_resnet"),
+        ("deeplab_module", "deeplabv3plus", "test_efficientnet"),
+        ("lraspp_module", "lraspp", "test_convnext"),
+        ("detector_module", "Detector", "test_convnext"),
+        ("torchvision_detectors_module", "fcos", "test_resnet"),
+        ("torchvision_detectors_module", "ssdlite", "test_efficientnet"),
+    ],
+)
+def test_nets_of_masks_and_boxes_take_a_timm_backbone_and_its_weights(module: str, net_name: str, name: str) -> None:
+    sizes = {"num_classes": 3, "num_channels": 3, "img_height": 64, "img_width": 64}
+    net = build_net(module, net_name, **sizes, model_args={"model_type": f"timm:{name}"})
+    start = published(name).state_dict()
+    report = load_start_weights(net, start, new_head=True)
+    place = "backbone.net.net." if module == "torchvision_detectors_module" else "backbone.net."
+    backbone = [key for key in net.state_dict() if key.startswith(place)]
+    assert len(backbone) > 20 and set(backbone) <= {*report.loaded}
+    net.train()
+    output = net(torch.randn(2, 3, 64, 64))
+    assert output.shape == ((2, 3, 64, 64) if "detector" not in module else (2, output.shape[1], 7))
+    output.square().mean().backward()
+    assert [key for key, p in net.named_parameters() if key in backbone and p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "sentence"),
+    [
+        ("vit_tiny_patch16_224", 32, "timm's vit_tiny_patch16_224 takes images of one size"),
+        ("test_vit2", 32, "timm's test_vit2 takes images of one size"),
+        ("vgg11", 16, "timm's vgg11 cannot dilate its last stage, which this net needs"),
+        (
+            "mobilenetv3_small_050",
+            16,
+            "timm's mobilenetv3_small_050 cannot dilate its last stage, which this net needs",
+        ),
+        ("resnet19", 32, 'has no net "resnet19"; did you mean "resnet18"?'),
+    ],
+)
+def test_what_is_no_encoder_is_told(name: str, output_stride: int, sentence: str) -> None:
+    with pytest.raises(NetError) as caught:
+        build_encoder(f"timm:{name}", 3, output_stride)
+    assert sentence in str(caught.value)
+
+
+def test_linknet_needs_a_map_of_stride_2() -> None:
+    with pytest.raises(NetError, match="LinkNet adds a map of stride 2, and timm:test_convnext has none"):
+        build_net(
+            "linknet_module",
+            "LinkNet",
+            num_classes=2,
+            num_channels=3,
+            img_height=64,
+            img_width=64,
+            model_args={"model_type": "timm:test_convnext"},
+        )
 
 
 def around_it(stages: nn.Module) -> nn.Module:

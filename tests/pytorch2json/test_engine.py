@@ -51,7 +51,8 @@ FAMILIES = {  # row of test_pytorch2json.FAMILIES: the precisions to build it in
     "WideResNet 10-2": ("fp32",),
     **dict.fromkeys(("mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf"), ("fp32",)),
     "efficientnet_lite0": ("fp32",),
-    **dict.fromkeys(("linknet18", "deeplabv3plus", "lraspp", "siamese_linknet34", "fc_siam_diff"), ("fp32",)),
+    **dict.fromkeys(("linknet18", "deeplabv3plus", "lraspp", "unet", "backbone_unet"), ("fp32",)),
+    **dict.fromkeys(("siamese_linknet34", "fc_siam_diff"), ("fp32",)),
     **dict.fromkeys(("shufflenet_v2_x0_5", "squeezenet1_1", "inception_v3", "vit_b_32", "swin_t"), ("fp32",)),
 }
 ROWS = [(row, precision) for row, precisions in FAMILIES.items() for precision in precisions]

@@ -28,9 +28,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DOCS = ROOT / "docs" / "tensorrt-json.md"
 
 
-DENSE = ("linknet18", "deeplabv3plus", "lraspp", "siamese_linknet34", "fc_siam_diff")
+DENSE = ("linknet18", "deeplabv3plus", "lraspp", "unet", "backbone_unet", "siamese_linknet34", "fc_siam_diff")
 QUICK = (
-    *("lraspp", "fc_siam_diff"),
+    *("lraspp", "unet", "fc_siam_diff"),
     "GeM_ResNet_AVP resnet18",
     "WideResNet 10-2",
     "mobilenet_v3_small",

@@ -29,6 +29,8 @@ NETS = {
     "lraspp": ("lraspp_module", {"model_type": "mobilenet_v3_small"}),
     "linknet18": ("linknet_module", {}),
     "deeplabv3plus": ("deeplab_module", {"model_type": "efficientnet_lite0", "dropout": 0.0}),
+    "unet": ("unet_module", {"width": 8}),
+    "backbone_unet": ("unet_module", {"model_type": "resnet18"}),
     "fc_siam_diff": ("change_module", {}),
 }
 PAIRS = ("fc_siam_diff",)
