@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from common.errors import UserError
-from data_loader.cache import CachedSamples
 from data_loader.decoder_process import DecoderPool
 from data_loader.packed_images import content_of
 from data_loader.preprocess import ImageError, Preprocess
@@ -64,6 +63,6 @@ def without(samples: SampleList, bad: set[int]) -> SampleList:
     changes: dict[str, Any] = {"samples": tuple(samples.samples[index] for index in keep)}
     if samples.line_numbers:
         changes["line_numbers"] = tuple(samples.line_numbers[index] for index in keep)
-    if isinstance(samples, CachedSamples):
+    if samples.cache is not None:
         changes["cache"] = samples.cache.chosen(keep)
     return replace(samples, **changes)

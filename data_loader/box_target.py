@@ -149,6 +149,12 @@ class BoxTarget(Target):
         """Return the boxes where the image lies in the net's input, (M, 6) float32."""
         return fitted(preprocess, value.packed(), value.size)
 
+    def of_cached(self, preprocess: Preprocess, sample: Sample, channels: np.ndarray) -> Boxes:
+        """Return the boxes in the pixels of the fitted image."""
+        rows = self.fit(preprocess, self.load(sample))  # (M, 6)
+        boxes, labels, ignored = rows[:, :4].astype(np.float64), rows[:, 4].astype(np.int64), rows[:, 5] > 0
+        return Boxes(boxes, labels, ignored, (preprocess.width, preprocess.height))
+
     def apply_view(
         self, view: View, images: Sequence[Decoded], mirrored: bool, value: Any
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Fitted images of a list as uint8 rows (N, H, W, C) in one file, which every process maps instead of reading.
 
+The images of a pair lie behind one another in C, and behind them what the target keeps of a value, such as a mask.
 Behind the rows stands a JSON object {"bad": {"row": reason}}. `data_loader.cache_builder` writes such files.
 """
 
@@ -18,10 +19,11 @@ import numpy as np
 import PIL
 import torch
 
-from data_loader.band_image import Decoded, image_of
+from data_loader.band_image import gaps_of
 from data_loader.packs import container_of
-from data_loader.preprocess import Preprocess
-from data_loader.samples import SampleList
+from data_loader.preprocess import Preprocess, joined
+from data_loader.samples import Sample, SampleList
+from data_loader.targets import CLASS_LABEL, Target
 
 FORMAT = 1  # of the file; files of another are not found
 GPU_SHARE = 0.25  # of a GPU's free memory that images may take: the net needs the rest
@@ -29,40 +31,48 @@ GPU_SHARE = 0.25  # of a GPU's free memory that images may take: the net needs t
 
 @dataclass(frozen=True)
 class Fitting:
-    """How an image becomes a row: fitted by `preprocess`, a JPEG from a reduced decoding where `is_fast`."""
+    """How a sample becomes a row: images fitted by `preprocess`, JPEGs from a reduced decoding where `is_fast`."""
 
     preprocess: Preprocess
     is_fast: bool = False
+    target: Target = field(default=CLASS_LABEL, compare=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Return (H, W, C) of a row."""
-        return self.preprocess.height, self.preprocess.width, self.preprocess.channels
+        channels = self.preprocess.channels + self.target.cached_channels
+        return self.preprocess.height, self.preprocess.width, channels
 
     def num_bytes(self, samples: SampleList) -> int:
         """Return the size of all rows of a list."""
         return len(samples.samples) * prod(self.shape)
 
-    def row(self, path: str) -> np.ndarray:
-        """Return an image decoded and fitted, uint8 (H, W, C). Raises ImageError."""
-        at_least = (self.preprocess.width, self.preprocess.height) if self.is_fast else None
-        return self.preprocess.fit(self.preprocess.decode(path, at_least))
+    def row(self, sample: Sample) -> np.ndarray:
+        """Return a sample's images decoded and fitted, and its value, uint8 (H, W, C). Raises ImageError."""
+        preprocess, target = self.preprocess, self.target
+        at_least = (preprocess.width, preprocess.height) if self.is_fast else None
+        images = [preprocess.decode(path, at_least) for path in target.image_paths(sample)]
+        parts = [preprocess.fit(image) for image in images]
+        if target.cached_channels:
+            value, gaps = target.load(sample), gaps_of(images)
+            parts.append(target.cached(preprocess, value if gaps is None else target.without(value, gaps)))
+        return joined(parts)
 
     def pixel_settings(self) -> dict[str, object]:
         """Return the settings that the pixels of a row follow from; not mean and std, which are applied later."""
         settings = {key: value for key, value in self.preprocess.to_dict().items() if key not in ("mean", "std")}
-        return {**settings, "is_fast": self.is_fast, "pillow": PIL.__version__}
+        return {**settings, "is_fast": self.is_fast, "pillow": PIL.__version__, **self.target.cache_settings()}
 
     def file_name(self, samples: SampleList) -> str:
-        """Return the file's name, by all that it follows from: path, size and time of each image, and the settings."""
+        """Return the file's name, from all that it depends on: path, size and time of each file, and the settings."""
         checksum = hashlib.sha256(json.dumps([FORMAT, self.pixel_settings()]).encode())
-        for sample in samples.samples:
+        for file in (file for sample in samples.samples for file in self.target.files_of(sample)):
             try:
-                found = os.stat(container_of(sample.path))  # noqa: PTH116  (a Path for each of a million images takes as long again)
+                found = os.stat(container_of(file))  # noqa: PTH116  (a Path for each of a million images takes as long again)
                 size, time_ns = found.st_size, found.st_mtime_ns
             except OSError:
                 size = time_ns = -1
-            path = os.path.abspath(sample.path)  # noqa: PTH100
+            path = os.path.abspath(file)  # noqa: PTH100
             checksum.update(f"{path}\0{size}\0{time_ns}\n".encode(errors="surrogateescape"))
         return f"{checksum.hexdigest()[:32]}.pictures"
 
@@ -95,9 +105,10 @@ class ImageCache:
     def __reduce__(self) -> tuple[type[ImageCache], tuple[str, Fitting, int, np.ndarray]]:
         return ImageCache, (self.path, self.fitting, self.count, self.rows)
 
-    def image(self, index: int) -> Decoded:
-        """Return the fitted image of a sample."""
-        return image_of(self.pixels[int(self.rows[index])].numpy())
+    def row(self, index: int) -> np.ndarray:
+        """Return a sample's fitted images and what is kept of its value, uint8 (H, W, C)."""
+        row: np.ndarray = self.pixels[int(self.rows[index])].numpy()
+        return row
 
     def chosen(self, keep: Sequence[int]) -> ImageCache:
         """Return the cache of some of the samples."""
@@ -108,10 +119,3 @@ class ImageCache:
         if device.type != "cuda" or self.pixels.nbytes > GPU_SHARE * torch.cuda.mem_get_info(device)[0]:
             return self.pixels
         return self.pixels.to(device)
-
-
-@dataclass(frozen=True)
-class CachedSamples(SampleList):
-    """Samples whose fitted images are in a cache."""
-
-    cache: ImageCache = field(kw_only=True, repr=False)

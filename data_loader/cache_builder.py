@@ -21,7 +21,7 @@ from data_loader.cache import Fitting, ImageCache
 from data_loader.decode_guard import GUARD
 from data_loader.loaders import start_loader_process
 from data_loader.preprocess import ImageError
-from data_loader.samples import SampleList
+from data_loader.samples import Sample, SampleList
 from data_loader.streamed_packs import StreamError
 
 BLOCK = 64  # images that a process fits before it reports
@@ -117,7 +117,7 @@ def is_usable(name: Path, fitting: Fitting, samples: SampleList) -> bool:
     """
     try:
         bad = ImageCache(str(name), fitting, len(samples.samples)).bad
-        if not any(_is_readable(fitting, samples.samples[row].path) for row in bad):
+        if not any(_is_readable(fitting, samples.samples[row]) for row in bad):
             return True
     except FileNotFoundError:
         return False
@@ -174,7 +174,7 @@ class _Blocks(Dataset[Fitted]):
             with Path(self.path).open("r+b") as file:
                 for index in chosen:
                     try:
-                        pixels = self.fitting.row(self.samples.samples[index].path)
+                        pixels = self.fitting.row(self.samples.samples[index])
                     except ImageError as error:
                         bad.append((index, str(error)))
                         continue
@@ -187,9 +187,9 @@ class _Blocks(Dataset[Fitted]):
         return len(chosen), bad, ""
 
 
-def _is_readable(fitting: Fitting, path: str) -> bool:
+def _is_readable(fitting: Fitting, sample: Sample) -> bool:
     try:
-        fitting.row(path)
+        fitting.row(sample)
     except ImageError:
         return False
     return True

@@ -18,16 +18,14 @@ from common.errors import ProgramError
 from common.formatting import first_line
 from data_loader.augment import mirrored_half, seeded
 from data_loader.bad_images import bad_image_sentence
-from data_loader.band_image import Decoded, as_array, gaps_of
-from data_loader.cache import CachedSamples, Fitting, ImageCache
+from data_loader.band_image import Decoded, as_array, gaps_of, image_of
+from data_loader.cache import Fitting, ImageCache
 from data_loader.decode_guard import GUARD
 from data_loader.epoch_plan import EndlessBatches, EpochBatches, Key
 from data_loader.preprocess import ImageError, Preprocess, joined
 from data_loader.samples import SampleList
 from data_loader.streamed_packs import StreamError
-from data_loader.targets import ClassLabel, Target, View
-
-CLASS_LABEL = ClassLabel(0)  # loads and batches labels of any number of classes
+from data_loader.targets import CLASS_LABEL, Target, View
 
 
 class LoaderProcessError(ProgramError):
@@ -41,7 +39,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     Without a view the image is fitted as in validation. With one, its random numbers, and where flips alternate whose
     turn it is, follow from (seed, epoch, index); several views of an image are (V, C, H, W). Of cached samples a view
-    is made from the fitted image, and the file is not read. `at_least` (width, height) lets large JPEGs be decoded at
+    is made from the fitted image, and no file is read. `at_least` (width, height) lets large JPEGs be decoded at
     a reduced size. With `is_whole` image and mask stay at their own size.
     """
 
@@ -61,7 +59,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.at_least = at_least
         self.cache: ImageCache | None = None
         fitting = Fitting(preprocess, is_fast=at_least is not None)
-        if isinstance(samples, CachedSamples) and (view or samples.cache.fitting == fitting):
+        if samples.cache is not None and not is_whole and (view or samples.cache.fitting == fitting):
             self.cache = samples.cache
         self.preprocess = preprocess
         self.view = view
@@ -98,19 +96,23 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _load(self, index: int) -> tuple[list[Decoded], Any]:
         """Return a sample's decoded images and its value. Raises ImageError with the sentence for the user."""
+        sample = self.samples.samples[index]
+        if self.cache is not None:
+            return self._of_cache(self.cache, index)
         try:
-            images = self._images(index)
-            value = self.target.load(self.samples.samples[index])
+            paths = self.target.image_paths(sample)
+            images = [self.preprocess.decode(path, self.at_least) for path in paths]
+            value = self.target.load(sample)
         except ImageError as error:
             raise ImageError(bad_image_sentence(self.samples, index, error)) from error
         gaps = gaps_of(images)
         return images, value if gaps is None else self.target.without(value, gaps)
 
-    def _images(self, index: int) -> list[Decoded]:
-        if self.cache is not None:
-            return [self.cache.image(index)]
-        paths = self.target.image_paths(self.samples.samples[index])
-        return [self.preprocess.decode(path, self.at_least) for path in paths]
+    def _of_cache(self, cache: ImageCache, index: int) -> tuple[list[Decoded], Any]:
+        row, preprocess = cache.row(index), cache.fitting.preprocess
+        pixels, channels = np.split(row, [preprocess.channels], axis=2)
+        images = [image_of(part) for part in np.split(pixels, preprocess.images, axis=2)]
+        return images, self.target.of_cached(preprocess, self.samples.samples[index], channels)
 
 
 class WholeBatches:
@@ -122,7 +124,8 @@ class WholeBatches:
 
     def __init__(
         self,
-        samples: CachedSamples,
+        samples: SampleList,
+        cache: ImageCache,
         parts: Callable[[], list[np.ndarray]],
         device: torch.device,
         *,
@@ -130,11 +133,14 @@ class WholeBatches:
         target: Target = CLASS_LABEL,
     ) -> None:
         self.parts, self.pin_memory = parts, pin_memory
-        self.pixels = samples.cache.on(device)  # (N, H, W, C)
+        self.pixels = cache.on(device)  # (N, H, W, C)
         place = self.pixels.device
-        self.rows = torch.from_numpy(samples.cache.rows).to(place)
-        values = [target.load(sample) for sample in samples.samples]
-        self.targets = torch.from_numpy(target.collate(values)).to(place)  # (N, ...)
+        self.rows = torch.from_numpy(cache.rows).to(place)
+        self.channels = cache.fitting.preprocess.channels
+        self.targets: torch.Tensor | None = None  # in the rows
+        if not target.cached_channels:
+            values = [target.fit(cache.fitting.preprocess, target.load(sample)) for sample in samples.samples]
+            self.targets = torch.from_numpy(target.collate(values)).to(place)  # (N, ...)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         parts = self.parts()
@@ -142,11 +148,10 @@ class WholeBatches:
             return
         indices = torch.from_numpy(np.concatenate(parts)).to(self.pixels.device)  # once, or each batch would wait
         for index in indices.split([len(part) for part in parts]):
-            batch = {
-                "image": self.pixels.index_select(0, self.rows[index]),
-                "target": self.targets[index],
-                "index": index,
-            }
+            rows = self.pixels.index_select(0, self.rows[index])  # (N, H, W, C)
+            images = rows[..., : self.channels].contiguous()
+            targets = rows[..., self.channels].contiguous() if self.targets is None else self.targets[index]
+            batch = {"image": images, "target": targets, "index": index}
             if self.pin_memory and not self.pixels.is_cuda:
                 batch = {key: value.pin_memory() for key, value in batch.items()}
             yield {**batch, "image": batch["image"].permute(0, 3, 1, 2)}  # (N, C, H, W), channels last in memory
@@ -258,9 +263,9 @@ def start_loader_process(_: int) -> None:
 def _whole_batches(
     dataset: ImageDataset, parts: Callable[[], list[np.ndarray]], device: torch.device | None, pin_memory: bool
 ) -> WholeBatches:
-    assert isinstance(dataset.samples, CachedSamples)
+    assert dataset.cache is not None
     device = device or torch.device("cpu")
-    return WholeBatches(dataset.samples, parts, device, pin_memory=pin_memory, target=dataset.target)
+    return WholeBatches(dataset.samples, dataset.cache, parts, device, pin_memory=pin_memory, target=dataset.target)
 
 
 def _loader(dataset: ImageDataset, batches: Any, workers: int, pin_memory: bool) -> DataLoader[Any]:

@@ -127,6 +127,24 @@ class MaskTarget(Target):
         except ImageError as error:
             raise ImageError(f"its mask {file.path}: {error}") from error
 
+    def files_of(self, sample: Sample) -> tuple[str, ...]:
+        """Return the images and the label image."""
+        return (*self.image_paths(sample), sample.target.path)
+
+    cached_channels = 1
+
+    def cache_settings(self) -> dict[str, object]:
+        """Return the classes, from which the indices follow."""
+        return {"classes": repr((self.classes, self.others))}
+
+    def cached(self, preprocess: Preprocess, value: Image.Image) -> np.ndarray:
+        """Return the fitted mask, uint8 (H, W, 1)."""
+        return self.fit(preprocess, value)[:, :, None]
+
+    def of_cached(self, preprocess: Preprocess, sample: Sample, channels: np.ndarray) -> Image.Image:
+        """Return the fitted mask, mode "L"."""
+        return Image.fromarray(channels[:, :, 0])
+
     def without(self, value: Image.Image, gaps: np.ndarray) -> Image.Image:
         """Return the mask with VOID where its images hold no data: ignored in loss and metrics."""
         return Image.fromarray(np.where(gaps, np.uint8(VOID), np.asarray(value)))

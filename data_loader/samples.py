@@ -64,6 +64,7 @@ class SampleList:
     origin: str
     line_numbers: tuple[int, ...] = field(default=(), repr=False)
     left_out: LeftOut = field(default_factory=LeftOut, repr=False, compare=False)  # of the walk through the folders
+    cache: Any = field(default=None, repr=False, compare=False, kw_only=True)  # an `ImageCache` of the fitted images
 
     def where(self, index: int) -> str:
         """Return where a sample was named: `trainset.txt:17`, or the folder."""

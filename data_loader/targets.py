@@ -96,6 +96,24 @@ class Target(ABC):
         """Return the value of one sample, a number or an array. Raises ImageError for a file that cannot be read."""
         return sample.target
 
+    def files_of(self, sample: Sample) -> tuple[str, ...]:
+        """Return the files that a sample's images and value are read from, on which a cache of them depends."""
+        return self.image_paths(sample)
+
+    cached_channels = 0  # behind those of a sample's fitted images, which keep its value
+
+    def cache_settings(self) -> dict[str, object]:
+        """Return what `cached` follows from besides the files."""
+        return {}
+
+    def cached(self, preprocess: Preprocess, value: Any) -> np.ndarray:
+        """Return the value as the `cached_channels` of its fitted images, uint8 (H, W, cached_channels)."""
+        raise NotImplementedError
+
+    def of_cached(self, preprocess: Preprocess, sample: Sample, channels: np.ndarray) -> Any:
+        """Return the value, as `load` does, that belongs to the cached images of a sample fitted by `preprocess`."""
+        return self.load(sample)
+
     def without(self, value: Any, gaps: np.ndarray) -> Any:
         """Return the value where some of the image's pixels hold no data, `gaps` (H, W)."""
         return value
@@ -214,6 +232,9 @@ class ClassLabel(Target):
     def groups(self, samples: Sequence[Sample]) -> np.ndarray:
         """Return the labels (N,)."""
         return np.array([sample.label for sample in samples], dtype=np.int64)
+
+
+CLASS_LABEL = ClassLabel(0)  # loads and batches labels of any number of classes
 
 
 def is_integer(text: str) -> bool:

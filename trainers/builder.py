@@ -13,10 +13,10 @@ from configs.schema import Config
 from data_loader.augment import AugmentSettings, WeakAndStrongView, training_view
 from data_loader.batch_augment import BatchViews
 from data_loader.epoch_plan import net_seed, unlabelled_seed
-from data_loader.loaders import CLASS_LABEL, ImageDataset, enlarged, least_source_size
+from data_loader.loaders import ImageDataset, enlarged, least_source_size
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
-from data_loader.targets import Target
+from data_loader.targets import CLASS_LABEL, Target
 from nets.net_interface import build_net
 from nets.support.gradient_checkpointing import enable_gradient_checkpointing
 from trainers.data.batches import Batches

@@ -17,7 +17,6 @@ from trainers.timm_weights import timm_problems, with_published_preprocess
 
 MASK_TASKS = ("segmentation", "change_detection")
 NOT_FOR_MASKS = {  # keys, and what to do
-    "data_cache": 'keeps images alone, without their masks; set it to "none"',
     "auto_augment": "moves images alone, without their masks; leave it out",
     "mosaic": "joins images with boxes, not masks; leave it out",
     "mixup_boxes": "blends images with boxes, not masks; leave it out",
@@ -33,7 +32,6 @@ NOT_FOR_MASKS = {  # keys, and what to do
 }
 BOX_TASK = "detection"
 NOT_FOR_BOXES = {
-    "data_cache": 'keeps images alone, without their boxes; set it to "none"',
     "augment_on": 'moves images alone, without their boxes; set it to "cpu"',
     "auto_augment": "moves images alone, without their boxes; leave it out",
     "random_erasing": "would blank objects whose boxes stay; leave it out",

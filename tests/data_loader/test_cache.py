@@ -26,7 +26,7 @@ from data_loader import cache_builder
 from data_loader.augment import TrainingView
 from data_loader.bad_images import BadImageError, without
 from data_loader.batch_augment import BatchViews
-from data_loader.cache import CachedSamples, Fitting, ImageCache
+from data_loader.cache import Fitting, ImageCache
 from data_loader.cache_builder import CacheError, NewFile, check_room, fit_all, free_memory, new_file, size_text
 from data_loader.decoding import decode
 from data_loader.epoch_plan import EpochBatches, epoch_order, plan_epoch
@@ -40,7 +40,8 @@ from data_loader.loaders import (
     validation_loader,
 )
 from data_loader.preprocess import ImageError, Preprocess
-from data_loader.samples import SampleList
+from data_loader.samples import Sample, SampleList
+from data_loader.targets import CLASS_LABEL
 from tests.helpers.augmented import EVERYTHING, compare, seen_in, textured
 from tests.helpers.breaking import dying_after_save
 from trainers.data.image_cache import with_caches
@@ -70,9 +71,9 @@ def settings(make_config: ConfigMaker, dataset: Path, **changes: Any) -> Config:
     )
 
 
-def cached(config: Config, dataset: Path, world: World | None = None) -> tuple[CachedSamples, CachedSamples]:
+def cached(config: Config, dataset: Path, world: World | None = None) -> tuple[SampleList, SampleList]:
     preprocess = Preprocess(config.img_height, config.img_width, config.num_channels, config.resize)
-    return with_caches(config, read(dataset), read(dataset, "val"), preprocess, world or World(), quiet)
+    return with_caches(config, read(dataset), read(dataset, "val"), preprocess, CLASS_LABEL, world or World(), quiet)
 
 
 def files(dataset: Path) -> list[str]:
@@ -101,7 +102,7 @@ def test_cached_batches_are_the_decoded_ones(
         loader = training_loader(ImageDataset(samples, preprocess), batches, 0)
         assert len(loader) == 3
         seen.append(list(loader))
-        assert isinstance(loader, WholeBatches) == isinstance(samples, CachedSamples)
+        assert isinstance(loader, WholeBatches) == (samples.cache is not None)
     for samples in (val, read(dataset, "val")):
         seen.append(list(validation_loader(ImageDataset(samples, preprocess), 2, 0, rank=1, world_size=2)))
     for mine, expected in zip(seen[0] + seen[2], seen[1] + seen[3], strict=True):
@@ -116,7 +117,7 @@ def test_a_view_is_made_from_the_cached_image_alike_on_any_number_of_workers(
     train, _ = cached(settings(make_config, dataset, fitted_scale=1.5), dataset)
     preprocess, order = Preprocess(32, 32), epoch_order(21, 2, 5)
     view = TrainingView(preprocess, EVERYTHING)
-    assert train.cache.image(3).size == (48, 48)
+    assert train.cache.row(3).shape == (48, 48, 3)
     for sample in train.samples:
         Path(sample.path).unlink()  # no image is read again
     gathered = []
@@ -143,13 +144,16 @@ def test_a_pickled_cache_maps_the_same_rows(make_config: ConfigMaker, dataset: P
     some = train.cache.chosen([4, 2])
     again = pickle.loads(pickle.dumps(some))
     assert len(pickle.dumps(some)) < 2000
-    assert again.image(1).tobytes() == train.cache.image(2).tobytes()
+    assert again.row(1).tobytes() == train.cache.row(2).tobytes()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_with_room_keeps_all_images(make_config: ConfigMaker, dataset: Path) -> None:
     train, _ = cached(settings(make_config, dataset), dataset)
-    batches = [next(iter(WholeBatches(train, lambda: [np.array([3, 1])], torch.device(d)))) for d in ("cuda", "cpu")]
+    batches = [
+        next(iter(WholeBatches(train, train.cache, lambda: [np.array([3, 1])], torch.device(d))))
+        for d in ("cuda", "cpu")
+    ]
     assert batches[0]["image"].is_cuda
     assert all(torch.equal(batches[0][key].cpu(), batches[1][key]) for key in batches[0])
 
@@ -210,10 +214,10 @@ def test_a_process_that_is_killed_while_building_leaves_nothing(
 ) -> None:
     config, row = settings(make_config, dataset), Fitting.row
 
-    def die(fitting: Fitting, path: str) -> np.ndarray:
-        if path.endswith("15.png"):
+    def die(fitting: Fitting, sample: Sample) -> np.ndarray:
+        if sample.path.endswith("15.png"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return row(fitting, path)
+        return row(fitting, sample)
 
     child = os.fork()
     if child == 0:
@@ -223,7 +227,7 @@ def test_a_process_that_is_killed_while_building_leaves_nothing(
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert sys.platform != "linux" or files(dataset) == []  # elsewhere a .part file
     train, _ = cached(config, dataset)
-    assert train.cache.image(15).tobytes() == row(train.cache.fitting, train.samples[15].path).tobytes()
+    assert train.cache.row(15).tobytes() == row(train.cache.fitting, train.samples[15]).tobytes()
 
 
 def no_unnamed_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +303,7 @@ def test_all_processes_of_a_machine_build_together_and_share(
     (dataset / "images/train/03.png").write_bytes(b"no image")
     meeting = threading.Barrier(4)
     table: dict[int, list[Any]] = {}
-    results: dict[int, tuple[CachedSamples, CachedSamples]] = {}
+    results: dict[int, tuple[SampleList, SampleList]] = {}
 
     def work(rank: int) -> None:  # four processes, two on each of two machines
         world = Together(rank, 4, rank % 2, 2, meeting, table)
@@ -396,11 +400,11 @@ def test_skipped_images_are_left_out_and_the_others_keep_theirs(
     config = settings(make_config, dataset, bad_images="skip", max_bad_share=0.1, **RECIPE)
     train, _ = cached(config, dataset)
     left = without(train, set(train.cache.bad))
-    assert isinstance(left, CachedSamples) and len(left.samples) == 20 and left.where(4).endswith("train.txt:6")
-    (batch,) = WholeBatches(left, lambda: [np.arange(20)], torch.device("cpu"))
+    assert left.cache is not None and len(left.samples) == 20 and left.where(4).endswith("train.txt:6")
+    (batch,) = WholeBatches(left, left.cache, lambda: [np.arange(20)], torch.device("cpu"))
     for sample, pixels, label in zip(left.samples, batch["image"], batch["target"].tolist(), strict=True):
         assert label == sample.label
-        assert (pixels.permute(1, 2, 0).numpy() == Fitting(Preprocess(32, 32)).row(sample.path)).all()
+        assert (pixels.permute(1, 2, 0).numpy() == Fitting(Preprocess(32, 32)).row(sample)).all()
     assert train_program.main(["--config", str(dataset / "config.json"), "--set", "num_epochs=1"]) == 0
     assert "1 of 21 images cannot be read and are skipped" in capsys.readouterr().out
 

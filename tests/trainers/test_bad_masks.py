@@ -216,7 +216,6 @@ def test_a_bad_set_of_pairs_is_a_sentence(name: str, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("data_cache=ram", 'data_cache keeps images alone, without their masks; set it to "none"'),
         ("random_erasing=0.2", "random_erasing would blank pixels that the mask still names"),
         ("mixup_alpha=0.2", "mixup_alpha mixes labels of whole images, not masks"),
         ("balanced_sampling=true", "balanced_sampling draws images by their one class; use balanced_crops"),

@@ -232,7 +232,6 @@ def test_other_classes_are_refused_on_resume(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("data_cache=ram", 'data_cache keeps images alone, without their boxes; set it to "none"'),
         ("augment_on=device", "augment_on moves images alone, without their boxes"),
         ("rotation_degrees=9", "rotation_degrees would make boxes larger than their objects; use quarter_turns"),
         ("class_weights=balanced", "class_weights are not in the loss of boxes; use balanced_crops"),

@@ -26,6 +26,7 @@ from trainers.data.sample_lists import read_unlabelled_list
 from trainers.reporting.reporter import Reporter
 from trainers.runner import processes_wanted
 from trainers.runtime.device import Runtime, choose_device, choose_precision, describe_device
+from trainers.tasks.table import task_of_config
 from trainers.trainer import Trainer
 
 MAX_STEPS, MAX_SECONDS = 25, 15.0  # after the first step, which is the warm-up
@@ -113,7 +114,9 @@ def _peak_memory(device: torch.device) -> int:
 
 def _cache_note(config: Config, train: SampleList, val: SampleList, preprocess: Preprocess) -> str:
     source = enlarged(preprocess, config.fitted_scale) if config.data_aug else preprocess
-    size = Fitting(source).num_bytes(train) + Fitting(preprocess).num_bytes(val)
+    target = task_of_config(config).target(config)
+    size = Fitting(source, target=target).num_bytes(train)
+    size += 0 if config.val_tiles else Fitting(preprocess, target=target).num_bytes(val)
     where = "memory" if config.data_cache == "ram" else config.data_cache_dir
     return f'data_cache "{config.data_cache}" will take {size_text(size)} of {where}; the time is measured without it'
 

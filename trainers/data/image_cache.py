@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from configs.schema import Config
 from data_loader.bad_images import BadImageError, bad_image_sentence
-from data_loader.cache import CachedSamples, Fitting, ImageCache
+from data_loader.cache import Fitting, ImageCache
 from data_loader.cache_builder import (
     BadRow,
     CacheError,
@@ -25,6 +26,7 @@ from data_loader.cache_builder import (
 from data_loader.loaders import enlarged
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
+from data_loader.targets import Target
 from trainers.runtime.distributed import World
 
 BAD_SHOWN = 20
@@ -36,16 +38,21 @@ def with_caches(
     train: SampleList,
     val: SampleList,
     preprocess: Preprocess,
+    target: Target,
     world: World,
     log: Callable[[str], None],
-) -> tuple[CachedSamples, CachedSamples]:
+) -> tuple[SampleList, SampleList]:
     """Return both lists with their images, kept as `data_cache` names it; unreadable ones are in `cache.bad`.
 
+    Images that are validated at their own size (`val_tiles`) are not kept.
     Raises CacheError where there is no room, and BadImageError where an image is bad and `bad_images` is "error".
     """
     source = enlarged(preprocess, config.fitted_scale) if config.data_aug else preprocess
-    lists = [train, val]
-    fittings = [Fitting(source, config.fast_decode != "off"), Fitting(preprocess, config.fast_decode == "all")]
+    lists = [train] if config.val_tiles else [train, val]
+    fittings = [
+        Fitting(source, config.fast_decode != "off", target),
+        Fitting(preprocess, config.fast_decode == "all", target),
+    ][: len(lists)]
     folder = None if config.data_cache == "ram" else Path(config.data_cache_dir)
     found = _from_leader(world, lambda: _find(lists, fittings, folder))
     cached = []
@@ -58,8 +65,8 @@ def with_caches(
             raise _bad_images_error(samples, sorted(cache.bad.items()))
         where = f"{name}, {'found' if is_there else 'built'}" if name else "memory"
         log(f"{samples.origin}: {size_text(fitting.num_bytes(samples))} of fitted images in {where}")
-        cached.append(CachedSamples(**vars(samples), cache=cache))
-    return cached[0], cached[1]
+        cached.append(replace(samples, cache=cache))
+    return cached[0], cached[-1] if len(cached) > 1 else val
 
 
 def _find(

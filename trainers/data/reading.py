@@ -13,7 +13,6 @@ from artifacts.class_names import listed
 from artifacts.metadata import preprocess_of
 from configs.schema import Config
 from data_loader.bad_images import BadImageError, bad_image_sentence, find_bad_images, without
-from data_loader.cache import CachedSamples
 from data_loader.loaders import lost_loaders_reported
 from data_loader.preprocess import ImageError, Preprocess
 from data_loader.samples import ListError, Sample, SampleList
@@ -55,16 +54,16 @@ def read_data(
             log(f"note: {samples.root}: left out, as no images: {samples.left_out}")
     skipped: Skipped = []
     preprocess = task.preprocess(config)
-    if config.data_cache != "none":
-        with lost_loaders_reported():
-            train, val = with_caches(config, train, val, preprocess, world, log)
     if target.needs_scan:
         (train, of_train), (val, of_val) = _scan_both(config, (train, val), target, world, log)
         skipped = of_train + of_val
-    elif config.bad_images == "skip":
-        train, of_train = _without_bad(config, train, preprocess, world, log)
-        val, of_val = _without_bad(config, val, preprocess, world, log)
-        skipped = of_train + of_val
+    if config.data_cache != "none":
+        with lost_loaders_reported():
+            train, val = with_caches(config, train, val, preprocess, target, world, log)
+    if config.bad_images == "skip":
+        train, of_train = _without_bad(config, train, preprocess, world, log, is_decoded=target.needs_scan)
+        val, of_val = _without_bad(config, val, preprocess, world, log, is_decoded=target.needs_scan)
+        skipped += of_train + of_val
     if len(train.samples) < 2 * world.size or not val.samples:
         counts = f"{len(train.samples)} training and {len(val.samples)} validation images"
         raise ListError([f"{train.origin}: {counts} are too few for {world.size} process(es): two and one at least"])
@@ -187,12 +186,23 @@ def _undecodable(
 
 
 def _without_bad(
-    config: Config, samples: SampleList, preprocess: Preprocess, world: World, log: Callable[[str], None]
+    config: Config,
+    samples: SampleList,
+    preprocess: Preprocess,
+    world: World,
+    log: Callable[[str], None],
+    *,
+    is_decoded: bool = False,
 ) -> tuple[SampleList, Skipped]:
-    """Return a list without the images that cannot be read, found by decoding all before training, and these."""
-    if isinstance(samples, CachedSamples):  # every image has been decoded for it
+    """Return a list without the images that cannot be read, found by decoding all before training, and these.
+
+    `is_decoded`: all have been decoded already, and were good then.
+    """
+    if samples.cache is not None:  # every image has been decoded for it
         reasons = sorted(samples.cache.bad.items())
         bad = [(index, bad_image_sentence(samples, index, reason)) for index, reason in reasons]
+    elif is_decoded:
+        return samples, []
     else:
         mine = range(world.rank, len(samples.samples), world.size)
         looks = find_bad_images(samples, preprocess, config.dataloader_workers, mine)
