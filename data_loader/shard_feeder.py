@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from data_loader.streamed_packs import stream_in
 
 THREADS = 8  # shards fetched at once
+MOST_BYTES = 2**20  # read at once
 
 
 def main() -> None:
@@ -29,10 +30,14 @@ def main() -> None:
     stream = stream_in(sys.argv[1])
     assert stream is not None
     pool, works = ThreadPoolExecutor(THREADS), list[Future[None]]()
-    for line in sys.stdin:
+    rest = b""
+    while content := os.read(sys.stdin.fileno(), MOST_BYTES):
+        *lines, rest = (rest + content).split(b"\n")
+        if not lines:
+            continue
         for work in works:
             work.cancel()
-        files: list[str] = json.loads(line)
+        files: list[str] = json.loads(lines[-1])  # the training is there by now, and what it has read may go
         stream.touch(files)
         works = [pool.submit(stream.fetch_ahead, file) for file in files]
     os._exit(0)

@@ -105,7 +105,8 @@ class TrainState:
     def load(self, checkpoint: Checkpoint) -> bool:
         """Go on from a checkpoint, of which the constructor got the progress; return whether the epoch goes on, too.
 
-        It begins again where the training list has another length. Raises CheckpointError.
+        It begins again where the training list has another length, or `streamed_shards` gives it another order. Raises
+        CheckpointError.
         """
         progress = self.progress
         try:
@@ -115,7 +116,8 @@ class TrainState:
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             path = self.config.last_checkpoint()
             raise CheckpointError(f"{path}: does not fit this training: {first_line(error)}") from error
-        goes_on = not progress.consumed or progress.num_train == self.num_train
+        has_order = checkpoint.config.get("streamed_shards", 0) == self.config.streamed_shards
+        goes_on = not progress.consumed or (has_order and progress.num_train == self.num_train)
         if not goes_on:
             progress.consumed, progress.loss_sum = 0, 0.0
         progress.num_train = self.num_train

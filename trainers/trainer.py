@@ -70,7 +70,7 @@ class Trainer:
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, of which the constructor got the progress. Raises CheckpointError."""
         if not self.state.load(checkpoint):
-            self.reporter.log("the training list has another length: the epoch begins again")
+            self.reporter.log("the training list has another length, or another order: the epoch begins again")
         self.saver.resumes = True
 
     def fit(self) -> str:

@@ -127,16 +127,29 @@ def test_a_killed_training_goes_on_with_other_workers(
     with pytest.raises(Stopped), dying_after_save(4, Stopped):
         train.main(["--config", str(without_roots(make_config(**changes)))])
     (folder,) = (dataset / "cache/packs").glob("train-*-streamed/*/")
-    shards = sorted(folder.glob("*-tfrecord"))
-    assert len(shards) == MOST
-    for shard in shards:  # what several kills leave
-        shard.with_name(f"{shard.name}.part").write_bytes(shard.read_bytes()[:100])
-        shard.unlink()
+    for path in (path for path in folder.glob("*-tfrecord*") if path.suffix != ".lock"):
+        path.unlink()
+    for path in sorted((dataset / "packs").glob("train-*-tfrecord"))[:MOST]:  # what several kills leave
+        (folder / f"{path.name}.part").write_bytes(path.read_bytes()[:100])
     remote_packs._fetched.cache_clear()
     config = without_roots(make_config(**changes, dataloader_workers=2))
     with most_at_once(dataset / "cache") as most:
         assert trained(config, "--resume") == whole
     assert most[0] <= MOST
+
+
+@pytest.mark.slow
+def test_another_window_begins_the_epoch_again(
+    dataset: Path, make_config: ConfigMaker, keys: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else images would be trained twice in it, and others not at all."""
+    config = without_roots(make_config(**keys, save_interval_steps=1))
+    with pytest.raises(Stopped), dying_after_save(8, Stopped):  # in the second epoch
+        train.main(["--config", str(config)])
+    assert train.main(["--config", str(config), "--resume", "--set", "streamed_shards=6"]) == 0
+    shown = capsys.readouterr().out
+    assert "resuming with another streamed_shards: 4 before, 6 now" in shown
+    assert "or another order: the epoch begins again" in shown
 
 
 def test_an_outage_ends_the_training_in_a_sentence_and_costs_nothing(
@@ -145,7 +158,9 @@ def test_an_outage_ends_the_training_in_a_sentence_and_costs_nothing(
     server: FolderServer,
     keys: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(ShardPrefetch, "reached", lambda *_: None)  # which waits between its tries
     whole = trained(without_roots(make_config(save_path=str(dataset / "disk"), **keys)))
     changes = {"save_path": str(dataset / "cut"), "save_interval_steps": 1, "dataloader_workers": 1}
     config = without_roots(make_config(**changes, **streamed(server, keys, dataset / "cache")))
