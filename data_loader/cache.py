@@ -20,7 +20,7 @@ import PIL
 import torch
 
 from data_loader.band_image import gaps_of
-from data_loader.packs import container_of
+from data_loader.packs import lasting_container_of
 from data_loader.preprocess import Preprocess, joined
 from data_loader.samples import Sample, SampleList
 from data_loader.targets import CLASS_LABEL, Target
@@ -68,7 +68,7 @@ class Fitting:
         checksum = hashlib.sha256(json.dumps([FORMAT, self.pixel_settings()]).encode())
         for file in (file for sample in samples.samples for file in self.target.files_of(sample)):
             try:
-                found = os.stat(container_of(file))  # noqa: PTH116  (a Path for each of a million images takes as long again)
+                found = os.stat(lasting_container_of(file))  # noqa: PTH116  (a Path for each of a million images takes as long again)
                 size, time_ns = found.st_size, found.st_mtime_ns
             except OSError:
                 size = time_ns = -1

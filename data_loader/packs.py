@@ -214,6 +214,14 @@ def container_of(path: str) -> str:
     return _shard_of(found) if found else path
 
 
+def lasting_container_of(path: str) -> str:
+    """Return the file that stays and stands for an image: its shard, the heads of a streamed one, or itself."""
+    container = container_of(path)
+    return (
+        container if container == path or not _is_streamed(container.rpartition("/")[0]) else str(heads_path(container))
+    )
+
+
 def file_of(path: str) -> str:
     """Return the path that an image in a pack had, or a path itself."""
     found = _RECORD.search(path)
@@ -244,6 +252,11 @@ def _crc32c() -> Callable[[bytes | memoryview], int]:
     except ImportError as error:
         raise ListError([f"packs need the package crc32c: {INSTALL}"]) from error
     return found
+
+
+@functools.lru_cache(maxsize=256)
+def _is_streamed(folder: str) -> bool:
+    return Path(folder, STREAM).is_file()
 
 
 @functools.lru_cache(maxsize=256)

@@ -19,10 +19,12 @@ import pytest
 from common.file_lock import exclusive
 from common.paths import ROOT
 from data_loader import remote_files, remote_packs, streamed_packs
+from data_loader.cache import Fitting
 from data_loader.decoding import decode
 from data_loader.pack_list import read_pack
 from data_loader.packed_images import content_of
 from data_loader.packs import find_pack
+from data_loader.preprocess import Preprocess
 from data_loader.remote_packs import local_pattern
 from data_loader.samples import ListError
 from data_loader.streamed_packs import StreamError, begin_stream, stream_in
@@ -41,6 +43,7 @@ MOST = 3
 
 READER = """
 import random, sys
+from data_loader.cache import Fitting
 from data_loader.decoding import decode
 from data_loader.pack_list import read_pack
 from data_loader.packed_images import content_of
@@ -167,6 +170,16 @@ def test_a_pack_in_s3_is_streamed_by_a_process_and_its_forks(
             found = pool.map(content_of, names(pattern), chunksize=1)
     assert found == [(tmp_path / f"set/{number}.png").read_bytes() for number in range(RECORDS)]
     assert len(there(pattern)) <= MOST
+
+
+def test_fitted_images_are_found_again_though_shards_come_and_go(pattern: str) -> None:
+    fitting = Fitting(Preprocess(32, 32))
+    before = fitting.file_name(read_pack(pattern, ClassLabel(3)))
+    for name in reversed(names(pattern)):
+        content_of(name)
+    assert fitting.file_name(read_pack(pattern, ClassLabel(3))) == before
+    os.utime(Path(pattern).with_name("P-00003-of-00010-heads"), ns=(1, 1))
+    assert fitting.file_name(read_pack(pattern, ClassLabel(3))) != before
 
 
 def test_the_shard_that_was_read_longest_ago_goes(pattern: str) -> None:
