@@ -9,7 +9,9 @@ import asyncio
 import base64
 import functools
 import json
+import math
 import signal
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,6 +33,7 @@ from artifacts.checkpoint import Checkpoint, load_checkpoint, load_weights, save
 from artifacts.errors import ArtifactError, CheckpointError
 from artifacts.metadata import ModelMetadata, preprocess_of
 from artifacts.metadata_reader import read_metadata
+from artifacts.outputs import INPUT_NAME
 from common.paths import ROOT
 from configs.loading import ConfigError, process_config
 from configs.schema import Config
@@ -39,6 +42,7 @@ from data_loader.preprocess import Preprocess
 from data_loader.samples import ListError, read_class_names
 from deploy.inference.decision import decide
 from deploy.inference.predictor import Predictor
+from deploy.service.infer_request import BINARY_SIZE, DTYPES, ENCODED, Signature, read_infer_request
 from deploy.service.request_parser import RequestError, read_upload
 from deploy.service.routes import NATIVE
 from deploy.service.server import open_server
@@ -454,6 +458,45 @@ def test_requests(app: App) -> None:
     case()
     loop.close()
     assert seen[200] > 4 and {400, 405, 422} <= set(seen), seen
+
+
+@pytest.mark.parametrize("is_encoded", [False, True])
+def test_inference_requests(is_encoded: bool) -> None:
+    """Bodies of the Open Inference Protocol: JSON alone, and JSON with the tensor's bytes behind it."""
+    limits, seen = default_limits(), Counter[str]()
+    metadata = replace(METADATA, preprocess=Preprocess(2, 2))
+    signature = Signature.of(metadata, takes_encoded=is_encoded)
+    sizes = [1] if is_encoded else [1, *signature.shape]
+    data: list[Any] = [base64.b64encode(png()).decode()] if is_encoded else [7] * math.prod(sizes)
+    tail = (
+        struct.pack("<I", len(png())) + png() if is_encoded else np.zeros(sizes, DTYPES[signature.datatype]).tobytes()
+    )
+    tensor = {"name": INPUT_NAME, "shape": sizes, "datatype": ENCODED if is_encoded else signature.datatype}
+    bodies = {
+        False: ({"id": "a", "inputs": [{**tensor, "data": data}], "outputs": [{"name": signature.output}]}, b""),
+        True: ({"id": "a", "inputs": [{**tensor, "parameters": {BINARY_SIZE: len(tail)}}]}, tail),
+    }
+
+    headers = mostly("", "0", "-1", "5", "9" * 5000, "²", "٣")
+
+    @fuzzed(160, st.booleans(), st.one_of(EDITS, st.just([])), st.one_of(FEW_BYTES, st.just([])), headers)
+    def case(has_bytes: bool, edits: Any, changes: Any, header: str) -> None:
+        values, rest = bodies[has_bytes]
+        text = as_json(mutated(values, edits))
+        header = header or (str(len(text)) if has_bytes else "")
+        with limited():
+            try:
+                request = read_infer_request(changed_bytes(text + rest, changes), header, signature, limits)
+            except RequestError as error:
+                check_sentence(str(error))
+                assert 400 <= error.status < 500
+                seen["no JSON" if "not JSON" in str(error) else "refused"] += 1
+            else:
+                assert len(request.images) == 1
+                seen["read"] += 1
+
+    case()
+    assert seen["read"] > 10 and seen["refused"] > seen["no JSON"], seen
 
 
 def test_characters_that_no_terminal_has(tmp_path: Path) -> None:
