@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 PACKAGE = "classic_trainer"
 CHECKS = "# Checks"  # of requirements.txt: where the packages begin that only tests need
 # No extra is requirements-serve.txt: serving needs less than the package itself.
-EXTRAS = ("crawl", "geo", "heic", "jobs", "packs", "pie", "ray", "remote", "timm", "video")
+EXTRAS = ("crawl", "geo", "heic", "jobs", "mlflow", "packs", "pie", "ray", "remote", "timm", "video")
 DATA = ["*.jinja", "*.json", "*.txt", "static/*", "page/*", "demo_page/*", "tree/**"]
 
 

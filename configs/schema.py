@@ -285,6 +285,12 @@ class Config(BaseModel):
     )
     is_tensorboard: bool = Field(True, description="write TensorBoard logs")
     log_path: str = Field("logs", min_length=1, description="folder of the TensorBoard logs")
+    mlflow_tracking_uri: str = Field(
+        "", description="MLflow: sqlite:///mlflow.db, or a server's address; empty: no run is tracked there"
+    )
+    mlflow_experiment: str = Field("trainer", min_length=1, description="MLflow: the experiment of the run")
+    mlflow_model: str = Field("", description="MLflow: register the best net as models:/THIS@alias; empty: do not")
+    mlflow_alias: str = Field("candidate", min_length=1, description="MLflow: the alias that the new version gets")
     log_interval: int = Field(10, ge=1, description="steps between two looks at the loss")
 
     def net_args(self) -> dict[str, Any]:

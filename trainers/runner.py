@@ -32,6 +32,7 @@ from trainers.data.reading import Skipped, read_data, read_unlabelled_data
 from trainers.data.sample_lists import read_lists
 from trainers.head_fitting import fit_new_head
 from trainers.hooks import TrainingHooks
+from trainers.reporting.mlflow_tracker import MlflowTracker, check_installed
 from trainers.reporting.reporter import Reporter, log_nothing
 from trainers.reporting.run_summary import build_report, finish
 from trainers.reporting.tensorboard_logger import TrainingLogger
@@ -111,6 +112,7 @@ def run_rank(
     if checkpoint is not None:
         config = continued(config, checkpoint, log)
     if world.is_main:
+        check_installed(config)
         check_writable(config.save_path, *([config.log_path] if config.is_tensorboard else []))
     with alone(config.save_path) if world.is_main else nullcontext():
         return _train(config, runtime, checkpoint, log, earlier, hooks or TrainingHooks())
@@ -160,6 +162,7 @@ def fit_and_report(config: Config, trainer: Trainer, skipped: Skipped, log: Log,
                     finish(report, config, trainer, log)
                 except OSError as error:
                     print(f"train.py: {config.save_path}: cannot write the report: {error.strerror}", file=sys.stderr)
+                trainer.reporter.tracker.end(config, report.status, trainer.state.metadata.to_dict())
         trainer.reporter.logger.close()
     if status != "failed":
         world.barrier()  # nobody leaves while rank 0 writes: leaving early looks like a failure
@@ -233,7 +236,10 @@ def _prepare_trainer(
         purge_step=None if begins else first_step_to_log(progress),
         log=log,
     )
-    reporter = Reporter(log, logger, show_progress=True)
+    tracker = MlflowTracker(bool(config.mlflow_tracking_uri) and runtime.world.is_main, log, progress.mlflow_run)
+    tracker.begin(config, Path(progress.log_dir).name)
+    progress.mlflow_run = tracker.run_id
+    reporter = Reporter(log, logger, show_progress=True, tracker=tracker)
     trainer = build_trainer(
         config,
         net,

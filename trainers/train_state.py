@@ -37,6 +37,7 @@ class Progress:
     validation_seconds: float = 0.0
     pictures_trained: int = 0
     log_dir: str = ""
+    mlflow_run: str = ""
     start_sha256: str = ""  # of the weights that a "finetune" or "update" started from; "" in older checkpoints
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"train": [], "val": []})
 

@@ -187,6 +187,8 @@ class Trainer:
         self.saver.save_last()
         self.reporter.logger.scalars({"train/epoch_loss": train_loss}, progress.step)
         self.reporter.logger.flush()
+        point = progress.curves["val"][-1] if result is not None else {"train_loss": train_loss}
+        self.reporter.tracker.epoch(point, progress.epoch)
         self.reporter.log(f"{line}  {progress.images_per_second():.0f} img/s")
         if result is not None:
             self.epoch_ended(result)

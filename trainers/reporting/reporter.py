@@ -1,4 +1,4 @@
-"""The output of a training while it runs: lines of text, TensorBoard, and progress bars."""
+"""The output of a training while it runs: lines of text, TensorBoard, MLflow, and progress bars."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from artifacts.metadata import ModelMetadata
 from trainers.errors import TrainingError
 from trainers.evaluation.validation import Validation
+from trainers.reporting.mlflow_tracker import MlflowTracker
 from trainers.reporting.tensorboard_logger import TrainingLogger
 from trainers.tasks.base import Batch, Task
 
@@ -27,6 +28,7 @@ class Reporter:
     log: Callable[[str], None] = log_nothing
     logger: TrainingLogger = field(default_factory=lambda: TrainingLogger("", enabled=False))
     show_progress: bool = False
+    tracker: MlflowTracker = field(default_factory=MlflowTracker)
     _warned_in: int = field(default=-1, init=False)  # epoch
 
     def warn(self, task: Task, terms: dict[str, float], epoch: int, step: int) -> None:
