@@ -22,6 +22,7 @@ from common.formatting import first_line
 from configs.schema import Config
 
 INSTALL = "pip install -r requirements-mlflow.txt"
+PLACES = ("epoch", "step")  # of a point of a curve, beside its numbers
 REPORTS = ("report.json", "report.html")
 SQLITE = "sqlite:///"
 ARTEFACTS = "mlflow-artifacts"  # beside a data base
@@ -98,7 +99,7 @@ class MlflowTracker:
         """Add the numbers of an epoch, counted from 1."""
         entities, now = importlib.import_module("mlflow.entities"), int(1000 * time.time())
         numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
-        metrics = [entities.Metric(key, value, now, epoch) for key, value in numbers.items() if key != "epoch"]
+        metrics = [entities.Metric(key, value, now, epoch) for key, value in numbers.items() if key not in PLACES]
         self._client.log_batch(self.run_id, metrics=metrics)
 
     @while_answering
