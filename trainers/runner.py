@@ -236,10 +236,7 @@ def _prepare_trainer(
         purge_step=None if begins else first_step_to_log(progress),
         log=log,
     )
-    tracker = MlflowTracker(bool(config.mlflow_tracking_uri) and runtime.world.is_main, log, progress.mlflow_run)
-    tracker.begin(config, Path(progress.log_dir).name)
-    progress.mlflow_run = tracker.run_id
-    reporter = Reporter(log, logger, show_progress=True, tracker=tracker)
+    reporter = Reporter(log, logger, show_progress=True, tracker=_begin_tracking(config, progress, runtime.world, log))
     trainer = build_trainer(
         config,
         net,
@@ -258,6 +255,14 @@ def _prepare_trainer(
     hooks.training_ready(trainer)
     trainer.epoch_ended = functools.partial(hooks.epoch_ended, trainer)
     return trainer
+
+
+def _begin_tracking(config: Config, progress: Progress, world: World, log: Log) -> MlflowTracker:
+    """Return the tracker of a training, whose run goes on where the progress names one."""
+    tracker = MlflowTracker(bool(config.mlflow_tracking_uri) and world.is_main, log, progress.mlflow_run)
+    tracker.begin(config, Path(progress.log_dir).name)
+    progress.mlflow_run = tracker.run_id
+    return tracker
 
 
 def _load(trainer: Trainer, checkpoint: Checkpoint, log: Log) -> None:

@@ -53,10 +53,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeClient]:
     """Put a stand-in in the place of MLflow."""
     modules = {"mlflow": ModuleType("mlflow"), "mlflow.tracking": ModuleType("mlflow.tracking")}
     modules |= {name: ModuleType(name) for name in ("mlflow.entities", "mlflow.exceptions")}
-    modules["mlflow.tracking"].MlflowClient = FakeClient  # type: ignore[attr-defined]
-    modules["mlflow.entities"].Param = lambda key, value: (key, value)  # type: ignore[attr-defined]
-    modules["mlflow.entities"].Metric = lambda *values: values  # type: ignore[attr-defined]
-    modules["mlflow.exceptions"].MlflowException = Missing  # type: ignore[attr-defined]
+    modules["mlflow.tracking"].MlflowClient = FakeClient
+    modules["mlflow.entities"].Param = lambda key, value: (key, value)
+    modules["mlflow.entities"].Metric = lambda *values: values
+    modules["mlflow.exceptions"].MlflowException = Missing
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     for name in mlflow_tracker.SETTINGS:

@@ -24,7 +24,7 @@ from datasets.records import Record, value
 from datasets.unpacking import unpack
 from deploy.inference.decision import ACCEPTED
 from projects.audit import breaks_promise, draw_audit, mixed
-from projects.data import find_data, pattern_of
+from projects.data import find_data
 from projects.errors import ProjectError
 from projects.loop import answering_runs, decided, refuted
 from projects.models import Data, Project, Run
@@ -46,15 +46,13 @@ def take_in(work: Work, data: Data) -> Done:
     project = work.project()
     if project.tool.label.type not in ("", "CLASS"):
         raise ProjectError(f"the loop labels classes, and update project/label says {project.tool.label.type}")
-    _category(project)
+    _category(work, project)
     for kind in ("test", "val"):
         if isinstance(held := getattr(project.dataset, kind), Data):
             work.listed(kind, held)  # so that its images are known
     folder = work.batch(data)
     with writing(folder):
-        found = unpack(
-            pattern_of(data.address), folder / IMAGES, needs_label=False, known=frozenset(work.known(folder))
-        )
+        found = unpack(work.pattern(data), folder / IMAGES, needs_label=False, known=frozenset(work.known(folder)))
     did = f"{data.tag}: took in {counted(len(found.labels), 'image')}"
     because = f"{found.known} were known before, {len(found.unreadable)} cannot be read"
     return Done(did, because, {"images": len(found.labels)})
@@ -100,7 +98,7 @@ def pick(work: Work, data: Data) -> Done:
         shutil.rmtree(target, ignore_errors=True)  # what a killed process has left half written
         files = [f"{IMAGES}/{image}" for image in mixed(picked, audit, SEED, _seed_of(task))]
         with writing(target):
-            write_picks(folder, files, target, _category(project), MAX_PIXELS)
+            write_picks(folder, files, target, _category(work, project), MAX_PIXELS)
     _write_table(target / PICKS_TABLE, [pool[image] for image in picked])
     write_result(folder / PICKS, {"picked": picked, "audit": audit})
     command = f"python -m tools.antgo label/start --src {target} --tgt {work.folder / 'label' / task}"
@@ -122,7 +120,7 @@ def read_labels(work: Work, data: Data) -> Done:
     records = {Path(value(each, "image_file")).name: each for each in found if value(each, "image_label") != NO_LABEL}
     if strange := records.keys() - {*laid_out["picked"], *laid_out["audit"]}:
         raise ProjectError(f"{file}: {min(strange)} was not laid out to label; label the folder again")
-    category = _category(project)
+    category = _category(work, project)
     audited = [image for image in laid_out["audit"] if image in records]
     wrong = sum(accepted[image]["class"] != _class_of(records[image], category) for image in audited)
     is_refuted = breaks_promise(wrong, len(audited), predictions["target_risk"])
@@ -233,10 +231,10 @@ def _packed(
     return find_data(task, str(target / f"{task}-*"), None)
 
 
-def _category(project: Project) -> list[str]:
+def _category(work: Work, project: Project) -> list[str]:
     """Return the project's classes: those of its labelled data, else those that people label. Raises ProjectError."""
     labels, named = [data for data in project.dataset.train.label if data.status], project.tool.label.category
-    found = list(find_pack(pattern_of(labels[0].address)).category) if labels else named
+    found = list(find_pack(work.pattern(labels[0])).category) if labels else named
     if not found:
         raise ProjectError("nothing names the classes to label: update project/label --config F")
     if named and set(named) != set(found):

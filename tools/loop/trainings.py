@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import UserError
 from configs.schema import Config
 from data_loader.packs import find_pack
+from data_loader.remote_packs import is_address
 from datasets.unpacking import join_packs, pack_key
 from projects.data import pattern_of
 from projects.engines import has_vanished
@@ -70,7 +71,9 @@ def data_flags(work: Work, project: Project, stage: str, method: Method) -> list
     """Return the flags of the experiment's program that name the project's data and settings. Raises UserError."""
     train, val = project.dataset.train, project.dataset.val
     labels = [data for data in train.label if data.status]
-    category = find_pack(pattern_of(labels[0].address)).category
+    category = find_pack(
+        work.pattern(val if isinstance(val, Data) else labels[0])
+    ).category  # of what is fetched anyway
     values: dict[str, Any] = {
         "train_data_root_dir": "",
         "train_data_file": _pattern(work, labels, "label", method),
@@ -111,12 +114,13 @@ def our_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pattern(work: Work, rows: list[Data], kind: str, method: Method) -> str:
     """Return the one pack of some data, joined where there are several. Raises ProjectError, DatasetError."""
-    patterns = [pattern_of(data.address) for data in rows]
-    if len(patterns) == 1:
-        return patterns[0] if method in ELSEWHERE else str(Path(patterns[0]).absolute())
+    pattern = pattern_of(rows[0].address)
+    if len(rows) == 1:
+        return pattern if method in ELSEWHERE or is_address(pattern) else str(Path(pattern).absolute())
     if method in ELSEWHERE:
         hint = "pack them together, and put that pack where the jobs find it"
-        raise ProjectError(f"{len(patterns)} packs of {kind}, and jobs by {method} cannot join them: {hint}")
+        raise ProjectError(f"{len(rows)} packs of {kind}, and jobs by {method} cannot join them: {hint}")
+    patterns = [work.pattern(data) for data in rows]
     key = pack_key(*map(find_pack, patterns))
     return join_packs(patterns, work.folder / "dataset" / kind / f"{JOINED}-{key}", JOINED)
 

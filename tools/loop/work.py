@@ -13,6 +13,7 @@ from common.atomic_io import writing
 from common.formatting import counted
 from common.paths import ROOT
 from data_loader.packs import find_pack
+from data_loader.remote_packs import local_pattern
 from datasets.files import ANNOTATION
 from datasets.unpacking import Unpacked, pack_key, unpack
 from projects.book import Book
@@ -98,9 +99,13 @@ class Work:
             raise ProjectError(f"{main}: the experiment is not here (current folder {Path.cwd()})")
         return main
 
+    def pattern(self, data: Data) -> str:
+        """Return the pattern of data on the disk; those at an address are fetched. Raises ListError."""
+        return local_pattern(pattern_of(data.address), str(self.folder / "dataset"))
+
     def listed(self, kind: str, data: Data) -> Path:
         """Return a list of labelled images of the project, unpacked where they are not yet. Raises UserError."""
-        pattern = pattern_of(data.address)
+        pattern = self.pattern(data)
         folder = self.folder / "dataset" / kind / pack_key(find_pack(pattern))
         if not (folder / LIST).is_file():
             with writing(folder):
