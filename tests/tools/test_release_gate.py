@@ -84,3 +84,11 @@ def test_mistakes_are_sentences(folder: Path, capsys: pytest.CaptureFixture[str]
     save_checkpoint(Checkpoint(checkpoint.config, features, checkpoint.net), folder / "features.pth")
     assert run(folder, "old.pth", "features.pth") == 2
     assert "features.pth: the comparison is of one class for an image, and this net gives" in capsys.readouterr().err
+
+
+def test_an_equal_net_may_replace_the_old_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "new.pth", "new.pth") == 1
+    assert run(folder, "new.pth", "new.pth", "--gate", "equal") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "not worse: replace"
+    assert run(folder, "new.pth", "old.pth", "--gate", "equal") == 1
+    assert "it is worse with confidence 0.95: of 40 images" in " ".join(capsys.readouterr().out.split())

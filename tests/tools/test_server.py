@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +28,7 @@ from common.paths import ROOT
 from datasets.files import read_annotations, write_annotations
 from projects.book import Book
 from projects.jobs import Job, read_job
-from projects.models import Project, Run
+from projects.models import Data, Project, Run
 from projects.run_state import write_state
 from tests.conftest import slow_but
 from tests.helpers.exported import paint
@@ -404,10 +407,25 @@ def test_one_server_looks_at_a_root(work: Path, capfd: pytest.CaptureFixture[str
     with lock_file(Path("out/.server.lock")):
         command = [sys.executable, "-m", "tools.antgo", "server", "--root", "out", "--once"]
         done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    hint = "another server is looking there; end it, or name another --root"
-    assert (done.returncode, done.stderr) == (2, f"server: out: {hint}\n")
+    assert (done.returncode, done.stderr) == (2, "server: out: another server is looking there; end it first\n")
     assert antgo.main(["server", "--root", "s3://bucket/out"]) == 2
     assert "the loop needs a folder; copy or mount the address" in capfd.readouterr().err
+
+
+def test_it_looks_again_until_a_signal_comes(work: Path) -> None:
+    with Book().changing("birds") as project:
+        project.dataset.train.label = []
+    command = [sys.executable, "-m", "tools.antgo", "server", "--root", "out", "--interval", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while not Path("out/.server.lock").exists():
+            time.sleep(0.05)
+        with Book().changing("birds") as project:
+            project.product, project.dataset.train.label = "", [Data(tag="a", num=1, address="packs/A-*")]
+        assert "there is no product: add product --exp E" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 128 + signal.SIGTERM
 
 
 def test_projects_without_auto_are_left_alone(work: Path) -> None:

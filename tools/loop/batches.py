@@ -47,9 +47,10 @@ def take_in(work: Work, data: Data) -> Done:
     if project.tool.label.type not in ("", "CLASS"):
         raise ProjectError(f"the loop labels classes, and update project/label says {project.tool.label.type}")
     _category(work, project)
-    for kind in ("test", "val"):
-        if isinstance(held := getattr(project.dataset, kind), Data):
-            work.listed(kind, held)  # so that its images are known
+    others = [("label", each) for each in project.dataset.train.label]
+    others += [(kind, each) for kind in ("test", "val") if isinstance(each := getattr(project.dataset, kind), Data)]
+    for kind, each in others:
+        work.listed(kind, each)  # so that its images are known
     folder = work.batch(data)
     with writing(folder):
         found = unpack(work.pattern(data), folder / IMAGES, needs_label=False, known=frozenset(work.known(folder)))

@@ -23,17 +23,18 @@ def look(work: Work) -> bool:
     watch(work.book, work.name, problems.append)
     for problem in problems:
         _print(problem, is_mistake=True)
-    refused: set[tuple[str, Step | None]] = set()
-    while tasks := [task for task in next_tasks(work.project(), work.finished()) if _key(task) not in refused]:
+    tried: set[tuple[str, Step | None]] = set()
+    while tasks := [task for task in next_tasks(work.project(), work.finished()) if _key(task) not in tried]:
         task = tasks[0]
+        tried.add(_key(task))
         try:
             done = _do(work, task)
         except UserError as error:
-            refused.add(_key(task))
+            problems.append(str(error))
             _refuse(work, task, error)
         else:
             _enter(work, task, done)
-    return not problems and not refused
+    return not problems
 
 
 def _do(work: Work, task: Task) -> Done:

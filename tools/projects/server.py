@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tools.loop.work import Options
 
 PORT, PORT_FLAG = 8091, "--port"
-LOCK = ".server.lock"  # in root, while a server looks
+LOCK = ".server.lock"  # in root and in the projects' folder, while a server looks
 INTERVAL_S, RISK = 600, 0.05
 
 
@@ -56,21 +56,22 @@ def run(args: argparse.Namespace) -> int:
     if "://" in args.root:
         raise ProjectError(f"--root {args.root}: the loop needs a folder; copy or mount the address, and name its path")
     root = Path(args.root)
-    check_folder(root)
-    with writing(root):
-        root.mkdir(parents=True, exist_ok=True)
+    for folder in (root, args.home):
+        check_folder(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     from tools.loop.work import Options  # late: --help and mistakes answer without torch
 
     options = Options(root, args.target_risk, args.gate, args.gpu_id)
     try:
-        with lock_file(root / LOCK), ended_by_signals():
+        with lock_file(root / LOCK), lock_file(args.home / LOCK), ended_by_signals():
             while True:
                 code = look_at_all(Book(args.home), options)
                 if args.once:
                     return code
                 time.sleep(args.interval)
     except BlockingIOError as error:
-        raise ProjectError(f"{root}: another server is looking there; end it, or name another --root") from error
+        raise ProjectError(f"{Path(error.filename).parent}: another server is looking there; end it first") from error
 
 
 def look_at_all(book: Book, options: Options) -> int:

@@ -139,3 +139,19 @@ def test_mistakes_are_sentences(folder: Path, tmp_path: Path, capsys: pytest.Cap
         capsys, *features, "--strategy", "margin"
     )
     assert select.main(list(map(str, [*features, "--strategy", "coreset"]))) == 0
+
+
+def test_stages_of_a_project_are_read_from_a_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = {"sampling_num": 3, "sampling_fn": [{"type": "doubt", "sampling_num": 6}, {"type": "kcenter"}]}
+    file = tmp_path / "stages.json"
+    file.write_text(json.dumps(stages), encoding="utf-8")
+    assert run(folder, tmp_path / "picks", "--sampling_fn", file, "--labelled", folder / "labelled.txt") == 0
+    how = "the lowest highest scores, then the features farthest from what has labels"
+    assert capsys.readouterr().out == f"{tmp_path}/picks: 3 of 10 images, {how}\n"
+    flags = ("--weights", folder / "net.pth", "--unlabelled", folder / "images", "--output", tmp_path / "more")
+    assert "leave out --num and --strategy" in mistake(capsys, *flags, "--sampling_fn", file, "--num", 3)
+    file.write_text("[]", encoding="utf-8")
+    assert "expected a JSON object with sampling_fn" in mistake(capsys, *flags, "--sampling_fn", file)
+    assert "none.json: cannot read it" in mistake(capsys, *flags, "--sampling_fn", tmp_path / "none.json")
