@@ -37,7 +37,6 @@ from tools.select.picks import write_picks
 
 PREDICTIONS, PICKS, POOL, SELECTED = "predictions.json", "picks.json", "pool", "selected"
 PICKS_TABLE, COLUMNS = "picks.csv", ("image", "class", "score", "uncertainty")
-SHUFFLED = "uniform"  # the one sampling that needs no net
 SEED = 0
 
 
@@ -65,6 +64,7 @@ def predict(work: Work, data: Data) -> Done:
     done, (answering, voters) = decided(project), answering_runs(project)
     images = sorted(path.name for path in (folder / IMAGES).iterdir())
     accepted, doubtful, because = [], [{"image": image} for image in images], "there is no net yet"
+    state: Mapping[str, Any] = {}
     if answering is not None:
         state = done[answering.name][Step.CALIBRATE]
         answers = {run.name: _answers(work, folder, run, done[run.name][Step.CALIBRATE]) for run in voters}
@@ -79,7 +79,8 @@ def predict(work: Work, data: Data) -> Done:
             because = f"{answering.name} has no calibration that could be relied on, so everything is doubtful"
     exp = answering.exp if answering else project.product or work.name
     result: dict[str, Any] = {"task": _new_task(folder, exp), "accepted": accepted, "doubtful": doubtful}
-    result |= {"net": answering.name if answering else "", "target_risk": work.options.target_risk}
+    result |= {"net": answering.name if answering else "", "val": state.get("val", "")}
+    result["target_risk"] = work.options.target_risk
     write_result(folder / PREDICTIONS, result)
     did = f"{data.tag}: {counted(len(accepted), 'image')} accepted, {len(doubtful)} doubtful"
     return Done(did, because, {"net": result["net"]})
@@ -90,10 +91,14 @@ def pick(work: Work, data: Data) -> Done:
     project, folder = work.project(), work.batch(data)
     predictions = read_result(folder / PREDICTIONS)
     task, pool = predictions["task"], {row["image"]: row for row in predictions["doubtful"]}
-    audit = draw_audit([row["image"] for row in predictions["accepted"]], SEED, _seed_of(task))
-    if not pool and not audit:
-        return Done(f"{data.tag}: picked nothing", "no image is doubtful", {"task": ""})
-    picked = _picked(work, project, data, list(pool), predictions["net"]) if pool else []
+    if not pool and not predictions["accepted"]:
+        return Done(f"{data.tag}: picked nothing", "no image is there", {"task": ""})
+    if not (folder / PICKS).is_file():
+        picked = _picked(work, project, data, list(pool), predictions["net"]) if pool else []
+        audit = draw_audit([row["image"] for row in predictions["accepted"]], SEED, _seed_of(task))
+        write_result(folder / PICKS, {"picked": picked, "audit": audit})
+    laid_out = read_result(folder / PICKS)
+    picked, audit = laid_out["picked"], laid_out["audit"]
     target = work.folder / "activelearning" / task
     if not (target / ANNOTATION).exists():
         shutil.rmtree(target, ignore_errors=True)  # what a killed process has left half written
@@ -101,7 +106,6 @@ def pick(work: Work, data: Data) -> Done:
         with writing(target):
             write_picks(folder, files, target, _category(work, project), MAX_PIXELS)
     _write_table(target / PICKS_TABLE, [pool[image] for image in picked])
-    write_result(folder / PICKS, {"picked": picked, "audit": audit})
     command = f"python -m tools.antgo label/start --src {target} --tgt {work.folder / 'label' / task}"
     did = f"{data.tag}: laid out {counted(len(picked), 'image')} to label and {len(audit)} for the audit between them"
     return Done(f"{did}; label them: {command}", f"{len(pool)} are doubtful", {"task": task})
@@ -139,8 +143,7 @@ def read_labels(work: Work, data: Data) -> Done:
     did = f"{data.tag}: added {counted(len(labels), 'label')} and, apart, {counted(len(pseudo), 'pseudo-label')}"
     because = f"{wrong} of {len(audited)} audited predictions are wrong"
     if is_refuted:
-        net = predictions["net"]
-        values["refuted"] = decided(project)[net][Step.CALIBRATE]["val"]
+        values["refuted"] = predictions["val"]
         because += ", more than the promised risk explains: nothing is accepted until val has other data (del val, add "
         because += "val), on which the nets are calibrated anew"
     return Done(did, because, values, change)
