@@ -10,10 +10,12 @@ from typing import Any
 from artifacts.hub_folder import hub_config
 from configs.rules import NET, Problem
 from configs.schema import Config
+from nets.net_interface import declared_task
 from nets.support.timm_names import NOT_INSTALLED, PREFIX, is_installed, is_timm
 
 MODULE = "timm_module"
 RESIZE = {"center": "crop", "squash": "squash", "border": "letterbox"}  # timm's crop_mode: ours
+DENSE_TASKS = ("segmentation", "change_detection", "detection")  # of nets around a backbone
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 
 
@@ -63,8 +65,9 @@ def with_published_preprocess(config: Config) -> Config:
 def published_preprocess(config: Config) -> dict[str, Any]:
     """Return height, width, mean, std, resize and interpolation that the weights of timm's net were published with.
 
-    They are those of the config.json beside the weights, else of timm's own record of the net. {} for another net, for
-    weights that are no file, and for a checkpoint of this program. Raises CheckpointError, NetError.
+    They are those of the config.json beside the weights, else of timm's own record of the net. Of a backbone under
+    masks or boxes mean and std alone: its size is that of whole images, whose borders "crop" would cut off. {} for
+    another net, for weights that are no file, and for a checkpoint of this program. Raises CheckpointError, NetError.
     """
     name, file = timm_name(config), config.start_weights()
     if not name or not config.starts_from_file() or not file.exists():
@@ -77,7 +80,10 @@ def published_preprocess(config: Config) -> dict[str, Any]:
         if is_checkpoint(file):
             return {}
         values = pretrained_cfg(name)
-    return _as_ours(values)
+    ours = _as_ours(values)
+    if declared_task(config.model_module_name, config.model_net_name) in DENSE_TASKS:
+        return {key: value for key, value in ours.items() if key in ("mean", "std")}
+    return ours
 
 
 def _as_ours(values: dict[str, Any]) -> dict[str, Any]:
