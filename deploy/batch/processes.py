@@ -57,12 +57,15 @@ def run_processes(
             time.sleep(POLL_S)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
-                if _is_done(child, log):
+                said = _printed(child)
+                for line in said:
+                    log(f"shard {child.shard}: {line}")
+                if _is_done(child):
                     continue
                 has_grown = _size(output, child.shard) > child.size_before
                 deaths[child.shard] = 1 if has_grown else deaths[child.shard] + 1
                 if deaths[child.shard] == MOST_DEATHS:
-                    raise BatchError(f"shard {child.shard}: {MOST_DEATHS} processes in turn died before a prediction")
+                    raise BatchError(f"shard {child.shard}: {died(MOST_DEATHS, said[-1] if said else '')}")
                 log(f"shard {child.shard}: its process was ended ({child.process.returncode}); another goes on")
                 waiting.append(child.shard)
 
@@ -73,18 +76,26 @@ def _first_free(waiting: Iterable[Shard], output: Path) -> Shard | None:
 
 
 def _start(flags: Sequence[str], output: Path, shard: Shard) -> Child:
-    printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_is_done` or `_stop`
+    printed = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_printed` or `_stop`
     command = [sys.executable, str(PROGRAM), *flags, "--output", str(output), "--quiet", "--shard", str(shard)]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT)
     return Child(process, shard, printed, _size(output, shard))
 
 
-def _is_done(child: Child, log: Callable[[str], None]) -> bool:
-    """Log what an ended process printed; return whether its shard is done. Raises BatchError for a mistake."""
+def died(count: int, said: str) -> str:
+    """Return why a shard is given up; `said` is the last line of the last one that died."""
+    return f"{count} in turn died before a prediction; the last one said: {said or 'nothing'}"
+
+
+def _printed(child: Child) -> list[str]:
+    """Return the lines that an ended process has printed."""
     with child.printed as printed:
         printed.seek(0)
-        for line in printed.read().decode("utf-8", "replace").splitlines():
-            log(f"shard {child.shard}: {line}")
+        return printed.read().decode("utf-8", "replace").splitlines()
+
+
+def _is_done(child: Child) -> bool:
+    """Return whether an ended process's shard is done. Raises BatchError for a mistake."""
     code = child.process.returncode
     if 1 < code <= SIGNALLED:
         raise BatchError(f"shard {child.shard} ended with exit code {code}; what is predicted is kept")

@@ -16,7 +16,7 @@ from typing import Any
 import inference
 from common.errors import UserError
 from common.formatting import first_line
-from deploy.batch.processes import MOST_DEATHS, POLL_S, SIGNALLED, BatchError
+from deploy.batch.processes import MOST_DEATHS, POLL_S, SIGNALLED, BatchError, died
 from deploy.inference.shard_file import is_in_use
 from deploy.inference.shards import Shard, shard_of
 
@@ -76,8 +76,7 @@ def _predict(row: dict[str, Any], flags: Sequence[str], output: Path, folder: Pa
     size = path.stat().st_size if path.exists() else 0
     deaths, said = _deaths_before(tries, size)
     if deaths >= MOST_DEATHS:
-        error = f"{deaths} workers in turn died before a prediction; the last one said: {said or 'nothing'}"
-        return {**row, "code": SIGNALLED, "error": error}
+        return {**row, "code": SIGNALLED, "error": died(deaths, said)}
     with tries.open("a", encoding="utf-8") as file:
         file.write(f"{START}{size}\n")
     try:

@@ -18,7 +18,7 @@ from tools.projects.watching import watch
 
 
 def look(work: Work) -> bool:
-    """Do what can be done for a project; return whether all went well. Raises ProjectError, Stopped, OSError."""
+    """Do what can be done for a project; return whether all went well. Raises ProjectError, Stopped."""
     problems: list[str] = []
     watch(work.book, work.name, problems.append)
     for problem in problems:
@@ -29,7 +29,7 @@ def look(work: Work) -> bool:
         tried.add(_key(task))
         try:
             done = _do(work, task)
-        except UserError as error:
+        except (UserError, OSError) as error:
             problems.append(str(error))
             _refuse(work, task, error)
         else:
@@ -57,7 +57,7 @@ def _enter(work: Work, task: Task, done: Done) -> None:
     _print(f"{work.name}: {task.event}: {done.did}, because {done.because}")
 
 
-def _refuse(work: Work, task: Task, error: UserError) -> None:
+def _refuse(work: Work, task: Task, error: Exception) -> None:
     """Print why a task cannot be done, and enter it where the newest decision of the task does not say the same."""
     _print(f"{work.name}: {task.of}: {error}", is_mistake=True)
     row = {"event": task.event, "did": "nothing", "because": str(error), "of": task.of, "refused": str(task.step or "")}

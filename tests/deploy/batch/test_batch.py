@@ -112,7 +112,7 @@ def test_ray_workers_that_are_killed(images: Path) -> None:
     [
         (
             'print("no room", flush=True); os.kill(os.getpid(), 9)',
-            "shard 1/1: 3 workers in turn died before a prediction; the last one said: no room",
+            "shard 1/1: 3 in turn died before a prediction; the last one said: no room",
         ),
         ('print("no net", file=sys.stderr); return 2', "shard 1/1: it ended with exit code 2: no net"),
         ('raise KeyError("a")', "shard 1/1: KeyError: 'a'"),
@@ -130,7 +130,10 @@ def test_ray_gives_up_a_shard_whose_workers_only_die(images: Path, program: str,
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("import os; os.kill(os.getpid(), 9)", "shard 1/8: 3 processes in turn died before a prediction"),
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            "shard 1/8: 3 in turn died before a prediction; the last one said: nothing",
+        ),
         ("raise SystemExit(2)", "shard 1/8 ended with exit code 2; what is predicted is kept"),
         ("raise SystemExit(0)", None),
     ],
