@@ -48,7 +48,10 @@ PROJECT_VERBS = {  # most are of two words, such as `create mvp`; with their mod
     "log": ("log", "of a job, followed"),
     "stop": ("stop", "a job, which saves before it ends"),
     "submitter": ("submitter", "where jobs are submitted to: template, update, ls, select, activate"),
-    "server": ("server", "--page: a page of all projects, their runs compared, and decisions"),
+    "server": (
+        "server",
+        "--root R: the loop of projects; --page: a page of them, their runs compared, and decisions",
+    ),
     "show": ("show", "projects, their runs, the best: project, exp, best"),
 }
 
