@@ -156,8 +156,10 @@ def test_a_pack_in_s3_is_streamed_by_a_process_and_its_forks(
     tmp_path: Path, server: FolderServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boto3 = pytest.importorskip("boto3")
-    for module in ("s3fs", "moto.server", "flask"):
+    for module in ("moto.server", "flask"):
         pytest.importorskip(module)
+    system = pytest.importorskip("s3fs").S3FileSystem
+    system.clear_instance_cache()  # which keep the endpoint of their time
     with moto_server() as port:
         for name, value in environment(f"http://127.0.0.1:{port}").items():
             monkeypatch.setenv(name, value)
@@ -168,6 +170,7 @@ def test_a_pack_in_s3_is_streamed_by_a_process_and_its_forks(
         assert content_of(names(pattern)[0]) == (tmp_path / "set/0.png").read_bytes()
         with multiprocessing.get_context("fork").Pool(2) as pool:
             found = pool.map(content_of, names(pattern), chunksize=1)
+        system.clear_instance_cache()
     assert found == [(tmp_path / f"set/{number}.png").read_bytes() for number in range(RECORDS)]
     assert len(there(pattern)) <= MOST
 
