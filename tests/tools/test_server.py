@@ -27,6 +27,7 @@ from common.file_lock import lock_file
 from common.paths import ROOT
 from datasets.files import read_annotations, write_annotations
 from projects.book import Book
+from projects.errors import ProjectError
 from projects.jobs import Job, read_job
 from projects.models import Data, Project, Run
 from projects.run_state import write_state
@@ -36,6 +37,7 @@ from tests.helpers.jobs import commit_all
 from tests.helpers.person import label_as_a_person
 from tools import antgo, child_programs
 from tools.loop import nets
+from tools.loop.trainings import our_settings
 from tools.projects import submit
 
 NAMES = ("red", "green", "blue")
@@ -400,6 +402,19 @@ def test_a_distillation_and_a_training_without_labels_have_their_settings(work: 
     assert wanted | {f"unlabelled_data_file={packs}/pond-*-tfrecord"} < set(words["semi"])
     teacher = json.dumps([birds().exp["small"][0].checkpoint])
     assert {"distill_method=review", f"distill_from={teacher}"} < set(words["distillation"])
+
+
+def test_settings_of_the_methods() -> None:
+    antgo_keys = {"kd_loss_weight": 2.0, "channels": [1], "ema": 0.9, "samples_per_gpu": [8, 20]}
+    ours = {"distill_weight": 2.0, "ema_decay": 0.9, "batch_size": 8, "unlabelled_per_labelled": 2}
+    assert our_settings(antgo_keys) == ours and our_settings({"mpl_threshold": 0.5}) == {"mpl_threshold": 0.5}
+    for settings, message in (
+        ({"samples_per_gpu": [0, 8]}, "samples_per_gpu must be two numbers from 1, got [0, 8]"),
+        ({"treshold": 0.5}, '"treshold" is no key of a config, nor one of antgo that is known'),
+    ):
+        with pytest.raises(ProjectError) as caught:
+            our_settings(settings)
+        assert str(caught.value) == f"settings of the method: {message}"
 
 
 def test_one_server_looks_at_a_root(work: Path, capfd: pytest.CaptureFixture[str]) -> None:

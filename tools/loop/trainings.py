@@ -90,8 +90,10 @@ def data_flags(work: Work, project: Project, stage: str, method: Method) -> list
     if stage == DISTILLATION:
         if method in ELSEWHERE:
             raise ProjectError(f"distillation by {method}: the experts' checkpoints are not there; use another method")
+        if (name := project.tool.distillation.method) not in METHODS:
+            raise ProjectError(f'distillation: no method "{name}"; known: {", ".join(METHODS)}')
         teachers = [str(Path(run.checkpoint).absolute()) for run in experts_of(project)]
-        values |= {"distill_from": teachers, "distill_method": METHODS[project.tool.distillation.method]}
+        values |= {"distill_from": teachers, "distill_method": METHODS[name]}
         values |= our_settings(project.tool.distillation.config)
     flags = []
     for key, value in values.items():
@@ -103,8 +105,12 @@ def our_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a method as keys of a config of ours; antgo's keys are known, too. Raises ProjectError."""
     found: dict[str, Any] = {}
     for key, value in config.items():
-        if key == "samples_per_gpu" and isinstance(value, list) and len(value) == 2:
-            found |= {"batch_size": value[0], "unlabelled_per_labelled": value[1] // value[0]}
+        if key == "samples_per_gpu":
+            if not (
+                isinstance(value, list) and len(value) == 2 and all(type(each) is int and each > 0 for each in value)
+            ):
+                raise ProjectError(f"settings of the method: samples_per_gpu must be two numbers from 1, got {value!r}")
+            found |= {"batch_size": value[0], "unlabelled_per_labelled": max(1, value[1] // value[0])}
         elif OURS.get(key, key) in Config.model_fields:
             found[OURS.get(key, key)] = value
         elif key not in FOUND:
