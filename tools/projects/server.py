@@ -40,8 +40,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     wait = f"seconds between two looks (default {INTERVAL_S})"
     add("--interval", type=number(1, 10**6), default=INTERVAL_S, metavar="S", help=wait)
     add("--once", action="store_true", help="look once, as for cron")
-    what = "which net becomes the best: one that is better (default), or one that is not worse, too"
-    add("--gate", choices=(BETTER, EQUAL), default=BETTER, help=what)
+    takes = "which net becomes the best: one that is better (default), or one that is not worse, too"
+    add("--gate", choices=(BETTER, EQUAL), default=BETTER, help=takes)
     risk = f"share of wrong predictions among the accepted (default {RISK})"
     add("--target-risk", type=number(0.001, 0.5), default=RISK, metavar="P", help=risk)
     add("--gpu-id", default="", metavar="N", help="of trainings and nets: -1 for the CPU (default: the project's GPUs)")
