@@ -42,6 +42,13 @@ def check_folder(folder: Path) -> None:
         raise ResultsError(f"{folder}: no permission to write there")
 
 
+def check_spares(output: Path | None, *inputs: Path | None) -> None:
+    """Raise ResultsError where the file to write is one of those that are read, also by a link or another name."""
+    for file in inputs:
+        if output and file and output.exists() and file.exists() and output.samefile(file):
+            raise ResultsError(f"{output}: it is read here, and would be written over; choose another file")
+
+
 @contextmanager
 def atomic_path(
     target: Path, *, durable: bool = True, before_replace: Callable[[], None] | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from artifacts.formats import artifact_kind
-from common.atomic_io import check_folder, write_atomic, writing
+from common.atomic_io import check_folder, check_spares, write_atomic, writing
 from common.cli import FlagParser, number, run_program
 from common.errors import UserError
 from deploy.backends.base import RUNTIMES
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Return 0 where the new net may replace the old one, else 1. Raises UserError."""
     if args.report is not None:
         check_folder(args.report.parent)
+        check_spares(args.report, args.old, args.new, args.images)
     for path in (args.old, args.new):
         artifact_kind(path)  # a missing file is an error before the libraries are loaded
     from deploy.uncertainty.release import judge_release

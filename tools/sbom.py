@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.metadata import PRODUCER
-from common.atomic_io import write_atomic, writing
+from common.atomic_io import check_spares, write_atomic, writing
 from common.cli import FlagParser, named_path, run_program
 from common.errors import UserError
 from common.paths import ROOT
@@ -137,6 +137,7 @@ def _text(file: Path) -> str:
 
 
 def _run(args: argparse.Namespace) -> int:
+    check_spares(args.output, args.lock, args.requirements)
     packages = read_lock(args.lock)
     if args.requirements is not None:
         packages = chosen(packages, args.requirements)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.atomic_io import check_spares
 from common.errors import UserError
 from configs.loading import process_config
 from configs.schema import DEFAULT_CONFIG, Config
@@ -88,13 +89,12 @@ def with_score_threshold(metadata: ModelMetadata, threshold: float) -> ModelMeta
 
 def weights_and_config(args: argparse.Namespace) -> tuple[Path, Config | None]:
     """Return the weights file, and the config where one is named or needed. Raises UserError."""
+    check_spares(args.output, args.weights, args.config or Path(DEFAULT_CONFIG))
     if args.weights and not args.config:
         return args.weights, None
     if args.model and Path(args.model).is_file():
         raise InputsError(f"--model {args.model}: it is a file; --model names a module of nets/, --weights a file")
     path = args.config or Path(DEFAULT_CONFIG)
-    if args.output is not None and args.output.exists() and path.exists() and args.output.samefile(path):
-        raise InputsError(f"{args.output}: it is the config; choose another file for --output")
     values = {
         "model_net_name": ("--net", args.net),
         "model_module_name": ("--model", args.model),

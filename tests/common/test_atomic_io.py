@@ -12,6 +12,7 @@ from common.atomic_io import (
     ResultsError,
     atomic_path,
     check_folder,
+    check_spares,
     move_into_place,
     temporary_path,
     write_atomic,
@@ -149,3 +150,14 @@ def test_check_folder(tmp_path: Path) -> None:
     for folder, text in (("file/b", "file is a file, not a folder"), ("link/b", "link: it is a link to .*gone, which")):
         with pytest.raises(ResultsError, match=text):
             check_folder(tmp_path / folder)
+
+
+def test_a_file_that_is_read_is_not_written_over(target: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.txt").symlink_to(target)
+    for output in (target, tmp_path / "link.txt"):
+        with pytest.raises(
+            ResultsError, match=r"txt: it is read here, and would be written over; choose another file$"
+        ):
+            check_spares(output, None, target)
+    check_spares(None, target)
+    check_spares(tmp_path / "new.txt", target, tmp_path / "gone.txt")

@@ -45,6 +45,13 @@ def run(folder: Path, old: str, new: str, *others: object, images: str = "val.tx
     return release_gate.main([str(part) for part in (*files, "--device", "cpu", "--workers", 1, *others)])
 
 
+def test_a_report_is_not_written_over_a_net(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (folder / "new.pth").read_bytes()
+    assert run(folder, "old.pth", "new.pth", "--report", folder / "new.pth") == 2
+    assert "new.pth: it is read here, and would be written over" in capsys.readouterr().err
+    assert (folder / "new.pth").read_bytes() == before
+
+
 def test_a_better_net_replaces_the_old_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folder, "old.pth", "new.pth", "--report", folder / "deep/gate.json") == 0
     lines = capsys.readouterr().out.splitlines()

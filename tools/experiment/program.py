@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.atomic_io import check_spares
 from common.cli import named_path, number, run_program
 from common.errors import UserError
 from data_loader.samples import current_folder
@@ -69,6 +70,7 @@ def _check(args: argparse.Namespace) -> None:
     for path in (args.checkpoint, args.resume_from, args.config):
         if path is not None and not path.is_file():
             raise ProgramError(f"{path}: no such file{current_folder(str(path))}")
+    check_spares(args.json, args.checkpoint, args.resume_from, args.config)
     if args.checkpoint and args.resume_from:
         raise ProgramError("--checkpoint begins a training from weights, --resume-from goes on with one; name one")
     if args.process == "activelearning" and not (args.unlabelled and (args.num or args.sampling_fn)):

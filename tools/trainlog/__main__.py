@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.atomic_io import check_spares
 from common.cli import FlagParser, named_path, number, run_program
 from common.signals import ended_by_signals
 
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from tools.trainlog.page import read_log, write_page  # late: --help answers without numpy
 
+    check_spares(args.output, args.file)
     if not args.follow:
         write_page(read_log(args.file), args.file, args.output)
         print(args.output)

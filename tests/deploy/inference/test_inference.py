@@ -601,7 +601,8 @@ def test_an_untrained_config_and_a_precious_file(
     classic: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     classic()
-    assert "it is the config; choose another file" in mistake(capsys, "--output", "configs/config.json")
+    named = mistake(capsys, "--output", "configs/config.json")
+    assert "it is read here, and would be written over; choose another file" in named
     Path("logs/weights/digits.pth").unlink()
     text = mistake(capsys)
     assert re.search(r"^logs/weights/digits\.pth: the net of configs/config\.json is not there", text)
