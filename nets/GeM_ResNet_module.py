@@ -6,15 +6,14 @@ https://arxiv.org/abs/1711.02512. ResNet: He et al. 2015, https://arxiv.org/abs/
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from common.formatting import did_you_mean
 from nets.support.errors import NetError
 from nets.support.gem import GeM
-from nets.support.torchvision_builder import require_rate, torchvision_net
+from nets.support.rates import require_rate
+from nets.support.resnet import build_resnet
 
 MODEL_TYPES = ("resnet18", "resnet34", "resnet50", "resnet101")
 
@@ -42,7 +41,7 @@ class GeM_ResNet_AVP(nn.Module):
         require_rate("dropout", dropout)
         # Each residual branch starts at zero (Goyal et al. 2017, sec. 5.1): without it the first epochs at a rate of
         # 0.05 and batch 64 reach losses above 4, as GeM follows the largest features.
-        resnet: Any = torchvision_net(model_type, num_classes, num_channels, arguments={"zero_init_residual": True})
+        resnet = build_resnet(model_type, num_classes, num_channels, zero_init_residual=True)
         self.in_size = in_size
         self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
         self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4

@@ -13,7 +13,7 @@ from nets.linknet_module import LAST_WIDTH, LinkNetDecoder
 from nets.linknet_module import STRIDE as LINKNET_STRIDE
 from nets.support.encoders import Encoder, check_sides
 from nets.support.errors import NetError
-from nets.support.torchvision_builder import require_rate
+from nets.support.rates import require_rate
 
 BACKBONES = {"siamese_linknet34": "resnet34"}  # whose weights are published
 FC_SIAM_WIDTHS = (16, 32, 64, 128)

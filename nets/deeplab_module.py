@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nets.support.encoders import build_encoder
-from nets.support.torchvision_builder import require_rate
+from nets.support.rates import require_rate
 
 WIDTH = 256  # of the pyramid and the decoder
 LOW_WIDTH = 48  # of the map of stride 4 (table 1)

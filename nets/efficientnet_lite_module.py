@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torchvision.ops import StochasticDepth
 
-from nets.support.torchvision_builder import check_channels, require_rate
+from nets.support.channels import check_channels
+from nets.support.rates import StochasticDepth, require_rate
 
 STEM_WIDTH, HEAD_WIDTH = 32, 1280  # of every variant
 
@@ -147,7 +147,7 @@ class InvertedResidual(nn.Module):
         self.project_conv = nn.Conv2d(width, width_out, 1, bias=False)
         self.bn2 = _norm(width_out)
         self.relu = nn.ReLU6(inplace=True)
-        self.drop = StochasticDepth(drop_path, "row")
+        self.drop = StochasticDepth(drop_path)
         self.has_shortcut = stride == 1 and width_in == width_out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from nets.support.backbones import build_backbone
 from nets.support.errors import NetError
+from nets.support.rates import require_rate
 from nets.support.timm_builder import TimmStages
 from nets.support.timm_names import PREFIX, is_timm
-from nets.support.torchvision_builder import require_rate
 
 STAGES = {  # by the start of torchvision's names: four modules, from stride 4 to 32
     "resn": ("layer1", "layer2", "layer3", "layer4"),
@@ -278,6 +277,8 @@ def _backbone(model_type: str, num_channels: int, size_px: tuple[int, int], stag
     """Build a net up to its four stages: images to a dict of their feature maps, in order."""
     if is_timm(model_type) and not stages:
         return TimmStages(model_type.removeprefix(PREFIX), num_channels, size_px)
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     net = build_backbone(model_type, num_channels, size_px)
     names = list(stages or getattr(net, "stage_names", ()))
     if len(names) != 4 or len(set(names)) != 4:

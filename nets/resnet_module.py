@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from nets.support.errors import NetError
-from nets.support.torchvision_builder import torchvision_net, use_small_stem
+from nets.support.resnet import build_resnet, use_small_stem
 
 STEMS = ("imagenet", "small")
 
@@ -68,8 +68,7 @@ def wide_resnet101_2(
 def _resnet(name: str, num_classes: int, num_channels: int, zero_init_residual: bool, stem: str) -> nn.Module:
     if stem not in STEMS:
         raise NetError(f'stem must be one of {", ".join(STEMS)}, got "{stem}"')
-    arguments = {"zero_init_residual": zero_init_residual}
-    net = torchvision_net(name, num_classes, num_channels, arguments=arguments)
+    net = build_resnet(name, num_classes, num_channels, zero_init_residual=zero_init_residual)
     if stem == "small":
         use_small_stem(net)
     return net

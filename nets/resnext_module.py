@@ -7,25 +7,19 @@ from __future__ import annotations
 
 from torch import nn
 
-from nets.support.torchvision_builder import torchvision_net
+from nets.support.resnet import build_resnet
 
 
 def resnext50_32x4d(*, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False) -> nn.Module:
     """ResNeXt-50, 32 groups of width 4."""
-    return torchvision_net(
-        "resnext50_32x4d", num_classes, num_channels, arguments={"zero_init_residual": zero_init_residual}
-    )
+    return build_resnet("resnext50_32x4d", num_classes, num_channels, zero_init_residual=zero_init_residual)
 
 
 def resnext101_32x8d(*, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False) -> nn.Module:
     """ResNeXt-101, 32 groups of width 8."""
-    return torchvision_net(
-        "resnext101_32x8d", num_classes, num_channels, arguments={"zero_init_residual": zero_init_residual}
-    )
+    return build_resnet("resnext101_32x8d", num_classes, num_channels, zero_init_residual=zero_init_residual)
 
 
 def resnext101_64x4d(*, num_classes: int, num_channels: int = 3, zero_init_residual: bool = False) -> nn.Module:
     """ResNeXt-101, 64 groups of width 4."""
-    return torchvision_net(
-        "resnext101_64x4d", num_classes, num_channels, arguments={"zero_init_residual": zero_init_residual}
-    )
+    return build_resnet("resnext101_64x4d", num_classes, num_channels, zero_init_residual=zero_init_residual)

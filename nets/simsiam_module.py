@@ -13,9 +13,9 @@ from torch import nn
 
 from nets.support.backbones import build_backbone
 from nets.support.errors import NetError
+from nets.support.resnet import use_small_stem
 from nets.support.timm_builder import build_timm_features
 from nets.support.timm_names import PREFIX, is_timm
-from nets.support.torchvision_builder import use_small_stem
 
 STEMS = ("auto", "small", "imagenet")
 SMALL_INPUT = 64  # pixels: up to this height and width "auto" means the small stem

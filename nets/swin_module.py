@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from nets.support.torchvision_builder import require_rate, torchvision_net
+from nets.support.rates import require_rate
+from nets.support.torchvision_builder import torchvision_net
 
 MIN_SIZE_PX = 4  # one patch; feature maps are padded to a multiple of the window
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nets.support.errors import NetError
-from nets.support.torchvision_builder import require_rate
+from nets.support.rates import require_rate
 
 STEM_WIDTH = 16  # table 1
 GROUP_WIDTHS = (16, 32, 64)  # table 1, times the widen factor

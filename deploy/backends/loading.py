@@ -66,22 +66,22 @@ def load_torch(
     """
     import torch
 
-    from artifacts.checkpoint import is_checkpoint, load_checkpoint, load_weights
+    from artifacts.checkpoint import load_weights_file
     from artifacts.errors import CheckpointError
 
     target = choose_device(device)
-    if is_checkpoint(path):
-        checkpoint = load_checkpoint(path)
-        metadata, weights = checkpoint.metadata, checkpoint.deployed()
+    file = load_weights_file(path)
+    if file.metadata is not None:
+        metadata = file.metadata
     elif config is not None:
         names = class_names_of(config) or tuple(map(str, range(config.num_classes)))
-        metadata, weights = build_metadata(config, names), load_weights(path)
+        metadata = build_metadata(config, names)
         if "icc_profiles" not in config.model_fields_set:  # no other trainer converts them
             metadata = replace(metadata, preprocess=replace(metadata.preprocess, icc_profiles="ignore"))
     else:
         programs = "inference.py, inference_uncertain.py, deploy.export and tools.embed"
         raise CheckpointError(f"{path}: bare weights do not name their net; {programs} take their config with --config")
-    net = _net_of(path, metadata, weights).eval().to(target).to(memory_format=torch.channels_last)
+    net = _net_of(path, metadata, file.weights).eval().to(target).to(memory_format=torch.channels_last)
     if not metadata.weights_sha256:  # bare weights: the config does not name the net's output
         metadata = replace(metadata, output=getattr(net, "output", "logits"))
     return CheckpointBackend(net, target, is_bf16=precision == "bf16"), metadata
@@ -182,11 +182,13 @@ def _net_of(path: Path, metadata: ModelMetadata, weights: dict[str, torch.Tensor
     """Build the net that the metadata names, with its weights. Raises BackendError."""
     from nets.net_interface import build_net
     from nets.support.errors import NetError
-    from nets.support.pretrained import load_start_weights
+    from nets.support.pretrained import adopt_weights
+    from nets.support.undrawn import WithoutDrawing
 
     try:
-        net = build_net(**metadata.net_arguments())
-        load_start_weights(net, weights, new_head=False)
+        with WithoutDrawing():
+            net = build_net(**metadata.net_arguments())
+        adopt_weights(net, weights)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -5,15 +5,15 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from common.formatting import did_you_mean
 from nets import efficientnet_lite_module
 from nets.support.errors import NetError
+from nets.support.resnet import RESNETS, build_resnet
 from nets.support.timm_builder import build_timm_net
 from nets.support.timm_names import PREFIX, is_timm
-from nets.support.torchvision_builder import torchvision_net
+from nets.support.torchvision_builder import torchvision_names, torchvision_net
 
 EFFICIENTNET_LITE = tuple(f"efficientnet_lite{number}" for number in range(5))
 
@@ -31,7 +31,9 @@ def build_backbone(
     if model_type in EFFICIENTNET_LITE:
         net: nn.Module = getattr(efficientnet_lite_module, model_type)(num_classes=2, num_channels=num_channels)
         return net
-    names = torchvision.models.list_models(module=torchvision.models)
+    if model_type in RESNETS:
+        return build_resnet(model_type, 2, num_channels, **arguments)
+    names = torchvision_names()
     if model_type not in names:
         hint = did_you_mean(model_type, [*names, *EFFICIENTNET_LITE])
         raise NetError(

@@ -10,15 +10,12 @@ from torch import nn
 from common.formatting import did_you_mean
 from nets.efficientnet_lite_module import InvertedResidual, SamePad
 from nets.support.backbones import EFFICIENTNET_LITE, build_backbone
+from nets.support.channels import check_channels, replace_first_conv
 from nets.support.errors import NetError
+from nets.support.resnet import RESNETS
 from nets.support.timm_encoder import TimmEncoder
 from nets.support.timm_names import PREFIX, is_timm
-from nets.support.torchvision_builder import check_channels, replace_first_conv
 
-RESNETS = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-)
 MOBILENETS = ("mobilenet_v3_large", "mobilenet_v3_small")
 ENCODERS = (*RESNETS, *EFFICIENTNET_LITE, *MOBILENETS)
 PROBE = 128  # pixels; the smallest map of five is 4x4

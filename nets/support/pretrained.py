@@ -11,15 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from nets.net_interface import net_parameters
+from nets.support.channels import first_conv_name, fit_input_channels
 from nets.support.errors import NetError
 from nets.support.timm_builder import timm_converted
 from nets.support.timm_names import PREFIX
-from nets.support.torchvision_builder import first_conv_name, fit_input_channels
+from nets.support.torchvision_builder import is_vision_transformer, torchvision_names
 
 Shape = tuple[int, ...]
 State = dict[str, torch.Tensor]
@@ -99,8 +98,10 @@ def published_state_dict(module_name: str, net_name: str, model_args: Mapping[st
 
     They are cached in torch's hub folder. Raises NetError: none are published, or the download fails.
     """
+    import torchvision
+
     name = _published_name(module_name, net_name, model_args)
-    if name not in torchvision.models.list_models(module=torchvision.models):
+    if name not in torchvision_names():
         raise NetError(f'torchvision publishes no weights for "{name}"; name a weights file in pretrained_file instead')
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
@@ -120,6 +121,8 @@ def published_normalization(
 
     GoogLeNet's and Inception's were trained with others, into which the nets turn these.
     """
+    import torchvision
+
     name = _published_name(module_name, net_name, model_args)
     preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     return {"mean": tuple(preset.mean), "std": tuple(preset.std)}
@@ -183,6 +186,24 @@ def load_start_weights(
         for name, value in (matched | head).items():
             targets[name].copy_(value)
     return report
+
+
+def adopt_weights(net: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Make a file's tensors the net's own, without a copy: for a net that predicts.
+
+    All must match, as in `load_start_weights` with new_head=False; other dtypes are converted to the net's. For a
+    resnet34 it takes 0.01 s of processor time; copying, and restoring the layout that the file has, took 0.5.
+    Raises NetError; the net then stays unchanged.
+    """
+    state = net.state_dict()  # with the versions of its modules, which some of torchvision's ask for
+    own_names = {_clean_name(name): name for name in state}
+    targets = {name: state[own_name] for name, own_name in own_names.items()}
+    offered, _ = _without_prefix(_check_state_dict(state_dict), targets, may_wrap=False)
+    matched, report = _match(net, offered, targets, (), converts_shapes=False)
+    _check_anything_fits(net, report, offered, targets)
+    _check_everything_fits(net, report)
+    state.update({own_names[name]: value.to(targets[name].dtype) for name, value in matched.items()})
+    net.load_state_dict(state, assign=True)
 
 
 @torch.no_grad()
@@ -312,7 +333,9 @@ def _convert_shape(net: nn.Module, name: str, value: torch.Tensor, target: torch
             ways = {1: "summed over the input channels", 3: "repeated, a third each"}
             way = ways.get(taken, f"repeated in turn, {given}/{taken} of each")
             return fitted, f"{name}: {given} input channels became {taken}, {way}"
-    if name == "encoder.pos_embedding" and isinstance(net, VisionTransformer):
+    if name == "encoder.pos_embedding" and is_vision_transformer(net):
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
         try:
             state = OrderedDict({name: value})
             fitted = interpolate_embeddings(net.image_size, net.patch_size, state)[name]  # (1, 1 + patches, D)

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import VisionTransformer
 
 from nets.pim_module import PIM, PimOutputs
 from nets.support.errors import NetError
+from nets.support.torchvision_builder import is_vision_transformer
 
 POOLS_TO_A_SIZE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)  # their output is no feature map of the net
 
@@ -158,7 +158,7 @@ def _last_feature_map(
     """Return the last module whose output is a feature map that the logits depend on, and the function that turns its
     output into (N, C, h, w). Raises NoHeatMapError.
     """
-    if isinstance(net, VisionTransformer):  # after the last block's attention only the class token matters
+    if is_vision_transformer(net):  # after the last block's attention only the class token matters
         side = net.image_size // net.patch_size
         if side == 1:
             raise _no_map(net)

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from common.formatting import did_you_mean
+from nets.support.channels import check_channels
 from nets.support.errors import NetError
+from nets.support.rates import require_rate
 from nets.support.timm_names import NOT_INSTALLED, is_installed
-from nets.support.torchvision_builder import check_channels, require_rate
 
 STAGES = 4
 OURS = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}  # timm's names of rates: ours

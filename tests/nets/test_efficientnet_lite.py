@@ -128,7 +128,7 @@ def test_stages_end_at_strides_4_to_32(name: str) -> None:
 
 def test_stochastic_depth_grows_and_is_off_in_eval_mode() -> None:
     net = build("efficientnet_lite0", drop_path=0.32)
-    rates = [block.drop.p for block in net.blocks]
+    rates = [block.drop.rate for block in net.blocks]
     assert rates == pytest.approx([0.02 * number for number in range(16)])
     images = torch.randn(2, 3, 32, 32)
     net.eval()
