@@ -111,7 +111,7 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         self.layer1, self.layer2, self.layer3, self.layer4 = _stages(variant)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(WIDTHS[-1] * variant.block.expansion, num_classes)
@@ -148,7 +148,8 @@ def use_small_stem(net: ResNet) -> None:
 
 def _stages(variant: Variant) -> list[nn.Sequential]:
     """Build the four stages. A shortcut is made before the rest of its block: so torchvision draws the same numbers."""
-    stages, width_in = [], WIDTHS[0]
+    stages: list[nn.Sequential] = []
+    width_in = WIDTHS[0]
     for planes, count in zip(WIDTHS, variant.blocks, strict=True):
         width = planes * variant.group_width // 64 * variant.groups
         width_out = planes * variant.block.expansion
