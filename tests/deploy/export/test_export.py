@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import pkgutil
 import shutil
@@ -28,7 +29,7 @@ from configs.schema import Config
 from data_loader.preprocess import Preprocess, as_array
 from deploy.backends.base import BackendError, failure
 from deploy.backends.loading import load_backend
-from deploy.export import request, verification, writers
+from deploy.export import request, timing, verification, writers
 from deploy.export.__main__ import main as export_main
 from deploy.export.errors import ExportError
 from deploy.export.formats import EXPORT_FORMATS, MISSING, REFUSED, WRITTEN, LateFunction
@@ -691,6 +692,30 @@ def test_timing_takes_turns() -> None:
     first, second = time_in_turn(lambda: order.append("a"), lambda: order.append("b"))
     assert order == ["a", "a", "b", "b"] * (len(order) // 4)  # an untimed call of its own before each
     assert len(first) == len(second) == len(order) // 4
+
+
+def test_timing_ends_early_where_the_rounds_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LEAST_ROUNDS", 3)  # a session's other exports have one
+    monkeypatch.setattr(timing, "ROUNDS", 9)
+
+    def rounds(*lengths: float) -> int:
+        """Count the rounds with a clock by which the first side takes these seconds in turn, the second always one."""
+        now, taken = [0.0], itertools.cycle(lengths)
+        calls: list[float] = []
+        monkeypatch.setattr("deploy.export.timing.time.perf_counter", lambda: now[0])
+
+        def first() -> None:
+            calls.append(next(taken) if len(calls) % 2 else 0.0)  # the untimed call before each takes none
+            now[0] += calls[-1]
+
+        def second() -> None:
+            now[0] += 0.1
+
+        return len(time_in_turn(first, second)[0])
+
+    assert rounds(0.1, 0.102) == 3
+    assert rounds(0.1, 0.11) == 9
+    assert rounds(5.0, 6.0) == 3  # the seconds are used up
 
 
 # --- the first diverging layer
