@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_dataset, create_loader, resolve_data_config  # type: ignore[import-not-found]
-from timm.loss import LabelSmoothingCrossEntropy  # type: ignore[import-not-found]
-from timm.models import create_model  # type: ignore[import-not-found]
-from timm.optim import create_optimizer_v2  # type: ignore[import-not-found]
-from timm.scheduler import create_scheduler_v2  # type: ignore[import-not-found]
-from timm.task import LogitDistillationTask  # type: ignore[import-not-found]
-from timm.utils import AverageMeter, random_seed  # type: ignore[import-not-found]
+from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.loss import LabelSmoothingCrossEntropy
+from timm.models import create_model
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.task import LogitDistillationTask
+from timm.utils import AverageMeter, random_seed
 
 from tools.benchmark.memory import PEAK_GB, peak_gb, reset_peak
 from tools.benchmark.protocol import RATE, Round, Turns
