@@ -62,6 +62,12 @@ def find_missing_files(config: Config, to_come: Path | None) -> list[Problem]:
         for path in config.distill_from
         if path != OWN_AVERAGE and not os.path.isfile(path)  # noqa: PTH113
     ]
+    written = [os.path.realpath(path) for path in (config.best_checkpoint(), config.last_checkpoint())]
+    problems += [
+        Problem(f'distill_from "{path}" would be written over by this training', ("distill_from", "save_path"))
+        for path in config.distill_from
+        if os.path.isfile(path) and os.path.realpath(path) in written  # noqa: PTH113
+    ]
     mode, weights = config.train_mode, config.start_weights()
     if config.starts_from_file() and weights != to_come and not os.path.exists(weights):  # noqa: PTH110
         own = () if config.pretrained_file else ("save_path", "save_name")

@@ -219,6 +219,7 @@ def test_mistakes(
     pim = {"model_module_name": "pim_module", "model_net_name": "PIM", "model_args": {"model_type": "resnet18"}}
     for changes, text in (
         ({"distill_from": ["gone.pth"]}, 'distill_from "gone.pth" is not a file'),
+        ({"save_path": str(dataset / "teacher")}, 'net.pth" would be written over by this training'),
         ({"distill_from": [str(broken)]}, "broken.pth"),
         ({"distill_from": [weights], "data_cache": "ram"}, "data_cache keeps images of 24x24 px, and its teacher sees"),
         ({"distill_method": "dkd", "mixup_alpha": 0.2}, 'distill_method "dkd" needs one class an image'),
