@@ -385,6 +385,10 @@ def test_mistakes_are_sentences(data: Path, waiting: tuple[Path, str]) -> None:
     assert "--incoming none: no such folder" in mistake("--incoming", "none", *BEGINNING, root="M")
     assert "30 of its 30 images were trained on" in mistake(*BEGINNING[:5], "train.txt", *BEGINNING[6:], root="T")
     assert "it has a label for none" in mistake("--labels_from", "val.txt", "--list_root", "images")
+    twice = mistake(*BEGINNING[:3], "held_out.txt", *BEGINNING[4:], root="S")
+    assert "--calibration: no image is left, all are in a list before it" in twice
+    lost = mistake(*BEGINNING, "--list_root", "gone", root="L")
+    assert "--held_out: no image is left; the first: gone/held_out/00.png: No such file" in lost
     write_list(data, "short", 20, 9000)
     none = mistake("--calibration", "held_out.txt", "--list_root", "images")
     assert "held_out.txt: no image of it is left: 40 are in the loop's other lists, and 0 cannot be read" in none

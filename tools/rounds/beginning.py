@@ -156,7 +156,8 @@ def _take_in(
         if several := len(found) - len(images[name]):
             notes.append(f"{TITLES[name]}: {counted(several)} are in a list before it, and were left out")
         if not images[name]:
-            raise ProjectError(f"{TITLES[name]}: no image is left")
+            why = f"; the first: {unreadable[0]}" if unreadable else ", all are in a list before it"
+            raise ProjectError(f"{TITLES[name]}: no image is left{why}")
         taken |= set(found)
     return images, notes
 
