@@ -23,10 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = FlagParser(
         prog=f"python -m {PROGRAM}",
-        description="Run inference.py for a folder in parts, by processes that are started again when they are\n"
-        "killed, and merge them. Started again itself, it goes on. All other flags are those\n"
-        "of inference.py.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run inference.py for a folder in parts, by processes that are started again when they are killed, "
+        "and merge them. Started again itself, it goes on. All other flags are those of inference.py.",
         allow_abbrev=False,
     )
     add = parser.add_argument

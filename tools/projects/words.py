@@ -35,7 +35,7 @@ class Words:
             return run_program(self.name, lambda: self._refuse(words[0]))
         print(f"python -m tools.antgo {self.name} WORD; each has --help")
         for name, (description, _, _) in self.rows.items():
-            print(f"  {name:<22}{description}")
+            print(f"  {name:<22} {description}")
         return 0
 
     def _refuse(self, word: str) -> int:
