@@ -203,7 +203,7 @@ def collate(items: Sequence[dict[str, Any]], target: Target = CLASS_LABEL) -> di
 
     The channels are last in memory. Of V views an image the image is (N V, C, H, W), the views of one side by side.
     """
-    errors = [item["error"] for item in items if "error" in item]
+    errors = list(dict.fromkeys(item["error"] for item in items if "error" in item))  # a shard has many images
     if errors:
         return {"errors": errors}
     images = torch.stack([item["image"].movedim(-3, -1) for item in items])  # (N, ..., H, W, C), as they lie in memory

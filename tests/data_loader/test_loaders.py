@@ -15,7 +15,7 @@ from data_loader.bad_images import BadImageError, checked, find_bad_images, with
 from data_loader.decode_guard import GUARD
 from data_loader.epoch_plan import EpochBatches, epoch_order, plan_epoch
 from data_loader.list_reader import read_list
-from data_loader.loaders import ImageDataset, training_loader, validation_loader
+from data_loader.loaders import ImageDataset, collate, training_loader, validation_loader
 from data_loader.preprocess import Preprocess, as_array
 from data_loader.samples import SampleList
 from tests.helpers import stand_in_decoder
@@ -229,3 +229,9 @@ def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_one_sentence_for_all_images_of_a_shard_that_cannot_be_fetched() -> None:
+    errors = ("shard 1: it is damaged", "a.png: it is damaged", "shard 1: it is damaged")
+    batch = collate([{"error": error, "index": index} for index, error in enumerate(errors)])
+    assert batch == {"errors": ["shard 1: it is damaged", "a.png: it is damaged"]}
