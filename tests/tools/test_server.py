@@ -443,8 +443,10 @@ def test_it_looks_again_until_a_signal_comes(work: Path) -> None:
         assert process.wait() == 128 + signal.SIGTERM
 
 
-def test_projects_without_auto_are_left_alone(work: Path) -> None:
+def test_projects_without_auto_are_left_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Book().changing("birds") as project:
         project.auto = False
+    capsys.readouterr()
     look()
     assert birds().decisions == []
+    assert "no project here was created with --auto: nothing to look at" in capsys.readouterr().out

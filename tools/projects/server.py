@@ -80,14 +80,22 @@ def look_at_all(book: Book, options: Options) -> int:
     from tools.loop.look import look
     from tools.loop.work import Work
 
-    code = 0
+    code, looked_at = 0, 0
     for name in book.names():
         try:
-            if book.read(name).auto and not look(Work(book, name, options)):
+            if not book.read(name).auto:
+                continue
+            looked_at += 1
+            if not look(Work(book, name, options)):
                 code = 1
         except UserError as error:
             print(printable_lines(f"{name}: {error}"), file=sys.stderr, flush=True)
             code = 1
+    if not looked_at and not code:
+        print(
+            f"{printable_lines(str(book.home))}: no project here was created with --auto: nothing to look at",
+            flush=True,
+        )
     return code
 
 

@@ -155,7 +155,7 @@ def _asked(args: argparse.Namespace) -> tuple[str, Strategy, int | None]:
         raise SelectError(f"{args.sampling_fn}: cannot read it: {error}") from error
     if not isinstance(config, dict):
         raise SelectError(f"{args.sampling_fn}: expected a JSON object with sampling_fn")
-    stages, num = read_stages(config)
+    stages, num = read_stages(config, str(args.sampling_fn))
     return "sampling_fn", chain(stages), num
 
 

@@ -26,23 +26,15 @@ class Stage:
     num: int
 
 
-def read_stages(config: Mapping[str, Any]) -> tuple[list[Stage], int]:
+def read_stages(config: Mapping[str, Any], where: str = "activelearning") -> tuple[list[Stage], int]:
     """Return the stages of a project's settings of active learning, and how many images they pick in all.
 
-    Raises SelectError.
+    `where` is what mistakes name: a project's key, or a file. Raises SelectError.
     """
-    if unknown := [key for key in config if key not in KEYS]:
-        raise SelectError(f'activelearning: unknown key "{unknown[0]}"; known: {", ".join(sorted(KEYS))}')
-    if config.get("sampling_count", 1) != 1:
-        raise SelectError("activelearning: sampling_count must be 1: all passes of a net give the same")
-    total = _number(config, "sampling_num", USUAL_NUM)
-    found = config.get("sampling_fn", [{"type": USUAL_TYPE}])
-    if isinstance(found, Mapping) and str(found.get("type", "")).lower() == COMPOSER:
-        found = found.get("sampling_cfgs", [])
-    rows = [found] if isinstance(found, Mapping) else found
-    if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, Mapping) for row in rows):
-        raise SelectError("activelearning: sampling_fn must be a list of stages, each with a type and a sampling_num")
-    return [_stage(row) for row in rows], total
+    try:
+        return _read_stages(config)
+    except SelectError as error:
+        raise SelectError(f"{where}: {error}") from error
 
 
 def chain(stages: Sequence[Stage]) -> Strategy:
@@ -54,6 +46,21 @@ def chain(stages: Sequence[Stage]) -> Strategy:
 def pick_doubt(pool: Pool, count: int, generator: np.random.Generator) -> np.ndarray:
     """Return the rows whose highest scores are the lowest (Lewis & Gale 1994)."""
     return np.argsort(pool.scores.max(axis=1), kind="stable")[:count]
+
+
+def _read_stages(config: Mapping[str, Any]) -> tuple[list[Stage], int]:
+    if unknown := [key for key in config if key not in KEYS]:
+        raise SelectError(f'unknown key "{unknown[0]}"; known: {", ".join(sorted(KEYS))}')
+    if config.get("sampling_count", 1) != 1:
+        raise SelectError("sampling_count must be 1: all passes of a net give the same")
+    total = _number(config, "sampling_num", USUAL_NUM)
+    found = config.get("sampling_fn", [{"type": USUAL_TYPE}])
+    if isinstance(found, Mapping) and str(found.get("type", "")).lower() == COMPOSER:
+        found = found.get("sampling_cfgs", [])
+    rows = [found] if isinstance(found, Mapping) else found
+    if not isinstance(rows, Sequence) or not rows or not all(isinstance(row, Mapping) for row in rows):
+        raise SelectError("sampling_fn must be a list of stages, each with a type and a sampling_num")
+    return [_stage(row) for row in rows], total
 
 
 def _pick(stages: Sequence[Stage], pool: Pool, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -70,14 +77,14 @@ def _stage(row: Mapping[str, Any]) -> Stage:
     text = str(row.get("type", ""))
     kind = ANTGO.get(text.lower(), text)
     if kind not in KINDS:
-        raise SelectError(f'activelearning: no sampling of type "{text}"; known: {", ".join(KINDS)}')
+        raise SelectError(f'no sampling of type "{text}"; known: {", ".join(KINDS)}')
     return Stage(kind, _number(row, "sampling_num", 0))
 
 
 def _number(values: Mapping[str, Any], key: str, usual: int) -> int:
     found = values.get(key, usual)
     if isinstance(found, bool) or not isinstance(found, int) or found < (1 if key in values else 0):
-        raise SelectError(f"activelearning: {key} must be a whole number from 1, got {found!r}")
+        raise SelectError(f"{key} must be a whole number from 1, got {found!r}")
     return found
 
 

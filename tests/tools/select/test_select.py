@@ -154,4 +154,6 @@ def test_stages_of_a_project_are_read_from_a_file(
     assert "leave out --num and --strategy" in mistake(capsys, *flags, "--sampling_fn", file, "--num", 3)
     file.write_text("[]", encoding="utf-8")
     assert "expected a JSON object with sampling_fn" in mistake(capsys, *flags, "--sampling_fn", file)
+    file.write_text(json.dumps({"sampling_num": 0}), encoding="utf-8")
+    assert f"{file}: sampling_num must be a whole number from 1" in mistake(capsys, *flags, "--sampling_fn", file)
     assert "none.json: cannot read it" in mistake(capsys, *flags, "--sampling_fn", tmp_path / "none.json")
