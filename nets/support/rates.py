@@ -15,9 +15,10 @@ def require_rate(name: str, rate: float) -> None:
 
 
 class StochasticDepth(nn.Module):
-    """Leave out the residual branch of each image of a batch (N, ...) at a rate, in training, and scale what is left.
+    """Leave out the residual branch of each image (N, C, H, W) at a rate, in training, and scale what is left.
 
-    Huang et al. 2016, https://arxiv.org/abs/1603.09382: torchvision's in its mode "row".
+    Huang et al. 2016, https://arxiv.org/abs/1603.09382: torchvision's in its mode "row", with its draws. torch.fx can
+    trace it, for nets around the backbone.
     """
 
     def __init__(self, rate: float) -> None:
@@ -27,5 +28,5 @@ class StochasticDepth(nn.Module):
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
         if not self.training or self.rate == 0.0:
             return branch
-        kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)  # (N, 1, ...)
+        kept = torch.empty_like(branch[:, :1, :1, :1]).bernoulli_(1 - self.rate)  # (N, 1, 1, 1)
         return branch * kept.div_(1 - self.rate)
