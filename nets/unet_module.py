@@ -23,8 +23,7 @@ class unet(nn.Module):
 
     Five levels of two 3x3 convolutions, `width` channels at the first and twice as many at each further one; the paper
     has 64. Unlike there the convolutions are padded and followed by batch norm, and maps are enlarged by nearest
-    neighbour in place of a transposed convolution. It has no published weights, and keeps the image's full resolution
-    in its first level: it learns from fewer images than nets whose first convolutions have strides. Raises NetError.
+    neighbour in place of a transposed convolution. It has no published weights. Raises NetError.
     """
 
     task = "segmentation"

@@ -20,7 +20,6 @@ from nets.support.timm_names import NOT_INSTALLED, is_installed
 
 STAGES = 4
 OURS = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}  # timm's names of rates: ours
-NOT_DILATED = "timm's {} cannot dilate its last stage, which this net needs"
 REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError, IndexError)  # of a size, by timm's nets
 
 
@@ -52,15 +51,11 @@ def build_timm_net(
         net: Any = timm.create_model(
             name, pretrained=False, num_classes=num_classes, in_chans=num_channels, **arguments
         )
-    except TypeError as error:
-        if output_stride != 32:
-            raise NetError(NOT_DILATED.format(name)) from error
-        refused = [OURS[key] for key in OURS if f"'{key}'" in str(error)]
-        raise NetError(f"{name} has no {refused[0]}" if refused else _too_odd(name, size_px, error)) from error
     except REFUSALS as error:
         if output_stride != 32:
-            raise NetError(NOT_DILATED.format(name)) from error
-        raise NetError(_too_odd(name, size_px, error)) from error
+            raise NetError(f"timm's {name} cannot dilate its last stage, which this net needs") from error
+        refused = [OURS[key] for key in OURS if f"'{key}'" in str(error)]
+        raise NetError(f"{name} has no {refused[0]}" if refused else _too_odd(name, size_px, error)) from error
     net.head_names = _classifier_names(net)
     if size_px != tuple(wanted["input_size"][1:]):
         _try_size(net, name, num_channels, size_px)

@@ -449,4 +449,4 @@ def test_projects_without_auto_are_left_alone(work: Path, capsys: pytest.Capture
     capsys.readouterr()
     look()
     assert birds().decisions == []
-    assert "no project here was created with --auto: nothing to look at" in capsys.readouterr().out
+    assert "no project was created with --auto: nothing to look at" in capsys.readouterr().out

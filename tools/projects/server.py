@@ -92,10 +92,7 @@ def look_at_all(book: Book, options: Options) -> int:
             print(printable_lines(f"{name}: {error}"), file=sys.stderr, flush=True)
             code = 1
     if not looked_at and not code:
-        print(
-            f"{printable_lines(str(book.home))}: no project here was created with --auto: nothing to look at",
-            flush=True,
-        )
+        print(f"{printable_lines(str(book.home))}: no project was created with --auto: nothing to look at", flush=True)
     return code
 
 
