@@ -143,7 +143,7 @@ def _check_next_stage(config: Config, wrong: set[str], check_files: bool, checks
         return problems
     still_wrong = (wrong - set(known)) | {_key(error) for error in errors}
     found = _check(following, still_wrong, check_files, checks, to_come=config.best_checkpoint())
-    is_comparable = "save_path" not in wrong | still_wrong and "\0" not in following.save_path + config.save_path
+    is_comparable = "save_path" not in wrong | still_wrong
     if is_comparable and Path(following.save_path).resolve() == Path(config.save_path).resolve():
         found.append(f'save_path must be another folder than the first stage\'s, got "{following.save_path}"')
     return problems + [f"next_stage: {problem}" for problem in found]
@@ -238,6 +238,8 @@ def _requirement(error: Mapping[str, Any]) -> str:
         return f" must be {context['expected']}"
     if kind == "finite_number":
         return " must be a finite number"
+    if kind == "nul_character":
+        return " holds a NUL character"
     if word := TYPES.get(kind.removesuffix("_type").removesuffix("_parsing"), ""):
         return f" must be {word}"
     if kind in ("too_short", "too_long", "string_too_short"):

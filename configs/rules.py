@@ -237,8 +237,6 @@ def _of_names(config: Config) -> Iterator[Row]:
     yield not is_plain, f'save_name is a file name without folders, got "{name}"; put them in save_path', ("save_name",)
     is_taken = name.startswith(("report.json", "report.html"))
     yield is_taken, f'save_name cannot be the name of a report, got "{name}"', ("save_name",)
-    for key, value in config:
-        yield isinstance(value, str) and "\0" in value, f"{key} holds a NUL character", (key,)
 
 
 def _of_the_schedule(config: Config) -> Iterator[Row]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 DEFAULT_CONFIG = "configs/config.json"
 PACKAGE = "package:"  # of a pretrained_file that a Python package holds
@@ -318,6 +319,14 @@ class Config(BaseModel):
         """Return the path of the newest checkpoint, from which `--resume` continues."""
         best = self.best_checkpoint()
         return best.with_name(f"{best.stem}_last{best.suffix}")
+
+    @field_validator("*")
+    @classmethod
+    def _has_no_nul(cls, value: Any) -> Any:
+        """Refuse a text that no file can have as its name, before any rule asks the file system for it."""
+        if isinstance(value, str) and "\0" in value:
+            raise PydanticCustomError("nul_character", "holds a NUL character")
+        return value
 
     def next_config(self) -> Config | None:
         """Return the config of the training that follows; None where there is none.

@@ -113,6 +113,9 @@ def test_all_mistakes_are_reported_together(tmp_path: Path, classic: dict[str, A
         ({"learning_rate": 1e999}, "a.json: learning_rate must be a finite number, got Infinity"),
         ({"save_name": "report.json"}, "a.json: save_name cannot be the name of a report"),
         ({"save_path": "a\0b"}, "a.json: save_path holds a NUL character"),
+        ({"train_data_root_dir": "a\0b"}, "a.json: train_data_root_dir holds a NUL character"),
+        ({"pretrained_file": "a\0b"}, "a.json: pretrained_file holds a NUL character"),
+        ({"next_stage": {"save_path": "a\0b"}}, "a.json: next_stage: save_path holds a NUL character"),
         ({"random_crop_ratio": [1e-300, 1e300]}, "a.json: random_crop_ratio must be within 0.01 and 100"),
         ({"shuffle": 1}, "a.json: shuffle must be true or false, got 1"),
         (
