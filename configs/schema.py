@@ -188,8 +188,10 @@ class Config(BaseModel):
     class_weights: list[float] | Literal["", "balanced"] = Field(
         "", description="a weight a class, or balanced: inverse to its count"
     )
-    mask_loss: Literal["cross_entropy", "dice", "lovasz", "cross_entropy+dice", "cross_entropy+lovasz"] = Field(
-        "cross_entropy", description="masks: the loss of an image's pixels; class_weights are cross entropy's"
+    mask_loss: Literal["auto", "cross_entropy", "dice", "lovasz", "cross_entropy+dice", "cross_entropy+lovasz"] = Field(
+        "auto",
+        description="masks: the loss of an image's pixels; auto: cross_entropy, of change cross_entropy+dice; "
+        "class_weights are cross entropy's",
     )
     distill_from: list[str] = Field(
         [],

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nets.linknet_module import LAST_WIDTH, LinkNetDecoder
+from nets.linknet_module import BLOCKS, LAST_WIDTH, LinkNetDecoder
 from nets.linknet_module import STRIDE as LINKNET_STRIDE
-from nets.support.encoders import Encoder, check_sides
+from nets.support.encoders import build_encoder, check_sides
 from nets.support.errors import NetError
 from nets.support.rates import require_rate
 
@@ -21,11 +21,18 @@ FC_SIAM_DEPTHS = (2, 2, 3, 3)  # convolutions a level
 FC_SIAM_STRIDE = 16
 
 
-class siamese_linknet34(nn.Module):
-    """LinkNet over one ResNet-34 for both images: pairs (N, 2C, H, W), sides multiples of 32, to logits (N, K, H, W).
+def siamese_linknet34(
+    *, num_classes: int = 2, num_channels: int = 6, img_height: int = 256, img_width: int = 256
+) -> SiameseLinkNet:
+    """SiameseLinkNet over ResNet-34."""
+    return SiameseLinkNet("resnet34", num_classes, num_channels, img_height, img_width)
 
-    The decoder is LinkNet's, on the absolute differences of the two images' maps at every stride. `num_channels` is
-    2C. Raises NetError.
+
+class SiameseLinkNet(nn.Module):
+    """LinkNet over one encoder for both images: pairs (N, 2C, H, W), sides multiples of 32, to logits (N, K, H, W).
+
+    The decoder is LinkNet's, on the absolute differences of the two images' maps at every stride. `model_type` is as
+    LinkNet's, `num_channels` is 2C. Raises NetError.
     """
 
     task = "change_detection"
@@ -34,11 +41,18 @@ class siamese_linknet34(nn.Module):
     head_names = ("head",)
 
     def __init__(
-        self, num_classes: int = 2, num_channels: int = 6, img_height: int = 256, img_width: int = 256
+        self,
+        model_type: str = "resnet34",
+        num_classes: int = 2,
+        num_channels: int = 6,
+        img_height: int = 256,
+        img_width: int = 256,
     ) -> None:
         super().__init__()
-        check_sides("siamese_linknet34", LINKNET_STRIDE, img_height, img_width)
-        self.backbone = Encoder("resnet34", _channels_of_one(num_channels))
+        check_sides("SiameseLinkNet", LINKNET_STRIDE, img_height, img_width)
+        self.backbone = build_encoder(model_type, _channels_of_one(num_channels))
+        if len(self.backbone.channels) != BLOCKS:
+            raise NetError(f"SiameseLinkNet needs a map of stride 2, and {model_type} has none")
         self.decoder = LinkNetDecoder(self.backbone.channels)
         self.head = nn.Conv2d(LAST_WIDTH, num_classes, 1)
 

@@ -24,6 +24,7 @@ DENSE: dict[str, tuple[str, dict[str, Any], int]] = {  # net: (module, model_arg
     "unet": ("unet_module", {"width": 8}, 3),
     "backbone_unet": ("unet_module", {"model_type": "resnet18"}, 3),
     "siamese_linknet34": ("change_module", {}, 6),
+    "SiameseLinkNet": ("change_module", {"model_type": "mobilenet_v3_small"}, 6),
     "fc_siam_diff": ("change_module", {}, 6),
 }
 

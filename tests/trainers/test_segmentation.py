@@ -143,6 +143,21 @@ def test_the_same_bits_with_loader_processes(tmp_path: Path) -> None:
     assert ends[0] == ends[1]
 
 
+@pytest.mark.parametrize(
+    ("net", "usual", "other"),
+    [("TinyMasks", "cross_entropy", "cross_entropy+dice"), ("TinyChange", "cross_entropy+dice", "cross_entropy")],
+)
+def test_the_usual_loss_is_the_tasks(tmp_path: Path, net: str, usual: str, other: str) -> None:
+    write_scenes(tmp_path, train=4, valid=2, has_pairs=net == "TinyChange")
+    common = {"model_net_name": net, "num_epochs": 1, "num_classes": 2 if net == "TinyChange" else 3}
+    found = {}
+    for loss in ("auto", usual, other):
+        folder = tmp_path / loss
+        assert run_train(write_config(tmp_path, **common, mask_loss=loss, save_path=str(folder))) == 0
+        found[loss] = weights_sha256(load_checkpoint(folder / "net_last.pth").net)
+    assert found["auto"] == found[usual] != found[other]
+
+
 def test_accumulated_batches_equal_the_big_batch(tmp_path: Path) -> None:
     """Although the images have pixels of no class, each another number of them."""
     write_scenes(tmp_path, train=8, valid=2)

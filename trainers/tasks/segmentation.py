@@ -60,6 +60,7 @@ class SegmentationTask(Task):
     validation: ClassVar[type[SegmentationValidation]] = SegmentationValidation
     measure = MEAN_IOU
     images: ClassVar[int] = 1  # of a sample
+    usual_loss: ClassVar[str] = "cross_entropy"
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class SegmentationTask(Task):
             setup.val,
             cls.preprocess(config),
             class_weights=weights,
-            loss=config.mask_loss,
+            loss=cls.usual_loss if config.mask_loss == "auto" else config.mask_loss,
             tiles=Tiles(config.val_tiles, config.val_batch_size or 2 * config.batch_size) if config.val_tiles else None,
         )
 
@@ -207,7 +208,8 @@ class SegmentationTask(Task):
 class ChangeTask(SegmentationTask):
     """The same of two images of one place, which are one input of twice the channels, the earlier first.
 
-    The first class is "unchanged"; the best net is that of the highest IoU of the others.
+    The first class is "unchanged"; the best net is that of the highest IoU of the others. Those are so rare that a net
+    trained by cross entropy alone can stay at "nothing has changed".
     """
 
     name = "change_detection"
@@ -215,6 +217,7 @@ class ChangeTask(SegmentationTask):
     measure = CHANGE_IOU
     images = 2
     background = 0
+    usual_loss = "cross_entropy+dice"
 
     def summary(self, validation: Validation) -> str:
         """Return F1 of change."""
