@@ -257,6 +257,11 @@ class Config(BaseModel):
     freeze_norm_statistics: bool = Field(
         False, description="keep the means and variances of batch norms as they start (PIM, SimSiam: their backbone's)"
     )
+    batch_norm_momentum: Literal["auto", "net"] = Field(
+        "auto",
+        description="auto: raised where a training is too short for the net's own, which its running statistics need "
+        "to follow the weights; net: the net's own",
+    )
     pretrained_model_num_classes: int = Field(1000, ge=1, description="outputs of the pretrained head")
 
     next_stage: dict[str, Any] = Field(

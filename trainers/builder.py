@@ -20,6 +20,7 @@ from data_loader.targets import CLASS_LABEL, Target
 from nets.net_interface import build_net
 from nets.support.gradient_checkpointing import enable_gradient_checkpointing
 from trainers.data.batches import Batches
+from trainers.optim.norm_momentum import raise_norm_momentum
 from trainers.optim.optimizer import FreezeError, freeze_parameters
 from trainers.reporting.reporter import Reporter
 from trainers.runtime.device import Runtime
@@ -74,7 +75,11 @@ def build_trainer(
         batch_views(config, view, task.views, task.batch_views),
         None if unlabelled is None else unlabelled_images(config, unlabelled, preprocess),
     )
-    return Trainer(config, task, batches, metadata, runtime, reporter, progress)
+    trainer = Trainer(config, task, batches, metadata, runtime, reporter, progress)
+    if config.batch_norm_momentum == "auto":
+        trainer.learner.get_ready()  # what is held is in eval mode then
+        raise_norm_momentum(net, batches.num_updates(), reporter.log)
+    return trainer
 
 
 def build_start_net(

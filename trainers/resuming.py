@@ -24,7 +24,11 @@ FIXED_ON_RESUME = (
     *("optimizer", "freeze", "decay_norm_and_bias", "layer_decay"),
 )
 MEASURED = ("band_type", "mean", "std")  # beside band_range, where a config leaves them out
-BEFORE_THE_KEY = {"icc_profiles": "ignore", "layer_decay": 1.0}  # what a training did before there was a key for it
+BEFORE_THE_KEY = {  # what a training did before there was a key for it
+    "icc_profiles": "ignore",
+    "layer_decay": 1.0,
+    "batch_norm_momentum": "net",
+}
 
 
 def checkpoint_to_resume(config: Config, log: Callable[[str], None]) -> Checkpoint:

@@ -73,6 +73,10 @@ class Batches:
             device=device,
         )
 
+    def num_updates(self) -> int:
+        """Return how many batches each process learns from in the whole training."""
+        return self.config.num_epochs * sum(len(step.batches) for step in self.plan())
+
     def plan(self, start: int = 0) -> list[Step]:
         """Return the steps of an epoch, over all processes, of which `start` images are done."""
         config = self.config
