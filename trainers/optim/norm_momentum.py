@@ -13,7 +13,7 @@ FOLLOWED = 20  # the statistics are those of the last twentieth of a training
 def raise_norm_momentum(net: nn.Module, updates: int, log: Callable[[str], None]) -> None:
     """Raise the momentum of each batch norm in training mode to 20 / `updates`, at most 0.1, and log it.
 
-    `updates` are the batches of the whole training. EfficientNet and MobileNet V3 have 0.01 (MnasNet 0.0003) for
+    `updates` are the batches of the whole training. EfficientNet-Lite and MobileNet V3 have 0.01 (MnasNet 0.0003) for
     hundreds of thousands of them; after 110 a third of the initial mean 0 and variance 1 is left in the running
     statistics, and the net in validation is another one than in training: U-Net over EfficientNet-Lite0 from random
     weights then finds one class everywhere while its training loss falls.
