@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nets.linknet_module import BLOCKS, LAST_WIDTH, LinkNetDecoder
+from nets.linknet_module import LAST_WIDTH, LinkNetDecoder
 from nets.linknet_module import STRIDE as LINKNET_STRIDE
-from nets.support.encoders import build_encoder, check_sides
+from nets.support.encoders import build_linknet_encoder, check_sides
 from nets.support.errors import NetError
 from nets.support.rates import require_rate
 
@@ -50,9 +50,7 @@ class SiameseLinkNet(nn.Module):
     ) -> None:
         super().__init__()
         check_sides("SiameseLinkNet", LINKNET_STRIDE, img_height, img_width)
-        self.backbone = build_encoder(model_type, _channels_of_one(num_channels))
-        if len(self.backbone.channels) != BLOCKS:
-            raise NetError(f"SiameseLinkNet needs a map of stride 2, and {model_type} has none")
+        self.backbone = build_linknet_encoder(model_type, _channels_of_one(num_channels))
         self.decoder = LinkNetDecoder(self.backbone.channels)
         self.head = nn.Conv2d(LAST_WIDTH, num_classes, 1)
 

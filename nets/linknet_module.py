@@ -13,11 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from nets.support.encoders import build_encoder, check_sides
-from nets.support.errors import NetError
+from nets.support.encoders import build_linknet_encoder, check_sides
 
 BACKBONES = {"linknet18": "resnet18", "linknet34": "resnet34", "linknet50": "resnet50"}  # whose weights are published
-BLOCKS = 5  # of the decoder, and maps of the encoder
 LAST_WIDTH = 32  # channels before the head
 STRIDE = 32
 
@@ -55,9 +53,7 @@ class LinkNet(nn.Module):
     ) -> None:
         super().__init__()
         check_sides("LinkNet", STRIDE, img_height, img_width)
-        self.backbone = build_encoder(model_type, num_channels)
-        if len(self.backbone.channels) != BLOCKS:
-            raise NetError(f"LinkNet adds a map of stride 2, and {model_type} has none; use backbone_unet")
+        self.backbone = build_linknet_encoder(model_type, num_channels)
         self.decoder = LinkNetDecoder(self.backbone.channels)
         self.head = nn.Conv2d(LAST_WIDTH, num_classes, 1)
 

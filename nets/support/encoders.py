@@ -18,6 +18,7 @@ from nets.support.timm_names import PREFIX, is_timm
 
 MOBILENETS = ("mobilenet_v3_large", "mobilenet_v3_small")
 ENCODERS = (*RESNETS, *EFFICIENTNET_LITE, *MOBILENETS)
+LINKNET_MAPS = 5
 PROBE = 128  # pixels; the smallest map of five is 4x4
 
 
@@ -26,6 +27,14 @@ def build_encoder(model_type: str, num_channels: int, output_stride: int = 32) -
     if is_timm(model_type):
         return TimmEncoder(model_type.removeprefix(PREFIX), num_channels, output_stride)
     return Encoder(model_type, num_channels, output_stride)
+
+
+def build_linknet_encoder(model_type: str, num_channels: int) -> Encoder | TimmEncoder:
+    """Build the encoder `model_type`, which must have the five maps that LinkNet's decoder adds. Raises NetError."""
+    encoder = build_encoder(model_type, num_channels)
+    if len(encoder.channels) != LINKNET_MAPS:
+        raise NetError(f"LinkNet adds a map of stride 2, and {model_type} has none; for one image use backbone_unet")
+    return encoder
 
 
 class Encoder(nn.Module):

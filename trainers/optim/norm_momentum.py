@@ -22,8 +22,10 @@ def raise_norm_momentum(net: nn.Module, updates: int, log: Callable[[str], None]
     slow = [
         module
         for module in net.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-        if module.momentum and module.momentum < needed
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.training
+        and module.momentum
+        and module.momentum < needed
     ]
     if not slow:
         return
