@@ -129,18 +129,27 @@ def test_predictions_and_outputs_share_a_batch() -> None:
 
 
 def test_a_batch_waits_for_more_images_with_batch_wait_ms_only() -> None:
-    async def both() -> None:
+    async def at_once() -> None:
+        backend.gate.clear()
         first = batcher.submit([png()])
+        await until(backend.entered.is_set)  # with one image, although the batch has room for four
+        second = batcher.submit([png()])
+        backend.gate.set()
+        await asyncio.gather(first, second)
+
+    async def patiently() -> None:
+        first = batcher.submit([png()])
+        await until(lambda: len(batcher._ready) == 1)
         await asyncio.sleep(0.05)
         await asyncio.gather(first, batcher.submit([png()]))
 
     backend = GatedBackend()
     with batching(backend) as batcher:
-        run(both)
+        run(at_once)
     assert backend.sizes == [1, 1]
     backend = GatedBackend()
     with batching(backend, batch_size=2, batch_wait_ms=10**6) as batcher:
-        run(both)  # full long before the time is over
+        run(patiently)  # full long before the time is over
     assert backend.sizes == [2]
     with batching(backend, batch_size=2, batch_wait_ms=100) as batcher:
         started = time.perf_counter()
