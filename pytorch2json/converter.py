@@ -21,6 +21,7 @@ from common.formatting import first_line
 from pytorch2json.graph import Builder, Constant, Graph, Value, size_of
 from pytorch2json.network import DescriptionError, Network, Parity, Profile, WeightsFile
 from pytorch2json.operators.table import OPERATORS
+from pytorch2json.tracing import out_of_place
 
 PRODUCER = "classic-trainer pytorch2json"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -105,7 +106,7 @@ def _export(
     level = log.level
     try:
         log.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), out_of_place(typed):
             warnings.simplefilter("ignore")  # of deprecations inside torch and torchvision
             exported = torch.export.export(typed.eval(), (example,), dynamic_shapes=({0: batch},), strict=False)
             return exported.run_decompositions({})

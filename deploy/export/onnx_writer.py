@@ -6,7 +6,7 @@ import ast
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,10 @@ from common.formatting import first_line
 from deploy.export.errors import ExportError
 from deploy.export.formats import default_opset
 from deploy.export.model_wrapper import export_program, free_sizes, quiet
+from pytorch2json.tracing import out_of_place
+
+if TYPE_CHECKING:
+    from onnx_ir import Model
 
 LARGEST_FILE = 2**31 - 2**20  # bytes; protobuf holds no more, so beyond it the weights go beside the file
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules around a node, and at its end the operator
@@ -28,23 +32,34 @@ KEPT_METADATA = (SCOPES, "namespace")  # the others have paths of the machine th
 def export_onnx(
     net: nn.Module, images: torch.Tensor, path: Path, metadata: ModelMetadata, opset: int | None = None
 ) -> None:
-    """Write `net` as ONNX with input "images" (any batch size), the output, its metadata and its digest.
+    """Write `net` as ONNX: `onnx_model` and `write_model` in one."""
+    write_model(onnx_model(net, images, metadata, opset), path, metadata)
 
-    `images` is a real batch of at least two. The file's IR version is the first that has the opset: older runtimes
-    refuse a newer one. Raises ExportError; OSError where it cannot be written.
+
+def onnx_model(net: nn.Module, images: torch.Tensor, metadata: ModelMetadata, opset: int | None = None) -> Model:
+    """Return a net as an ONNX model with input "images" (any batch size) and the output, its nodes named by module.
+
+    `images` is a real batch of at least two. The model's IR version is the first that has the opset: older runtimes
+    refuse a newer one. Raises ExportError.
     """
     import onnx
 
     opset = opset or default_opset(metadata.precision)
-    model = _exported(net, images, opset, metadata)
-    graph = model.graph
-    _settle_weight_types(graph)
-    _name_by_module(graph, {name for name, _ in [*net.named_parameters(), *net.named_buffers()]})
+    model = _translated(net, images, opset, metadata)
+    _settle_weight_types(model.graph)
+    _name_by_module(model.graph, {name for name, _ in [*net.named_parameters(), *net.named_buffers()]})
     _drop_metadata(model)
     model.producer_name = PRODUCER
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    return model
+
+
+def write_model(model: Model, path: Path, metadata: ModelMetadata) -> None:
+    """Write an ONNX model with its metadata and its digest. Raises ExportError; OSError where it cannot be written."""
+    import onnx
+
     model.metadata_props[METADATA_KEY] = metadata.to_json()
-    size = sum(value.const_value.nbytes for value in graph.initializers.values())
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     _save(model, path, external=size > LARGEST_FILE)
     write_digest(path)
     try:
@@ -80,9 +95,10 @@ def scopes_of(node: Any) -> tuple[str, ...]:
     return tuple(module for module in ast.literal_eval(text)[:-1] if module)
 
 
-def _exported(net: nn.Module, images: torch.Tensor, opset: int, metadata: ModelMetadata) -> Any:
+def _translated(net: nn.Module, images: torch.Tensor, opset: int, metadata: ModelMetadata) -> Model:
     # From the net itself, torch.onnx would fall back on a trace that fixes the batch size where torch.export refuses.
-    program = export_program(net, images, metadata)
+    with out_of_place(net):
+        program = export_program(net, images, metadata)
     # Its warnings are of itself; its result is checked and verified.
     with quiet("torch.onnx", "torch.export", "onnxscript"), torch.no_grad():
         try:
@@ -153,7 +169,7 @@ def _rename(graph: Any, value: Any, name: str) -> None:
     graph.initializers[name] = value
 
 
-def _drop_metadata(model: Any) -> None:
+def _drop_metadata(model: Model) -> None:
     graph = model.graph
     for node in graph:
         for key in [key for key in node.metadata_props if key not in KEPT_METADATA]:
@@ -165,7 +181,7 @@ def _drop_metadata(model: Any) -> None:
         value.metadata_props.clear()
 
 
-def _save(model: Any, path: Path, external: bool) -> None:
+def _save(model: Model, path: Path, external: bool) -> None:
     import onnx_ir
 
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if external else None)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from artifacts.outputs import output_name
 from deploy.export.errors import ExportError
 from deploy.export.formats import EXPORT_FORMATS, FLOAT_ONNX
 from deploy.export.model_wrapper import deployed_net, export_program
-from deploy.export.onnx_writer import export_onnx
+from deploy.export.onnx_writer import onnx_model, write_model
 from deploy.export.quantization import integer_kernels, quantize
 from deploy.export.reference import jitter_movement
 from deploy.export.sample_images import NetInputs, SampleImages, net_input
@@ -27,6 +27,9 @@ from pytorch2json import engine
 from pytorch2json.converter import convert
 from pytorch2json.description_file import write_description
 from pytorch2json.quantization import quantized
+
+if TYPE_CHECKING:
+    from onnx_ir import Model
 
 TRACED = 4  # images that a net is traced with, and that a description keeps as its parity sample
 
@@ -43,6 +46,7 @@ class Source:
     net_input: str  # one of metadata.INPUTS
     opset: int | None = None  # of ONNX; None: the default of the precision
     int8_symmetric: bool = False  # int8 as TensorRT takes it
+    _onnx_models: dict[str, Model] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def float_precision(self) -> str:
@@ -70,6 +74,13 @@ class Source:
     def example(self) -> torch.Tensor:
         """Return the sample as the deployed net takes it."""
         return torch.from_numpy(net_input(self.sample, self.metadata.preprocess, self.net_input))
+
+    def onnx_model(self, precision: str) -> Model:
+        """Return the deployed net as an ONNX model, made once for the file itself and int8. Raises ExportError."""
+        if precision not in self._onnx_models:
+            net, metadata = self.deployed(precision), self.metadata_in(precision)
+            self._onnx_models[precision] = onnx_model(net, self.example(), metadata, self.opset)
+        return self._onnx_models[precision]
 
     def deployed(self, precision: str) -> nn.Module:
         """Return the net as it is deployed."""
@@ -105,15 +116,14 @@ def write_pt2(source: Source, path: Path) -> None:
 
 def write_onnx(source: Source, path: Path) -> None:
     """Write ONNX. Raises ExportError."""
-    metadata = source.metadata_in(source.precision)
-    export_onnx(source.deployed(source.precision), source.example(), path, metadata, source.opset)
+    write_model(source.onnx_model(source.precision), path, source.metadata_in(source.precision))
 
 
 def write_int8(source: Source, path: Path) -> None:
     """Write ONNX in int8, from a float32 file that stays beside it. Raises ExportError."""
     assert source.calibration is not None
     float_file = path.with_name(FLOAT_ONNX)
-    export_onnx(source.deployed("fp32"), source.example(), float_file, source.metadata_in("fp32"), source.opset)
+    write_model(source.onnx_model("fp32"), float_file, source.metadata_in("fp32"))
     images: Any = NetInputs(source.calibration.pixels, source.metadata.preprocess, source.net_input)  # it takes slices
     symmetric = source.int8_symmetric or source.precision == "int8"
     quantize(float_file, path, source.metadata_in("int8"), images, symmetric=symmetric)
