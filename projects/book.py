@@ -56,7 +56,7 @@ class Book:
 
     def read(self, name: str) -> Project:
         """Return a project that is there. Raises ProjectError."""
-        return parse_project(self._path(name), _read(self._path(name)))
+        return self._parsed(name, _read(self._path(name)))
 
     def create(self, project: Project) -> Path:
         """Write a new project; return its path. Raises ProjectError, ResultsError."""
@@ -77,22 +77,34 @@ class Book:
         path = self._path(name)
         with self._alone(name):
             before = _read(path)
-            project = parse_project(path, before)
+            project = self._parsed(name, before)
             yield project
             after = _text(project)
             if after != before:
                 with writing(path):
-                    append_state(path.with_name(f"{name}{HISTORY}"), before)
+                    append_state(self._history(name), before)
                     write_atomic(path, after)
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """Return the states before the present one, the oldest first. Raises OSError."""
-        path = self._path(name).with_name(f"{name}{HISTORY}")
+        path = self._history(name)
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
     def _path(self, name: str) -> Path:
         return self.home / f"{name}.json"
+
+    def _history(self, name: str) -> Path:
+        return self.home / f"{name}{HISTORY}"
+
+    def _parsed(self, name: str, text: str) -> Project:
+        """Return the project of its file's text. Raises ProjectError, which says where the state before is."""
+        try:
+            return parse_project(self._path(name), text)
+        except ProjectError as error:
+            if not self._history(name).exists():
+                raise
+            raise ProjectError(f"{error}\nthe last line of {self._history(name)} is the state before") from error
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts.formats import TITLES, artifact_kind
+from common.atomic_io import check_folder
 from common.formatting import did_you_mean, is_utf8
 from configs.schema import Config
 from deploy.export.errors import ExportError
@@ -78,7 +79,7 @@ class ExportRequest:
         return self.triton and self.triton / model_name(self.weights)
 
     def check(self) -> list[ExportFormat]:
-        """Return the formats to make, in their order. Raises ExportError, ArtifactError; needs no torch."""
+        """Return the formats to make, in their order. Raises UserError; needs no torch."""
         known = f"known are {', '.join(FORMAT_NAMES)}"
         for name in self.formats:
             if name not in FORMAT_NAMES:
@@ -111,7 +112,7 @@ class ExportRequest:
         return [replace(row, precision="int8") for row in rows]
 
     def _check_folders(self) -> None:
-        """Raise ExportError for folders beside the files that cannot be made."""
+        """Raise ExportError, ResultsError for folders beside the files that cannot be made."""
         if self.triton is not None and not self.triton_format:
             raise ExportError(f"--triton takes one of {', '.join(TRITON_FORMATS)}; add it to --formats")
         if self.triton is not None and self.triton_format == "engine" and (problem := engine_problem()):
@@ -119,7 +120,10 @@ class ExportRequest:
         if self.hub is None and (self.report is not None or self.licence != UNKNOWN_LICENCE):
             raise ExportError("--report and --licence are of the folder that --hub writes")
         for flag, folder in (("--triton", self.triton_folder), ("--hub", self.hub)):
-            if folder is not None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            if folder is None:
+                continue
+            check_folder(folder)
+            if folder.exists() and any(folder.iterdir()):
                 raise ExportError(f"{folder}: it is there already; remove it, or choose another folder for {flag}")
 
     def _check_places(self) -> None:

@@ -175,7 +175,12 @@ def test_a_damaged_file_is_a_sentence(tmp_path: Path, text: str, message: str) -
     (tmp_path / "birds.json").write_text(text, encoding="utf-8")
     with pytest.raises(ProjectError) as caught:
         Book(tmp_path).read("birds")
-    assert message in str(caught.value)
+    assert message in str(caught.value) and "the state before" not in str(caught.value)
+    history = tmp_path / "birds.history.jsonl"
+    history.write_text('{"name": "birds"}\n', encoding="utf-8")
+    with pytest.raises(ProjectError) as caught, Book(tmp_path).changing("birds"):
+        pass
+    assert str(caught.value).endswith(f"\nthe last line of {history} is the state before")
 
 
 def test_a_python_config_is_read_as_literals(tmp_path: Path) -> None:

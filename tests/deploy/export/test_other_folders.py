@@ -265,6 +265,10 @@ def test_mistakes_are_one_sentence(trained: Path, tmp_path: Path, capsys: pytest
     assert mistake(capsys, *start, "--hub", tmp_path).endswith(
         "it is there already; remove it, or choose another folder for --hub"
     )
+    (tmp_path / "file").touch()
+    for flag, more, folder in (("--triton", ("--formats", "onnx"), "file/net"), ("--hub", (), "file")):
+        message = mistake(capsys, *start, flag, tmp_path / "file", *more)
+        assert message == f"{tmp_path / folder}: {tmp_path / 'file'} is a file, not a folder"
     message = mistake(capsys, *start, "--hub", tmp_path / "hub", "--report", tmp_path / "none.json")
     assert message.endswith(
         "the model card needs the training's report: No such file or directory; name it with --report"
