@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainers.evaluation.class_curves import class_curves, class_tags
 from trainers.evaluation.classification_metrics import ClassificationValidation, WorstImage, per_class_scores
-from trainers.reporting.classification_plots import class_tags, log_classification
+from trainers.reporting.classification_plots import log_classification
 from trainers.reporting.report import START_WEIGHTS, TrainingReport, _capitalized, write_report
 from trainers.reporting.tensorboard_logger import TrainingLogger
 
@@ -196,14 +197,14 @@ def test_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> Non
 
 
 def test_class_curves_are_capped_and_that_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="trainers.reporting.classification_plots")
+    caplog.set_level("INFO", logger="trainers.evaluation.class_curves")
     logger = TrainingLogger(tmp_path, enabled=True)
     for step in (1, 2):
         log_validation(logger, 60, step)
     logger.close()
     assert len([tag for tag in read_back(tmp_path).Tags()["scalars"] if tag.startswith("val_recall/")]) == 50
     messages = [record.getMessage() for record in caplog.records if "report.html" in record.getMessage()]
-    assert messages == ["TensorBoard gets precision and recall of the first 50 of 60 classes; report.html has them all"]
+    assert messages == ["TensorBoard gets curves of the first 50 of 60 classes; report.html has them all"]
 
 
 def test_a_full_disk_ends_the_logging_with_one_warning(
@@ -289,6 +290,14 @@ def test_projector_shows_at_most_1000_evenly_spread(tmp_path: Path) -> None:
 
 def test_names_that_become_alike_keep_tags_apart() -> None:
     assert class_tags(["a b", "a_b", "猫", ""]) == ["a_b_0", "a_b_1", "猫", "_"]
+
+
+def test_many_classes_of_boxes_and_masks_have_as_many_curves_as_of_images() -> None:
+    rows = [{"class": f"ship/{number}", "ap50": number / 1000, "iou": None} for number in range(1203)]
+    rows[3]["ap50"] = None
+    curves = class_curves(rows, "ap50")
+    assert list(curves) == [f"ship_{number}" for number in range(50) if number != 3] and curves["ship_49"] == 0.049
+    assert class_curves(rows, "iou") == {}
 
 
 def test_what_a_training_began_with_is_no_figure_of_its_best_epoch(tmp_path: Path) -> None:

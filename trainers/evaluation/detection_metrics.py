@@ -17,6 +17,7 @@ from data_loader.box_geometry import unfitted
 from data_loader.box_target import Boxes
 from data_loader.preprocess import Preprocess
 from data_loader.samples import SampleList
+from trainers.evaluation.class_curves import class_curves
 from trainers.evaluation.segmentation_metrics import mean_of
 from trainers.evaluation.validation import Measure, Validation
 from trainers.runtime.distributed import gather_over_processes
@@ -63,7 +64,7 @@ class DetectionValidation(Validation):
 
     def parts(self) -> dict[str, float]:
         """Return AP of each class, COCO's other figures, and the threshold."""
-        classes = {f"ap50_{row['class']}": row["ap50"] for row in self.per_class if row["ap50"] is not None}
+        classes = {f"ap50_{tag}": value for tag, value in class_curves(self.per_class, "ap50").items()}
         return {**classes, **self.average, "score_threshold": self.score_threshold}
 
     def report_rows(self) -> Sequence[tuple[str, str]]:

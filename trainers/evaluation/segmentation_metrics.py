@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data_loader.mask_classes import VOID
 from trainers.evaluation.boundary_f1 import boundary_counts, boundary_f1
+from trainers.evaluation.class_curves import class_curves
 from trainers.evaluation.classification_metrics import per_class_scores
 from trainers.evaluation.validation import Measure, Validation
 from trainers.runtime.distributed import gather_over_processes, sum_over_processes
@@ -56,7 +57,7 @@ class SegmentationValidation(Validation):
 
     def parts(self) -> dict[str, float]:
         """Return the IoU of each class."""
-        return {f"iou_{row['class']}": row["iou"] for row in self.per_class if row["iou"] is not None}
+        return {f"iou_{tag}": value for tag, value in class_curves(self.per_class, "iou").items()}
 
     def report_rows(self) -> Sequence[tuple[str, str]]:
         """Return the share of right pixels, and mean F1."""
