@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import platform
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.cpu import capabilities
 from deploy.backends.base import RUNTIMES, BackendError
 
 if TYPE_CHECKING:
     import torch
-
-
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 def choose_runtime(name: str, device: str) -> str:
@@ -37,7 +34,7 @@ def has_int8_dot_product() -> bool:
     """Return whether this CPU adds products of 8 bits in 32 (VNNI, AMX, and what is no x86)."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
-    return any(name in _cpu_capabilities() for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    return any(name in capabilities() for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
 def choose_device(name: str) -> torch.device:
@@ -74,15 +71,6 @@ def choose_provider(device: str, available: list[str], version: str) -> tuple[tu
         hint = "pip install onnxruntime-gpu, or use --device cpu"
         raise BackendError(f'device "{device}" asks for CUDA, and this onnxruntime {version} has none; {hint}')
     return ("CUDAExecutionProvider", {"device_id": str(index or 0)}), "cuda" if index is None else f"cuda:{index}"
-
-
-def _cpu_capabilities() -> set[str]:
-    """Return the names of what this CPU has, by Linux's list, elsewhere by torch's, which has the same names."""
-    if CPU_INFO.is_file():  # a service of ONNX files runs without torch
-        return set(CPU_INFO.read_text(encoding="utf-8", errors="replace").split())
-    import torch
-
-    return {name for name, value in torch.cpu.get_capabilities().items() if value is True}
 
 
 def _has_cuda_provider() -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from artifacts.metadata import ModelMetadata
+from common.cpu import multiplies_bf16
 from deploy.backends.base import HeatMap, HeatMapper, failure
 from visualization.heatmap_overlay import Marks
 
@@ -49,6 +50,14 @@ class CheckpointBackend(TorchBackend):
     def __init__(self, net: nn.Module, device: torch.device, *, is_bf16: bool = False) -> None:
         super().__init__(_in_bf16(net, device) if is_bf16 else net, device, channels_last=True)
         self.net, self._target = net, device
+
+    def in_bf16(self) -> CheckpointBackend | None:
+        """Return the same net, computed in bf16; None where its device does not multiply bf16 itself."""
+        import torch
+
+        is_gpu = self._target.type == "cuda"
+        has_it = torch.cuda.get_device_capability(self._target) >= (8, 0) if is_gpu else multiplies_bf16()
+        return CheckpointBackend(self.net, self._target, is_bf16=True) if has_it else None
 
     def heat_mapper(self, metadata: ModelMetadata) -> HeatMapper:
         """Return what makes an image's heat maps; it raises BackendError. Raises NetError for a net without them."""

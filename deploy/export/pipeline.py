@@ -111,7 +111,8 @@ def _report_early_end(job: Job, error: BaseException) -> None:
 def _write_report(job: Job) -> str:
     """Write the report, and return its text for a terminal. Raises ExportError."""
     path = job.request.output_dir / REPORT
-    report = ExportReport(job.request, job.reference, job.outcomes, job.source.calibration, (*job.published, REPORT))
+    published = (*job.published, REPORT)
+    report = ExportReport(job.request, job.reference, job.outcomes, job.source.calibration, published, job.best)
     try:
         report.write(path)
     except OSError as error:

@@ -21,10 +21,11 @@ from deploy.export.console import PROGRAM, log, log_progress
 from deploy.export.errors import ExportError
 from deploy.export.formats import MISSING, ExportFormat
 from deploy.export.model_wrapper import exact_float32
-from deploy.export.reference import Reference
+from deploy.export.reference import BATCH, Reference, repeat_rows
 from deploy.export.report import Outcome
 from deploy.export.request import ExportRequest
-from deploy.export.sample_images import SampleImages, find_calibration, find_images
+from deploy.export.sample_images import SampleImages, find_calibration, find_images, net_input
+from deploy.export.timing import BestPrecision, best_precision
 from deploy.export.writers import Source
 
 CALIBRATION_SAMPLES = 300
@@ -39,6 +40,7 @@ class Job:
     source: Source
     reference: Reference
     int8_reference: Reference  # without the images that int8 was calibrated on
+    best: BestPrecision  # of the checkpoint itself
     folder: Path  # the staging folder
     outcomes: list[Outcome]
     published: list[str] = field(default_factory=list)  # names of the files in output_dir
@@ -74,7 +76,10 @@ def prepare(request: ExportRequest, formats: Sequence[ExportFormat], folder: Pat
         request.int8_symmetric,
     )  # fmt: skip
     outcomes = [Outcome(row, MISSING, older=(request.output_dir / row.files[0]).exists()) for row in formats]
-    return Job(request, source, reference, int8_reference, folder, outcomes)
+    with exact_float32():
+        batch = net_input(repeat_rows(images.pixels[:BATCH], BATCH), metadata.preprocess, metadata.input)
+        best = best_precision(backend, batch)
+    return Job(request, source, reference, int8_reference, best, folder, outcomes)
 
 
 def share_for_int8(

@@ -27,6 +27,7 @@ from deploy.export.parity_rule import (
 from deploy.export.reference import BATCH, TOLERANCES, Reference, flat
 from deploy.export.request import ExportRequest
 from deploy.export.sample_images import SampleImages
+from deploy.export.timing import BestPrecision
 
 COLUMNS = 79
 FEW_IMAGES, FEW_FOR_INT8 = 8, 50  # of 50 images one is two points of accuracy
@@ -77,6 +78,7 @@ class ExportReport:
     outcomes: Sequence[Outcome]
     calibration: SampleImages | None
     published: Sequence[str]
+    best: BestPrecision = field(default_factory=BestPrecision)
 
     def text(self) -> str:
         """Return the table with its notes, no line over 79 columns where no path is longer."""
@@ -123,6 +125,7 @@ class ExportReport:
                 "least_cosine_of_features": LEAST_COSINE,
             },
             "batch_size": BATCH,
+            "checkpoint": {"best_precision": self.best.name, "speed": self.best.speed},
             "machine": machine_info(),
             "versions": package_versions(),
         }
@@ -154,6 +157,7 @@ class ExportReport:
                 f"warning: the same batch took from {least:.0f} to {most:.0f} ms: this machine does other work, "
                 "and the times vary with it"
             )
+        yield from self._slower_note()
         yield from self._accuracy_notes()
         yield from self._box_note()
         for outcome in self.outcomes:
@@ -166,6 +170,17 @@ class ExportReport:
         ]
         beside = f"; left out, for the reason above: {', '.join(left_out)}" if left_out else ""
         yield f"written to {self.request.output_dir}: {', '.join(self.published)}{beside}"
+
+    def _slower_note(self) -> Iterator[str]:
+        best = f"the checkpoint in {self.best.name}" + (f" ({self.best.speed:.2f}x)" if self.best.speed > 1 else "")
+        runs = [(outcome.format.name, *run) for outcome in self.outcomes for run in outcome.runs]
+        slower = [
+            f"{name} on {runtime} ({run.speed:.2f}x)" if runtime != name else f"{name} ({run.speed:.2f}x)"
+            for name, runtime, run in runs
+            if run.batch_ms > 0 and self.best.is_faster_than(run.speed)
+        ]
+        if slower:
+            yield f"slower than {best}: {', '.join(slower)}"
 
     def _box_note(self) -> Iterator[str]:
         runs = [(outcome.format.name, *run) for outcome in self.outcomes for run in outcome.runs]

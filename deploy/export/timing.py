@@ -1,12 +1,39 @@
-"""The speed of a file beside the eager net's."""
+"""The speed of a file beside the eager net's, and of the net in the precision that is its best here."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploy.backends.torch_backend import CheckpointBackend
 
 LEAST_ROUNDS, ROUNDS, MOST_SECONDS = 3, 9, 12.0
 AGREEING = 1.05  # the longest of a side's rounds by the shortest, at which more rounds would show nothing new
+
+
+@dataclass(frozen=True)
+class BestPrecision:
+    """What the checkpoint itself is fastest in, and how many times as fast as in float32."""
+
+    name: str = "fp32"
+    speed: float = 1.0
+
+    def is_faster_than(self, speed: float) -> bool:
+        """Return whether a file of this speed, against float32 too, is slower by more than timing can tell."""
+        return speed * AGREEING < self.speed
+
+
+def best_precision(backend: CheckpointBackend, images: np.ndarray) -> BestPrecision:
+    """Time a checkpoint on a batch, float32 (N, ...), in bf16 where the device multiplies it. Raises BackendError."""
+    if (in_bf16 := backend.in_bf16()) is None:
+        return BestPrecision()
+    own, fp32 = time_in_turn(lambda: in_bf16(images), lambda: backend(images))
+    speed = statistics.median(fp32) / statistics.median(own)
+    return BestPrecision("bf16", speed) if speed > 1 else BestPrecision()
 
 
 def time_in_turn(first: Callable[[], object], second: Callable[[], object]) -> tuple[list[float], list[float]]:

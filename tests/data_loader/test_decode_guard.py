@@ -137,7 +137,7 @@ def test_a_loader_process_that_meets_such_an_image_is_ended_and_the_training_nam
         return original(source)
 
     monkeypatch.setattr("data_loader.loaders.Preprocess.decode", lambda _, source, at_least=None: decode(source))
-    monkeypatch.setattr(GUARD, "timeout_s", 0.5)
+    monkeypatch.setattr(GUARD, "timeout_s", 1.0)
     batches = EpochBatches()
     batches.set_epoch(0, np.arange(21), plan_epoch(21, 4))
     loader = training_loader(ImageDataset(samples, Preprocess(32, 32)), batches, 2)

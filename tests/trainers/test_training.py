@@ -155,7 +155,7 @@ def test_auto_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) ->
     assert choose_precision("auto", torch.device("cuda")) == "bf16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert choose_precision("auto", torch.device("cuda")) == "fp32"
-    monkeypatch.setattr("trainers.runtime.device.cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr("trainers.runtime.device.multiplies_bf16", lambda: True)
     assert choose_precision("auto", torch.device("cpu")) == "bf16"
     assert choose_precision("fp16", torch.device("cpu")) == "fp16"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from common.cpu import multiplies_bf16
 from common.errors import UserError
 from common.formatting import first_line
 from configs.schema import Config
@@ -64,23 +65,12 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return "bf16" if cpu_multiplies_bf16() else "fp32"
+    return "bf16" if multiplies_bf16() else "fp32"
 
 
 def memory_layout(config: Config) -> torch.memory_format:
     """Return the memory layout of a config's nets and images."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Return whether the CPU has bf16 multiplication (AMX or AVX512-BF16 on x86, BF16 on Arm), by Linux's list."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return False
-    text = cpuinfo.read_text(errors="replace")
-    lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
-    flags = set(next(lines, "").split())
-    return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -27,8 +27,10 @@ from artifacts.metadata import ModelMetadata
 from artifacts.metadata_reader import read_metadata
 from configs.schema import Config
 from data_loader.preprocess import Preprocess, as_array
+from deploy.backends import torch_backend
 from deploy.backends.base import BackendError, failure
 from deploy.backends.loading import load_backend
+from deploy.backends.torch_backend import CheckpointBackend
 from deploy.export import request, timing, verification, writers
 from deploy.export.__main__ import main as export_main
 from deploy.export.errors import ExportError
@@ -41,7 +43,7 @@ from deploy.export.reference import TOLERANCES, Reference
 from deploy.export.report import COLUMNS, ExportReport, Outcome
 from deploy.export.request import ExportRequest
 from deploy.export.sample_images import SampleImages, find_images, net_input
-from deploy.export.timing import time_in_turn
+from deploy.export.timing import BestPrecision, best_precision, time_in_turn
 from deploy.export.verification import verify_backend
 from deploy.inference.predictor import Predictor
 from nets.net_interface import build_net
@@ -893,6 +895,44 @@ def test_times_that_vary_are_warned_of() -> None:
         run = ParityResult(batch_ms=12, batch_ms_spread=(fastest, slowest), eager_ms=30)
         text = report_text(reference, [Outcome(EXPORT_FORMATS["jit"], runs=[("jit", run)])])
         assert ("warning: the same batch took from 10 to 25 ms: this machine does other" in text) is is_busy
+
+
+def test_files_slower_than_the_checkpoint_in_its_best_precision_are_named() -> None:
+    reference = reference_of(some_logits(40))
+    asked = ExportRequest(weights=Path("net.pth"), formats=(), output_dir=Path("out"))
+    outcomes = [
+        Outcome(EXPORT_FORMATS[name], runs=[(runtime, ParityResult(batch_ms=30 / speed, eager_ms=30))])
+        for name, runtime, speed in (("pt2", "pt2", 0.9), ("onnx", "openvino", 1.9), ("int8", "onnxruntime", 0.97))
+    ]
+    outcomes.append(Outcome(EXPORT_FORMATS["json"], REFUSED, runs=[("json", ParityResult(problem="x"))]))
+    for best, slower in (
+        (BestPrecision(), "slower than the checkpoint in fp32: pt2 (0.90x) "),
+        (
+            BestPrecision("bf16", 2.5),
+            "slower than the checkpoint in bf16 (2.50x): pt2 (0.90x), onnx on openvino (1.90x), int8 on onnxruntime "
+            "(0.97x) ",
+        ),
+    ):
+        report = ExportReport(asked, reference, outcomes, None, (), best)
+        assert slower in " ".join(report.text().split())
+        assert report.to_dict()["checkpoint"] == {"best_precision": best.name, "speed": best.speed}
+
+
+def test_the_best_precision_is_timed_where_the_processor_multiplies_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = CheckpointBackend(torch.nn.Flatten(), torch.device("cpu"))
+    times = {"fp32": [0.3, 0.2, 0.25], "bf16": [0.11, 0.1, 0.09]}
+
+    def timed(first: Callable[[], object], second: Callable[[], object]) -> tuple[list[float], list[float]]:
+        assert first() is not None and second() is not None
+        return times["bf16"], times["fp32"]
+
+    monkeypatch.setattr(timing, "time_in_turn", timed)
+    images = np.zeros((2, 3, 4, 4), np.float32)
+    for has_bf16, best in ((False, BestPrecision()), (True, BestPrecision("bf16", 2.5))):
+        monkeypatch.setattr(torch_backend, "multiplies_bf16", lambda found=has_bf16: found)
+        assert best_precision(backend, images) == best
+    times["bf16"] = times["fp32"]  # a small net's time goes elsewhere
+    assert best_precision(backend, images) == BestPrecision()
 
 
 def test_a_file_that_did_not_run_has_a_row_of_blanks_and_a_report_of_nulls() -> None:

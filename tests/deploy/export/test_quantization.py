@@ -16,6 +16,7 @@ from torch import nn
 
 from artifacts.errors import ArtifactError
 from artifacts.onnx_file import read_onnx
+from common import cpu
 from deploy.backends import devices, loading
 from deploy.backends.base import BackendError
 from deploy.backends.loading import load_backend
@@ -182,7 +183,7 @@ def test_which_cpus_add_in_32_bits(
     flags = " ".join(name for name, value in capabilities.items() if value is True)
     (tmp_path / "cpuinfo").write_text(f"model name\t: a CPU\nflags\t\t: fpu {flags} sse\n", encoding="utf-8")
     for file in ("cpuinfo", "none"):  # on Linux, and elsewhere
-        monkeypatch.setattr(devices, "CPU_INFO", tmp_path / file)
+        monkeypatch.setattr(cpu, "CPU_INFO", tmp_path / file)
         assert devices.has_int8_dot_product() is expected
 
 
