@@ -13,6 +13,7 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 
 from tests.helpers.breaking import exit_code, forked
 from trainers.evaluation.classification_metrics import ClassificationMetrics, ClassificationValidation, per_class_scores
+from trainers.evaluation.confusion_cells import cells_in, cells_of, columns_of, matrix_of, totals_of
 
 NUM_CLASSES = 7
 NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
@@ -41,7 +42,8 @@ def test_numbers_are_those_of_scikit_learn() -> None:
     result = measured(logits, labels)
     scores, predictions, classes = logits.double().softmax(1).numpy(), logits.argmax(1), list(range(NUM_CLASSES))
     assert result.num_samples == 101
-    assert result.confusion == confusion_matrix(labels, predictions, labels=classes).tolist()
+    assert result.cells == cells_in(confusion_matrix(labels, predictions, labels=classes))
+    assert result.report_fields()["confusion"] == confusion_matrix(labels, predictions, labels=classes).tolist()
     assert result.top1 == pytest.approx(top_k_accuracy_score(labels, scores, k=1, labels=classes))
     assert result.top5 == pytest.approx(top_k_accuracy_score(labels, scores, k=5, labels=classes))
     assert result.loss == pytest.approx(log_loss(labels, scores, labels=classes), rel=1e-6)
@@ -86,7 +88,7 @@ def test_logits_without_a_softmax_are_wrong() -> None:
     logits = torch.tensor([[nan, 1.0, 0.0], [5.0, 0.0, nan], [inf, inf, 0.0], [-inf] * 3, [9.0, -inf, 0.0]])
     result = measured(logits, torch.tensor([0, 0, 0, 1, 0]))
     assert result.top1 == result.top5 == pytest.approx(1 / 5)  # only the last has a prediction, and it is right
-    assert sum(map(sum, result.confusion)) == 5
+    assert sum(count for *_, count in result.cells) == 5
     assert result.loss == inf
     assert [(image.loss, image.score) for image in result.worst] == [(inf, 0.0)] * 4
     assert [(image.label, image.answer) for image in result.worst] == [(0, 1), (0, 1), (0, 1), (1, 0)]
@@ -132,9 +134,47 @@ def test_mistakes_are_reported() -> None:
 
 
 def test_scores_of_a_hand_made_confusion() -> None:
-    rows = per_class_scores(np.array([[3, 1], [0, 0]]), ["a", "b"])
+    rows = per_class_scores(["a", "b"], *totals_of([[0, 0, 3], [0, 1, 1]], 2))
     assert rows[0] == {"class": "a", "precision": 1.0, "recall": 0.75, "f1": pytest.approx(6 / 7), "support": 4}
     assert rows[1] == {"class": "b", "precision": 0.0, "recall": None, "f1": None, "support": 0}
+
+
+def test_cells_are_those_of_the_matrix() -> None:
+    matrix = np.array([[3, 1, 0], [0, 0, 0], [2, 0, 4]])
+    cells = [[0, 0, 3], [0, 1, 1], [2, 0, 2], [2, 2, 4]]
+    labels, predictions = np.nonzero(matrix)
+    counts = matrix[labels, predictions]
+    assert cells_in(matrix) == cells_of(labels.repeat(counts)[::-1], predictions.repeat(counts)[::-1]) == cells
+    assert np.array_equal(matrix_of(cells, 3), matrix)
+    assert [total.tolist() for total in totals_of(cells, 3)] == [[3, 0, 4], [4, 0, 6], [5, 1, 4]]
+    assert cells_of(np.empty(0, np.int64), np.empty(0, np.int64)) == cells_in(np.zeros((3, 3), np.int64)) == []
+    assert not matrix_of([], 2).any() and columns_of([]).shape == (3, 0)
+
+
+def test_a_validation_of_100_000_classes_is_as_large_as_its_images(tmp_path: Path) -> None:
+    """Their matrix would have 80 GB."""
+    count = 100_000
+    metrics = ClassificationMetrics(count, "cpu")
+    logits = torch.zeros(3, count)
+    logits[[0, 1, 2], [7, 99_999, 99_999]] = 1.0
+    metrics.update(logits, torch.tensor([7, 99_999, 5]), torch.arange(3))
+    result = metrics.compute(["a", "b", "c"], [f"class {i}" for i in range(count)])
+    assert result.cells == [[5, 99_999, 1], [7, 7, 1], [99_999, 99_999, 1]] and result.top1 == pytest.approx(2 / 3)
+    assert result.per_class[99_999] == {
+        **{"class": "class 99999", "precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
+    }
+    fields = result.report_fields()
+    assert (fields["confusion"], fields["confusion_cells"]) == ([], result.cells)
+    torch.save(result.to_dict(), tmp_path / "result.pt")
+    read = torch.load(tmp_path / "result.pt", weights_only=True)
+    assert read["cells"].shape == (3, 3) and ClassificationValidation.from_dict(read) == result
+
+
+def test_a_checkpoint_with_a_dense_matrix_is_read() -> None:
+    result = measured(*made_up())
+    values = {**result.to_dict(), "confusion": torch.from_numpy(matrix_of(result.cells, NUM_CLASSES))}
+    del values["cells"]
+    assert ClassificationValidation.from_dict(values) == result
 
 
 def one_process(rank: int, partings: list[list[list[int]]], folder: str) -> None:

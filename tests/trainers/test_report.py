@@ -17,6 +17,7 @@ from PIL import Image
 
 from trainers.evaluation.class_curves import class_curves, class_tags
 from trainers.evaluation.classification_metrics import ClassificationValidation, WorstImage, per_class_scores
+from trainers.evaluation.confusion_cells import cells_in, totals_of
 from trainers.reporting.classification_plots import log_classification
 from trainers.reporting.report import START_WEIGHTS, TrainingReport, _capitalized, write_report
 from trainers.reporting.tensorboard_logger import TrainingLogger
@@ -51,7 +52,7 @@ def made_up(num_classes: int) -> TrainingReport:
         class_names=names,
         best={"epoch": 2, "step": 200, "top1": 0.91234, "top5": 0.99, "loss": 0.3},
         final={"epoch": 3, "step": 300, "top1": math.nan, "top5": 0.98, "loss": math.inf},
-        per_class=per_class_scores(confusion, names),
+        per_class=per_class_scores(names, *totals_of(cells_in(confusion), num_classes)),
         confusion=confusion.tolist(),
         worst=[WorstImage("a.jpg", 0, 1, 0.97, 4.2), WorstImage(f"{EVIL}.jpg", 0, 1, 0.9, math.inf)],
         curves={
@@ -127,7 +128,8 @@ def test_a_loss_of_all_heads_stands_apart_from_the_loss_of_one(tmp_path: Path) -
 
 def test_weakest_class_stands_first_and_one_without_images_last(tmp_path: Path) -> None:
     report = made_up(4)
-    report.per_class = per_class_scores(np.diag([0, 9, 9, 9]) + np.eye(4, k=-1, dtype=np.int64) * 2, report.class_names)
+    confusion = np.diag([0, 9, 9, 9]) + np.eye(4, k=-1, dtype=np.int64) * 2
+    report.per_class = per_class_scores(report.class_names, *totals_of(cells_in(confusion), 4))
     # F1 is 2 * hits / (row + column): no image; 18 / (11 + 11); 18 / (11 + 11); 18 / (11 + 9). Equal ones keep order.
     html = write_report(report.to_dict(), tmp_path).read_text(encoding="utf-8")
     assert re.findall(r'<td class="num muted" data-v="(\d+)">', html) == ["1", "2", "3", "0"]
@@ -156,7 +158,8 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
 def log_validation(logger: TrainingLogger, num_classes: int, step: int) -> None:
     report = made_up(num_classes)
     count = 8 * num_classes + 3
-    result = ClassificationValidation(0.3, 0.9, 0.99, report.confusion, report.per_class, report.worst, count)
+    cells = cells_in(np.array(report.confusion))
+    result = ClassificationValidation(0.3, 0.9, 0.99, cells, report.per_class, report.worst, count)
     log_classification(logger, result, report.class_names, load_image, step)
 
 
@@ -184,6 +187,23 @@ def test_event_file_has_every_tag(tmp_path: Path) -> None:
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []  # hparams stay in this run
 
 
+def test_a_page_of_very_many_classes_has_the_weakest_of_them(tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(2500)]
+    cells = [[number, number, 8] for number in range(2, 2500)] + [[0, 1, 5], [1, 0, 3]]
+    per_class = per_class_scores(names, *totals_of(cells, 2500))
+    report = replace(made_up(2), class_names=names, per_class=per_class, confusion=[], confusion_cells=cells)
+    text = write_report(report.to_dict(), tmp_path, images=load_image).read_text("utf-8")
+    assert (
+        "the weakest 2,000 of 2,500, the others are in report.json" in text
+        and text.count('<td class="num muted"') == 2000
+    )
+    assert "not drawn of more than 1,000 classes" in text and "#heat" not in text
+    page = Page(text).text
+    assert re.search(
+        r"Most frequent mistakes\s.*class 0\s*class 1\s*5\s*100\.0 ?%\s*class 1\s*class 0\s*3", page, re.DOTALL
+    )
+
+
 def test_resumed_run_drops_what_came_after_its_checkpoint(tmp_path: Path) -> None:
     for purge_step, steps, value in ((None, range(1, 8), 0.0), (5, range(5, 7), 1.0)):
         logger = TrainingLogger(tmp_path, enabled=True, purge_step=purge_step)
@@ -203,8 +223,8 @@ def test_class_curves_are_capped_and_that_is_logged_once(tmp_path: Path, caplog:
         log_validation(logger, 60, step)
     logger.close()
     assert len([tag for tag in read_back(tmp_path).Tags()["scalars"] if tag.startswith("val_recall/")]) == 50
-    messages = [record.getMessage() for record in caplog.records if "report.html" in record.getMessage()]
-    assert messages == ["TensorBoard gets curves of the first 50 of 60 classes; report.html has them all"]
+    messages = [record.getMessage() for record in caplog.records if "report.json" in record.getMessage()]
+    assert messages == ["TensorBoard gets curves of the first 50 of 60 classes; report.json has them all"]
 
 
 def test_a_full_disk_ends_the_logging_with_one_warning(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import train
 from artifacts.checkpoint import load_checkpoint
@@ -22,6 +23,7 @@ from tests.conftest import CLASSES
 from trainers import resuming, runner
 from trainers.data.reading import classes_without_images, shared_images
 from trainers.evaluation.classification_metrics import ClassificationValidation, per_class_scores
+from trainers.evaluation.confusion_cells import cells_in, totals_of
 
 ConfigMaker = Callable[..., Path]
 SMALL = {"model_module_name": "squeezenet_module", "model_net_name": "squeezenet1_1", "img_height": 32, "img_width": 32}
@@ -130,7 +132,7 @@ def test_trainings_of_one_second_have_folders_of_their_own(make_config: ConfigMa
 def test_scores_that_were_not_measured_are_null() -> None:
     """Class c has no image; d is never predicted. By hand: a 3 of 3 right, b 2 of 3, one of them taken for c."""
     confusion = np.array([[3, 0, 0, 0], [0, 2, 1, 0], [0, 0, 0, 0], [2, 0, 0, 0]])
-    rows = per_class_scores(confusion, list("abcd"))
+    rows = per_class_scores(list("abcd"), *totals_of(cells_in(confusion), 4))
     columns = ("class", "precision", "recall", "f1", "support")
     assert [tuple(row[column] for column in columns) for row in rows] == [
         ("a", pytest.approx(3 / 5), 1.0, pytest.approx(6 / 8), 3),
@@ -142,8 +144,10 @@ def test_scores_that_were_not_measured_are_null() -> None:
 
 def test_zeros_of_an_older_checkpoint_become_null() -> None:
     row = {"class": "a", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
-    validation = ClassificationValidation(1.0, 1.0, 1.0, [[0, 0], [0, 4]], [row, row | {"class": "b"}], [], 4)
-    assert ClassificationValidation.from_dict(validation.to_dict()).per_class == [
+    validation = ClassificationValidation(1.0, 1.0, 1.0, [[1, 1, 4]], [row, row | {"class": "b"}], [], 4)
+    values = {**validation.to_dict(), "confusion": torch.tensor([[0, 0], [0, 4]])}
+    del values["cells"]
+    assert ClassificationValidation.from_dict(values).per_class == [
         {"class": "a", "precision": None, "recall": None, "f1": None, "support": 0},
         {"class": "b", "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 4},
     ]

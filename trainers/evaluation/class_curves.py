@@ -33,4 +33,4 @@ def class_tags(class_names: Sequence[str]) -> list[str]:
 @functools.cache
 def _note_cap(count: int) -> None:
     """Note the cap in the log, once."""
-    log.info("TensorBoard gets curves of the first %d of %d classes; report.html has them all", MAX_CLASS_CURVES, count)
+    log.info("TensorBoard gets curves of the first %d of %d classes; report.json has them all", MAX_CLASS_CURVES, count)

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
+from trainers.evaluation.confusion_cells import MOST_IN_A_MATRIX, cells_in, cells_of, matrix_of, totals_of
 from trainers.evaluation.validation import Measure, Validation
 from trainers.runtime.distributed import gather_over_processes
 
@@ -33,11 +35,11 @@ class WorstImage:
 
 @dataclass(frozen=True)
 class ClassificationValidation(Validation):
-    """Shares `top1` and `top5` from 0 to 1, `confusion[label][prediction]` in images, `worst` worst first."""
+    """Shares `top1` and `top5` from 0 to 1, `cells` of the confusion as in `confusion_cells`, `worst` worst first."""
 
     top1: float
     top5: float
-    confusion: list[list[int]]
+    cells: list[list[int]]
     per_class: list[dict[str, Any]]
     worst: list[WorstImage]
     num_samples: int
@@ -55,20 +57,32 @@ class ClassificationValidation(Validation):
         return {f"top1_{head}": top1 for head, top1 in self.head_top1.items()}
 
     def report_fields(self) -> dict[str, Any]:
-        """Return the confusion, the classes, the worst images, and the head that predicts."""
-        return {"per_class": self.per_class, "confusion": self.confusion, "worst": self.worst, "head": self.head}
+        """Return the confusion (of many classes its cells), the classes, the worst images, and the head."""
+        num_classes = len(self.per_class)
+        is_small = num_classes <= MOST_IN_A_MATRIX
+        return {
+            "per_class": self.per_class,
+            "confusion": matrix_of(self.cells, num_classes).tolist() if is_small else [],
+            "confusion_cells": [] if is_small else self.cells,
+            "worst": self.worst,
+            "head": self.head,
+        }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, and the confusion as a tensor (K, K) int64."""
-        return {**asdict(self), "confusion": torch.tensor(self.confusion)}
+        """Return plain values, and the cells as a tensor (M, 3) int64."""
+        return {**asdict(self), "cells": torch.tensor(self.cells, dtype=torch.long).view(-1, 3)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClassificationValidation:
         """Return what `to_dict` was made of. Raises TypeError for other values."""
-        worst, confusion = [WorstImage(**row) for row in values["worst"]], values["confusion"]
+        values = dict(values)
+        matrix = values.pop("confusion", None)  # of an older checkpoint, (K, K)
+        cells = values["cells"].tolist() if matrix is None else cells_in(matrix.numpy())
         # Older checkpoints have 0 for scores that were not measured.
-        per_class = per_class_scores(confusion.numpy(), [row["class"] for row in values["per_class"]])
-        return cls(**{**values, "confusion": confusion.tolist(), "per_class": per_class, "worst": worst})
+        names = [row["class"] for row in values["per_class"]]
+        per_class = per_class_scores(names, *totals_of(cells, len(names)))
+        worst = [WorstImage(**row) for row in values["worst"]]
+        return cls(**{**values, "cells": cells, "per_class": per_class, "worst": worst})
 
 
 class ClassificationMetrics:
@@ -84,7 +98,7 @@ class ClassificationMetrics:
         self.num_classes = num_classes
         self.num_worst = num_worst
         self.device = torch.device(device)
-        self._counts = _Counts(num_classes, self.device).to(self.device)
+        self._counts = _Counts(self.device).to(self.device)
         self.reset()
 
     def reset(self) -> None:
@@ -127,9 +141,8 @@ class ClassificationMetrics:
         # An empty batch, so that torchmetrics takes a process that has seen no image for an updated one.
         nothing = torch.empty(0, dtype=torch.long, device=self.device)
         self._counts.update(nothing, nothing, nothing.float(), nothing.bool())
-        confusion_counts, loss_sum, in_top5 = self._counts.compute()
-        confusion = confusion_counts.cpu().numpy()
-        num_samples = int(confusion.sum())
+        labels, predictions, loss_sum, in_top5 = (value.cpu().numpy() for value in self._counts.compute())
+        num_samples = len(labels)
         worst = self._gather_worst(paths)
         if num_samples > len(paths):
             raise ValueError(
@@ -137,12 +150,14 @@ class ClassificationMetrics:
                 "the sampler must give every image to exactly one process, without padding"
             )
         share = 1.0 / num_samples if num_samples else float("nan")
+        cells = cells_of(labels, predictions)
+        hits, labelled, predicted = totals_of(cells, self.num_classes)
         return ClassificationValidation(
             loss=float(loss_sum) * share,
-            top1=int(confusion.trace()) * share,
+            top1=int(hits.sum()) * share,
             top5=int(in_top5) * share,
-            confusion=confusion.tolist(),
-            per_class=per_class_scores(confusion, class_names),
+            cells=cells,
+            per_class=per_class_scores(class_names, hits, labelled, predicted),
             worst=worst,
             num_samples=num_samples,
         )
@@ -166,56 +181,54 @@ class ClassificationMetrics:
         ]
 
 
-def per_class_scores(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return precision, recall and F1 of each class from confusion (K, K) of label by prediction.
+def per_class_scores(
+    class_names: Sequence[str], hits: np.ndarray, labelled: np.ndarray, predicted: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return precision, recall and F1 of each class from `totals_of`, int64 (K,) each.
 
     What was not measured is None: the precision of a class never predicted, recall and F1 of one without images.
     """
-    columns = zip(
-        class_names,
-        confusion.diagonal().tolist(),
-        confusion.sum(axis=1).tolist(),
-        confusion.sum(axis=0).tolist(),
-        strict=True,
-    )
+    columns = zip(class_names, hits.tolist(), labelled.tolist(), predicted.tolist(), strict=True)
     return [
         {
             "class": name,
-            "precision": hits / predicted if predicted else None,
-            "recall": hits / support if support else None,
-            "f1": 2 * hits / (support + predicted) if support else None,  # 2PR / (P + R), both fractions multiplied out
+            "precision": right / answers if answers else None,
+            "recall": right / support if support else None,
+            "f1": 2 * right / (support + answers) if support else None,  # 2PR / (P + R), both fractions multiplied out
             "support": support,
         }
-        for name, hits, support, predicted in columns
+        for name, right, support, answers in columns
     ]
 
 
 class _Counts(Metric):
-    """Sums over a validation, added up over processes by torchmetrics.
+    """Sums over a validation, and each image's label and prediction, gathered over processes by torchmetrics.
 
     torchmetrics' own MulticlassConfusionMatrix builds an (N, K * K) table where deterministic algorithms are asked
-    for: 2 GB for a batch of 256 and 1,000 classes. Adding whole numbers at an index needs none and is exact.
+    for: 2 GB for a batch of 256 and 1,000 classes. Two numbers an image are 16 MB for a million.
     """
 
     full_state_update = False
-    confusion: Tensor
+    labels: list[Tensor]  # torchmetrics makes one tensor of them where it gathers
+    predictions: list[Tensor]
     loss_sum: Tensor
     in_top5: Tensor
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
         loss_dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-        self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+        self.add_state("predictions", [], dist_reduce_fx="cat")
         self.add_state("loss_sum", torch.zeros((), dtype=loss_dtype), dist_reduce_fx="sum")
         self.add_state("in_top5", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, predictions: Tensor, losses: Tensor, in_top5: Tensor) -> None:
         """Add a batch; all (N,)."""
-        cells = labels * self.confusion.shape[1] + predictions
-        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
+        self.labels.append(labels)
+        self.predictions.append(predictions)
         self.loss_sum += losses.to(self.loss_sum.dtype).sum()
         self.in_top5 += in_top5.sum()
 
-    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the sums as they are."""
-        return self.confusion, self.loss_sum, self.in_top5
+    def compute(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return labels (N,), predictions (N,), the sum of the losses, and the images with their label in the top 5."""
+        return dim_zero_cat(self.labels), dim_zero_cat(self.predictions), self.loss_sum, self.in_top5

@@ -183,8 +183,8 @@ def class_scores(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict
     What does not exist is None: precision of a class never predicted, recall of one without a pixel, IoU and F1 of one
     with neither. `support` is the class's true pixels.
     """
-    rows, hits = per_class_scores(confusion, class_names), confusion.diagonal()  # (K,)
-    unions = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
+    hits, labelled, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)  # (K,)
+    rows, unions = per_class_scores(class_names, hits, labelled, predicted), labelled + predicted - hits
     return [
         {**row, "iou": hit / union if union else None, "f1": 2 * hit / (union + hit) if union else None}
         for row, hit, union in zip(rows, hits.tolist(), unions.tolist(), strict=True)

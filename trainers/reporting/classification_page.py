@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trainers.evaluation.confusion_cells import MOST_IN_A_MATRIX, Cells, cells_in, totals_of
 from trainers.reporting.report_parts import Card, Plan, Rows
 from visualization import raster, svg_charts
 from visualization.html_page import data_uri, percent, thumbnail_data_uri
@@ -56,13 +57,15 @@ def sections(
     """Return what the template shows of confusion, classes and worst images; see `report.render_html`."""
     names = report["class_names"]
     confusion = np.asarray(report["confusion"], dtype=np.int64).reshape(-1, len(names)) if names else np.zeros((0, 0))
+    cells = report.get("confusion_cells") or cells_in(confusion)  # an older report.json has none
     numbered = len(names) <= raster.MAX_NUMBERED_CLASSES
     is_there = len(confusion) > 0
     return {
         "matrix_svg": svg_charts.confusion_svg(confusion, names) if numbered and is_there else None,
         "matrix_png": None if numbered or not is_there else _matrix_png(confusion),
-        "cells": [] if numbered else [[int(i), int(j), int(confusion[i, j])] for i, j in np.argwhere(confusion)],
-        "mistakes": _mistakes(confusion, names),
+        "matrix_note": "" if is_there else f"not drawn of more than {MOST_IN_A_MATRIX:,} classes",
+        "cells": [] if numbered else cells,
+        "mistakes": _mistakes(cells, names),
         "classes": _classes(report["per_class"]),
         "worst": _worst(report["worst"], names, images, heat_maps),
     }
@@ -76,15 +79,13 @@ def _matrix_png(confusion: np.ndarray) -> str:
     return data_uri("image/png", raster.png_bytes(pixels))
 
 
-def _mistakes(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+def _mistakes(cells: Cells, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the most frequent confusions, most frequent first."""
-    wrong = confusion * (1 - np.eye(*confusion.shape, dtype=np.int64)) if len(confusion) else confusion
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_MISTAKES]
-    places = [(i // len(names), i % len(names)) for i in order.tolist()]
+    _, labelled, _ = totals_of(cells, len(names))
+    wrong = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: -cell[2])[:MAX_MISTAKES]
     return [
-        {"label": names[i], "answer": names[j], "count": int(wrong[i, j]), "share": wrong[i, j] / confusion[i].sum()}
-        for i, j in places
-        if wrong[i, j]
+        {"label": names[label], "answer": names[answer], "count": count, "share": count / labelled[label]}
+        for label, answer, count in wrong
     ]
 
 

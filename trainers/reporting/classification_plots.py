@@ -8,6 +8,7 @@ import numpy as np
 
 from trainers.evaluation.class_curves import class_curves
 from trainers.evaluation.classification_metrics import ClassificationValidation, WorstImage
+from trainers.evaluation.confusion_cells import MOST_IN_A_MATRIX, matrix_of
 from trainers.reporting.tensorboard_logger import TrainingLogger, load_or_grey
 from visualization import raster
 
@@ -29,7 +30,9 @@ def log_classification(
     """
     if not logger.enabled:
         return
-    logger.image("val/confusion_matrix", raster.confusion_matrix_image(result.confusion, class_names), step)
+    if len(class_names) <= MOST_IN_A_MATRIX:
+        matrix = matrix_of(result.cells, len(class_names))
+        logger.image("val/confusion_matrix", raster.confusion_matrix_image(matrix, class_names), step)
     heat_maps = heat_maps or {}
     plain = {image.path: load_or_grey(load_image, image.path) for image in result.worst}
     for tag, images in (("val/worst", plain), ("val/worst_heatmaps", heat_maps)):

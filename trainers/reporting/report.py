@@ -29,6 +29,7 @@ PAGES: dict[str, Any] = {  # by task
 PLAIN_SECTIONS: dict[str, Any] = {  # unless a page has others; `first_score` is the key and name of a class's first one
     **{"matrix_note": "", "unit": "Images", "first_score": (), "strips": [], "strips_note": ""}
 }
+MOST_CLASS_ROWS = 2000  # of the table: 100,000 made a page of 29 MB
 START_WEIGHTS, PSEUDO_LABELS = "start weights", "pseudo-labels"  # rows that are no figures of the best epoch
 NO_MEASURES = {"epoch", "step", "loss", "train_loss"}  # the other keys of a point of the validation's curve
 
@@ -39,7 +40,8 @@ class TrainingReport:
 
     `best` and `final` are points of `curves`: {"train": [{"step", "epoch", "loss", "learning_rate"}], "val": [{"step",
     "epoch", "loss", ...}]} with the scalars of the task's `Validation`, of a classifier "top1" and "top5".
-    `primary_measure` is the `Measure` that decides, and `measure` its name. `per_class`, `confusion`, `worst` and
+    `primary_measure` is the `Measure` that decides, and `measure` its name. `per_class`, `confusion` (of more
+    than 1,000 classes only the `confusion_cells` that are not 0: label, prediction, images), `worst` and
     `head` (which of several predicts) are the best epoch's, as in `ClassificationValidation`; another task has `rows`
     of name and value, and a detector the `precision_recall` of `DetectionValidation`. `skipped_images`: [{"path",
     "where", "reason"}]. `status`: "finished", "stopped early", "interrupted", ... `differing_gradients`: the parameters
@@ -57,6 +59,7 @@ class TrainingReport:
     final: dict[str, Any] = field(default_factory=dict)
     per_class: list[dict[str, Any]] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
+    confusion_cells: list[list[int]] = field(default_factory=list)
     worst: list[Any] = field(default_factory=list)
     precision_recall: list[list[float]] = field(default_factory=list)
     rows: list[tuple[str, str]] = field(default_factory=list)
@@ -124,6 +127,7 @@ def render_html(
         {"number": number, "value": value_text},
         report=report,
         cards=_cards(report),
+        most_classes=MOST_CLASS_ROWS,
         charts=[(title, legend, Markup(chart)) for title, legend, chart in _charts(report) if chart],
         **sections | {"matrix_svg": sections["matrix_svg"] and Markup(sections["matrix_svg"])},
         font=fonts.embedded_font(json.dumps(report, ensure_ascii=False)),
