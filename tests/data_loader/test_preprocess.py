@@ -69,6 +69,19 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     np.testing.assert_array_equal(pixels(data), UPRIGHT[orientation](stored))
 
 
+@pytest.mark.parametrize("is_bytes", [False, True])
+def test_a_jpeg_is_decoded_once_and_not_copied(is_bytes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy doubles the memory of a large one; without it the image still needs its file no more."""
+    path = tmp_path / "a.jpg"
+    Image.linear_gradient("L").convert("RGB").save(path)
+    wanted = np.asarray(Image.open(path))
+    monkeypatch.setattr(Image.Image, "copy", lambda image: pytest.fail("a copy"))
+    image = decode(path.read_bytes() if is_bytes else path)
+    path.unlink()
+    np.testing.assert_array_equal(np.asarray(image), wanted)
+    assert image.resize((8, 8)).size == (8, 8) and getattr(image, "fp", None) is None
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_of_a_jpeg(orientation: int) -> None:
     stored = np.zeros((16, 32, 3), np.uint8)
