@@ -44,6 +44,7 @@ EXPORTED ?= exported
 ROOTS := --set train_data_root_dir=$(FLOWERS)/train/images --set val_data_root_dir=$(FLOWERS)/valid/images
 
 bench: setup
+	$(BENCH) --check_peers
 	test -x logs/peers/bin/python || $(BENCH) --make_peers logs/peers
 	$(BENCH) train $(ROOTS) --variant cached:data_cache=ram,augment_on=device --json $(OUT)/train.json
 	$(BENCH) load $(ROOTS) --json $(OUT)/load.json

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from common.cli import run_program
 from tools.benchmark.cli_args import make_parser
+from tools.benchmark.peer_ages import check_peers
 from tools.benchmark.peer_env import make_peers
 from tools.benchmark.report import build_report, section, write_page
 
@@ -24,15 +25,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     given = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(given)
-    if not (args.command or args.make_peers):
-        parser.error("name a KIND, or --make_peers DIR")
+    if not (args.command or args.make_peers or args.check_peers):
+        parser.error("name a KIND, --make_peers DIR or --check_peers")
     if args.command not in (None, "page") and args.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {args.rounds}")
     return run_program(PROGRAM, lambda: run(args, f"{PROGRAM} {shlex.join(given)}"))
 
 
 def run(args: argparse.Namespace, command: str) -> int:
-    """Make the peers' environment, write the page, or measure; return 0. Raises UserError, OSError."""
+    """Check the peers, make their environment, write the page, or measure; return 0. Raises UserError, OSError."""
+    if args.check_peers:
+        print("\n".join(check_peers()))
     if args.make_peers:
         make_peers(args.make_peers)
     if args.command == "page":

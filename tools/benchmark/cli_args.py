@@ -28,6 +28,11 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         help=f"make the peers' environment (by default it is expected in {DEFAULT_PEERS})",
     )
+    parser.add_argument(
+        "--check_peers",
+        action="store_true",
+        help="fail where a pinned peer is 60 days behind its newest release on PyPI",
+    )
     commands = parser.add_subparsers(dest="command", metavar="KIND")
     _add_training(commands)
     _add_inference(commands)

@@ -242,7 +242,7 @@ def test_mistakes(arguments: list[str], sentence: str, capsys: pytest.CaptureFix
 def test_no_kind_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         benchmark.main([])
-    assert "name a KIND, or --make_peers DIR" in capsys.readouterr().err
+    assert "name a KIND, --make_peers DIR or --check_peers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{}, {"data_cache": "ram", "augment_on": "device"}])
