@@ -17,5 +17,5 @@ def capabilities() -> set[str]:
 
 
 def multiplies_bf16() -> bool:
-    """Return whether the CPU has bf16 multiplication: AMX or AVX512-BF16 on x86, BF16 on Arm."""
-    return bool(capabilities() & {"amx_bf16", "avx512_bf16", "bf16"})
+    """Return whether the CPU has bf16 multiplication by Linux's list: AMX or AVX512-BF16 on x86, BF16 on Arm."""
+    return CPU_INFO.is_file() and bool(capabilities() & {"amx_bf16", "avx512_bf16", "bf16"})

@@ -933,6 +933,18 @@ def test_the_best_precision_is_timed_where_the_processor_multiplies_bf16(monkeyp
         assert best_precision(backend, images) == best
     times["bf16"] = times["fp32"]  # a small net's time goes elsewhere
     assert best_precision(backend, images) == BestPrecision()
+    monkeypatch.undo()
+    monkeypatch.setattr(torch_backend, "multiplies_bf16", lambda: True)
+    none_in_bf16 = CheckpointBackend(Inverse(), torch.device("cpu"))
+    assert none_in_bf16(images).shape == images.shape and best_precision(none_in_bf16, images) == BestPrecision()
+
+
+class Inverse(torch.nn.Module):
+    """An operator that has no bf16, as autocast gives it one."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = torch.eye(4, dtype=torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32)
+        return images @ torch.linalg.inv_ex(rows, check_errors=True).inverse
 
 
 def test_a_file_that_did_not_run_has_a_row_of_blanks_and_a_report_of_nulls() -> None:
