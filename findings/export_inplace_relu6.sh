@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Expected: whether a net's ReLU6 works in place is nothing to torch.export, which makes a graph without mutation of either.
-# Happens: with a free batch size, run_decompositions takes two to four times as long where it does: `hardtanh_` goes through torch's Python
+# Happens: with a free batch size, run_decompositions takes two to seven times as long where it does: `hardtanh_` goes through torch's Python
 # references down to primitives, hundreds of symbolic comparisons each, and the graph that comes out has the same `hardtanh` as the other
 # (torch 2.15.0; torch.onnx.export runs the same decompositions). Hardswish is alike.
 # Around it: pytorch2json/tracing.py lets activations return new tensors while a net is exported.
