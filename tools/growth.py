@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from common.atomic_io import write_atomic, writing
+from common.atomic_io import check_folder, write_atomic, writing
 from common.cli import FlagParser, run_program
 from common.errors import BenchmarkError
 from common.paths import ROOT
@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     if args.point is not None:
         print(json.dumps(measure(KINDS[args.only[0]], args.point)))
         return 0
+    if args.json:
+        check_folder(args.json.parent)
     found: dict[str, list[Point]] = {}
     for name in args.only:
         kind = KINDS[name]

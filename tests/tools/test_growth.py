@@ -37,6 +37,13 @@ def test_a_table_of_points_in_processes_of_their_own(
     assert read["points"] == {"lists": [[1000, 0.1, 5.0], [10_000, 1.0, 5.0]]}
 
 
+def test_figures_that_cannot_be_written_are_told_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["--json", str(file / "growth.json")]) == 2
+    assert capsys.readouterr().err == f"python -m tools.growth: {file}: {file} is a file, not a folder\n"
+
+
 @pytest.mark.slow
 def test_a_point_is_measured_in_a_process_of_its_own() -> None:
     assert in_own_process("inference", 20).seconds > 0
