@@ -91,7 +91,9 @@ def measure(kind: Kind, size: int) -> Point:
         reset_peak()
         before, started = peak_gb(), time.process_time()
         work()
-        return Point(size, time.process_time() - started, 1e3 * (peak_gb() - before))
+        return Point(
+            size, time.process_time() - started, max(1e3 * (peak_gb() - before), 0.0)
+        )  # memory may be given back
 
 
 def in_own_process(name: str, size: int) -> Point:
