@@ -91,9 +91,8 @@ def measure(kind: Kind, size: int) -> Point:
         reset_peak()
         before, started = peak_gb(), time.process_time()
         work()
-        return Point(
-            size, time.process_time() - started, max(1e3 * (peak_gb() - before), 0.0)
-        )  # memory may be given back
+        seconds, peak = time.process_time() - started, peak_gb()
+        return Point(size, seconds, max(1e3 * (peak - before), 0.0))  # memory may have been given back
 
 
 def in_own_process(name: str, size: int) -> Point:
