@@ -29,13 +29,6 @@ SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of the modules arou
 KEPT_METADATA = (SCOPES, "namespace")  # the others have paths of the machine that made it
 
 
-def export_onnx(
-    net: nn.Module, images: torch.Tensor, path: Path, metadata: ModelMetadata, opset: int | None = None
-) -> None:
-    """Write `net` as ONNX: `onnx_model` and `write_model` in one."""
-    write_model(onnx_model(net, images, metadata, opset), path, metadata)
-
-
 def onnx_model(net: nn.Module, images: torch.Tensor, metadata: ModelMetadata, opset: int | None = None) -> Model:
     """Return a net as an ONNX model with input "images" (any batch size) and the output, its nodes named by module.
 

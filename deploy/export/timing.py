@@ -24,7 +24,7 @@ class BestPrecision:
     speed: float = 1.0
 
     def is_faster_than(self, speed: float) -> bool:
-        """Return whether a file of this speed, against float32 too, is slower by more than timing can tell."""
+        """Return whether it beats a file's speed, against float32 too, by more than timing can vary."""
         return speed * AGREEING < self.speed
 
 

@@ -26,6 +26,7 @@ from data_loader.preprocess import Preprocess
 from deploy.backends.devices import has_int8_dot_product
 from deploy.export.__main__ import main as export_main
 from deploy.export.exporter import export_formats
+from deploy.export.onnx_writer import onnx_model, write_model
 from deploy.export.request import ExportRequest
 from deploy.export.sample_images import find_calibration, net_input
 from nets.net_interface import build_net
@@ -125,6 +126,13 @@ def write_pt2(net: nn.Module, path: Path, metadata: ModelMetadata | None, exampl
     program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     torch.export.save(program, path, extra_files={"facts.json": metadata.to_json()} if metadata else {})
     return path
+
+
+def export_onnx(
+    net: nn.Module, images: torch.Tensor, path: Path, metadata: ModelMetadata, opset: int | None = None
+) -> None:
+    """Write a net as `deploy.export` writes model.onnx."""
+    write_model(onnx_model(net, images, metadata, opset), path, metadata)
 
 
 def write_onnx(net: nn.Module, path: Path, metadata: ModelMetadata | None, example: torch.Tensor) -> Path:

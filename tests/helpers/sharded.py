@@ -8,8 +8,7 @@ import torch
 
 import inference
 from deploy.batch import merge
-from deploy.export.onnx_writer import export_onnx
-from tests.helpers.exported import TinyNet, build_metadata, paint
+from tests.helpers.exported import TinyNet, build_metadata, export_onnx, paint
 
 BROKEN = "b/broken.png"  # of `folder_of_images`, by its name the last but two
 

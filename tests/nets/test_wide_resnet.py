@@ -13,14 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from deploy.export.onnx_writer import export_onnx
 from nets.net_interface import build_net
 from nets.simsiam_module import SimSiam_probe
 from nets.support.errors import NetError
 from nets.support.gradient_checkpointing import enable_gradient_checkpointing
 from nets.support.saliency import heat_mapper
 from nets.wide_resnet_module import WideResNet
-from tests.helpers.exported import build_metadata
+from tests.helpers.exported import build_metadata, export_onnx
 
 SMALL = {"depth": 10, "widen_factor": 2}
 

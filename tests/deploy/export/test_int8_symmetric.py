@@ -14,14 +14,13 @@ from onnx import numpy_helper
 from torch import nn
 
 from artifacts.metadata_reader import read_metadata
-from deploy.export.onnx_writer import export_onnx
 from deploy.export.quantization import integer_kernels, quantize
 from pytorch2json.converter import convert
 from pytorch2json.description_file import read_description
 from pytorch2json.interpreter import Interpreter
 from pytorch2json.network import Network
 from pytorch2json.quantization import quantized
-from tests.helpers.exported import LARGEST_WEIGHT, build_metadata, export, mistake, report_of, train_net
+from tests.helpers.exported import LARGEST_WEIGHT, build_metadata, export, export_onnx, mistake, report_of, train_net
 from tests.helpers.nets import gem_net, lively_net, random_images
 
 ROWS = ("mobilenet_v2", "efficientnet_lite0", "efficientnet_b0", "resnet18", "convnext_tiny", "swin_t", "vit_b_32")

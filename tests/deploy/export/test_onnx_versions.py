@@ -15,11 +15,10 @@ import torch
 from deploy.backends.loading import load_backend
 from deploy.export.cli_args import make_parser
 from deploy.export.errors import ExportError
-from deploy.export.onnx_writer import export_onnx
 from deploy.export.quantization import quantize
 from deploy.export.request import ExportRequest
 from nets.net_interface import build_net
-from tests.helpers.exported import build_metadata
+from tests.helpers.exported import build_metadata, export_onnx
 from tests.helpers.nets import gem_net
 
 OLDEST = os.environ.get("OLDEST_ONNXRUNTIME", "")  # pip install --target DIR --no-deps -r requirements-oldest.txt

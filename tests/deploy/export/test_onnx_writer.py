@@ -23,8 +23,8 @@ from deploy.backends.loading import load_backend
 from deploy.export import onnx_writer
 from deploy.export.errors import ExportError
 from deploy.export.model_wrapper import deployed_net
-from deploy.export.onnx_writer import export_onnx, module_ends, scopes_of
-from tests.helpers.exported import TinyNet, build_metadata
+from deploy.export.onnx_writer import module_ends, scopes_of
+from tests.helpers.exported import TinyNet, build_metadata, export_onnx
 from tests.helpers.nets import gem_net
 
 

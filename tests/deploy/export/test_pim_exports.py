@@ -17,7 +17,6 @@ from artifacts.metadata import ModelMetadata
 from configs.schema import Config
 from data_loader.preprocess import Preprocess, as_array
 from deploy.backends.loading import load_backend
-from deploy.export.onnx_writer import export_onnx
 from deploy.export.quantization import quantize
 from deploy.export.verification import INT8_BATCH_TOLERANCE
 from nets.pim_module import PIM
@@ -28,7 +27,7 @@ from pytorch2json.interpreter import Interpreter, relative_error
 from pytorch2json.network import DescriptionError
 from pytorch2json.tensorrt_library import load_library
 from tests.conftest import CLASSES, slow_but, write_image
-from tests.helpers.exported import export
+from tests.helpers.exported import export, export_onnx
 from tests.helpers.nets import random_images
 from tests.helpers.pim import build, settle
 from trainers.tasks.pim import PimLossWeights, PimTask

@@ -22,11 +22,11 @@ from deploy.backends.base import BackendError
 from deploy.backends.loading import load_backend
 from deploy.backends.onnx_backends import OpenVinoBackend
 from deploy.export import quantization
-from deploy.export.onnx_writer import export_onnx, scopes_of
+from deploy.export.onnx_writer import scopes_of
 from deploy.export.quantization import float_nodes, quantize
 from deploy.export.verification import INT8_BATCH_TOLERANCE
 from nets.net_interface import build_net
-from tests.helpers.exported import LARGEST_WEIGHT, build_metadata
+from tests.helpers.exported import LARGEST_WEIGHT, build_metadata, export_onnx
 from tests.helpers.nets import gem_net
 
 QDQ = {"QuantizeLinear", "DequantizeLinear"}

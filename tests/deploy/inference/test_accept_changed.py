@@ -15,10 +15,9 @@ import inference_uncertain
 from artifacts.errors import ArtifactError
 from artifacts.metadata_reader import read_metadata
 from deploy.backends.loading import load_backend
-from deploy.export.onnx_writer import export_onnx
 from deploy.inference.predictor import Predictor
 from deploy.service.request_parser import CONTENT
-from tests.helpers.exported import TinyNet, build_metadata, paint
+from tests.helpers.exported import TinyNet, build_metadata, export_onnx, paint
 from tests.helpers.serving import GatedBackend, RunningService, base64_of, flags, running, write_page
 
 NOTE = "the weights file was changed after its export"

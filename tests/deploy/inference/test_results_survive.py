@@ -21,14 +21,13 @@ from common.atomic_io import ResultsError
 from common.formatting import csv_cell
 from common.paths import ROOT
 from data_loader.preprocess import ImageError, Preprocess
-from deploy.export.onnx_writer import export_onnx
 from deploy.inference.class_prediction import ClassPrediction
 from deploy.inference.image_writers import AnnotatedCopies, SortedCopies
 from deploy.inference.predictor import Predictor
 from deploy.inference.result_writer import open_results
 from deploy.uncertainty.review_folder import ReviewFolder
 from tests.helpers.calibrated import NAMES, grey, metadata_with
-from tests.helpers.exported import TinyNet, build_metadata, paint
+from tests.helpers.exported import TinyNet, build_metadata, export_onnx, paint
 
 COLUMNS = ClassPrediction.csv_columns(metadata_with(calibration=None), topk=1)
 
